@@ -1,0 +1,192 @@
+"""Checkpoints through Orbax: written in the background, several kept, and never half of one taken for a whole.
+
+Orbax writes into a temporary folder and renames it when all is there. On top, each checkpoint carries a fingerprint of
+every array, so that a file damaged later is noticed too; then the one before is used.
+"""
+
+import logging
+import pathlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vit_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PyTree = Any
+
+
+@jax.jit
+def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
+    def fingerprint(leaf: jax.Array) -> jax.Array:
+        unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+        bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+        position = jnp.arange(leaf.size, dtype=jnp.uint32).reshape(leaf.shape)
+        # Sums modulo 2^32 do not depend on the order, thus not on how the array is sharded; the odd weights notice
+        # values that changed places.
+        return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
+
+    return jnp.stack([fingerprint(leaf) for leaf in leaves])
+
+
+def fingerprints(tree: PyTree) -> dict[str, int]:
+    """A 32-bit fingerprint of each array's bits, by its path in the tree. Equal for every sharding of the array."""
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
+    values = np.asarray(_fingerprints(list(leaves)))
+    return {jax.tree_util.keystr(path): int(value) for path, value in zip(paths, values, strict=True)}
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint that can be read, but not as it was written."""
+
+
+class Checkpoints:
+    """The checkpoints of one kind in one folder, `<directory>/<step>/`."""
+
+    def __init__(self, directory: pathlib.Path, *, keep: int):
+        """Opens or creates the folder and clears away what an interrupted write left.
+
+        Args:
+          directory: where the checkpoints lie.
+          keep: number of newest checkpoints kept.
+        """
+        self._directory = directory.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=options,
+            item_names=("tree", "extra"),
+        )
+
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, tree: PyTree, extra: dict[str, Any] | None = None) -> None:
+        """Saves in the background; arrays are copied before this returns, so they may be donated.
+
+        Args:
+          step: names the checkpoint. If it exists already nothing is done.
+          tree: arrays.
+          extra: JSON-compatible data that belong to them.
+
+        Raises:
+          UserError: this or an earlier checkpoint could not be written.
+        """
+        if step == self.latest_step():
+            return
+        contents = {"fingerprints": fingerprints(tree), **(extra or {})}
+        args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), extra=ocp.args.JsonSave(contents))
+        self._guard(lambda: self._manager.save(step, args=args))
+
+    def wait(self) -> None:
+        """Returns when all is on disk.
+
+        Raises:
+          UserError: a checkpoint could not be written.
+        """
+        self._guard(self._manager.wait_until_finished)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the background work."""
+        self._guard(self._manager.close)
+
+    def restore_latest(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
+        """Reads the newest whole checkpoint; damaged ones are set aside, with a warning.
+
+        Args:
+          like: a tree of arrays or `jax.ShapeDtypeStruct`s with the shapes, dtypes and shardings that are wanted.
+
+        Returns:
+          step, tree and extra data; None if there is no checkpoint.
+
+        Raises:
+          UserError: the checkpoint is of another model or optimizer, or there are checkpoints and all are damaged.
+        """
+        damaged = []
+        while (step := self.latest_step()) is not None:
+            try:
+                return step, *self._restore(step, like)
+            except UserError:
+                raise
+            except Exception as error:  # Orbax and TensorStore have no common error for damaged files
+                reason = str(error).strip().splitlines()
+                aside = self._set_aside(step)
+                damaged.append(aside)
+                logger.warning(
+                    "checkpoint of step %d is damaged (%s: %s); set aside as %s, trying the one before",
+                    step, type(error).__name__, reason[0][:200] if reason else "", aside,
+                )  # fmt: skip
+        if damaged:
+            raise UserError(
+                f"all checkpoints in {self._directory} are damaged; they were set aside as "
+                f"{', '.join(path.name for path in damaged)}. Run again to start from step 0."
+            )
+        return None
+
+    def read_extra(self, step: int) -> dict[str, Any]:
+        """The extra data of one checkpoint."""
+        return self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
+
+    def _restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        extra = self.read_extra(step)
+        expected = extra.pop("fingerprints")
+        names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
+        if set(names) != set(expected):
+            differing = sorted(set(names) ^ set(expected))
+            raise UserError(
+                f"the checkpoint of step {step} in {self._directory} is of another model or optimizer: "
+                f"{len(differing)} arrays are on one side only, such as {', '.join(differing[:3])}. "
+                "Use the config it was written with, or another --workdir."
+            )
+        abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, like)
+        self._check_shapes(step, like)
+        args = ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))
+        tree = self._manager.restore(step, args=args)["tree"]
+        found = fingerprints(tree)
+        differing = [name for name in names if found[name] != expected[name]]
+        if differing:
+            raise DamagedCheckpointError(f"contents of {len(differing)} arrays changed, such as {differing[0]}")
+        return tree, extra
+
+    def _check_shapes(self, step: int, like: PyTree) -> None:
+        saved = self._manager.item_metadata(step)["tree"]
+        saved_shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(saved.tree if hasattr(saved, "tree") else saved)]
+        wanted = [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(like)]
+        if sorted(saved_shapes) != sorted(shape for _, shape in wanted):
+            raise UserError(
+                f"the checkpoint of step {step} in {self._directory} is of another model: its arrays have other "
+                "shapes. Use the config it was written with, or another --workdir."
+            )
+
+    def _set_aside(self, step: int) -> pathlib.Path:
+        source = self._directory / str(step)
+        number = 0
+        while (aside := self._directory / f"damaged-{step}{f'-{number}' if number else ''}").exists():
+            number += 1
+        source.rename(aside)
+        self._manager.reload()
+        return aside
+
+    def _guard(self, write) -> None:
+        try:
+            write()
+        except Exception as error:  # any failure to write ends the run with the same advice
+            reason = re.sub(r"\s+", " ", str(error))[:500]
+            raise UserError(
+                f"could not write a checkpoint to {self._directory}: {reason}\n"
+                f"The last whole checkpoint is that of step {self._last_whole_step()}. Free some space (or mend the "
+                "disk) and run the same command again to go on from there."
+            ) from error
+
+    def _last_whole_step(self) -> int | None:
+        steps = [int(path.name) for path in self._directory.glob("[0-9]*") if path.name.isdigit()]
+        return max(steps, default=None)

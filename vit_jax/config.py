@@ -1,0 +1,109 @@
+"""Every field of a config, with its default. A config file starts from `base_config()` and assigns what it changes.
+
+Fields that are not here are refused, with the nearest one that is.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from vit_jax.errors import UserError, unknown_name
+
+
+def base_config() -> ConfigDict:
+    """All fields. `placeholder(type)` is None until assigned."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.model = ConfigDict()
+    config.model.name = "ViT-B/16"  # see vit_jax.models.list_models()
+    config.model.num_classes = placeholder(int)  # None: as many as the data set has
+    config.model.num_layers = placeholder(int)  # these four: None: as the model's name says
+    config.model.hidden_dim = placeholder(int)
+    config.model.mlp_dim = placeholder(int)
+    config.model.num_heads = placeholder(int)
+    config.model.pool = "cls"  # "cls": class token; "gap": mean of all tokens
+    config.model.pre_logits = False  # hidden tanh layer of the pre-training head
+    config.model.head_bias = 0.0  # initial bias of the head
+    config.model.dropout_rate = 0.0
+    config.model.attention_dropout_rate = 0.0
+    config.model.dtype = "float32"  # of the computation; "bfloat16" on TPU and GPU
+    config.model.param_dtype = "float32"
+    config.model.scan_layers = False  # loop over stacked layers: compiles faster
+    config.model.remat = "none"  # "none", "dots" or "full": saves memory, costs time
+
+    config.data = ConfigDict()
+    config.data.dataset = "digits"  # "digits" or the path of an image folder or zip; relative to $VIT_JAX_DATA too
+    config.data.train_split = "train"
+    config.data.eval_split = placeholder(str)  # None: no evaluation
+    config.data.image_size = 224  # pixels
+    config.data.inception_crop = True  # random crop of random area and aspect ratio
+    config.data.crop_min_area = 0.05  # smallest share of the image a crop shows
+    config.data.flip = True
+    config.data.eval_resize_small = placeholder(int)  # resize the shorter side, crop the centre; None: resize to square
+    config.data.expected_train_images = placeholder(int)  # checked against the data set; lets a plan do without it
+    config.data.how_to_prepare = ""  # told when the data set is missing
+    config.data.num_threads = placeholder(int)  # None: one a core
+    config.data.prefetch = 2  # batches
+
+    config.batch_size = 4096  # images in a step, over all devices
+    config.accumulation_steps = 1  # parts that a batch is computed in
+    config.epochs = placeholder(float)  # length of the run: set epochs or steps
+    config.steps = placeholder(int)
+    config.loss = "softmax"  # "softmax" or "sigmoid"
+    config.label_smoothing = 0.0
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # "adamw" or "sgd"
+    config.optimizer.learning_rate = 1e-3  # base, reached after the warm-up
+    config.optimizer.schedule = "cosine"  # "linear", "cosine" or "constant"
+    config.optimizer.warmup_steps = 0
+    config.optimizer.end_learning_rate = 0.0
+    config.optimizer.weight_decay = 0.0  # kernels only; times the learning rate at every step
+    config.optimizer.clip_norm = placeholder(float)  # global norm of the gradient; None: no clipping
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.momentum = 0.9
+    config.optimizer.momentum_dtype = "float32"  # of SGD's momentum and Adam's first moment
+
+    config.eval_batch_size = placeholder(int)  # None: batch_size
+    config.eval_every_steps = placeholder(int)  # None: at the end only
+    config.log_every_steps = 50
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 1000
+    config.checkpoint.keep = 2  # newest ones
+    config.checkpoint.keep_best = True  # also the parameters with the best accuracy
+
+    return config.lock()
+
+
+def parse_config_string(string: str | None, **defaults: Any) -> ConfigDict:
+    """Reads what follows the colon of `--config=configs/x.py:key=value,...`.
+
+    Args:
+      string: `key=value` pairs, comma-separated; None or "" for none.
+      **defaults: the keys there are; a value is read as its default's type.
+
+    Returns:
+      A value for each key.
+
+    Raises:
+      UserError: unknown key, or a value of the wrong type.
+    """
+    arguments = ConfigDict(defaults)
+    for pair in (string or "").split(","):
+        if not pair:
+            continue
+        key, equals, value = pair.partition("=")
+        if key not in defaults:
+            raise unknown_name("config argument", key, defaults)
+        kind = type(defaults[key])
+        try:
+            if not equals:
+                raise ValueError
+            arguments[key] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"config argument {key!r} takes {key}=<{kind.__name__}>, got {pair!r}.") from error
+    return arguments

@@ -1,0 +1,77 @@
+"""Training curves as a picture.
+
+    python -m vit_jax.curves WORKDIR [WORKDIR...] [--output=curves.png]
+
+Draws loss and accuracy over steps, of training (averaged over the logging window) and of evaluations. Several workdirs
+come into one picture.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from vit_jax.metrics import read_jsonl
+
+
+def plot_curves(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> None:
+    """Writes a PNG with the curves of one or more runs.
+
+    Raises:
+      FileNotFoundError: a workdir without metrics.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for number, workdir in enumerate(workdirs):
+        rows = read_jsonl(workdir / "metrics.jsonl")
+        if not rows:
+            raise FileNotFoundError(f"no metrics in {workdir}; is it the --workdir of a run?")
+        color = f"C{number}"
+        names = sorted({name for row in rows for name in row})
+        for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
+            for name in names:
+                split, _, rest = name.partition("/")
+                if rest != metric or split == "time":
+                    continue
+                steps, values = zip(*[(row["step"], row[name]) for row in rows if name in row], strict=True)
+                label = split if len(workdirs) == 1 else f"{workdir.name}: {split}"
+                style = "-" if split == "train" else "o--"
+                axis.plot(steps, values, style, color=color, alpha=0.6 if split == "train" else 1, ms=4, label=label)
+                if split != "train":
+                    axis.annotate(
+                        f"{values[-1]:.4g}", (steps[-1], values[-1]), xytext=(0, 6), textcoords="offset points",
+                        ha="right", fontsize=9, color=color,
+                    )  # fmt: skip
+    for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
+        axis.set(xlabel="step", ylabel=metric)
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend()
+    axes[1].set_ylim(0, 1.02)
+    temporary = output.with_name(f".{output.name}.tmp")
+    with matplotlib.rc_context({"svg.hashsalt": "vit_jax"}):
+        figure.savefig(temporary, format="png", dpi=120)
+    temporary.replace(output)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdirs", nargs="+", type=pathlib.Path, metavar="WORKDIR", help="the --workdir of a run")
+    parser.add_argument("--output", type=pathlib.Path, help="PNG to write (default: curves.png in the first workdir)")
+    arguments = parser.parse_args(argv)
+    output = arguments.output or arguments.workdirs[0] / "curves.png"
+    try:
+        plot_curves(arguments.workdirs, output)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""Data sets as random-access sources of labelled images."""
+
+import os
+import pathlib
+import threading
+import zipfile
+from collections.abc import Sequence
+from typing import Protocol, TypedDict
+
+import numpy as np
+
+from vit_jax.data import images
+from vit_jax.errors import UserError, unknown_name
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class Example(TypedDict):
+    """An image, uint8 `[height, width, 3]`, and its class."""
+
+    image: np.ndarray
+    label: int
+
+
+class Source(Protocol):
+    """One split of a data set.
+
+    Attributes:
+      name: where the data come from, for logs.
+      split: e.g. "train".
+      class_names: by label.
+    """
+
+    name: str
+    split: str
+    class_names: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example:
+        """Reads and decodes one example. Called from several threads at once."""
+        ...
+
+
+class DigitsSource:
+    """8x8 grey images of handwritten digits that come with scikit-learn: 1,437 to train on, 360 to test on.
+
+    Every fifth image is a test image, so the same writers are in both splits.
+    """
+
+    SPLITS = ("train", "test")
+
+    def __init__(self, split: str):
+        """Loads the split.
+
+        Raises:
+          UserError: unknown split.
+        """
+        from sklearn.datasets import load_digits  # takes most of a second
+
+        if split not in self.SPLITS:
+            raise unknown_name("split of digits", split, self.SPLITS)
+        digits = load_digits()
+        chosen = (np.arange(len(digits.target)) % 5 == 0) == (split == "test")
+        grey = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+        self._images = np.repeat(grey[..., None], 3, axis=-1)
+        self._labels = digits.target[chosen].tolist()
+        self.name, self.split = "digits", split
+        self.class_names = [str(digit) for digit in range(10)]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Example:
+        return {"image": self._images[index], "label": self._labels[index]}
+
+
+class ImageFolderSource:
+    """`<split>/<class>/<image>` in a folder or in a zip file, which need not be unpacked.
+
+    Classes and images are sorted by name, so labels and order are the same everywhere.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], split: str):
+        """Lists the files of the split; reads none.
+
+        Raises:
+          UserError: unknown split, an empty class, or a file that is not an image.
+        """
+        self._root = pathlib.Path(path)
+        self.name, self.split = str(path), split
+        self._zip = self._open_zip() if self._root.is_file() else None
+        self._zip_lock = threading.Lock()
+        by_class = self._list_zip(self._zip) if self._zip else self._list_folder()
+        self.class_names = sorted(by_class)
+        self._check(by_class)
+        self._files = [file for name in self.class_names for file in sorted(by_class[name])]
+        counts = [len(by_class[name]) for name in self.class_names]
+        self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        try:
+            image = images.decode(self._read(self._files[index]))
+        except (images.ImageError, zipfile.BadZipFile, OSError) as error:
+            raise UserError(
+                f"cannot read image {self._files[index]!r} in {self.name}: {error}. Replace the file, or remove it and "
+                "train in a new workdir (the order of the data depends on the list of files)."
+            ) from error
+        return {"image": image, "label": int(self._labels[index])}
+
+    def _read(self, file: str) -> bytes:
+        if self._zip is None:
+            return (self._root / file).read_bytes()
+        with self._zip_lock:  # one file position for all threads; reading takes a few microseconds
+            return self._zip.read(file)
+
+    def _open_zip(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self._root)
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{self.name} is neither a folder nor a whole zip file: {error}.") from error
+
+    def _list_folder(self) -> dict[str, list[str]]:
+        splits = sorted(entry.name for entry in os.scandir(self._root) if _is_visible(entry.name) and entry.is_dir())
+        self._check_split(splits)
+        by_class = {}
+        for entry in os.scandir(self._root / self.split):
+            if _is_visible(entry.name):
+                if not entry.is_dir():
+                    raise UserError(
+                        f"{self.name}/{self.split} holds the file {entry.name!r}; it should hold a folder per class, "
+                        f"with the images in them ({self.split}/<class>/<image>.jpg). Move or remove the file."
+                    )
+                prefix = f"{self.split}/{entry.name}"
+                by_class[entry.name] = [f"{prefix}/{name}" for name in os.listdir(entry.path) if _is_visible(name)]
+        return by_class
+
+    def _list_zip(self, archive: zipfile.ZipFile) -> dict[str, list[str]]:
+        by_split: dict[str, dict[str, list[str]]] = {}
+        for file in archive.namelist():
+            split, *rest = file.split("/")
+            if not all(map(_is_visible, (split, *rest[:-1]))) or len(rest) < 2:
+                continue
+            names = by_split.setdefault(split, {}).setdefault(rest[0], [])
+            if _is_visible(rest[-1]):
+                names.append(file)
+        self._check_split(sorted(by_split))
+        return by_split[self.split]
+
+    def _check_split(self, splits: list[str]) -> None:
+        if not splits:
+            raise UserError(f"{self.name} is empty; images should lie in <split>/<class>/, e.g. train/cat/1.jpg.")
+        if self.split not in splits:
+            raise unknown_name(f"split of {self.name}", self.split, splits)
+
+    def _check(self, by_class: dict[str, list[str]]) -> None:
+        where = f"{self.name}/{self.split}"
+        if not by_class:
+            raise UserError(f"{where} is empty; it should hold a folder per class.")
+        empty = [name for name in self.class_names if not by_class[name]]
+        if empty:
+            raise UserError(f"{where} has classes without images: {_shorten(empty)}. Add images or remove the folders.")
+        strangers = [
+            file for files in by_class.values() for file in files if not file.lower().endswith(IMAGE_SUFFIXES)
+        ]
+        if strangers:
+            raise UserError(
+                f"{where} holds files that are not images: {_shorten(sorted(strangers))}. Remove them; known images "
+                f"are {', '.join(IMAGE_SUFFIXES)}."
+            )
+
+
+def _is_visible(name: str) -> bool:
+    """Whether a file is more than what an operating system leaves lying about."""
+    return bool(name) and not name.startswith((".", "__MACOSX")) and name != "Thumbs.db"
+
+
+def _shorten(names: list[str], limit: int = 5) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(name) for name in names[:limit]) + rest
+
+
+def open_source(dataset: str, split: str, how_to_prepare: str = "") -> Source:
+    """Opens a split of a data set.
+
+    Args:
+      dataset: "digits", which is embedded, or the path of an image folder or zip file: `<split>/<class>/<image>`. A
+        relative path that does not exist is looked for in `$VIT_JAX_DATA` too.
+      split: name of the split.
+      how_to_prepare: told to the user if the data are not there.
+
+    Raises:
+      UserError: the data or the split do not exist, or the data are not as they should be.
+    """
+    if dataset == "digits":
+        return DigitsSource(split)
+    path = find_path(dataset)
+    if path is None:
+        searched = [dataset] + ([str(data_dir() / dataset)] if data_dir() else [])
+        lines = [
+            f"data set {dataset!r} not found: neither the embedded set 'digits' nor a folder or zip file at "
+            f"{' or '.join(searched)}."
+        ]
+        if how_to_prepare:
+            lines.append(how_to_prepare.strip())
+        else:
+            lines.append("Set --config.data.dataset to 'digits' or to a path that holds <split>/<class>/<image>.jpg.")
+        raise UserError("\n".join(lines))
+    return ImageFolderSource(path, split)
+
+
+def data_dir() -> pathlib.Path | None:
+    """The folder of data sets: `$VIT_JAX_DATA`, if set."""
+    directory = os.environ.get("VIT_JAX_DATA")
+    return pathlib.Path(directory) if directory else None
+
+
+def find_path(dataset: str) -> pathlib.Path | None:
+    """The place of a data set on disk, or None where there is none."""
+    # Joining an absolute path to a folder gives the path itself.
+    candidates = [pathlib.Path(folder, dataset).expanduser() for folder in (".", data_dir() or ".")]
+    return next((candidate for candidate in candidates if candidate.exists()), None)

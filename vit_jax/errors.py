@@ -1,0 +1,23 @@
+"""Errors for people: what was given, what was expected, what to type instead."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake the user can mend. `vit_jax.main` prints its message without a traceback."""
+
+
+def unknown_name(kind: str, given: str, known: Iterable[str]) -> UserError:
+    """The error for a name that does not exist, with the nearest one that does.
+
+    Args:
+      kind: what the name is of, e.g. "model".
+      given: the name that was asked for.
+      known: the names that exist.
+    """
+    known = sorted(known)
+    lowered = {name.lower(): name for name in known}
+    nearest = difflib.get_close_matches(given.lower(), lowered, n=1, cutoff=0.0)
+    hint = f" Did you mean {lowered[nearest[0]]!r}?" if nearest else ""
+    return UserError(f"unknown {kind} {given!r}.{hint} Known: {', '.join(known)}.")

@@ -1,0 +1,1 @@
+"""Evaluators: `run(state)` yields `(metric name, value)`. The training loop knows nothing else of them."""

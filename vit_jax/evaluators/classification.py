@@ -1,0 +1,62 @@
+"""Accuracy and loss on a labelled split, every example counted exactly once."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from vit_jax.partitioning import batch_sharding, replicated
+from vit_jax.train_step import LossFunction, TrainState, normalize_images
+
+
+class ClassificationEvaluator:
+    """Top-1 accuracy (precision@1) and mean loss."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Mapping[str, jax.Array]],
+        loss_fn: LossFunction,
+        mesh: Mesh,
+    ):
+        """Makes the evaluator; compiles at the first run.
+
+        Args:
+          model: images -> (logits, intermediates).
+          batches: as from `data.pipeline.EvalBatches`; `mask` says which examples count.
+          loss_fn: from `train_step.make_loss`.
+          mesh: the devices.
+        """
+        self._batches = batches
+        everywhere = replicated(mesh)
+        self._totals = jax.jit(
+            lambda: {"examples": jnp.int32(0), "correct": jnp.int32(0), "loss": jnp.float32(0)},
+            out_shardings=everywhere,
+        )
+
+        def add(params, batch, totals):
+            logits, _ = model.apply({"params": params}, normalize_images(batch["image"]), train=False)
+            mask = batch["mask"]
+            correct = (logits.argmax(axis=-1) == batch["label"]) * mask
+            return {
+                "examples": totals["examples"] + mask.sum().astype(jnp.int32),
+                "correct": totals["correct"] + correct.sum().astype(jnp.int32),
+                "loss": totals["loss"] + (loss_fn(logits, batch["label"]) * mask).sum(),
+            }
+
+        self._add = jax.jit(
+            add, in_shardings=(everywhere, batch_sharding(mesh), everywhere), out_shardings=everywhere, donate_argnums=2
+        )
+
+    def run(self, state: TrainState) -> Iterator[tuple[str, float]]:
+        """Yields `accuracy`, `loss` and `examples`. The host waits for the device once, at the end."""
+        totals = self._totals()
+        for batch in self._batches:
+            totals = self._add(state.params, batch, totals)
+        totals = jax.device_get(totals)
+        examples = int(totals["examples"])
+        yield "accuracy", float(totals["correct"]) / examples
+        yield "loss", float(totals["loss"]) / examples
+        yield "examples", examples

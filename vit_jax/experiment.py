@@ -1,0 +1,214 @@
+"""From a config to the parts of a run: mesh, data, model, optimizer. The one place that reads the config's fields."""
+
+import logging
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vit_jax import optimizers, partitioning
+from vit_jax.data.images import EvalTransform, TrainTransform
+from vit_jax.data.pipeline import EvalBatches, TrainBatches
+from vit_jax.data.sources import Source, find_path, open_source
+from vit_jax.errors import UserError
+from vit_jax.evaluators.classification import ClassificationEvaluator
+from vit_jax.metrics import Progress
+from vit_jax.models import create_model
+from vit_jax.train_step import LossFunction, TrainState, create_train_state, make_loss
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run's parts, made and checked, before anything is computed.
+
+    Attributes:
+      mesh: the devices.
+      train_source: training examples; None only if `build` was told that they may be missing, and they are.
+      eval_source: evaluation examples, if any.
+      num_train_images: length of an epoch.
+      model: images -> (logits, intermediates).
+      abstract_state: shapes, dtypes and shardings of the training state.
+      loss_fn: training loss.
+      schedule: learning rate by step.
+      optimizer: the update.
+      num_steps: length of the run.
+    """
+
+    mesh: Mesh
+    train_source: Source | None
+    eval_source: Source | None
+    num_train_images: int
+    model: nn.Module
+    abstract_state: TrainState
+    loss_fn: LossFunction
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    num_steps: int
+
+
+def build(config: ConfigDict, *, allow_missing_data: bool = False) -> Experiment:
+    """Makes the parts of a run. Reads no image and computes nothing on the devices.
+
+    Args:
+      config: see `vit_jax.config.base_config`.
+      allow_missing_data: do without the data set if the config says how large it is; to plan a run.
+
+    Raises:
+      UserError: something in the config or the data is not as it should be.
+    """
+    mesh = partitioning.make_mesh()
+    partitioning.check_batch_size(config.batch_size, mesh, config.accumulation_steps)
+    partitioning.check_batch_size(config.eval_batch_size or config.batch_size, mesh, field="eval_batch_size")
+    for field in ("log_every_steps", "eval_every_steps", "checkpoint.every_steps", "checkpoint.keep"):
+        value = config
+        for name in field.split("."):
+            value = value[name]
+        if value is not None and value < 1:
+            raise UserError(f"{field} must be at least 1, got {value}.")
+    loss_fn = make_loss(config.loss, config.label_smoothing)
+    _make_optimizer(config.optimizer, optax.constant_schedule(0.0))  # only to check it before the data are read
+
+    train_source, eval_source = _open_sources(config.data, allow_missing_data)
+    num_train_images = len(train_source) if train_source else config.data.expected_train_images
+    model = _make_model(config.model, train_source)
+    num_steps = _num_steps(config, num_train_images)
+    schedule = _make_schedule(config.optimizer, num_steps)
+    optimizer = _make_optimizer(config.optimizer, schedule)
+    abstract_state = partitioning.with_sharding(
+        jax.eval_shape(
+            lambda: create_train_state(model, optimizer, image_size=config.data.image_size, seed=config.seed)
+        ),
+        partitioning.replicated(mesh),
+    )
+    return Experiment(
+        mesh=mesh,
+        train_source=train_source,
+        eval_source=eval_source,
+        num_train_images=num_train_images,
+        model=model,
+        abstract_state=abstract_state,
+        loss_fn=loss_fn,
+        schedule=schedule,
+        optimizer=optimizer,
+        num_steps=num_steps,
+    )
+
+
+def make_train_batches(config: ConfigDict, experiment: Experiment) -> TrainBatches:
+    """The training data of a run; starts reading."""
+    if experiment.train_source is None:
+        raise UserError(f"data set {config.data.dataset!r} is missing.\n{config.data.how_to_prepare}")
+    return TrainBatches(
+        experiment.train_source,
+        TrainTransform(
+            image_size=config.data.image_size,
+            inception_crop=config.data.inception_crop,
+            min_area=config.data.crop_min_area,
+            flip=config.data.flip,
+        ),
+        partitioning.batch_sharding(experiment.mesh),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        num_threads=config.data.num_threads,
+        prefetch=config.data.prefetch,
+    )
+
+
+def make_evaluator(
+    config: ConfigDict, experiment: Experiment, before_each_batch: Callable[[], None] = lambda: None
+) -> ClassificationEvaluator | None:
+    """Classification of the evaluation split, if any; its loss is without label smoothing.
+
+    Args:
+      config: see `vit_jax.config.base_config`.
+      experiment: from `build`.
+      before_each_batch: called between batches; may raise to end an evaluation.
+    """
+    if experiment.eval_source is None:
+        return None
+    batches = EvalBatches(
+        experiment.eval_source,
+        EvalTransform(image_size=config.data.image_size, resize_small=config.data.eval_resize_small),
+        partitioning.batch_sharding(experiment.mesh),
+        batch_size=config.eval_batch_size or config.batch_size,
+        num_threads=config.data.num_threads,
+    )
+    batches = Progress(batches, f"evaluation on {config.data.eval_split}", before_each=before_each_batch)
+    return ClassificationEvaluator(experiment.model, batches, make_loss(config.loss), experiment.mesh)
+
+
+def _open_sources(data: ConfigDict, allow_missing_data: bool) -> tuple[Source | None, Source | None]:
+    if allow_missing_data and data.expected_train_images and data.dataset != "digits" and not find_path(data.dataset):
+        logger.warning("data set %r is not here.\n%s", data.dataset, data.how_to_prepare.strip())
+        return None, None
+    train_source = open_source(data.dataset, data.train_split, data.how_to_prepare)
+    expected = data.expected_train_images
+    if expected and len(train_source) != expected:
+        raise UserError(
+            f"{data.dataset}/{data.train_split} has {len(train_source)} images, but data.expected_train_images is "
+            f"{expected}. Complete the data set, or pass --config.data.expected_train_images={len(train_source)} if "
+            "that is how it should be."
+        )
+    if data.eval_split is None:
+        return train_source, None
+    eval_source = open_source(data.dataset, data.eval_split, data.how_to_prepare)
+    if list(eval_source.class_names) != list(train_source.class_names):
+        differing = sorted(set(train_source.class_names) ^ set(eval_source.class_names))
+        raise UserError(
+            f"the splits {data.train_split!r} and {data.eval_split!r} of {data.dataset} have different classes, so "
+            f"labels would not mean the same: {len(differing)} are in one of them only, such as {differing[:5]}."
+        )
+    return train_source, eval_source
+
+
+def _make_model(fields: ConfigDict, train_source: Source | None) -> nn.Module:
+    arguments = {name: value for name, value in fields.items() if value is not None}
+    known_classes = len(train_source.class_names) if train_source else None
+    num_classes = arguments.setdefault("num_classes", known_classes)
+    if num_classes is None:
+        raise UserError("the data set is missing: set model.num_classes to plan without it.")
+    if known_classes and num_classes < known_classes:
+        raise UserError(
+            f"model.num_classes {num_classes} is less than the data set's {known_classes} classes. Leave it out, or "
+            f"use at least {known_classes}."
+        )
+    return create_model(**arguments)
+
+
+def _num_steps(config: ConfigDict, num_train_images: int) -> int:
+    if (config.epochs is None) == (config.steps is None):
+        raise UserError(f"set either epochs or steps; epochs is {config.epochs} and steps is {config.steps}.")
+    num_steps = config.steps if config.epochs is None else round(config.epochs * num_train_images / config.batch_size)
+    if num_steps < 1:
+        raise UserError(f"the run would be {num_steps} steps long; set more epochs or steps.")
+    return num_steps
+
+
+def _make_schedule(fields: ConfigDict, num_steps: int) -> optax.Schedule:
+    return optimizers.make_schedule(
+        fields.schedule,
+        learning_rate=fields.learning_rate,
+        num_steps=num_steps,
+        warmup_steps=fields.warmup_steps,
+        end_learning_rate=fields.end_learning_rate,
+    )
+
+
+def _make_optimizer(fields: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optimizers.make_optimizer(
+        fields.name,
+        schedule,
+        weight_decay=fields.weight_decay,
+        clip_norm=fields.clip_norm,
+        b1=fields.b1,
+        b2=fields.b2,
+        eps=fields.eps,
+        momentum=fields.momentum,
+        momentum_dtype=fields.momentum_dtype,
+    )

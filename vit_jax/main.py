@@ -1,0 +1,108 @@
+r"""Trains, evaluates and saves a model.
+
+    python -m vit_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+A config file may take arguments after a colon, and any of its fields can be set on the command line:
+
+    python -m vit_jax.main --config=configs/cifar10.py:data=/data/cifar10.zip --workdir=runs/cifar10 \
+        --config.optimizer.learning_rate=3e-4 --config.model.name=ViT-S/4
+
+Look before you train: --dry_run prints the resolved config, the parameters, which of them weight decay touches, the
+learning rate along the run, and what would be trained, and ends.
+
+The same command in the same --workdir goes on where the last start ended, to the bit. SIGTERM or Ctrl-C save and end
+the run with status 143 or 130; mistakes end it with status 1 and one message. vit_jax/config.py lists all fields.
+"""
+
+import errno
+import logging
+import os
+import pathlib
+import sys
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from vit_jax import experiment, overview, summary
+from vit_jax.errors import UserError
+from vit_jax.train import Stopped, train
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and results; made if need be.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be trained, and end.")
+_ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
+    "allow_config_change", False, "Go on in a workdir that belongs to another config."
+)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; a mistake in it is one message, not a traceback."""
+    try:
+        positional = app.parse_flags_with_usage(argv)
+        if len(positional) > 1:
+            raise UserError(f"unexpected argument {positional[1]!r}; fields are set with --config.<field>=<value>.")
+        if _CONFIG.value is None:
+            raise UserError("--config is missing, e.g. --config=configs/quickstart.py. --help tells more.")
+        if not _DRY_RUN.value and not _WORKDIR.value:
+            raise UserError("--workdir is missing, e.g. --workdir=runs/my-run; or pass --dry_run.")
+        _CONFIG.value.lock()  # fails if the config file itself could not be read
+        return positional
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise SystemExit(_report(error)) from error
+
+
+def _report(error: Exception) -> int:
+    """Prints an error for people; returns the exit status."""
+    message = error.args[0] if isinstance(error, (KeyError, AttributeError)) and error.args else error
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, so that a second start does not compile again."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache, "vit_jax", "compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _set_up_logging() -> None:
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout, force=True
+    )
+    logging.getLogger("vit_jax").setLevel(logging.INFO)
+    absl_logging.set_verbosity(absl_logging.WARNING)
+
+
+def main(argv: list[str]) -> int:
+    """The command; returns its exit status."""
+    del argv
+    _set_up_logging()
+    _use_compilation_cache()
+    try:
+        if _DRY_RUN.value:
+            print(overview.dry_run(_CONFIG.value, experiment.build(_CONFIG.value, allow_missing_data=True)))
+            return 0
+        workdir = pathlib.Path(_WORKDIR.value).expanduser()
+        result = train(_CONFIG.value, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
+    except Stopped as stopped:
+        return 128 + stopped.signum
+    except UserError as error:
+        return _report(error)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            return _report(UserError(f"cannot write to the workdir: {error}. The last whole checkpoint is as it was."))
+        raise
+    print(f"\n{summary.format_summary(result)}\n\nMore in {workdir}: summary.md, curves.png, checkpoints/, tensorboard/")
+    return 0
+
+
+def run() -> None:
+    """Entry point of `python -m vit_jax.main` and of the `vit_jax` command."""
+    app.run(main, flags_parser=_parse_flags)
+
+
+if __name__ == "__main__":
+    run()

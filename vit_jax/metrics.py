@@ -1,0 +1,245 @@
+"""What is measured, and where it goes: terminal, JSON lines, TensorBoard."""
+
+import logging
+import collections
+import datetime
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+import jax
+
+from vit_jax.errors import UserError
+from vit_jax.workdir import write_atomically
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+# Names of metrics that depend on the machine and the hour; all others are the same in every run of a config and seed.
+TIME_PREFIX = "time/"
+
+
+class NonFiniteError(UserError):
+    """The loss or the gradient is infinite or not a number."""
+
+    def __init__(self, step: int, name: str, value: float):
+        super().__init__(f"{name} is {value} at step {step}.")
+        self.step = step
+
+
+class StepMetrics:
+    """Averages the metrics of training steps over windows, without making the loop wait for the device.
+
+    A step's metrics are read only when `lag` further steps were dispatched, by when they have long arrived. This also
+    keeps the host from running further ahead than that.
+    """
+
+    def __init__(
+        self,
+        every_steps: int,
+        emit: Callable[[int, dict[str, float]], None],
+        *,
+        state: Mapping[str, Any] | None = None,
+        lag: int = 4,
+    ):
+        """Makes an empty window, or goes on with an unfinished one.
+
+        Args:
+          every_steps: steps in a window; windows end at its multiples.
+          emit: called with the window's last step and the averages.
+          state: the unfinished window, from `get_state`.
+          lag: see above.
+        """
+        self._every_steps = every_steps
+        self._emit = emit
+        self._lag = lag
+        self._pending: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        self._sums: dict[str, float] = dict(state["sums"]) if state else {}
+        self._count: int = state["count"] if state else 0
+
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step that was dispatched.
+
+        Raises:
+          NonFiniteError: some earlier step went wrong.
+        """
+        for value in metrics.values():
+            value.copy_to_host_async()
+        self._pending.append((step, metrics))
+        if len(self._pending) > self._lag:
+            self._read()
+
+    def drain(self) -> None:
+        """Waits for all steps. Raises as `push` does."""
+        while self._pending:
+            self._read()
+
+    def _read(self) -> None:
+        step, metrics = self._pending.popleft()
+        values = {name: float(value) for name, value in metrics.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(step, name, value)
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        if step % self._every_steps == 0:
+            averages = {name: total / self._count for name, total in self._sums.items()}
+            self._sums, self._count = {}, 0
+            self._emit(step, averages)
+
+    def get_state(self) -> dict[str, Any]:
+        """The unfinished window, JSON-compatible, so that a resumed run reports the same averages. Call `drain` first."""
+        return {"sums": dict(self._sums), "count": self._count}
+
+
+def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; [] where there is none. A last line that was cut off by a kill is left out."""
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text().split("\n"):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows
+
+
+class MetricWriter:
+    """Writes rows of metrics to `metrics.jsonl` and TensorBoard."""
+
+    def __init__(self, workdir: pathlib.Path, *, step: int, eval_split: str | None = None):
+        """Opens the files and drops the rows that will be made again: a killed run may be ahead of its checkpoint.
+
+        Args:
+          workdir: the run's folder.
+          step: the step the run starts from. An evaluation there will be made again too.
+          eval_split: prefix of an evaluation's metrics.
+        """
+        from tensorboardX import SummaryWriter
+
+        def stays(row: dict[str, Any]) -> bool:
+            evaluated = any(name.startswith(f"{eval_split}/") for name in row)
+            return row["step"] < step or (row["step"] == step and not evaluated)
+
+        path = workdir / "metrics.jsonl"
+        rows = [row for row in read_jsonl(path) if stays(row)]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = path.open("a")
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends a row; it is with the operating system when this returns."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+
+class Throughput:
+    """Images per second between two marks, pauses left out."""
+
+    def __init__(self, batch_size: int, num_cores: int):
+        """Starts the clock.
+
+        Args:
+          batch_size: images in a step.
+          num_cores: accelerator cores, or CPU cores where the CPU is the device.
+        """
+        self._batch_size, self._num_cores = batch_size, num_cores
+        self.restart(0)
+
+    def restart(self, step: int) -> None:
+        """Starts anew at a step, after something other than training took time."""
+        self._step, self._time = step, time.perf_counter()
+
+    def mark(self, step: int) -> dict[str, float]:
+        """The rates since the last mark, under `time/` names; {} if no step was made since."""
+        steps, seconds = step - self._step, time.perf_counter() - self._time
+        self.restart(step)
+        if steps <= 0 or seconds <= 0:
+            return {}
+        rate = steps * self._batch_size / seconds
+        return {
+            f"{TIME_PREFIX}images_per_second": rate,
+            f"{TIME_PREFIX}images_per_second_per_core": rate / self._num_cores,
+            f"{TIME_PREFIX}step_seconds": seconds / steps,
+        }
+
+
+def num_cores(num_devices: int) -> int:
+    """Cores that compute: on accelerators a JAX device is one core; the CPU is one device of many cores."""
+    return num_devices if jax.default_backend() != "cpu" else len(os.sched_getaffinity(0))
+
+
+def format_seconds(seconds: float) -> str:
+    """Formats a duration as 0:01:23 or 2 days, 0:01:23."""
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def format_row(step: int, num_steps: int, metrics: Mapping[str, float]) -> str:
+    """One line for the terminal: where the run is, what it measures, how fast it is and when it will end."""
+    parts = [f"step {step:>{len(str(num_steps))}}/{num_steps} {100 * step // num_steps:3d}%"]
+    for name, value in metrics.items():
+        if name == f"{TIME_PREFIX}images_per_second":
+            parts.append(f"{value:.5g} images/s ({metrics[f'{name}_per_core']:.5g}/core)")
+        elif name == f"{TIME_PREFIX}step_seconds":
+            parts.append(f"ETA {format_seconds(value * (num_steps - step))}")
+        elif not name.startswith(TIME_PREFIX):
+            parts.append(f"{name.removeprefix('train/')} {value:.4g}")
+    return "  ".join(parts)
+
+
+class SizedIterable(Protocol[T_co]):
+    """Can be iterated, again and again, and knows how long that is."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+
+class Progress(Generic[T]):
+    """An iterable that tells now and then how far it is and how long it will take. Can be iterated again."""
+
+    def __init__(
+        self,
+        items: SizedIterable[T],
+        what: str,
+        *,
+        every_seconds: float = 10.0,
+        before_each: Callable[[], None] = lambda: None,
+    ):
+        """Wraps the items.
+
+        Args:
+          items: what is iterated.
+          what: names it in the log.
+          every_seconds: how often it tells.
+          before_each: called before each item; may raise to end the iteration.
+        """
+        self._items, self._what, self._every_seconds, self._before_each = items, what, every_seconds, before_each
+
+    def __iter__(self) -> Iterator[T]:
+        start = last = time.perf_counter()
+        for done, item in enumerate(self._items):
+            self._before_each()
+            now = time.perf_counter()
+            if done and now - last >= self._every_seconds:
+                last = now
+                left = format_seconds((now - start) / done * (len(self._items) - done))
+                logger.info("%s: %d/%d batches, %s left", self._what, done, len(self._items), left)
+            yield item

@@ -1,0 +1,136 @@
+"""What a run will do, in words and tables, before it does it."""
+
+import dataclasses
+import math
+import re
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from vit_jax import partitioning
+from vit_jax.experiment import Experiment
+from vit_jax.optimizers import decay_mask
+
+# Table 1, in millions. No reading of ViT-L/16 (with or without pre-logits, position embeddings, class token, head)
+# comes to 307: without head it has 303.3, with pre-logits 304.4, with 1,000 or 21,843 classes 304.3 or 325.7.
+PAPER_MILLIONS = {"ViT-B": 86, "ViT-L": 307, "ViT-H": 632}
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterRow:
+    """A line of the parameter table."""
+
+    name: str
+    shape: str
+    dtype: str
+    size: int
+    decayed: str
+
+
+def count_parameters(params) -> int:
+    """Number of values in a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def describe_run(config: ConfigDict, experiment: Experiment) -> str:
+    """A few lines: model, data, length, devices."""
+    source, model = experiment.train_source, config.model
+    devices = partitioning.describe_devices(experiment.mesh)
+    size = config.data.image_size
+    classes = experiment.model.num_classes  # type: ignore[attr-defined]
+    epochs = experiment.num_steps * config.batch_size / experiment.num_train_images
+    data = f"{config.data.dataset} ({config.data.train_split}): {experiment.num_train_images:,} images"
+    if source is None:
+        data += " expected, NOT HERE YET"
+    if experiment.eval_source is not None:
+        data += f"; evaluation on {config.data.eval_split}: {len(experiment.eval_source):,} images"
+    accumulation = f" in {config.accumulation_steps} parts" if config.accumulation_steps > 1 else ""
+    lines = [
+        f"model     {model.name}, {classes:,} classes, {count_parameters(experiment.abstract_state.params):,} parameters, "
+        f"images {size}x{size}",
+        f"data      {data}",
+        f"training  {experiment.num_steps:,} steps of {config.batch_size:,} images{accumulation}, {epochs:.4g} epochs; "
+        f"{config.optimizer.name}, {config.loss} cross-entropy",
+        f"devices   {devices['num_devices']} x {devices['device_kind']} in {devices['num_processes']} process(es)",
+    ]
+    return "\n".join(lines)
+
+
+def parameter_table(experiment: Experiment) -> str:
+    """Every parameter with its shape, size, and whether weight decay touches it; and the count beside the paper's."""
+    params = experiment.abstract_state.params
+    decayed = dict(jax.tree_util.tree_leaves_with_path(decay_mask(params)))
+    rows = [
+        ParameterRow(
+            name="/".join(str(key.key) for key in path),
+            shape=str(tuple(leaf.shape)),
+            dtype=str(np.dtype(leaf.dtype)),
+            size=math.prod(leaf.shape),
+            decayed="yes" if decayed[path] else "no",
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    total = sum(row.size for row in rows)
+    head = sum(row.size for row in rows if row.name.startswith("head/"))
+    return "\n".join([parameter_overview.make_table(rows), f"total {total:,}; head left out {total - head:,}"])
+
+
+def paper_count(model_name: str) -> str:
+    """The paper's parameter count of a model, with what is known of it; "" where it gives none."""
+    family = re.match(r"ViT-[BLH](?=/)", model_name)
+    if not family:
+        return ""
+    text = f"the paper's table 1 says {PAPER_MILLIONS[family[0]]}M for {family[0]}"
+    if family[0] == "ViT-L":
+        return text + ", which no reading of L/16 reaches: 303.3M without head, 304.4M with pre-logits"
+    return text + ", which counts the pre-logits layer and leaves the head out"
+
+
+def schedule_table(config: ConfigDict, experiment: Experiment) -> str:
+    """The learning rate, and what weight decay takes off a kernel in a step, along the run."""
+    num_steps, fields = experiment.num_steps, config.optimizer
+    warmup = fields.warmup_steps
+    steps = {0, warmup // 2, warmup, num_steps - 1} | {
+        warmup + (num_steps - warmup) * quarter // 4 for quarter in range(1, 4)
+    }
+    rates = {step: float(experiment.schedule(step)) for step in sorted(steps)}
+    highest = max(rates.values()) or 1.0
+    lines = [
+        f"schedule: {fields.schedule}, warm-up {warmup:,} steps; weight decay {fields.weight_decay:g} x learning rate "
+        "on kernels",
+        f"{'step':>12}  {'learning rate':>13}  {'lr x decay':>10}",
+    ]
+    for step, rate in rates.items():
+        bar = "#" * round(30 * rate / highest)
+        lines.append(f"{step:>12,}  {rate:>13.3e}  {rate * fields.weight_decay:>10.3e}  {bar}")
+    return "\n".join(lines)
+
+
+def describe_decay(experiment: Experiment) -> str:
+    """How many parameters weight decay touches."""
+    params = experiment.abstract_state.params
+    mask = jax.tree.leaves(decay_mask(params))
+    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(params)]
+    decayed = sum(size for size, chosen in zip(sizes, mask, strict=True) if chosen)
+    return (
+        f"weight decay touches {sum(mask)} of {len(mask)} arrays (kernels), {decayed:,} of {sum(sizes):,} parameters; "
+        "not biases, layer norms, class token and position embeddings"
+    )
+
+
+def dry_run(config: ConfigDict, experiment: Experiment) -> str:
+    """All of the above, with the resolved config."""
+    paper = paper_count(config.model.name)
+    return "\n\n".join(
+        [
+            "# Resolved config\n" + str(config).strip(),
+            "# Parameters\n" + parameter_table(experiment) + (f"\n{paper}" if paper else ""),
+            "# Weight decay\n" + describe_decay(experiment),
+            "# Learning rate\n" + schedule_table(config, experiment),
+            "# What would be trained\n" + describe_run(config, experiment),
+        ]
+    )
+
+

@@ -1,0 +1,74 @@
+"""The result of a run as a table."""
+
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.experiment import Experiment
+from vit_jax.metrics import TIME_PREFIX, format_seconds, read_jsonl
+from vit_jax.overview import count_parameters
+from vit_jax.workdir import write_atomically
+
+
+def summarize(config: ConfigDict, workdir: pathlib.Path, experiment: Experiment, *, seconds: float) -> dict[str, Any]:
+    """Collects a finished run's result from its metrics.
+
+    Args:
+      config: the run's config.
+      workdir: the run's folder.
+      experiment: the run's parts.
+      seconds: how long this start took.
+    """
+    rows = read_jsonl(workdir / "metrics.jsonl")
+    last: dict[str, float] = {}
+    for row in rows:
+        last |= row
+    summary: dict[str, Any] = {
+        "model": config.model.name,
+        "parameters": count_parameters(experiment.abstract_state.params),
+        "dataset": config.data.dataset,
+        "steps": experiment.num_steps,
+        "epochs": experiment.num_steps * config.batch_size / experiment.num_train_images,
+    }
+    split = config.data.eval_split
+    for name in ("accuracy", "loss", "examples"):
+        if f"{split}/{name}" in last:
+            summary[f"{split}/{name}"] = last[f"{split}/{name}"]
+    evaluations = [row for row in rows if f"{split}/accuracy" in row]
+    if evaluations:
+        best = max(evaluations, key=lambda row: row[f"{split}/accuracy"])
+        summary |= {f"{split}/best_accuracy": best[f"{split}/accuracy"], "best_step": best["step"]}
+    summary |= {name: last[name] for name in ("train/loss", "train/accuracy") if name in last}
+    rates = sorted(row[name] for row in rows if (name := f"{TIME_PREFIX}images_per_second") in row)
+    if rates:
+        summary["images_per_second"] = rates[len(rates) // 2]
+    summary["seconds_of_this_start"] = seconds
+    return summary
+
+
+def write_summary(config: ConfigDict, workdir: pathlib.Path, experiment: Experiment, *, seconds: float):
+    """Writes `summary.json` and `summary.md`; see `summarize`."""
+    summary = summarize(config, workdir, experiment, seconds=seconds)
+    write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomically(workdir / "summary.md", format_summary(summary) + "\n")
+    return summary
+
+
+def format_summary(summary: dict[str, Any]) -> str:
+    """The summary as a markdown table that also reads well in a terminal."""
+
+    def show(name: str, value: Any) -> str:
+        if name.endswith("accuracy"):
+            return f"{100 * value:.2f} %"
+        if name.startswith("seconds"):
+            return format_seconds(value)
+        if isinstance(value, int):
+            return f"{value:,}"
+        return f"{value:,.5g}" if isinstance(value, float) else str(value)
+
+    rows = [(name.replace("_", " "), show(name, value)) for name, value in summary.items()]
+    left, right = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = [f"| {'':{left}} | {'':{right}} |", f"|-{'-' * left}-|-{'-' * right}:|"]
+    return "\n".join(lines + [f"| {name:{left}} | {value:>{right}} |" for name, value in rows])
