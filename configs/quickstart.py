@@ -26,20 +26,20 @@ def get_config() -> ConfigDict:
     config.model.name = "ViT-Ti/4"  # 16 patches of 4x4 pixels
     config.model.num_layers = 4
     config.model.hidden_dim = 64
-    config.model.mlp_dim = 256
+    config.model.mlp_dim = 128
     config.model.num_heads = 4
-    config.model.dropout_rate = 0.1
 
-    config.epochs = 60.0
-    config.batch_size = 64
+    config.epochs = 80.0
+    config.batch_size = 128
+    config.label_smoothing = 0.1
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.1
     config.optimizer.clip_norm = 1.0
 
-    config.log_every_steps = 100
+    config.log_every_steps = 50
     config.eval_every_steps = 200
     config.checkpoint.every_steps = 200
     return config

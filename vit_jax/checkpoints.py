@@ -41,6 +41,17 @@ def fingerprints(tree: PyTree) -> dict[str, int]:
     return {jax.tree_util.keystr(path): int(value) for path, value in zip(paths, values, strict=True)}
 
 
+def _describe(tree: PyTree, prints: dict[str, int] | None = None) -> dict[str, dict[str, Any]]:
+    """Shape and dtype of each array by its path, and its fingerprint if given; JSON-compatible."""
+    arrays: dict[str, dict[str, Any]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path)
+        arrays[name] = {"shape": list(leaf.shape), "dtype": str(jnp.dtype(leaf.dtype))}
+        if prints:
+            arrays[name]["fingerprint"] = prints[name]
+    return arrays
+
+
 class DamagedCheckpointError(Exception):
     """A checkpoint that can be read, but not as it was written."""
 
@@ -56,7 +67,13 @@ class Checkpoints:
           keep: number of newest checkpoints kept.
         """
         self._directory = directory.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            cleanup_tmp_directories=True,
+            # A folder that cannot be made (full disk) is an error at once; made in the background, the other
+            # threads would wait for it for minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=options,
@@ -80,7 +97,7 @@ class Checkpoints:
         """
         if step == self.latest_step():
             return
-        contents = {"fingerprints": fingerprints(tree), **(extra or {})}
+        contents = {"arrays": _describe(tree, fingerprints(tree)), **(extra or {})}
         args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), extra=ocp.args.JsonSave(contents))
         self._guard(lambda: self._manager.save(step, args=args))
 
@@ -138,34 +155,24 @@ class Checkpoints:
 
     def _restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         extra = self.read_extra(step)
-        expected = extra.pop("fingerprints")
-        names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
-        if set(names) != set(expected):
-            differing = sorted(set(names) ^ set(expected))
+        saved = extra.pop("arrays")
+        expected_prints = {name: array.pop("fingerprint") for name, array in saved.items()}
+        wanted = _describe(like)
+        if wanted != saved:
+            differing = sorted(name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name))
             raise UserError(
-                f"the checkpoint of step {step} in {self._directory} is of another model or optimizer: "
-                f"{len(differing)} arrays are on one side only, such as {', '.join(differing[:3])}. "
-                "Use the config it was written with, or another --workdir."
+                f"the checkpoint of step {step} in {self._directory} is of another model or optimizer; "
+                f"{len(differing)} arrays differ, such as {differing[0]}: {saved.get(differing[0], 'absent')} there, "
+                f"{wanted.get(differing[0], 'absent')} here. Use the config it was written with, or another --workdir."
             )
         abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, like)
-        self._check_shapes(step, like)
         args = ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))
         tree = self._manager.restore(step, args=args)["tree"]
-        found = fingerprints(tree)
-        differing = [name for name in names if found[name] != expected[name]]
+        found_prints = fingerprints(tree)
+        differing = [name for name in wanted if found_prints[name] != expected_prints[name]]
         if differing:
             raise DamagedCheckpointError(f"contents of {len(differing)} arrays changed, such as {differing[0]}")
         return tree, extra
-
-    def _check_shapes(self, step: int, like: PyTree) -> None:
-        saved = self._manager.item_metadata(step)["tree"]
-        saved_shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(saved.tree if hasattr(saved, "tree") else saved)]
-        wanted = [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(like)]
-        if sorted(saved_shapes) != sorted(shape for _, shape in wanted):
-            raise UserError(
-                f"the checkpoint of step {step} in {self._directory} is of another model: its arrays have other "
-                "shapes. Use the config it was written with, or another --workdir."
-            )
 
     def _set_aside(self, step: int) -> pathlib.Path:
         source = self._directory / str(step)

@@ -1,7 +1,7 @@
 """From a config to the parts of a run: mesh, data, model, optimizer. The one place that reads the config's fields."""
 
-import logging
 import dataclasses
+import logging
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -32,6 +32,7 @@ class Experiment:
       train_source: training examples; None only if `build` was told that they may be missing, and they are.
       eval_source: evaluation examples, if any.
       num_train_images: length of an epoch.
+      num_classes: width of the logits.
       model: images -> (logits, intermediates).
       abstract_state: shapes, dtypes and shardings of the training state.
       loss_fn: training loss.
@@ -44,6 +45,7 @@ class Experiment:
     train_source: Source | None
     eval_source: Source | None
     num_train_images: int
+    num_classes: int
     model: nn.Module
     abstract_state: TrainState
     loss_fn: LossFunction
@@ -76,7 +78,8 @@ def build(config: ConfigDict, *, allow_missing_data: bool = False) -> Experiment
 
     train_source, eval_source = _open_sources(config.data, allow_missing_data)
     num_train_images = len(train_source) if train_source else config.data.expected_train_images
-    model = _make_model(config.model, train_source)
+    num_classes = _num_classes(config.model, train_source)
+    model = _make_model(config.model, num_classes)
     num_steps = _num_steps(config, num_train_images)
     schedule = _make_schedule(config.optimizer, num_steps)
     optimizer = _make_optimizer(config.optimizer, schedule)
@@ -91,6 +94,7 @@ def build(config: ConfigDict, *, allow_missing_data: bool = False) -> Experiment
         train_source=train_source,
         eval_source=eval_source,
         num_train_images=num_train_images,
+        num_classes=num_classes,
         model=model,
         abstract_state=abstract_state,
         loss_fn=loss_fn,
@@ -139,8 +143,8 @@ def make_evaluator(
         batch_size=config.eval_batch_size or config.batch_size,
         num_threads=config.data.num_threads,
     )
-    batches = Progress(batches, f"evaluation on {config.data.eval_split}", before_each=before_each_batch)
-    return ClassificationEvaluator(experiment.model, batches, make_loss(config.loss), experiment.mesh)
+    progress = Progress(batches, f"evaluation on {config.data.eval_split}", before_each=before_each_batch)
+    return ClassificationEvaluator(experiment.model, progress, make_loss(config.loss), experiment.mesh)
 
 
 def _open_sources(data: ConfigDict, allow_missing_data: bool) -> tuple[Source | None, Source | None]:
@@ -167,18 +171,22 @@ def _open_sources(data: ConfigDict, allow_missing_data: bool) -> tuple[Source | 
     return train_source, eval_source
 
 
-def _make_model(fields: ConfigDict, train_source: Source | None) -> nn.Module:
-    arguments = {name: value for name, value in fields.items() if value is not None}
-    known_classes = len(train_source.class_names) if train_source else None
-    num_classes = arguments.setdefault("num_classes", known_classes)
+def _num_classes(fields: ConfigDict, train_source: Source | None) -> int:
+    known = len(train_source.class_names) if train_source else None
+    num_classes = fields.num_classes or known
     if num_classes is None:
         raise UserError("the data set is missing: set model.num_classes to plan without it.")
-    if known_classes and num_classes < known_classes:
+    if known and num_classes < known:
         raise UserError(
-            f"model.num_classes {num_classes} is less than the data set's {known_classes} classes. Leave it out, or "
-            f"use at least {known_classes}."
+            f"model.num_classes {num_classes} is less than the data set's {known} classes. Leave it out, or use at "
+            f"least {known}."
         )
-    return create_model(**arguments)
+    return num_classes
+
+
+def _make_model(fields: ConfigDict, num_classes: int) -> nn.Module:
+    overrides = {name: value for name, value in fields.items() if value is not None}
+    return create_model(**(overrides | {"num_classes": num_classes}))
 
 
 def _num_steps(config: ConfigDict, num_train_images: int) -> int:

@@ -18,6 +18,7 @@ import errno
 import logging
 import os
 import pathlib
+import re
 import sys
 
 import jax
@@ -40,22 +41,26 @@ _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake in it is one message, not a traceback."""
     try:
-        positional = app.parse_flags_with_usage(argv)
+        positional = flags.FLAGS(argv)
         if len(positional) > 1:
             raise UserError(f"unexpected argument {positional[1]!r}; fields are set with --config.<field>=<value>.")
         if _CONFIG.value is None:
             raise UserError("--config is missing, e.g. --config=configs/quickstart.py. --help tells more.")
+        _CONFIG.value.lock()  # fails if the config file itself could not be read
         if not _DRY_RUN.value and not _WORKDIR.value:
             raise UserError("--workdir is missing, e.g. --workdir=runs/my-run; or pass --dry_run.")
-        _CONFIG.value.lock()  # fails if the config file itself could not be read
         return positional
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise SystemExit(_report(error)) from error
 
 
 def _report(error: Exception) -> int:
     """Prints an error for people; returns the exit status."""
-    message = error.args[0] if isinstance(error, (KeyError, AttributeError)) and error.args else error
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if nearest := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):  # from ml_collections
+        message = f"unknown config field {nearest[2]!r}. Did you mean {nearest[1]!r}?"
+    # What a config file itself refuses arrives as text: a traceback that ends with our error.
+    message = message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2].strip()
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 1
 
@@ -76,16 +81,15 @@ def _set_up_logging() -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)
 
 
-def main(argv: list[str]) -> int:
+def main(_: list[str]) -> int:
     """The command; returns its exit status."""
-    del argv
     _set_up_logging()
     _use_compilation_cache()
     try:
         if _DRY_RUN.value:
             print(overview.dry_run(_CONFIG.value, experiment.build(_CONFIG.value, allow_missing_data=True)))
             return 0
-        workdir = pathlib.Path(_WORKDIR.value).expanduser()
+        workdir = pathlib.Path(_WORKDIR.value or "").expanduser()
         result = train(_CONFIG.value, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
     except Stopped as stopped:
         return 128 + stopped.signum
@@ -95,7 +99,9 @@ def main(argv: list[str]) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             return _report(UserError(f"cannot write to the workdir: {error}. The last whole checkpoint is as it was."))
         raise
-    print(f"\n{summary.format_summary(result)}\n\nMore in {workdir}: summary.md, curves.png, checkpoints/, tensorboard/")
+    print(
+        f"\n{summary.format_summary(result)}\n\nMore in {workdir}: summary.md, curves.png, checkpoints/, tensorboard/"
+    )
     return 0
 
 

@@ -1,14 +1,14 @@
 """What is measured, and where it goes: terminal, JSON lines, TensorBoard."""
 
-import logging
 import collections
 import datetime
 import json
+import logging
 import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 import jax
@@ -94,7 +94,7 @@ class StepMetrics:
             self._emit(step, averages)
 
     def get_state(self) -> dict[str, Any]:
-        """The unfinished window, JSON-compatible, so that a resumed run reports the same averages. Call `drain` first."""
+        """The unfinished window, JSON-compatible; a resumed run then reports the same averages. Call `drain` first."""
         return {"sums": dict(self._sums), "count": self._count}
 
 

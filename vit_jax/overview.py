@@ -39,7 +39,7 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
     source, model = experiment.train_source, config.model
     devices = partitioning.describe_devices(experiment.mesh)
     size = config.data.image_size
-    classes = experiment.model.num_classes  # type: ignore[attr-defined]
+    classes = experiment.num_classes
     epochs = experiment.num_steps * config.batch_size / experiment.num_train_images
     data = f"{config.data.dataset} ({config.data.train_split}): {experiment.num_train_images:,} images"
     if source is None:
@@ -47,9 +47,9 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
     if experiment.eval_source is not None:
         data += f"; evaluation on {config.data.eval_split}: {len(experiment.eval_source):,} images"
     accumulation = f" in {config.accumulation_steps} parts" if config.accumulation_steps > 1 else ""
+    parameters = count_parameters(experiment.abstract_state.params)
     lines = [
-        f"model     {model.name}, {classes:,} classes, {count_parameters(experiment.abstract_state.params):,} parameters, "
-        f"images {size}x{size}",
+        f"model     {model.name}, {classes:,} classes, {parameters:,} parameters, images {size}x{size}",
         f"data      {data}",
         f"training  {experiment.num_steps:,} steps of {config.batch_size:,} images{accumulation}, {epochs:.4g} epochs; "
         f"{config.optimizer.name}, {config.loss} cross-entropy",
@@ -132,5 +132,3 @@ def dry_run(config: ConfigDict, experiment: Experiment) -> str:
             "# What would be trained\n" + describe_run(config, experiment),
         ]
     )
-
-

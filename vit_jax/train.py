@@ -122,6 +122,8 @@ def train(config: ConfigDict, path: pathlib.Path, *, allow_config_change: bool =
             throughput.restart(step)
 
         def evaluate() -> None:
+            if evaluator is None:
+                return
             step_metrics.drain()
             evaluated = dict(evaluator.run(state))
             log(step, {f"{config.data.eval_split}/{name}": value for name, value in evaluated.items()})
@@ -133,7 +135,7 @@ def train(config: ConfigDict, path: pathlib.Path, *, allow_config_change: bool =
         # The story.
         first_step = step + 1
         try:
-            if step and evaluator and is_due(config.eval_every_steps):
+            if step and is_due(config.eval_every_steps):
                 evaluate()  # an earlier start may have ended in the middle of it
             while step < num_steps:
                 stop.check()
@@ -147,7 +149,7 @@ def train(config: ConfigDict, path: pathlib.Path, *, allow_config_change: bool =
                     throughput.restart(step)
                 if is_due(config.checkpoint.every_steps):
                     save()
-                if evaluator and is_due(config.eval_every_steps):
+                if is_due(config.eval_every_steps):
                     evaluate()
         except NonFiniteError as error:
             checkpoints.wait()

@@ -1,13 +1,13 @@
 """The workdir: one run's folder, and the record of how it came about.
 
-    config.json      the resolved config; a workdir belongs to one config
-    starts.jsonl     one line a start: time, command, package versions, git commit, devices
-    metrics.jsonl    what was measured, by step
-    tensorboard/     the same as TensorBoard events
-    curves.png       the same as a picture
-    checkpoints/     states to resume from
-    best/            the parameters of the best evaluation
-    summary.md       the result as a table; summary.json for programs
+config.json      the resolved config; a workdir belongs to one config
+starts.jsonl     one line a start: time, command, package versions, git commit, devices
+metrics.jsonl    what was measured, by step
+tensorboard/     the same as TensorBoard events
+curves.png       the same as a picture
+checkpoints/     states to resume from
+best/            the parameters of the best evaluation
+summary.md       the result as a table; summary.json for programs
 """
 
 import datetime
@@ -67,7 +67,9 @@ def prepare(workdir: pathlib.Path, config: ConfigDict, *, allow_config_change: b
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot write to the workdir {workdir}: {error.strerror}. Choose another --workdir.") from error
+        raise UserError(
+            f"cannot write to the workdir {workdir}: {error.strerror}. Choose another --workdir."
+        ) from error
 
     path = workdir / "config.json"
     now = json.loads(config.to_json())
@@ -109,7 +111,7 @@ def record_start(workdir: pathlib.Path, *, step: int, devices: Mapping[str, Any]
       step: the step it starts from.
       devices: from `partitioning.describe_devices`.
     """
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

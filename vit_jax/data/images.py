@@ -16,7 +16,7 @@ from vit_jax.errors import UserError
 cv2.setNumThreads(0)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-_JPEG_START = b"\xff\xd8"
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 class ImageError(UserError):
@@ -30,17 +30,14 @@ def decode(encoded: bytes) -> np.ndarray:
       ImageError: not an image, or a truncated or damaged one. Libraries often fill the missing part of a truncated JPEG
         with grey and say nothing; a model should not learn that.
     """
-    if encoded[:2] == _JPEG_START:
+    if encoded.startswith(_JPEG_START):
         try:
             return simplejpeg.decode_jpeg(encoded, "RGB", fastdct=True)
         except ValueError as error:
-            # Stray bytes between segments harm no pixel; ImageNet has such files.
-            if "extraneous bytes before marker" not in str(error):
+            # Stray bytes between segments harm no pixel, and ImageNet has such files; anything else is damage.
+            if "extraneous bytes before marker" not in str(error) or _JPEG_END not in encoded[-1024:]:
                 raise ImageError(f"not a whole JPEG ({error})") from error
-            return simplejpeg.decode_jpeg(encoded, "RGB", fastdct=True, strict=False)
-    image = None
-    if encoded:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB) if encoded else None
     if image is None:
         raise ImageError("not an image (neither JPEG, PNG, WebP nor BMP), or a truncated one")
     return image
@@ -87,7 +84,12 @@ def inception_crop_box(
             crop_height -= 1
         crop_width = round(crop_height * aspect)
         if 0 < crop_height <= height and 0 < crop_width <= width and smallest <= crop_height * crop_width <= largest:
-            return int(draw_top * (height - crop_height)), int(draw_left * (width - crop_width)), crop_height, crop_width
+            return (
+                int(draw_top * (height - crop_height)),
+                int(draw_left * (width - crop_width)),
+                crop_height,
+                crop_width,
+            )
     return 0, 0, height, width
 
 
@@ -128,7 +130,7 @@ class TrainTransform:
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Maps uint8 `[height, width, 3]` to uint8 `[image_size, image_size, 3]`."""
         if self.inception_crop:
-            top, left, height, width = inception_crop_box(*image.shape[:2], rng, min_area=self.min_area)
+            top, left, height, width = inception_crop_box(image.shape[0], image.shape[1], rng, min_area=self.min_area)
             image = image[top : top + height, left : left + width]
         image = resize(image, self.image_size, self.image_size)
         if self.flip and rng.random() < 0.5:

@@ -5,6 +5,8 @@ augmented. Threads, processes and interruptions change neither, and the iterator
 """
 
 import collections
+import itertools
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +46,7 @@ class BatchLoader:
         images = np.empty((items, image_size, image_size, 3), np.uint8)
         labels = np.empty((items,), np.int32)
         bounds = np.linspace(0, items, min(items, 4 * self._num_threads) + 1, dtype=int)
-        chunks = [range(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+        chunks = [range(start, stop) for start, stop in itertools.pairwise(bounds.tolist())]
         for _ in self._pool.map(lambda chunk: load_chunk(chunk, images, labels), chunks):
             pass
         return images, labels
@@ -53,13 +55,13 @@ class BatchLoader:
 class PositionRandom:
     """Random generators by position: the one at a position is the same whoever asks, in whatever order.
 
-    They are Philox streams (Salmon et al., 2011) that differ in the counter. Setting the counter of one generator is ten
-    times faster than making a generator per image. Not for use by two threads at once.
+    They are Philox streams (Salmon et al., 2011) that differ in the counter. Setting the counter of one generator is
+    ten times faster than making a generator per image. Not for use by two threads at once.
     """
 
     def __init__(self, seed: int):
         self._philox = np.random.Philox(key=seed)
-        self._state: dict[str, Any] = dict(self._philox.state)
+        self._state: Any = self._philox.state
         self._generator = np.random.Generator(self._philox)
 
     def at(self, position: int) -> np.random.Generator:
@@ -156,8 +158,8 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
 class EvalBatches:
     """An iterable of evaluation batches: fixed order, every example exactly once over all processes.
 
-    Each batch is `{"image": uint8 [batch, image_size, image_size, 3], "label": int32 [batch], "mask": float32 [batch]}`.
-    The last one is filled up with zeros whose mask is 0.
+    Each batch is `{"image": uint8 [batch, image_size, image_size, 3], "label": int32 [batch], "mask": float32
+    [batch]}`. The last one is filled up with zeros whose mask is 0.
     """
 
     def __init__(
@@ -177,7 +179,7 @@ class EvalBatches:
         self._loader = BatchLoader(num_threads)
 
     def __len__(self) -> int:
-        return -(-len(self._source) // self._batch_size)
+        return math.ceil(len(self._source) / self._batch_size)
 
     def __iter__(self) -> Iterator[dict[str, jax.Array]]:
         local = _local_slice(self._batch_size)

@@ -66,7 +66,7 @@ class DigitsSource:
         self._images = np.repeat(grey[..., None], 3, axis=-1)
         self._labels = digits.target[chosen].tolist()
         self.name, self.split = "digits", split
-        self.class_names = [str(digit) for digit in range(10)]
+        self.class_names: Sequence[str] = [str(digit) for digit in range(10)]
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -92,7 +92,7 @@ class ImageFolderSource:
         self._zip = self._open_zip() if self._root.is_file() else None
         self._zip_lock = threading.Lock()
         by_class = self._list_zip(self._zip) if self._zip else self._list_folder()
-        self.class_names = sorted(by_class)
+        self.class_names: Sequence[str] = sorted(by_class)
         self._check(by_class)
         self._files = [file for name in self.class_names for file in sorted(by_class[name])]
         counts = [len(by_class[name]) for name in self.class_names]
@@ -163,9 +163,7 @@ class ImageFolderSource:
         empty = [name for name in self.class_names if not by_class[name]]
         if empty:
             raise UserError(f"{where} has classes without images: {_shorten(empty)}. Add images or remove the folders.")
-        strangers = [
-            file for files in by_class.values() for file in files if not file.lower().endswith(IMAGE_SUFFIXES)
-        ]
+        strangers = [file for files in by_class.values() for file in files if not file.lower().endswith(IMAGE_SUFFIXES)]
         if strangers:
             raise UserError(
                 f"{where} holds files that are not images: {_shorten(sorted(strangers))}. Remove them; known images "
@@ -199,27 +197,23 @@ def open_source(dataset: str, split: str, how_to_prepare: str = "") -> Source:
         return DigitsSource(split)
     path = find_path(dataset)
     if path is None:
-        searched = [dataset] + ([str(data_dir() / dataset)] if data_dir() else [])
-        lines = [
-            f"data set {dataset!r} not found: neither the embedded set 'digits' nor a folder or zip file at "
-            f"{' or '.join(searched)}."
-        ]
-        if how_to_prepare:
-            lines.append(how_to_prepare.strip())
-        else:
-            lines.append("Set --config.data.dataset to 'digits' or to a path that holds <split>/<class>/<image>.jpg.")
-        raise UserError("\n".join(lines))
+        where = " or ".join(str(candidate) for candidate in _candidates(dataset))
+        advice = how_to_prepare.strip() or (
+            "Set --config.data.dataset to 'digits' or to a path that holds <split>/<class>/<image>.jpg."
+        )
+        raise UserError(
+            f"data set {dataset!r} not found: neither the embedded set 'digits' nor a folder or zip file at {where}.\n"
+            f"{advice}"
+        )
     return ImageFolderSource(path, split)
-
-
-def data_dir() -> pathlib.Path | None:
-    """The folder of data sets: `$VIT_JAX_DATA`, if set."""
-    directory = os.environ.get("VIT_JAX_DATA")
-    return pathlib.Path(directory) if directory else None
 
 
 def find_path(dataset: str) -> pathlib.Path | None:
     """The place of a data set on disk, or None where there is none."""
-    # Joining an absolute path to a folder gives the path itself.
-    candidates = [pathlib.Path(folder, dataset).expanduser() for folder in (".", data_dir() or ".")]
-    return next((candidate for candidate in candidates if candidate.exists()), None)
+    return next((candidate for candidate in _candidates(dataset) if candidate.exists()), None)
+
+
+def _candidates(dataset: str) -> list[pathlib.Path]:
+    path = pathlib.Path(dataset).expanduser()
+    data_dir = os.environ.get("VIT_JAX_DATA")
+    return [path] if path.is_absolute() or not data_dir else [path, pathlib.Path(data_dir, path)]

@@ -1,0 +1,1 @@
+"""What is fast, exact and small, with the programs that show it."""

@@ -1,0 +1,159 @@
+r"""Kills a run again and again and shows that it ends where an uninterrupted one does, to the bit.
+
+    python benchmarks/interruptions.py --config=configs/quickstart.py --kills=10
+
+Runs the config once in peace; then again with `kill -9` at random moments, every other one of them in the middle of
+writing a checkpoint, and a restart after each. Then compares the parameters, the optimizer's state, the data position,
+the best parameters and all metrics but times. Prints a table, writes JSON where --output says, and ends with status 1
+if anything differs.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+
+def start(config: str, workdir: pathlib.Path) -> subprocess.Popen:
+    """Starts training in the background; its output goes to a file beside the workdir."""
+    log = workdir.with_suffix(".log").open("a")
+    command = [sys.executable, "-m", "vit_jax.main", f"--config={config}", f"--workdir={workdir}"]
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def finish(config: str, workdir: pathlib.Path) -> float:
+    """Trains to the end; returns the seconds it took."""
+    begin = time.time()
+    if start(config, workdir).wait() != 0:
+        sys.exit(f"training failed:\n{workdir.with_suffix('.log').read_text()[-3000:]}")
+    return time.time() - begin
+
+
+def steps_of(workdir: pathlib.Path) -> list[int]:
+    """Steps of the whole checkpoints."""
+    folder = workdir / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+
+
+def is_writing(workdir: pathlib.Path) -> bool:
+    """Whether a checkpoint is just being written."""
+    return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
+
+
+def kill(process: subprocess.Popen, workdir: pathlib.Path, seconds: float, *, while_writing: bool) -> str | None:
+    """Kills the process after some seconds, and then at the next checkpoint write if asked for.
+
+    Returns:
+      The moment of the kill in words; None if the process ended before.
+    """
+    begin = time.time()
+    while time.time() - begin < seconds:
+        if process.poll() is not None:
+            return None
+        time.sleep(0.005)
+    moment = "training" if steps_of(workdir) else "before the first checkpoint"
+    if while_writing:
+        while not is_writing(workdir):
+            if process.poll() is not None:
+                return None
+        time.sleep(random.uniform(0, 0.02))
+    if is_writing(workdir):
+        moment = "writing a checkpoint"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    return moment
+
+
+def load_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of a checkpoint folder by path."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    tree = ocp.StandardCheckpointer().restore(folder.absolute() / "tree")
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def newest(folder: pathlib.Path) -> pathlib.Path:
+    """The newest checkpoint."""
+    return max((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def differences(workdir: pathlib.Path, reference: pathlib.Path) -> list[str]:
+    """What differs between the results of two runs; [] if nothing."""
+    found = []
+    for kind in ("checkpoints", "best"):
+        ours, theirs = newest(workdir / kind), newest(reference / kind)
+        if ours.name != theirs.name:
+            found.append(f"{kind}: step {ours.name} instead of {theirs.name}")
+            continue
+        arrays, expected = load_arrays(ours), load_arrays(theirs)
+        if arrays.keys() != expected.keys():
+            found.append(f"{kind}: other arrays")
+            continue
+        found += [f"{kind}{name}" for name in arrays if arrays[name].tobytes() != expected[name].tobytes()]
+        if (ours / "extra" / "metadata").read_bytes() != (theirs / "extra" / "metadata").read_bytes():
+            found.append(f"{kind}: data position, window of metrics or fingerprints")
+
+    def rows(path: pathlib.Path) -> list[dict[str, float]]:
+        lines = (path / "metrics.jsonl").read_text().splitlines()
+        return [{n: v for n, v in json.loads(line).items() if not n.startswith("time/")} for line in lines]
+
+    if rows(workdir) != rows(reference):
+        found.append("metrics.jsonl")
+    return found
+
+
+def main() -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/quickstart.py")
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    random.seed(arguments.seed)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="interruptions-"))
+
+    reference, workdir = folder / "reference", folder / "interrupted"
+    finish(arguments.config, reference)  # compiles
+    shutil.rmtree(reference)
+    seconds = finish(arguments.config, reference)
+    first_step = [line for line in reference.with_suffix(".log").read_text().splitlines() if "first step" in line][-1]
+    start_up = float(first_step.split("done ")[1].split(" s")[0]) + 1.5  # imports come before the clock
+    training = max(seconds - start_up, 0.1)
+    print(f"uninterrupted: {seconds:.1f} s, of which {start_up:.1f} s until the first step\n")
+    print(f"{'kill':>4}  {'after':>7}  {'while':28}  {'checkpoints':>12}")
+
+    kills = []
+    while len(kills) < arguments.kills:
+        # Each start gets a share of the training that leaves some for those to come; some die while starting.
+        share = random.uniform(-0.1, 1.2) * training / arguments.kills
+        after = start_up + share if share > 0 else random.uniform(0.2, 1.0) * start_up
+        process = start(arguments.config, workdir)
+        moment = kill(process, workdir, after, while_writing=len(kills) % 2 == 1)
+        if moment is None:
+            sys.exit("the run ended before all kills were made; use a longer config or fewer kills")
+        kills.append({"after_seconds": round(after, 2), "while": moment, "checkpoints": steps_of(workdir)})
+        print(f"{len(kills):4}  {after:6.1f}s  {moment:28}  {kills[-1]['checkpoints']!s:>12}", flush=True)
+    finish(arguments.config, workdir)
+
+    found = differences(workdir, reference)
+    print("\n" + ("DIFFERENT: " + ", ".join(found) if found else "identical to the bit"))
+    result = {"config": arguments.config, "kills": kills, "uninterrupted_seconds": seconds, "differences": found}
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    shutil.rmtree(folder)
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+r"""A small ViT from scratch on CIFAR-10, on two CPU cores.
+
+    python -m vit_jax.main --config=configs/cifar10.py:data=/data/cifar10.zip --workdir=runs/cifar10
+
+Needs     CIFAR-10 as images, {train,test}/<class>/*.jpg, in a folder or a zip file. The path is absolute, relative to
+          here, or relative to $VIT_JAX_DATA
+Takes     TODO
+Reaches   TODO
+Leaves    the same as the quickstart
+
+It shows that the chain works on real images. It is no record: 50,000 images are few for a ViT from scratch (figure 4 of
+the paper), and half an hour on a CPU is short. For good CIFAR-10 numbers fine-tune a pre-trained model.
+"""
+
+from ml_collections import ConfigDict
+
+from vit_jax.config import base_config, parse_config_string
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """The resolved config. `argument`: "data=<folder or zip file>"."""
+    argument = parse_config_string(argument, data="cifar10_jpeg.zip")
+    config = base_config()
+
+    config.data.dataset = argument.data
+    config.data.eval_split = "test"
+    config.data.image_size = 32
+    config.data.crop_min_area = 0.5
+    config.data.expected_train_images = 50_000
+    config.data.how_to_prepare = (
+        "CIFAR-10 should lie as images in {train,test}/<class>/*.jpg, in a folder or a zip file; then\n"
+        "    python -m vit_jax.main --config=configs/cifar10.py:data=<folder or zip file> --workdir=runs/cifar10"
+    )
+
+    config.model.name = "ViT-Ti/4"  # 64 patches of 4x4 pixels
+    config.model.num_classes = 10
+    config.model.num_layers = 4
+    config.model.hidden_dim = 128
+    config.model.mlp_dim = 384
+    config.model.num_heads = 2
+    config.model.pool = "gap"
+
+    config.epochs = 8.0
+    config.batch_size = 128
+    config.label_smoothing = 0.1
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 200
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.clip_norm = 1.0
+
+    config.log_every_steps = 50
+    config.eval_every_steps = 782  # two epochs
+    config.eval_batch_size = 500
+    config.checkpoint.every_steps = 391
+    return config

@@ -1,0 +1,79 @@
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)  # tests choose how many of them a mesh has
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory):
+    """A cache of compiled programs that all the processes of this test session share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def run_main(compilation_cache):
+    """Runs `python -m vit_jax.main` as a user would; returns the finished process."""
+
+    def run(*arguments, check=False, timeout=300, **environment):
+        process = subprocess.run(
+            main_command(*arguments),
+            cwd=ROOT,
+            env=main_environment(compilation_cache, **environment),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check:
+            assert process.returncode == 0, process.stdout + process.stderr
+        return process
+
+    return run
+
+
+@pytest.fixture
+def start_main(compilation_cache):
+    """Starts `python -m vit_jax.main` in the background; ends it with the test."""
+    processes = []
+
+    def start(*arguments, **environment):
+        process = subprocess.Popen(
+            main_command(*arguments),
+            cwd=ROOT,
+            env=main_environment(compilation_cache, **environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def main_command(*arguments):
+    return [sys.executable, "-m", "vit_jax.main", *map(str, arguments)]
+
+
+def main_environment(cache, **extra):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+    return {**clean, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache), "PYTHONUNBUFFERED": "1", **extra}
+
+
+def data_file(name):
+    """A file of the data that some tests want: in $VIT_JAX_DATA, or in ../shared/data; skips the test without it."""
+    folder = pathlib.Path(os.environ.get("VIT_JAX_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / name).exists():
+        pytest.skip(f"{name} is not in {folder}; set VIT_JAX_DATA to where it is")
+    return folder / name

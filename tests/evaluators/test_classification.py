@@ -1,0 +1,43 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import partitioning
+from vit_jax.data.images import EvalTransform
+from vit_jax.data.pipeline import EvalBatches
+from vit_jax.evaluators.classification import ClassificationEvaluator
+from vit_jax.models import create_model
+from vit_jax.train_step import TrainState, make_loss, normalize_images
+
+
+class RandomSource:
+    name, split = "random", "test"
+    class_names = tuple(str(i) for i in range(4))
+
+    def __len__(self):
+        return 21
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng(index)
+        return {"image": rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), "label": int(rng.integers(4))}
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("batch_size", [8, 16, 32])
+def test_accuracy_and_loss_are_those_of_all_examples_counted_once(devices, batch_size):
+    mesh = partitioning.make_mesh(jax.devices()[:devices])
+    model = create_model("ViT-Ti/4", num_classes=4, num_layers=1, hidden_dim=16, mlp_dim=16, num_heads=2)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 4))
+    state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
+    batches = EvalBatches(RandomSource(), EvalTransform(8), partitioning.batch_sharding(mesh), batch_size=batch_size)
+    found = dict(ClassificationEvaluator(model, batches, make_loss("softmax"), mesh).run(state))
+
+    examples = [RandomSource()[i] for i in range(21)]
+    logits, _ = model.apply({"params": params}, normalize_images(np.stack([each["image"] for each in examples])))
+    labels = np.array([each["label"] for each in examples])
+    assert found["examples"] == 21
+    assert found["accuracy"] == pytest.approx(np.mean(np.argmax(logits, -1) == labels))
+    log_probabilities = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    assert found["loss"] == pytest.approx(float(-log_probabilities[np.arange(21), labels].mean()), rel=1e-5)

@@ -1,0 +1,174 @@
+import logging
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vit_jax import partitioning
+from vit_jax.checkpoints import Checkpoints, fingerprints
+from vit_jax.errors import UserError
+
+
+def tree(seed=0, devices=1):
+    sharding = partitioning.replicated(partitioning.make_mesh(jax.devices()[:devices]))
+    rng = np.random.default_rng(seed)
+    arrays = {
+        "params": {"kernel": rng.normal(size=(64, 33)).astype(np.float32), "bias": np.zeros(3, np.float32)},
+        "momentum": jnp.asarray(rng.normal(size=(64, 33)), jnp.bfloat16),
+        "step": np.int32(seed),
+    }
+    return jax.device_put(arrays, sharding)
+
+
+def assert_equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Checkpoints of steps 1, 2 and 3."""
+    with Checkpoints(tmp_path / "checkpoints", keep=3) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, tree(step), {"data": {"next_index": step}})
+    return tmp_path / "checkpoints"
+
+
+def files_of(directory, step):
+    return sorted(path for path in (directory / str(step)).rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def test_arrays_and_extra_data_come_back_to_the_bit(directory):
+    with Checkpoints(directory, keep=3) as checkpoints:
+        step, restored, extra = checkpoints.restore_latest(tree())
+    assert step == 3
+    assert extra == {"data": {"next_index": 3}}
+    assert_equal(restored, tree(3))
+    assert restored["momentum"].dtype == jnp.bfloat16
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (10, 20, 30):
+            checkpoints.save(step, tree(step))
+        checkpoints.wait()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["20", "30"]
+
+
+def test_state_may_be_donated_while_it_is_being_written(tmp_path):
+    state = jax.device_put({"x": jnp.zeros(1_000_000)}, partitioning.replicated(partitioning.make_mesh()))
+    step_fn = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    with Checkpoints(tmp_path, keep=10) as checkpoints:
+        for step in range(5):
+            checkpoints.save(step, state)
+            state = step_fn(step_fn(state))
+        checkpoints.wait()
+        _, restored, _ = checkpoints.restore_latest(state)
+    np.testing.assert_array_equal(restored["x"], 8.0)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    with Checkpoints(tmp_path / "none", keep=1) as checkpoints:
+        assert checkpoints.latest_step() is None
+        assert checkpoints.restore_latest(tree()) is None
+
+
+def test_every_truncated_file_is_noticed_and_the_checkpoint_before_is_used(directory, caplog):
+    names = [path.relative_to(directory / "3") for path in files_of(directory, 3)]
+    backup = {name: (directory / "3" / name).read_bytes() for name in names}
+    noticed = []
+    for name in names:
+        os.truncate(directory / "3" / name, len(backup[name]) // 2)
+        caplog.clear()
+        with Checkpoints(directory, keep=3) as checkpoints, caplog.at_level(logging.WARNING):
+            step, restored, _ = checkpoints.restore_latest(tree())
+        assert_equal(restored, tree(step))  # never anything but a whole one
+        assert step in (2, 3)  # some files only speed up reading or describe
+        aside = directory / "damaged-3"
+        if step == 2:
+            noticed.append(name)
+            assert "checkpoint of step 3 is damaged" in caplog.text
+            aside.rename(directory / "3")
+        (directory / "3" / name).write_bytes(backup[name])
+    largest = max(names, key=lambda name: len(backup[name]))
+    assert largest in noticed
+    with Checkpoints(directory, keep=3) as checkpoints:
+        assert checkpoints.restore_latest(tree())[0] == 3
+
+
+def test_a_single_flipped_bit_is_noticed(directory):
+    largest = max(files_of(directory, 3), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with Checkpoints(directory, keep=3) as checkpoints:
+        step, restored, _ = checkpoints.restore_latest(tree())
+    assert step == 2
+    assert_equal(restored, tree(2))
+
+
+def test_half_written_checkpoint_is_not_seen_and_cleared_away(directory):
+    # What a kill in the middle of a write leaves: the folder under its temporary name.
+    (directory / "3").rename(directory / "4.orbax-checkpoint-tmp-0")
+    with Checkpoints(directory, keep=3) as checkpoints:
+        assert checkpoints.restore_latest(tree())[0] == 2
+    assert not list(directory.glob("*tmp*"))
+
+
+def test_step_can_be_saved_again_after_its_damaged_checkpoint_was_set_aside(directory):
+    for path in files_of(directory, 3):
+        os.truncate(path, 1)
+    with Checkpoints(directory, keep=3) as checkpoints:
+        assert checkpoints.restore_latest(tree())[0] == 2
+        checkpoints.save(3, tree(30))
+        checkpoints.wait()
+        step, restored, _ = checkpoints.restore_latest(tree())
+    assert step == 3
+    assert_equal(restored, tree(30))
+    assert (directory / "damaged-3").is_dir()
+
+
+def test_nothing_but_damaged_checkpoints_is_an_error_not_a_fresh_start(directory):
+    for step in (1, 2, 3):
+        for path in files_of(directory, step):
+            os.truncate(path, 1)
+    with Checkpoints(directory, keep=3) as checkpoints, pytest.raises(UserError, match="all checkpoints in"):
+        checkpoints.restore_latest(tree())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda like: like | {"new": like["step"]},
+        lambda like: {name: value for name, value in like.items() if name != "momentum"},
+        lambda like: like | {"momentum": jax.ShapeDtypeStruct((5, 5), jnp.bfloat16)},
+    ],
+)
+def test_checkpoint_of_another_model_is_refused_and_kept(directory, change):
+    with Checkpoints(directory, keep=3) as checkpoints, pytest.raises(UserError, match="of another model"):
+        checkpoints.restore_latest(change(tree()))
+    assert (directory / "3").is_dir()
+
+
+def test_fingerprints_do_not_depend_on_sharding_and_notice_swaps():
+    mesh = partitioning.make_mesh()
+    array = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
+    whole = jax.device_put({"x": array}, partitioning.replicated(mesh))
+    split = jax.device_put({"x": array}, NamedSharding(mesh, PartitionSpec("data")))
+    assert fingerprints(whole) == fingerprints(split)
+    swapped = array[[1, 0, *range(2, 16)]]
+    assert fingerprints({"x": jnp.asarray(swapped)}) != fingerprints(whole)
+
+
+def test_write_that_fails_says_which_checkpoint_is_the_last_whole_one(directory: pathlib.Path):
+    with Checkpoints(directory, keep=3) as checkpoints:
+        checkpoints.wait()
+        (directory / "4.orbax-checkpoint-tmp").write_text("in the way")
+        directory.rename(directory.with_name("moved"))
+        directory.write_text("a file where the folder was")
+        with pytest.raises(UserError, match="could not write a checkpoint"):
+            checkpoints.save(4, tree(4))
+            checkpoints.wait()

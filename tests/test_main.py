@@ -1,0 +1,295 @@
+"""The command as users meet it: what it leaves behind, how it ends, what it says to mistakes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks.interruptions import differences, steps_of
+from tests.conftest import ROOT, main_command, main_environment
+from tests.data.test_sources import write_image
+
+TINY = "--config=tests/configs/tiny.py"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, compilation_cache):
+    """A finished run of 400 steps."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    command = main_command(f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}")
+    process = subprocess.run(
+        command, cwd=ROOT, env=main_environment(compilation_cache), capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return workdir, process.stdout
+
+
+def wait_until(condition, process, seconds=120):
+    deadline = time.time() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.time() < deadline
+        time.sleep(0.01)
+
+
+def test_run_leaves_table_curves_checkpoints_metrics_and_records(finished):
+    workdir, output = finished
+    assert "test/accuracy" in output
+    assert "images/s" in output
+    assert "ETA" in output
+    assert (workdir / "summary.md").read_text().strip() in output
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert steps_of(workdir) == [360, 400]
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["test/examples"] == 360
+    assert summary["test/best_accuracy"] >= summary["test/accuracy"] > 0.2
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["model"]["hidden_dim"] == 16
+    (start,) = [json.loads(line) for line in (workdir / "starts.jsonl").read_text().splitlines()]
+    assert start["packages"]["jax"]
+    assert "vit_jax.main" in start["command"]
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(3, 400, 3))
+    assert [row["step"] for row in rows if "test/accuracy" in row] == [80, 160, 240, 320, 400]
+    assert list((workdir / "tensorboard").iterdir())
+
+
+def test_same_seed_gives_the_same_run(finished, tmp_path, run_main):
+    run_main(f"{TINY}:steps=400,checkpoint=40", f"--workdir={tmp_path / 'run'}", check=True)
+    assert differences(tmp_path / "run", finished[0]) == []
+
+
+def test_other_seed_gives_another_run(finished, tmp_path, run_main):
+    run_main(f"{TINY}:steps=400,checkpoint=40", f"--workdir={tmp_path / 'run'}", "--config.seed=1", check=True)
+    assert "metrics.jsonl" in differences(tmp_path / "run", finished[0])
+
+
+def test_finished_run_started_again_only_reports(finished, tmp_path, run_main):
+    shutil.copytree(finished[0], tmp_path / "run")
+    process = run_main(f"{TINY}:steps=400,checkpoint=40", f"--workdir={tmp_path / 'run'}", check=True)
+    assert "resumed from the checkpoint of step 400" in process.stdout
+    assert differences(tmp_path / "run", finished[0]) == []
+
+
+def test_runs_killed_at_random_moments_end_as_if_nothing_had_happened(tmp_path, compilation_cache):
+    output = tmp_path / "result.json"
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.interruptions", "--config=tests/configs/tiny.py:steps=1500,checkpoint=50",
+         "--kills=3", f"--output={output}"],
+        cwd=ROOT, env=main_environment(compilation_cache), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
+    result = json.loads(output.read_text())
+    assert result["differences"] == []
+    assert len(result["kills"]) == 3
+    assert any(kill["while"] == "writing a checkpoint" for kill in result["kills"])
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_ends_within_ten_seconds_and_resumes_exactly(
+    signum, status, finished, tmp_path, start_main, run_main
+):
+    workdir = tmp_path / "run"
+    arguments = (f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}")
+    process = start_main(*arguments)
+    wait_until(lambda: (workdir / "metrics.jsonl").exists() and (workdir / "metrics.jsonl").read_text(), process)
+    process.send_signal(signum)
+    begin = time.time()
+    output, _ = process.communicate(timeout=10)
+    assert time.time() - begin < 10
+    assert process.returncode == status, output
+    assert "is saved, run the same command to go on" in output
+    assert 0 < max(steps_of(workdir)) < 400
+    run_main(*arguments, check=True)
+    assert differences(workdir, finished[0]) == []
+
+
+def test_damaged_newest_checkpoint_is_passed_over_with_a_warning(finished, tmp_path, run_main):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    largest = max((workdir / "checkpoints" / "400").rglob("*"), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    process = run_main(f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}", check=True)
+    assert "checkpoint of step 400 is damaged" in process.stdout
+    assert "resumed from the checkpoint of step 360" in process.stdout
+    shutil.rmtree(workdir / "checkpoints" / "damaged-400")
+    assert differences(workdir, finished[0]) == []
+
+
+def test_training_imports_neither_tensorflow_nor_torch(tmp_path, compilation_cache):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['main', '{TINY}:steps=2', '--workdir={tmp_path / 'run'}']\n"
+        "try:\n    runpy.run_module('vit_jax.main', run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "roots = {name.split('.')[0] for name in sys.modules}\n"
+        "assert 'jax' in roots\n"
+        "assert not roots & {'tensorflow', 'torch'}, roots\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=main_environment(compilation_cache),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert steps_of(tmp_path / "run") == [2]
+
+
+def test_models_need_jax_and_flax_alone():
+    others = "{'grain', 'orbax', 'cv2', 'simplejpeg', 'sklearn', 'matplotlib', 'ml_collections', 'clu', 'absl'}"
+
+    def imported(modules):
+        code = f"import sys, {modules}; print(sorted({{name.split('.')[0] for name in sys.modules}} & {others}))"
+        return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    ours = "vit_jax.models, vit_jax.train_step, vit_jax.optimizers, vit_jax.partitioning"
+    assert imported(ours) == imported("jax, flax.linen, optax")
+
+
+def test_dry_run_shows_everything_and_makes_nothing(tmp_path, run_main):
+    process = run_main("--config=configs/vit_l16_i21k.py", "--dry_run", check=True, VIT_JAX_DATA=str(tmp_path))
+    for part in (
+        "weight_decay: 0.03",  # resolved config
+        "Transformer/encoderblock_23/MlpBlock_3/Dense_1/kernel",  # parameters
+        "head left out 304,351,232",
+        "no reading of L/16 reaches",
+        "weight decay touches",  # decay mask
+        "1.000e-03",  # schedule
+        "training  ",  # what would be trained
+        "image-net.org",  # how to prepare the data
+    ):
+        assert part in process.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data_set_says_how_to_prepare_it(tmp_path, run_main):
+    process = run_main("--config=configs/vit_l16_i21k.py", f"--workdir={tmp_path / 'run'}", VIT_JAX_DATA=str(tmp_path))
+    assert process.returncode == 1
+    assert "tar -xf" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            [TINY, "--config.optimizer.learning_rat=1"],
+            "unknown config field 'learning_rat'. Did you mean 'learning_rate'?",
+        ),
+        ([TINY, "--config.optimiser.name=sgd"], "unknown config field 'optimiser'. Did you mean 'optimizer'?"),
+        ([TINY, "--config.batch_size=many"], "batch_size=many"),
+        ([TINY, "--config.model.name=ViT-Ti4"], "Did you mean 'ViT-Ti/14'"),
+        ([TINY, "--config.optimizer.name=sdg"], "Did you mean 'sgd'"),
+        ([TINY, "--config.batch_size=15", "--config.accumulation_steps=2"], "15 is not divisible by 2"),
+        ([TINY, "--config.data.image_size=10"], "10x10 is not divisible by the patch size 4"),
+        ([f"{TINY}:stesp=3"], "Did you mean 'steps'"),
+        (["--config=configs/quickstrat.py"], "quickstrat.py"),
+        ([], "--config is missing"),
+        ([TINY, "--workdri=x"], "workdir"),
+        ([TINY, "steps=3"], "unexpected argument 'steps=3'"),
+    ],
+)
+def test_mistake_is_one_message_and_status_not_zero(arguments, message, tmp_path, run_main):
+    process = run_main(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert process.returncode != 0
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_workdir_of_another_config_is_refused_and_left_as_it_was(finished, tmp_path, run_main):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    arguments = (f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}", "--config.optimizer.learning_rate=0.5")
+    process = run_main(*arguments)
+    assert process.returncode == 1
+    assert "optimizer.learning_rate: 0.001 -> 0.5" in process.stderr
+    assert "--allow_config_change" in process.stderr
+    assert differences(workdir, finished[0]) == []
+    run_main(*arguments, "--allow_config_change", check=True)
+
+
+def test_nan_loss_stops_the_run_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path, run_main):
+    workdir = tmp_path / "run"
+    process = run_main(
+        f"{TINY}:steps=40,checkpoint=1", f"--workdir={workdir}", "--config.optimizer.learning_rate=1e38",
+        "--config.optimizer.warmup_steps=20", "--config.eval_every_steps=100",
+    )  # fmt: skip
+    assert process.returncode == 1
+    assert " at step " in process.stderr
+    assert "Traceback" not in process.stderr
+    bad_step = int(process.stderr.split(" at step ")[1].split(".")[0])
+    assert max(steps_of(workdir)) == bad_step - 1
+    assert f"last good checkpoint is that of step {bad_step - 1}" in process.stderr
+
+
+def test_truncated_image_is_named_and_the_mended_run_ends_as_if_nothing_had_happened(tmp_path, run_main):
+    data = tmp_path / "data"
+    for split in ("train", "test"):
+        for label, name in enumerate(("cat", "dog")):
+            for number in range(40):
+                write_image(data / split / name / f"{number}.jpg", 60 * label + number)
+    arguments = (f"{TINY}:steps=20,checkpoint=2,data={data}",)
+    run_main(*arguments, f"--workdir={tmp_path / 'whole'}", check=True)
+
+    broken = data / "train" / "dog" / "7.jpg"
+    content = broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2])
+    process = run_main(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert process.returncode == 1
+    assert "'train/dog/7.jpg'" in process.stderr
+    assert "Traceback" not in process.stderr
+    broken.write_bytes(content)
+    run_main(*arguments, f"--workdir={tmp_path / 'run'}", check=True)
+    assert differences(tmp_path / "run", tmp_path / "whole") == []
+
+
+def mounted(script, **environment):
+    """Runs a bash script where it may mount file systems, in a namespace of its own; skips if that is forbidden."""
+    command = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-ec"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*command, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("mount namespaces are not permitted here")
+    return subprocess.run(
+        [*command, script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_read_only_workdir_is_refused(tmp_path, compilation_cache):
+    command = " ".join(main_command(f"{TINY}:steps=4", f"--workdir={tmp_path}/run"))
+    process = mounted(f"mount -t tmpfs -o ro tmpfs {tmp_path}; {command}", **main_environment(compilation_cache))
+    assert process.returncode == 1
+    assert "cannot write to the workdir" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_full_disk_ends_the_run_with_the_last_checkpoint_whole_and_free_space_lets_it_go_on(
+    finished, tmp_path, compilation_cache
+):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    arguments = (f"{TINY}:steps=400,checkpoint=40", f"--workdir={disk}/run")
+    command = " ".join(main_command(*arguments))
+    script = f"""
+        mount -t tmpfs -o size=3m tmpfs {disk}
+        head -c 2700k /dev/zero > {disk}/ballast
+        status=0; {command} > {tmp_path}/first.log 2>&1 || status=$?
+        echo "first $status"
+        rm {disk}/ballast
+        {command} > {tmp_path}/second.log 2>&1
+        cp -r {disk}/run {tmp_path}/run
+    """
+    process = mounted(script, **main_environment(compilation_cache))
+    log = (tmp_path / "first.log").read_text()
+    assert process.stdout.strip() == "first 1", log + process.stderr
+    assert process.returncode == 0, (tmp_path / "second.log").read_text()
+    assert "No space left on device" in log
+    assert "last whole checkpoint" in log
+    assert "Traceback" not in log
+    assert differences(tmp_path / "run", finished[0]) == []

@@ -1,0 +1,124 @@
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from vit_jax import metrics
+from vit_jax.metrics import MetricWriter, NonFiniteError, Progress, StepMetrics, Throughput
+
+
+def collect(every_steps=2, **options):
+    rows = []
+    return rows, StepMetrics(every_steps, lambda step, values: rows.append((step, values)), **options)
+
+
+def push(step_metrics, step, loss):
+    step_metrics.push(step, {"loss": jnp.float32(loss)})
+
+
+def test_windows_average_their_steps():
+    rows, step_metrics = collect(every_steps=3)
+    for step in range(1, 8):
+        push(step_metrics, step, step)
+    step_metrics.drain()
+    assert rows == [(3, {"loss": 2.0}), (6, {"loss": 5.0})]
+
+
+def test_steps_are_read_only_after_further_ones_were_dispatched():
+    rows, step_metrics = collect(every_steps=1, lag=3)
+    for step in range(1, 4):
+        push(step_metrics, step, step)
+    assert rows == []
+    push(step_metrics, 4, 4)
+    assert rows == [(1, {"loss": 1.0})]
+
+
+def test_unfinished_window_goes_on_after_a_restart():
+    rows, step_metrics = collect(every_steps=4)
+    for step in range(1, 4):
+        push(step_metrics, step, 0.1 * step)
+    step_metrics.drain()
+    state = json.loads(json.dumps(step_metrics.get_state()))
+    resumed_rows, resumed = collect(every_steps=4, state=state)
+    for each in (step_metrics, resumed):
+        push(each, 4, 0.7)
+        each.drain()
+    assert resumed_rows == rows
+    assert len(rows) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_value_that_is_not_finite_is_an_error_that_names_the_step(value):
+    _, step_metrics = collect()
+    push(step_metrics, 6, 1.0)
+    push(step_metrics, 7, value)
+    with pytest.raises(NonFiniteError, match=r"loss is (nan|inf) at step 7") as error:
+        step_metrics.drain()
+    assert error.value.step == 7
+
+
+def test_rows_that_will_be_made_again_are_dropped_on_resume(tmp_path):
+    with MetricWriter(tmp_path, step=0, eval_split="test") as writer:
+        for step in (50, 100, 150):
+            writer.write(step, {"train/loss": 1.0 / step})
+        writer.write(100, {"test/accuracy": 0.5})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 200, "train/lo')  # cut off by a kill
+    with MetricWriter(tmp_path, step=100, eval_split="test") as writer:
+        writer.write(150, {"train/loss": 7.0})
+    rows = metrics.read_jsonl(tmp_path / "metrics.jsonl")
+    assert rows == [
+        {"step": 50, "train/loss": 1 / 50},
+        {"step": 100, "train/loss": 1 / 100},
+        {"step": 150, "train/loss": 7.0},
+    ]
+
+
+def test_tensorboard_gets_every_value(tmp_path):
+    with MetricWriter(tmp_path, step=0) as writer:
+        writer.write(3, {"train/loss": 0.25})
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"train/loss" in events.read_bytes()
+
+
+def test_reading_no_metrics_is_empty(tmp_path):
+    assert metrics.read_jsonl(tmp_path / "metrics.jsonl") == []
+
+
+def test_throughput_counts_images_between_marks_and_leaves_pauses_out(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    throughput = Throughput(batch_size=10, num_cores=2)
+    now[0] = 5.0
+    throughput.restart(4)  # compilation
+    now[0] = 7.0
+    assert throughput.mark(8) == {
+        "time/images_per_second": 20.0,
+        "time/images_per_second_per_core": 10.0,
+        "time/step_seconds": 0.5,
+    }
+    assert throughput.mark(8) == {}
+
+
+def test_row_shows_progress_speed_and_time_left():
+    row = metrics.format_row(
+        50, 200, {"train/loss": 1.5, "time/images_per_second": 640.0, "time/images_per_second_per_core": 320.0,
+                  "time/step_seconds": 0.2}
+    )  # fmt: skip
+    assert row == "step  50/200  25%  loss 1.5  640 images/s (320/core)  ETA 0:00:30"
+
+
+def test_progress_yields_all_items_again_and_again_and_stops_when_told(caplog):
+    stop = []
+
+    def before_each():
+        if stop:
+            raise KeyboardInterrupt
+
+    progress = Progress([1, 2, 3], "counting", every_seconds=0, before_each=before_each)
+    with caplog.at_level("INFO"):
+        assert list(progress) == list(progress) == [1, 2, 3]
+    assert "counting: 1/3" in caplog.text
+    stop.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        list(progress)

@@ -1,0 +1,106 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vit_jax import optimizers
+from vit_jax.errors import UserError
+
+PARAMS = {
+    "cls": jnp.ones((1, 1, 4)),
+    "Transformer": {
+        "posembed_input": {"pos_embedding": jnp.ones((1, 5, 4))},
+        "encoder_norm": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+    },
+    "head": {"kernel": jnp.full((4, 2), 2.0), "bias": jnp.ones(2)},
+}
+
+
+def test_linear_schedule_warms_up_and_falls_to_its_end():
+    schedule = optimizers.make_schedule(
+        "linear", learning_rate=1e-3, num_steps=110, warmup_steps=10, end_learning_rate=1e-5
+    )
+    steps = [0, 5, 10, 60, 110]
+    np.testing.assert_allclose([schedule(s) for s in steps], [0, 5e-4, 1e-3, (1e-3 + 1e-5) / 2, 1e-5], rtol=1e-6)
+
+
+def test_cosine_schedule_follows_half_a_cosine():
+    schedule = optimizers.make_schedule("cosine", learning_rate=3e-3, num_steps=110, warmup_steps=10)
+    steps = np.array([10, 35, 60, 110])
+    expected = 3e-3 * 0.5 * (1 + np.cos(np.pi * (steps - 10) / 100))
+    np.testing.assert_allclose([schedule(s) for s in steps], expected, rtol=1e-5, atol=1e-10)
+
+
+def test_constant_schedule_without_warmup():
+    schedule = optimizers.make_schedule("constant", learning_rate=0.1, num_steps=10)
+    np.testing.assert_allclose([schedule(0), schedule(9)], 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup_steps", "message"),
+    [("linaer", 0, "Did you mean 'linear'"), ("linear", 10, "warmup_steps 10 must be less than the run's 10 steps")],
+)
+def test_wrong_schedules_are_refused(name, warmup_steps, message):
+    with pytest.raises(UserError, match=message):
+        optimizers.make_schedule(name, learning_rate=0.1, num_steps=10, warmup_steps=warmup_steps)
+
+
+def test_only_kernels_decay():
+    assert optimizers.decay_mask(PARAMS) == {
+        "cls": False,
+        "Transformer": {
+            "posembed_input": {"pos_embedding": False},
+            "encoder_norm": {"scale": False, "bias": False},
+        },
+        "head": {"kernel": True, "bias": False},
+    }
+
+
+def update(optimizer, grads):
+    updates, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
+    return optax.apply_updates(PARAMS, updates)
+
+
+def test_adamw_decay_is_decoupled_and_multiplied_by_the_learning_rate():
+    grads = optax.tree.zeros_like(PARAMS)
+    new = update(optimizers.make_optimizer("adamw", lambda _: 0.01, weight_decay=0.1), grads)
+    np.testing.assert_allclose(new["head"]["kernel"], 2.0 * (1 - 0.01 * 0.1), rtol=1e-6)
+    np.testing.assert_array_equal(new["cls"], PARAMS["cls"])
+
+
+def test_first_adamw_step_moves_by_the_learning_rate():
+    grads = optax.tree.full_like(PARAMS, 0.5)
+    new = update(optimizers.make_optimizer("adamw", lambda _: 0.01), grads)
+    np.testing.assert_allclose(new["cls"], 1 - 0.01, rtol=1e-5)
+
+
+def test_sgd_keeps_momentum_in_the_dtype_asked_for():
+    optimizer = optimizers.make_optimizer("sgd", lambda _: 0.1, momentum_dtype="bfloat16")
+    state = optimizer.init(PARAMS)
+    grads = optax.tree.ones_like(PARAMS)
+    total = 0.0
+    for expected_momentum in (1.0, 1.9, 2.71):
+        updates, state = optimizer.update(grads, state, PARAMS)
+        np.testing.assert_allclose(updates["cls"], -0.1 * expected_momentum, rtol=1e-2)
+        total += 1
+    dtypes = {leaf.dtype for leaf in optax.tree.get(state, "trace")["head"].values()}
+    assert dtypes == {jnp.dtype("bfloat16")}
+
+
+def test_sgd_decay_adds_to_the_gradient():
+    grads = optax.tree.zeros_like(PARAMS)
+    new = update(optimizers.make_optimizer("sgd", lambda _: 0.1, weight_decay=0.01), grads)
+    np.testing.assert_allclose(new["head"]["kernel"], 2.0 - 0.1 * 0.01 * 2.0, rtol=1e-6)
+    np.testing.assert_array_equal(new["head"]["bias"], 1.0)
+
+
+def test_clipping_scales_to_the_global_norm():
+    grads = optax.tree.full_like(PARAMS, 3.0)
+    new = update(optimizers.make_optimizer("sgd", lambda _: 1.0, momentum=0.0, clip_norm=1.0), grads)
+    moved = optax.tree.norm(optax.tree.sub(new, PARAMS))
+    np.testing.assert_allclose(moved, 1.0, rtol=1e-5)
+
+
+def test_unknown_optimizer_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="Did you mean 'adamw'"):
+        optimizers.make_optimizer("adam", lambda _: 0.1)

@@ -1,0 +1,157 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import optimizers, partitioning
+from vit_jax.errors import UserError
+from vit_jax.models import create_model
+from vit_jax.train_step import init_train_state, make_loss, make_train_step, normalize_images
+
+BATCH = 16
+
+
+def setup(*, devices=1, accumulation_steps=1, dropout_rate=0.0, learning_rate=1e-3, clip_norm=1.0, **model):
+    mesh = partitioning.make_mesh(jax.devices()[:devices])
+    model = create_model(
+        "ViT-Ti/4",
+        num_classes=10,
+        **{"num_layers": 2, "hidden_dim": 32, "mlp_dim": 64, "num_heads": 2, "dropout_rate": dropout_rate, **model},
+    )
+    schedule = optimizers.make_schedule("cosine", learning_rate=learning_rate, num_steps=40, warmup_steps=5)
+    optimizer = optimizers.make_optimizer("adamw", schedule, weight_decay=0.1, clip_norm=clip_norm)
+    state = init_train_state(model, optimizer, mesh, image_size=8, seed=3)
+    step = make_train_step(
+        model, optimizer, schedule, make_loss("softmax", 0.1), mesh, accumulation_steps=accumulation_steps
+    )
+    return mesh, state, step
+
+
+def batches(mesh, count, seed=0):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        batch = {
+            "image": rng.integers(0, 256, (BATCH, 8, 8, 3), dtype=np.uint8),
+            "label": rng.integers(0, 10, (BATCH,), dtype=np.int32),
+        }
+        yield partitioning.global_batch(batch, partitioning.batch_sharding(mesh))
+
+
+def run(count=20, **options):
+    mesh, state, step = setup(**options)
+    metrics = []
+    for batch in batches(mesh, count):
+        state, values = step(state, batch)
+        metrics.append(values)
+    return state, {name: np.array([float(each[name]) for each in metrics]) for name in metrics[0]}
+
+
+def relative_distance(tree, other):
+    flat, other_flat = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(each)]) for each in (tree, other))
+    return np.linalg.norm(flat - other_flat) / np.linalg.norm(other_flat)
+
+
+def test_training_lowers_the_loss_on_one_batch():
+    mesh, state, step = setup()
+    batch = next(batches(mesh, 1))
+    losses = []
+    for _ in range(30):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.1])
+def test_eight_devices_equal_one_over_twenty_steps(dropout_rate):
+    state_1, metrics_1 = run(devices=1, dropout_rate=dropout_rate)
+    state_8, metrics_8 = run(devices=8, dropout_rate=dropout_rate)
+    np.testing.assert_allclose(metrics_8["loss"], metrics_1["loss"], rtol=1e-5)
+    assert relative_distance(state_8.params, state_1.params) < 1e-5
+
+
+def test_same_seed_gives_identical_metrics_and_parameters():
+    state, metrics = run(dropout_rate=0.1)
+    again, metrics_again = run(dropout_rate=0.1)
+    for name in metrics:
+        np.testing.assert_array_equal(metrics[name], metrics_again[name])
+    jax.tree.map(np.testing.assert_array_equal, state.params, again.params)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_accumulation_over_four_parts_equals_the_whole_batch(devices):
+    # SGD without clipping: the update is linear in the gradient, so that equal parameters mean equal gradients.
+    def updated(accumulation_steps):
+        mesh = partitioning.make_mesh(jax.devices()[:devices])
+        model = create_model("ViT-Ti/4", num_classes=10, num_layers=2, hidden_dim=32, mlp_dim=64, num_heads=2)
+        optimizer = optimizers.make_optimizer("sgd", lambda _: 0.1)
+        state = init_train_state(model, optimizer, mesh, image_size=8, seed=3)
+        step = make_train_step(
+            model, optimizer, lambda _: 0.1, make_loss("softmax"), mesh, accumulation_steps=accumulation_steps
+        )
+        losses = []
+        for batch in batches(mesh, 3):
+            state, metrics = step(state, batch)
+            losses.append(float(metrics["loss"]))
+        return state, losses
+
+    whole, whole_losses = updated(1)
+    parts, parts_losses = updated(4)
+    np.testing.assert_allclose(parts_losses, whole_losses, rtol=1e-6)
+    assert relative_distance(parts.params, whole.params) < 1e-6
+    assert relative_distance(parts.opt_state, whole.opt_state) < 1e-6
+
+
+def test_accumulation_draws_other_dropout_masks_for_each_part():
+    mesh, state, step = setup(accumulation_steps=2, dropout_rate=0.5)
+    half = next(batches(mesh, 1))
+    twice = {name: jnp.repeat(array[: BATCH // 2], 2, axis=0) for name, array in half.items()}
+    # Parts take every second example, so that both see the same images; equal masks would give the loss of one part.
+    _, metrics = step(state, twice)
+    mesh, state, step = setup(accumulation_steps=1, dropout_rate=0.5)
+    _, whole = step(state, twice)
+    assert np.isfinite(float(metrics["loss"]))
+    assert float(metrics["grad_norm"]) != float(whole["grad_norm"])
+
+
+def test_state_is_donated():
+    mesh, state, step = setup()
+    before = state.params["head"]["kernel"]
+    step(state, next(batches(mesh, 1)))
+    assert before.is_deleted()
+
+
+def test_step_reports_the_learning_rate_it_used_and_the_norm_before_clipping():
+    _, metrics = run(count=8, clip_norm=1e-3)
+    schedule = optimizers.make_schedule("cosine", learning_rate=1e-3, num_steps=40, warmup_steps=5)
+    np.testing.assert_allclose(metrics["learning_rate"], [float(schedule(step)) for step in range(8)], rtol=1e-6)
+    assert metrics["learning_rate"][0] == 0
+    assert (metrics["grad_norm"] > 0.1).all()
+
+
+def test_images_are_normalised_to_minus_one_to_one():
+    values = normalize_images(jnp.array([0, 127, 128, 255], jnp.uint8))
+    np.testing.assert_allclose(values, [-1, -1 / 255, 1 / 255, 1], atol=1e-7)
+
+
+def test_softmax_loss_of_uniform_logits_is_log_of_classes():
+    losses = make_loss("softmax")(jnp.zeros((2, 7)), jnp.array([0, 6]))
+    np.testing.assert_allclose(losses, np.log(7), rtol=1e-6)
+
+
+def test_softmax_loss_with_smoothing_matches_the_closed_form():
+    logits = np.array([[2.0, -1.0, 0.5]], np.float32)
+    log_probabilities = logits - np.log(np.exp(logits).sum())
+    targets = np.array([[0.1 / 3, 0.9 + 0.1 / 3, 0.1 / 3]])
+    loss = make_loss("softmax", 0.1)(jnp.asarray(logits), jnp.array([1]))
+    np.testing.assert_allclose(loss, -(targets * log_probabilities).sum(-1), rtol=1e-6)
+
+
+def test_sigmoid_loss_sums_over_classes():
+    logits = np.array([[2.0, -1.0, 0.5]], np.float32)
+    expected = np.log1p(np.exp(logits)).sum() - logits[0, 1]
+    np.testing.assert_allclose(make_loss("sigmoid")(jnp.asarray(logits), jnp.array([1])), [expected], rtol=1e-6)
+
+
+def test_unknown_loss_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="Did you mean 'softmax'"):
+        make_loss("sofmax")
