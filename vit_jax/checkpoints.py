@@ -4,9 +4,13 @@ Orbax writes into a temporary folder and renames it when all is there. On top, e
 every array, so that a file damaged later is noticed too; then the one before is used.
 """
 
+import errno
 import logging
+import os
 import pathlib
 import re
+import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +23,8 @@ from vit_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 PyTree = Any
+
+_SPACE_FOR_SMALL_FILES = 1_000_000  # metadata, in bytes; generous
 
 
 @jax.jit
@@ -99,7 +105,13 @@ class Checkpoints:
             return
         contents = {"arrays": _describe(tree, fingerprints(tree)), **(extra or {})}
         args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), extra=ocp.args.JsonSave(contents))
-        self._guard(lambda: self._manager.save(step, args=args))
+
+        def write() -> None:
+            # Asked first, because a write that fails half-way leaves a mess of tracebacks from other threads.
+            self._check_space(tree)
+            self._manager.save(step, args=args)
+
+        self._guard(write)
 
     def wait(self) -> None:
         """Returns when all is on disk.
@@ -183,17 +195,20 @@ class Checkpoints:
         self._manager.reload()
         return aside
 
-    def _guard(self, write) -> None:
+    def _check_space(self, tree: PyTree) -> None:
+        needed = int(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree))) + _SPACE_FOR_SMALL_FILES
+        free = shutil.disk_usage(self._directory).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed:,} bytes needed, {free:,} free")
+
+    def _guard(self, write: Callable[[], object]) -> None:
         try:
             write()
         except Exception as error:  # any failure to write ends the run with the same advice
             reason = re.sub(r"\s+", " ", str(error))[:500]
+            steps = sorted(int(path.name) for path in self._directory.glob("[0-9]*") if path.name.isdigit())
             raise UserError(
                 f"could not write a checkpoint to {self._directory}: {reason}\n"
-                f"The last whole checkpoint is that of step {self._last_whole_step()}. Free some space (or mend the "
-                "disk) and run the same command again to go on from there."
+                f"Whole checkpoints there: {', '.join(map(str, steps)) or 'none'}. Free some space (or mend the disk) "
+                "and run the same command again; it goes on from the newest one."
             ) from error
-
-    def _last_whole_step(self) -> int | None:
-        steps = [int(path.name) for path in self._directory.glob("[0-9]*") if path.name.isdigit()]
-        return max(steps, default=None)

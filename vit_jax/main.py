@@ -78,11 +78,23 @@ def _set_up_logging() -> None:
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout, force=True
     )
     logging.getLogger("vit_jax").setLevel(logging.INFO)
-    absl_logging.set_verbosity(absl_logging.WARNING)
+    # Orbax logs tracebacks of its threads through absl; what matters in them reaches us as errors.
+    absl_logging.set_verbosity(absl_logging.FATAL)
 
 
-def main(_: list[str]) -> int:
-    """The command; returns its exit status."""
+def main(_: list[str]) -> None:
+    """The command."""
+    status = _main()
+    if status:
+        # All that can be saved is on disk. Threads of libraries may still wait for what will not come, or print
+        # tracebacks because they cannot flush to a full disk.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _main() -> int:
+    """Does what the flags say; returns the exit status."""
     _set_up_logging()
     _use_compilation_cache()
     try:

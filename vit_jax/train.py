@@ -161,7 +161,8 @@ def train(config: ConfigDict, path: pathlib.Path, *, allow_config_change: bool =
         except (UserError, Stopped) as error:  # nothing is wrong with the state
             save()
             checkpoints.wait()
-            logger.info("%s; the state of step %d is saved, run the same command to go on", error, step)
+            reason = f"{error}: " if isinstance(error, Stopped) else ""
+            logger.info("%sthe state of step %d is saved; run the same command to go on", reason, step)
             raise
 
         checkpoints.wait()
