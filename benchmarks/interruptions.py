@@ -44,33 +44,32 @@ def steps_of(workdir: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
 
-def is_writing(workdir: pathlib.Path) -> bool:
-    """Whether a checkpoint is just being written."""
-    return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
+def unfinished(workdir: pathlib.Path) -> set[str]:
+    """Temporary folders of checkpoints: being written, or left by a kill."""
+    return {path.name for path in (workdir / "checkpoints").glob("*tmp*")}
 
 
 def kill(process: subprocess.Popen, workdir: pathlib.Path, seconds: float, *, while_writing: bool) -> str | None:
     """Kills the process after some seconds, and then at the next checkpoint write if asked for.
 
     Returns:
-      The moment of the kill in words; None if the process ended before.
+      The moment of the kill in words, from what it left behind; None if the process ended before.
     """
+    left_before = unfinished(workdir)  # by an earlier kill; a start clears them away
     begin = time.time()
     while time.time() - begin < seconds:
         if process.poll() is not None:
             return None
         time.sleep(0.005)
-    moment = "training" if steps_of(workdir) else "before the first checkpoint"
-    if while_writing:
-        while not is_writing(workdir):
-            if process.poll() is not None:
-                return None
-        time.sleep(random.uniform(0, 0.02))
-    if is_writing(workdir):
-        moment = "writing a checkpoint"
+    while while_writing and not unfinished(workdir) - left_before:
+        if process.poll() is not None:
+            return None
+        time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    return moment
+    if unfinished(workdir) - left_before:
+        return "writing a checkpoint"
+    return "training" if steps_of(workdir) else "before the first checkpoint"
 
 
 def load_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -136,10 +135,10 @@ def main() -> int:
     kills = []
     while len(kills) < arguments.kills:
         # Each start gets a share of the training that leaves some for those to come; some die while starting.
-        share = random.uniform(-0.1, 1.2) * training / arguments.kills
+        share = random.uniform(-0.1, 0.9) * training / arguments.kills
         after = start_up + share if share > 0 else random.uniform(0.2, 1.0) * start_up
         process = start(arguments.config, workdir)
-        moment = kill(process, workdir, after, while_writing=len(kills) % 2 == 1)
+        moment = kill(process, workdir, after, while_writing=len(kills) % 2 == 0)
         if moment is None:
             sys.exit("the run ended before all kills were made; use a longer config or fewer kills")
         kills.append({"after_seconds": round(after, 2), "while": moment, "checkpoints": steps_of(workdir)})

@@ -1,6 +1,6 @@
 import logging
 import os
-import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +90,7 @@ def test_every_truncated_file_is_noticed_and_the_checkpoint_before_is_used(direc
         aside = directory / "damaged-3"
         if step == 2:
             noticed.append(name)
+            assert "set aside the checkpoint" in caplog.text
             assert "checkpoint of step 3 is damaged" in caplog.text
             aside.rename(directory / "3")
         (directory / "3" / name).write_bytes(backup[name])
@@ -108,6 +109,13 @@ def test_a_single_flipped_bit_is_noticed(directory):
         step, restored, _ = checkpoints.restore_latest(tree())
     assert step == 2
     assert_equal(restored, tree(2))
+
+
+def test_extra_data_of_a_damaged_checkpoint_are_passed_over(directory):
+    for path in files_of(directory, 3):
+        os.truncate(path, 1)
+    with Checkpoints(directory, keep=3) as checkpoints:
+        assert checkpoints.latest_extra()["data"] == {"next_index": 2}
 
 
 def test_half_written_checkpoint_is_not_seen_and_cleared_away(directory):
@@ -131,12 +139,51 @@ def test_step_can_be_saved_again_after_its_damaged_checkpoint_was_set_aside(dire
     assert (directory / "damaged-3").is_dir()
 
 
-def test_nothing_but_damaged_checkpoints_is_an_error_not_a_fresh_start(directory):
+def test_nothing_but_damaged_checkpoints_is_an_error_and_nothing_is_moved(directory):
     for step in (1, 2, 3):
         for path in files_of(directory, step):
             os.truncate(path, 1)
-    with Checkpoints(directory, keep=3) as checkpoints, pytest.raises(UserError, match="all checkpoints in"):
-        checkpoints.restore_latest(tree())
+    for _ in range(2):  # a second start must not begin anew, either
+        with Checkpoints(directory, keep=3) as checkpoints, pytest.raises(UserError, match="all checkpoints in"):
+            checkpoints.restore_latest(tree())
+    assert {"1", "2", "3"} <= {path.name for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError("denied"), MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory on device")]
+)
+def test_trouble_of_this_machine_is_not_taken_for_damage(directory, error, monkeypatch):
+    def fail(*_):
+        raise error
+
+    with Checkpoints(directory, keep=3) as checkpoints:
+        monkeypatch.setattr(checkpoints, "_restore", fail)
+        with pytest.raises(UserError, match=r"cannot read the checkpoint of step 3.*left as it is"):
+            checkpoints.restore_latest(tree())
+    assert {"1", "2", "3"} <= {path.name for path in directory.iterdir()}
+
+
+def test_checkpoints_of_later_steps_can_be_dropped(directory):
+    with Checkpoints(directory, keep=3) as checkpoints:
+        checkpoints.drop_after(1)
+        assert checkpoints.restore_latest(tree())[0] == 1
+        checkpoints.save(2, tree(20))
+        checkpoints.wait()
+        assert_equal(checkpoints.restore_latest(tree())[1], tree(20))
+
+
+def test_step_that_orbax_would_silently_skip_is_an_error(directory):
+    with Checkpoints(directory, keep=3) as checkpoints, pytest.raises(UserError, match="not beyond the newest"):
+        checkpoints.save(2, tree(2))
+
+
+def test_too_little_space_is_noticed_before_anything_is_written(directory, monkeypatch):
+    usage = shutil.disk_usage(directory)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    message = r"No space left on device.*1,000 free(.|\n)*Whole checkpoints there: 1, 2, 3"
+    with Checkpoints(directory, keep=3) as checkpoints, pytest.raises(UserError, match=message):
+        checkpoints.save(4, tree(4))
+    assert sorted(path.name for path in directory.iterdir() if path.is_dir()) == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(
@@ -163,10 +210,9 @@ def test_fingerprints_do_not_depend_on_sharding_and_notice_swaps():
     assert fingerprints({"x": jnp.asarray(swapped)}) != fingerprints(whole)
 
 
-def test_write_that_fails_says_which_checkpoint_is_the_last_whole_one(directory: pathlib.Path):
+def test_write_that_fails_is_one_error_that_says_where(directory):
     with Checkpoints(directory, keep=3) as checkpoints:
         checkpoints.wait()
-        (directory / "4.orbax-checkpoint-tmp").write_text("in the way")
         directory.rename(directory.with_name("moved"))
         directory.write_text("a file where the folder was")
         with pytest.raises(UserError, match="could not write a checkpoint"):

@@ -46,6 +46,15 @@ def test_epochs_become_steps():
         ({"log_every_steps": 0}, "log_every_steps must be at least 1"),
         ({"checkpoint.keep": 0}, "checkpoint.keep must be at least 1"),
         ({"eval_every_steps": -1}, "eval_every_steps must be at least 1"),
+        ({"data.prefetch": 0}, "data.prefetch must be at least 1"),
+        ({"data.num_threads": -1}, "data.num_threads must be at least 1"),
+        ({"model.num_heads": 0}, "model.num_heads must be at least 1"),
+        ({"model.dtype": "float23"}, "model.dtype must be 'float32', 'bfloat16' or 'float16', got 'float23'"),
+        ({"model.dropout_rate": 1.0}, "model.dropout_rate must be at least 0 and less than 1"),
+        ({"data.crop_min_area": 2.0}, "data.crop_min_area must be more than 0 and at most 1"),
+        ({"optimizer.clip_norm": 0.0}, "optimizer.clip_norm must be more than 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"data.eval_split": "train"}, "data.eval_split must be a split of another name"),
     ],
 )
 def test_mistake_in_a_config_is_one_clear_error(changes, message):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from benchmarks.interruptions import differences, steps_of
+from benchmarks.interruptions import differences, newest, steps_of
 from tests.conftest import ROOT, main_command, main_environment
 from tests.data.test_sources import write_image
 
@@ -69,6 +69,48 @@ def test_other_seed_gives_another_run(finished, tmp_path, run_main):
     assert "metrics.jsonl" in differences(tmp_path / "run", finished[0])
 
 
+def test_best_holds_the_parameters_of_the_best_evaluation(finished):
+    workdir, _ = finished
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    evaluations = {row["step"]: row["test/accuracy"] for row in rows if "test/accuracy" in row}
+    best_step = max(evaluations, key=lambda step: (evaluations[step], -step))
+    assert newest(workdir / "best").name == str(best_step)
+    extra = json.loads((workdir / "best" / str(best_step) / "extra" / "metadata").read_text())
+    assert extra["accuracy"] == evaluations[best_step]
+
+
+def test_damaged_best_does_not_stop_a_run(finished, tmp_path, run_main):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    for path in (workdir / "best").rglob("metadata"):
+        os.truncate(path, 1)
+    process = run_main(f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}", check=True)
+    assert "damaged" in process.stdout
+
+
+def test_changed_data_set_is_refused_on_resume(tmp_path, run_main):
+    data = tmp_path / "data"
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            for number in range(10):
+                write_image(data / split / name / f"{number}.jpg", 10 * number)
+    arguments = (f"{TINY}:steps=4,checkpoint=2,data={data}", f"--workdir={tmp_path / 'run'}")
+    run_main(*arguments, check=True)
+    (data / "train" / "cat" / "3.jpg").unlink()
+    process = run_main(*arguments)
+    assert process.returncode == 1
+    assert "the data set has changed since the last start" in process.stderr
+
+
+def test_signal_before_the_first_step_ends_the_run_at_once(tmp_path, start_main):
+    process = start_main(f"{TINY}:steps=400", f"--workdir={tmp_path / 'run'}")
+    wait_until((tmp_path / "run").exists, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=5)
+    assert process.returncode == -signal.SIGTERM
+    assert steps_of(tmp_path / "run") == []
+
+
 def test_finished_run_started_again_only_reports(finished, tmp_path, run_main):
     shutil.copytree(finished[0], tmp_path / "run")
     process = run_main(f"{TINY}:steps=400,checkpoint=40", f"--workdir={tmp_path / 'run'}", check=True)
@@ -79,7 +121,7 @@ def test_finished_run_started_again_only_reports(finished, tmp_path, run_main):
 def test_runs_killed_at_random_moments_end_as_if_nothing_had_happened(tmp_path, compilation_cache):
     output = tmp_path / "result.json"
     process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.interruptions", "--config=tests/configs/tiny.py:steps=1500,checkpoint=50",
+        [sys.executable, "-m", "benchmarks.interruptions", "--config=tests/configs/tiny.py:steps=1000,checkpoint=50",
          "--kills=3", f"--output={output}"],
         cwd=ROOT, env=main_environment(compilation_cache), capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -98,7 +140,7 @@ def test_signal_saves_ends_within_ten_seconds_and_resumes_exactly(
     arguments = (f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}")
     process = start_main(*arguments)
     wait_until(lambda: (workdir / "metrics.jsonl").exists() and (workdir / "metrics.jsonl").read_text(), process)
-    process.send_signal(signum)
+    process.send_signal(signum)  # right after the first row, at step 3 or some steps later
     begin = time.time()
     output, _ = process.communicate(timeout=10)
     assert time.time() - begin < 10
@@ -216,15 +258,29 @@ def test_workdir_of_another_config_is_refused_and_left_as_it_was(finished, tmp_p
 def test_nan_loss_stops_the_run_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path, run_main):
     workdir = tmp_path / "run"
     process = run_main(
-        f"{TINY}:steps=40,checkpoint=1", f"--workdir={workdir}", "--config.optimizer.learning_rate=1e38",
-        "--config.optimizer.warmup_steps=20", "--config.eval_every_steps=100",
+        f"{TINY}:steps=12,checkpoint=1", f"--workdir={workdir}", "--config.optimizer.learning_rate=1e38",
+        "--config.optimizer.warmup_steps=10", "--config.eval_every_steps=100",
     )  # fmt: skip
     assert process.returncode == 1
     assert " at step " in process.stderr
     assert "Traceback" not in process.stderr
-    bad_step = int(process.stderr.split(" at step ")[1].split(".")[0])
-    assert max(steps_of(workdir)) == bad_step - 1
-    assert f"last good checkpoint is that of step {bad_step - 1}" in process.stderr
+    # The loss of step n is that of the parameters before its update. Step 1 has learning rate 0, step 2 does the harm,
+    # step 3 has no finite loss any more.
+    assert "at step 3." in process.stderr
+    assert "The last good checkpoint is that of step 1." in process.stderr
+    assert steps_of(workdir) == [1]
+    assert (workdir / "checkpoints" / "diverged-2").is_dir()
+    process = run_main(f"{TINY}:steps=12,checkpoint=1", f"--workdir={workdir}", "--allow_config_change", check=True)
+    assert "resumed from the checkpoint of step 1" in process.stdout
+
+
+def test_divergence_before_the_first_checkpoint_says_so(tmp_path, run_main):
+    process = run_main(
+        f"{TINY}:steps=40,checkpoint=30", f"--workdir={tmp_path / 'run'}", "--config.optimizer.learning_rate=1e38",
+    )  # fmt: skip
+    assert process.returncode == 1
+    assert "No checkpoint was saved before it" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_truncated_image_is_named_and_the_mended_run_ends_as_if_nothing_had_happened(tmp_path, run_main):

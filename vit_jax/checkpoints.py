@@ -11,7 +11,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from vit_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 PyTree = Any
+T = TypeVar("T")
 
 _SPACE_FOR_SMALL_FILES = 1_000_000  # metadata, in bytes; generous
 
@@ -60,6 +61,14 @@ def _describe(tree: PyTree, prints: dict[str, int] | None = None) -> dict[str, d
 
 class DamagedCheckpointError(Exception):
     """A checkpoint that can be read, but not as it was written."""
+
+
+def _means_damage(error: Exception) -> bool:
+    """Whether an error in reading says that the files are bad, rather than the memory or the disk of this machine."""
+    passing = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Out of memory")
+    if isinstance(error, MemoryError) or any(word in str(error) for word in passing):
+        return False
+    return not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
 
 
 class Checkpoints:
@@ -109,7 +118,8 @@ class Checkpoints:
         def write() -> None:
             # Asked first, because a write that fails half-way leaves a mess of tracebacks from other threads.
             self._check_space(tree)
-            self._manager.save(step, args=args)
+            if not self._manager.save(step, args=args):
+                raise RuntimeError(f"step {step} is not beyond the newest checkpoint, {self.latest_step()}")
 
         self._guard(write)
 
@@ -140,33 +150,64 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is of another model or optimizer, or there are checkpoints and all are damaged.
         """
+        newest = self._newest_whole(lambda step: self._restore(step, like))
+        if newest is None and self.latest_step() is not None:
+            raise UserError(
+                f"all checkpoints in {self._directory} are damaged. Nothing was changed; move the folder away to start "
+                "from step 0."
+            )
+        return None if newest is None else (newest[0], *newest[1])
+
+    def latest_extra(self) -> dict[str, Any] | None:
+        """The extra data of the newest whole checkpoint, or None. Damaged ones are set aside, with a warning."""
+        newest = self._newest_whole(self._read_extra)
+        if newest is None:
+            for step in self._manager.all_steps():
+                self.set_aside(step, "damaged")
+        return None if newest is None else newest[1]
+
+    def set_aside(self, step: int, reason: str) -> None:
+        """Renames a checkpoint, so that it is no longer one, but still there: `<reason>-<step>`."""
+        number = 0
+        while (aside := self._directory / f"{reason}-{step}{f'-{number}' if number else ''}").exists():
+            number += 1
+        (self._directory / str(step)).rename(aside)
+        self._manager.reload()
+        logger.warning("set aside the checkpoint of step %d as %s", step, aside)
+
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps: they will be made again."""
+        for later in self._manager.all_steps():
+            if later > step:
+                self._manager.delete(later)
+
+    def _newest_whole(self, read: Callable[[int], T]) -> tuple[int, T] | None:
         damaged = []
-        while (step := self.latest_step()) is not None:
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return step, *self._restore(step, like)
+                result = read(step)
             except UserError:
                 raise
             except Exception as error:  # Orbax and TensorStore have no common error for damaged files
-                reason = str(error).strip().splitlines()
-                aside = self._set_aside(step)
-                damaged.append(aside)
-                logger.warning(
-                    "checkpoint of step %d is damaged (%s: %s); set aside as %s, trying the one before",
-                    step, type(error).__name__, reason[0][:200] if reason else "", aside,
-                )  # fmt: skip
-        if damaged:
-            raise UserError(
-                f"all checkpoints in {self._directory} are damaged; they were set aside as "
-                f"{', '.join(path.name for path in damaged)}. Run again to start from step 0."
-            )
+                reason = f"{type(error).__name__}: {re.sub(chr(10), ' ', str(error))[:200]}"
+                if not _means_damage(error):
+                    raise UserError(
+                        f"cannot read the checkpoint of step {step} in {self._directory} ({reason}). It may be whole "
+                        "and was left as it is; see to the cause and run the same command again."
+                    ) from error
+                logger.warning("checkpoint of step %d is damaged (%s); trying the one before", step, reason)
+                damaged.append(step)
+            else:
+                for each in damaged:  # only now that there is another to go on from
+                    self.set_aside(each, "damaged")
+                return step, result
         return None
 
-    def read_extra(self, step: int) -> dict[str, Any]:
-        """The extra data of one checkpoint."""
+    def _read_extra(self, step: int) -> dict[str, Any]:
         return self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
 
     def _restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        extra = self.read_extra(step)
+        extra = self._read_extra(step)
         saved = extra.pop("arrays")
         expected_prints = {name: array.pop("fingerprint") for name, array in saved.items()}
         wanted = _describe(like)
@@ -185,15 +226,6 @@ class Checkpoints:
         if differing:
             raise DamagedCheckpointError(f"contents of {len(differing)} arrays changed, such as {differing[0]}")
         return tree, extra
-
-    def _set_aside(self, step: int) -> pathlib.Path:
-        source = self._directory / str(step)
-        number = 0
-        while (aside := self._directory / f"damaged-{step}{f'-{number}' if number else ''}").exists():
-            number += 1
-        source.rename(aside)
-        self._manager.reload()
-        return aside
 
     def _check_space(self, tree: PyTree) -> None:
         needed = int(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree))) + _SPACE_FOR_SMALL_FILES

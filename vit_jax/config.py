@@ -23,15 +23,15 @@ def base_config() -> ConfigDict:
     config.model.hidden_dim = placeholder(int)
     config.model.mlp_dim = placeholder(int)
     config.model.num_heads = placeholder(int)
-    config.model.pool = "cls"  # "cls": class token; "gap": mean of all tokens
-    config.model.pre_logits = False  # hidden tanh layer of the pre-training head
-    config.model.head_bias = 0.0  # initial bias of the head
-    config.model.dropout_rate = 0.0
-    config.model.attention_dropout_rate = 0.0
+    config.model.pool = placeholder(str)  # "cls" (the default): class token; "gap": mean of all tokens
+    config.model.pre_logits = placeholder(bool)  # hidden tanh layer of the pre-training head; none by default
+    config.model.head_bias = placeholder(float)  # initial bias of the head; 0 by default
+    config.model.dropout_rate = placeholder(float)  # 0 by default
+    config.model.attention_dropout_rate = placeholder(float)  # 0 by default
     config.model.dtype = "float32"  # of the computation; "bfloat16" on TPU and GPU
     config.model.param_dtype = "float32"
-    config.model.scan_layers = False  # loop over stacked layers: compiles faster
-    config.model.remat = "none"  # "none", "dots" or "full": saves memory, costs time
+    config.model.scan_layers = placeholder(bool)  # loop over stacked layers, which compiles faster; not by default
+    config.model.remat = placeholder(str)  # "none" (the default), "dots" or "full": saves memory, costs time
 
     config.data = ConfigDict()
     config.data.dataset = "digits"  # "digits" or the path of an image folder or zip; relative to $VIT_JAX_DATA too

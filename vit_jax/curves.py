@@ -20,7 +20,6 @@ def plot_curves(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> None:
     Raises:
       FileNotFoundError: a workdir without metrics.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -41,9 +40,10 @@ def plot_curves(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> None:
                 style = "-" if split == "train" else "o--"
                 axis.plot(steps, values, style, color=color, alpha=0.6 if split == "train" else 1, ms=4, label=label)
                 if split != "train":
+                    box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": color, "linewidth": 0.6}
                     axis.annotate(
-                        f"{values[-1]:.4g}", (steps[-1], values[-1]), xytext=(0, 6), textcoords="offset points",
-                        ha="right", fontsize=9, color=color,
+                        f"{values[-1]:.4g}", (steps[-1], values[-1]), xytext=(0, 10 if metric == "loss" else -16), textcoords="offset points",
+                        ha="right", fontsize=9, color=color, bbox=box,
                     )  # fmt: skip
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
         axis.set(xlabel="step", ylabel=metric)
@@ -52,8 +52,7 @@ def plot_curves(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> None:
             axis.legend()
     axes[1].set_ylim(0, 1.02)
     temporary = output.with_name(f".{output.name}.tmp")
-    with matplotlib.rc_context({"svg.hashsalt": "vit_jax"}):
-        figure.savefig(temporary, format="png", dpi=120)
+    figure.savefig(temporary, format="png", dpi=120)
     temporary.replace(output)
 
 

@@ -1,8 +1,9 @@
-"""From a config to the parts of a run: mesh, data, model, optimizer. The one place that reads the config's fields."""
+"""From a config to the parts of a run: mesh, data, model, optimizer. No part sees the config itself."""
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,7 @@ from vit_jax.evaluators.classification import ClassificationEvaluator
 from vit_jax.metrics import Progress
 from vit_jax.models import create_model
 from vit_jax.train_step import LossFunction, TrainState, create_train_state, make_loss
+from vit_jax.workdir import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class Experiment:
 
 
 def build(config: ConfigDict, *, allow_missing_data: bool = False) -> Experiment:
-    """Makes the parts of a run. Reads no image and computes nothing on the devices.
+    """Makes the parts of a run. Decodes no image and computes nothing on the devices.
 
     Args:
       config: see `vit_jax.config.base_config`.
@@ -67,12 +69,7 @@ def build(config: ConfigDict, *, allow_missing_data: bool = False) -> Experiment
     mesh = partitioning.make_mesh()
     partitioning.check_batch_size(config.batch_size, mesh, config.accumulation_steps)
     partitioning.check_batch_size(config.eval_batch_size or config.batch_size, mesh, field="eval_batch_size")
-    for field in ("log_every_steps", "eval_every_steps", "checkpoint.every_steps", "checkpoint.keep"):
-        value = config
-        for name in field.split("."):
-            value = value[name]
-        if value is not None and value < 1:
-            raise UserError(f"{field} must be at least 1, got {value}.")
+    _check_ranges(config)
     loss_fn = make_loss(config.loss, config.label_smoothing)
     _make_optimizer(config.optimizer, optax.constant_schedule(0.0))  # only to check it before the data are read
 
@@ -105,7 +102,7 @@ def build(config: ConfigDict, *, allow_missing_data: bool = False) -> Experiment
 
 
 def make_train_batches(config: ConfigDict, experiment: Experiment) -> TrainBatches:
-    """The training data of a run; starts reading."""
+    """The training data of a run."""
     if experiment.train_source is None:
         raise UserError(f"data set {config.data.dataset!r} is missing.\n{config.data.how_to_prepare}")
     return TrainBatches(
@@ -145,6 +142,34 @@ def make_evaluator(
     )
     progress = Progress(batches, f"evaluation on {config.data.eval_split}", before_each=before_each_batch)
     return ClassificationEvaluator(experiment.model, progress, make_loss(config.loss), experiment.mesh)
+
+
+_AT_LEAST_ONE = (
+    *("log_every_steps", "eval_every_steps", "checkpoint.every_steps", "checkpoint.keep"),
+    *("data.image_size", "data.num_threads", "data.prefetch", "data.eval_resize_small"),
+    *("model.num_layers", "model.hidden_dim", "model.mlp_dim", "model.num_heads"),
+)
+_SHARES = ("model.dropout_rate", "model.attention_dropout_rate", "label_smoothing")  # [0, 1)
+_NOT_NEGATIVE = ("seed", "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.end_learning_rate")
+_DTYPES = ("model.dtype", "model.param_dtype", "optimizer.momentum_dtype")
+
+
+def _check_ranges(config: ConfigDict) -> None:
+    fields = flatten(config.to_dict())
+
+    def check(names: Sequence[str], is_right: Callable[[Any], bool], expected: str) -> None:
+        for name in names:
+            if fields[name] is not None and not is_right(fields[name]):
+                raise UserError(f"{name} must be {expected}, got {fields[name]!r}.")
+
+    check(_AT_LEAST_ONE, lambda value: value >= 1, "at least 1")
+    check(_SHARES, lambda value: 0 <= value < 1, "at least 0 and less than 1")
+    check(_NOT_NEGATIVE, lambda value: value >= 0, "at least 0")
+    check(["data.crop_min_area"], lambda value: 0 < value <= 1, "more than 0 and at most 1")
+    check(["optimizer.clip_norm"], lambda value: value > 0, "more than 0, or None for no clipping")
+    check(_DTYPES, ("float32", "bfloat16", "float16").__contains__, "'float32', 'bfloat16' or 'float16'")
+    # Metrics of training and of time bear these prefixes.
+    check(["data.eval_split"], lambda value: value not in ("train", "time"), "a split of another name")
 
 
 def _open_sources(data: ConfigDict, allow_missing_data: bool) -> tuple[Source | None, Source | None]:

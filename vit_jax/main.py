@@ -109,7 +109,7 @@ def _main() -> int:
         return _report(error)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            return _report(UserError(f"cannot write to the workdir: {error}. The last whole checkpoint is as it was."))
+            return _report(UserError(f"{error}. Checkpoints that were whole still are."))
         raise
     print(
         f"\n{summary.format_summary(result)}\n\nMore in {workdir}: summary.md, curves.png, checkpoints/, tensorboard/"
@@ -118,7 +118,7 @@ def _main() -> int:
 
 
 def run() -> None:
-    """Entry point of `python -m vit_jax.main` and of the `vit_jax` command."""
+    """Entry point of `python -m vit_jax.main`."""
     app.run(main, flags_parser=_parse_flags)
 
 

@@ -5,7 +5,6 @@ import datetime
 import json
 import logging
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import jax
 
 from vit_jax.errors import UserError
+from vit_jax.partitioning import num_cpus
 from vit_jax.workdir import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -142,6 +142,10 @@ class MetricWriter:
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, value, step)
 
+    def flush(self) -> None:
+        """Hands TensorBoard's events to the operating system, too."""
+        self._tensorboard.flush()
+
     def __enter__(self) -> "MetricWriter":
         return self
 
@@ -151,7 +155,11 @@ class MetricWriter:
 
 
 class Throughput:
-    """Images per second between two marks, pauses left out."""
+    """Images per second between two marks, pauses left out.
+
+    The mark of a step is made when its metrics are read. If the run waits for its input, that is some steps later, and
+    the window after a pause shows a lower rate than the true one.
+    """
 
     def __init__(self, batch_size: int, num_cores: int):
         """Starts the clock.
@@ -182,8 +190,8 @@ class Throughput:
 
 
 def num_cores(num_devices: int) -> int:
-    """Cores that compute: on accelerators a JAX device is one core; the CPU is one device of many cores."""
-    return num_devices if jax.default_backend() != "cpu" else len(os.sched_getaffinity(0))
+    """Cores that compute. On accelerators a JAX device counts as one; the CPU is one device of many cores."""
+    return num_devices if jax.default_backend() != "cpu" else num_cpus()
 
 
 def format_seconds(seconds: float) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ class ParameterRow:
     decayed: str
 
 
-def count_parameters(params) -> int:
+def count_parameters(params: Any) -> int:
     """Number of values in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 

@@ -1,5 +1,6 @@
 """The device mesh and who holds what of each array. One device is the special case of many."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,11 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulation_steps: int = 1, f
             f"{field} {batch_size} is not divisible by {parts} ({devices} devices x {accumulation_steps} accumulation "
             f"steps). Use a multiple of {parts}, such as {nearest}."
         )
+
+
+def num_cpus() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_devices(mesh: Mesh) -> dict[str, Any]:

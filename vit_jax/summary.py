@@ -48,7 +48,9 @@ def summarize(config: ConfigDict, workdir: pathlib.Path, experiment: Experiment,
     return summary
 
 
-def write_summary(config: ConfigDict, workdir: pathlib.Path, experiment: Experiment, *, seconds: float):
+def write_summary(
+    config: ConfigDict, workdir: pathlib.Path, experiment: Experiment, *, seconds: float
+) -> dict[str, Any]:
     """Writes `summary.json` and `summary.md`; see `summarize`."""
     summary = summarize(config, workdir, experiment, seconds=seconds)
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")

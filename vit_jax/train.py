@@ -31,13 +31,21 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 
 class StopSignal:
-    """Within this context SIGTERM and SIGINT (Ctrl-C) only ask to stop; a second one ends the process at once."""
+    """How a run ends on SIGTERM and SIGINT (Ctrl-C): at once as long as it has made nothing, in good order after that.
+
+    Python's handlers wait for C++ code, such as a long compilation, to return; the system's default does not.
+    """
 
     signum: int | None = None
 
     def __enter__(self) -> "StopSignal":
-        self._before = {each: signal.signal(each, self._receive) for each in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGTERM, signal.SIGINT)}
         return self
+
+    def arm(self) -> None:
+        """From now on a signal only asks to stop; a second one ends the process at once."""
+        for each in self._before:
+            signal.signal(each, self._receive)
 
     def __exit__(self, *_: object) -> None:
         for each, handler in self._before.items():
@@ -47,6 +55,7 @@ class StopSignal:
         self.signum = signum
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)
+        logger.info("%s: saving and stopping; once more to end at once", signal.Signals(signum).name)
 
     def check(self) -> None:
         """Raises `Stopped` if asked to stop."""
@@ -70,10 +79,13 @@ def train(config: ConfigDict, path: pathlib.Path, *, allow_config_change: bool =
       Stopped: SIGTERM or SIGINT came; the state is saved.
     """
     start_time = time.perf_counter()
+    if jax.process_count() > 1:
+        raise UserError("training over several processes is not there yet; run a single process.")
     with StopSignal() as stop, contextlib.ExitStack() as cleanup:
         # The parts of the run.
         experiment = experiments.build(config)
-        workdir.prepare(path, config, allow_config_change=allow_config_change)
+        cleanup.enter_context(workdir.locked(path))
+        workdir.check_config(path, config, allow_config_change=allow_config_change)
         logger.info("%s", overview.describe_run(config, experiment))
         mesh, num_steps = experiment.mesh, experiment.num_steps
         batches = experiments.make_train_batches(config, experiment)
@@ -83,7 +95,7 @@ def train(config: ConfigDict, path: pathlib.Path, *, allow_config_change: bool =
             accumulation_steps=config.accumulation_steps,
         )  # fmt: skip
         checkpoints = cleanup.enter_context(Checkpoints(path / "checkpoints", keep=config.checkpoint.keep))
-        best = cleanup.enter_context(Checkpoints(path / "best", keep=1))
+        best = cleanup.enter_context(Checkpoints(path / "best", keep=2))  # the one before, should the newest be dropped
 
         # A new state, or where an earlier start ended.
         if restored := checkpoints.restore_latest(experiment.abstract_state):
@@ -95,8 +107,10 @@ def train(config: ConfigDict, path: pathlib.Path, *, allow_config_change: bool =
             state = init_train_state(
                 experiment.model, experiment.optimizer, mesh, image_size=config.data.image_size, seed=config.seed
             )
+        best.drop_after(step)
+        best_accuracy = (best.latest_extra() or {"accuracy": -1.0})["accuracy"]
         devices = partitioning.describe_devices(mesh)
-        workdir.record_start(path, step=step, devices=devices)
+        workdir.record_start(path, config, step=step, devices=devices)
 
         # What is measured.
         throughput = Throughput(config.batch_size, num_cores(devices["num_devices"]))
@@ -117,61 +131,80 @@ def train(config: ConfigDict, path: pathlib.Path, *, allow_config_change: bool =
 
         def save() -> None:
             step_metrics.drain()  # raises rather than save what follows a loss that is not finite
+            writer.flush()
             best.wait()  # or a kill could lose it for good: this evaluation would not be made again
             checkpoints.save(step, state, {"data": batches.get_state(), "window": step_metrics.get_state()})
             throughput.restart(step)
 
         def evaluate() -> None:
+            nonlocal best_accuracy
             if evaluator is None:
                 return
             step_metrics.drain()
             evaluated = dict(evaluator.run(state))
             log(step, {f"{config.data.eval_split}/{name}": value for name, value in evaluated.items()})
-            if config.checkpoint.keep_best and evaluated["accuracy"] > best_accuracy(best):
-                best.save(step, state.params, {"accuracy": evaluated["accuracy"]})
-            plot_curves([path], path / "curves.png")
+            if config.checkpoint.keep_best and evaluated["accuracy"] > best_accuracy:
+                best_accuracy = evaluated["accuracy"]
+                best.save(step, state.params, {"accuracy": best_accuracy})
+            draw()
             throughput.restart(step)
+
+        def draw() -> None:
+            try:
+                plot_curves([path], path / "curves.png")
+            except Exception:  # no run ends over a picture
+                logger.warning("could not draw curves.png", exc_info=True)
 
         # The story.
         first_step = step + 1
         try:
-            if step and is_due(config.eval_every_steps):
-                evaluate()  # an earlier start may have ended in the middle of it
-            while step < num_steps:
-                stop.check()
-                batch = next(batches)
-                state, metrics = train_step(state, batch)
-                step += 1
-                step_metrics.push(step, metrics)
-                if step == first_step:
-                    jax.block_until_ready(state)
-                    logger.info("first step done %.1f s after the start", time.perf_counter() - start_time)
-                    throughput.restart(step)
-                if is_due(config.checkpoint.every_steps):
+            try:
+                if step and is_due(config.eval_every_steps):
+                    evaluate()  # an earlier start may have ended in the middle of it
+                while step < num_steps:
+                    stop.check()
+                    batch = next(batches)
+                    state, metrics = train_step(state, batch)
+                    step += 1
+                    step_metrics.push(step, metrics)
+                    if step == first_step:
+                        jax.block_until_ready(state)
+                        stop.arm()
+                        logger.info("first step done %.1f s after the start", time.perf_counter() - start_time)
+                        throughput.restart(step)
+                    if is_due(config.checkpoint.every_steps):
+                        save()
+                    if is_due(config.eval_every_steps):
+                        evaluate()
+            except NonFiniteError:
+                raise
+            except (UserError, Stopped) as error:  # nothing is wrong with the state
+                if step >= first_step:
                     save()
-                if is_due(config.eval_every_steps):
-                    evaluate()
+                    checkpoints.wait()
+                    reason = f"{error}: " if isinstance(error, Stopped) else ""
+                    logger.info("%sthe state of step %d is saved; run the same command to go on", reason, step)
+                raise
         except NonFiniteError as error:
-            checkpoints.wait()
-            raise UserError(
-                f"{error} The last good checkpoint is that of step {checkpoints.latest_step()} in {path}/checkpoints; "
-                "nothing after it was saved. Try a lower optimizer.learning_rate, a longer optimizer.warmup_steps, or "
-                "optimizer.clip_norm=1, in a new workdir or with --allow_config_change."
-            ) from error
-        except (UserError, Stopped) as error:  # nothing is wrong with the state
-            save()
-            checkpoints.wait()
-            reason = f"{error}: " if isinstance(error, Stopped) else ""
-            logger.info("%sthe state of step %d is saved; run the same command to go on", reason, step)
-            raise
+            raise UserError(f"{error} {_last_good(checkpoints, error.step)}") from error
 
         checkpoints.wait()
         best.wait()
-        plot_curves([path], path / "curves.png")
+        draw()
         return write_summary(config, path, experiment, seconds=time.perf_counter() - start_time)
 
 
-def best_accuracy(best: Checkpoints) -> float:
-    """Accuracy of the best evaluation so far; -1 before the first."""
-    step = best.latest_step()
-    return -1.0 if step is None else best.read_extra(step)["accuracy"]
+def _last_good(checkpoints: Checkpoints, bad_step: int) -> str:
+    """Where to go on from after the loss of a step was not finite, and how."""
+    checkpoints.wait()
+    if checkpoints.latest_step() == bad_step - 1:
+        # The loss of a step is that of the parameters before its update: this update did the harm.
+        checkpoints.set_aside(bad_step - 1, "diverged")
+    last = checkpoints.latest_step()
+    where = (
+        "No checkpoint was saved before it." if last is None else f"The last good checkpoint is that of step {last}."
+    )
+    return (
+        f"{where} Try a lower optimizer.learning_rate, a longer optimizer.warmup_steps, or optimizer.clip_norm=1, in a "
+        "new workdir or with --allow_config_change."
+    )

@@ -79,7 +79,7 @@ def make_loss(name: str, label_smoothing: float = 0.0) -> LossFunction:
 
 
 def create_train_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, *, image_size: int, seed: int
+    model: nn.Module, optimizer: optax.GradientTransformation, *, image_size: int, seed: int | jax.Array
 ) -> TrainState:
     """Initialises parameters and optimizer. Trace it under `jax.jit` or `jax.eval_shape`; see `init_train_state`."""
     init_rng, step_rng = jax.random.split(jax.random.key(seed))
@@ -96,10 +96,12 @@ def init_train_state(
     model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh, *, image_size: int, seed: int
 ) -> TrainState:
     """Initialises the state on the mesh, already placed, without a copy on the host."""
+    # The seed is an argument of the compiled program, so that another seed does not compile again.
     create = jax.jit(
-        lambda: create_train_state(model, optimizer, image_size=image_size, seed=seed), out_shardings=replicated(mesh)
+        lambda seed: create_train_state(model, optimizer, image_size=image_size, seed=seed),
+        out_shardings=replicated(mesh),
     )
-    return create()
+    return create(seed)
 
 
 def make_train_step(

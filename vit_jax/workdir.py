@@ -10,7 +10,9 @@ best/            the parameters of the best evaluation
 summary.md       the result as a table; summary.json for programs
 """
 
+import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -20,11 +22,12 @@ import shlex
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax.config import base_config
 from vit_jax.errors import UserError
 
 PACKAGES = ("vit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "simplejpeg",
@@ -55,62 +58,88 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def prepare(workdir: pathlib.Path, config: ConfigDict, *, allow_config_change: bool = False) -> None:
-    """Creates the workdir, or checks that it is this config's, and records the config.
+# Fields that cannot change a run's result.
+_WITHOUT_EFFECT = ("data.expected_train_images", "data.how_to_prepare", "data.num_threads", "data.prefetch")
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Creates the workdir and keeps other processes out of it. A lock ends with its process, however that ends.
 
     Raises:
-      UserError: the folder cannot be written, or belongs to another config.
+      UserError: the folder cannot be written, or another process is at work in it.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".{uuid.uuid4().hex[:8]}.tmp"
-        probe.touch()
-        probe.unlink()
+        lock = (workdir / ".lock").open("w")
     except OSError as error:
-        raise UserError(
-            f"cannot write to the workdir {workdir}: {error.strerror}. Choose another --workdir."
-        ) from error
-
-    path = workdir / "config.json"
-    now = json.loads(config.to_json())
-    if path.exists():
+        reason = error.strerror or error
+        raise UserError(f"cannot write to the workdir {workdir}: {reason}. Choose another --workdir.") from error
+    with lock:
         try:
-            before = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}). Move the workdir away, or choose another.") from error
-        old, new = flatten(before), flatten(now)
-        changes = [
-            f"  {name}: {old.get(name, '(absent)')!r} -> {new.get(name, '(absent)')!r}"
-            for name in sorted(old.keys() | new.keys())
-            if old.get(name, "(absent)") != new.get(name, "(absent)")
-        ]
-        if changes and not allow_config_change:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise UserError(
-                f"the workdir {workdir} belongs to another config. Fields that differ (there -> here):\n"
-                + "\n".join(changes)
-                + "\nChoose another --workdir, or pass --allow_config_change to go on with the new config."
-            )
-    write_atomically(path, json.dumps(now, indent=2, sort_keys=True) + "\n")
+                f"another process is training in the workdir {workdir}. Wait for it, end it, or choose another "
+                "--workdir."
+            ) from error
+        yield
+
+
+def check_config(workdir: pathlib.Path, config: ConfigDict, *, allow_config_change: bool = False) -> None:
+    """Checks that the workdir is new or belongs to this config.
+
+    Raises:
+      UserError: it belongs to another config; says which fields differ.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        recorded = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}). Move the workdir away, or choose another.") from error
+    # Fields that are younger than the workdir had their defaults.
+    before = flatten(json.loads(base_config().to_json())) | flatten(recorded)
+    now = flatten(json.loads(config.to_json()))
+    changes = [
+        f"  {name}: {before.get(name, '(absent)')!r} -> {now.get(name, '(absent)')!r}"
+        for name in sorted(before.keys() | now.keys())
+        if name not in _WITHOUT_EFFECT and before.get(name, "(absent)") != now.get(name, "(absent)")
+    ]
+    if changes and not allow_config_change:
+        raise UserError(
+            f"the workdir {workdir} belongs to another config. Fields that differ (there -> here):\n"
+            + "\n".join(changes)
+            + "\nChoose another --workdir, or pass --allow_config_change to go on with the new config."
+        )
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with "-dirty" where it was changed; None outside a git checkout."""
-    folder = pathlib.Path(__file__).parent
+    """The commit of this code, with "-dirty" where it was changed; None where it is not in its own git checkout."""
+    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
     try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--match="]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
+        # Installed below some other project's checkout, it is not that project's commit.
+        _run([*git, "ls-files", "--error-unmatch", pathlib.Path(__file__).name])
+        return _run([*git, "describe", "--always", "--abbrev=40", "--dirty", "--match="])
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def record_start(workdir: pathlib.Path, *, step: int, devices: Mapping[str, Any]) -> None:
-    """Appends how and where this start runs to `starts.jsonl`.
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
+
+
+def record_start(workdir: pathlib.Path, config: ConfigDict, *, step: int, devices: Mapping[str, Any]) -> None:
+    """Writes `config.json`, and appends how and where this start runs to `starts.jsonl`.
 
     Args:
       workdir: the run's folder.
+      config: the resolved config.
       step: the step it starts from.
       devices: from `partitioning.describe_devices`.
     """
+    resolved = json.loads(config.to_json())
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -126,6 +155,8 @@ def record_start(workdir: pathlib.Path, *, step: int, devices: Mapping[str, Any]
         "host": platform.node(),
         "devices": dict(devices),
         "packages": versions,
+        "config": resolved,
     }
+    write_atomically(workdir / "config.json", json.dumps(resolved, indent=2, sort_keys=True) + "\n")
     with (workdir / "starts.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")

@@ -131,3 +131,12 @@ def test_eval_transform_resizes_to_the_square_or_crops_the_centre():
 def test_resize_smaller_than_the_crop_is_refused():
     with pytest.raises(UserError, match=r"eval_resize_small 16 is less than data\.image_size 32"):
         images.EvalTransform(32, resize_small=16)
+
+
+def test_orientation_in_exif_is_ignored_by_every_decoder():
+    turned = bytes.fromhex("ffe100224578696600004d4d002a000000080001011200030000000100060000000000000000")
+    upright = jpeg(picture())
+    with_exif = upright[:2] + turned + upright[2:]
+    stray = with_exif[: with_exif.index(b"\xff\xdb")] + b"\0\0" + with_exif[with_exif.index(b"\xff\xdb") :]
+    for encoded in (with_exif, stray):
+        assert images.decode(encoded).shape == (48, 64, 3)

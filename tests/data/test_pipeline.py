@@ -24,6 +24,9 @@ class NumberedSource:
     def __len__(self):
         return self._length
 
+    def fingerprint(self):
+        return f"numbered-{self._length}"
+
     def __getitem__(self, index):
         if index == self._broken:
             raise UserError(f"image {index} is broken")
@@ -90,6 +93,20 @@ def test_restored_iterator_continues_exactly():
     assert_same(take(resumed, 5), expected)
     batches.set_state(state)  # going back works too
     assert_same(take(batches, 5), expected)
+
+
+def test_state_of_another_data_set_is_refused():
+    state = train_batches(length=10).get_state()
+    with pytest.raises(UserError, match="data set has changed"):
+        train_batches(length=11).set_state(state)
+
+
+def test_neighbouring_seeds_share_no_order_in_any_epoch():
+    def orders(seed):
+        labels = np.concatenate([batch["label"] for batch in take(train_batches(seed=seed, batch_size=10), 6)])
+        return {tuple(epoch) for epoch in labels.reshape(6, 10)}
+
+    assert not orders(0) & orders(1)
 
 
 def test_state_is_that_of_the_batches_handed_out_not_of_those_read_ahead():

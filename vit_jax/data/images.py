@@ -16,6 +16,8 @@ from vit_jax.errors import UserError
 cv2.setNumThreads(0)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
+# Not turned by what EXIF says, as TensorFlow and the JPEG decoder below do not either.
+_IMREAD_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
@@ -37,7 +39,7 @@ def decode(encoded: bytes) -> np.ndarray:
             # Stray bytes between segments harm no pixel, and ImageNet has such files; anything else is damage.
             if "extraneous bytes before marker" not in str(error) or _JPEG_END not in encoded[-1024:]:
                 raise ImageError(f"not a whole JPEG ({error})") from error
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB) if encoded else None
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _IMREAD_FLAGS) if encoded else None
     if image is None:
         raise ImageError("not an image (neither JPEG, PNG, WebP nor BMP), or a truncated one")
     return image

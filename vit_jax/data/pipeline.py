@@ -7,7 +7,6 @@ augmented. Threads, processes and interruptions change neither, and the iterator
 import collections
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,7 +18,8 @@ from jax.sharding import NamedSharding
 
 from vit_jax.data.images import EvalTransform, TrainTransform
 from vit_jax.data.sources import Source
-from vit_jax.partitioning import global_batch
+from vit_jax.errors import UserError
+from vit_jax.partitioning import global_batch, num_cpus
 
 LocalBatch = dict[str, np.ndarray]
 
@@ -29,10 +29,12 @@ class BatchLoader:
 
     def __init__(self, num_threads: int | None = None):
         """Uses `num_threads` threads, by default one for each core this process may run on."""
-        self._num_threads = num_threads or len(os.sched_getaffinity(0))
+        self._num_threads = num_threads or num_cpus()
         self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="data")
 
-    def load(self, image_size: int, items: int, load_chunk: Callable[[range, np.ndarray, np.ndarray], None]):
+    def load(
+        self, image_size: int, items: int, load_chunk: Callable[[range, np.ndarray, np.ndarray], None]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Fills images uint8 `[items, image_size, image_size, 3]` and labels int32 `[items]`.
 
         Args:
@@ -96,7 +98,7 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         num_threads: int | None = None,
         prefetch: int = 2,
     ):
-        """Starts reading ahead.
+        """Reads nothing before the first batch is asked for, and ahead from then on.
 
         Args:
           source: the examples.
@@ -126,33 +128,46 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
 
         # Global batches of indices first, this process's part of each second: the data do not depend on the number of
         # processes. Indices are cheap; only this process's images are read.
-        stream = grain.MapDataset.range(len(source)).shuffle(seed % 2**32).repeat().batch(batch_size)
+        # Grain adds the number of the epoch to the seed, so that neighbouring seeds would share their orders; the
+        # golden ratio's multiples lie far apart.
+        shuffle_seed = seed * 0x9E3779B1 % 2**32
+        stream = grain.MapDataset.range(len(source)).shuffle(shuffle_seed).repeat().batch(batch_size)
         self._host_iterator = (
             stream.map_with_index(load_batch)
             .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch))
             .__iter__()
         )
+        self._examples = source.fingerprint()
         self._sharding = sharding
         self._prefetch = prefetch
         self._ready: collections.deque[tuple[dict[str, jax.Array], dict]] = collections.deque()
-        self._state: dict = self._host_iterator.get_state()
+        self._position: dict = self._host_iterator.get_state()
 
     def __next__(self) -> dict[str, jax.Array]:
         while len(self._ready) < self._prefetch:
             batch = global_batch(next(self._host_iterator), self._sharding)
             self._ready.append((batch, self._host_iterator.get_state()))
-        batch, self._state = self._ready.popleft()
+        batch, self._position = self._ready.popleft()
         return batch
 
     def get_state(self) -> dict:
         """The position after the last batch that was handed out, as JSON-compatible data."""
-        return self._state
+        return {"position": self._position, "examples": self._examples}
 
     def set_state(self, state: dict) -> None:
-        """Goes to a position from `get_state`, in constant time."""
+        """Goes to a position from `get_state`, in constant time.
+
+        Raises:
+          UserError: the list of examples is not the one that the position was in.
+        """
+        if state["examples"] != self._examples:
+            raise UserError(
+                "the data set has changed since the last start: it has other files, or other names of files. Bring "
+                "back what it was to go on, or start in a new workdir."
+            )
         self._ready.clear()
-        self._host_iterator.set_state(state)
-        self._state = state
+        self._host_iterator.set_state(state["position"])
+        self._position = state["position"]
 
 
 class EvalBatches:

@@ -1,10 +1,11 @@
 """Data sets as random-access sources of labelled images."""
 
+import hashlib
 import os
 import pathlib
 import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypedDict
 
 import numpy as np
@@ -36,6 +37,10 @@ class Source(Protocol):
     class_names: Sequence[str]
 
     def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """Changes when the list of examples or their order does, so that a run does not go on with other data."""
+        ...
 
     def __getitem__(self, index: int) -> Example:
         """Reads and decodes one example. Called from several threads at once."""
@@ -74,11 +79,16 @@ class DigitsSource:
     def __getitem__(self, index: int) -> Example:
         return {"image": self._images[index], "label": self._labels[index]}
 
+    def fingerprint(self) -> str:
+        """The images never change."""
+        return f"digits/{self.split}"
+
 
 class ImageFolderSource:
     """`<split>/<class>/<image>` in a folder or in a zip file, which need not be unpacked.
 
-    Classes and images are sorted by name, so labels and order are the same everywhere.
+    Classes and images are sorted by name, so labels and order are the same everywhere. A single folder around the
+    splits is looked through.
     """
 
     def __init__(self, path: str | os.PathLike[str], split: str):
@@ -89,11 +99,13 @@ class ImageFolderSource:
         """
         self._root = pathlib.Path(path)
         self.name, self.split = str(path), split
-        self._zip = self._open_zip() if self._root.is_file() else None
+        try:
+            self._zip = None if self._root.is_dir() else zipfile.ZipFile(self._root)
+            by_class = self._by_class(self._list_zip(self._zip) if self._zip else self._list_folder())
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"cannot read {self.name} as a folder or zip file of images: {error}.") from error
         self._zip_lock = threading.Lock()
-        by_class = self._list_zip(self._zip) if self._zip else self._list_folder()
         self.class_names: Sequence[str] = sorted(by_class)
-        self._check(by_class)
         self._files = [file for name in self.class_names for file in sorted(by_class[name])]
         counts = [len(by_class[name]) for name in self.class_names]
         self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
@@ -104,76 +116,102 @@ class ImageFolderSource:
     def __getitem__(self, index: int) -> Example:
         try:
             image = images.decode(self._read(self._files[index]))
-        except (images.ImageError, zipfile.BadZipFile, OSError) as error:
+        except Exception as error:  # whatever a damaged file does to zip, zlib, JPEG or OpenCV
             raise UserError(
                 f"cannot read image {self._files[index]!r} in {self.name}: {error}. Replace the file, or remove it and "
                 "train in a new workdir (the order of the data depends on the list of files)."
             ) from error
         return {"image": image, "label": int(self._labels[index])}
 
+    def fingerprint(self) -> str:
+        """Changes when the list of files does."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            digest.update(f"{file}\n".encode())
+        return digest.hexdigest()[:16]
+
     def _read(self, file: str) -> bytes:
         if self._zip is None:
             return (self._root / file).read_bytes()
-        with self._zip_lock:  # one file position for all threads; reading takes a few microseconds
-            return self._zip.read(file)
+        with self._zip_lock:  # one file position for all threads
+            return self._zip.read(self._zip_prefix + file)
 
-    def _open_zip(self) -> zipfile.ZipFile:
-        try:
-            return zipfile.ZipFile(self._root)
-        except zipfile.BadZipFile as error:
-            raise UserError(f"{self.name} is neither a folder nor a whole zip file: {error}.") from error
+    def _list_zip(self, archive: zipfile.ZipFile) -> Iterator[str]:
+        """Paths from the splits on; folders end with "/"."""
+        paths = [path for path in archive.namelist() if all(map(_is_visible, path.rstrip("/").split("/")))]
+        top = {path.split("/")[0] for path in paths}
+        self._zip_prefix = "" if self.split in top or len(top) != 1 else f"{top.pop()}/"
+        paths = [path.removeprefix(self._zip_prefix) for path in paths]
+        self._check_split({path.split("/")[0] for path in paths if "/" in path})
+        return (path for path in paths if path.startswith(f"{self.split}/"))
 
-    def _list_folder(self) -> dict[str, list[str]]:
-        splits = sorted(entry.name for entry in os.scandir(self._root) if _is_visible(entry.name) and entry.is_dir())
-        self._check_split(splits)
-        by_class = {}
-        for entry in os.scandir(self._root / self.split):
-            if _is_visible(entry.name):
-                if not entry.is_dir():
-                    raise UserError(
-                        f"{self.name}/{self.split} holds the file {entry.name!r}; it should hold a folder per class, "
-                        f"with the images in them ({self.split}/<class>/<image>.jpg). Move or remove the file."
-                    )
-                prefix = f"{self.split}/{entry.name}"
-                by_class[entry.name] = [f"{prefix}/{name}" for name in os.listdir(entry.path) if _is_visible(name)]
-        return by_class
+    def _list_folder(self) -> Iterator[str]:
+        """Paths from the splits on; folders end with "/"."""
 
-    def _list_zip(self, archive: zipfile.ZipFile) -> dict[str, list[str]]:
-        by_split: dict[str, dict[str, list[str]]] = {}
-        for file in archive.namelist():
-            split, *rest = file.split("/")
-            if not all(map(_is_visible, (split, *rest[:-1]))) or len(rest) < 2:
-                continue
-            names = by_split.setdefault(split, {}).setdefault(rest[0], [])
-            if _is_visible(rest[-1]):
-                names.append(file)
-        self._check_split(sorted(by_split))
-        return by_split[self.split]
+        def folders(path: pathlib.Path) -> list[str]:
+            return [entry.name for entry in os.scandir(path) if _is_visible(entry.name) and entry.is_dir()]
 
-    def _check_split(self, splits: list[str]) -> None:
+        splits = folders(self._root)
+        if self.split not in splits and len(splits) == 1:
+            self._root /= splits[0]
+            splits = folders(self._root)
+        self._check_split(set(splits))
+
+        def walk(path: str) -> Iterator[str]:
+            for entry in os.scandir(self._root / path):
+                if not _is_visible(entry.name):
+                    continue
+                if entry.is_dir():
+                    yield f"{path}{entry.name}/"
+                    if path == f"{self.split}/":
+                        yield from walk(f"{path}{entry.name}/")
+                else:
+                    yield f"{path}{entry.name}"
+
+        return walk(f"{self.split}/")
+
+    def _check_split(self, splits: set[str]) -> None:
         if not splits:
             raise UserError(f"{self.name} is empty; images should lie in <split>/<class>/, e.g. train/cat/1.jpg.")
         if self.split not in splits:
             raise unknown_name(f"split of {self.name}", self.split, splits)
 
-    def _check(self, by_class: dict[str, list[str]]) -> None:
-        where = f"{self.name}/{self.split}"
-        if not by_class:
-            raise UserError(f"{where} is empty; it should hold a folder per class.")
-        empty = [name for name in self.class_names if not by_class[name]]
-        if empty:
-            raise UserError(f"{where} has classes without images: {_shorten(empty)}. Add images or remove the folders.")
-        strangers = [file for files in by_class.values() for file in files if not file.lower().endswith(IMAGE_SUFFIXES)]
+    def _by_class(self, paths: Iterable[str]) -> dict[str, list[str]]:
+        by_class: dict[str, list[str]] = {}
+        misplaced, strangers = [], []
+        for path in paths:
+            _, *rest = path.rstrip("/").split("/")
+            is_folder = path.endswith("/")
+            if len(rest) == 1 and is_folder:
+                by_class.setdefault(rest[0], [])
+            elif len(rest) == 2 and not is_folder:
+                by_class.setdefault(rest[0], []).append(path)
+                if not path.lower().endswith(IMAGE_SUFFIXES):
+                    strangers.append(path)
+            elif rest:
+                misplaced.append(path)
+
+        where = f"{self.name}, split {self.split!r},"
+        if misplaced:
+            raise UserError(
+                f"{where} should hold a folder per class with the images right in it ({self.split}/<class>/<image>), "
+                f"but has {_shorten(sorted(misplaced))}."
+            )
         if strangers:
             raise UserError(
-                f"{where} holds files that are not images: {_shorten(sorted(strangers))}. Remove them; known images "
-                f"are {', '.join(IMAGE_SUFFIXES)}."
+                f"{where} has files that are not images: {_shorten(sorted(strangers))}. Remove them; known images are "
+                f"{', '.join(IMAGE_SUFFIXES)}."
             )
+        if not by_class:
+            raise UserError(f"{where} is empty; it should hold a folder per class.")
+        if empty := sorted(name for name, files in by_class.items() if not files):
+            raise UserError(f"{where} has classes without images: {_shorten(empty)}. Add images or remove the folders.")
+        return by_class
 
 
 def _is_visible(name: str) -> bool:
     """Whether a file is more than what an operating system leaves lying about."""
-    return bool(name) and not name.startswith((".", "__MACOSX")) and name != "Thumbs.db"
+    return not name.startswith((".", "__MACOSX")) and name != "Thumbs.db"
 
 
 def _shorten(names: list[str], limit: int = 5) -> str:

@@ -1,5 +1,6 @@
 """Accuracy and loss on a labelled split, every example counted exactly once."""
 
+import collections
 from collections.abc import Iterable, Iterator, Mapping
 
 import flax.linen as nn
@@ -9,6 +10,8 @@ from jax.sharding import Mesh
 
 from vit_jax.partitioning import batch_sharding, replicated
 from vit_jax.train_step import LossFunction, TrainState, normalize_images
+
+_BATCHES_AHEAD = 4
 
 
 class ClassificationEvaluator:
@@ -46,15 +49,18 @@ class ClassificationEvaluator:
                 "loss": totals["loss"] + (loss_fn(logits, batch["label"]) * mask).sum(),
             }
 
-        self._add = jax.jit(
-            add, in_shardings=(everywhere, batch_sharding(mesh), everywhere), out_shardings=everywhere, donate_argnums=2
-        )
+        self._add = jax.jit(add, in_shardings=(everywhere, batch_sharding(mesh), everywhere), out_shardings=everywhere)
 
     def run(self, state: TrainState) -> Iterator[tuple[str, float]]:
-        """Yields `accuracy`, `loss` and `examples`. The host waits for the device once, at the end."""
+        """Yields `accuracy`, `loss` and `examples`."""
         totals = self._totals()
+        dispatched: collections.deque[jax.Array] = collections.deque()
         for batch in self._batches:
             totals = self._add(state.params, batch, totals)
+            # Keeps the host, and the batches it has handed over, from running far ahead of the devices.
+            dispatched.append(totals["loss"])
+            if len(dispatched) > _BATCHES_AHEAD:
+                jax.block_until_ready(dispatched.popleft())
         totals = jax.device_get(totals)
         examples = int(totals["examples"])
         yield "accuracy", float(totals["correct"]) / examples

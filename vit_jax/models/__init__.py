@@ -5,6 +5,7 @@ module beside `vit.py` and name it in `list_models` and `create_model`.
 """
 
 import fnmatch
+from typing import Any
 
 import flax.linen as nn
 
@@ -20,7 +21,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return fnmatch.filter(names, pattern)
 
 
-def create_model(name: str, *, num_classes: int, **overrides) -> nn.Module:
+def create_model(name: str, *, num_classes: int, **overrides: Any) -> nn.Module:
     """Makes a model.
 
     Args:

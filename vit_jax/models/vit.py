@@ -326,7 +326,7 @@ def check_divisible_by_patch(height: int, width: int, patch_size: int) -> None:
         )
 
 
-def create_vit(name: str, *, num_classes: int, **overrides) -> VisionTransformer | None:
+def create_vit(name: str, *, num_classes: int, **overrides: Any) -> VisionTransformer | None:
     """Makes the ViT of that name, such as "ViT-L/16"; None if the name is not of this family's form."""
     match = re.fullmatch(r"ViT-(\w+)/([1-9]\d*)", name)
     if not match or match[1] not in VARIANTS:
