@@ -4,8 +4,8 @@ r"""A small ViT from scratch on CIFAR-10, on two CPU cores.
 
 Needs     CIFAR-10 as images, {train,test}/<class>/*.jpg, in a folder or a zip file. The path is absolute, relative to
           here, or relative to $VIT_JAX_DATA
-Takes     TODO
-Reaches   TODO
+Takes     26 minutes on 2 CPU cores (268 images/s)
+Reaches   58.4 % test accuracy (docs/cifar10.md has the curve)
 Leaves    the same as the quickstart
 
 It shows that the chain works on real images. It is no record: 50,000 images are few for a ViT from scratch (figure 4 of

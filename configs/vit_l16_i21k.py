@@ -21,14 +21,13 @@ from vit_jax.config import base_config, parse_config_string
 
 HOW_TO_PREPARE = """\
 ImageNet-21k has to be asked for at image-net.org (log in, Download, "ImageNet21K", the fall 2011 release: one tar file
-that holds a tar file for each of 21,841 classes, 1.3 TB). Lay it out as a folder per class, and set some images aside
-for evaluation, where each class needs one image at least:
+that holds a tar file for each of 21,841 classes, 1.3 TB). Lay it out as a folder per class, and set two images of each
+class aside for evaluation:
     mkdir -p imagenet21k/train && tar -xf fall11_whole.tar -C imagenet21k/train && cd imagenet21k/train
     for tar in n*.tar; do mkdir "${tar%.tar}" && tar -xf "$tar" -C "${tar%.tar}" && rm "$tar"; done
     for class in n*; do mkdir -p ../val/$class; ls $class/* | head -n 2 | xargs -I{} mv {} ../val/$class/; done
-Then say where it is, and how many training images that leaves (ls train/* | wc -l says it, less the folders):
-    VIT_JAX_DATA=<folder of imagenet21k> python -m vit_jax.main --config=configs/vit_l16_i21k.py \\
-        --config.data.expected_train_images=<number> --workdir=runs/vit_l16_i21k"""
+Then say where it is:
+    VIT_JAX_DATA=<folder of imagenet21k> python -m vit_jax.main --config=configs/vit_l16_i21k.py --workdir=<folder>"""
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -38,7 +37,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
 
     config.data.dataset = argument.data
     config.data.eval_split = "val"
-    config.data.expected_train_images = 14_197_122
+    config.data.expected_train_images = 14_153_440  # 14,197,122 less two of each of 21,841 classes
     config.data.how_to_prepare = HOW_TO_PREPARE
     config.data.image_size = 224
     config.data.inception_crop = True
