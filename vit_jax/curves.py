@@ -42,9 +42,15 @@ def plot_curves(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> None:
                 if split != "train":
                     box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": color, "linewidth": 0.6}
                     axis.annotate(
-                        f"{values[-1]:.4g}", (steps[-1], values[-1]), xytext=(0, 10 if metric == "loss" else -16), textcoords="offset points",
-                        ha="right", fontsize=9, color=color, bbox=box,
-                    )  # fmt: skip
+                        f"{values[-1]:.4g}",
+                        (steps[-1], values[-1]),
+                        xytext=(0, 10 if metric == "loss" else -16),
+                        textcoords="offset points",
+                        ha="right",
+                        fontsize=9,
+                        color=color,
+                        bbox=box,
+                    )
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
         axis.set(xlabel="step", ylabel=metric)
         axis.grid(alpha=0.3)
