@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -49,22 +50,31 @@ def unfinished(workdir: pathlib.Path) -> set[str]:
     return {path.name for path in (workdir / "checkpoints").glob("*tmp*")}
 
 
-def kill(process: subprocess.Popen, workdir: pathlib.Path, seconds: float, *, while_writing: bool) -> str | None:
-    """Kills the process after some seconds, and then at the next checkpoint write if asked for.
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> bool:
+    """Waits until something has come about; False if the process ended before."""
+    while not condition():
+        if process.poll() is not None:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def kill(
+    process: subprocess.Popen, workdir: pathlib.Path, *, step: int, delay: float, while_writing: bool
+) -> str | None:
+    """Kills the process some seconds after the checkpoint of a step; at the next checkpoint write if asked for.
 
     Returns:
       The moment of the kill in words, from what it left behind; None if the process ended before.
     """
     left_before = unfinished(workdir)  # by an earlier kill; a start clears them away
-    begin = time.time()
-    while time.time() - begin < seconds:
-        if process.poll() is not None:
-            return None
-        time.sleep(0.005)
-    while while_writing and not unfinished(workdir) - left_before:
-        if process.poll() is not None:
-            return None
-        time.sleep(0.002)
+    if not wait_for(lambda: max(steps_of(workdir), default=0) >= step, process):
+        return None
+    killing_time = time.time() + delay
+    if not wait_for(lambda: time.time() >= killing_time, process):
+        return None
+    if while_writing and not wait_for(lambda: bool(unfinished(workdir) - left_before), process):
+        return None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     if unfinished(workdir) - left_before:
@@ -125,23 +135,30 @@ def main() -> int:
 
     reference, workdir = folder / "reference", folder / "interrupted"
     seconds = finish(flags, reference)
-    first_step = [line for line in reference.with_suffix(".log").read_text().splitlines() if "first step" in line][-1]
-    start_up = float(first_step.split("done ")[1].split(" s")[0]) + 1.5  # imports come before the clock
-    training = max(seconds - start_up, 0.1)
-    print(f"uninterrupted: {seconds:.1f} s, of which {start_up:.1f} s until the first step\n")
-    print(f"{'kill':>4}  {'after':>7}  {'while':28}  {'checkpoints':>12}")
+    config = json.loads((reference / "config.json").read_text())
+    num_steps = json.loads((reference / "summary.json").read_text())["steps"]
+    every = config["checkpoint"]["every_steps"]
+    # Each start may write so many checkpoints that some are left for those to come.
+    most = num_steps // every // (arguments.kills + 2)
+    print(f"uninterrupted: {seconds:.1f} s, {num_steps} steps, a checkpoint every {every}\n")
+    print(f"{'kill':>4}  {'while':28}  {'checkpoints':>12}")
 
-    kills = []
+    kills: list[dict] = []
     while len(kills) < arguments.kills:
-        # Each start gets a share of the training that leaves some for those to come; some die while starting.
-        share = random.uniform(-0.1, 0.9) * training / arguments.kills
-        after = start_up + share if share > 0 else random.uniform(0.2, 1.0) * start_up
-        process = start(flags, workdir)
-        moment = kill(process, workdir, after, while_writing=len(kills) % 2 == 0)
+        newest_step = max(steps_of(workdir), default=0)
+        moment = kill(
+            start(flags, workdir),
+            workdir,
+            step=newest_step + every * random.randint(0, most),
+            # After a restart the checkpoint is there at once, so that short delays fall into the start-up.
+            delay=random.uniform(0.1, 1.0) * seconds * every / num_steps,
+            while_writing=len(kills) % 2 == 0,
+        )
         if moment is None:
-            sys.exit("the run ended before all kills were made; use a longer config or fewer kills")
-        kills.append({"after_seconds": round(after, 2), "while": moment, "checkpoints": steps_of(workdir)})
-        print(f"{len(kills):4}  {after:6.1f}s  {moment:28}  {kills[-1]['checkpoints']!s:>12}", flush=True)
+            print("the run ended before all kills were made; use a longer config for more")
+            break
+        kills.append({"while": moment, "checkpoints": steps_of(workdir)})
+        print(f"{len(kills):4}  {moment:28}  {kills[-1]['checkpoints']!s:>12}", flush=True)
     finish(flags, workdir)
 
     found = differences(workdir, reference)

@@ -128,7 +128,7 @@ def test_runs_killed_at_random_moments_end_as_if_nothing_had_happened(tmp_path, 
     assert process.returncode == 0, process.stdout + process.stderr
     result = json.loads(output.read_text())
     assert result["differences"] == []
-    assert len(result["kills"]) == 3
+    assert len(result["kills"]) >= 2
     assert any(kill["while"] == "writing a checkpoint" for kill in result["kills"])
 
 
