@@ -71,9 +71,9 @@ def test_every_example_comes_once_an_epoch_in_another_order_each_time():
 
 
 def test_augmentation_differs_between_epochs():
-    batches = take(train_batches(length=4, batch_size=4), 2)
-    by_label = [batch["image"][np.argsort(batch["label"])] for batch in batches]
-    assert not np.array_equal(*by_label)
+    # A single example, always at the same place in its batch: only the position in the stream can make a difference.
+    images = {batch["image"].tobytes() for batch in take(train_batches(length=1, batch_size=1), 6)}
+    assert len(images) > 3
 
 
 def test_seed_decides_everything_and_number_of_threads_and_prefetch_nothing():

@@ -30,6 +30,7 @@ def test_accuracy_and_loss_are_those_of_all_examples_counted_once(devices, batch
     model = create_model("ViT-Ti/4", num_classes=4, num_layers=1, hidden_dim=16, mlp_dim=16, num_heads=2)
     params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 4))
+    params["head"]["bias"] = jnp.array([5.0, 0.0, 0.0, 0.0])  # padding, whose label is 0, would count as right
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     batches = EvalBatches(RandomSource(), EvalTransform(8), partitioning.batch_sharding(mesh), batch_size=batch_size)
     found = dict(ClassificationEvaluator(model, batches, make_loss("softmax"), mesh).run(state))
