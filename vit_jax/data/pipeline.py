@@ -131,7 +131,8 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         # Grain adds the number of the epoch to the seed, so that neighbouring seeds would share their orders; the
         # golden ratio's multiples lie far apart.
         shuffle_seed = seed * 0x9E3779B1 % 2**32
-        stream = grain.MapDataset.range(len(source)).shuffle(shuffle_seed).repeat().batch(batch_size)
+        # More epochs than anyone trains; Grain's endless `repeat()` overflows at batch size 1.
+        stream = grain.MapDataset.range(len(source)).shuffle(shuffle_seed).repeat(2**31).batch(batch_size)
         self._host_iterator = (
             stream.map_with_index(load_batch)
             .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch))
