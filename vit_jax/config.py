@@ -23,11 +23,19 @@ def base_config() -> ConfigDict:
     config.model.hidden_dim = placeholder(int)
     config.model.mlp_dim = placeholder(int)
     config.model.num_heads = placeholder(int)
-    config.model.pool = placeholder(str)  # "cls" (the default): class token; "gap": mean of all tokens
+    config.model.pool = placeholder(
+        str
+    )  # "cls" (the default): class token; "gap": mean of all tokens; "map": attention
+    # What tells tokens where they are, "learned_1d" (the default), "learned_2d", "relative", "sincos_2d" or "none", and
+    # where it is added, "stem" (the default), "every_layer" or "shared" (table 8).
+    config.model.position_embedding = placeholder(str)
+    config.model.position_embedding_at = placeholder(str)
     config.model.pre_logits = placeholder(bool)  # hidden tanh layer of the pre-training head; none by default
     config.model.head_bias = placeholder(float)  # initial bias of the head; 0 by default
     config.model.dropout_rate = placeholder(float)  # 0 by default
     config.model.attention_dropout_rate = placeholder(float)  # 0 by default
+    config.model.stochastic_depth_rate = placeholder(float)  # of the last layer, growing from the first; 0 by default
+    config.model.attention = placeholder(str)  # "auto" (the default), "einsum", "xla" or "cudnn" (NVIDIA GPUs)
     config.model.dtype = "float32"  # of the computation; "bfloat16" on TPU and GPU
     config.model.param_dtype = "float32"
     config.model.scan_layers = placeholder(bool)  # loop over stacked layers, which compiles faster; not by default

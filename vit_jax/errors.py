@@ -17,7 +17,9 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> UserError:
       known: the names that exist.
     """
     known = sorted(known)
-    lowered = {name.lower(): name for name in known}
+    lowered = {name.lower() for name in known}
     nearest = difflib.get_close_matches(given.lower(), lowered, n=1, cutoff=0.0)
-    hint = f" Did you mean {lowered[nearest[0]]!r}?" if nearest else ""
+    # Of names that differ in case alone, such as "ViT-B/16" and "ViT-b/16", the one that keeps to the given case.
+    same = difflib.get_close_matches(given, [name for name in known if name.lower() in nearest], n=1, cutoff=0.0)
+    hint = f" Did you mean {same[0]!r}?" if same else ""
     return UserError(f"unknown {kind} {given!r}.{hint} Known: {', '.join(known)}.")

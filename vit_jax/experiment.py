@@ -149,7 +149,10 @@ _AT_LEAST_ONE = (
     *("data.image_size", "data.num_threads", "data.prefetch", "data.eval_resize_small"),
     *("model.num_layers", "model.hidden_dim", "model.mlp_dim", "model.num_heads"),
 )
-_SHARES = ("model.dropout_rate", "model.attention_dropout_rate", "label_smoothing")  # [0, 1)
+_SHARES = (  # [0, 1)
+    *("model.dropout_rate", "model.attention_dropout_rate", "model.stochastic_depth_rate"),
+    "label_smoothing",
+)
 _NOT_NEGATIVE = ("seed", "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.end_learning_rate")
 _DTYPES = ("model.dtype", "model.param_dtype", "optimizer.momentum_dtype")
 

@@ -1,38 +1,55 @@
 """Models by name. This package needs jax and flax alone.
 
 A model maps images `[batch, height, width, channels]` to `(logits, {name: intermediate})`. To add a family, write its
-module beside `vit.py` and name it in `list_models` and `create_model`.
+module beside `vit.py` and name it in `_FAMILIES`.
 """
 
+import dataclasses
 import fnmatch
 from typing import Any
 
 import flax.linen as nn
 
 from vit_jax.errors import unknown_name
-from vit_jax.models import vit
+from vit_jax.models import axial, resnet, vit
 
-_PATCH_SIZES = (8, 14, 16, 32)
+# A family's names, and how it makes a model of a name (None: not of this family).
+_FAMILIES = (
+    (vit.names, vit.create_vit),
+    (resnet.names, resnet.create_resnet),
+    (axial.names, axial.create_axial),
+)
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models that match a shell-style pattern, e.g. `"ViT-B/*"`. ViTs take any other patch size too."""
-    names = [f"ViT-{size}/{patch}" for size in vit.VARIANTS for patch in _PATCH_SIZES]
-    return fnmatch.filter(names, pattern)
+    """Names of the models that match a shell-style pattern, such as `"ViT-B/*"`, `"R50*"` or `"*+*"` for hybrids.
+
+    ViTs take any other patch size too, ResNets any other width.
+    """
+    return [name for names, _ in _FAMILIES for name in names() if fnmatch.fnmatchcase(name, pattern)]
 
 
 def create_model(name: str, *, num_classes: int, **overrides: Any) -> nn.Module:
     """Makes a model.
 
     Args:
-      name: such as "ViT-B/16": the size, and the side of the patches in pixels.
+      name: such as "ViT-B/16" (the size, and the side of the patches in pixels), "R50+ViT-B/16" (hybrid; the total
+        down-sampling), "R152x4" (BiT ResNet; depth and width factor) or "Axial-ViT-B/16".
       num_classes: width of the logits; 0 leaves the head out.
       **overrides: attributes of the module, such as `pool="gap"` or `num_layers=6`.
 
     Raises:
-      UserError: no model or attribute of that name.
+      UserError: no model or attribute of that name, or a value that it does not take.
     """
-    model = vit.create_vit(name, num_classes=num_classes, **overrides)
-    if model is None:
-        raise unknown_name("model", name, list_models())
-    return model
+    for _, create in _FAMILIES:
+        prototype = create(name, num_classes=num_classes)
+        if prototype is None:
+            continue
+        known = {field.name for field in dataclasses.fields(prototype) if field.name not in ("parent", "name")}
+        for attribute in overrides:
+            if attribute not in known:
+                raise unknown_name(f"attribute of model {name!r}:", attribute, known)
+        model = create(name, num_classes=num_classes, **overrides)
+        assert model is not None  # noqa: S101 - for the type checker; the prototype was none
+        return model
+    raise unknown_name("model", name, list_models())

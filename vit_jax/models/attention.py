@@ -1,0 +1,189 @@
+"""Multi-head dot-product attention (appendix A), by several ways of computing the same."""
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from vit_jax.errors import UserError
+
+# "einsum" is written out below; "xla" and "cudnn" are `jax.nn.dot_product_attention`'s; "auto" takes what suits the
+# platform.
+IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn")
+
+
+class MultiHeadDotProductAttention(nn.Module):
+    """Attention with query, key, value and output projections.
+
+    Parameters bear the names of the released checkpoints: `{query,key,value}/kernel` `[width, num_heads, head_dim]`,
+    `out/kernel` `[num_heads, head_dim, width]`, and biases.
+
+    Attributes:
+      num_heads: divides the width.
+      relative: whether to learn an embedding of every 1-D offset between a query and a key (appendix D.4),
+        `relative_embedding` `[2 * num_tokens - 1, num_heads, head_dim]`.
+      dropout_rate: dropout of the attention weights.
+      deterministic: whether dropout is off.
+      implementation: one of `IMPLEMENTATIONS`.
+      return_weights: whether to return the attention weights as well, which takes "einsum".
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters.
+    """
+
+    num_heads: int
+    relative: bool = False
+    dropout_rate: float = 0.0
+    deterministic: bool = True
+    implementation: str = "auto"
+    return_weights: bool = False
+    dtype: DTypeLike = "float32"
+    param_dtype: DTypeLike = "float32"
+
+    @nn.compact
+    def __call__(
+        self, queries: jax.Array, tokens: jax.Array | None = None, relative_embedding: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Attends from queries to tokens.
+
+        Args:
+          queries: `[batch, num_queries, width]`.
+          tokens: what keys and values are made of, `[batch, num_tokens, width]`; None: the queries.
+          relative_embedding: embeddings of the offsets, `[2 * num_tokens - 1, num_heads, head_dim]`, where another
+            module has them.
+
+        Returns:
+          `[batch, num_queries, width]`, and the weights `[batch, num_heads, num_queries, num_tokens]` or None.
+        """
+        tokens = queries if tokens is None else tokens
+        width = queries.shape[-1]
+        head_dim = width // self.num_heads
+        project = functools.partial(
+            nn.DenseGeneral,
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        query = project((self.num_heads, head_dim), name="query")(queries)
+        key = project((self.num_heads, head_dim), name="key")(tokens)
+        value = project((self.num_heads, head_dim), name="value")(tokens)
+
+        if self.relative:
+            relative_embedding = self.param(
+                "relative_embedding",
+                nn.initializers.normal(stddev=0.02),
+                (2 * tokens.shape[1] - 1, self.num_heads, head_dim),
+                self.param_dtype,
+            )
+        bias = None
+        if relative_embedding is not None:
+            bias = relative_logits(query, relative_embedding.astype(self.dtype)) / math.sqrt(head_dim)
+
+        has_dropout = self.dropout_rate > 0 and not self.deterministic
+        weights = None
+        if self.return_weights or has_dropout:
+            keep = None
+            if has_dropout:
+                shape = (query.shape[0], self.num_heads, query.shape[1], key.shape[1])
+                keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout_rate, shape)
+            y, weights = attend_by_einsum(query, key, value, bias, keep=keep, keep_rate=1 - self.dropout_rate)
+        else:
+            y = attend(query, key, value, bias, implementation=self.implementation)
+        y = project(width, axis=(-2, -1), name="out")(y)
+        return y, weights if self.return_weights else None
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None = None, *, implementation: str = "auto"
+) -> jax.Array:
+    """Softmax attention.
+
+    Args:
+      query: `[batch, num_queries, num_heads, head_dim]`.
+      key: `[batch, num_tokens, num_heads, head_dim]`.
+      value: as key.
+      bias: added to the logits before the softmax, `[batch, num_heads, num_queries, num_tokens]`.
+      implementation: one of `IMPLEMENTATIONS`.
+
+    Returns:
+      `[batch, num_queries, num_heads, head_dim]`.
+    """
+    if implementation == "auto":
+        half = query.dtype in (jnp.bfloat16, jnp.float16)
+        if jax.default_backend() == "gpu" and half and bias is None and query.shape[-1] % 8 == 0:
+            implementation = "cudnn"
+        else:
+            # Decided when compiled, not here, because programs for TPUs are also compiled on machines without any.
+            operands = (query, key, value) if bias is None else (query, key, value, bias)
+            return jax.lax.platform_dependent(
+                *operands, cpu=lambda *args: attend_by_einsum(*args)[0], default=jax.nn.dot_product_attention
+            )
+    if implementation == "einsum":
+        return attend_by_einsum(query, key, value, bias)[0]
+    if implementation == "cudnn" and jax.default_backend() != "gpu":
+        raise UserError(f"attention 'cudnn' needs an NVIDIA GPU, not {jax.default_backend()}. Use 'auto'.")
+    as_named: Any = implementation
+    return jax.nn.dot_product_attention(query, key, value, bias, implementation=as_named)
+
+
+def attend_by_einsum(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    keep: jax.Array | None = None,
+    keep_rate: float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax attention, written out; shapes as in `attend`.
+
+    The heads are moved beside the batch first, so that both products are plain batched matrix products: on a CPU that
+    is twice as fast as leaving it to the compiler.
+
+    Args:
+      query: see `attend`.
+      key: see `attend`.
+      value: see `attend`.
+      bias: see `attend`.
+      keep: which weights dropout leaves, boolean, of the shape of the weights.
+      keep_rate: the share of them, by which the rest is scaled up.
+
+    Returns:
+      `[batch, num_queries, num_heads, head_dim]`, and the weights after the softmax and before dropout,
+      `[batch, num_heads, num_queries, num_tokens]`.
+    """
+    query, key, value = (array.swapaxes(1, 2) for array in (query, key, value))
+    scale = 1 / math.sqrt(query.shape[-1])
+    logits = jnp.einsum("bhqd,bhkd->bhqk", query * scale, key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits += bias
+    weights = nn.softmax(logits).astype(value.dtype)
+    kept = weights if keep is None else jnp.where(keep, weights / keep_rate, 0)
+    return jnp.einsum("bhqk,bhkd->bhqd", kept, value).swapaxes(1, 2), weights
+
+
+def relative_logits(query: jax.Array, embedding: jax.Array) -> jax.Array:
+    """Products of the queries with the embeddings of the offsets from key to query (appendix D.4).
+
+    Args:
+      query: `[batch, num_tokens, num_heads, head_dim]`.
+      embedding: of the offsets p_q - p_k = num_tokens - 1, ..., 1 - num_tokens, in this order,
+        `[2 * num_tokens - 1, num_heads, head_dim]`.
+
+    Returns:
+      `[batch, num_heads, num_tokens, num_tokens]`: for each query and key, the product of the query with the embedding
+      of their offset.
+    """
+    batch, num_tokens, num_heads, _ = query.shape
+    # With n tokens, by_offset[..., q, s] belongs to the key k with k - q + n - 1 = s. In the flattened matrix with rows
+    # of 2n - 1, the wanted [q, k] is at q (2n - 1) + k - q + n - 1 = q (2n - 2) + k + n - 1: among the first n of a row
+    # of 2n - 2 in the same memory, begun n - 1 later. So no gather is needed.
+    by_offset = jnp.einsum("bqhd,shd->bhqs", query, embedding)
+    flat = by_offset.reshape(batch, num_heads, num_tokens * (2 * num_tokens - 1))
+    flat = flat[..., num_tokens - 1 : num_tokens - 1 + num_tokens * (2 * num_tokens - 2)]
+    if num_tokens == 1:
+        return by_offset
+    return flat.reshape(batch, num_heads, num_tokens, 2 * num_tokens - 2)[..., :num_tokens]

@@ -1,0 +1,228 @@
+"""Axial attention models (appendix D.6): attention along rows, then along columns, in place of attention over all.
+
+`AxialVisionTransformer` has two Transformer layers where ViT has one: the first attends within each row of patches, the
+second within each column. `AxialUnit` makes a ResNet of it: a bottleneck unit whose 3x3 convolution is attention along
+rows and then columns, with relative positions (Wang et al., 2020).
+"""
+
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from vit_jax.errors import UserError, unknown_name
+from vit_jax.models import attention, resnet, vit
+from vit_jax.models.attention import MultiHeadDotProductAttention
+from vit_jax.models.position_embeddings import PositionEmbedding
+from vit_jax.models.vit import LAYER_NORM_EPSILON, REMAT_POLICIES, EncoderBlock, check_divisible_by_patch
+
+
+def along_rows(layer: Any, x: jax.Array) -> jax.Array:
+    """Applies `layer`, which maps `[batch, num_tokens, width]`, to each row of `[batch, rows, columns, width]`."""
+    batch, rows, columns, width = x.shape
+    return layer(x.reshape(batch * rows, columns, width)).reshape(batch, rows, columns, -1)
+
+
+def along_columns(layer: Any, x: jax.Array) -> jax.Array:
+    """Applies `layer` to each column of `[batch, rows, columns, width]`."""
+    return along_rows(layer, x.swapaxes(1, 2)).swapaxes(1, 2)
+
+
+class AxialBlock(nn.Module):
+    """A Transformer layer within rows, and another within columns.
+
+    Attributes:
+      block: attributes of `EncoderBlock`.
+    """
+
+    block: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[batch, rows, columns, hidden_dim]` to the same shape."""
+        row, column = EncoderBlock(**self.block, name="row"), EncoderBlock(**self.block, name="column")
+        x = along_rows(lambda tokens: row(tokens)[0], x)
+        return along_columns(lambda tokens: column(tokens)[0], x)
+
+
+class AxialVisionTransformer(nn.Module):
+    """Axial-ViT: a ViT without class token whose attention is axial.
+
+    Attributes:
+      num_classes: width of the logits; 0 leaves the head out and returns the representation in its place.
+      patch_size: side of the square patches, in pixels.
+      num_layers: number of `AxialBlock`s.
+      hidden_dim: width of the tokens.
+      mlp_dim: width of the MLPs' hidden layers.
+      num_heads: number of attention heads.
+      head_bias: initial value of the head's bias.
+      dropout_rate: as of `vit.VisionTransformer`.
+      attention: how attention is computed; one of `attention.IMPLEMENTATIONS`.
+      remat: as of `vit.VisionTransformer`.
+      dtype: dtype of the computation; the logits are float32.
+      param_dtype: dtype of the parameters.
+    """
+
+    num_classes: int
+    patch_size: int
+    num_layers: int
+    hidden_dim: int
+    mlp_dim: int
+    num_heads: int
+    head_bias: float = 0.0
+    dropout_rate: float = 0.0
+    attention: str = "auto"
+    remat: str = "none"
+    dtype: DTypeLike = "float32"
+    param_dtype: DTypeLike = "float32"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.remat not in REMAT_POLICIES:
+            raise unknown_name("remat policy", self.remat, REMAT_POLICIES)
+        if self.attention not in attention.IMPLEMENTATIONS:
+            raise unknown_name("attention", self.attention, attention.IMPLEMENTATIONS)
+        if self.hidden_dim % self.num_heads:
+            raise UserError(f"hidden_dim {self.hidden_dim} is not divisible by num_heads {self.num_heads}.")
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """How many tokens come before those of the patches: none."""
+        return 0
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an image of so many pixels."""
+        check_divisible_by_patch(height, width, self.patch_size)
+        return height // self.patch_size, width // self.patch_size
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Classifies images.
+
+        Args:
+          images: `[batch, height, width, channels]`, floating point, values in [-1, 1].
+          train: whether dropout is on; it draws from the "dropout" RNG.
+
+        Returns:
+          logits `[batch, num_classes]`, float32, and intermediates by name: `block_<l>` `[batch, rows, columns,
+          hidden_dim]`, `encoded` `[batch, rows * columns, hidden_dim]` and `pre_logits` `[batch, hidden_dim]`, the mean
+          over all tokens.
+
+        Raises:
+          UserError: the patches do not tile the images.
+        """
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        rows, columns = self.grid(*images.shape[1:3])
+        patch = (self.patch_size, self.patch_size)
+        x = nn.Conv(self.hidden_dim, patch, strides=patch, padding="VALID", name="embedding", **dtypes)(
+            images.astype(self.dtype)
+        )
+        out = {"patch_embeddings": x}
+        embedding = PositionEmbedding(
+            "learned_1d", (rows, columns), 0, self.hidden_dim, name="posembed_input", **dtypes
+        )()
+        x = x + embedding.reshape(1, rows, columns, self.hidden_dim)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+
+        block = AxialBlock
+        if self.remat != "none":
+            block = nn.remat(block, policy=REMAT_POLICIES[self.remat])
+        for layer in range(self.num_layers):
+            x = out[f"block_{layer}"] = block(
+                {
+                    "mlp_dim": self.mlp_dim,
+                    "num_heads": self.num_heads,
+                    "dropout_rate": self.dropout_rate,
+                    "deterministic": not train,
+                    "attention": self.attention,
+                    **dtypes,
+                },
+                name=f"encoderblock_{layer}",
+            )(x)
+        x = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, name="encoder_norm", **dtypes)(x)
+        out["encoded"] = x.reshape(x.shape[0], rows * columns, self.hidden_dim)
+        x = out["pre_logits"] = x.mean(axis=(1, 2))
+        if self.num_classes:
+            x = nn.Dense(
+                self.num_classes,
+                kernel_init=nn.initializers.zeros,
+                bias_init=nn.initializers.constant(self.head_bias),
+                name="head",
+                **dtypes,
+            )(x)
+        return x.astype(jnp.float32), out
+
+
+class AxialUnit(nn.Module):
+    """A BiT unit whose 3x3 convolution is attention within rows and then within columns.
+
+    Relative positions are an embedding of each offset between a query and a key, in each of the two (appendix D.4's
+    form). Where the unit reduces the resolution, attention is at the full one and 2x2 averages follow, as in Wang et
+    al., 2020.
+
+    Attributes:
+      width: of the attention; the output is four times as wide.
+      stride: 1 or 2.
+      num_heads: number of attention heads.
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters.
+    """
+
+    width: int
+    stride: int = 1
+    num_heads: int = 8
+    dtype: DTypeLike = "float32"
+    param_dtype: DTypeLike = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[batch, height, width, channels]` to `[batch, height / stride, width / stride, 4 * self.width]`."""
+        norm, conv = resnet.bit_layers(self.dtype, self.param_dtype)
+        attend = functools.partial(
+            MultiHeadDotProductAttention,
+            self.num_heads,
+            relative=True,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        residual = x
+        x = nn.relu(norm(name="gn1")(x))
+        if residual.shape[-1] != resnet.EXPANSION * self.width or self.stride != 1:
+            residual = conv(resnet.EXPANSION * self.width, 1, stride=self.stride, padding=0, name="conv_proj")(x)
+        x = conv(self.width, 1, padding=0, name="conv1")(x)
+        x = nn.relu(norm(name="gn2")(x))
+        row, column = attend(name="row"), attend(name="column")
+        x = along_rows(lambda tokens: row(tokens)[0], x)
+        x = along_columns(lambda tokens: column(tokens)[0], x)
+        if self.stride != 1:
+            # As many rows and columns as the projection leaves: odd sizes are rounded up.
+            window = (self.stride, self.stride)
+            x = nn.avg_pool(x, window, strides=window, padding="SAME", count_include_pad=False)
+        x = nn.relu(norm(name="gn3")(x))
+        x = conv(resnet.EXPANSION * self.width, 1, padding=0, name="conv3")(x)
+        return x + residual
+
+
+def names() -> list[str]:
+    """Names of this family's models; other sizes and patch sizes are taken too."""
+    return ["Axial-ViT-B/16", "Axial-ViT-B/32", "AxialResNet-50"]
+
+
+def create_axial(name: str, **attributes: Any) -> nn.Module | None:
+    """Makes the axial model of that name; None if the name is not of this family's form."""
+    if match := re.fullmatch(r"Axial-ViT-(\w+)/([1-9]\d*)", name):
+        if match[1] not in vit.VARIANTS:
+            return None
+        by_name = {"patch_size": int(match[2]), **dataclasses.asdict(vit.VARIANTS[match[1]])}
+        return AxialVisionTransformer(**(by_name | attributes))
+    if match := re.fullmatch(r"AxialResNet-(\d+)", name):
+        if int(match[1]) not in resnet.UNITS_BY_DEPTH:
+            return None
+        by_name = {"stages": resnet.UNITS_BY_DEPTH[int(match[1])], "unit_type": AxialUnit}
+        return resnet.BitResNet(**(by_name | attributes))
+    return None
