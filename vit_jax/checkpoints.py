@@ -244,3 +244,46 @@ class Checkpoints:
                 f"Whole checkpoints there: {', '.join(map(str, steps)) or 'none'}. Free some space (or mend the disk) "
                 "and run the same command again; it goes on from the newest one."
             ) from error
+
+
+def read_parameters(directory: pathlib.Path) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+    """Reads the newest checkpoint of parameters alone, such as those of `<workdir>/best`, and changes nothing there.
+
+    Args:
+      directory: where the checkpoints lie; a run may be writing others meanwhile.
+
+    Returns:
+      step, nested parameters as NumPy arrays, and the extra data; None if there is no checkpoint.
+
+    Raises:
+      UserError: it is damaged, or has more than parameters.
+    """
+    if not directory.is_dir():
+        return None
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(directory.absolute(), options=options, item_names=("tree", "extra")) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return None
+        try:
+            extra = manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
+            described = extra.pop("arrays")
+            like: dict[str, Any] = {}
+            for path, array in described.items():
+                *modules, leaf = re.findall(r"\['([^']+)'\]", path)
+                node = like
+                for module in modules:
+                    node = node.setdefault(module, {})
+                node[leaf] = jax.ShapeDtypeStruct(
+                    array["shape"], array["dtype"], sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+                )
+            args = ocp.args.Composite(tree=ocp.args.StandardRestore(like))
+            tree = manager.restore(step, args=args)["tree"]
+        except Exception as error:  # Orbax and TensorStore have no common error for damaged files
+            reason = re.sub(r"\s+", " ", str(error))[:200]
+            raise UserError(f"cannot read the checkpoint of step {step} in {directory}: {reason}") from error
+        found = fingerprints(tree)
+        damaged = [path for path, array in described.items() if array["fingerprint"] != found[path]]
+        if damaged:
+            raise UserError(f"the checkpoint of step {step} in {directory} is damaged: {damaged[0]} changed on disk.")
+        return step, jax.tree.map(np.asarray, tree), extra

@@ -95,6 +95,11 @@ class AxialVisionTransformer(nn.Module):
         """How many tokens come before those of the patches: none."""
         return 0
 
+    @property
+    def pixels_per_token(self) -> int:
+        """Side of the square of pixels that a token stands for."""
+        return self.patch_size
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of an image of so many pixels."""
         check_divisible_by_patch(height, width, self.patch_size)

@@ -1,0 +1,38 @@
+"""Numbers that others published about the same models, each with its source."""
+
+# BiT (Kolesnikov et al., 2020, arXiv 1912.11370), section 3.1.
+JFT_CLASSES = 18_291
+
+# BiT, section 2.2: the parameters of R152x4 in millions, "BiT has 928 million parameters". That leaves the head out.
+BIT_MILLIONS_WITHOUT_HEAD = {"R152x4": 928}
+
+# Parameters of BiT in millions with a head of 1,000 classes: column `param_count` of results/results-imagenet.csv in
+# huggingface/pytorch-image-models, rows resnetv2_*_bit.goog_in21k_ft_in1k.
+BIT_MILLIONS_1000_CLASSES = {"R50x3": 217.32, "R101x3": 387.93, "R152x2": 236.34, "R152x4": 936.53}
+
+# Parameters of BiT in millions with a head of ImageNet-21k's 21,843 classes: the cards of
+# timm/resnetv2_{50x1,101x1,101x3}_bit.goog_in21k on huggingface.co.
+BIT_MILLIONS_21843_CLASSES = {"R50x1": 68.3, "R101x1": 87.2, "R101x3": 516.0}
+
+# AugReg (Steiner et al., 2021): ImageNet top-1 after pre-training on ImageNet-21k and fine-tuning at 384, of the
+# checkpoints that its authors recommend; from the README of google-research/vision_transformer.
+AUGREG_IMAGENET = {
+    "ViT-L/16": 85.59,
+    "ViT-B/16": 85.49,
+    "ViT-S/16": 83.73,
+    "R50+L/32": 85.99,
+    "R26+S/32": 83.85,
+    "ViT-Ti/16": 78.22,
+    "ViT-B/32": 83.59,
+    "ViT-S/32": 79.58,
+    "R+Ti/16": 75.40,
+}
+
+# What the released ImageNet-21k models reach when fine-tuned (dropout 0), as reported with the released code.
+RELEASED_FINE_TUNED = {
+    "ViT-B/16": {"CIFAR-10": 99.02, "CIFAR-100": 92.06, "ImageNet": 84.53},
+    "ViT-B/32": {"CIFAR-10": 98.88, "CIFAR-100": 92.31, "ImageNet": 81.66},
+    "ViT-L/16": {"CIFAR-10": 99.13, "CIFAR-100": 92.91, "ImageNet": 84.47},
+    "ViT-L/32": {"CIFAR-10": 99.06, "CIFAR-100": 93.29, "ImageNet": 81.89},
+    "R50+ViT-B/16": {"CIFAR-10": 98.72, "CIFAR-100": 90.88, "ImageNet": 83.72},
+}

@@ -1,0 +1,31 @@
+"""Weights in and out: released checkpoints, big_vision, timm and Hugging Face, by name, address or path.
+
+    weights = load("augreg_b16_i21k_in1k_384")
+    model = weights.spec.create()
+    logits, out = model.apply({"params": weights.params}, weights.preprocessing.normalize(images))
+
+    save(weights, "somewhere", to="huggingface")
+
+`python -m vit_jax.weights` does the same from the command line. `mapping` has the machinery, `formats` a table for each
+format, `transfer` what fine-tuning does to weights, `released` the released checkpoints.
+"""
+
+from vit_jax.weights.identify import ModelSpec
+from vit_jax.weights.preprocessing import Preprocessing
+from vit_jax.weights.released import ReleasedCheckpoint, get_checkpoint, list_checkpoints
+from vit_jax.weights.store import Weights, from_params, load, save
+from vit_jax.weights.transfer import TransferReport, transfer
+
+__all__ = [
+    "ModelSpec",
+    "Preprocessing",
+    "ReleasedCheckpoint",
+    "TransferReport",
+    "Weights",
+    "from_params",
+    "get_checkpoint",
+    "list_checkpoints",
+    "load",
+    "save",
+    "transfer",
+]

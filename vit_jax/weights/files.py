@@ -1,0 +1,176 @@
+"""Arrays from and to files: NumPy's .npz and .safetensors. Neither can run code; pickles are refused."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from vit_jax.errors import UserError
+from vit_jax.weights.mapping import Arrays
+
+_PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
+_METADATA_KEY = "vit_jax"  # in the header of a .safetensors file
+
+
+def read_arrays(path: pathlib.Path) -> tuple[Arrays, dict[str, Any]]:
+    """Reads all arrays of a file, and what this project wrote beside them.
+
+    Args:
+      path: of a .npz or .safetensors file; told apart by what is in it.
+
+    Returns:
+      The arrays by name, and the description that `write_arrays` was given, empty for files of others.
+
+    Raises:
+      UserError: not such a file, or not a whole one.
+    """
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start.startswith(b"PK"):
+        return _read_npz(path), _read_sidecar(path)
+    if start[8:9] == b"{":
+        return _read_safetensors(path)
+    if path.suffix in _PICKLES or start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        raise _pickle_error(path)
+    what = "empty" if not start else "neither .npz nor .safetensors"
+    raise UserError(f"{path} is {what}, or was cut off. Fetch it again.")
+
+
+def _pickle_error(path: pathlib.Path) -> UserError:
+    return UserError(
+        f"{path} is a pickle, which may run any code when it is read, so vit_jax does not. Where you trust it, turn it "
+        'into a .safetensors file first: python -c "import torch, safetensors.torch as s; '
+        f"s.save_file(torch.load('{path.name}', weights_only=True), '{path.stem}.safetensors')\""
+    )
+
+
+def _read_npz(path: pathlib.Path) -> Arrays:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+        if strangers := [name for name in members if not name.endswith(".npy")]:
+            if any(name.endswith("data.pkl") for name in strangers):
+                raise _pickle_error(path)
+            raise UserError(
+                f"{path} is a zip file, but no .npz: it contains {', '.join(sorted(strangers)[:3])}. "
+                "Weights are .npz or .safetensors files."
+            )
+        with np.load(path, allow_pickle=False) as file:
+            return {name: _as_bfloat16(file[name]) for name in file.files}
+    except (zipfile.BadZipFile, EOFError, OSError, zipfile.LargeZipFile) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise UserError(f"{path} is a damaged or truncated .npz file ({error}). Fetch it again.") from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        if "pickle" in str(error) or "Object arrays" in str(error):
+            raise UserError(
+                f"{path} contains Python objects (a pickle), which may run any code when they are read, so vit_jax "
+                "does not. Save it again with plain arrays only."
+            ) from error
+        raise UserError(f"{path} is a damaged .npz file ({error}). Fetch it again.") from error
+
+
+def _as_bfloat16(array: np.ndarray) -> np.ndarray:
+    """NumPy forgets the name of bfloat16 when it saves, and knows two bytes without meaning when it loads."""
+    return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
+
+
+def _read_safetensors(path: pathlib.Path) -> tuple[Arrays, dict[str, Any]]:
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+        arrays = safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is a damaged or truncated .safetensors file ({error}). Fetch it again.") from error
+    return arrays, _parse(metadata.get(_METADATA_KEY, "{}"), path)
+
+
+def _sidecar(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(path.name + ".json")
+
+
+def _read_sidecar(path: pathlib.Path) -> dict[str, Any]:
+    sidecar = _sidecar(path)
+    return _parse(sidecar.read_text(), sidecar) if sidecar.is_file() else {}
+
+
+def _parse(text: str, path: pathlib.Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError("not a dictionary")
+    except ValueError as error:
+        raise UserError(f"the description in {path} is damaged ({error}). Delete or mend it.") from error
+    return fields
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON dictionary; empty if there is no such file."""
+    return _parse(path.read_text(), path) if path.is_file() else {}
+
+
+def write_arrays(path: pathlib.Path, arrays: Arrays, description: dict[str, Any]) -> None:
+    """Writes all arrays, so that the file is there as a whole or not at all.
+
+    Args:
+      path: of the file; its suffix, .npz or .safetensors, says the kind.
+      arrays: by name.
+      description: JSON-compatible; in the header of a .safetensors file, beside a .npz file as `<name>.json`.
+
+    Raises:
+      UserError: another suffix, or no space.
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    check_space(path.parent, sum(array.nbytes for array in arrays.values()))
+    if path.suffix == ".safetensors":
+        # "format" is what other libraries look for.
+        metadata = {"format": "pt", _METADATA_KEY: json.dumps(description)}
+        with replacing(path) as temporary:
+            safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
+    elif path.suffix == ".npz":
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        write_json(_sidecar(path), description)
+    else:
+        raise UserError(f"{path}: name a .npz or .safetensors file.")
+
+
+def write_json(path: pathlib.Path, fields: dict[str, Any]) -> None:
+    """Writes a JSON file, as a whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def check_space(folder: pathlib.Path, needed: int) -> None:
+    """Raises `UserError` unless the disk has so many bytes to spare."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(f"{needed / 1e9:.2f} GB are to be written to {folder}, where {free / 1e9:.2f} GB are free.")
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary file that takes the place of `path` when all is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)

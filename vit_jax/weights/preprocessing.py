@@ -1,0 +1,98 @@
+"""What a model expects its images to be; it travels with the weights."""
+
+import dataclasses
+from typing import Any
+
+import cv2
+import numpy as np
+import PIL.Image
+
+from vit_jax.errors import UserError
+
+RESIZES = ("square", "crop")
+# OpenCV's, which looks at the nearest pixels only, as TensorFlow does by default; and Pillow's, which averages over all
+# pixels that it shrinks into one.
+_PLAIN = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "nearest": cv2.INTER_NEAREST}
+_ANTIALIASED = {
+    "bilinear": PIL.Image.Resampling.BILINEAR,
+    "bicubic": PIL.Image.Resampling.BICUBIC,
+    "nearest": PIL.Image.Resampling.NEAREST,
+}
+INTERPOLATIONS = tuple(_PLAIN)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """From a decoded image to the model's input.
+
+    Attributes:
+      image_size: height and width of the input, in pixels.
+      mean: of the values that are normalised to 0, for each channel, where black is 0 and white 1.
+      std: what values are divided by, likewise. Mean and std 0.5 give the [-1, 1] of the released ViT and BiT weights.
+      resize: "square" resizes the whole image to the input's shape, whatever its own, as the released fine-tuning does;
+        "crop" keeps the aspect ratio: the shorter side becomes `1 / crop_fraction` as long, then the centre is cut out.
+      crop_fraction: see `resize`.
+      interpolation: "bilinear", "bicubic" or "nearest".
+      antialias: whether shrinking averages, as in PyTorch's pipelines; the released JAX models did without.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    resize: str = "square"
+    crop_fraction: float = 1.0
+    interpolation: str = "bilinear"
+    antialias: bool = False
+
+    def __post_init__(self):
+        if self.resize not in RESIZES or self.interpolation not in INTERPOLATIONS:
+            raise UserError(
+                f"preprocessing: resize must be one of {', '.join(RESIZES)} and interpolation one of "
+                f"{', '.join(INTERPOLATIONS)}, got {self.resize!r} and {self.interpolation!r}."
+            )
+        if not 0 < self.crop_fraction <= 1 or min(self.std) <= 0 or min(self.image_size) < 1:
+            raise UserError(
+                "preprocessing: crop_fraction must be more than 0 and at most 1, std more than 0 and image_size at "
+                f"least 1, got {self.crop_fraction}, {self.std} and {self.image_size}."
+            )
+
+    def at(self, image_size: tuple[int, int] | int) -> "Preprocessing":
+        """The same for another size of input."""
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        return dataclasses.replace(self, image_size=(int(size[0]), int(size[1])))
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Maps uint8 `[height, width, 3]` to uint8 `[*image_size, 3]`."""
+        height, width = self.image_size
+        if self.resize == "square":
+            return self._resize(image, height, width)
+        scale = max(height / image.shape[0], width / image.shape[1]) / self.crop_fraction
+        resized_height = max(round(image.shape[0] * scale), height)
+        resized_width = max(round(image.shape[1] * scale), width)
+        image = self._resize(image, resized_height, resized_width)
+        top, left = (resized_height - height) // 2, (resized_width - width) // 2
+        return image[top : top + height, left : left + width]
+
+    def _resize(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
+        if self.antialias:
+            resample = _ANTIALIASED[self.interpolation]
+            return np.asarray(PIL.Image.fromarray(image).resize((width, height), resample))
+        return cv2.resize(image, (width, height), interpolation=_PLAIN[self.interpolation])
+
+    def normalize(self, images: Any) -> Any:
+        """Maps uint8 `[..., 3]` to float32 of the same shape; takes NumPy's arrays and JAX's."""
+        scale = 1 / (255 * np.asarray(self.std, np.float32))
+        return images.astype(np.float32) * scale - np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-compatible dictionary."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Preprocessing":
+        """Inverse of `to_json`."""
+        try:
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"preprocessing is not what vit_jax writes: {error}.") from error

@@ -1,0 +1,411 @@
+"""`load` and `save`: from a name, an address or a path to a model's parameters, and back to files."""
+
+import dataclasses
+import math
+import pathlib
+import re
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+
+from vit_jax.errors import UserError, unknown_name
+from vit_jax.models import create_model
+from vit_jax.models.vit import VARIANTS, stack_layers
+from vit_jax.published.class_names import DATA_SETS, class_names
+from vit_jax.weights import folders
+from vit_jax.weights.download import fetch
+from vit_jax.weights.files import read_arrays, read_json, write_arrays
+from vit_jax.weights.folders import Facts
+from vit_jax.weights.formats import FORMATS
+from vit_jax.weights.identify import ModelSpec, Shapes, check_shapes, expected_shapes, identify
+from vit_jax.weights.mapping import Arrays, Format, list_names, unstack_arrays
+from vit_jax.weights.preprocessing import Preprocessing
+from vit_jax.weights.released import ReleasedCheckpoint, get_checkpoint, list_checkpoints
+
+_PAPER_SIZE = (224, 224)  # where neither position embeddings nor a description tell
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A model's parameters, and what must be known to use them.
+
+    Attributes:
+      spec: which model.
+      arrays: parameters by our names, flat, layers unrolled, in the dtypes of the file.
+      preprocessing: from images to the model's input.
+      class_names: of the logits; None where not known.
+      format: the file's, a key of `formats.FORMATS`, or "run".
+      source: where they are from.
+      notes: what a user should know, such as what was taken for granted.
+    """
+
+    spec: ModelSpec
+    arrays: Arrays
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] | None = None
+    format: str = "vit"
+    source: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters as `model.apply({"params": ...})` wants them, layers unrolled."""
+        return flax.traverse_util.unflatten_dict(self.arrays, sep="/")
+
+    @property
+    def scanned_params(self) -> dict[str, Any]:
+        """The parameters for a ViT with `scan_layers=True`."""
+        return stack_layers(self.params)
+
+    def without(self, *parts: str) -> "Weights":
+        """The same without some parts, such as "head" or "pre_logits".
+
+        Raises:
+          UserError: there is no such part.
+        """
+        for part in parts:
+            if not any(name.startswith(part + "/") for name in self.arrays):
+                raise UserError(
+                    f"there is no {part!r} to leave out; only 'head' and 'pre_logits' can be, where present."
+                )
+        if strangers := set(parts) - {"head", "pre_logits"}:
+            raise UserError(f"a model cannot do without {list_names(strangers)}; only 'head' and 'pre_logits' can go.")
+        spec = self.spec
+        if "head" in parts:
+            spec = dataclasses.replace(spec, num_classes=0)
+        if "pre_logits" in parts:
+            kept = {name: value for name, value in spec.overrides.items() if name != "pre_logits"}
+            spec = dataclasses.replace(spec, overrides=kept)
+        arrays = {name: array for name, array in self.arrays.items() if name.split("/")[0] not in parts}
+        names = None if "head" in parts else self.class_names
+        return dataclasses.replace(self, spec=spec, arrays=arrays, class_names=names)
+
+    def describe(self) -> dict[str, Any]:
+        """All but the arrays, JSON-compatible; what `save` keeps beside them."""
+        return {
+            "model": self.spec.name,
+            "num_classes": self.spec.num_classes,
+            "overrides": self.spec.overrides,
+            "image_size": self.spec.image_size,
+            "preprocessing": self.preprocessing.to_json(),
+            "class_names": self.class_names,
+        }
+
+
+def from_params(
+    name: str,
+    params: dict[str, Any],
+    *,
+    image_size: tuple[int, int] | int,
+    preprocessing: Preprocessing | None = None,
+    class_names: tuple[str, ...] | None = None,
+    **overrides: Any,
+) -> Weights:
+    """Weights from parameters in memory, to save them.
+
+    Args:
+      name: of the model, such as "ViT-B/16".
+      params: nested; scanned or unrolled layers.
+      image_size: of the images that the position embeddings are for, in pixels.
+      preprocessing: from images to the model's input; None: resized to a square, values in [-1, 1].
+      class_names: of the logits.
+      **overrides: attributes that the model was made with.
+
+    Raises:
+      UserError: the parameters are not those of the model.
+    """
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    arrays = unstack_arrays({path: np.asarray(array) for path, array in flat.items()})
+    num_classes = arrays["head/kernel"].shape[-1] if "head/kernel" in arrays else 0
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    kept = {key: value for key, value in overrides.items() if key not in _WAYS_OF_COMPUTING}
+    spec = ModelSpec(name, num_classes, kept, size)
+    check_shapes(shapes_of(arrays), expected_shapes(spec, size))
+    return Weights(spec, arrays, (preprocessing or Preprocessing()).at(size), class_names)
+
+
+# Attributes of a model that leave its parameters and its function as they are.
+_WAYS_OF_COMPUTING = ("scan_layers", "remat", "attention", "return_attention", "dtype", "param_dtype")
+
+
+def load(
+    place: str | pathlib.Path,
+    *,
+    model: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    format: str | None = None,
+) -> Weights:
+    """Loads weights whole, or not at all: all names and shapes are checked first.
+
+    Args:
+      place: name of a released checkpoint (`list_checkpoints()`); or path, http(s):// or gs:// address of a .npz or
+        .safetensors file; or path of a folder as Hugging Face and timm publish them, or of a run of this project (its
+        best parameters).
+      model: what they should be for, such as "ViT-B/16"; None: told by the arrays.
+      image_size: height and width of the images they were trained on, where it was not a square.
+      format: a key of `formats.FORMATS`; None: told by the names.
+
+    Raises:
+      UserError: no such place, not a whole file, an unknown layout, or not the model that was asked for.
+    """
+    place = str(place)
+    released = get_checkpoint(place) if place in list_checkpoints() else None
+    path = _fetch(place, released)
+    if path.is_dir() and (path / "starts.jsonl").is_file():
+        weights = _load_run(path)
+    else:
+        weights = _load_file(path, released, model, image_size, format)
+    if released and weights.spec.create() != create_model(
+        released.model, num_classes=released.num_classes, **released.model_overrides
+    ):
+        raise UserError(
+            f"{path} holds {weights.spec}, where {released.name} is {released.model} with {released.num_classes:,} "
+            "classes. Delete it to fetch it again."
+        )
+    if model is not None:
+        _check_asked(weights, model)
+    return dataclasses.replace(weights, source=place)
+
+
+def _fetch(place: str, released: ReleasedCheckpoint | None) -> pathlib.Path:
+    if released:
+        return fetch(released.url, sha256=released.sha256)
+    if re.fullmatch(r"[\w+-]+", place) and not pathlib.Path(place).exists():
+        # Neither a file nor an address nor what a file would be called: a mistyped checkpoint.
+        raise unknown_name("released checkpoint (and no such file)", place, list_checkpoints())
+    return fetch(place)
+
+
+def _load_file(
+    path: pathlib.Path,
+    released: ReleasedCheckpoint | None,
+    model: str | None,
+    image_size: tuple[int, int] | None,
+    format_name: str | None,
+) -> Weights:
+    facts = folders.read_facts(path) if path.is_dir() else Facts()
+    file = folders.model_file(path) if path.is_dir() else path
+    arrays, description = read_arrays(file)
+    layout = find_format(arrays, format_name)
+    spec_given = _described_spec(description, file)
+    if spec_given:
+        facts = _described_facts(description, spec_given)
+    num_heads, notes = _num_heads(layout, arrays, facts, model)
+    ours = layout.read(arrays, num_heads=num_heads)
+
+    shapes = shapes_of(ours)
+    spec = spec_given or identify(shapes, image_size=image_size or _fitting_size(facts.image_size, shapes))
+    if layout.name == "big_vision" and spec.overrides.get("position_embedding") == "none":
+        # It knows no model without, and these need no array.
+        spec = dataclasses.replace(spec, overrides=spec.overrides | {"position_embedding": "sincos_2d"})
+    if not spec_given:
+        spec = dataclasses.replace(spec, overrides=spec.overrides | facts.overrides)
+    size = spec.image_size or facts.image_size or (released and (released.image_size,) * 2) or _PAPER_SIZE
+    check_shapes(shapes, expected_shapes(spec, size), layout.their_name)
+
+    preprocessing = facts.preprocessing or (released and released.preprocessing) or Preprocessing().at(size)
+    names = facts.class_names
+    if names is None and (data := _data_of_head(released, spec)):
+        names = class_names(data)
+        if not released:
+            notes += (f"{spec.num_classes:,} classes: taken to be those of {data}",)
+    if names is not None and len(names) != spec.num_classes:
+        raise UserError(f"{path}: {len(names)} class names for {spec.num_classes} logits.")
+    return Weights(spec, ours, preprocessing, names, layout.name, notes=facts.notes + notes)
+
+
+def find_format(arrays: Arrays, name: str | None = None) -> Format:
+    """Tells the format by the names of the arrays.
+
+    Raises:
+      UserError: none that is known, or the one that was asked for is not.
+    """
+    if name is not None:
+        if name not in FORMATS:
+            raise unknown_name("format", name, FORMATS)
+        return FORMATS[name]
+    for layout in FORMATS.values():
+        if layout.is_recognised(layout.normalize(arrays)):
+            return layout
+    raise UserError(
+        f"names such as {list_names(arrays)} are those of no format that vit_jax knows: "
+        + "; ".join(layout.description for layout in FORMATS.values())
+        + "."
+    )
+
+
+def _described_spec(description: dict[str, Any], file: pathlib.Path) -> ModelSpec | None:
+    """The model that the file itself tells, if this project wrote it."""
+    if not description:
+        return None
+    try:
+        overrides = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in description["overrides"].items()
+        }
+        size = description["image_size"]
+        spec = ModelSpec(description["model"], description["num_classes"], overrides, tuple(size) if size else None)
+        spec.create()
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"the description of {file} is damaged: {error!r}. Delete or mend it.") from error
+    return spec
+
+
+def _described_facts(description: dict[str, Any], spec: ModelSpec) -> Facts:
+    names = description.get("class_names")
+    return Facts(
+        num_heads=getattr(spec.create(), "num_heads", None),
+        image_size=spec.image_size,
+        preprocessing=Preprocessing.from_json(description["preprocessing"]),
+        class_names=tuple(names) if names else None,
+    )
+
+
+def _num_heads(layout: Format, arrays: Arrays, facts: Facts, model: str | None) -> tuple[int | None, tuple[str, ...]]:
+    """Attention heads, for the layouts whose arrays do not tell; and what was taken for granted."""
+    if facts.num_heads:
+        return facts.num_heads, ()
+    if model is not None:
+        return getattr(create_model(model, num_classes=0), "num_heads", None), ()
+    if layout.name in ("timm", "huggingface"):
+        kernel = next(
+            (array for name, array in arrays.items() if re.search(r"patch_embed\w*\.proj\w*\.weight", name)), None
+        )
+        for name, variant in VARIANTS.items():
+            if kernel is not None and variant.hidden_dim == kernel.shape[0]:
+                return variant.num_heads, (f"{variant.num_heads} attention heads: taken from ViT-{name}",)
+    return None, ()
+
+
+def _fitting_size(size: tuple[int, int] | None, shapes: Shapes) -> tuple[int, int] | None:
+    """A size that stands beside the arrays, unless the position embeddings contradict it."""
+    positions = shapes.get("Transformer/posembed_input/pos_embedding")
+    if size is None or positions is None:
+        return size
+    model = identify(shapes, image_size=size).create()
+    fits = positions[1] == model.num_prefix_tokens + math.prod(model.grid(*size))
+    return size if fits else None
+
+
+def _data_of_head(released: ReleasedCheckpoint | None, spec: ModelSpec) -> str | None:
+    """The data set that the head is for, where class names of it are at hand."""
+    if released:
+        return released.class_names
+    lengths = {len(class_names(data)): data for data in DATA_SETS}
+    return lengths.get(spec.num_classes)
+
+
+def _check_asked(weights: Weights, name: str) -> None:
+    """Raises unless the weights are of the model of that name, whatever its head; names the first differences."""
+    # What a name does not say is a matter of the file: pool, position embeddings, pre-logits.
+    dimensions = ("num_layers", "hidden_dim", "mlp_dim", "num_heads", "resnet", "patch_size", "stages")
+    attributes = {key for key in vars(create_model(name, num_classes=0))} - set(dimensions)
+    kept = {key: value for key, value in weights.spec.overrides.items() if key in attributes}
+    asked = ModelSpec(name, weights.spec.num_classes, kept)
+    size = weights.spec.image_size or weights.preprocessing.image_size
+    try:
+        check_shapes(shapes_of(weights.arrays), expected_shapes(asked, size))
+    except UserError as error:
+        raise UserError(f"this is {weights.spec}, not {name}: {error}") from error
+
+
+def _load_run(workdir: pathlib.Path) -> Weights:
+    """The best parameters of a run of this project."""
+    from vit_jax.checkpoints import read_parameters
+    from vit_jax.data.sources import open_source
+
+    config = read_json(workdir / "config.json")
+    found = read_parameters(workdir / "best")
+    if found is None:
+        raise UserError(
+            f"{workdir} has no best parameters yet. They are saved at the first evaluation, if data.eval_split is set "
+            "and checkpoint.keep_best is not switched off."
+        )
+    _, params, _ = found
+    model, data = config["model"], config["data"]
+    overrides = {name: value for name, value in model.items() if value is not None}
+    name = overrides.pop("name")
+    overrides.pop("num_classes", None)
+    for plain in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "head_bias"):
+        overrides.pop(plain, None)  # of training alone
+    size, resized = data["image_size"], data["eval_resize_small"]
+    preprocessing = Preprocessing(
+        image_size=(size, size),
+        resize="crop" if resized else "square",
+        crop_fraction=size / resized if resized else 1.0,
+    )
+    try:
+        names = tuple(open_source(data["dataset"], data["train_split"], "").class_names)
+    except UserError:
+        names = None  # the data are not here any more
+    weights = from_params(name, params, image_size=size, preprocessing=preprocessing, **overrides)
+    if names is not None and len(names) != weights.spec.num_classes:
+        names = None
+    return dataclasses.replace(weights, class_names=names, format="run")
+
+
+def save(weights: Weights, path: str | pathlib.Path, *, to: str | None = None) -> pathlib.Path:
+    """Saves weights; the file is there as a whole or not at all.
+
+    Args:
+      weights: from `load` or `from_params`.
+      path: a .npz file; for timm a .safetensors file or a folder; for Hugging Face a folder.
+      to: "vit", "bit" or "axial" (the released .npz layout of these models), "big_vision", "timm" or "huggingface";
+        None: the released layout.
+
+    Returns:
+      Where the arrays are.
+
+    Raises:
+      UserError: the format has no place for some array, or the disk is full.
+    """
+    path = pathlib.Path(path)
+    layout = _layout_for(weights.spec, to)
+    spec = weights.spec
+    if layout.name == "huggingface" and not re.fullmatch(r"ViT-\w+/\d+", spec.name):
+        raise UserError(f"Hugging Face's ViT is none with a ResNet; {spec.name} can be saved --to=vit or --to=timm.")
+    if layout.name == "huggingface" and getattr(spec.create(), "pool", None) != "cls":
+        raise UserError(f"Hugging Face's ViT has a class token; {spec} can be saved --to=vit or --to=timm.")
+    is_timm = layout.name in ("timm", "timm_bit")
+    if is_timm:
+        folders.timm_name(spec)  # raises if there is none
+    if layout.name != "vit" and spec.overrides.get("position_embedding_at", "stem") != "stem":
+        raise UserError(f"{layout.description} has position embeddings at the stem alone; save {spec} --to=vit.")
+    kinds = {"vit": None, "big_vision": ("learned_1d", "sincos_2d")}.get(layout.name, ("learned_1d",))
+    if kinds and spec.overrides.get("position_embedding", "learned_1d") not in kinds:
+        raise UserError(f"{layout.description} has no such position embeddings; save {spec} --to=vit.")
+    arrays = layout.write(weights.arrays)
+
+    if layout.name == "huggingface" or (is_timm and path.suffix != ".safetensors"):
+        if path.suffix in (".npz", ".safetensors"):
+            raise UserError(f"{layout.description} is a folder; name one instead of {path.name}.")
+        file = path / folders.MODEL_FILE
+        write_arrays(file, arrays, weights.describe())
+        write = folders.write_huggingface if layout.name == "huggingface" else folders.write_timm
+        write(path, spec, weights.preprocessing, weights.class_names)
+        return file
+    wanted = ".safetensors" if is_timm else ".npz"
+    if path.suffix != wanted:
+        raise UserError(f"{layout.description} is a {wanted} file; name it so instead of {path.name!r}.")
+    write_arrays(path, arrays, weights.describe())
+    return path
+
+
+def _layout_for(spec: ModelSpec, to: str | None) -> Format:
+    is_bit = re.fullmatch(r"R\d+x\d+", spec.name) is not None
+    is_axial = spec.name.startswith("Axial")
+    own = "bit" if is_bit else "axial" if is_axial else "vit"
+    if to in (None, "npz", own):
+        return FORMATS[own]
+    choices = {"timm": "timm_bit" if is_bit else "timm", "big_vision": "big_vision_bit" if is_bit else "big_vision"}
+    choices["huggingface"] = "huggingface"
+    if to not in choices:
+        raise unknown_name("format to write", str(to), [own, *choices])
+    if is_axial or (is_bit and to == "huggingface"):
+        raise UserError(f"{to} has no model like {spec.name}. Save it --to={own}.")
+    return FORMATS[choices[to]]
+
+
+def shapes_of(arrays: Arrays) -> Shapes:
+    """Shapes by name."""
+    return {name: array.shape for name, array in arrays.items()}
