@@ -4,6 +4,9 @@ import difflib
 from collections.abc import Iterable
 
 
+_SHOWN = 40  # names; of more an error lists the nearest
+
+
 class UserError(ValueError):
     """A mistake the user can mend. `vit_jax.main` prints its message without a traceback."""
 
@@ -22,4 +25,8 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> UserError:
     # Of names that differ in case alone, such as "ViT-B/16" and "ViT-b/16", the one that keeps to the given case.
     same = difflib.get_close_matches(given, [name for name in known if name.lower() in nearest], n=1, cutoff=0.0)
     hint = f" Did you mean {same[0]!r}?" if same else ""
-    return UserError(f"unknown {kind} {given!r}.{hint} Known: {', '.join(known)}.")
+    shown = ", ".join(known)
+    if len(known) > _SHOWN:
+        closest = difflib.get_close_matches(given, known, n=_SHOWN // 4, cutoff=0.0)
+        shown = f"{', '.join(closest)} and {len(known) - len(closest)} more"
+    return UserError(f"unknown {kind} {given!r}.{hint} Known: {shown}.")

@@ -21,12 +21,11 @@ import pathlib
 import re
 import sys
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from vit_jax import experiment, overview, summary
+from vit_jax import experiment, overview, partitioning, summary
 from vit_jax.errors import UserError
 from vit_jax.train import Stopped, train
 
@@ -65,14 +64,6 @@ def _report(error: Exception) -> int:
     return 1
 
 
-def _use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, so that a second start does not compile again."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache, "vit_jax", "compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
 def _set_up_logging() -> None:
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout, force=True
@@ -96,7 +87,7 @@ def main(_: list[str]) -> None:
 def _main() -> int:
     """Does what the flags say; returns the exit status."""
     _set_up_logging()
-    _use_compilation_cache()
+    partitioning.use_compilation_cache()
     try:
         if _DRY_RUN.value:
             print(overview.dry_run(_CONFIG.value, experiment.build(_CONFIG.value, allow_missing_data=True)))

@@ -1,6 +1,7 @@
 """The device mesh and who holds what of each array. One device is the special case of many."""
 
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,14 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulation_steps: int = 1, f
             f"{field} {batch_size} is not divisible by {parts} ({devices} devices x {accumulation_steps} accumulation "
             f"steps). Use a multiple of {parts}, such as {nearest}."
         )
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, so that a second start does not compile again."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache, "vit_jax", "compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def num_cpus() -> int:

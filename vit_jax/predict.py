@@ -1,0 +1,261 @@
+"""Tells what images show, by any weights.
+
+    python -m vit_jax.predict --weights=augreg_b16_i21k_in1k_384 cat.jpg holidays/ 'more/*.png'
+    python -m vit_jax.predict --weights=runs/quickstart --json digits/ > predictions.jsonl
+
+The images may be files, folders (searched with all that is in them) and patterns. Without --json each gets a few lines,
+the likeliest class first; with it a line of JSON: {"image": ..., "predictions": [{"label", "name", "probability"}]}.
+Images that cannot be read are told and left out; then the exit status is 1.
+"""
+
+import argparse
+import concurrent.futures
+import glob
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from vit_jax import partitioning
+from vit_jax.data.images import ImageError, decode
+from vit_jax.data.sources import IMAGE_SUFFIXES
+from vit_jax.errors import UserError
+from vit_jax.metrics import format_seconds
+from vit_jax.weights import Preprocessing, Weights, load, transfer
+
+PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+
+
+class Predictor:
+    """Weights, ready to be asked; compiles once for all batches.
+
+    Attributes:
+      weights: what answers.
+      preprocessing: what it sees of an image.
+      batch_size: images at once, a multiple of the number of devices.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        batch_size: int = 32,
+        image_size: int | None = None,
+        dtype: str = "float32",
+        probabilities: str = "softmax",
+    ):
+        """Places the parameters on all devices.
+
+        Args:
+          weights: from `vit_jax.weights.load`.
+          batch_size: images at once; rounded up to a multiple of the number of devices.
+          image_size: side of the square input, in pixels; position embeddings are interpolated. None: the weights' own.
+          dtype: of the computation; "bfloat16" is faster on accelerators.
+          probabilities: "softmax", or "sigmoid" for heads whose classes do not exclude one another.
+
+        Raises:
+          UserError: the weights have no head, or do not fit the image size.
+        """
+        spec = weights.spec
+        if not spec.num_classes:
+            raise UserError(
+                f"{weights.source or 'this'} ({spec}) has no head, so that it cannot tell classes. Use weights that "
+                "were fine-tuned, such as augreg_b16_i21k_in1k_384; `python -m vit_jax.weights list` shows all."
+            )
+        if not weights.arrays["head/kernel"].any():
+            raise UserError(
+                f"the head of {weights.source or 'these weights'} is all zeros (as released for ViT on ImageNet-21k): "
+                "it would say the same of every image. Use weights that were fine-tuned."
+            )
+        self.weights = weights
+        self.preprocessing = weights.preprocessing if image_size is None else weights.preprocessing.at(image_size)
+        mesh = partitioning.make_mesh()
+        devices = mesh.devices.size
+        self.batch_size = -(-batch_size // devices) * devices
+        self._sharding = partitioning.batch_sharding(mesh)
+
+        model = spec.create(dtype=dtype)
+        size = self.preprocessing.image_size
+        params = weights.params
+        if spec.image_size is not None and size != spec.image_size:
+            params, _ = transfer(weights, model, size, keep_head=True, keep_pre_logits=True)
+        self._params = jax.device_put(params, partitioning.replicated(mesh))
+        to_probabilities, normalize = PROBABILITIES[probabilities], self.preprocessing.normalize
+
+        def probabilities_of(params, images):
+            return to_probabilities(model.apply({"params": params}, normalize(images))[0])
+
+        self._probabilities = jax.jit(probabilities_of)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Maps preprocessed images, uint8 `[batch_size or less, height, width, 3]`, to probabilities `[..., classes]`."""
+        padding = self.batch_size - len(images)
+        padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
+        batch = partitioning.global_batch({"image": padded}, self._sharding)["image"]
+        return np.asarray(self._probabilities(self._params, batch))[: len(images)]
+
+
+def find_images(places: Sequence[str]) -> list[str]:
+    """Lists the image files that files, folders and patterns name, each once.
+
+    Raises:
+      UserError: there are none.
+    """
+    found: dict[str, None] = {}
+    for place in places:
+        path = pathlib.Path(place).expanduser()
+        matches = [path] if path.exists() else [pathlib.Path(match) for match in glob.glob(str(path), recursive=True)]
+        if not matches:
+            raise UserError(f"no image, folder or match of a pattern: {place!r}.")
+        for match in sorted(matches):
+            if match.is_dir():
+                inside = sorted(p for p in match.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+                if not inside:
+                    raise UserError(f"there are no images ({', '.join(IMAGE_SUFFIXES)}) in {match}.")
+                found |= dict.fromkeys(map(str, inside))
+            else:
+                found[str(match)] = None
+    return list(found)
+
+
+def read_images(
+    paths: Sequence[str], preprocessing: Preprocessing, batch_size: int
+) -> Iterator[tuple[list[str], np.ndarray, list[str]]]:
+    """Reads images in batches, one batch ahead, on all cores.
+
+    Yields:
+      paths of a batch's readable images, the images uint8 `[len(paths), height, width, 3]`, and messages of the others.
+    """
+
+    def read(path: str) -> np.ndarray | str:
+        try:
+            return preprocessing(decode(pathlib.Path(path).read_bytes()))
+        except ImageError as error:
+            return f"{path}: {error}"
+        except OSError as error:
+            return f"{path}: {error.strerror or error}"
+
+    with concurrent.futures.ThreadPoolExecutor(partitioning.num_cpus()) as pool:
+        starts = range(0, len(paths), batch_size)
+        batches = [paths[start : start + batch_size] for start in starts]
+        coming = [pool.submit(read, path) for path in batches[0]]
+        for index, batch in enumerate(batches):
+            results = [future.result() for future in coming]
+            if index + 1 < len(batches):
+                coming = [pool.submit(read, path) for path in batches[index + 1]]
+            good = [(path, image) for path, image in zip(batch, results, strict=True) if not isinstance(image, str)]
+            images = np.stack([image for _, image in good]) if good else np.zeros((0,), np.uint8)
+            yield [path for path, _ in good], images, [result for result in results if isinstance(result, str)]
+
+
+def top_classes(probabilities: np.ndarray, k: int, names: Sequence[str] | None) -> list[dict[str, object]]:
+    """The k likeliest classes: label, name (None where not known) and probability, the likeliest first."""
+    labels = np.argsort(-probabilities, kind="stable")[:k]
+    return [
+        {"label": int(label), "name": names[label] if names else None, "probability": float(probabilities[label])}
+        for label in labels
+    ]
+
+
+class _Progress:
+    """Images done, images a second and the time left, on stderr where many are to come."""
+
+    def __init__(self, total: int):
+        self._total, self._done, self._start, self._shown = total, 0, time.perf_counter(), 0.0
+
+    def add(self, count: int) -> None:
+        self._done += count
+        elapsed = time.perf_counter() - self._start
+        if elapsed - self._shown < (1.0 if sys.stderr.isatty() else 10.0):
+            return
+        self._shown = elapsed
+        left = format_seconds(elapsed / self._done * (self._total - self._done))
+        rate = self._done / elapsed
+        print(f"{self._done:,}/{self._total:,} images, {rate:.1f} images/s, {left} left", file=sys.stderr)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vit_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or pattern such as 'photos/*.jpg'")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        help="name of a released checkpoint (`python -m vit_jax.weights list`), a run's --workdir, or path or address "
+        "of a .npz or .safetensors file or a folder with one",
+    )
+    parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
+    parser.add_argument("--json", action="store_true", help="a line of JSON an image")
+    parser.add_argument("--batch_size", type=int, default=32, help="images at once (default: 32)")
+    parser.add_argument("--image_size", type=int, help="side of the input in pixels (default: the weights' own)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
+    parser.add_argument(
+        "--probabilities",
+        choices=tuple(PROBABILITIES),
+        default="softmax",
+        help="sigmoid for heads trained with the sigmoid loss, as those of ImageNet-21k (default: softmax)",
+    )
+    parser.add_argument("--model", help="what the weights are for, such as ViT-B/16; else told by the file")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns the exit status."""
+    args = make_parser().parse_args(arguments)
+    try:
+        if args.top < 1 or args.batch_size < 1:
+            raise UserError("--top and --batch_size must be at least 1.")
+        paths = find_images(args.images)
+        partitioning.use_compilation_cache()
+        predictor = Predictor(
+            load(args.weights, model=args.model),
+            batch_size=min(args.batch_size, len(paths)),
+            image_size=args.image_size,
+            dtype=args.dtype,
+            probabilities=args.probabilities,
+        )
+        return _predict(predictor, paths, args.top, args.json)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _predict(predictor: Predictor, paths: Sequence[str], top: int, as_json: bool) -> int:
+    names = predictor.weights.class_names
+    for note in predictor.weights.notes:
+        print(f"note: {note}", file=sys.stderr)
+    progress, unreadable = _Progress(len(paths)), 0
+    for good, images, messages in read_images(paths, predictor.preprocessing, predictor.batch_size):
+        for path, probabilities in zip(good, predictor(images) if good else (), strict=True):
+            predictions = top_classes(probabilities, top, names)
+            if as_json:
+                print(json.dumps({"image": path, "predictions": predictions}))
+                continue
+            print(path)
+            for row in predictions:
+                print(f"  {100 * float(str(row['probability'])):6.2f} %  {row['name'] or 'class'} ({row['label']})")
+        sys.stdout.flush()
+        for message in messages:
+            print(f"cannot read {message}", file=sys.stderr)
+        unreadable += len(messages)
+        progress.add(len(good) + len(messages))
+    if unreadable:
+        print(f"{unreadable} of {len(paths)} images could not be read.", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
