@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, main_environment
-from tests.data.test_sources import write_image
 from vit_jax import predict
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
@@ -40,7 +39,9 @@ def weights_file(tmp_path):
 def folder(tmp_path):
     for index in range(5):
         pixels = np.random.default_rng(index).integers(0, 256, (12, 10, 3), dtype=np.uint8)
-        write_image(tmp_path / "images" / "sub" / f"{index}.png", pixels)
+        path = tmp_path / "images" / "sub" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), pixels)
     return tmp_path / "images"
 
 

@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Iterable
 
-
 _SHOWN = 40  # names; of more an error lists the nearest
 
 

@@ -93,7 +93,7 @@ class Predictor:
         self._probabilities = jax.jit(probabilities_of)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Maps preprocessed images, uint8 `[batch_size or less, height, width, 3]`, to probabilities `[..., classes]`."""
+        """Maps images, uint8 `[at most batch_size, height, width, 3]`, to probabilities `[images, classes]`."""
         padding = self.batch_size - len(images)
         padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
         batch = partitioning.global_batch({"image": padded}, self._sharding)["image"]
