@@ -161,14 +161,15 @@ class Throughput:
     the window after a pause shows a lower rate than the true one.
     """
 
-    def __init__(self, batch_size: int, num_cores: int):
+    def __init__(self, batch_size: int, num_cores: int, flops_per_image: float = 0.0):
         """Starts the clock.
 
         Args:
           batch_size: images in a step.
           num_cores: accelerator cores, or CPU cores where the CPU is the device.
+          flops_per_image: of a training step; 0 where not known.
         """
-        self._batch_size, self._num_cores = batch_size, num_cores
+        self._batch_size, self._num_cores, self._flops_per_image = batch_size, num_cores, flops_per_image
         self.restart(0)
 
     def restart(self, step: int) -> None:
@@ -186,6 +187,7 @@ class Throughput:
             f"{TIME_PREFIX}images_per_second": rate,
             f"{TIME_PREFIX}images_per_second_per_core": rate / self._num_cores,
             f"{TIME_PREFIX}step_seconds": seconds / steps,
+            **({f"{TIME_PREFIX}tflops_per_second": rate * flops / 1e12} if (flops := self._flops_per_image) else {}),
         }
 
 

@@ -11,12 +11,10 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from vit_jax import partitioning
+from vit_jax.analysis.flops import forward_flops, train_exaflops
 from vit_jax.experiment import Experiment
 from vit_jax.optimizers import decay_mask
-
-# Table 1, in millions. No reading of ViT-L/16 (with or without pre-logits, position embeddings, class token, head)
-# comes to 307: without head it has 303.3, with pre-logits 304.4, with 1,000 or 21,843 classes 304.3 or 325.7.
-PAPER_MILLIONS = {"ViT-B": 86, "ViT-L": 307, "ViT-H": 632}
+from vit_jax.published.paper import TABLE_1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +47,15 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
         data += f"; evaluation on {config.data.eval_split}: {len(experiment.eval_source):,} images"
     accumulation = f" in {config.accumulation_steps} parts" if config.accumulation_steps > 1 else ""
     parameters = count_parameters(experiment.abstract_state.params)
+    flops = forward_flops(experiment.model, size)
+    exaflops = train_exaflops(experiment.model, size, experiment.num_steps * config.batch_size)
     lines = [
         f"model     {model.name}, {classes:,} classes, {parameters:,} parameters, images {size}x{size}",
         f"data      {data}",
         f"training  {experiment.num_steps:,} steps of {config.batch_size:,} images{accumulation}, {epochs:.4g} epochs; "
         f"{config.optimizer.name}, {config.loss} cross-entropy",
+        f"compute   {flops / 1e9:.4g} GFLOP an image forward (multiply-add = 2), {exaflops:.4g} exaFLOP in all at 3 x "
+        "forward",
         f"devices   {devices['num_devices']} x {devices['device_kind']} in {devices['num_processes']} process(es)",
     ]
     return "\n".join(lines)
@@ -83,9 +85,13 @@ def paper_count(model_name: str) -> str:
     family = re.match(r"ViT-[BLH](?=/)", model_name)
     if not family:
         return ""
-    text = f"the paper's table 1 says {PAPER_MILLIONS[family[0]]}M for {family[0]}"
+    text = f"the paper's table 1 says {TABLE_1[family[0]].millions}M for {family[0]}"
     if family[0] == "ViT-L":
-        return text + ", which no reading of L/16 reaches: 303.3M without head, 304.4M with pre-logits"
+        # Nor does it come to 307 with 1,000 or 21,843 classes: 304.3 and 325.7.
+        return text + (
+            ", which no reading of L/16 reaches (303.3M without head, 304.4M with pre-logits); L/32 with pre-logits "
+            "has 306.6M"
+        )
     return text + ", which counts the pre-logits layer and leaves the head out"
 
 

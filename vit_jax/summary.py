@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax.analysis.flops import train_step_flops
 from vit_jax.experiment import Experiment
 from vit_jax.metrics import TIME_PREFIX, format_seconds, read_jsonl
 from vit_jax.overview import count_parameters
@@ -44,6 +45,8 @@ def summarize(config: ConfigDict, workdir: pathlib.Path, experiment: Experiment,
     rates = sorted(row[name] for row in rows if (name := f"{TIME_PREFIX}images_per_second") in row)
     if rates:
         summary["images_per_second"] = rates[len(rates) // 2]
+        flops = train_step_flops(experiment.model, config.data.image_size)
+        summary["tflops_per_second"] = summary["images_per_second"] * flops / 1e12
     summary["seconds_of_this_start"] = seconds
     return summary
 

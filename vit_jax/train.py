@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import experiment as experiments
 from vit_jax import overview, partitioning, workdir
+from vit_jax.analysis.flops import train_step_flops
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.curves import plot_curves
 from vit_jax.errors import UserError
@@ -113,7 +114,8 @@ def train(config: ConfigDict, path: pathlib.Path, *, allow_config_change: bool =
         workdir.record_start(path, config, step=step, devices=devices)
 
         # What is measured.
-        throughput = Throughput(config.batch_size, num_cores(devices["num_devices"]))
+        flops = train_step_flops(experiment.model, config.data.image_size)
+        throughput = Throughput(config.batch_size, num_cores(devices["num_devices"]), flops)
         writer = cleanup.enter_context(MetricWriter(path, step=step, eval_split=config.data.eval_split))
 
         def log(step: int, metrics: dict[str, float]) -> None:
