@@ -61,15 +61,11 @@ class MultiHeadDotProductAttention(nn.Module):
         tokens = queries if tokens is None else tokens
         width = queries.shape[-1]
         head_dim = width // self.num_heads
-        project = functools.partial(
-            nn.DenseGeneral,
-            kernel_init=nn.initializers.xavier_uniform(),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        query = project((self.num_heads, head_dim), name="query")(queries)
-        key = project((self.num_heads, head_dim), name="key")(tokens)
-        value = project((self.num_heads, head_dim), name="value")(tokens)
+        project = functools.partial(Projection, dtype=self.dtype, param_dtype=self.param_dtype)
+        heads = (self.num_heads, head_dim)
+        query = project((width,), heads, name="query")(queries)
+        key = project((width,), heads, name="key")(tokens)
+        value = project((width,), heads, name="value")(tokens)
 
         if self.relative:
             relative_embedding = self.param(
@@ -92,8 +88,43 @@ class MultiHeadDotProductAttention(nn.Module):
             y, weights = attend_by_einsum(query, key, value, bias, keep=keep, keep_rate=1 - self.dropout_rate)
         else:
             y = attend(query, key, value, bias, implementation=self.implementation)
-        y = project(width, axis=(-2, -1), name="out")(y)
+        y = project(heads, (width,), name="out")(y)
         return y, weights if self.return_weights else None
+
+
+class Projection(nn.Module):
+    """A dense layer between tokens and heads.
+
+    Computed as a product of two matrices, whatever the shape of the kernel: with more axes XLA transposes the
+    activations for the kernel's gradient.
+
+    Attributes:
+      inputs: trailing axes of what goes in, `(width,)` or `(num_heads, head_dim)`.
+      outputs: trailing axes of what comes out.
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    dtype: DTypeLike = "float32"
+    param_dtype: DTypeLike = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[batch, num_tokens, *inputs]` to `[batch, num_tokens, *outputs]`."""
+        batch, num_tokens = x.shape[:2]
+        matrix = (math.prod(self.inputs), math.prod(self.outputs))
+
+        def initialise(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+            # Xavier's bound is that of the matrix.
+            return nn.initializers.xavier_uniform()(key, matrix, dtype).reshape(shape)
+
+        kernel = self.param("kernel", initialise, (*self.inputs, *self.outputs), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, self.outputs, self.param_dtype)
+        x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+        y = x.reshape(batch * num_tokens, matrix[0]) @ kernel.reshape(matrix) + bias.reshape(-1)
+        return y.reshape(batch, num_tokens, *self.outputs)
 
 
 def attend(

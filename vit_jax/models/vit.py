@@ -96,13 +96,16 @@ class MlpBlock(nn.Module):
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
         }
-        hidden_dim = x.shape[-1]
+        *batch, hidden_dim = x.shape
+        # As one matrix: with more axes XLA transposes the activations for the kernels' gradients (10 % of the time on a
+        # CPU).
+        x = x.reshape(-1, hidden_dim)
         x = nn.Dense(self.mlp_dim, name="Dense_0", **dense)(x)
         x = nn.gelu(x, approximate=self.gelu == "tanh")
         x = nn.Dropout(self.dropout_rate, deterministic=self.deterministic)(x)
         x = nn.Dense(hidden_dim, name="Dense_1", **dense)(x)
         x = nn.Dropout(self.dropout_rate, deterministic=self.deterministic)(x)
-        return x
+        return x.reshape(*batch, hidden_dim)
 
 
 class EncoderBlock(nn.Module):
