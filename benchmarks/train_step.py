@@ -1,6 +1,6 @@
 r"""How fast models compute and train: images/s, compile time, memory, and the share of the device's matrix rate.
 
-    # Two cores of a laptop, half a minute
+    # Two cores of a laptop, a minute
     python benchmarks/train_step.py --models ViT-Ti/16 --batch=8
 
     # One GPU, each at the batch that suits it best, beside timm if torch and timm are installed
@@ -19,10 +19,12 @@ them alike; reported are medians over the rounds.
 Utilisation is the share of the fastest matrix product that was measured in the same run in the same dtype and
 precision. It counts what the model needs: a train step is three forward passes, whatever rematerialisation adds.
 Memory is the device's, of the step with its arguments: of vit_jax as the compiler planned it, of timm on a GPU as
-PyTorch's allocator saw it at its highest; beside it "-" means not known.
+PyTorch's allocator saw it at its highest; "-" where nobody knows. Compile times are without any cache of compiled
+programs.
 
 timm runs what it is best at: fused optimizer, scaled-dot-product attention, automatic mixed precision for bfloat16
-(the parameters are float32 in both), channels-last convolutions on a GPU; with --torch_compile also compiled.
+(the parameters are float32 in both), channels-last convolutions on a GPU; with --torch_compile also compiled. Where
+the CUDA libraries of jax and torch do not bear each other, measure them apart, with --timm=never and --timm=only.
 """
 
 import argparse
@@ -103,6 +105,7 @@ class Settings:
       accumulation: parts of the batch of a train step.
       devices: number of devices.
       steps: train steps or forward passes of a turn; None: as many as fill a second.
+      timm_alone: whether nothing of ours is measured, so that timm may use a GPU that JAX does not know.
     """
 
     image_size: int
@@ -113,6 +116,7 @@ class Settings:
     accumulation: int
     devices: int
     steps: int | None
+    timm_alone: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +308,7 @@ class TimmCandidate:
         self.overrides = overrides
         self._settings = settings
         self._torch, self._timm = import_torch_and_timm()
-        self._device = torch_device(self._torch)
+        self._device = torch_device(self._torch, settings)
         self.timm_name, self._arguments = timm_model(model, overrides, settings, self._timm.list_models())
         self._compile_mode = compile_mode
         self._convolutional = not model.startswith("ViT-")
@@ -561,15 +565,16 @@ def has_torch_and_timm() -> bool:
     return all(importlib.util.find_spec(name) for name in ("torch", "timm"))
 
 
-def torch_device(torch: Any) -> str:
-    """The device that JAX computes on, as torch calls it.
+def torch_device(torch: Any, settings: Settings) -> str:
+    """The device that timm computes on: the one that JAX computes on, as torch calls it.
 
     Raises:
       UserError: torch cannot compute there.
     """
     platform = jax.default_backend()
     if platform == "cpu":
-        return "cpu"
+        gpu = settings.timm_alone and os.environ.get("JAX_PLATFORMS") != "cpu" and torch.cuda.is_available()
+        return "cuda" if gpu else "cpu"
     if platform != "gpu" or not torch.cuda.is_available():
         raise UserError(f"torch has no access to what JAX computes on ({platform}); choose --timm=never.")
     return "cuda"
@@ -688,14 +693,14 @@ def jax_product(dtype: str) -> Callable[[int], Callable[[int], float]]:
     return product
 
 
-def torch_product(dtype: str) -> Callable[[int], Callable[[int], float]]:
+def torch_product(settings: Settings) -> Callable[[int], Callable[[int], float]]:
     """Matrix products in torch, for `matmul_rates`."""
     torch, _ = import_torch_and_timm()
-    device = torch_device(torch)
+    device = torch_device(torch, settings)
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def product(size: int) -> Callable[[int], float]:
-        left, right = torch.randn(2, size, size, device=device).to(getattr(torch, dtype))
+        left, right = torch.randn(2, size, size, device=device).to(getattr(torch, settings.dtype))
 
         def seconds(repeats: int) -> float:
             synchronize()
@@ -831,7 +836,7 @@ def prepare_frameworks(settings: Settings, *, with_torch: bool) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     set_precision(settings, with_torch=with_torch)
     if with_torch:
-        torch_device(import_torch_and_timm()[0])
+        torch_device(import_torch_and_timm()[0], settings)
 
 
 def progress(line: str) -> None:
@@ -1013,8 +1018,8 @@ def rate(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"
 
 
-def machine_facts(*, with_torch: bool) -> dict[str, Any]:
-    """Devices, processor, memory and versions."""
+def machine_facts(settings: Settings, load_average: float | None, *, with_torch: bool) -> dict[str, Any]:
+    """Devices, processor, memory, versions, and the load that was there before."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else []
     device = jax.devices()[0]
@@ -1025,6 +1030,7 @@ def machine_facts(*, with_torch: bool) -> dict[str, Any]:
         "platform_version": device.client.platform_version,
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": num_cpus(),
+        "load_average": load_average,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -1033,8 +1039,12 @@ def machine_facts(*, with_torch: bool) -> dict[str, Any]:
     }
     if with_torch:
         torch, _ = import_torch_and_timm()
-        facts |= {"torch_device": torch_device(torch), "torch_cuda": torch.version.cuda}
-        facts["torch_threads"] = torch.get_num_threads()
+        on_gpu = torch_device(torch, settings) == "cuda"
+        facts |= {
+            "torch_device": torch.cuda.get_device_name() if on_gpu else "cpu",
+            "torch_cuda": torch.version.cuda,
+            "torch_threads": torch.get_num_threads(),
+        }
     return facts
 
 
@@ -1045,7 +1055,7 @@ def measure_matmul(settings: Settings, sizes: Sequence[int], *, with_jax: bool, 
         rates["jax"] = matmul_rates(jax_product(settings.dtype), sizes)
     if with_torch:
         time.sleep(PAUSE_SECONDS)
-        rates["torch"] = matmul_rates(torch_product(settings.dtype), sizes)
+        rates["torch"] = matmul_rates(torch_product(settings), sizes)
     everything = [entry["flops_per_second"] for entries in rates.values() for entry in entries]
     return {**rates, "reference": max(everything, default=None)}
 
@@ -1060,12 +1070,19 @@ def describe_run(facts: dict[str, Any], matmul: dict[str, Any], settings: Settin
         f"{settings.dtype}, float32 products at precision {settings.precision}, images of {settings.image_size}, "
         f"{settings.optimizer}, {settings.accumulation} part(s) a batch",
     ]
+    if "torch_device" in facts:
+        lines.append(f"timm on {facts['torch_device']}, {facts['torch_threads']} threads")
     for framework in ("jax", "torch"):
         if matmul.get(framework):
             rates = [f"{entry['size']}: {entry['flops_per_second'] * 1e-12:.4g}" for entry in matmul[framework]]
             lines.append(f"Matrix products in {framework}, TFLOP/s by size: {', '.join(rates)}")
     if matmul["reference"]:
         lines.append(f"Utilisation 100 % is {matmul['reference'] * 1e-12:.4g} TFLOP/s a device")
+    if facts["platform"] == "cpu" and (facts["load_average"] or 0) > 0.5:
+        lines.append(
+            f"Load average {facts['load_average']:.1f} at the start: if other programs compute, wait for them. They "
+            "slow torch's threads, which wait for each other, many times more than those of JAX"
+        )
     return "\n".join(lines)
 
 
@@ -1224,6 +1241,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         accumulation=arguments.accumulation,
         devices=arguments.devices,
         steps=steps,
+        timm_alone=arguments.timm == "only",
     )
 
 
@@ -1234,7 +1252,9 @@ def find_batches(arguments: argparse.Namespace) -> list[dict[str, int | str]]:
         batches: dict[str, int | str] = {}
         for variant in candidates_of(model.name, arguments):
             try:
-                batches[variant] = model.batch or tune(model.name, variant)
+                # What suits timm suits timm compiled, whose every batch would take a minute to compile.
+                known = batches.get("timm") if variant == "timm compiled" else None
+                batches[variant] = model.batch or known or tune(model.name, variant)
             except UserError as error:
                 batches[variant] = str(error)
         every.append(batches)
@@ -1260,7 +1280,8 @@ def write_json(
 
 def benchmark(arguments: argparse.Namespace) -> int:
     """Measures, prints and writes everything; returns the exit status."""
-    # First: where only one process may hold the device (TPU), this one must not yet.
+    load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    # Now: where only one process may hold the device (TPU), this one must not yet.
     batches = find_batches(arguments)
     settings: Settings = arguments.settings
     with_torch = arguments.timm != "never"
@@ -1274,7 +1295,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
     if settings.devices > jax.device_count():
         raise UserError(f"--devices {settings.devices}: there are only {jax.device_count()}.")
 
-    facts = machine_facts(with_torch=with_torch)
+    facts = machine_facts(settings, load_average, with_torch=with_torch)
     progress("matrix products")
     matmul = measure_matmul(settings, arguments.matmul_sizes, with_jax=arguments.timm != "only", with_torch=with_torch)
     print(describe_run(facts, matmul, settings), flush=True)

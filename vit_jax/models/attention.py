@@ -143,8 +143,9 @@ def attend(
       `[batch, num_queries, num_heads, head_dim]`.
     """
     if implementation == "auto":
-        half = query.dtype in (jnp.bfloat16, jnp.float16)
-        if jax.default_backend() == "gpu" and half and bias is None and query.shape[-1] % 8 == 0:
+        # cuDNN's flash attention takes half precision, and heads of up to 128 in steps of 8.
+        fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+        if jax.default_backend() == "gpu" and fits and bias is None:
             implementation = "cudnn"
         else:
             # Decided when compiled, not here, because programs for TPUs are also compiled on machines without any.

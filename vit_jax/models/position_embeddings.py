@@ -99,7 +99,7 @@ def grid_of(num_tokens: int, num_prefix_tokens: int) -> tuple[int, int]:
                 hint = f" As a model {'with' if other else 'without'} a class token it would be a square grid."
         raise UserError(
             f"{num_tokens} position embeddings of a model {without} leave {num_patches} for the patches, which is no "
-            f"square.{hint} Give the grid of the images they were trained on, rows and columns, if it was not square."
+            f"square.{hint} Give the grid, by the image_size they were trained on, if it was not square."
         )
     return side, side
 
@@ -145,7 +145,8 @@ def interpolate_position_embedding(
     num_tokens, width = embedding.shape[1:]
     if old_grid is None:
         fits = num_tokens == num_prefix_tokens + math.prod(new_grid)
-        is_square = math.isqrt(num_tokens - num_prefix_tokens) ** 2 == num_tokens - num_prefix_tokens
+        num_patches = num_tokens - num_prefix_tokens
+        is_square = math.isqrt(max(num_patches, 0)) ** 2 == num_patches
         old_grid = new_grid if fits and not is_square else grid_of(num_tokens, num_prefix_tokens)
     if num_tokens != num_prefix_tokens + math.prod(old_grid):
         raise UserError(

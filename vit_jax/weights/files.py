@@ -1,6 +1,7 @@
 """Arrays from and to files: NumPy's .npz and .safetensors. Neither can run code; pickles are refused."""
 
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -64,21 +65,22 @@ def _read_npz(path: pathlib.Path) -> Arrays:
                 f"{path} is a zip file, but no .npz: it contains {', '.join(sorted(strangers)[:3])}. "
                 "Weights are .npz or .safetensors files."
             )
-        with np.load(path, allow_pickle=False) as file:
-            return {name: _as_bfloat16(file[name]) for name in file.files}
-    except (zipfile.BadZipFile, EOFError, OSError, zipfile.LargeZipFile) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise UserError(f"{path} is a damaged or truncated .npz file ({error}). Fetch it again.") from error
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        if "pickle" in str(error) or "Object arrays" in str(error):
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy"): _read_member(archive, name) for name in members}
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy have no common error for damaged files
+        if "Object arrays" in str(error):
             raise UserError(
                 f"{path} contains Python objects (a pickle), which may run any code when they are read, so vit_jax "
                 "does not. Save it again with plain arrays only."
             ) from error
-        raise UserError(f"{path} is a damaged .npz file ({error}). Fetch it again.") from error
+        raise UserError(f"{path} is a damaged or truncated .npz file ({error}). Fetch it again.") from error
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array. All bytes of it are read, whatever its header says, because only then its checksum is compared."""
+    return _as_bfloat16(np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False))
 
 
 def _as_bfloat16(array: np.ndarray) -> np.ndarray:
@@ -102,10 +104,10 @@ def _sidecar(path: pathlib.Path) -> pathlib.Path:
 
 def _read_sidecar(path: pathlib.Path) -> dict[str, Any]:
     sidecar = _sidecar(path)
-    return _parse(sidecar.read_text(), sidecar) if sidecar.is_file() else {}
+    return _parse(sidecar.read_bytes(), sidecar) if sidecar.is_file() else {}
 
 
-def _parse(text: str, path: pathlib.Path) -> dict[str, Any]:
+def _parse(text: str | bytes, path: pathlib.Path) -> dict[str, Any]:
     try:
         fields = json.loads(text)
         if not isinstance(fields, dict):
@@ -117,7 +119,7 @@ def _parse(text: str, path: pathlib.Path) -> dict[str, Any]:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON dictionary; empty if there is no such file."""
-    return _parse(path.read_text(), path) if path.is_file() else {}
+    return _parse(path.read_bytes(), path) if path.is_file() else {}
 
 
 def write_arrays(path: pathlib.Path, arrays: Arrays, description: dict[str, Any]) -> None:
@@ -131,7 +133,7 @@ def write_arrays(path: pathlib.Path, arrays: Arrays, description: dict[str, Any]
     Raises:
       UserError: another suffix, or no space.
     """
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     check_space(path.parent, sum(array.nbytes for array in arrays.values()))
     if path.suffix == ".safetensors":
         # "format" is what other libraries look for.
@@ -139,9 +141,11 @@ def write_arrays(path: pathlib.Path, arrays: Arrays, description: dict[str, Any]
         with replacing(path) as temporary:
             safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
     elif path.suffix == ".npz":
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        write_json(_sidecar(path), description)
+        # The description first, but under its name last: a disk that is full leaves both as they were.
+        with replacing(_sidecar(path)) as described, replacing(path) as temporary:
+            _dump_json(described, description)
+            with temporary.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
     else:
         raise UserError(f"{path}: name a .npz or .safetensors file.")
 
@@ -149,28 +153,40 @@ def write_arrays(path: pathlib.Path, arrays: Arrays, description: dict[str, Any]
 def write_json(path: pathlib.Path, fields: dict[str, Any]) -> None:
     """Writes a JSON file, as a whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(fields, indent=2) + "\n")
+        _dump_json(temporary, fields)
+
+
+def _dump_json(path: pathlib.Path, fields: dict[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=2) + "\n")
 
 
 def check_space(folder: pathlib.Path, needed: int) -> None:
     """Raises `UserError` unless the disk has so many bytes to spare."""
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(f"{needed / 1e9:.2f} GB are to be written to {folder}, where {free / 1e9:.2f} GB are free.")
 
 
+def _make_folder(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}.") from error
+
+
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary file that takes the place of `path` when all is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may be what could not be written
+            temporary.unlink(missing_ok=True)

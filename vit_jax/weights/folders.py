@@ -17,6 +17,11 @@ from vit_jax.weights.preprocessing import Preprocessing
 MODEL_FILE = "model.safetensors"
 _PILLOW_RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _TIMM_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
+_TIMM_PATCHES = {"tiny": (16,), "small": (16, 8, 32), "base": (16, 8, 32), "large": (16, 14, 32), "huge": (14,)}
+_TIMM_VIT = re.compile(r"(?:vit|deit)_(tiny|small|base|large|huge)_(?:patch\d+|r\d*_s\d+(?:_p8)?)_\d+")
+_TIMM_BIT = re.compile(r"resnetv2_\d+x\d+_bit")
+_TIMM_BIT_NAMES = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
+_TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +93,8 @@ def _read_huggingface(config: dict[str, Any], preprocessor: dict[str, Any]) -> F
     epsilon = config.get("layer_norm_eps", LAYER_NORM_EPSILON)
     if epsilon > 10 * LAYER_NORM_EPSILON:
         raise UserError(f"layer norms with epsilon {epsilon}; vit_jax's have {LAYER_NORM_EPSILON}.")
+    if (pooler := config.get("pooler_act", "tanh")) != "tanh":
+        raise UserError(f"a pooler with activation {pooler!r}; vit_jax's pre_logits layer has tanh.")
     names = config.get("id2label")
     image_size = _pair(config.get("image_size"))
     preprocessing = None
@@ -176,11 +183,23 @@ def _read_timm(config: dict[str, Any]) -> Facts:
     size = fields.get("input_size")
     image_size = (int(size[1]), int(size[2])) if size else None
     architecture = config.get("architecture", "")
-    match = re.match(r"vit_(tiny|small|base|large|huge)_", architecture)
+    match = _TIMM_VIT.fullmatch(architecture.partition(".")[0])
+    if not match and not _TIMM_BIT.fullmatch(architecture.partition(".")[0]):
+        # Others differ in what no array shows: the GELU, where the mean is taken, the preceding norm.
+        raise UserError(
+            f"timm's architecture {architecture!r} is none that vit_jax knows to be the same as its own; it reads "
+            "vit_*_patch*, deit_*_patch*, hybrids such as vit_base_r50_s16_224, and resnetv2_*_bit."
+        )
     model_args = config.get("model_args") or {}
     # timm's own GELU is exact; files of this project say that theirs is not.
     act_layer = model_args.get("act_layer", "gelu")
-    overrides = {"gelu": "exact"} if match and act_layer == "gelu" else {}
+    if match and act_layer not in _TIMM_GELUS:
+        raise UserError(f"the activation {act_layer!r} is none of vit_jax's, which are {', '.join(_TIMM_GELUS)}.")
+    overrides = {"gelu": "exact"} if match and _TIMM_GELUS[act_layer] == "exact" else {}
+    if match and model_args.get("global_pool") == "avg" and model_args.get("class_token", True):
+        raise UserError(
+            "a timm model with a class token whose head sees the mean of the others; vit_jax has none such."
+        )
     crop = fields.get("crop_pct") or 1.0
     preprocessing = None
     if image_size and "mean" in fields and "std" in fields:
@@ -195,7 +214,7 @@ def _read_timm(config: dict[str, Any]) -> Facts:
         )
     names = fields.get("label_names")
     return Facts(
-        num_heads=VARIANTS[_TIMM_SIZES[match[1]]].num_heads if match else model_args.get("num_heads"),
+        num_heads=model_args.get("num_heads", VARIANTS[_TIMM_SIZES[match[1]]].num_heads) if match else None,
         overrides=overrides,
         image_size=image_size,
         preprocessing=preprocessing,
@@ -209,7 +228,12 @@ def timm_name(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
     Raises:
       UserError: timm has no such model.
     """
+    of_architecture = {"stages", "width_factor", "resnet", "patch_size"} & spec.overrides.keys()
+    if spec.name.startswith("Axial") or of_architecture:
+        raise _no_timm_model(spec)
     if match := re.fullmatch(r"R(\d+)x(\d+)", spec.name):
+        if spec.name not in _TIMM_BIT_NAMES:
+            raise _no_timm_model(spec)
         return f"resnetv2_{match[1]}x{match[2]}_bit", {}
     sizes = {ours: theirs for theirs, ours in _TIMM_SIZES.items()}
     model = spec.create()
@@ -221,17 +245,27 @@ def timm_name(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
         # Its mean is otherwise taken before the last layer norm.
         arguments |= {"class_token": False, "global_pool": "avg" if model.pool == "gap" else "map", "fc_norm": False}
     name = None
-    if match := re.fullmatch(r"ViT-(\w+)/(\d+)", spec.name):
-        name = f"vit_{sizes[match[1]]}_patch{match[2]}_224" if match[1] in sizes else None
+    if (match := re.fullmatch(r"ViT-(\w+)/(\d+)", spec.name)) and match[1] in sizes:
+        theirs, patch_size = sizes[match[1]], int(match[2])
+        known = patch_size in _TIMM_PATCHES[theirs]
+        name = f"vit_{theirs}_patch{patch_size if known else _TIMM_PATCHES[theirs][0]}_224"
+        arguments |= {} if known else {"patch_size": patch_size}
     elif spec.name in _TIMM_HYBRIDS:
         name = _TIMM_HYBRIDS[spec.name]
     if name is None:
-        raise UserError(f"timm has no model like {spec}. Save it --to=vit instead.")
+        raise _no_timm_model(spec)
     dims = {"num_layers": "depth", "hidden_dim": "embed_dim", "num_heads": "num_heads"}
     arguments |= {theirs: spec.overrides[ours] for ours, theirs in dims.items() if ours in spec.overrides}
     if "mlp_dim" in spec.overrides:
         arguments["mlp_ratio"] = model.mlp_dim / model.hidden_dim
     return name, arguments
+
+
+def _no_timm_model(spec: ModelSpec) -> UserError:
+    return UserError(
+        f"timm has no model by a name like {spec}. Save it in this project's layout, without --to; or its state dict "
+        "alone, as a .safetensors file, for a model that you build yourself."
+    )
 
 
 _TIMM_HYBRIDS = {

@@ -98,7 +98,7 @@ def _map_head_npz() -> list[Rule]:
 VIT = Format(
     name="vit",
     description="released ViT .npz",
-    prefixes=("opt/target/",),
+    prefixes=("opt/target/", "params/"),
     is_recognised=lambda names: (
         {"embedding/kernel"} <= set(names)
         and any(re.search(r"encoderblock(_0)?/MlpBlock_3/", name) for name in names)
@@ -130,6 +130,8 @@ VIT = Format(
 def _from_big_vision(arrays: Arrays) -> Arrays:
     if "cls" in arrays and _POSITIONS in arrays:
         positions = arrays[_POSITIONS]
+        if positions.ndim != 3:
+            raise UserError(f"pos_embedding has an unexpected shape, {positions.shape}.")
         # Its class token has no position embedding of its own.
         arrays[_POSITIONS] = np.concatenate([np.zeros_like(positions[:, :1]), positions], axis=1)
     return arrays
@@ -277,7 +279,7 @@ AXIAL = Format(
 def _refuse_lost_pre_logits(arrays: Arrays, library: str) -> Arrays:
     if "pre_logits/kernel" in arrays and (library == "timm" or "head/kernel" in arrays):
         place = "no place for the pre_logits layer" if library == "timm" else "no place for pre_logits beside a head"
-        drop = "pre_logits,head" if library == "timm" else "head"
+        drop = "head" if library != "timm" else "pre_logits,head" if "head/kernel" in arrays else "pre_logits"
         raise UserError(
             f"{library} has {place}, so the file would be another model. Leave out what it cannot hold: --drop={drop}."
         )
@@ -412,6 +414,20 @@ HUGGINGFACE = Format(
         *_weight_and_bias(_HF_LAYER + "intermediate.dense", _BLOCK + "MlpBlock_3/Dense_0"),
         *_weight_and_bias(_HF_LAYER + "output.dense", _BLOCK + "MlpBlock_3/Dense_1"),
         *_norm("layernorm", "Transformer/encoder_norm"),
+        # What transformers 5 calls them in memory; it still writes the names above unless told otherwise.
+        *[
+            rule
+            for name, theirs in (("query", "q"), ("key", "k"), ("value", "v"))
+            for rule in (
+                Rule(f"layers.{{l}}.attention.{theirs}_proj.weight", f"{_ATTENTION}{name}/kernel", INTO_HEADS),
+                Rule(f"layers.{{l}}.attention.{theirs}_proj.bias", f"{_ATTENTION}{name}/bias", INTO_HEADS_BIAS),
+            )
+        ],
+        *_weight_and_bias("layers.{l}.attention.o_proj", _ATTENTION + "out", OUT_OF_HEADS),
+        *_norm("layers.{l}.layernorm_before", _BLOCK + "LayerNorm_0"),
+        *_norm("layers.{l}.layernorm_after", _BLOCK + "LayerNorm_2"),
+        *_weight_and_bias("layers.{l}.mlp.fc1", _BLOCK + "MlpBlock_3/Dense_0"),
+        *_weight_and_bias("layers.{l}.mlp.fc2", _BLOCK + "MlpBlock_3/Dense_1"),
         *_weight_and_bias("pooler.dense", "pre_logits"),
         *_weight_and_bias("classifier", "head"),
     ),

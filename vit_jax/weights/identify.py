@@ -58,12 +58,17 @@ def identify(shapes: Shapes, *, image_size: tuple[int, int] | None = None) -> Mo
     Raises:
       UserError: none of ours.
     """
-    if "root_block/conv_root/kernel" in shapes:
-        return _identify_resnet(shapes)
-    if "embedding/kernel" in shapes and any(name.startswith("Transformer/encoderblock_0/") for name in shapes):
-        return _identify_vit(shapes, image_size)
-    if "embedding/kernel" in shapes and any(name.startswith("encoderblock_0/row/") for name in shapes):
-        return _identify_axial(shapes, image_size)
+    try:
+        if "root_block/conv_root/kernel" in shapes:
+            return _identify_resnet(shapes)
+        if "embedding/kernel" in shapes and any(name.startswith("Transformer/encoderblock_0/") for name in shapes):
+            return _identify_vit(shapes, image_size)
+        if "embedding/kernel" in shapes and any(name.startswith("encoderblock_0/row/") for name in shapes):
+            return _identify_axial(shapes, image_size)
+    except (IndexError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise UserError(
+            f"the arrays contradict each other or are not whole, so that the model cannot be told: {error!r}."
+        ) from error
     raise UserError(
         f"these are no arrays of a model that vit_jax has: {', '.join(sorted(shapes)[:_SHOWN])} ... See list_models()."
     )
@@ -77,6 +82,13 @@ def _count(shapes: Shapes, pattern: str) -> int:
 def _units(shapes: Shapes) -> tuple[int, ...]:
     num_stages = _count(shapes, r"block(\d+)/unit")
     return tuple(_count(shapes, rf"block{stage}/unit(\d+)/") for stage in range(1, num_stages + 1))
+
+
+def _patch_size(shapes: Shapes) -> int:
+    patch_size = shapes["embedding/kernel"][0]
+    if patch_size < 1:
+        raise UserError("no model: embedding/kernel is empty.")
+    return patch_size
 
 
 def _num_classes(shapes: Shapes) -> int:
@@ -93,19 +105,26 @@ def _known_variant(given: Variant) -> tuple[str, dict[str, int]]:
 
 def _transformer_variant(shapes: Shapes, block: str, layers: str) -> tuple[str, dict[str, int]]:
     try:
-        hidden_dim, num_heads, _ = shapes[block + "MultiHeadDotProductAttention_1/query/kernel"]
-        mlp_dim = shapes[block + "MlpBlock_3/Dense_0/kernel"][-1]
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{block} is not whole, so that the model cannot be told: {error} is missing.") from error
-    return _known_variant(Variant(_count(shapes, layers), hidden_dim, mlp_dim, num_heads))
+        # Of biases, which cannot be transposed unnoticed.
+        (hidden_dim,) = shapes["embedding/bias"]
+        num_heads, _ = shapes[block + "MultiHeadDotProductAttention_1/query/bias"]
+        (mlp_dim,) = shapes[block + "MlpBlock_3/Dense_0/bias"]
+    except KeyError as error:
+        raise UserError(f"the model cannot be told, because {error} is missing.") from error
+    except ValueError as error:
+        raise UserError(f"the model cannot be told by the shapes of embedding/bias and {block}: {error}.") from error
+    if 0 in (hidden_dim, mlp_dim, num_heads) or hidden_dim % num_heads:
+        raise UserError(
+            f"no model: embedding/bias is as wide as {hidden_dim}, and {block}...query/bias is of {num_heads} heads."
+        )
+    num_layers = 1 + max(int(match[1]) for name in shapes if (match := re.match(layers, name)))
+    return _known_variant(Variant(num_layers, hidden_dim, mlp_dim, num_heads))
 
 
 def _identify_vit(shapes: Shapes, image_size: tuple[int, int] | None) -> ModelSpec:
-    size, overrides = _transformer_variant(
-        shapes, "Transformer/encoderblock_0/", r"Transformer/encoderblock_(\d+)/LayerNorm_0/scale"
-    )
+    size, overrides = _transformer_variant(shapes, "Transformer/encoderblock_0/", r"Transformer/encoderblock_(\d+)/")
     found: dict[str, Any] = dict(overrides)
-    patch_size = shapes["embedding/kernel"][0]
+    patch_size = _patch_size(shapes)
     if "conv_root/kernel" in shapes:
         stages = _units(shapes)
         named = {
@@ -164,8 +183,8 @@ def _position_overrides(shapes: Shapes) -> dict[str, str]:
 
 
 def _identify_axial(shapes: Shapes, image_size: tuple[int, int] | None) -> ModelSpec:
-    size, overrides = _transformer_variant(shapes, "encoderblock_0/row/", r"encoderblock_(\d+)/row/LayerNorm_0/scale")
-    name = f"Axial-ViT-{size}/{shapes['embedding/kernel'][0]}"
+    size, overrides = _transformer_variant(shapes, "encoderblock_0/row/", r"encoderblock_(\d+)/row/")
+    name = f"Axial-ViT-{size}/{_patch_size(shapes)}"
     spec = ModelSpec(name, _num_classes(shapes), dict(overrides))
     return dataclasses.replace(spec, image_size=image_size or _image_size(shapes, spec.create()))
 
@@ -181,6 +200,8 @@ def _identify_resnet(shapes: Shapes) -> ModelSpec:
     if any("/row/" in name for name in shapes):
         # Its relative embeddings tell the size of the first stage's feature map, a quarter of the image.
         rows, columns = ((shapes[f"block1/unit01/{axis}/relative_embedding"][0] + 1) // 2 for axis in ("column", "row"))
+        if min(rows, columns) < 1:
+            raise UserError("no model: a relative_embedding is empty.")
         return ModelSpec(f"AxialResNet-{depth}", _num_classes(shapes), overrides, (4 * rows, 4 * columns))
     if width % ROOT_WIDTH or "block1/unit01/conv3/kernel" not in shapes:
         raise UserError(f"a ResNet of root width {width} is none of BiT's: they are multiples of {ROOT_WIDTH}.")

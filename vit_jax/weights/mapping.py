@@ -52,9 +52,9 @@ DENSE = Transform(lambda array, _: (array.T,), lambda array: array.T)
 # [out, in, height, width] <-> [height, width, in, out]
 CONV = Transform(lambda array, _: (array.transpose(2, 3, 1, 0),), lambda array: array.transpose(3, 2, 0, 1))
 # [classes, width, 1, 1] <-> [width, classes]
-HEAD_AS_CONV = Transform(lambda array, _: (array[:, :, 0, 0].T,), lambda array: array.T[:, :, None, None])
+HEAD_AS_CONV = Transform(lambda array, _: (array.squeeze((2, 3)).T,), lambda array: array.T[:, :, None, None])
 # [1, 1, width, classes] <-> [width, classes]
-HEAD_AS_TF_CONV = Transform(lambda array, _: (array[0, 0],), lambda array: array[None, None])
+HEAD_AS_TF_CONV = Transform(lambda array, _: (array.squeeze((0, 1)),), lambda array: array[None, None])
 # [1, 1, 1, channels] <-> [channels]
 CHANNELS_OF_4D = Transform(lambda array, _: (array.reshape(-1),), lambda array: array[None, None, None])
 # Older files have [1, 1, 1, channels], newer ones [channels].

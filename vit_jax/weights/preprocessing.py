@@ -93,6 +93,11 @@ class Preprocessing:
         """Inverse of `to_json`."""
         try:
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+            for name in ("mean", "std", "image_size"):
+                if len([float(value) for value in values.get(name, getattr(cls, name))]) != len(getattr(cls, name)):
+                    raise TypeError(f"{name} has another number of values")
             return cls(**values)
-        except TypeError as error:
+        except (TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"preprocessing is not what vit_jax writes: {error}.") from error

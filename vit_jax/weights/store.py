@@ -23,6 +23,7 @@ from vit_jax.weights.mapping import Arrays, Format, list_names, unstack_arrays
 from vit_jax.weights.preprocessing import Preprocessing
 from vit_jax.weights.released import ReleasedCheckpoint, get_checkpoint, list_checkpoints
 
+_POSITIONS = "Transformer/posembed_input/pos_embedding"
 _PAPER_SIZE = (224, 224)  # where neither position embeddings nor a description tell
 
 
@@ -156,13 +157,6 @@ def load(
         weights = _load_run(path)
     else:
         weights = _load_file(path, released, model, image_size, format)
-    if released and weights.spec.create() != create_model(
-        released.model, num_classes=released.num_classes, **released.model_overrides
-    ):
-        raise UserError(
-            f"{path} holds {weights.spec}, where {released.name} is {released.model} with {released.num_classes:,} "
-            "classes. Delete it to fetch it again."
-        )
     if model is not None:
         _check_asked(weights, model)
     return dataclasses.replace(weights, source=place)
@@ -201,8 +195,21 @@ def _load_file(
         spec = dataclasses.replace(spec, overrides=spec.overrides | {"position_embedding": "sincos_2d"})
     if not spec_given:
         spec = dataclasses.replace(spec, overrides=spec.overrides | facts.overrides)
+    if layout.name == "vit" and not spec_given and spec.overrides.get("position_embedding") == "none":
+        notes += ("the file has no position embeddings: taken for a model without; sincos_2d has no arrays either",)
+    if layout.name in ("timm", "huggingface") and not path.is_dir() and not spec_given:
+        spec = dataclasses.replace(spec, overrides=spec.overrides | {"gelu": "exact"})
+        notes += (
+            "gelu=exact: the library's own, since no config.json says otherwise; name the folder if there is one",
+        )
+    if layout.name in ("timm", "huggingface") and spec.overrides.get("position_embedding") == "none":
+        raise UserError(f"{file}: {layout.their_name(_POSITIONS)} is missing.")
     size = spec.image_size or facts.image_size or (released and (released.image_size,) * 2) or _PAPER_SIZE
-    check_shapes(shapes, expected_shapes(spec, size), layout.their_name)
+    if spec_given and image_size is not None and tuple(size) != tuple(image_size):
+        raise UserError(f"{file} is for images of {size[0]}x{size[1]}, not of {image_size[0]}x{image_size[1]}.")
+    _check_arrays(shapes, spec, size, layout, f"{file}" if spec_given else None)
+    if released:
+        _check_released(path, released, spec)
 
     preprocessing = facts.preprocessing or (released and released.preprocessing) or Preprocessing().at(size)
     names = facts.class_names
@@ -210,9 +217,35 @@ def _load_file(
         names = class_names(data)
         if not released:
             notes += (f"{spec.num_classes:,} classes: taken to be those of {data}",)
+    if not spec.num_classes:
+        names = None
     if names is not None and len(names) != spec.num_classes:
         raise UserError(f"{path}: {len(names)} class names for {spec.num_classes} logits.")
     return Weights(spec, ours, preprocessing, names, layout.name, notes=facts.notes + notes)
+
+
+def _check_arrays(
+    shapes: Shapes, spec: ModelSpec, size: tuple[int, int], layout: Format, described: str | None
+) -> None:
+    """Raises unless the arrays are those of the model; `described` is the file whose description says which it is."""
+    try:
+        check_shapes(shapes, expected_shapes(spec, size), layout.their_name)
+    except UserError as error:
+        if described is None:
+            raise
+        where = f"{described}.json" if described.endswith(".npz") else "its header"
+        raise UserError(f"{described} does not hold {spec}, as {where} says: {error}") from error
+
+
+def _check_released(path: pathlib.Path, released: ReleasedCheckpoint, spec: ModelSpec) -> None:
+    """Raises unless a file holds what its name says."""
+    expected = create_model(released.model, num_classes=released.num_classes, **released.model_overrides)
+    size = (released.image_size, released.image_size)
+    if spec.create() != expected or (spec.image_size or size) != size:
+        raise UserError(
+            f"{path} holds {spec}, where {released.name} is {released.model} with {released.num_classes:,} classes for "
+            f"images of {size[0]}x{size[1]}. Delete it to fetch it again."
+        )
 
 
 def find_format(arrays: Arrays, name: str | None = None) -> Format:
@@ -225,6 +258,8 @@ def find_format(arrays: Arrays, name: str | None = None) -> Format:
         if name not in FORMATS:
             raise unknown_name("format", name, FORMATS)
         return FORMATS[name]
+    if not arrays:
+        raise UserError("there are no arrays in it.")
     for layout in FORMATS.values():
         if layout.is_recognised(layout.normalize(arrays)):
             return layout
@@ -244,9 +279,17 @@ def _described_spec(description: dict[str, Any], file: pathlib.Path) -> ModelSpe
             name: tuple(value) if isinstance(value, list) else value for name, value in description["overrides"].items()
         }
         size = description["image_size"]
-        spec = ModelSpec(description["model"], description["num_classes"], overrides, tuple(size) if size else None)
+        height_width = (int(size[0]), int(size[1])) if size else None
+        num_classes = int(description["num_classes"])
+        if num_classes < 0 or (size and len(size) != 2):
+            raise ValueError(f"num_classes {num_classes}, image_size {size}")
+        spec = ModelSpec(description["model"], num_classes, overrides, height_width)
         spec.create()
-    except (KeyError, TypeError, AttributeError) as error:
+        expected_shapes(spec, height_width or _PAPER_SIZE)
+        _described_facts(description, spec)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"the description of {file} is damaged: {error!r}. Delete or mend it.") from error
     return spec
 
@@ -367,13 +410,15 @@ def save(weights: Weights, path: str | pathlib.Path, *, to: str | None = None) -
     if layout.name == "huggingface" and getattr(spec.create(), "pool", None) != "cls":
         raise UserError(f"Hugging Face's ViT has a class token; {spec} can be saved --to=vit or --to=timm.")
     is_timm = layout.name in ("timm", "timm_bit")
-    if is_timm:
+    if is_timm and path.suffix != ".safetensors":
         folders.timm_name(spec)  # raises if there is none
     if layout.name != "vit" and spec.overrides.get("position_embedding_at", "stem") != "stem":
         raise UserError(f"{layout.description} has position embeddings at the stem alone; save {spec} --to=vit.")
     kinds = {"vit": None, "big_vision": ("learned_1d", "sincos_2d")}.get(layout.name, ("learned_1d",))
     if kinds and spec.overrides.get("position_embedding", "learned_1d") not in kinds:
         raise UserError(f"{layout.description} has no such position embeddings; save {spec} --to=vit.")
+    if layout.name == "big_vision" and spec.overrides.get("gelu", "tanh") != "tanh":
+        raise UserError(f"big_vision's GELU is the tanh approximation; save {spec} --to=vit.")
     arrays = layout.write(weights.arrays)
 
     if layout.name == "huggingface" or (is_timm and path.suffix != ".safetensors"):

@@ -1,6 +1,7 @@
 """What fine-tuning does to pre-trained weights (section 3.2): another head, another resolution."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import flax.linen as nn
@@ -76,11 +77,15 @@ def transfer(
       UserError: the architectures differ; names the first differences.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    initial = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *size, 3)))["params"]
-    fresh = unstack_arrays(
-        {name: np.asarray(array) for name, array in flax.traverse_util.flatten_dict(initial, sep="/").items()}
-    )
     old_model = weights.spec.create()
+    _check_function(old_model, model)
+
+    def init(names: Collection[str]) -> dict[str, jax.Array]:
+        variables = model.init(jax.random.key(seed), jnp.zeros((1, *size, 3)))
+        flat = _unstack(flax.traverse_util.flatten_dict(variables["params"], sep="/"))
+        return {name: array for name, array in flat.items() if name in names} if names else flat
+
+    fresh: dict[str, Any] = jax.eval_shape(lambda: init(()))
     given = _match_prefix_tokens(weights.arrays, old_model, model)
 
     anew = {"head": not keep_head, "pre_logits": not keep_pre_logits}
@@ -99,16 +104,19 @@ def transfer(
 
     resized = []
     for name in sorted(given.keys() & fresh.keys() - begins_anew):
-        if given[name].shape != fresh[name].shape and "embedding" in name.split("/")[-1]:
+        if "embedding" in name.split("/")[-1]:
             new = _resize(name, given[name], fresh[name].shape, weights, model, size)
             if new is not None:
-                resized.append((name, weights.arrays[name].shape, new.shape))
                 given[name] = new
+            if given[name] is not weights.arrays[name]:
+                resized.append((name, weights.arrays[name].shape, given[name].shape))
     expected: Shapes = {name: array.shape for name, array in fresh.items() if name not in begins_anew}
     check_shapes(shapes_of(given), expected)
 
+    # The compiler leaves out what is not asked for, which is nearly all.
+    anew_arrays = jax.jit(lambda: init(begins_anew))() if begins_anew else {}
     arrays: Arrays = {
-        name: fresh[name] if name in begins_anew else np.asarray(given[name]).astype(fresh[name].dtype)
+        name: np.asarray(anew_arrays[name]) if name in begins_anew else given[name].astype(fresh[name].dtype)
         for name in fresh
     }
     params = flax.traverse_util.unflatten_dict(arrays, sep="/")
@@ -122,6 +130,21 @@ def transfer(
         initialised=tuple(sorted(begins_anew)),
     )
     return params, report
+
+
+def _unstack(arrays: dict[str, Any]) -> dict[str, Any]:
+    return unstack_arrays(arrays)
+
+
+def _check_function(old: Any, new: Any) -> None:
+    """Raises where models compute differently without any array that shows it."""
+    for attribute in ("gelu", "position_embedding_at"):
+        before, after = (getattr(model, attribute, None) for model in (old, new))
+        if before != after and None not in (before, after):
+            raise UserError(
+                f"the weights are of a model with {attribute}={before!r}, this one has {after!r}. Make it with "
+                f"{attribute}={before!r}."
+            )
 
 
 def _match_prefix_tokens(arrays: Arrays, old: Any, new: Any) -> Arrays:
@@ -144,17 +167,21 @@ def _resize(
     """Interpolates embeddings of positions to another grid; None for what is none."""
     leaf = name.rsplit("/", maxsplit=1)[-1]
     old_size = weights.spec.image_size or weights.preprocessing.image_size
+    old_model = weights.spec.create()
     if leaf == "pos_embedding" and array.shape[-1] == shape[-1]:
         return interpolate_position_embedding(
             array,
             model.grid(*size),
             num_prefix_tokens=model.num_prefix_tokens,
-            old_grid=weights.spec.create().grid(*old_size),
+            old_grid=old_model.grid(*old_size),
         )
+    is_raster = leaf == "relative_embedding" and "/row/" not in name and "/column/" not in name
+    if array.shape == shape and not (is_raster and model.grid(*size) != old_model.grid(*old_size)):
+        return None
     if leaf in ("pos_embedding_x", "pos_embedding_y") and array.shape[1:] == shape[1:]:
         return (interpolation_matrix(array.shape[0], shape[0]) @ array.astype(np.float64)).astype(array.dtype)
     if leaf == "relative_embedding" and array.shape[1:] == shape[1:]:
-        if "/row/" in name or "/column/" in name:
+        if not is_raster:
             # Offsets along one axis, which have an order to interpolate in.
             matrix = interpolation_matrix(array.shape[0], shape[0])
             return np.einsum("no,ohd->nhd", matrix, array.astype(np.float64)).astype(array.dtype)
