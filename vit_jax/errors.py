@@ -18,7 +18,7 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> UserError:
       given: the name that was asked for.
       known: the names that exist.
     """
-    known = sorted(known)
+    known, given = sorted(known), str(given)
     lowered = {name.lower() for name in known}
     nearest = difflib.get_close_matches(given.lower(), lowered, n=1, cutoff=0.0)
     # Of names that differ in case alone, such as "ViT-B/16" and "ViT-b/16", the one that keeps to the given case.

@@ -143,16 +143,15 @@ def attend(
       `[batch, num_queries, num_heads, head_dim]`.
     """
     if implementation == "auto":
-        # cuDNN's flash attention takes half precision, and heads of up to 128 in steps of 8.
+        # cuDNN's flash attention takes half precision, and heads of up to 128 in steps of 8. Only a GPU can say whether
+        # cuDNN is there.
         fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
+        platforms: dict[str, Any] = {"cpu": lambda *args: attend_by_einsum(*args)[0]}
         if jax.default_backend() == "gpu" and fits and bias is None:
-            implementation = "cudnn"
-        else:
-            # Decided when compiled, not here, because programs for TPUs are also compiled on machines without any.
-            operands = (query, key, value) if bias is None else (query, key, value, bias)
-            return jax.lax.platform_dependent(
-                *operands, cpu=lambda *args: attend_by_einsum(*args)[0], default=jax.nn.dot_product_attention
-            )
+            platforms["cuda"] = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+        # Decided when compiled, not here, because programs for TPUs are also compiled on machines without any.
+        operands = (query, key, value) if bias is None else (query, key, value, bias)
+        return jax.lax.platform_dependent(*operands, default=jax.nn.dot_product_attention, **platforms)
     if implementation == "einsum":
         return attend_by_einsum(query, key, value, bias)[0]
     if implementation == "cudnn" and jax.default_backend() != "gpu":

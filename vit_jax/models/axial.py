@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vit_jax.errors import UserError, unknown_name
+from vit_jax.errors import unknown_name
 from vit_jax.models import attention, resnet, vit
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.position_embeddings import PositionEmbedding
-from vit_jax.models.vit import LAYER_NORM_EPSILON, REMAT_POLICIES, EncoderBlock, check_divisible_by_patch
+from vit_jax.models.vit import LAYER_NORM_EPSILON, REMAT_POLICIES, EncoderBlock, check_divisible_by_patch, check_sizes
 
 
 def along_rows(layer: Any, x: jax.Array) -> jax.Array:
@@ -87,8 +87,7 @@ class AxialVisionTransformer(nn.Module):
             raise unknown_name("remat policy", self.remat, REMAT_POLICIES)
         if self.attention not in attention.IMPLEMENTATIONS:
             raise unknown_name("attention", self.attention, attention.IMPLEMENTATIONS)
-        if self.hidden_dim % self.num_heads:
-            raise UserError(f"hidden_dim {self.hidden_dim} is not divisible by num_heads {self.num_heads}.")
+        check_sizes(self)
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -225,7 +224,7 @@ def create_axial(name: str, **attributes: Any) -> nn.Module | None:
             return None
         by_name = {"patch_size": int(match[2]), **dataclasses.asdict(vit.VARIANTS[match[1]])}
         return AxialVisionTransformer(**(by_name | attributes))
-    if match := re.fullmatch(r"AxialResNet-(\d+)", name):
+    if match := re.fullmatch(r"AxialResNet-([1-9]\d*)", name):
         if int(match[1]) not in resnet.UNITS_BY_DEPTH:
             return None
         by_name = {"stages": resnet.UNITS_BY_DEPTH[int(match[1])], "unit_type": AxialUnit}

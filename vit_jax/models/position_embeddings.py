@@ -66,8 +66,8 @@ class PositionEmbedding(nn.Module):
 def sincos_2d(rows: int, columns: int, width: int, temperature: float = 10_000.0) -> np.ndarray:
     """Sines and cosines of the column and the row at geometrically spaced frequencies, `[1, rows * columns, width]`.
 
-    The 2-D form of Vaswani et al., 2017, as in MoCo v3 (Chen et al., 2021): a quarter of the width each for sin x,
-    cos x, sin y and cos y, frequencies from 1 to 1 / temperature.
+    The 2-D form of Vaswani et al., 2017, as big_vision has it: a quarter of the width each for sin x, cos x, sin y and
+    cos y, frequencies from 1 to 1 / temperature.
 
     Raises:
       UserError: the width is not a multiple of 4, or less than 8.

@@ -338,7 +338,7 @@ def names() -> list[str]:
 
 def create_resnet(name: str, **attributes: Any) -> BitResNet | None:
     """Makes the BiT ResNet of that name, such as "R152x4"; None if the name is not of this family's form."""
-    match = re.fullmatch(r"R(\d+)x([1-9]\d*)", name)
+    match = re.fullmatch(r"R([1-9]\d*)x([1-9]\d*)", name)
     if not match or int(match[1]) not in UNITS_BY_DEPTH:
         return None
     by_name: dict[str, Any] = {"stages": UNITS_BY_DEPTH[int(match[1])], "width_factor": int(match[2])}

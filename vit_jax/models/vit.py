@@ -20,6 +20,7 @@ length `num_layers`; `stack_layers` and `unstack_layers` convert.
 """
 
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -101,7 +102,8 @@ class MlpBlock(nn.Module):
         # CPU).
         x = x.reshape(-1, hidden_dim)
         x = nn.Dense(self.mlp_dim, name="Dense_0", **dense)(x)
-        x = nn.gelu(x, approximate=self.gelu == "tanh")
+        # Computed again in the backward pass: keeping what lies within costs more time than it saves, and memory.
+        x = jax.checkpoint(functools.partial(nn.gelu, approximate=self.gelu == "tanh"))(x)
         x = nn.Dropout(self.dropout_rate, deterministic=self.deterministic)(x)
         x = nn.Dense(hidden_dim, name="Dense_1", **dense)(x)
         x = nn.Dropout(self.dropout_rate, deterministic=self.deterministic)(x)
@@ -191,7 +193,7 @@ class EncoderBlock(nn.Module):
             return branch
         keep_rate = jnp.asarray(1.0 - rate, jnp.float32)
         keep = jax.random.bernoulli(self.make_rng("dropout"), keep_rate, (branch.shape[0], 1, 1))
-        return jnp.where(keep, branch / keep_rate.astype(branch.dtype), jnp.zeros((), branch.dtype))
+        return jnp.where(keep, branch / keep_rate, 0).astype(branch.dtype)
 
 
 class Encoder(nn.Module):
@@ -302,6 +304,7 @@ class AttentionPool(nn.Module):
       mlp_dim: width of its MLP's hidden layer.
       num_heads: number of attention heads.
       gelu: see `MlpBlock`.
+      attention: how attention is computed; one of `attention.IMPLEMENTATIONS`.
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters.
     """
@@ -309,6 +312,7 @@ class AttentionPool(nn.Module):
     mlp_dim: int
     num_heads: int
     gelu: str = "tanh"
+    attention: str = "auto"
     dtype: DTypeLike = "float32"
     param_dtype: DTypeLike = "float32"
 
@@ -319,7 +323,9 @@ class AttentionPool(nn.Module):
         batch, _, width = x.shape
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width), self.param_dtype)
         probe = jnp.broadcast_to(probe.astype(self.dtype), (batch, 1, width))
-        x, _ = MultiHeadDotProductAttention(self.num_heads, name="MultiHeadDotProductAttention_0", **dtypes)(probe, x)
+        x, _ = MultiHeadDotProductAttention(
+            self.num_heads, implementation=self.attention, name="MultiHeadDotProductAttention_0", **dtypes
+        )(probe, x)
         y = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, name="LayerNorm_0", **dtypes)(x)
         x = x + MlpBlock(self.mlp_dim, self.gelu, name="MlpBlock_0", **dtypes)(y)
         return x[:, 0]
@@ -391,8 +397,7 @@ class VisionTransformer(nn.Module):
         ):
             if given not in known:
                 raise unknown_name(kind, given, known)
-        if self.hidden_dim % self.num_heads:
-            raise UserError(f"hidden_dim {self.hidden_dim} is not divisible by num_heads {self.num_heads}.")
+        check_sizes(self)
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -488,7 +493,7 @@ class VisionTransformer(nn.Module):
         elif self.pool == "gap":
             x = x.mean(axis=1)
         else:
-            x = AttentionPool(self.mlp_dim, self.num_heads, self.gelu, name="MAPHead_0", **dtypes)(x)
+            x = AttentionPool(self.mlp_dim, self.num_heads, self.gelu, self.attention, name="MAPHead_0", **dtypes)(x)
         if self.pre_logits:
             x = nn.tanh(nn.Dense(self.hidden_dim, name="pre_logits", **dtypes)(x))
         out["pre_logits"] = x
@@ -502,6 +507,18 @@ class VisionTransformer(nn.Module):
                 **dtypes,
             )(x)
         return x.astype(jnp.float32), out
+
+
+def check_sizes(model: Any) -> None:
+    """Raises `UserError` where a Transformer's dimensions or rates are impossible."""
+    for attribute in ("patch_size", "num_layers", "hidden_dim", "mlp_dim", "num_heads"):
+        if (value := getattr(model, attribute)) < 1:
+            raise UserError(f"{attribute} must be at least 1, got {value}.")
+    if model.hidden_dim % model.num_heads:
+        raise UserError(f"hidden_dim {model.hidden_dim} is not divisible by num_heads {model.num_heads}.")
+    for attribute in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"):
+        if not 0 <= (value := getattr(model, attribute, 0.0)) < 1:
+            raise UserError(f"{attribute} must be at least 0 and less than 1, got {value}.")
 
 
 def check_divisible_by_patch(height: int, width: int, patch_size: int) -> None:
