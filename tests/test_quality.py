@@ -32,4 +32,4 @@ def test_readme_marks_its_two_commands():
 def test_nothing_is_pickled_and_the_core_imports_neither_tensorflow_nor_torch():
     for path in (ROOT / "vit_jax").rglob("*.py"):
         text = path.read_text()
-        assert not re.search(r"\bpickle\b|allow_pickle=True|^\s*(import|from) (tensorflow|torch)\b", text, re.M), path
+        assert not re.search(r"allow_pickle=True|^\s*(import|from) (pickle|tensorflow|torch)\b", text, re.M), path
