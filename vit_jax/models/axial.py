@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from vit_jax.errors import unknown_name
 from vit_jax.models import attention, resnet, vit
 from vit_jax.models.attention import MultiHeadDotProductAttention
+from vit_jax.models.heads import linear_head
 from vit_jax.models.position_embeddings import PositionEmbedding
 from vit_jax.models.vit import LAYER_NORM_EPSILON, REMAT_POLICIES, EncoderBlock, check_divisible_by_patch, check_sizes
 
@@ -152,13 +153,7 @@ class AxialVisionTransformer(nn.Module):
         out["encoded"] = x.reshape(x.shape[0], rows * columns, self.hidden_dim)
         x = out["pre_logits"] = x.mean(axis=(1, 2))
         if self.num_classes:
-            x = nn.Dense(
-                self.num_classes,
-                kernel_init=nn.initializers.zeros,
-                bias_init=nn.initializers.constant(self.head_bias),
-                name="head",
-                **dtypes,
-            )(x)
+            x = linear_head(self.num_classes, self.head_bias, **dtypes)(x)
         return x.astype(jnp.float32), out
 
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import unknown_name
+from vit_jax.models.heads import linear_head
 
 # Units of the four stages (He et al., 2016; R26 is AugReg's, R200 is of table 6).
 UNITS_BY_DEPTH = {
@@ -211,13 +212,7 @@ class BitResNet(nn.Module):
         x = out["feature_map"] = nn.relu(norm(name="norm_pre_head")(x))
         x = out["pre_logits"] = x.mean(axis=(1, 2))
         if self.num_classes:
-            x = nn.Dense(
-                self.num_classes,
-                kernel_init=nn.initializers.zeros,
-                bias_init=nn.initializers.constant(self.head_bias),
-                name="head",
-                **dtypes,
-            )(x)
+            x = linear_head(self.num_classes, self.head_bias, **dtypes)(x)
         return x.astype(jnp.float32), out
 
 

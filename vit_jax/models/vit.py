@@ -33,6 +33,7 @@ from jax.typing import DTypeLike
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.models import attention, position_embeddings, resnet
 from vit_jax.models.attention import MultiHeadDotProductAttention
+from vit_jax.models.heads import linear_head
 from vit_jax.models.position_embeddings import PositionEmbedding
 
 LAYER_NORM_EPSILON = 1e-6  # as in the released code
@@ -499,13 +500,7 @@ class VisionTransformer(nn.Module):
         out["pre_logits"] = x
 
         if self.num_classes:
-            x = nn.Dense(
-                self.num_classes,
-                kernel_init=nn.initializers.zeros,
-                bias_init=nn.initializers.constant(self.head_bias),
-                name="head",
-                **dtypes,
-            )(x)
+            x = linear_head(self.num_classes, self.head_bias, **dtypes)(x)
         return x.astype(jnp.float32), out
 
 
