@@ -240,6 +240,8 @@ class OurCandidate:
             self._state = init_train_state(self._model, optimizer, mesh, image_size=settings.image_size, seed=0)
         examples = jax.device_put(random_examples(batch, settings), batch_sharding(mesh))
 
+        # The state is still being made in the background, and would slow the compiler.
+        jax.block_until_ready((self._state, examples))
         start = time.perf_counter()
         if what == "train":
             step: Any = make_train_step(

@@ -49,7 +49,5 @@ def create_model(name: str, *, num_classes: int, **overrides: Any) -> nn.Module:
         for attribute in overrides:
             if attribute not in known:
                 raise unknown_name(f"attribute of model {name!r}:", attribute, known)
-        model = create(name, num_classes=num_classes, **overrides)
-        assert model is not None  # noqa: S101 - for the type checker; the prototype was none
-        return model
+        return prototype.clone(**overrides)
     raise unknown_name("model", name, list_models())

@@ -82,7 +82,8 @@ def transfer(
 
     def init(names: Collection[str]) -> dict[str, jax.Array]:
         variables = model.init(jax.random.key(seed), jnp.zeros((1, *size, 3)))
-        flat = _unstack(flax.traverse_util.flatten_dict(variables["params"], sep="/"))
+        leaves: dict[str, Any] = flax.traverse_util.flatten_dict(variables["params"], sep="/")
+        flat: dict[str, Any] = unstack_arrays(leaves)
         return {name: array for name, array in flat.items() if name in names} if names else flat
 
     fresh: dict[str, Any] = jax.eval_shape(lambda: init(()))
@@ -130,10 +131,6 @@ def transfer(
         initialised=tuple(sorted(begins_anew)),
     )
     return params, report
-
-
-def _unstack(arrays: dict[str, Any]) -> dict[str, Any]:
-    return unstack_arrays(arrays)
 
 
 def _check_function(old: Any, new: Any) -> None:
