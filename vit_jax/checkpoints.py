@@ -82,9 +82,11 @@ class Checkpoints:
           keep: number of newest checkpoints kept.
         """
         self._directory = directory.absolute()
+        # Orbax's own option does this in a thread that nothing but the next save waits for.
+        for half_written in ocp.utils.tmp_checkpoints(self._directory):
+            half_written.get().rmtree()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
-            cleanup_tmp_directories=True,
             # A folder that cannot be made (full disk) is an error at once; made in the background, the other
             # threads would wait for it for minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
