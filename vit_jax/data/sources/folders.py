@@ -1,87 +1,17 @@
-"""Data sets as random-access sources of labelled images."""
+"""Folders and zip files of images."""
 
-import hashlib
 import os
 import pathlib
 import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, TypedDict
 
 import numpy as np
 
-from vit_jax.data import images
+from vit_jax.data.sources.base import BadRecordError, Example, fingerprint_of
 from vit_jax.errors import UserError, unknown_name
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-
-
-class Example(TypedDict):
-    """An image, uint8 `[height, width, 3]`, and its class."""
-
-    image: np.ndarray
-    label: int
-
-
-class Source(Protocol):
-    """One split of a data set.
-
-    Attributes:
-      name: where the data come from, for logs.
-      split: e.g. "train".
-      class_names: by label.
-    """
-
-    name: str
-    split: str
-    class_names: Sequence[str]
-
-    def __len__(self) -> int: ...
-
-    def fingerprint(self) -> str:
-        """Changes when the list of examples or their order does, so that a run does not go on with other data."""
-        ...
-
-    def __getitem__(self, index: int) -> Example:
-        """Reads and decodes one example. Called from several threads at once."""
-        ...
-
-
-class DigitsSource:
-    """8x8 grey images of handwritten digits that come with scikit-learn: 1,437 to train on, 360 to test on.
-
-    Every fifth image is a test image, so the same writers are in both splits.
-    """
-
-    SPLITS = ("train", "test")
-
-    def __init__(self, split: str):
-        """Loads the split.
-
-        Raises:
-          UserError: unknown split.
-        """
-        from sklearn.datasets import load_digits  # takes most of a second
-
-        if split not in self.SPLITS:
-            raise unknown_name("split of digits", split, self.SPLITS)
-        digits = load_digits()
-        chosen = (np.arange(len(digits.target)) % 5 == 0) == (split == "test")
-        grey = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
-        self._images = np.repeat(grey[..., None], 3, axis=-1)
-        self._labels = digits.target[chosen].tolist()
-        self.name, self.split = "digits", split
-        self.class_names: Sequence[str] = [str(digit) for digit in range(10)]
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> Example:
-        return {"image": self._images[index], "label": self._labels[index]}
-
-    def fingerprint(self) -> str:
-        """The images never change."""
-        return f"digits/{self.split}"
 
 
 class ImageFolderSource:
@@ -106,6 +36,7 @@ class ImageFolderSource:
             raise UserError(f"cannot read {self.name} as a folder or zip file of images: {error}.") from error
         self._zip_lock = threading.Lock()
         self.class_names: Sequence[str] = sorted(by_class)
+        self.num_classes, self.max_labels = len(self.class_names), 1
         self._files = [file for name in self.class_names for file in sorted(by_class[name])]
         counts = [len(by_class[name]) for name in self.class_names]
         self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
@@ -114,21 +45,20 @@ class ImageFolderSource:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
+        file = self._files[index]
         try:
-            image = images.decode(self._read(self._files[index]))
-        except Exception as error:  # whatever a damaged file does to zip, zlib, JPEG or OpenCV
-            raise UserError(
-                f"cannot read image {self._files[index]!r} in {self.name}: {error}. Replace the file, or remove it and "
-                "train in a new workdir (the order of the data depends on the list of files)."
-            ) from error
-        return {"image": image, "label": int(self._labels[index])}
+            content = self._read(file)
+        except Exception as error:  # whatever a damaged file does to zip and zlib
+            raise BadRecordError(f"cannot read {self.where(index)}: {error}") from error
+        return {"image": content, "label": int(self._labels[index]), "file_name": pathlib.PurePath(file).name}
 
     def fingerprint(self) -> str:
         """Changes when the list of files does."""
-        digest = hashlib.sha256()
-        for file in self._files:
-            digest.update(f"{file}\n".encode())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self._files)
+
+    def where(self, index: int) -> str:
+        """The path of the image; from the splits on if it is in a zip file."""
+        return str(self._root / self._files[index]) if self._zip is None else f"{self._files[index]!r} in {self.name}"
 
     def _read(self, file: str) -> bytes:
         if self._zip is None:
@@ -217,41 +147,3 @@ def _is_visible(name: str) -> bool:
 def _shorten(names: list[str], limit: int = 5) -> str:
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(repr(name) for name in names[:limit]) + rest
-
-
-def open_source(dataset: str, split: str, how_to_prepare: str = "") -> Source:
-    """Opens a split of a data set.
-
-    Args:
-      dataset: "digits", which is embedded, or the path of an image folder or zip file: `<split>/<class>/<image>`. A
-        relative path that does not exist is looked for in `$VIT_JAX_DATA` too.
-      split: name of the split.
-      how_to_prepare: told to the user if the data are not there.
-
-    Raises:
-      UserError: the data or the split do not exist, or the data are not as they should be.
-    """
-    if dataset == "digits":
-        return DigitsSource(split)
-    path = find_path(dataset)
-    if path is None:
-        where = " or ".join(str(candidate) for candidate in _candidates(dataset))
-        advice = how_to_prepare.strip() or (
-            "Set --config.data.dataset to 'digits' or to a path that holds <split>/<class>/<image>.jpg."
-        )
-        raise UserError(
-            f"data set {dataset!r} not found: neither the embedded set 'digits' nor a folder or zip file at {where}.\n"
-            f"{advice}"
-        )
-    return ImageFolderSource(path, split)
-
-
-def find_path(dataset: str) -> pathlib.Path | None:
-    """The place of a data set on disk, or None where there is none."""
-    return next((candidate for candidate in _candidates(dataset) if candidate.exists()), None)
-
-
-def _candidates(dataset: str) -> list[pathlib.Path]:
-    path = pathlib.Path(dataset).expanduser()
-    data_dir = os.environ.get("VIT_JAX_DATA")
-    return [path] if path.is_absolute() or not data_dir else [path, pathlib.Path(data_dir, path)]

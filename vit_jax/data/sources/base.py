@@ -1,0 +1,76 @@
+"""What the pipeline asks of a data set."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import NotRequired, Protocol, TypedDict
+
+import numpy as np
+
+from vit_jax.errors import UserError
+
+NO_LABEL = -1
+"""Label of an example that has none; it is left out of losses and accuracies."""
+
+
+class BadRecordError(UserError):
+    """An example that cannot be read; the message says which, by `Source.where`."""
+
+
+class Example(TypedDict):
+    """An image with its labels, as a source stores it.
+
+    Attributes:
+      image: an encoded file (JPEG, PNG, ...), or decoded, uint8 `[height, width, 3]`.
+      label: a class, a sequence of classes, or `NO_LABEL` or an empty sequence where there is none.
+      file_name: what the data set calls the image, where it does.
+    """
+
+    image: bytes | np.ndarray
+    label: int | Sequence[int]
+    file_name: NotRequired[str]
+
+
+class Source(Protocol):
+    """One split, or a part of one, of a data set; random access, and nothing decoded.
+
+    Attributes:
+      name: where the data come from, for logs.
+      split: what was asked for, e.g. "train" or "train[:90%]".
+      splits: names of the splits the data set has.
+      class_names: by label; None where labels are mere numbers.
+      num_classes: number of classes; None if neither the data nor a description beside them say.
+      max_labels: the most labels an example may have; 1 for single-label data.
+    """
+
+    name: str
+    split: str
+    splits: Sequence[str]
+    class_names: Sequence[str] | None
+    num_classes: int | None
+    max_labels: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example:
+        """Reads one example. Called from several threads at once.
+
+        Raises:
+          BadRecordError: the example cannot be read.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when the list of examples or their order does, so that a run does not go on with other data."""
+        ...
+
+    def where(self, index: int) -> str:
+        """The place of an example, for people: file, and offset or member where a file has several."""
+        ...
+
+
+def fingerprint_of(parts: Iterable[object]) -> str:
+    """A short digest of what identifies a list of examples."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{part}\n".encode())
+    return digest.hexdigest()[:16]
