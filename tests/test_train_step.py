@@ -5,8 +5,9 @@ import pytest
 
 from vit_jax import optimizers, partitioning
 from vit_jax.errors import UserError
+from vit_jax.losses import make_loss
 from vit_jax.models import create_model
-from vit_jax.train_step import init_train_state, make_loss, make_train_step, normalize_images
+from vit_jax.train_step import init_train_state, make_train_step, normalize_images
 
 BATCH = 16
 

@@ -17,9 +17,10 @@ from vit_jax.data.pipeline import EvalBatches, TrainBatches
 from vit_jax.data.sources import Source, find_path, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import ClassificationEvaluator
+from vit_jax.losses import Loss, make_loss
 from vit_jax.metrics import Progress
 from vit_jax.models import create_model
-from vit_jax.train_step import LossFunction, TrainState, create_train_state, make_loss
+from vit_jax.train_step import TrainState, create_train_state
 from vit_jax.workdir import flatten
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Experiment:
     num_classes: int
     model: nn.Module
     abstract_state: TrainState
-    loss_fn: LossFunction
+    loss_fn: Loss
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     num_steps: int

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from vit_jax.errors import unknown_name
+from vit_jax.losses import Loss, is_correct, is_labelled
+from vit_jax.mixing import Mixing, neighbours
 from vit_jax.partitioning import batch_sharding, replicated
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
-LossFunction = Callable[[jax.Array, jax.Array], jax.Array]
+
+MIXING_STREAM = 2**31 - 1  # of the step's key; parts of an accumulated batch use 0, 1, ...
 
 
 @flax.struct.dataclass
@@ -38,44 +40,6 @@ class TrainState:
 def normalize_images(images: jax.Array) -> jax.Array:
     """Maps uint8 images of any shape to float32 in [-1, 1]. Done on the device: bytes are a quarter of the transfer."""
     return images.astype(jnp.float32) / 127.5 - 1.0
-
-
-def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """`[batch]` losses of logits `[batch, num_classes]` against target probabilities of the same shape."""
-    return optax.losses.softmax_cross_entropy(logits, targets)
-
-
-def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """`[batch]` losses of logits `[batch, num_classes]` against targets in [0, 1], summed over classes.
-
-    The loss of pre-training on ImageNet-21k and JFT, whose images may bear several labels.
-    """
-    return optax.losses.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
-
-
-LOSSES: dict[str, LossFunction] = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
-
-
-def make_loss(name: str, label_smoothing: float = 0.0) -> LossFunction:
-    """A function of logits `[batch, num_classes]` and int labels `[batch]` that gives float32 losses `[batch]`.
-
-    Args:
-      name: "softmax" or "sigmoid".
-      label_smoothing: share of the target that is spread evenly over all classes.
-
-    Raises:
-      UserError: unknown loss.
-    """
-    if name not in LOSSES:
-        raise unknown_name("loss", name, LOSSES)
-
-    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-        if label_smoothing:
-            targets = optax.losses.smooth_labels(targets, label_smoothing)
-        return LOSSES[name](logits, targets)
-
-    return loss
 
 
 def create_train_state(
@@ -108,53 +72,73 @@ def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    loss_fn: LossFunction,
+    loss_fn: Loss,
     mesh: Mesh,
     *,
     accumulation_steps: int = 1,
+    mixing: Mixing | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Makes the jitted step `(state, batch) -> (state, metrics)`.
 
     The state is donated: do not use it after the call. The batch is `{"image": uint8 [batch, height, width, 3],
-    "label": int32 [batch]}`, sharded by `batch_sharding(mesh)`. Metrics are float32 scalars on the device: `loss`,
-    `accuracy`, `grad_norm` (before clipping) and `learning_rate`; reading them is the caller's affair, so that the step
-    never waits.
+    "label": int32 [batch] or [batch, max_labels]}`, sharded by `batch_sharding(mesh)`. Metrics are float32 scalars on
+    the device: `loss` and `accuracy` of the images that have a label, `grad_norm` (before clipping) and
+    `learning_rate`; reading them is the caller's affair, so that the step never waits.
 
     Args:
       model: images -> (logits, intermediates).
       optimizer: from `make_optimizer`.
       schedule: the one that the optimizer uses; only reported.
-      loss_fn: from `make_loss`.
+      loss_fn: from `losses.make_loss`.
       mesh: the devices.
       accumulation_steps: the batch goes through the model in this many equal parts, one after the other; the update is
         that of the whole batch. Without dropout it is equal up to rounding; with it each part draws its own masks.
+      mixing: mixup and CutMix; pairs are those of the whole batch, however it is sharded or split into parts.
     """
 
-    def loss_and_accuracy(params, images, labels, dropout_rng):
-        logits, _ = model.apply({"params": params}, normalize_images(images), train=True, rngs={"dropout": dropout_rng})
-        accuracy = (logits.argmax(axis=-1) == labels).astype(jnp.float32).mean()
-        return loss_fn(logits, labels).mean(), accuracy
+    def loss_and_accuracy(params, part, weights, num_labelled, dropout_rng):
+        images, labels = normalize_images(part["image"]), part["label"]
+        counted = is_labelled(labels)
+        if weights is not None:
+            partners, partner_labels = normalize_images(part["partner_image"]), part["partner_label"]
+            images = weights * images + (1 - weights) * partners
+            counted = counted * is_labelled(partner_labels)
+        logits, _ = model.apply({"params": params}, images, train=True, rngs={"dropout": dropout_rng})
+        targets = loss_fn.targets(labels, logits.shape[-1])
+        if weights is not None:
+            share = weights.mean()
+            targets = share * targets + (1 - share) * loss_fn.targets(partner_labels, logits.shape[-1])
+        # Divided by the count of the whole batch, parts of it simply add up.
+        loss = (loss_fn.of_targets(logits, targets) * counted).sum() / num_labelled
+        return loss, (is_correct(logits, labels) * counted).sum() / num_labelled
 
     grad_fn = jax.value_and_grad(loss_and_accuracy, has_aux=True)
 
-    def accumulated_grads(params, images, labels, rng):
+    def accumulated_grads(params, batch, weights, num_labelled, rng):
         # Part i takes every accumulation_steps-th example: each device then keeps to the examples it already holds.
         def split(array):
             return array.reshape(-1, accumulation_steps, *array.shape[1:]).swapaxes(0, 1)
 
-        def add(total, part):
-            index, images, labels = part
-            return jax.tree.map(jnp.add, total, grad_fn(params, images, labels, jax.random.fold_in(rng, index))), None
+        def add(total, indexed_part):
+            index, part = indexed_part
+            grads = grad_fn(params, part, weights, num_labelled, jax.random.fold_in(rng, index))
+            return jax.tree.map(jnp.add, total, grads), None
 
-        parts = (jnp.arange(accumulation_steps), split(images), split(labels))
+        parts = (jnp.arange(accumulation_steps), jax.tree.map(split, batch))
         zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), params))
-        total, _ = jax.lax.scan(add, zeros, parts)
-        return jax.tree.map(lambda leaf: leaf / accumulation_steps, total)
+        return jax.lax.scan(add, zeros, parts)[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        examples, weights, counted = dict(batch), None, is_labelled(batch["label"])
+        if mixing:
+            height, width = batch["image"].shape[1:3]
+            weights = mixing.weights(jax.random.fold_in(rng, MIXING_STREAM), height, width)
+            examples |= {f"partner_{name}": neighbours(array) for name, array in batch.items()}
+            counted = counted * neighbours(counted)
+        num_labelled = jnp.maximum(counted.sum(), 1)
         grads_of = grad_fn if accumulation_steps == 1 else accumulated_grads
-        (loss, accuracy), grads = grads_of(state.params, batch["image"], batch["label"], rng)
+        (loss, accuracy), grads = grads_of(state.params, examples, weights, num_labelled, rng)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {

@@ -7,8 +7,9 @@ from vit_jax import partitioning
 from vit_jax.data.images import EvalTransform
 from vit_jax.data.pipeline import EvalBatches
 from vit_jax.evaluators.classification import ClassificationEvaluator
+from vit_jax.losses import make_loss
 from vit_jax.models import create_model
-from vit_jax.train_step import TrainState, make_loss, normalize_images
+from vit_jax.train_step import TrainState, normalize_images
 
 
 class RandomSource:

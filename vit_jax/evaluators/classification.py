@@ -1,4 +1,4 @@
-"""Accuracy and loss on a labelled split, every example counted exactly once."""
+"""Accuracy and loss on a labelled split, every example that has a label counted exactly once."""
 
 import collections
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,20 +8,24 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from vit_jax.losses import Loss, is_correct, is_labelled
 from vit_jax.partitioning import batch_sharding, replicated
-from vit_jax.train_step import LossFunction, TrainState, normalize_images
+from vit_jax.train_step import TrainState, normalize_images
 
 _BATCHES_AHEAD = 4
 
 
 class ClassificationEvaluator:
-    """Top-1 accuracy (precision@1) and mean loss."""
+    """Top-1 accuracy and mean loss.
+
+    Where images have several labels, any of them is right: precision@1 of multi-label data, and ReaL accuracy.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         batches: Iterable[Mapping[str, jax.Array]],
-        loss_fn: LossFunction,
+        loss_fn: Loss,
         mesh: Mesh,
     ):
         """Makes the evaluator; compiles at the first run.
@@ -29,7 +33,7 @@ class ClassificationEvaluator:
         Args:
           model: images -> (logits, intermediates).
           batches: as from `data.pipeline.EvalBatches`; `mask` says which examples count.
-          loss_fn: from `train_step.make_loss`.
+          loss_fn: from `losses.make_loss`.
           mesh: the devices.
         """
         self._batches = batches
@@ -41,8 +45,8 @@ class ClassificationEvaluator:
 
         def add(params, batch, totals):
             logits, _ = model.apply({"params": params}, normalize_images(batch["image"]), train=False)
-            mask = batch["mask"]
-            correct = (logits.argmax(axis=-1) == batch["label"]) * mask
+            mask = batch["mask"] * is_labelled(batch["label"])
+            correct = is_correct(logits, batch["label"]) * mask
             return {
                 "examples": totals["examples"] + mask.sum().astype(jnp.int32),
                 "correct": totals["correct"] + correct.sum().astype(jnp.int32),

@@ -7,9 +7,9 @@ from typing import NotRequired, Protocol, TypedDict
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.losses import NO_LABEL
 
-NO_LABEL = -1
-"""Label of an example that has none; it is left out of losses and accuracies."""
+__all__ = ["NO_LABEL", "BadRecordError", "Example", "Source", "fingerprint_of"]
 
 
 class BadRecordError(UserError):
