@@ -1,4 +1,10 @@
+import contextlib
 import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -7,19 +13,22 @@ import pytest
 from vit_jax import partitioning
 from vit_jax.data import pipeline
 from vit_jax.data.images import EvalTransform, TrainTransform
+from vit_jax.data.sources.base import NO_LABEL, BadRecordError
+from vit_jax.data.sources.mixture import Mixture
 from vit_jax.errors import UserError
 
 SIZE = 6
 
 
 class NumberedSource:
-    """Image i has noise of its own, and label i."""
+    """Image i has noise of its own, and label i, or what `labels` says. The images at `broken` cannot be read."""
 
-    name, split = "numbered", "train"
+    name, split, splits = "numbered", "train", ("train",)
 
-    def __init__(self, length, broken=None):
-        self.class_names = [str(i) for i in range(length)]
-        self._length, self._broken = length, broken
+    def __init__(self, length, broken=(), labels=None, max_labels=1, num_classes=None):
+        self.class_names = None
+        self.num_classes, self.max_labels = num_classes, max_labels
+        self._length, self._broken, self._labels = length, broken, labels
 
     def __len__(self):
         return self._length
@@ -27,24 +36,34 @@ class NumberedSource:
     def fingerprint(self):
         return f"numbered-{self._length}"
 
+    def where(self, index):
+        return f"image {index}"
+
     def __getitem__(self, index):
-        if index == self._broken:
-            raise UserError(f"image {index} is broken")
-        return {"image": np.random.default_rng(index).integers(0, 256, (9, 7, 3), dtype=np.uint8), "label": index}
+        if index in self._broken:
+            raise BadRecordError(f"cannot read {self.where(index)}")
+        image = np.random.default_rng(index).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        return {"image": image, "label": self._labels[index] if self._labels else index}
 
 
 def sharding(devices=1):
     return partitioning.batch_sharding(partitioning.make_mesh(jax.devices()[:devices]))
 
 
-def train_batches(length=10, batch_size=4, seed=5, devices=1, **options):
+def train_batches(length=10, batch_size=4, seed=5, devices=1, source=None, **options):
+    source = source or NumberedSource(length)
     return pipeline.TrainBatches(
-        NumberedSource(length), TrainTransform(SIZE), sharding(devices), batch_size=batch_size, seed=seed, **options
+        source, TrainTransform(SIZE), sharding(devices), batch_size=batch_size, seed=seed, **options
     )
 
 
 def take(batches, count):
     return [{name: np.asarray(array) for name, array in next(batches).items()} for _ in range(count)]
+
+
+def take_local(batches, count):
+    with contextlib.closing(batches):
+        return [batches.next_local() for _ in range(count)]
 
 
 def assert_same(batches, others):
@@ -117,20 +136,179 @@ def test_state_is_that_of_the_batches_handed_out_not_of_those_read_ahead():
     assert_same(take(resumed, 1), take(batches, 1))
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_each_global_batch_in_order(monkeypatch, processes):
-    whole = take(train_batches(batch_size=8), 3)
-    parts = []
-    # Each process puts its own part on its own device; here they take turns in one process.
-    for index in range(processes):
-        monkeypatch.setattr(jax, "process_count", lambda: processes)
-        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        monkeypatch.setattr(pipeline, "global_batch", lambda batch, _: batch)
-        parts.append(take(train_batches(batch_size=8), 3))
+@pytest.mark.parametrize("processes", [2, 4, 7])
+def test_processes_share_each_global_batch_in_order(processes):
+    whole = take_local(train_batches(batch_size=28), 3)
+    parts = [take_local(train_batches(batch_size=28, process=(i, processes)), 3) for i in range(processes)]
     joined = [
         {name: np.concatenate([part[i][name] for part in parts]) for name in ("image", "label")} for i in range(3)
     ]
     assert_same(joined, whole)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 7])
+@pytest.mark.parametrize(("length", "per_process"), [(1, 1), (5, 3), (28, 1), (30, 2), (97, 5)])
+def test_every_process_count_sees_each_example_exactly_once_an_epoch(processes, length, per_process):
+    batch_size, epochs = processes * per_process, 3
+    steps = -(-epochs * length // batch_size)
+    parts = [
+        take_local(train_batches(length, batch_size, process=(i, processes), num_threads=1), steps)
+        for i in range(processes)
+    ]
+    labels = np.concatenate([part[step]["label"] for step in range(steps) for part in parts])
+    for epoch in labels[: epochs * length].reshape(epochs, length):
+        assert sorted(epoch) == list(range(length))
+
+
+@pytest.mark.parametrize("num_threads", [2, 16])
+def test_number_of_threads_changes_nothing(num_threads):
+    expected = take_local(train_batches(50, 16, num_threads=1), 4)
+    assert_same(take_local(train_batches(50, 16, num_threads=num_threads, prefetch=3), 4), expected)
+
+
+def test_batch_that_processes_cannot_share_is_refused():
+    with pytest.raises(UserError, match="batch size 4 is not divisible by 3 processes"):
+        train_batches(batch_size=4, process=(0, 3))
+
+
+def test_worker_processes_change_nothing_and_a_restart_may_have_another_number(caplog):
+    expected = take(train_batches(30), 6)
+    with contextlib.closing(train_batches(30, num_workers=2)) as batches:
+        assert_same(take(batches, 3), expected[:3])
+        state = batches.get_state()
+    assert state["num_workers"] == 2
+    with contextlib.closing(train_batches(30, num_workers=1)) as batches, caplog.at_level("INFO"):
+        batches.set_state(state)
+        assert "data.num_workers is 1, and was 2" in caplog.text
+        assert_same(take(batches, 3), expected[3:])
+
+
+def test_worker_processes_end_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import multiprocessing, time\n"
+        "from tests.data.test_pipeline import train_batches\n"
+        "if __name__ == '__main__':\n"
+        "    batches = train_batches(30, num_workers=1)\n"
+        "    next(batches)\n"
+        "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    root = pathlib.Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment, text=True) as parent:
+        worker = pathlib.Path("/proc", parent.stdout.readline().strip())
+        assert worker.exists()
+        parent.kill()
+    for _ in range(100):
+        if not worker.exists() or "\nState:\tZ" in (worker / "status").read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{worker} still runs")
+
+
+def test_restore_in_a_huge_data_set_is_exact_and_its_state_small():
+    source, batch_size, step = NumberedSource(14_000_000), 4, 1_000_000_000
+    batches = train_batches(source=source, batch_size=batch_size)
+    state = batches.get_state() | {"images": batch_size * step}
+    assert len(json.dumps(state)) < 1000
+    batches.set_state(state)
+    (found,) = take(batches, 1)
+    # Position by position, by what the pipeline is made of.
+    order, random, transform = pipeline.index_stream(source, 5), pipeline.PositionRandom(5), TrainTransform(SIZE)
+    for i in range(batch_size):
+        index = order[batch_size * step + i]
+        assert found["label"][i] == index
+        expected = transform(source[index]["image"], random.at(batch_size * step + i))
+        np.testing.assert_array_equal(found["image"][i], expected)
+
+
+def test_restart_with_a_batch_size_that_fits_goes_on_with_the_next_example():
+    batches = train_batches(batch_size=4)
+    take(batches, 3)
+    other = train_batches(batch_size=6)
+    other.set_state(batches.get_state())
+    np.testing.assert_array_equal(take(other, 1)[0]["image"][:4], take(batches, 1)[0]["image"])
+    with pytest.raises(UserError, match="saw 12 images, and no batch of 5 ends there"):
+        train_batches(batch_size=5).set_state(train_batches(batch_size=4).get_state() | {"images": 12})
+
+
+def test_bad_records_are_left_out_and_told_up_to_the_limit(caplog):
+    source = NumberedSource(8, broken=(3, 6))
+    batches = train_batches(source=source, batch_size=8, max_bad_records=2)
+    with caplog.at_level("WARNING"):
+        batch = batches.next_local()
+    assert sorted(batch["label"]) == [NO_LABEL, NO_LABEL, 0, 1, 2, 4, 5, 7]
+    assert not batch["image"][batch["label"] == NO_LABEL].any()
+    assert batches.bad_records.count == 2
+    assert "cannot read image 3; left out (1 of at most 2)" in caplog.text
+    with pytest.raises(UserError, match=r"more than data\.max_bad_records=2"):
+        batches.next_local()
+
+
+def test_image_that_does_not_decode_is_a_bad_record_with_its_place():
+    class Broken(NumberedSource):
+        def __getitem__(self, index):
+            return {"image": b"not an image", "label": index}
+
+    with pytest.raises(UserError, match=r"cannot read image \d: (.|\n)*set data\.max_bad_records"):
+        next(train_batches(source=Broken(4)))
+
+
+def test_bad_records_of_worker_processes_are_counted_too():
+    with contextlib.closing(
+        train_batches(source=NumberedSource(4, broken=(2,)), max_bad_records=1, num_workers=1)
+    ) as batches:
+        batches.next_local()
+        assert batches.bad_records.count == 1
+
+
+def test_several_labels_fill_a_row_and_none_leave_it_empty():
+    labels = [[2, 0], [], [1], NO_LABEL, 3]
+    batches = train_batches(source=NumberedSource(5, labels=labels, max_labels=2), batch_size=5)
+    batch = batches.next_local()
+    assert batch["label"].shape == (5, 2)
+    assert sorted(batch["label"].tolist()) == sorted([[2, 0], [-1, -1], [1, -1], [-1, -1], [3, -1]])
+
+
+def test_more_labels_than_provided_for_are_refused():
+    with pytest.raises(UserError, match=r"image 0 has 2 labels, but at most 1 .*data\.max_labels"):
+        next(train_batches(source=NumberedSource(1, labels=[[0, 1]]), batch_size=1))
+
+
+@pytest.mark.parametrize("label", [4, -2])
+def test_label_that_there_cannot_be_is_refused(label):
+    with pytest.raises(UserError, match=rf"image 0 has label {label}, but there are 4 classes"):
+        next(train_batches(source=NumberedSource(1, labels=[label], num_classes=4), batch_size=1))
+
+
+def test_mixture_draws_by_weight_and_each_source_once_through_before_again():
+    first, second = NumberedSource(6, labels=[0] * 6), NumberedSource(9, labels=[1] * 9)
+    mixture = Mixture([first, second], weights=[3, 1])
+    order = pipeline.index_stream(mixture, seed=2)
+    drawn = [order[i] for i in range(240)]
+    from_first, from_second = [i for i in drawn if i < 6], [i for i in drawn if i >= 6]
+    assert len(from_first) == 180
+    for epoch in np.reshape(from_first, (30, 6)):
+        assert sorted(epoch) == list(range(6))
+    for epoch in np.reshape(from_second[:54], (6, 9)):
+        assert sorted(epoch) == list(range(6, 15))
+    batch = train_batches(source=mixture, batch_size=8).next_local()
+    assert batch["label"].tolist().count(0) == 6
+    assert mixture.where(7) == "image 1"
+
+
+def test_mixture_of_different_classes_or_weights_that_cannot_be_is_refused():
+    with pytest.raises(UserError, match="different classes"):
+        Mixture([NumberedSource(2, num_classes=2), NumberedSource(2, num_classes=3)], weights=[1, 1])
+    with pytest.raises(UserError, match="more than 0"):
+        Mixture([NumberedSource(2), NumberedSource(2)], weights=[1, 0])
+
+
+def test_mixture_with_other_weights_is_another_data_set():
+    parts = [NumberedSource(2), NumberedSource(3)]
+    assert Mixture(parts, [1, 1]).fingerprint() == Mixture(parts, [2, 2]).fingerprint()
+    assert Mixture(parts, [1, 1]).fingerprint() != Mixture(parts, [1, 2]).fingerprint()
 
 
 def test_evaluation_counts_every_example_once_and_masks_the_padding():
@@ -145,20 +323,29 @@ def test_evaluation_counts_every_example_once_and_masks_the_padding():
 
 
 def test_evaluation_processes_share_all_examples(monkeypatch):
+    monkeypatch.setattr(pipeline, "global_batch", lambda batch, _: batch)
     seen = []
     for index in range(4):
-        monkeypatch.setattr(jax, "process_count", lambda: 4)
-        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        monkeypatch.setattr(pipeline, "global_batch", lambda batch, _: batch)
-        for batch in pipeline.EvalBatches(NumberedSource(10), EvalTransform(SIZE), sharding(), batch_size=8):
+        for batch in pipeline.EvalBatches(
+            NumberedSource(10), EvalTransform(SIZE), sharding(), batch_size=8, process=(index, 4)
+        ):
             seen += batch["label"][batch["mask"] == 1].tolist()
     assert sorted(seen) == list(range(10))
 
 
-def test_error_in_a_source_reaches_the_caller():
-    batches = pipeline.TrainBatches(NumberedSource(4, broken=2), TrainTransform(SIZE), sharding(), batch_size=4, seed=0)
-    with pytest.raises(UserError, match="image 2 is broken"):
-        next(batches)
+def test_bad_records_of_an_evaluation_have_no_label():
+    source = NumberedSource(5, broken=(2,))
+    batches = pipeline.EvalBatches(source, EvalTransform(SIZE), sharding(), batch_size=8, max_bad_records=1)
+    for _ in range(2):  # counted anew each time
+        (batch,) = batches
+        assert np.asarray(batch["label"])[:5].tolist() == [0, 1, NO_LABEL, 3, 4]
+    with pytest.raises(UserError, match="cannot read image 2"):
+        list(pipeline.EvalBatches(source, EvalTransform(SIZE), sharding(), batch_size=8))
+
+
+def test_bad_record_reaches_the_caller():
+    with pytest.raises(UserError, match="cannot read image 2"):
+        next(train_batches(source=NumberedSource(4, broken=(2,))))
 
 
 def test_position_random_depends_on_seed_and_position_only():

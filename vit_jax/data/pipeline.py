@@ -5,53 +5,38 @@ augmented. Threads, processes and interruptions change neither, and the iterator
 """
 
 import collections
+import dataclasses
 import itertools
+import logging
 import math
-from collections.abc import Callable, Iterator
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import NamedSharding
 
-from vit_jax.data.images import EvalTransform, TrainTransform
-from vit_jax.data.sources import Source
+from vit_jax.data.images import EvalTransform, ImageError, TrainTransform
+from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Source
+from vit_jax.data.sources.mixture import Mixture
 from vit_jax.errors import UserError
 from vit_jax.partitioning import global_batch, num_cpus
 
+logger = logging.getLogger(__name__)
+
 LocalBatch = dict[str, np.ndarray]
 
-
-class BatchLoader:
-    """Loads batches on a thread pool; each image is decoded and transformed straight into its place."""
-
-    def __init__(self, num_threads: int | None = None):
-        """Uses `num_threads` threads, by default one for each core this process may run on."""
-        self._num_threads = num_threads or num_cpus()
-        self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="data")
-
-    def load(
-        self, image_size: int, items: int, load_chunk: Callable[[range, np.ndarray, np.ndarray], None]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Fills images uint8 `[items, image_size, image_size, 3]` and labels int32 `[items]`.
-
-        Args:
-          image_size: side of the images.
-          items: number of examples.
-          load_chunk: fills the given range of images and labels.
-
-        Returns:
-          images and labels.
-        """
-        images = np.empty((items, image_size, image_size, 3), np.uint8)
-        labels = np.empty((items,), np.int32)
-        bounds = np.linspace(0, items, min(items, 4 * self._num_threads) + 1, dtype=int)
-        chunks = [range(start, stop) for start, stop in itertools.pairwise(bounds.tolist())]
-        for _ in self._pool.map(lambda chunk: load_chunk(chunk, images, labels), chunks):
-            pass
-        return images, labels
+_BATCHES_IN_WORK = 2  # so that the threads have work while the last images of a batch are being finished
+_MAX_CHUNK = 8  # images that a thread takes at once
+_MAKE_POOL = threading.Lock()
+_NO_EXAMPLE = -1  # index that fills up the last batch of an evaluation
 
 
 class PositionRandom:
@@ -74,17 +59,196 @@ class PositionRandom:
         return self._generator
 
 
-def _local_slice(global_batch_size: int) -> slice:
-    """The part of each global batch that this process loads."""
-    local = global_batch_size // jax.process_count()
-    return slice(jax.process_index() * local, (jax.process_index() + 1) * local)
+class BatchLoader:
+    """Loads examples on a pool of threads; each image is decoded and transformed straight into its place.
+
+    It can be sent to another process, which makes a pool of its own.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: TrainTransform | EvalTransform,
+        *,
+        num_classes: int | None = None,
+        num_threads: int | None = None,
+    ):
+        """Starts no thread and reads nothing yet.
+
+        Args:
+          source: the examples.
+          transform: what is done to each image.
+          num_classes: labels must be less; None: as the source says.
+          num_threads: by default one for each core this process may run on.
+        """
+        self._source, self._transform = source, transform
+        self._num_classes = num_classes or source.num_classes
+        self._num_threads = num_threads or num_cpus()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_pool": None}
+
+    def load(self, indices: Sequence[int], first_position: int = 0, seed: int = 0) -> tuple[LocalBatch, list[str]]:
+        """Loads the examples at `indices`; negative ones stand for images and labels that are not there.
+
+        Args:
+          indices: of the examples in the source.
+          first_position: of the first example in the stream; with the seed it decides the augmentation.
+          seed: of the augmentation.
+
+        Returns:
+          `image`, uint8 `[len(indices), image_size, image_size, 3]`, and `label`, int32 `[len(indices)]`, or
+          `[len(indices), max_labels]` if the source has several; then messages about the examples that could not be
+          read, whose images are zeros without label.
+
+        Raises:
+          UserError: a label that there cannot be.
+        """
+        size, max_labels = self._transform.image_size, self._source.max_labels
+        images = np.empty((len(indices), size, size, 3), np.uint8)
+        labels = np.full((len(indices), max_labels), NO_LABEL, np.int32)
+        bad: list[str] = []
+
+        def load_chunk(chunk: range) -> None:
+            random = PositionRandom(seed)
+            for i in chunk:
+                index = int(indices[i])
+                if index == _NO_EXAMPLE:
+                    images[i] = 0
+                    continue
+                try:
+                    example = self._source[index]
+                    if isinstance(self._transform, EvalTransform):
+                        images[i] = self._transform(example["image"])
+                    else:
+                        images[i] = self._transform(example["image"], random.at(first_position + i))
+                except BadRecordError as error:
+                    images[i] = 0
+                    bad.append(str(error))
+                except ImageError as error:
+                    images[i] = 0
+                    bad.append(f"cannot read {self._source.where(index)}: {error}")
+                else:
+                    self._fill_labels(labels[i], example, index)
+
+        with _MAKE_POOL:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="data")
+        step = max(1, min(_MAX_CHUNK, len(indices) // (4 * self._num_threads)))
+        chunks = [range(start, min(start + step, len(indices))) for start in range(0, len(indices), step)]
+        for _ in self._pool.map(load_chunk, chunks):
+            pass
+        return {"image": images, "label": labels if max_labels > 1 else labels[:, 0]}, sorted(bad)
+
+    def _fill_labels(self, row: np.ndarray, example: Example, index: int) -> None:
+        label = example["label"]
+        given = [int(label)] if isinstance(label, int | np.integer) else [int(each) for each in label]
+        if len(given) > len(row):
+            raise UserError(
+                f"{self._source.where(index)} has {len(given)} labels, but at most {len(row)} are provided for. Set "
+                f"data.max_labels to the most there are."
+            )
+        for each in given:
+            if each < NO_LABEL or (self._num_classes is not None and each >= self._num_classes):
+                raise UserError(
+                    f"{self._source.where(index)} has label {each}, but there are {self._num_classes} classes: labels "
+                    f"are 0 to {(self._num_classes or 0) - 1}, or {NO_LABEL} for none. Check the data, or set "
+                    "model.num_classes."
+                )
+        row[: len(given)] = given
+
+
+class BadRecords:
+    """Counts examples that could not be read, and raises when there are too many."""
+
+    def __init__(self, limit: int):
+        """Allows for `limit` of them from now on."""
+        self._limit = limit
+        self.count = 0
+
+    def add(self, messages: Sequence[str]) -> None:
+        """Takes messages from `BatchLoader.load`.
+
+        Raises:
+          UserError: there are more than the limit.
+        """
+        for message in messages:
+            self.count += 1
+            if self.count > self._limit:
+                most = f"These are more than data.max_bad_records={self._limit}." if self._limit else ""
+                raise UserError(
+                    f"{message}. {most}\nReplace the file, or set data.max_bad_records to leave out up to so many "
+                    "images with a warning."
+                )
+            logger.warning("%s; left out (%d of at most %d)", message, self.count, self._limit)
+
+
+def _this_process() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()
+
+
+def _local_slice(global_batch_size: int, process: tuple[int, int]) -> slice:
+    """The part of each global batch that a process loads; `process` is its index and how many there are."""
+    index, count = process
+    if global_batch_size % count:
+        raise UserError(f"batch size {global_batch_size} is not divisible by {count} processes.")
+    local = global_batch_size // count
+    return slice(index * local, (index + 1) * local)
+
+
+def index_stream(source: Source, seed: int) -> grain.MapDataset:
+    """The endless order of a source's examples: `stream[position]` is an index; any position is found at once.
+
+    Each epoch visits every example once, in an order of its own. Of a mixture that holds for each of its sources.
+    """
+    starts = source.starts if isinstance(source, Mixture) else (0, len(source))
+    parts = []
+    for part, (start, stop) in enumerate(itertools.pairwise(starts)):
+        # Grain adds the number of the epoch to the seed, so that neighbouring seeds would share their orders; the
+        # multiples of the golden ratio lie far apart.
+        shuffle_seed = (seed * 0x9E3779B1 + part * 0x85EBCA6B) % 2**32
+        # More epochs than anyone trains; Grain's endless `repeat()` overflows at batch size 1.
+        parts.append(grain.MapDataset.range(start, stop).shuffle(shuffle_seed).repeat(2**31))
+    return grain.MapDataset.mix(parts, source.weights) if isinstance(source, Mixture) else parts[0]
+
+
+@dataclasses.dataclass
+class _LoadTrainBatch:
+    """Maps a batch's number and indices to this process's part of it. Sent to worker processes."""
+
+    loader: BatchLoader
+    local: slice
+    batch_size: int
+    seed: int
+
+    def __call__(self, batch_index: int, indices: np.ndarray) -> tuple[LocalBatch, list[str]]:
+        return self.loader.load(indices[self.local], batch_index * self.batch_size + self.local.start, self.seed)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Makes a worker process leave Ctrl-C to its parent, and end when that is gone, killed perhaps."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class TrainBatches(Iterator[dict[str, jax.Array]]):
     """An endless iterator of training batches.
 
-    Each batch is `{"image": uint8 [batch, image_size, image_size, 3], "label": int32 [batch]}`, sharded over the
-    devices. Every epoch visits every example once, in an order of its own; a batch may straddle two epochs.
+    Each batch is `{"image": uint8 [batch, image_size, image_size, 3], "label": int32 [batch] or [batch, max_labels]}`,
+    sharded over the devices. Every epoch visits every example once, in an order of its own; a batch may straddle two
+    epochs.
+
+    Attributes:
+      bad_records: counts the examples that could not be read since the start.
     """
 
     def __init__(
@@ -95,8 +259,12 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         *,
         batch_size: int,
         seed: int,
+        num_classes: int | None = None,
         num_threads: int | None = None,
+        num_workers: int = 0,
         prefetch: int = 2,
+        max_bad_records: int = 0,
+        process: tuple[int, int] | None = None,
     ):
         """Reads nothing before the first batch is asked for, and ahead from then on.
 
@@ -106,76 +274,98 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
           sharding: how batches lie on the devices.
           batch_size: examples in a global batch, over all processes.
           seed: of order and augmentation.
-          num_threads: see `BatchLoader`.
+          num_classes: labels must be less; None: as the source says.
+          num_threads: that decode, in each worker process if there are some; None: share the cores out.
+          num_workers: worker processes that load whole batches in turn, for hosts with more cores than one Python
+            process can feed (some 15); 0: this process does it. The batches do not depend on it.
           prefetch: batches made ready on the host, and again on the devices, while a step runs.
+          max_bad_records: examples that may be left out because they cannot be read, before it is an error.
+          process: index of this process and how many there are; None: as JAX says.
         """
-        loader = BatchLoader(num_threads)
-        local = _local_slice(batch_size)
-
-        def load_batch(batch_index: int, indices: np.ndarray) -> LocalBatch:
-            first_position = batch_index * batch_size + local.start
-            indices = indices[local]
-
-            def load_chunk(chunk: range, images: np.ndarray, labels: np.ndarray) -> None:
-                random = PositionRandom(seed)
-                for i in chunk:
-                    example = source[int(indices[i])]
-                    images[i] = transform(example["image"], random.at(first_position + i))
-                    labels[i] = example["label"]
-
-            images, labels = loader.load(transform.image_size, len(indices), load_chunk)
-            return {"image": images, "label": labels}
-
+        self._batch_size, self._sharding, self._prefetch = batch_size, sharding, prefetch
+        self._fingerprint, self._num_workers = source.fingerprint(), num_workers
+        threads = num_threads or max(1, num_cpus() // max(1, num_workers))
+        loader = BatchLoader(source, transform, num_classes=num_classes, num_threads=threads)
+        local = _local_slice(batch_size, process or _this_process())
         # Global batches of indices first, this process's part of each second: the data do not depend on the number of
         # processes. Indices are cheap; only this process's images are read.
-        # Grain adds the number of the epoch to the seed, so that neighbouring seeds would share their orders; the
-        # golden ratio's multiples lie far apart.
-        shuffle_seed = seed * 0x9E3779B1 % 2**32
-        # More epochs than anyone trains; Grain's endless `repeat()` overflows at batch size 1.
-        stream = grain.MapDataset.range(len(source)).shuffle(shuffle_seed).repeat(2**31).batch(batch_size)
-        self._host_iterator = (
-            stream.map_with_index(load_batch)
-            .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch))
-            .__iter__()
+        indices = index_stream(source, seed).batch(batch_size)
+        self._batches = indices.map_with_index(_LoadTrainBatch(loader, local, batch_size, seed))
+        self.bad_records = BadRecords(max_bad_records)
+        self._host_iterator: grain.DatasetIterator | None = None
+        self._ready: collections.deque[dict[str, jax.Array]] = collections.deque()
+        self._num_done = 0  # batches handed out
+
+    def _start(self) -> grain.DatasetIterator:
+        """Starts to read at the batch after those handed out."""
+        options = grain.ReadOptions(
+            num_threads=min(_BATCHES_IN_WORK, self._prefetch), prefetch_buffer_size=self._prefetch
         )
-        self._examples = source.fingerprint()
-        self._sharding = sharding
-        self._prefetch = prefetch
-        self._ready: collections.deque[tuple[dict[str, jax.Array], dict]] = collections.deque()
-        self._position: dict = self._host_iterator.get_state()
+        batches = self._batches[self._num_done :].to_iter_dataset(options)
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS(["vit_jax"])  # Grain's worker processes read its flags, also where there is no command line
+        # Worker i takes batches i, i + num_workers, ... and they come back in turn: the same stream.
+        workers = grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=1)
+        return iter(batches.mp_prefetch(workers, worker_init_fn=_start_worker))
+
+    def next_local(self) -> LocalBatch:
+        """This process's part of the next batch, on the host. Not to be mixed with `next`, which reads ahead."""
+        if self._host_iterator is None:
+            self._host_iterator = self._start()
+        batch, bad = next(self._host_iterator)
+        self.bad_records.add(bad)
+        return batch
 
     def __next__(self) -> dict[str, jax.Array]:
         while len(self._ready) < self._prefetch:
-            batch = global_batch(next(self._host_iterator), self._sharding)
-            self._ready.append((batch, self._host_iterator.get_state()))
-        batch, self._position = self._ready.popleft()
-        return batch
+            self._ready.append(global_batch(self.next_local(), self._sharding))
+        self._num_done += 1
+        return self._ready.popleft()
 
-    def get_state(self) -> dict:
+    def get_state(self) -> dict[str, Any]:
         """The position after the last batch that was handed out, as JSON-compatible data."""
-        return {"position": self._position, "examples": self._examples}
+        return {
+            "images": self._num_done * self._batch_size,
+            "examples": self._fingerprint,
+            "num_workers": self._num_workers,
+        }
 
-    def set_state(self, state: dict) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         """Goes to a position from `get_state`, in constant time.
 
         Raises:
-          UserError: the list of examples is not the one that the position was in.
+          UserError: the list of examples is not the one that the position was in, or no batch begins there.
         """
-        if state["examples"] != self._examples:
+        if state["examples"] != self._fingerprint:
             raise UserError(
                 "the data set has changed since the last start: it has other files, or other names of files. Bring "
                 "back what it was to go on, or start in a new workdir."
             )
+        if state["images"] % self._batch_size:
+            raise UserError(
+                f"the last start saw {state['images']:,} images, and no batch of {self._batch_size} ends there. Use "
+                "the batch size from before, or one that divides that number."
+            )
+        if state["num_workers"] != self._num_workers:
+            logger.info(
+                "data.num_workers is %d, and was %d; the batches stay the same", self._num_workers, state["num_workers"]
+            )
+        self.close()
+        self._num_done = state["images"] // self._batch_size
+
+    def close(self) -> None:
+        """Ends threads and worker processes; a next batch would start them again."""
         self._ready.clear()
-        self._host_iterator.set_state(state["position"])
-        self._position = state["position"]
+        if self._host_iterator is not None:
+            self._host_iterator.close()
+            self._host_iterator = None
 
 
 class EvalBatches:
     """An iterable of evaluation batches: fixed order, every example exactly once over all processes.
 
-    Each batch is `{"image": uint8 [batch, image_size, image_size, 3], "label": int32 [batch], "mask": float32
-    [batch]}`. The last one is filled up with zeros whose mask is 0.
+    Each batch is `{"image": uint8 [batch, image_size, image_size, 3], "label": int32 [batch] or [batch, max_labels],
+    "mask": float32 [batch]}`. The last one is filled up with zeros whose mask is 0.
     """
 
     def __init__(
@@ -185,37 +375,33 @@ class EvalBatches:
         sharding: NamedSharding,
         *,
         batch_size: int,
+        num_classes: int | None = None,
         num_threads: int | None = None,
+        max_bad_records: int = 0,
+        process: tuple[int, int] | None = None,
     ):
         """See `TrainBatches` for the arguments. Nothing is read before iteration."""
-        self._source = source
-        self._transform = transform
-        self._sharding = sharding
-        self._batch_size = batch_size
-        self._loader = BatchLoader(num_threads)
+        self._loader = BatchLoader(source, transform, num_classes=num_classes, num_threads=num_threads)
+        self._num_examples, self._batch_size, self._sharding = len(source), batch_size, sharding
+        self._local = _local_slice(batch_size, process or _this_process())
+        self._max_bad_records = max_bad_records
 
     def __len__(self) -> int:
-        return math.ceil(len(self._source) / self._batch_size)
+        return math.ceil(self._num_examples / self._batch_size)
 
     def __iter__(self) -> Iterator[dict[str, jax.Array]]:
-        local = _local_slice(self._batch_size)
-
-        def load_batch(batch_index: int) -> LocalBatch:
-            start = batch_index * self._batch_size
-            indices = np.arange(start + local.start, start + local.stop)
-            mask = (indices < len(self._source)).astype(np.float32)
-
-            def load_chunk(chunk: range, images: np.ndarray, labels: np.ndarray) -> None:
-                for i in chunk:
-                    if mask[i]:
-                        example = self._source[int(indices[i])]
-                        images[i], labels[i] = self._transform(example["image"]), example["label"]
-                    else:
-                        images[i], labels[i] = 0, 0
-
-            images, labels = self._loader.load(self._transform.image_size, len(indices), load_chunk)
-            return {"image": images, "label": labels, "mask": mask}
-
-        batches = grain.MapDataset.range(len(self)).map(load_batch)
-        for batch in batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)):
+        bad_records = BadRecords(self._max_bad_records)
+        for batch, bad in iter(self._local_batches()):
+            bad_records.add(bad)
             yield global_batch(batch, self._sharding)
+
+    def _local_batches(self) -> grain.IterDataset:
+        def load_batch(batch_index: int) -> tuple[LocalBatch, list[str]]:
+            start = batch_index * self._batch_size
+            indices = np.arange(start + self._local.start, start + self._local.stop)
+            is_there = indices < self._num_examples
+            batch, bad = self._loader.load(np.where(is_there, indices, _NO_EXAMPLE))
+            return batch | {"mask": is_there.astype(np.float32)}, bad
+
+        options = grain.ReadOptions(num_threads=_BATCHES_IN_WORK, prefetch_buffer_size=_BATCHES_IN_WORK)
+        return grain.MapDataset.range(len(self)).map(load_batch).to_iter_dataset(options)
