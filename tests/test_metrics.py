@@ -91,11 +91,14 @@ def test_throughput_counts_images_between_marks_and_leaves_pauses_out(monkeypatc
     throughput = Throughput(batch_size=10, num_cores=2)
     now[0] = 5.0
     throughput.restart(4)  # compilation
+    with throughput.waiting_for_input():
+        now[0] = 5.5
     now[0] = 7.0
     assert throughput.mark(8) == {
         "time/images_per_second": 20.0,
         "time/images_per_second_per_core": 10.0,
         "time/step_seconds": 0.5,
+        "time/input_wait": 0.25,
     }
     assert throughput.mark(8) == {}
 

@@ -42,25 +42,40 @@ def base_config() -> ConfigDict:
     config.model.remat = placeholder(str)  # "none" (the default), "dots" or "full": saves memory, costs time
 
     config.data = ConfigDict()
-    config.data.dataset = "digits"  # "digits" or the path of an image folder or zip; relative to $VIT_JAX_DATA too
-    config.data.train_split = "train"
+    config.data.dataset = "digits"  # "digits", "tfds:<name>", or a path or pattern of files: see docs/data_sets.md
+    config.data.mixture = ()  # of (data set, weight): train on these instead; each has train_split
+    config.data.train_split = "train"  # slices as in TFDS: "train[:99%]"
     config.data.eval_split = placeholder(str)  # None: no evaluation
+    config.data.eval_labels = placeholder(str)  # path of real.json: evaluate against the ReaL labels of ImageNet
+    config.data.image_key = placeholder(str)  # these two: name in the records, if it is not one of the usual
+    config.data.label_key = placeholder(str)
+    config.data.max_labels = placeholder(int)  # most labels an image has; None: as the data set says, else 1
     config.data.image_size = 224  # pixels
     config.data.inception_crop = True  # random crop of random area and aspect ratio
     config.data.crop_min_area = 0.05  # smallest share of the image a crop shows
+    config.data.random_crop_from = placeholder(int)  # resize to a square of this side, crop at random; not Inception's
     config.data.flip = True
+    config.data.resize = "bilinear"  # "bilinear" (without antialiasing, as the paper), "area" or "bicubic"
+    config.data.randaugment_layers = 0  # RandAugment: operations an image; 0 for none (AugReg: 2)
+    config.data.randaugment_magnitude = 10.0  # AugReg: 10, 15 or 20
+    config.data.randaugment_magnitude_std = 0.0  # DeiT: magnitude 9 with 0.5
     config.data.eval_resize_small = placeholder(int)  # resize the shorter side, crop the centre; None: resize to square
     config.data.expected_train_images = placeholder(int)  # checked against the data set; lets a plan do without it
     config.data.how_to_prepare = ""  # told when the data set is missing
-    config.data.num_threads = placeholder(int)  # None: one a core
+    config.data.num_threads = placeholder(int)  # that decode, in each worker process if there are; None: all cores
+    config.data.num_workers = 0  # worker processes, for hosts with more than some 15 cores; 0: none
     config.data.prefetch = 2  # batches
+    config.data.max_bad_records = 0  # images that may be left out because they cannot be read, before it is an error
 
     config.batch_size = 4096  # images in a step, over all devices
     config.accumulation_steps = 1  # parts that a batch is computed in
-    config.epochs = placeholder(float)  # length of the run: set epochs or steps
+    config.epochs = placeholder(float)  # length of the run: set one of epochs, steps and images
     config.steps = placeholder(int)
+    config.images = placeholder(int)
     config.loss = "softmax"  # "softmax" or "sigmoid"
     config.label_smoothing = 0.0
+    config.mixup_alpha = 0.0  # AugReg: 0.2, 0.5 or 0.8; BiT: 0.1
+    config.cutmix_alpha = 0.0  # DeiT: 1.0, with mixup 0.8
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # "adamw" or "sgd"

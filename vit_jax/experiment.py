@@ -12,13 +12,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import optimizers, partitioning
+from vit_jax.data.augment import RandAugment
 from vit_jax.data.images import EvalTransform, TrainTransform
 from vit_jax.data.pipeline import EvalBatches, TrainBatches
-from vit_jax.data.sources import Source, find_path, open_source
+from vit_jax.data.sources import Source, open_source
+from vit_jax.data.sources.base import MissingDataError
+from vit_jax.data.sources.mixture import Mixture
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import ClassificationEvaluator
 from vit_jax.losses import Loss, make_loss
 from vit_jax.metrics import Progress
+from vit_jax.mixing import Mixing
 from vit_jax.models import create_model
 from vit_jax.train_step import TrainState, create_train_state
 from vit_jax.workdir import flatten
@@ -39,6 +43,7 @@ class Experiment:
       model: images -> (logits, intermediates).
       abstract_state: shapes, dtypes and shardings of the training state.
       loss_fn: training loss.
+      mixing: mixup and CutMix.
       schedule: learning rate by step.
       optimizer: the update.
       num_steps: length of the run.
@@ -52,6 +57,7 @@ class Experiment:
     model: nn.Module
     abstract_state: TrainState
     loss_fn: Loss
+    mixing: Mixing
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     num_steps: int
@@ -72,6 +78,8 @@ def build(config: ConfigDict, *, allow_missing_data: bool = False) -> Experiment
     partitioning.check_batch_size(config.eval_batch_size or config.batch_size, mesh, field="eval_batch_size")
     _check_ranges(config)
     loss_fn = make_loss(config.loss, config.label_smoothing)
+    mixing = Mixing(config.mixup_alpha, config.cutmix_alpha)
+    _train_transform(config.data)  # only to check it before the data are read
     _make_optimizer(config.optimizer, optax.constant_schedule(0.0))  # only to check it before the data are read
 
     train_source, eval_source = _open_sources(config.data, allow_missing_data)
@@ -96,6 +104,7 @@ def build(config: ConfigDict, *, allow_missing_data: bool = False) -> Experiment
         model=model,
         abstract_state=abstract_state,
         loss_fn=loss_fn,
+        mixing=mixing,
         schedule=schedule,
         optimizer=optimizer,
         num_steps=num_steps,
@@ -108,17 +117,15 @@ def make_train_batches(config: ConfigDict, experiment: Experiment) -> TrainBatch
         raise UserError(f"data set {config.data.dataset!r} is missing.\n{config.data.how_to_prepare}")
     return TrainBatches(
         experiment.train_source,
-        TrainTransform(
-            image_size=config.data.image_size,
-            inception_crop=config.data.inception_crop,
-            min_area=config.data.crop_min_area,
-            flip=config.data.flip,
-        ),
+        _train_transform(config.data),
         partitioning.batch_sharding(experiment.mesh),
         batch_size=config.batch_size,
         seed=config.seed,
+        num_classes=experiment.num_classes,
         num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
         prefetch=config.data.prefetch,
+        max_bad_records=config.data.max_bad_records,
     )
 
 
@@ -136,10 +143,12 @@ def make_evaluator(
         return None
     batches = EvalBatches(
         experiment.eval_source,
-        EvalTransform(image_size=config.data.image_size, resize_small=config.data.eval_resize_small),
+        _eval_transform(config.data),
         partitioning.batch_sharding(experiment.mesh),
         batch_size=config.eval_batch_size or config.batch_size,
+        num_classes=experiment.num_classes,
         num_threads=config.data.num_threads,
+        max_bad_records=config.data.max_bad_records,
     )
     progress = Progress(batches, f"evaluation on {config.data.eval_split}", before_each=before_each_batch)
     return ClassificationEvaluator(experiment.model, progress, make_loss(config.loss), experiment.mesh)
@@ -147,7 +156,7 @@ def make_evaluator(
 
 _AT_LEAST_ONE = (
     *("log_every_steps", "eval_every_steps", "checkpoint.every_steps", "checkpoint.keep"),
-    *("data.image_size", "data.num_threads", "data.prefetch", "data.eval_resize_small"),
+    *("data.image_size", "data.num_threads", "data.prefetch", "data.eval_resize_small", "data.max_labels"),
     *("model.num_layers", "model.hidden_dim", "model.mlp_dim", "model.num_heads"),
 )
 _SHARES = (  # [0, 1)
@@ -169,6 +178,9 @@ def _check_ranges(config: ConfigDict) -> None:
     check(_AT_LEAST_ONE, lambda value: value >= 1, "at least 1")
     check(_SHARES, lambda value: 0 <= value < 1, "at least 0 and less than 1")
     check(_NOT_NEGATIVE, lambda value: value >= 0, "at least 0")
+    check(
+        ["data.num_workers", "data.max_bad_records", "data.randaugment_layers"], lambda value: value >= 0, "at least 0"
+    )
     check(["data.crop_min_area"], lambda value: 0 < value <= 1, "more than 0 and at most 1")
     check(["optimizer.clip_norm"], lambda value: value > 0, "more than 0, or None for no clipping")
     check(_DTYPES, ("float32", "bfloat16", "float16").__contains__, "'float32', 'bfloat16' or 'float16'")
@@ -176,11 +188,35 @@ def _check_ranges(config: ConfigDict) -> None:
     check(["data.eval_split"], lambda value: value not in ("train", "time"), "a split of another name")
 
 
+def _train_transform(data: ConfigDict) -> TrainTransform:
+    randaugment = None
+    if data.randaugment_layers:
+        randaugment = RandAugment(
+            data.randaugment_layers, data.randaugment_magnitude, magnitude_std=data.randaugment_magnitude_std
+        )
+    return TrainTransform(
+        image_size=data.image_size,
+        inception_crop=data.inception_crop,
+        min_area=data.crop_min_area,
+        random_crop_from=data.random_crop_from,
+        flip=data.flip,
+        resize=data.resize,
+        randaugment=randaugment,
+    )
+
+
+def _eval_transform(data: ConfigDict) -> EvalTransform:
+    return EvalTransform(image_size=data.image_size, resize_small=data.eval_resize_small, resize=data.resize)
+
+
 def _open_sources(data: ConfigDict, allow_missing_data: bool) -> tuple[Source | None, Source | None]:
-    if allow_missing_data and data.expected_train_images and data.dataset != "digits" and not find_path(data.dataset):
-        logger.warning("data set %r is not here.\n%s", data.dataset, data.how_to_prepare.strip())
-        return None, None
-    train_source = open_source(data.dataset, data.train_split, data.how_to_prepare)
+    try:
+        train_source = _open_train_source(data)
+    except MissingDataError as error:
+        if allow_missing_data and data.expected_train_images:
+            logger.warning("%s", error)
+            return None, None
+        raise
     expected = data.expected_train_images
     if expected and len(train_source) != expected:
         raise UserError(
@@ -190,21 +226,45 @@ def _open_sources(data: ConfigDict, allow_missing_data: bool) -> tuple[Source | 
         )
     if data.eval_split is None:
         return train_source, None
-    eval_source = open_source(data.dataset, data.eval_split, data.how_to_prepare)
-    if list(eval_source.class_names) != list(train_source.class_names):
+    eval_source = _open_source(data, data.dataset, data.eval_split)
+    if eval_source.class_names and train_source.class_names:
         differing = sorted(set(train_source.class_names) ^ set(eval_source.class_names))
-        raise UserError(
-            f"the splits {data.train_split!r} and {data.eval_split!r} of {data.dataset} have different classes, so "
-            f"labels would not mean the same: {len(differing)} are in one of them only, such as {differing[:5]}."
-        )
+        if list(eval_source.class_names) != list(train_source.class_names):
+            raise UserError(
+                f"the splits {data.train_split!r} and {data.eval_split!r} of {data.dataset} have different classes, so "
+                f"labels would not mean the same: {len(differing)} are in one of them only, such as {differing[:5]}."
+            )
+    if data.eval_labels:
+        from vit_jax.data.sources.real import RealLabels, load_real_labels
+
+        eval_source = RealLabels(eval_source, load_real_labels(data.eval_labels))
     return train_source, eval_source
 
 
+def _open_source(data: ConfigDict, dataset: str, split: str) -> Source:
+    return open_source(
+        dataset,
+        split,
+        how_to_prepare=data.how_to_prepare,
+    )
+
+
+def _open_train_source(data: ConfigDict) -> Source:
+    if not data.mixture:
+        return _open_source(data, data.dataset, data.train_split)
+    try:
+        datasets, weights = zip(*((str(dataset), float(weight)) for dataset, weight in data.mixture), strict=True)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"data.mixture takes pairs of data set and weight, got {data.mixture!r}.") from error
+    return Mixture([_open_source(data, dataset, data.train_split) for dataset in datasets], weights)
+
+
 def _num_classes(fields: ConfigDict, train_source: Source | None) -> int:
-    known = len(train_source.class_names) if train_source else None
+    known = train_source.num_classes if train_source else None
     num_classes = fields.num_classes or known
     if num_classes is None:
-        raise UserError("the data set is missing: set model.num_classes to plan without it.")
+        why = f"{train_source.name} does not say how many classes it has" if train_source else "the data set is missing"
+        raise UserError(f"{why}: set model.num_classes.")
     if known and num_classes < known:
         raise UserError(
             f"model.num_classes {num_classes} is less than the data set's {known} classes. Leave it out, or use at "
@@ -219,11 +279,17 @@ def _make_model(fields: ConfigDict, num_classes: int) -> nn.Module:
 
 
 def _num_steps(config: ConfigDict, num_train_images: int) -> int:
-    if (config.epochs is None) == (config.steps is None):
-        raise UserError(f"set either epochs or steps; epochs is {config.epochs} and steps is {config.steps}.")
-    num_steps = config.steps if config.epochs is None else round(config.epochs * num_train_images / config.batch_size)
+    lengths = {name: config[name] for name in ("epochs", "steps", "images") if config[name] is not None}
+    if len(lengths) != 1:
+        given = ", ".join(f"{name}={value}" for name, value in lengths.items()) or "none of them"
+        raise UserError(f"set one of epochs, steps and images as the length of the run; got {given}.")
+    if config.steps is not None:
+        num_steps = config.steps
+    else:
+        images = config.images if config.epochs is None else config.epochs * num_train_images
+        num_steps = round(images / config.batch_size)
     if num_steps < 1:
-        raise UserError(f"the run would be {num_steps} steps long; set more epochs or steps.")
+        raise UserError(f"the run would be {num_steps} steps long; set more epochs, steps or images.")
     return num_steps
 
 

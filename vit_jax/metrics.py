@@ -1,6 +1,7 @@
 """What is measured, and where it goes: terminal, JSON lines, TensorBoard."""
 
 import collections
+import contextlib
 import datetime
 import json
 import logging
@@ -23,6 +24,9 @@ T_co = TypeVar("T_co", covariant=True)
 
 # Names of metrics that depend on the machine and the hour; all others are the same in every run of a config and seed.
 TIME_PREFIX = "time/"
+
+
+_WORTH_TELLING = 0.02  # share of time spent waiting for input
 
 
 class NonFiniteError(UserError):
@@ -174,11 +178,18 @@ class Throughput:
 
     def restart(self, step: int) -> None:
         """Starts anew at a step, after something other than training took time."""
-        self._step, self._time = step, time.perf_counter()
+        self._step, self._time, self._waited = step, time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def waiting_for_input(self) -> Iterator[None]:
+        """What runs inside is waiting for the next batch."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
 
     def mark(self, step: int) -> dict[str, float]:
         """The rates since the last mark, under `time/` names; {} if no step was made since."""
-        steps, seconds = step - self._step, time.perf_counter() - self._time
+        steps, seconds, waited = step - self._step, time.perf_counter() - self._time, self._waited
         self.restart(step)
         if steps <= 0 or seconds <= 0:
             return {}
@@ -187,6 +198,7 @@ class Throughput:
             f"{TIME_PREFIX}images_per_second": rate,
             f"{TIME_PREFIX}images_per_second_per_core": rate / self._num_cores,
             f"{TIME_PREFIX}step_seconds": seconds / steps,
+            f"{TIME_PREFIX}input_wait": waited / seconds,  # share of the time that the loop waited for batches
             **({f"{TIME_PREFIX}tflops_per_second": rate * flops / 1e12} if (flops := self._flops_per_image) else {}),
         }
 
@@ -207,6 +219,9 @@ def format_row(step: int, num_steps: int, metrics: Mapping[str, float]) -> str:
     for name, value in metrics.items():
         if name == f"{TIME_PREFIX}images_per_second":
             parts.append(f"{value:.5g} images/s ({metrics[f'{name}_per_core']:.5g}/core)")
+        elif name == f"{TIME_PREFIX}input_wait":
+            if value >= _WORTH_TELLING:
+                parts.append(f"waits {100 * value:.0f} % for input")
         elif name == f"{TIME_PREFIX}step_seconds":
             parts.append(f"ETA {format_seconds(value * (num_steps - step))}")
         elif not name.startswith(TIME_PREFIX):

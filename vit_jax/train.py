@@ -89,11 +89,11 @@ def train(config: ConfigDict, path: pathlib.Path, *, allow_config_change: bool =
         workdir.check_config(path, config, allow_config_change=allow_config_change)
         logger.info("%s", overview.describe_run(config, experiment))
         mesh, num_steps = experiment.mesh, experiment.num_steps
-        batches = experiments.make_train_batches(config, experiment)
+        batches = cleanup.enter_context(contextlib.closing(experiments.make_train_batches(config, experiment)))
         evaluator = experiments.make_evaluator(config, experiment, before_each_batch=stop.check)
         train_step = make_train_step(
             experiment.model, experiment.optimizer, experiment.schedule, experiment.loss_fn, mesh,
-            accumulation_steps=config.accumulation_steps,
+            accumulation_steps=config.accumulation_steps, mixing=experiment.mixing,
         )  # fmt: skip
         checkpoints = cleanup.enter_context(Checkpoints(path / "checkpoints", keep=config.checkpoint.keep))
         best = cleanup.enter_context(Checkpoints(path / "best", keep=2))  # the one before, should the newest be dropped
@@ -165,7 +165,8 @@ def train(config: ConfigDict, path: pathlib.Path, *, allow_config_change: bool =
                     evaluate()  # an earlier start may have ended in the middle of it
                 while step < num_steps:
                     stop.check()
-                    batch = next(batches)
+                    with throughput.waiting_for_input():
+                        batch = next(batches)
                     state, metrics = train_step(state, batch)
                     step += 1
                     step_metrics.push(step, metrics)

@@ -89,7 +89,9 @@ class BatchLoader:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_pool": None}
 
-    def load(self, indices: Sequence[int], first_position: int = 0, seed: int = 0) -> tuple[LocalBatch, list[str]]:
+    def load(
+        self, indices: Sequence[int] | np.ndarray, first_position: int = 0, seed: int = 0
+    ) -> tuple[LocalBatch, list[str]]:
         """Loads the examples at `indices`; negative ones stand for images and labels that are not there.
 
         Args:

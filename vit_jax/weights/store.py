@@ -378,9 +378,10 @@ def _load_run(workdir: pathlib.Path) -> Weights:
         crop_fraction=size / resized if resized else 1.0,
     )
     try:
-        names = tuple(open_source(data["dataset"], data["train_split"], "").class_names)
+        known = open_source(data["dataset"], data["train_split"]).class_names
     except UserError:
-        names = None  # the data are not here any more
+        known = None  # the data are not here any more
+    names = None if known is None else tuple(known)
     weights = from_params(name, params, image_size=size, preprocessing=preprocessing, **overrides)
     if names is not None and len(names) != weights.spec.num_classes:
         names = None

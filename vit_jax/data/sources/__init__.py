@@ -3,10 +3,9 @@
 import os
 import pathlib
 
-from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Source
+from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, MissingDataError, Source
 from vit_jax.data.sources.digits import DigitsSource
 from vit_jax.data.sources.folders import IMAGE_SUFFIXES, ImageFolderSource
-from vit_jax.errors import UserError
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -15,6 +14,7 @@ __all__ = [
     "DigitsSource",
     "Example",
     "ImageFolderSource",
+    "MissingDataError",
     "Source",
     "find_path",
     "open_source",
@@ -41,7 +41,7 @@ def open_source(dataset: str, split: str, how_to_prepare: str = "") -> Source:
         advice = how_to_prepare.strip() or (
             "Set --config.data.dataset to 'digits' or to a path that holds <split>/<class>/<image>.jpg."
         )
-        raise UserError(
+        raise MissingDataError(
             f"data set {dataset!r} not found: neither the embedded set 'digits' nor a folder or zip file at {where}.\n"
             f"{advice}"
         )

@@ -9,11 +9,15 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.losses import NO_LABEL
 
-__all__ = ["NO_LABEL", "BadRecordError", "Example", "Source", "fingerprint_of"]
+__all__ = ["NO_LABEL", "BadRecordError", "Example", "MissingDataError", "Source", "fingerprint_of"]
 
 
 class BadRecordError(UserError):
     """An example that cannot be read; the message says which, by `Source.where`."""
+
+
+class MissingDataError(UserError):
+    """A data set that is not there; the message says how to get it."""
 
 
 class Example(TypedDict):
@@ -31,23 +35,31 @@ class Example(TypedDict):
 
 
 class Source(Protocol):
-    """One split, or a part of one, of a data set; random access, and nothing decoded.
+    """One split, or a part of one, of a data set; random access, and nothing decoded."""
 
-    Attributes:
-      name: where the data come from, for logs.
-      split: what was asked for, e.g. "train" or "train[:90%]".
-      splits: names of the splits the data set has.
-      class_names: by label; None where labels are mere numbers.
-      num_classes: number of classes; None if neither the data nor a description beside them say.
-      max_labels: the most labels an example may have; 1 for single-label data.
-    """
+    @property
+    def name(self) -> str:
+        """Where the data come from, for logs."""
 
-    name: str
-    split: str
-    splits: Sequence[str]
-    class_names: Sequence[str] | None
-    num_classes: int | None
-    max_labels: int
+    @property
+    def split(self) -> str:
+        """What was asked for, e.g. "train" or "train[:90%]"."""
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Names of the splits the data set has."""
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """By label; None where labels are mere numbers."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None if neither the data nor a description beside them say."""
+
+    @property
+    def max_labels(self) -> int:
+        """The most labels an example may have; 1 for single-label data."""
 
     def __len__(self) -> int: ...
 
