@@ -2,12 +2,14 @@
 
 Orbax writes into a temporary folder and renames it when all is there. On top, each checkpoint carries a fingerprint of
 every array, so that a file damaged later is noticed too; then the one before is used.
+
+In a bucket, where folders cannot be renamed, Orbax writes in place and an object `commit_success.txt` last; without it
+a folder is no checkpoint.
 """
 
 import errno
 import logging
 import os
-import pathlib
 import re
 import shutil
 from collections.abc import Callable
@@ -19,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vit_jax.errors import UserError
+from vit_jax.workdir import AnyPath, is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +68,11 @@ class DamagedCheckpointError(Exception):
 
 def _means_damage(error: Exception) -> bool:
     """Whether an error in reading says that the files are bad, rather than the memory or the disk of this machine."""
-    passing = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Out of memory")
+    passing = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED",
+               "Out of memory")  # fmt: skip
     if isinstance(error, MemoryError) or any(word in str(error) for word in passing):
+        return False
+    if type(error).__module__.partition(".")[0] in ("aiohttp", "gcsfs", "google", "requests"):  # the way to a bucket
         return False
     return not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
 
@@ -74,17 +80,19 @@ def _means_damage(error: Exception) -> bool:
 class Checkpoints:
     """The checkpoints of one kind in one folder, `<directory>/<step>/`."""
 
-    def __init__(self, directory: pathlib.Path, *, keep: int):
+    def __init__(self, directory: AnyPath, *, keep: int):
         """Opens or creates the folder and clears away what an interrupted write left.
 
         Args:
           directory: where the checkpoints lie.
           keep: number of newest checkpoints kept.
         """
-        self._directory = directory.absolute()
+        self._directory = _absolute(directory)
         # Orbax's own option does this in a thread that nothing but the next save waits for.
         for half_written in ocp.utils.tmp_checkpoints(self._directory):
-            half_written.get().rmtree()
+            # In a bucket any folder without the commit object is one, even what somebody else put there.
+            if not is_remote(self._directory) or half_written.get().name.isdigit():
+                half_written.get().rmtree()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             # A folder that cannot be made (full disk) is an error at once; made in the background, the other
@@ -173,7 +181,7 @@ class Checkpoints:
         number = 0
         while (aside := self._directory / f"{reason}-{step}{f'-{number}' if number else ''}").exists():
             number += 1
-        (self._directory / str(step)).rename(aside)
+        _rename(self._directory / str(step), aside)
         self._manager.reload()
         logger.warning("set aside the checkpoint of step %d as %s", step, aside)
 
@@ -230,6 +238,8 @@ class Checkpoints:
         return tree, extra
 
     def _check_space(self, tree: PyTree) -> None:
+        if is_remote(self._directory):
+            return
         needed = int(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree))) + _SPACE_FOR_SMALL_FILES
         free = shutil.disk_usage(self._directory).free
         if free < needed:
@@ -240,15 +250,36 @@ class Checkpoints:
             write()
         except Exception as error:  # any failure to write ends the run with the same advice
             reason = re.sub(r"\s+", " ", str(error))[:500]
-            steps = sorted(int(path.name) for path in self._directory.glob("[0-9]*") if path.name.isdigit())
+            if is_remote(self._directory):  # which may be out of reach
+                whole, advice = "", "See to the cause"
+            else:
+                steps = sorted(int(path.name) for path in self._directory.glob("[0-9]*") if path.name.isdigit())
+                whole = f"Whole checkpoints there: {', '.join(map(str, steps)) or 'none'}. "
+                advice = "Free some space (or mend the disk)"
             raise UserError(
                 f"could not write a checkpoint to {self._directory}: {reason}\n"
-                f"Whole checkpoints there: {', '.join(map(str, steps)) or 'none'}. Free some space (or mend the disk) "
-                "and run the same command again; it goes on from the newest one."
+                f"{whole}{advice} and run the same command again; it goes on from the newest one."
             ) from error
 
 
-def read_parameters(directory: pathlib.Path) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+def _absolute(directory: AnyPath) -> AnyPath:
+    return directory if is_remote(directory) else directory.absolute()
+
+
+def _rename(source: AnyPath, target: AnyPath) -> None:
+    if not is_remote(source):
+        source.rename(target)
+        return
+    import fsspec
+
+    # Copied (by the store itself) and then deleted: a kill in between leaves the checkpoint in place, damaged as it
+    # is, and the next start sets it aside again.
+    files, _ = fsspec.core.url_to_fs(str(source))
+    files.copy(f"{source}/", f"{target}/", recursive=True)
+    files.rm(str(source), recursive=True)
+
+
+def read_parameters(directory: AnyPath) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
     """Reads the newest checkpoint of parameters alone, such as those of `<workdir>/best`, and changes nothing there.
 
     Args:
@@ -263,7 +294,7 @@ def read_parameters(directory: pathlib.Path) -> tuple[int, dict[str, Any], dict[
     if not directory.is_dir():
         return None
     options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(directory.absolute(), options=options, item_names=("tree", "extra")) as manager:
+    with ocp.CheckpointManager(_absolute(directory), options=options, item_names=("tree", "extra")) as manager:
         step = manager.latest_step()
         if step is None:
             return None

@@ -7,14 +7,16 @@ come into one picture.
 """
 
 import argparse
-import pathlib
+import io
 import sys
 from collections.abc import Sequence
 
+from vit_jax.errors import UserError
 from vit_jax.metrics import read_jsonl
+from vit_jax.workdir import AnyPath, parse, write_atomically
 
 
-def plot_curves(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> None:
+def plot_curves(workdirs: Sequence[AnyPath], output: AnyPath) -> None:
     """Writes a PNG with the curves of one or more runs.
 
     Raises:
@@ -57,21 +59,22 @@ def plot_curves(workdirs: Sequence[pathlib.Path], output: pathlib.Path) -> None:
         if axis.lines:
             axis.legend()
     axes[1].set_ylim(0, 1.02)
-    temporary = output.with_name(f".{output.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(output)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_atomically(output, picture.getvalue())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdirs", nargs="+", type=pathlib.Path, metavar="WORKDIR", help="the --workdir of a run")
-    parser.add_argument("--output", type=pathlib.Path, help="PNG to write (default: curves.png in the first workdir)")
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="the --workdir of a run")
+    parser.add_argument("--output", help="PNG to write (default: curves.png in the first workdir)")
     arguments = parser.parse_args(argv)
-    output = arguments.output or arguments.workdirs[0] / "curves.png"
     try:
-        plot_curves(arguments.workdirs, output)
-    except OSError as error:
+        workdirs = [parse(each) for each in arguments.workdirs]
+        output = parse(arguments.output) if arguments.output else workdirs[0] / "curves.png"
+        plot_curves(workdirs, output)
+    except (OSError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(output)

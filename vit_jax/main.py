@@ -17,7 +17,6 @@ the run with status 143 or 130; mistakes end it with status 1 and one message. v
 import errno
 import logging
 import os
-import pathlib
 import re
 import sys
 
@@ -28,9 +27,12 @@ from ml_collections import config_flags
 from vit_jax import experiment, overview, partitioning, summary
 from vit_jax.errors import UserError
 from vit_jax.train import Stopped, train
+from vit_jax.workdir import parse
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and results; made if need be.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder (or gs://bucket/folder) for checkpoints, metrics and results; made if need be."
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be trained, and end.")
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "Go on in a workdir that belongs to another config."
@@ -92,7 +94,7 @@ def _main() -> int:
         if _DRY_RUN.value:
             print(overview.dry_run(_CONFIG.value, experiment.build(_CONFIG.value, allow_missing_data=True)))
             return 0
-        workdir = pathlib.Path(_WORKDIR.value or "").expanduser()
+        workdir = parse(_WORKDIR.value or "")
         result = train(_CONFIG.value, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
     except Stopped as stopped:
         return 128 + stopped.signum

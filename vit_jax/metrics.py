@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import pathlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
@@ -15,7 +16,7 @@ import jax
 
 from vit_jax.errors import UserError
 from vit_jax.partitioning import num_cpus
-from vit_jax.workdir import write_atomically
+from vit_jax.workdir import AnyPath, is_remote, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class StepMetrics:
         return {"sums": dict(self._sums), "count": self._count}
 
 
-def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_jsonl(path: AnyPath) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; [] where there is none. A last line that was cut off by a kill is left out."""
     rows: list[dict[str, Any]] = []
     if path.exists():
@@ -116,10 +117,17 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
     return rows
 
 
-class MetricWriter:
-    """Writes rows of metrics to `metrics.jsonl` and TensorBoard."""
+_UPLOAD_SECONDS = 60.0
 
-    def __init__(self, workdir: pathlib.Path, *, step: int, eval_split: str | None = None):
+
+class MetricWriter:
+    """Writes rows of metrics to `metrics.jsonl` and TensorBoard.
+
+    Objects in a bucket cannot grow. For a workdir there, the files grow in a temporary folder and go up whole, with
+    every `flush` and at most once a minute in between.
+    """
+
+    def __init__(self, workdir: AnyPath, *, step: int, eval_split: str | None = None):
         """Opens the files and drops the rows that will be made again: a killed run may be ahead of its checkpoint.
 
         Args:
@@ -133,22 +141,40 @@ class MetricWriter:
             evaluated = any(name.startswith(f"{eval_split}/") for name in row)
             return row["step"] < step or (row["step"] == step and not evaluated)
 
-        path = workdir / "metrics.jsonl"
-        rows = [row for row in read_jsonl(path) if stays(row)]
+        self._remote = workdir if is_remote(workdir) else None
+        self._temporary = tempfile.TemporaryDirectory() if self._remote else None
+        self._folder = pathlib.Path(self._temporary.name if self._temporary else workdir)
+        rows = [row for row in read_jsonl(workdir / "metrics.jsonl") if stays(row)]
+        path = self._folder / "metrics.jsonl"
         write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a")
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
+        self._upload()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends a row; it is with the operating system when this returns."""
+        """Appends a row; it is with the operating system when this returns.
+
+        Raises:
+          UserError: the workdir is in a bucket that cannot be written.
+        """
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, value, step)
+        if self._remote and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
-        """Hands TensorBoard's events to the operating system, too."""
+        """Hands TensorBoard's events to the operating system, too; everything to the bucket. Raises as `write` does."""
         self._tensorboard.flush()
+        self._upload()
+
+    def _upload(self) -> None:
+        if self._remote:
+            for file in self._folder.rglob("*"):
+                if file.is_file():
+                    write_atomically(self._remote / str(file.relative_to(self._folder)), file.read_bytes())
+            self._uploaded = time.monotonic()
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -156,6 +182,9 @@ class MetricWriter:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         self._tensorboard.close()
+        self._upload()
+        if self._temporary:
+            self._temporary.cleanup()
 
 
 class Throughput:

@@ -1,7 +1,6 @@
 """The result of a run as a table."""
 
 import json
-import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,10 +9,10 @@ from vit_jax.analysis.flops import train_step_flops
 from vit_jax.experiment import Experiment
 from vit_jax.metrics import TIME_PREFIX, format_seconds, read_jsonl
 from vit_jax.overview import count_parameters
-from vit_jax.workdir import write_atomically
+from vit_jax.workdir import AnyPath, write_atomically
 
 
-def summarize(config: ConfigDict, workdir: pathlib.Path, experiment: Experiment, *, seconds: float) -> dict[str, Any]:
+def summarize(config: ConfigDict, workdir: AnyPath, experiment: Experiment, *, seconds: float) -> dict[str, Any]:
     """Collects a finished run's result from its metrics.
 
     Args:
@@ -51,9 +50,7 @@ def summarize(config: ConfigDict, workdir: pathlib.Path, experiment: Experiment,
     return summary
 
 
-def write_summary(
-    config: ConfigDict, workdir: pathlib.Path, experiment: Experiment, *, seconds: float
-) -> dict[str, Any]:
+def write_summary(config: ConfigDict, workdir: AnyPath, experiment: Experiment, *, seconds: float) -> dict[str, Any]:
     """Writes `summary.json` and `summary.md`; see `summarize`."""
     summary = summarize(config, workdir, experiment, seconds=seconds)
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")

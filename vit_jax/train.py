@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import pathlib
 import signal
 import time
 from typing import Any
@@ -64,7 +63,7 @@ class StopSignal:
             raise Stopped(self.signum)
 
 
-def train(config: ConfigDict, path: pathlib.Path, *, allow_config_change: bool = False) -> dict[str, Any]:
+def train(config: ConfigDict, path: workdir.AnyPath, *, allow_config_change: bool = False) -> dict[str, Any]:
     """Trains, evaluates and saves a model; goes on where an earlier start in the same workdir ended.
 
     Args:
@@ -153,6 +152,7 @@ def train(config: ConfigDict, path: pathlib.Path, *, allow_config_change: bool =
 
         def draw() -> None:
             try:
+                writer.flush()
                 plot_curves([path], path / "curves.png")
             except Exception:  # no run ends over a picture
                 logger.warning("could not draw curves.png", exc_info=True)

@@ -8,6 +8,8 @@ curves.png       the same as a picture
 checkpoints/     states to resume from
 best/            the parameters of the best evaluation
 summary.md       the result as a table; summary.json for programs
+
+It lies on a disk, or in a bucket (`gs://bucket/folder`; docs/storage.md says what is different there).
 """
 
 import contextlib
@@ -15,36 +17,95 @@ import datetime
 import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import platform
 import shlex
 import subprocess
 import sys
+import threading
+import time
 import uuid
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
 
+logger = logging.getLogger(__name__)
+
+# A place on a disk, or an `epath.Path` of a bucket; both have the methods that are used here.
+AnyPath: TypeAlias = pathlib.Path | epath.Path
+
 PACKAGES = ("vit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "simplejpeg",
             "opencv-python-headless", "scikit-learn", "ml_collections", "clu")  # fmt: skip
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a text file so that a reader sees the old content or the new, whole."""
+def parse(place: str) -> AnyPath:
+    """The path of a workdir: `gs://bucket/folder`, or a folder on a disk, where `~` is the home folder.
+
+    Raises:
+      UserError: it is in another kind of store, or what reads and writes buckets is not installed.
+    """
+    scheme, found, rest = place.partition("://")
+    if not found:
+        return pathlib.Path(place).expanduser()
+    if scheme != "gs" or not rest.strip("/"):
+        raise UserError(f"cannot use {place!r} as a workdir: expected a folder, or gs://bucket/folder.")
+    # Otherwise etils would import TensorFlow for gs:// wherever that happens to be installed.
+    os.environ["EPATH_USE_TF"] = "false"
+    try:
+        import fsspec
+        import gcsfs  # noqa: F401 - etils imports it when it is too late for a good message
+    except ImportError as error:
+        raise UserError(f"{place} needs gcsfs ({error}); pip install 'vit_jax[gcs]'") from error
+    # Listings would be remembered for ever, although TensorStore writes beside gcsfs.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return epath.Path(place.rstrip("/"))
+
+
+def is_remote(path: AnyPath) -> bool:
+    """Whether a path lies in a bucket: no file locks, no appending, no renaming of folders there."""
+    return str(path).startswith("gs://")
+
+
+def write_atomically(path: AnyPath, content: str | bytes) -> None:
+    """Writes a file so that a reader sees the old content or the new, whole.
+
+    Raises:
+      UserError: it is in a bucket and could not be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    if is_remote(path):
+        try:
+            path.write_bytes(data)  # an object is there when all of it is
+        except Exception as error:  # gcsfs, aiohttp and google.auth have no common error
+            raise UserError(
+                f"cannot write {path}: {type(error).__name__}: {error}. See to the cause and run the same command "
+                "again; it goes on from the newest checkpoint."
+            ) from error
+        return
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("w") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _append_line(path: AnyPath, line: str) -> None:
+    if is_remote(path):
+        write_atomically(path, (path.read_text() if path.exists() else "") + line + "\n")
+    else:
+        with path.open("a") as file:
+            file.write(line + "\n")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -63,12 +124,18 @@ _WITHOUT_EFFECT = ("data.expected_train_images", "data.how_to_prepare", "data.nu
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
+def locked(workdir: AnyPath) -> Iterator[None]:
     """Creates the workdir and keeps other processes out of it. A lock ends with its process, however that ends.
+
+    In a bucket it ends a minute after a process that was killed; see `_leased`.
 
     Raises:
       UserError: the folder cannot be written, or another process is at work in it.
     """
+    if is_remote(workdir):
+        with _leased(f"{workdir}/"):
+            yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
@@ -86,7 +153,121 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def check_config(workdir: pathlib.Path, config: ConfigDict, *, allow_config_change: bool = False) -> None:
+_LOCK = ".lock"
+_HEARTBEAT_SECONDS = 15.0
+_LEASE_SECONDS = 60.0  # without a heartbeat
+
+
+@contextlib.contextmanager
+def _leased(url: str) -> Iterator[None]:
+    """Keeps other processes out of a store without file locks, by an object that its holder rewrites now and then.
+
+    Every write names the version of the object it replaces and is refused if that is no longer there (GCS:
+    `ifGenerationMatch`), so that of two processes one wins, whatever their clocks say. A lock that stands still for
+    `_LEASE_SECONDS` belongs to a dead process and is taken over; one of a dead process on this machine at once.
+
+    Args:
+      url: the folder, for TensorStore; ends in a slash.
+
+    Raises:
+      UserError: the store cannot be reached, or the lock's holder lives.
+    """
+    import tensorstore
+
+    ours = uuid.uuid4().hex
+
+    def beat() -> bytes:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        holder = {"id": ours, "host": platform.node(), "pid": os.getpid(), "pids_of": _pids_of(), "time": now}
+        return json.dumps(holder).encode()
+
+    try:
+        store = tensorstore.KvStore.open(url).result(timeout=_LEASE_SECONDS)
+        version = _acquire(store, url, beat)
+    except UserError:
+        raise
+    except Exception as error:  # TensorStore raises ValueError for nearly everything
+        reason = f"no answer within {_LEASE_SECONDS:.0f} s" if isinstance(error, TimeoutError) else error
+        raise UserError(f"cannot write to the workdir {url}: {reason}. Choose another --workdir.") from error
+    ended = threading.Event()
+
+    def keep() -> None:
+        nonlocal version
+        while not ended.wait(_HEARTBEAT_SECONDS):
+            try:
+                if written := store.write(_LOCK, beat(), if_equal=version).result().generation:
+                    version = written
+                    continue
+                found = store.read(_LOCK).result()
+            except Exception:  # the network is away; the next beat tells whether the lock is, too
+                logger.warning("could not renew the lock of %s", url, exc_info=True)
+                continue
+            # An earlier beat may have arrived although it seemed to have failed.
+            if found.value and json.loads(found.value)["id"] == ours:
+                version = found.stamp.generation
+                continue
+            # As if killed, which does no harm at any moment; to go on writing would.
+            logger.error("the lock of %s was taken over while this process could not renew it; ending", url)
+            logging.shutdown()
+            os._exit(1)
+
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(Exception):  # it runs out by itself
+            store.write(_LOCK, None, if_equal=version).result()
+
+
+def _acquire(store: Any, url: str, beat: Callable[[], bytes]) -> bytes:
+    """Waits for the lock as long as its holder may be dead; returns the version of the object that says it is ours."""
+    seen, since = b"", 0.0
+    while True:
+        found = store.read(_LOCK).result(timeout=_LEASE_SECONDS)
+        stands_still = found.value == seen and time.monotonic() - since > _LEASE_SECONDS
+        if not found.value or stands_still or _is_dead(found.value):
+            written = store.write(_LOCK, beat(), if_equal=found.stamp.generation).result(timeout=_LEASE_SECONDS)
+            if written.generation:
+                return written.generation
+            continue
+        lock = json.loads(found.value)
+        holder = f"process {lock['pid']} on {lock['host']}, last seen at {lock['time']}"
+        if not seen:
+            seen, since = found.value, time.monotonic()
+            logger.info("%s was locked by %s; waiting up to a minute to see whether it still lives", url, holder)
+        elif found.value != seen:
+            raise UserError(
+                f"another process is training in the workdir {url}: {holder}. Wait for it, end it, or choose another "
+                "--workdir."
+            )
+        time.sleep(1)
+
+
+def _pids_of() -> str:
+    """Names the set of processes that a process id is one of: a container of a machine since it was started."""
+    try:
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _is_dead(lock: bytes) -> bool:
+    holder = json.loads(lock)
+    if not holder["pids_of"] or holder["pids_of"] != _pids_of():
+        return False  # who knows
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def check_config(workdir: AnyPath, config: ConfigDict, *, allow_config_change: bool = False) -> None:
     """Checks that the workdir is new or belongs to this config.
 
     Raises:
@@ -130,7 +311,7 @@ def _run(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
 
 
-def record_start(workdir: pathlib.Path, config: ConfigDict, *, step: int, devices: Mapping[str, Any]) -> None:
+def record_start(workdir: AnyPath, config: ConfigDict, *, step: int, devices: Mapping[str, Any]) -> None:
     """Writes `config.json`, and appends how and where this start runs to `starts.jsonl`.
 
     Args:
@@ -158,5 +339,4 @@ def record_start(workdir: pathlib.Path, config: ConfigDict, *, step: int, device
         "config": resolved,
     }
     write_atomically(workdir / "config.json", json.dumps(resolved, indent=2, sort_keys=True) + "\n")
-    with (workdir / "starts.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    _append_line(workdir / "starts.jsonl", json.dumps(record))
