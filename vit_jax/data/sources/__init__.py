@@ -1,11 +1,18 @@
-"""Data sets as random-access sources of labelled images."""
+"""Data sets as random-access sources of labelled images. `docs/data_sets.md` says what can be opened and how."""
 
+import functools
 import os
 import pathlib
+from typing import Any
 
-from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, MissingDataError, Source
+from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Source
 from vit_jax.data.sources.digits import DigitsSource
-from vit_jax.data.sources.folders import IMAGE_SUFFIXES, ImageFolderSource
+from vit_jax.data.sources.folders import IMAGE_SUFFIXES, ImageFolderSource, list_splits
+from vit_jax.data.sources.real import RealLabels, load_real_labels
+from vit_jax.data.sources.records import RecordSource, find_shards, is_record_file, is_record_name, open_shards
+from vit_jax.data.sources.splits import SlicedSource, open_parts
+from vit_jax.data.sources.tfds import find_tfds, not_prepared, open_tfds, prepared_folder
+from vit_jax.errors import UserError
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -14,46 +21,124 @@ __all__ = [
     "DigitsSource",
     "Example",
     "ImageFolderSource",
-    "MissingDataError",
+    "RealLabels",
+    "RecordSource",
+    "SlicedSource",
     "Source",
     "find_path",
+    "load_real_labels",
     "open_source",
 ]
 
+_TFDS = "tfds:"
 
-def open_source(dataset: str, split: str, how_to_prepare: str = "") -> Source:
-    """Opens a split of a data set.
+
+def open_source(
+    dataset: str,
+    split: str,
+    how_to_prepare: str = "",
+    *,
+    image_key: str = "image",
+    label_key: str | None = None,
+    num_classes: int | None = None,
+    max_labels: int | None = None,
+) -> Source:
+    """Opens a split of a data set. Nothing is downloaded.
 
     Args:
-      dataset: "digits", which is embedded, or the path of an image folder or zip file: `<split>/<class>/<image>`. A
-        relative path that does not exist is looked for in `$VIT_JAX_DATA` too.
-      split: name of the split.
+      dataset: one of
+        - "digits", which is embedded;
+        - "tfds:<name>[/<config>][:<version>]", a data set that TFDS has prepared (see `tfds.data_folders` for where);
+        - the path of an image folder or zip file, `<split>/<class>/<image>`, or of a folder that TFDS has prepared;
+        - files of examples, tfrecord or array_record, as a pattern: "/data/web/*.array_record*". Several patterns
+          have commas between them.
+        A relative path that does not exist is looked for in `$VIT_JAX_DATA` too.
+      split: name of the split, or slices and sums of splits as TFDS has them: "train[:90%]", "train+validation". Files
+        of examples are one split, "all".
       how_to_prepare: told to the user if the data are not there.
+      image_key: of examples in records: the feature that has the encoded image.
+      label_key: of examples in records: the feature that has label ids; None: as it is usually called.
+      num_classes: number of classes, where the data do not say.
+      max_labels: of examples in records: the most labels an image has, where the data do not say; see `open_shards`
+        and `open_tfds`.
 
     Raises:
       UserError: the data or the split do not exist, or the data are not as they should be.
     """
+    options: dict[str, Any] = {
+        "image_key": image_key,
+        "label_key": label_key,
+        "num_classes": num_classes,
+        "max_labels": max_labels,
+    }
+    if dataset.startswith(_TFDS):
+        name = dataset.removeprefix(_TFDS)
+        if folder := find_tfds(name):
+            return open_tfds(folder, split, **options)
+        raise UserError(f"{not_prepared(name)}\n{how_to_prepare.strip()}".rstrip())
+    source: Source
     if dataset == "digits":
-        return DigitsSource(split)
-    path = find_path(dataset)
-    if path is None:
-        where = " or ".join(str(candidate) for candidate in _candidates(dataset))
-        advice = how_to_prepare.strip() or (
-            "Set --config.data.dataset to 'digits' or to a path that holds <split>/<class>/<image>.jpg."
+        source = open_parts(split, DigitsSource, lambda: DigitsSource.SPLITS, data_set=dataset)
+    elif path := _existing(dataset):
+        if folder := prepared_folder(path):
+            return open_tfds(folder, split, **options)
+        if path.is_file() and is_record_file(path):
+            return open_shards([os.fspath(path)], split, name=dataset, **options)
+        _refuse_bare_records(path)
+        source = open_parts(
+            split, functools.partial(ImageFolderSource, path), lambda: list_splits(path), data_set=os.fspath(path)
         )
-        raise MissingDataError(
-            f"data set {dataset!r} not found: neither the embedded set 'digits' nor a folder or zip file at {where}.\n"
-            f"{advice}"
-        )
-    return ImageFolderSource(path, split)
+    elif shards := find_shards(dataset, _data_folders()):
+        return open_shards(shards, split, name=dataset, **options)
+    else:
+        raise _not_found(dataset, how_to_prepare)
+    if num_classes not in (None, source.num_classes):
+        raise UserError(f"{dataset} has {source.num_classes} classes, but data.num_classes is {num_classes}.")
+    return source
 
 
 def find_path(dataset: str) -> pathlib.Path | None:
-    """The place of a data set on disk, or None where there is none."""
+    """The place of a data set on disk (of several files the first), or None where there is none."""
+    if dataset.startswith(_TFDS):
+        return find_tfds(dataset.removeprefix(_TFDS))
+    if path := _existing(dataset):
+        return path
+    shards = find_shards(dataset, _data_folders())
+    return pathlib.Path(shards[0]) if shards else None
+
+
+def _existing(dataset: str) -> pathlib.Path | None:
     return next((candidate for candidate in _candidates(dataset) if candidate.exists()), None)
 
 
 def _candidates(dataset: str) -> list[pathlib.Path]:
     path = pathlib.Path(dataset).expanduser()
-    data_dir = os.environ.get("VIT_JAX_DATA")
-    return [path] if path.is_absolute() or not data_dir else [path, pathlib.Path(data_dir, path)]
+    return [path] if path.is_absolute() else [path, *(folder / path for folder in _data_folders())]
+
+
+def _data_folders() -> list[pathlib.Path]:
+    folder = os.environ.get("VIT_JAX_DATA")
+    return [pathlib.Path(folder).expanduser()] if folder else []
+
+
+def _refuse_bare_records(path: pathlib.Path) -> None:
+    if path.is_dir() and (found := sorted(name for name in os.listdir(path) if is_record_name(name))):
+        word = "array_record" if "array_record" in found[0] else "tfrecord"
+        raise UserError(
+            f"{path} has files of examples, such as {found[0]}, but no dataset_info.json that describes them. If they "
+            f"are one split, name the files: --config.data.dataset='{path}/*{word}*'"
+        )
+
+
+def _not_found(dataset: str, how_to_prepare: str) -> UserError:
+    if "://" in dataset:
+        return UserError(f"data set {dataset!r} is an address. Copy the data here, or mount them, and give their path.")
+    advice = how_to_prepare.strip() or (
+        "Set --config.data.dataset to 'digits', to 'tfds:<name>', to a folder or zip file that holds "
+        "<split>/<class>/<image>.jpg, or to files of examples: '<folder>/*.tfrecord*'."
+    )
+    where = " or ".join(map(str, _candidates(dataset)))
+    return UserError(
+        f"data set {dataset!r} not found: neither the embedded set 'digits' nor a folder, a zip file or files of "
+        f"examples at {where}.\n{advice}"
+    )

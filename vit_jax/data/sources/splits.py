@@ -1,0 +1,176 @@
+"""One syntax of splits for all sources, that of TFDS: "train[:90%]", "train[25600:51200]", "train[:800]+validation".
+
+Slices are resolved by TFDS itself, so that they hold the same examples here as in any other program that uses it.
+"""
+
+import bisect
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from vit_jax.data.sources.base import Example, Source, fingerprint_of
+from vit_jax.errors import UserError, unknown_name
+
+ALL = "all"
+_ALIAS = "_all"  # of a split that is called "all", which to TFDS means the sum of all splits
+_EXAMPLES = "Slices are written as in 'train[:90%]', 'train[1000:2000]', 'train[-10%:]', 'train[:800]+validation'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Examples `start` to `stop` (exclusive) of a split."""
+
+    split: str
+    start: int
+    stop: int
+
+
+def resolve(
+    spec: str, splits: Sequence[str], shard_lengths: Callable[[str], Sequence[int]], *, data_set: str
+) -> list[Part]:
+    """Turns a split with slices and sums into the examples it stands for.
+
+    Args:
+      spec: e.g. "train", "train[:90%]", "train[:2shard]", "train+validation", or "all" for the sum of all splits.
+      splits: names of all splits.
+      shard_lengths: gives the number of examples in each file of a split; asked only of the splits that `spec` names.
+      data_set: for messages.
+
+    Returns:
+      the parts, in the order given, none of them empty. Percentages are rounded to the nearest example.
+
+    Raises:
+      UserError: unknown split, a slice that is empty or beyond the split, or not a slice at all.
+    """
+    if spec in splits:
+        return [_checked(Part(spec, 0, sum(shard_lengths(spec))), spec, data_set)]
+    terms = [term.strip() for term in spec.split("+")]
+    if terms == [ALL]:
+        terms = list(splits)
+    names = [term.split("[")[0] for term in terms]
+    for name, term in zip(names, terms, strict=True):
+        if name == ALL and name not in splits:
+            raise UserError(
+                f"cannot take {term!r} of {data_set}: 'all' stands alone. Name the splits: "
+                f"{'+'.join(f'{split}[:90%]' for split in splits)}."
+            )
+        if name not in splits:
+            raise unknown_name(f"split of {data_set}", name, splits)
+    lengths = {name: shard_lengths(name) for name in dict.fromkeys(names)}
+    return [
+        _checked(part, term, data_set)
+        for name, term in zip(names, terms, strict=True)
+        for part in _absolute(name, term, lengths, data_set)
+    ]
+
+
+def _absolute(name: str, term: str, lengths: Mapping[str, Sequence[int]], data_set: str) -> Iterator[Part]:
+    if term == name:
+        yield Part(name, 0, sum(lengths[name]))
+        return
+    import tensorflow_datasets as tfds  # takes a third of a second, and most runs need no slices
+
+    alias = _ALIAS if name == ALL else name
+    total = sum(lengths[name])
+    try:
+        info = tfds.core.splits.SplitInfo(name=alias, shard_lengths=list(lengths[name]), num_bytes=0)
+        instruction = tfds.core.ReadInstruction.from_spec(alias + term.removeprefix(name))
+        for one in instruction.to_absolute({alias: info}):
+            yield Part(name, one.from_ or 0, total if one.to is None else one.to)
+    except (ValueError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[-1].replace(alias, name).rstrip(".")
+        raise UserError(f"cannot take {term!r} of {data_set} ({total} examples): {reason}.\n{_EXAMPLES}.") from error
+
+
+def _checked(part: Part, term: str, data_set: str) -> Part:
+    if part.start >= part.stop:
+        raise UserError(f"split {term!r} of {data_set} is empty: it is [{part.start}:{part.stop}] of {part.split}.")
+    return part
+
+
+def shard_ranges(shard_lengths: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Which examples of which files are those from `start` to `stop` of a split: (file, first, last + 1)."""
+    first = 0
+    for shard, length in enumerate(shard_lengths):
+        low, high = max(start - first, 0), min(stop - first, length)
+        if low < high:
+            yield shard, low, high
+        first += length
+
+
+class SlicedSource:
+    """Slices of sources, one after the other, as one source."""
+
+    def __init__(self, parts: Sequence[tuple[Source, range]], split: str):
+        """Keeps the sources; reads nothing.
+
+        Args:
+          parts: sources of one data set, each with the examples that are taken.
+          split: what was asked for.
+
+        Raises:
+          UserError: the sources do not have the same classes, so that a label would not mean the same in all.
+        """
+        first = parts[0][0]
+        for source, _ in parts:
+            if (source.num_classes, source.class_names) != (first.num_classes, first.class_names):
+                raise UserError(
+                    f"splits {first.split!r} and {source.split!r} of {first.name} have different classes, so they "
+                    f"cannot be added up as {split!r}."
+                )
+        self._parts = list(parts)
+        self._ends = list(itertools.accumulate(len(examples) for _, examples in parts))
+        self.name, self.split, self.splits = first.name, split, first.splits
+        self.class_names, self.num_classes = first.class_names, first.num_classes
+        self.max_labels = max(source.max_labels for source, _ in parts)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Example:
+        source, inner = self._locate(index)
+        return source[inner]
+
+    def fingerprint(self) -> str:
+        """Changes with the sources and with the slices."""
+        return fingerprint_of(
+            f"{source.fingerprint()}[{examples.start}:{examples.stop}]" for source, examples in self._parts
+        )
+
+    def where(self, index: int) -> str:
+        """As the source says that has the example."""
+        source, inner = self._locate(index)
+        return source.where(inner)
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        index = range(len(self))[index]
+        number = bisect.bisect_right(self._ends, index)
+        source, examples = self._parts[number]
+        return source, examples[index - self._ends[number]]  # counted from its end
+
+
+def open_parts(
+    spec: str, open_split: Callable[[str], Source], splits: Callable[[], Sequence[str]], *, data_set: str
+) -> Source:
+    """Opens a split with slices and sums of a data set that can only open whole splits.
+
+    Args:
+      spec: see `resolve`.
+      open_split: opens the split of that name; the error for an unknown one is its affair.
+      splits: lists the splits; called for "all" only.
+      data_set: for messages.
+
+    Raises:
+      UserError: see `resolve`.
+    """
+    if not any(character in spec for character in "[+") and spec != ALL:
+        return open_split(spec)
+    open_once = functools.cache(open_split)
+    names = list(dict.fromkeys(term.split("[")[0].strip() for term in spec.split("+")))
+    if ALL in names:
+        names = list(splits())
+    for name in names:
+        open_once(name)  # says which splits there are, if there is none of that name
+    parts = resolve(spec, names, lambda name: [len(open_once(name))], data_set=data_set)
+    return SlicedSource([(open_once(part.split), range(part.start, part.stop)) for part in parts], spec)
