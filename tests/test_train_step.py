@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 
 from vit_jax import optimizers, partitioning
-from vit_jax.errors import UserError
-from vit_jax.losses import make_loss
+from vit_jax.losses import NO_LABEL, make_loss
+from vit_jax.mixing import Mixing
 from vit_jax.models import create_model
-from vit_jax.train_step import init_train_state, make_train_step, normalize_images
+from vit_jax.train_step import MIXING_STREAM, init_train_state, make_train_step, normalize_images
 
 BATCH = 16
 
 
-def setup(*, devices=1, accumulation_steps=1, dropout_rate=0.0, learning_rate=1e-3, clip_norm=1.0, **model):
+def setup(
+    *, devices=1, accumulation_steps=1, dropout_rate=0.0, learning_rate=1e-3, clip_norm=1.0, mixing=None, **model
+):
     mesh = partitioning.make_mesh(jax.devices()[:devices])
     model = create_model(
         "ViT-Ti/4",
@@ -23,7 +25,13 @@ def setup(*, devices=1, accumulation_steps=1, dropout_rate=0.0, learning_rate=1e
     optimizer = optimizers.make_optimizer("adamw", schedule, weight_decay=0.1, clip_norm=clip_norm)
     state = init_train_state(model, optimizer, mesh, image_size=8, seed=3)
     step = make_train_step(
-        model, optimizer, schedule, make_loss("softmax", 0.1), mesh, accumulation_steps=accumulation_steps
+        model,
+        optimizer,
+        schedule,
+        make_loss("softmax", 0.1),
+        mesh,
+        accumulation_steps=accumulation_steps,
+        mixing=mixing,
     )
     return mesh, state, step
 
@@ -62,10 +70,10 @@ def test_training_lowers_the_loss_on_one_batch():
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("dropout_rate", [0.0, 0.1])
-def test_eight_devices_equal_one_over_twenty_steps(dropout_rate):
-    state_1, metrics_1 = run(devices=1, dropout_rate=dropout_rate)
-    state_8, metrics_8 = run(devices=8, dropout_rate=dropout_rate)
+@pytest.mark.parametrize(("dropout_rate", "mixing"), [(0.0, None), (0.1, None), (0.1, Mixing(0.8, 1.0))])
+def test_eight_devices_equal_one_over_twenty_steps(dropout_rate, mixing):
+    state_1, metrics_1 = run(devices=1, dropout_rate=dropout_rate, mixing=mixing)
+    state_8, metrics_8 = run(devices=8, dropout_rate=dropout_rate, mixing=mixing)
     np.testing.assert_allclose(metrics_8["loss"], metrics_1["loss"], rtol=1e-5)
     assert relative_distance(state_8.params, state_1.params) < 1e-5
 
@@ -78,8 +86,8 @@ def test_same_seed_gives_identical_metrics_and_parameters():
     jax.tree.map(np.testing.assert_array_equal, state.params, again.params)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_accumulation_over_four_parts_equals_the_whole_batch(devices):
+@pytest.mark.parametrize(("devices", "mixing"), [(1, None), (2, None), (2, Mixing(0.8, 1.0))])
+def test_accumulation_over_four_parts_equals_the_whole_batch(devices, mixing):
     # SGD without clipping: the update is linear in the gradient, so that equal parameters mean equal gradients.
     def updated(accumulation_steps):
         mesh = partitioning.make_mesh(jax.devices()[:devices])
@@ -87,10 +95,18 @@ def test_accumulation_over_four_parts_equals_the_whole_batch(devices):
         optimizer = optimizers.make_optimizer("sgd", lambda _: 0.1)
         state = init_train_state(model, optimizer, mesh, image_size=8, seed=3)
         step = make_train_step(
-            model, optimizer, lambda _: 0.1, make_loss("softmax"), mesh, accumulation_steps=accumulation_steps
+            model,
+            optimizer,
+            lambda _: 0.1,
+            make_loss("softmax"),
+            mesh,
+            accumulation_steps=accumulation_steps,
+            mixing=mixing,
         )
         losses = []
         for batch in batches(mesh, 3):
+            # Parts with none, some and all of their images labelled.
+            batch["label"] = jnp.where(jnp.isin(jnp.arange(BATCH) % 4, jnp.array([0, 1])), batch["label"], NO_LABEL)
             state, metrics = step(state, batch)
             losses.append(float(metrics["loss"]))
         return state, losses
@@ -100,6 +116,44 @@ def test_accumulation_over_four_parts_equals_the_whole_batch(devices):
     np.testing.assert_allclose(parts_losses, whole_losses, rtol=1e-6)
     assert relative_distance(parts.params, whole.params) < 1e-6
     assert relative_distance(parts.opt_state, whole.opt_state) < 1e-6
+
+
+def test_images_without_label_change_nothing():
+    mesh, state, step = setup()
+    batch = next(batches(mesh, 1))
+    _, expected = step(state, {name: array[: BATCH // 2] for name, array in batch.items()})
+    _, state, step = setup()
+    half = batch | {"label": jnp.where(jnp.arange(BATCH) < BATCH // 2, batch["label"], NO_LABEL)}
+    _, found = step(state, half)
+    for name in ("loss", "accuracy", "grad_norm"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
+
+
+def test_batch_without_any_label_has_no_gradient():
+    mesh, state, step = setup()
+    batch = next(batches(mesh, 1))
+    _, metrics = step(state, batch | {"label": jnp.full((BATCH, 3), NO_LABEL)})
+    assert metrics["loss"] == metrics["grad_norm"] == 0
+
+
+def test_mixup_is_the_loss_of_mixed_images_and_targets():
+    mesh, state, step = setup(mixing=(mixing := Mixing(mixup_alpha=0.8)))
+    batch = next(batches(mesh, 1))
+    rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    share = float(mixing.weights(jax.random.fold_in(rng, MIXING_STREAM), 8, 8).mean())
+    images, labels = np.asarray(normalize_images(batch["image"])), np.asarray(batch["label"])
+    mixed = share * images + (1 - share) * images[np.arange(BATCH) - 1]
+    model = create_model("ViT-Ti/4", num_classes=10, num_layers=2, hidden_dim=32, mlp_dim=64, num_heads=2)
+    # The head starts at zero; let it say something.
+    params = jax.tree.map(jnp.copy, state.params) | {
+        "head": {"kernel": jax.random.normal(jax.random.key(1), (32, 10)), "bias": jnp.zeros(10)}
+    }
+    log_p = np.asarray(jax.nn.log_softmax(model.apply({"params": params}, mixed)[0]))
+    one_hot = 0.9 * np.eye(10)[labels] + 0.01
+    targets = share * one_hot + (1 - share) * one_hot[np.arange(BATCH) - 1]
+    _, metrics = step(state.replace(params=params), batch)
+    assert 0.5 < share < 0.99
+    np.testing.assert_allclose(metrics["loss"], -(targets * log_p).sum(axis=1).mean(), rtol=1e-5)
 
 
 def test_accumulation_draws_other_dropout_masks_for_each_part():
@@ -152,8 +206,3 @@ def test_sigmoid_loss_sums_over_classes():
     logits = np.array([[2.0, -1.0, 0.5]], np.float32)
     expected = np.log1p(np.exp(logits)).sum() - logits[0, 1]
     np.testing.assert_allclose(make_loss("sigmoid")(jnp.asarray(logits), jnp.array([1])), [expected], rtol=1e-6)
-
-
-def test_unknown_loss_is_refused_with_the_nearest():
-    with pytest.raises(UserError, match="Did you mean 'softmax'"):
-        make_loss("sofmax")

@@ -6,6 +6,7 @@ import pytest
 from vit_jax import partitioning
 from vit_jax.data.images import EvalTransform
 from vit_jax.data.pipeline import EvalBatches
+from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import ClassificationEvaluator
 from vit_jax.losses import make_loss
 from vit_jax.models import create_model
@@ -14,7 +15,7 @@ from vit_jax.train_step import TrainState, normalize_images
 
 class RandomSource:
     name, split = "random", "test"
-    class_names = tuple(str(i) for i in range(4))
+    splits, class_names, num_classes, max_labels = ("test",), None, 4, 1
 
     def __len__(self):
         return 21
@@ -43,3 +44,35 @@ def test_accuracy_and_loss_are_those_of_all_examples_counted_once(devices, batch
     assert found["accuracy"] == pytest.approx(np.mean(np.argmax(logits, -1) == labels))
     log_probabilities = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     assert found["loss"] == pytest.approx(float(-log_probabilities[np.arange(21), labels].mean()), rel=1e-5)
+
+
+def test_several_labels_count_once_and_images_without_labels_not_at_all():
+    class SeveralLabels(RandomSource):
+        max_labels = 3
+
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"label": [[], [0], [1, 2], [3, 0, 1]][index % 4]}
+
+    mesh = partitioning.make_mesh(jax.devices()[:1])
+    model = create_model("ViT-Ti/4", num_classes=4, num_layers=1, hidden_dim=16, mlp_dim=16, num_heads=2)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    params["head"]["bias"] = jnp.array([5.0, 0.0, 0.0, 0.0])  # always says 0
+    state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
+    batches = EvalBatches(SeveralLabels(), EvalTransform(8), partitioning.batch_sharding(mesh), batch_size=8)
+    found = dict(ClassificationEvaluator(model, batches, make_loss("softmax"), mesh).run(state))
+    assert found["examples"] == 15  # 21 images, and every fourth without a label
+    assert found["accuracy"] == pytest.approx(10 / 15)
+
+
+def test_split_without_any_label_is_an_error():
+    class NoLabels(RandomSource):
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"label": -1}
+
+    mesh = partitioning.make_mesh(jax.devices()[:1])
+    model = create_model("ViT-Ti/4", num_classes=4, num_layers=1, hidden_dim=16, mlp_dim=16, num_heads=2)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
+    batches = EvalBatches(NoLabels(), EvalTransform(8), partitioning.batch_sharding(mesh), batch_size=8)
+    with pytest.raises(UserError, match="none of the images to evaluate has a label"):
+        dict(ClassificationEvaluator(model, batches, make_loss("softmax"), mesh).run(state))

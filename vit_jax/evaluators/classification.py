@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from vit_jax.errors import UserError
 from vit_jax.losses import Loss, is_correct, is_labelled
 from vit_jax.partitioning import batch_sharding, replicated
 from vit_jax.train_step import TrainState, normalize_images
@@ -56,7 +57,11 @@ class ClassificationEvaluator:
         self._add = jax.jit(add, in_shardings=(everywhere, batch_sharding(mesh), everywhere), out_shardings=everywhere)
 
     def run(self, state: TrainState) -> Iterator[tuple[str, float]]:
-        """Yields `accuracy`, `loss` and `examples`."""
+        """Yields `accuracy`, `loss` and `examples`.
+
+        Raises:
+          UserError: no example has a label.
+        """
         totals = self._totals()
         dispatched: collections.deque[jax.Array] = collections.deque()
         for batch in self._batches:
@@ -67,6 +72,8 @@ class ClassificationEvaluator:
                 jax.block_until_ready(dispatched.popleft())
         totals = jax.device_get(totals)
         examples = int(totals["examples"])
+        if not examples:
+            raise UserError("none of the images to evaluate has a label; see to the data, or set data.eval_split=None.")
         yield "accuracy", float(totals["correct"]) / examples
         yield "loss", float(totals["loss"]) / examples
         yield "examples", examples
