@@ -1,0 +1,202 @@
+"""Where the images lie in tar archives, tars within tars included, without unpacking them.
+
+Members of a tar are contiguous and not compressed, so that a place in the outer file is enough to read an image again.
+"""
+
+import dataclasses
+import io
+import os
+import pathlib
+import tarfile
+from collections.abc import Iterator, Sequence
+
+from vit_jax.errors import UserError
+
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gunzip --keep"),
+    b"BZh": ("bzip2", "bunzip2 --keep"),
+    b"\xfd7zXZ\x00": ("xz", "unxz --keep"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+}
+_LARGEST = 2**28  # bytes of a file that can still be an image; more is not read into memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A file in an archive.
+
+    Attributes:
+      archive: number of the archive.
+      path: of the file inside, below that of the inner archive if there is one: ("n01440764.tar", "n01440764_1.JPEG").
+      offset: of the content, in bytes from the start of the archive.
+      size: of the content, in bytes.
+      content: the file; None if it is larger than any image.
+    """
+
+    archive: int
+    path: tuple[str, ...]
+    offset: int
+    size: int
+    content: bytes | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A place from where scanning can go on.
+
+    Attributes:
+      archive: number of the archive.
+      offset: of the next header in it, in bytes.
+    """
+
+    archive: int
+    offset: int
+
+
+def find_archives(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """Lists archives by name; of a folder, all the tars in it.
+
+    Raises:
+      UserError: a path does not exist, a folder has no tars, or a file is compressed.
+    """
+    found: list[pathlib.Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix == ".tar" and not p.name.startswith("."))
+            if not inside:
+                raise UserError(f"there are no .tar files in {path}.")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"there is no archive {path}.")
+    # Their order decides nothing but that of reading; sorted, a restart finds them under the same numbers.
+    found = sorted(set(found))
+    for path in found:
+        with path.open("rb") as file:
+            _refuse_compressed(file.read(8), str(path))
+    return found
+
+
+def scan(archives: Sequence[pathlib.Path], start: Mark | None = None) -> Iterator[Member | Mark]:
+    """Reads the archives from start to end.
+
+    Args:
+      archives: from `find_archives`.
+      start: a mark that an earlier scan gave.
+
+    Yields:
+      each file, and a mark after each member of an outer archive.
+
+    Raises:
+      UserError: an archive is truncated, damaged or compressed, or a path in it would leave the folder it were unpacked
+        in.
+    """
+    start = start or Mark(0, 0)
+    for number in range(start.archive, len(archives)):
+        path = archives[number]
+        first = start.offset if number == start.archive else 0
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), first, 0, os.POSIX_FADV_SEQUENTIAL)
+            for member, content, after in _members(file, str(path), first, strict=True):
+                if content is None and member.name.endswith(".tar"):
+                    inner = _Window(file, member.offset_data, member.size)
+                    where = f"{path}:{member.name}"
+                    _refuse_compressed(inner.read(8), where)
+                    for inside, inner_content, _ in _members(inner, where, 0, strict=False):
+                        offset = member.offset_data + inside.offset_data
+                        yield Member(number, (member.name, inside.name), offset, inside.size, inner_content)
+                else:
+                    yield Member(number, (member.name,), member.offset_data, member.size, content)
+                yield Mark(number, after)
+        yield Mark(number + 1, 0)
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file, so that a damaged inner archive cannot run on into the outer one."""
+
+    def __init__(self, file: io.BufferedReader, offset: int, size: int):
+        self._file, self._offset, self._size, self._position = file, offset, size, 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(base + offset, 0)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(self._size - self._position, 0)
+        self._file.seek(self._offset + self._position)
+        content = self._file.read(left if size is None or size < 0 else min(size, left))
+        self._position += len(content)
+        return content
+
+
+def _members(
+    file: io.BufferedReader | _Window, where: str, first: int, *, strict: bool
+) -> Iterator[tuple[tarfile.TarInfo, bytes | None, int]]:
+    """Regular files with their contents (None for inner tars) and the offset of the header after each."""
+    file.seek(first)
+    if not strict and not file.read(1):
+        return  # an inner archive of no bytes: a class without images
+    file.seek(first)
+    try:
+        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # kept by tarfile, for millions of them
+            _refuse_unsafe(member, where)
+            after = archive.offset
+            if member.isreg() and not pathlib.PurePath(member.name).name.startswith("."):
+                content = None
+                if not member.name.endswith(".tar") and member.size <= _LARGEST:
+                    file.seek(member.offset_data)
+                    content = file.read(member.size)
+                    if len(content) < member.size:
+                        raise tarfile.ReadError("unexpected end of data")
+                yield member, content, after
+        file.seek(archive.offset)
+        end = file.read(tarfile.BLOCKSIZE)
+    except tarfile.TarError as error:
+        raise _damaged(where, file.tell(), str(error)) from error
+    # tarfile takes whatever is no header for the end; only a block of zeros is. Some tools leave it out of small ones.
+    if end != tarfile.NUL * tarfile.BLOCKSIZE and (strict or end):
+        raise _damaged(where, archive.offset, "no end mark")
+
+
+def _damaged(where: str, offset: int, reason: str) -> UserError:
+    return UserError(
+        f"{where} is truncated or damaged near byte {offset:,} ({reason}). Get it again and compare its size and hash "
+        "with the published ones."
+    )
+
+
+def _refuse_unsafe(member: tarfile.TarInfo, where: str) -> None:
+    path = member.name.replace("\\", "/")
+    if path.startswith("/") or ".." in path.split("/") or ":" in path.split("/")[0]:
+        raise UserError(f"{where} has a path that would leave the folder it is unpacked in: {member.name!r}. Refused.")
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        raise UserError(f"{where} has a link, device or sparse file: {member.name!r}. Only files are read. Refused.")
+
+
+def _refuse_compressed(start: bytes, where: str) -> None:
+    for magic, (name, command) in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise UserError(
+                f"{where} is compressed with {name}: images cannot be read from the middle of it. Uncompress it first "
+                f"({command}; it needs its size once more on the disk) and name the result."
+            )
+
+
+def read_at(path: pathlib.Path, offset: int, size: int) -> bytes:
+    """Reads a part of a file. Called from several threads at once.
+
+    Raises:
+      UserError: the file has become shorter.
+    """
+    with path.open("rb", buffering=0) as file:
+        content = os.pread(file.fileno(), size, offset)
+    if len(content) < size:
+        raise UserError(f"{path} has become shorter since it was scanned. Bring it back and run again.")
+    return content

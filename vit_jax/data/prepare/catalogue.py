@@ -1,0 +1,86 @@
+"""Data sets of the TFDS catalogue, and builders of one's own, prepared as array_record by TFDS itself."""
+
+import importlib
+import importlib.util
+import pathlib
+from typing import Any
+
+from vit_jax.data.prepare import records
+from vit_jax.errors import UserError
+
+# They mend some images with TensorFlow, the first of them after hours.
+_LATE_TO_FAIL = ("imagenet2012",)
+_INSTALL = "pip install 'vit_jax[prepare]'"
+
+
+def prepare_catalogue(
+    name: str, data_dir: pathlib.Path, *, manual_dir: pathlib.Path | None = None, module: str | None = None
+) -> tuple[dict[str, Any], pathlib.Path]:
+    """Downloads and prepares a data set, unless it is there already.
+
+    Args:
+      name: as TFDS has it, such as "cifar10", "imagenet_v2/matched-frequency" or "cifar10:3.0.2".
+      data_dir: folder of data sets.
+      manual_dir: folder with archives that TFDS cannot download.
+      module: Python module to import first, which defines the builder.
+
+    Returns:
+      the manifest and the folder.
+
+    Raises:
+      UserError: no such data set, it needs TensorFlow, an archive is missing, or the download failed.
+    """
+    import tensorflow_datasets as tfds
+
+    if name.startswith(_LATE_TO_FAIL) and importlib.util.find_spec("tensorflow") is None:
+        raise UserError(f"preparing {name} needs TensorFlow (training does not). Type: {_INSTALL}")
+    try:
+        if module is not None:
+            importlib.import_module(module)
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+        builder.download_and_prepare(download_config=config)
+    except ImportError as error:
+        if (error.name or "").split(".")[0] in ("tensorflow", "apache_beam") or "tensorflow" in str(error):
+            raise UserError(f"preparing {name} needs TensorFlow (training does not). Type: {_INSTALL}") from error
+        raise UserError(f"preparing {name} needs a package that is not here: {error}.") from error
+    except tfds.core.registered.DatasetNotFoundError as error:
+        hint = next((line for line in str(error).splitlines() if line.startswith("Did you mean")), "")
+        raise UserError(
+            f"TFDS knows no data set {name!r}. {hint} Its catalogue lists all; builders of your own want "
+            "--import=my.module, images in folders the command image_folder."
+        ) from error
+    except (AssertionError, ValueError, TypeError, OSError) as error:  # what TFDS and its downloads raise
+        raise UserError(f"TFDS could not prepare {name}: {error}") from error
+    folder = pathlib.Path(builder.data_dir)
+    if builder.info.file_format is None or builder.info.file_format.value != "array_record":
+        raise UserError(f"{folder} is there already, as {builder.info.file_format}. Remove it, or name another --out.")
+    if not (folder / records.MANIFEST).exists():
+        write_manifest(folder, builder.info)
+    return records.read_manifest(folder), folder
+
+
+def write_manifest(folder: pathlib.Path, info: Any) -> None:
+    """Writes the manifest of a data set that TFDS has prepared; `info` is its `tfds.core.DatasetInfo`."""
+    splits = {
+        split: {"examples": facts.num_examples, "record_bytes": facts.num_bytes, "shards": facts.num_shards}
+        for split, facts in info.splits.items()
+    }
+    examples = sum(split["examples"] for split in splits.values())
+    labels = [feature.num_classes for feature in info.features.values() if hasattr(feature, "num_classes")]
+    facts = {
+        "name": info.name,
+        "version": str(info.version),
+        "format": "array_record",
+        "source": {"tfds": info.full_name, "download_bytes": int(info.download_size or 0)},
+        "settings": {"command": "tfds"},
+        "counts": {
+            "images": examples,
+            "broken": 0,
+            "merged": 0,
+            "examples": examples,
+            "classes": max(labels, default=0),
+        },
+        "splits": splits,
+    }
+    records.write_manifest(folder, facts)

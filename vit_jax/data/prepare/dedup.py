@@ -1,0 +1,499 @@
+"""Takes near-duplicates of test images out of a pre-training set, and shows what it took.
+
+Two images are near-duplicates if two perceptual hashes of theirs differ in few bits: one of 64 bits, by which they are
+found quickly, and one of 256, which tells them apart from images that only resemble each other. Test images are sought
+mirrored too, as training mirrors images.
+"""
+
+import base64
+import dataclasses
+import html
+import io
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import imagehash
+import numpy as np
+from PIL import Image, ImageOps
+
+from vit_jax.data.prepare import records
+from vit_jax.data.prepare.index import Index
+from vit_jax.data.prepare.work import Progress, check_space, full_disk_explained, locked, ordered_map, replace_whole
+from vit_jax.data.sources import Source, open_source
+from vit_jax.errors import UserError, unknown_name
+from vit_jax.partitioning import num_cpus
+
+NEAR, SURE = 11, 72
+"""Bits of 64 and of 256 that may differ. docs/prepare.md tells what these find and what they spare."""
+
+REPORT, PICTURES = "report.json", "report.html"
+
+_BANDS, _BAND_BITS = 4, 16
+_WORDS = 5  # uint64: the short hash, and four of the long one
+_QUERIES_AT_ONCE = 1024
+_HASHED_SIDE = 128  # pixels; JPEGs are decoded at the smallest scale that keeps them larger
+_SHOWN = 200  # pairs in the pictures
+
+
+def hash_image(image: bytes | np.ndarray, *, mirrored: bool = False) -> np.ndarray:
+    """The hashes of an image, uint64 `[5]`.
+
+    Args:
+      image: an encoded file, or uint8 `[height, width, 3]`.
+      mirrored: whether to hash its mirror image.
+
+    Raises:
+      OSError: not an image.
+    """
+    grey = _open(image, _HASHED_SIDE).convert("L")
+    if mirrored:
+        grey = ImageOps.mirror(grey)
+    bits = [imagehash.phash(grey, hash_size=side).hash.ravel() for side in (8, 16)]
+    return np.packbits(np.concatenate(bits)).view(np.uint64)
+
+
+def find_pairs(
+    queries: np.ndarray, targets: np.ndarray, *, near: int = NEAR, sure: int = SURE
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Finds all pairs of near-duplicates, without comparing all with all.
+
+    If two hashes of four bands differ in no more than `near` bits, some band differs in no more than a quarter of them
+    (Norouzi et al., 2012): only those that share such a band are compared.
+
+    Args:
+      queries: hashes uint64 `[queries, 5]`.
+      targets: hashes uint64 `[targets, 5]`.
+      near: bits of the short hash that may differ.
+      sure: bits of the long hash that may differ.
+
+    Returns:
+      by pair: position among the queries and among the targets, and bits of the long hash that differ. Sorted.
+    """
+    masks = _masks(near // _BANDS)
+    bands = [_band(targets, band) for band in range(_BANDS)]
+    orders = [np.argsort(band, kind="stable") for band in bands]
+    starts = [
+        np.searchsorted(band[order], np.arange(2**_BAND_BITS + 1)) for band, order in zip(bands, orders, strict=True)
+    ]
+    found: list[np.ndarray] = [np.zeros((0,), np.int64)]
+    for first in range(0, len(queries), _QUERIES_AT_ONCE):
+        chunk = queries[first : first + _QUERIES_AT_ONCE]
+        keys: list[np.ndarray] = []
+        for band in range(_BANDS):
+            buckets = _band(chunk, band)[:, None] ^ masks[None]
+            begin = starts[band][buckets].ravel()
+            counts = starts[band][buckets.astype(np.int64) + 1].ravel() - begin
+            query = np.repeat(np.repeat(np.arange(len(chunk)), len(masks)), counts)
+            inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            target = orders[band][np.repeat(begin, counts) + inside]
+            close = np.bitwise_count(chunk[query, 0] ^ targets[target, 0]) <= near
+            keys.append((query[close] + first) * len(targets) + target[close])
+        found.append(np.unique(np.concatenate(keys)))
+    query, target = np.divmod(np.concatenate(found), max(len(targets), 1))
+    distance = np.bitwise_count(queries[query, 1:] ^ targets[target, 1:]).sum(-1, dtype=np.int64)
+    sure_ones = distance <= sure
+    return query[sure_ones], target[sure_ones], distance[sure_ones]
+
+
+def _masks(radius: int) -> np.ndarray:
+    """All uint16 with no more than `radius` bits set."""
+    sets = itertools.chain.from_iterable(itertools.combinations(range(_BAND_BITS), size) for size in range(radius + 1))
+    return np.array([sum(1 << bit for bit in bits) for bits in sets], np.uint16)
+
+
+def _band(hashes: np.ndarray, band: int) -> np.ndarray:
+    return (hashes[:, 0] >> np.uint64(_BAND_BITS * band)).astype(np.uint16)
+
+
+@dataclasses.dataclass(frozen=True)
+class TestSet:
+    """Images that a model will be tested on.
+
+    Attributes:
+      name: as the user wrote it.
+      source: of the images.
+    """
+
+    name: str
+    source: Source
+
+    @classmethod
+    def open(cls, name: str) -> "TestSet":
+        """Opens "<data set>:<split>", such as "tfds:cifar10:test" or a folder of images and its split.
+
+        Raises:
+          UserError: there is no such data set or split.
+        """
+        dataset, colon, split = name.rpartition(":")
+        if not colon or not dataset or not split:
+            raise UserError(f"--against={name} names no split; write <data set>:<split>, such as tfds:cifar10:test.")
+        folder = pathlib.Path(dataset).expanduser()
+        if (folder / "dataset_info.json").is_file():
+            from vit_jax.data.sources.tfds import open_tfds
+
+            return cls(name, open_tfds(folder, split))
+        return cls(name, open_source(dataset, split))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pretraining:
+    """A prepared data set: its description by TFDS, the split to clean, and its files with their lengths."""
+
+    info: Any
+    split: str
+    files: dict[str, list[pathlib.Path]]
+    lengths: list[int]
+
+    @classmethod
+    def open(cls, folder: pathlib.Path, split: str | None) -> "_Pretraining":
+        import tensorflow_datasets as tfds
+
+        if not (folder / "dataset_info.json").is_file():
+            raise UserError(
+                f"{folder} is no prepared data set: it has no dataset_info.json. Name <data set>/<version>."
+            )
+        info = tfds.builder_from_directory(folder).info
+        if info.file_format is None or info.file_format.value != "array_record":
+            raise UserError(f"{folder} is not array_record. Prepare it again: python -m vit_jax.data.prepare --help")
+        if split is None:
+            split = next((name for name in ("full", "train") if name in info.splits), None)
+            if split is None:
+                raise UserError(f"{folder} has neither a split full nor train; name one of {', '.join(info.splits)}.")
+        if split not in info.splits:
+            raise unknown_name(f"split of {folder}", split, info.splits)
+        files = {name: [pathlib.Path(path) for path in facts.filepaths] for name, facts in info.splits.items()}
+        return cls(info, split, files, list(info.splits[split].shard_lengths))
+
+
+def dedup(
+    folder: pathlib.Path,
+    against: Sequence[str],
+    data_dir: pathlib.Path,
+    *,
+    split: str | None = None,
+    name: str | None = None,
+    version: str | None = None,
+    near: int = NEAR,
+    sure: int = SURE,
+    threads: int | None = None,
+) -> tuple[dict[str, Any], pathlib.Path]:
+    """Writes a pre-training set without the near-duplicates of test images.
+
+    Shards keep their numbers and examples their order; other splits are copied.
+
+    Args:
+      folder: a prepared data set, with its version.
+      against: test sets, see `TestSet.open`.
+      data_dir: folder of data sets.
+      split: to clean; None: full or train.
+      name: of the new data set; None: the old one's with _dedup.
+      version: of the new data set; None: the old one's.
+      near: see `find_pairs`.
+      sure: see `find_pairs`.
+      threads: None: one for each core.
+
+    Returns:
+      the manifest and the new folder.
+
+    Raises:
+      UserError: something is not there, the new data set is, or it does not fit.
+    """
+    old = _Pretraining.open(folder, split)
+    name, version = name or f"{old.info.name}_dedup", version or str(old.info.version)
+    records.check_name(name, version)
+    target = data_dir / name / version
+    if target.exists():
+        raise UserError(f"{target} is there already. Remove it, or choose another --name or --version.")
+    if not against:
+        raise UserError("no test set: name at least one with --against=<data set>:<split>.")
+    if not (0 <= near < 32 and 0 <= sure < 128):
+        raise UserError(
+            f"--near={near} must be from 0 to 31, --sure={sure} from 0 to 127: half of all bits agree anyway."
+        )
+    tests = [TestSet.open(one) for one in against]
+    settings = {
+        "command": "dedup",
+        "source": old.info.full_name,
+        "split": old.split,
+        "against": [[pathlib.PurePath(test.name).name, test.source.fingerprint()] for test in tests],
+        "near": near,
+        "sure": sure,
+    }
+    work = target.with_name(target.name + records.UNFINISHED)
+    work.mkdir(parents=True, exist_ok=True)
+    with locked(work), full_disk_explained(work):
+        index = Index(work)
+        try:
+            if index.fact("settings") not in (None, settings):
+                raise UserError(f"{work} was begun with other settings. Run with the same, or remove it to begin anew.")
+            index.commit(settings=settings)
+            job = _Job(old, tests, index, work, name, threads or num_cpus())
+            report = job.find(near, sure)
+            manifest = job.write(report, version, settings)
+        finally:
+            index.close()
+        for leftover in [*work.glob("index.sqlite*"), *work.glob("*.npy")]:
+            leftover.unlink()
+        replace_whole(work, target)
+    return manifest, target
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    old: _Pretraining
+    tests: list[TestSet]
+    index: Index
+    work: pathlib.Path
+    name: str
+    threads: int
+
+    def find(self, near: int, sure: int) -> dict[str, Any]:
+        """Hashes all images and compares them; the report, without pictures."""
+        hashes = [self._hash_test(number, test) for number, test in enumerate(self.tests)]
+        ends = np.cumsum([len(one) // 2 for one in hashes])
+        plain = [one[: len(one) // 2] for one in hashes]
+        mirrored = [one[len(one) // 2 :] for one in hashes]
+        targets = np.concatenate([*plain, *mirrored])
+        progress = Progress("hash", sum(self.old.lengths))
+        pairs: list[dict[str, Any]] = []
+        first = 0
+        for file, length in zip(self.old.files[self.old.split], self.old.lengths, strict=True):
+            found = self._hash_shard(file, length)
+            # Hashes of 0 are of what could not be hashed; it stays.
+            hashed = np.flatnonzero(found.any(axis=1))
+            for query, target, distance in zip(*find_pairs(found[hashed], targets, near=near, sure=sure), strict=True):
+                of = int(target) % int(ends[-1])
+                number = int(np.searchsorted(ends, of, side="right"))
+                pairs.append(
+                    {
+                        "index": first + int(hashed[query]),
+                        "against": self.tests[number].name,
+                        "against_index": of - int(ends[number - 1] if number else 0),
+                        "mirrored": bool(target >= ends[-1]),
+                        "bits": int(distance),
+                    }
+                )
+            first += length
+            progress.add(length, first)
+        progress.finish()
+        removed = sorted({pair["index"] for pair in pairs})
+        return {
+            "near": near,
+            "sure": sure,
+            "split": self.old.split,
+            "examples": sum(self.old.lengths),
+            "removed": len(removed),
+            "against": [
+                {
+                    "name": test.name,
+                    "images": len(test.source),
+                    "found": len({pair["against_index"] for pair in pairs if pair["against"] == test.name}),
+                }
+                for test in self.tests
+            ],
+            "pairs": pairs,
+        }
+
+    def _cached(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        path = self.work / name
+        if not path.exists():
+            temporary = path.with_name(path.name + records.UNFINISHED)
+            with temporary.open("wb") as file:
+                np.save(file, make())
+            replace_whole(temporary, path)
+        return np.load(path)
+
+    def _hash_test(self, number: int, test: TestSet) -> np.ndarray:
+        """Hashes `[2 * images, 5]`: of the images, then of their mirror images."""
+
+        def both(i: int) -> np.ndarray:
+            image = test.source[i]["image"]
+            return np.stack([_hash_or_zero(image), _hash_or_zero(image, mirrored=True)])
+
+        def make() -> np.ndarray:
+            made = list(ordered_map(both, range(len(test.source)), self.threads))
+            return np.stack(made, axis=1).reshape(-1, _WORDS)
+
+        return self._cached(f"against-{number}.npy", make)
+
+    def _hash_shard(self, file: pathlib.Path, length: int) -> np.ndarray:
+        def make() -> np.ndarray:
+            images = (_image_of(record) for record in records.read_shard(file))
+            made = list(ordered_map(_hash_or_zero, images, self.threads))
+            if len(made) != length:
+                raise UserError(f"{file} holds {len(made)} examples, but the description says {length}. Is it whole?")
+            return np.stack(made) if made else np.zeros((0, _WORDS), np.uint64)
+
+        return self._cached(f"{file.name}.npy", make)
+
+    def write(self, report: dict[str, Any], version: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """Copies what stays, and writes description, report and manifest."""
+        removed = {pair["index"] for pair in report["pairs"]}
+        pictures = _Pictures(report["pairs"], self.tests)
+        names: dict[int, str] = {}
+        finished = {name: records.Shard(**facts) for name, facts in self.index.shards().items()}
+        left = [f for files in self.old.files.values() for f in files if self._new_name(f) not in finished]
+        check_space(self.work, sum(file.stat().st_size for file in left))
+        total = sum(facts.num_examples for facts in self.old.info.splits.values())
+        progress, done = Progress("write", total), 0
+        shards: dict[str, list[records.Shard]] = {}
+        for split, files in self.old.files.items():
+            first = 0
+            shards[split] = []
+            for file, length in zip(files, self.old.info.splits[split].shard_lengths, strict=True):
+                here = removed & set(range(first, first + length)) if split == self.old.split else set()
+                if here:
+                    self._look_at(file, first, here, names, pictures)
+                name = self._new_name(file)
+                if name not in finished:
+                    kept = _without(records.read_shard(file), {number - first for number in here})
+                    finished[name] = records.write_shard(self.work / name, kept)
+                    self.index.finish_shard(name, dataclasses.asdict(finished[name]))
+                shards[split].append(finished[name])
+                first, done = first + length, done + length
+                progress.add(length, done)
+        progress.finish()
+        for pair in report["pairs"]:
+            pair["file_name"] = names[pair["index"]]
+        info = self.old.info
+        sentence = f"Without {len(removed):,} near-duplicates of {', '.join(test.name for test in self.tests)}."
+        description = records.Description(self.name, version, f"{info.description} {sentence}", info.homepage, 0, False)
+        records.write_description(self.work, description, shards, features=info.features)
+        (self.work / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (self.work / PICTURES).write_text(pictures.page(report), encoding="utf-8")
+        for leftover in self.work.glob(f"*{records.UNFINISHED}"):
+            leftover.unlink()
+        kept_counts = {split: sum(shard.examples for shard in of) for split, of in shards.items()}
+        facts = {
+            "name": self.name,
+            "version": version,
+            "format": "array_record",
+            "source": {"tfds": info.full_name},
+            "settings": settings,
+            "counts": {
+                "images": total,
+                "broken": 0,
+                "merged": 0,
+                "near_duplicates": len(removed),
+                "examples": sum(kept_counts.values()),
+                "classes": _num_classes(info.features),
+            },
+            "splits": {
+                split: {
+                    "examples": kept_counts[split],
+                    "record_bytes": sum(shard.record_bytes for shard in of),
+                    "shards": len(of),
+                }
+                for split, of in shards.items()
+            },
+        }
+        known = {
+            self._new_name(f): s for split, of in shards.items() for f, s in zip(self.old.files[split], of, strict=True)
+        }
+        records.write_manifest(self.work, facts, known)
+        return records.read_manifest(self.work)
+
+    def _new_name(self, file: pathlib.Path) -> str:
+        return self.name + file.name.removeprefix(self.old.info.name)
+
+    def _look_at(
+        self, file: pathlib.Path, first: int, numbers: set[int], names: dict[int, str], pictures: "_Pictures"
+    ) -> None:
+        """Notes names, and thumbnails where wanted, of examples that are removed."""
+        for number, record in enumerate(records.read_shard(file), start=first):
+            if number in numbers:
+                names[number] = _name_of(record)
+                pictures.add(number, _image_of(record))
+
+
+class _Pictures:
+    """A page with pairs side by side, those that differ most first, as they are the most doubtful."""
+
+    def __init__(self, pairs: Sequence[dict[str, Any]], tests: Sequence[TestSet]):
+        self._pairs = sorted(pairs, key=lambda pair: -pair["bits"])[:_SHOWN]
+        self._wanted = {pair["index"] for pair in self._pairs}
+        self._tests = {test.name: test.source for test in tests}
+        self._thumbnails: dict[int, str] = {}
+
+    def add(self, number: int, image: bytes) -> None:
+        """Keeps a small picture of an example, if it is among those shown."""
+        if number in self._wanted:
+            self._thumbnails[number] = _thumbnail(image)
+
+    def page(self, report: dict[str, Any]) -> str:
+        """HTML with all pictures inside."""
+        rows = []
+        for pair in self._pairs:
+            source = self._tests[pair["against"]]
+            other = _thumbnail(source[pair["against_index"]]["image"])
+            words = f"{pair['bits']} of 256 bits differ{', mirrored' if pair['mirrored'] else ''}"
+            where = html.escape(source.where(pair["against_index"]))
+            rows.append(
+                f"<tr><td>{self._thumbnails[pair['index']]}<br>{html.escape(pair['file_name'])}</td>"
+                f"<td>{other}<br>{html.escape(pair['against'])}: {where}</td><td>{words}</td></tr>"
+            )
+        sets = "".join(
+            f"<li>{html.escape(one['name'])}: {one['found']:,} of {one['images']:,} test images found</li>"
+            for one in report["against"]
+        )
+        return (
+            "<!doctype html><meta charset=utf-8><title>Near-duplicates</title>"
+            "<style>body{font-family:sans-serif}td{padding:.5em;vertical-align:top;font-size:small}</style>"
+            f"<h1>{report['removed']:,} of {report['examples']:,} examples removed</h1><ul>{sets}</ul>"
+            f"<p>{len(rows):,} of {len(report['pairs']):,} pairs, those that differ most first: left what was removed, "
+            f"right the test image. Are the first ones no duplicates? Lower --sure (now {report['sure']}).</p>"
+            f"<table>{''.join(rows)}</table>\n"
+        )
+
+
+def _without(all_records: Iterable[bytes], left_out: set[int]) -> Iterator[bytes]:
+    return (record for number, record in enumerate(all_records) if number not in left_out)
+
+
+def _open(image: bytes | np.ndarray, side: int) -> Image.Image:
+    if not isinstance(image, bytes):
+        return Image.fromarray(image)
+    opened = Image.open(io.BytesIO(image))
+    opened.draft("RGB", (side, side))  # JPEGs only; a cheap decoding to no less than this size
+    return opened
+
+
+def _hash_or_zero(image: bytes | np.ndarray, *, mirrored: bool = False) -> np.ndarray:
+    try:
+        return hash_image(image, mirrored=mirrored)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # whatever Pillow says of damaged files
+        return np.zeros((_WORDS,), np.uint64)
+
+
+def _thumbnail(image: bytes | np.ndarray) -> str:
+    try:
+        opened = _open(image, 160).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return "(cannot be shown)"
+    opened.thumbnail((160, 160))
+    encoded = io.BytesIO()
+    opened.save(encoded, "JPEG", quality=80)
+    return f'<img src="data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}">'
+
+
+def _fields(record: bytes) -> Any:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example.FromString(record).features.feature
+
+
+def _image_of(record: bytes) -> bytes:
+    return _fields(record)["image"].bytes_list.value[0]
+
+
+def _name_of(record: bytes) -> str:
+    values = _fields(record)["file_name"].bytes_list.value
+    return values[0].decode(errors="replace") if values else ""
+
+
+def _num_classes(features: Any) -> int:
+    label = features.get("labels", features.get("label"))
+    return getattr(getattr(label, "feature", label), "num_classes", 0) or 0

@@ -1,0 +1,128 @@
+"""A folder or zip file of images, `<split>/<class>/<image>`, as it is read without preparation too."""
+
+import dataclasses
+import os
+import pathlib
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vit_jax.data.prepare.index import Arrangement, Row
+from vit_jax.data.prepare.run import Found, Passed
+from vit_jax.data.sources import Example, ImageFolderSource
+from vit_jax.errors import UserError
+
+
+class ImageFolder:
+    """All splits of a folder or zip file. See `run.Origin`."""
+
+    homepage = ""
+    arrangement: Arrangement = "each"
+    multi_label = False
+
+    def __init__(self, path: pathlib.Path):
+        """Lists the files; reads none.
+
+        Raises:
+          UserError: it is no such folder; a zip has paths that would leave the folder it were unpacked in; the splits
+            have different classes; or a split has a name that TFDS cannot ask for.
+        """
+        self._path = path
+        self.slices: dict[str, dict[str, tuple[int | None, int | None]]] = {}
+        self.description = f"The images of {path.resolve().name}, as they were."
+        splits = _list_splits(path)
+        if wrong := next((split for split in splits if not re.fullmatch(r"[A-Za-z]\w*", split)), None):
+            raise UserError(f"{path}: {wrong!r} is no name for a split. Rename the folder to letters, digits and _.")
+        self._sources = {split: ImageFolderSource(path, split) for split in splits}
+        classes = {split: list(source.class_names or ()) for split, source in self._sources.items()}
+        self._classes = sorted(set().union(*classes.values()))
+        for split, names in classes.items():
+            if missing := sorted(set(self._classes) - set(names)):
+                others = ", ".join(sorted(set(splits) - {split}))
+                raise UserError(
+                    f"{path}: split {split!r} has no class {missing[0]!r} ({len(missing)} are missing), which {others} "
+                    "has. Are the names of the class folders the same in all splits?"
+                )
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result."""
+        files = [[split, source.fingerprint(), len(source)] for split, source in self._sources.items()]
+        return {"command": "image_folder", "files": files}
+
+    def facts(self) -> dict[str, Any]:
+        """The name of the folder or zip file."""
+        return {"folder": self._path.resolve().name}
+
+    def extent(self) -> int:
+        """Number of images."""
+        return sum(map(len, self._sources.values()))
+
+    def least_bytes(self) -> int:
+        """Nothing is known before the images are read."""
+        return 0
+
+    def scan(self, mark: Any) -> Iterator[Found | Passed]:
+        """Finds all images, split after split."""
+        number = 0
+        for split_number, (split, source) in enumerate(self._sources.items()):
+            for index in range(len(source)):
+                number += 1
+                if mark is None or number > mark:
+                    yield Found(split, source.where(index), (), (split_number, index, 0), number, mark=number)
+
+    def load(self, found: Found) -> Found:
+        """Reads one image, and finds out its name and class."""
+        source = self._sources[found.split]
+        example = source[found.place[1]]
+        label = (source.class_names or ())[int(example["label"])]  # type: ignore[arg-type]
+        name = f"{label}/{example.get('file_name', '')}"
+        return dataclasses.replace(found, file_name=name, labels=(label,), content=_encoded(example))
+
+    def read(self, row: Row) -> bytes:
+        """Reads one image."""
+        return _encoded(self._sources[row.split][row.offset])
+
+    def place(self, row: Row) -> str:
+        """The path of the image."""
+        return self._sources[row.split].where(row.offset)
+
+    def classes(self, names: Sequence[str]) -> tuple[dict[str, int], Sequence[str] | int]:
+        """The folders' names, sorted."""
+        return {name: number for number, name in enumerate(self._classes)}, self._classes
+
+
+def _encoded(example: Example) -> bytes:
+    image = example["image"]
+    if not isinstance(image, bytes):
+        raise TypeError("folders give encoded images")
+    return image
+
+
+def _list_splits(path: pathlib.Path) -> list[str]:
+    """Names of the splits; a single folder around them is looked through, as `ImageFolderSource` does."""
+    try:
+        if path.is_dir():
+            tree = {entry.name for entry in os.scandir(path) if entry.is_dir()}
+            inside = {name: {e.name for e in os.scandir(path / name) if e.is_dir()} for name in tree}
+            deep = any(e.is_dir() for name in tree for inner in inside[name] for e in os.scandir(path / name / inner))
+        else:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+            for name in names:
+                if name.startswith("/") or ".." in name.replace("\\", "/").split("/"):
+                    raise UserError(
+                        f"{path} has a path that would leave the folder it is unpacked in: {name!r}. Refused."
+                    )
+            parts = [name.split("/") for name in names]
+            tree = {part[0] for part in parts if len(part) > 1}
+            inside = {name: {p[1] for p in parts if p[0] == name and len(p) > 2} for name in tree}
+            deep = any(len(part) > 3 and part[3] for part in parts)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read {path} as a folder or zip file of images: {error}.") from error
+    visible = sorted(name for name in tree if not name.startswith((".", "__MACOSX")))
+    if len(visible) == 1 and deep:
+        visible = sorted(name for name in inside[visible[0]] if not name.startswith("."))
+    if not visible:
+        raise UserError(f"{path} is empty; images should lie in <split>/<class>/, e.g. train/cat/1.jpg.")
+    return visible

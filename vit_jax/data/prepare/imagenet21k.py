@@ -1,0 +1,181 @@
+"""ImageNet-21k from the archives that image-net.org gives out.
+
+The authors of the released models merged copies of an image into one example with several labels, and held out the
+first examples: test is `full[:25600]`, val `full[25600:51200]`, train the rest.
+"""
+
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from vit_jax.data.prepare.archives import Mark, Member, find_archives, read_at, scan
+from vit_jax.data.prepare.index import Arrangement, Row
+from vit_jax.data.prepare.run import Found, Passed
+from vit_jax.data.sources.base import fingerprint_of
+from vit_jax.errors import UserError
+from vit_jax.published.class_names import wordnet_ids
+
+SPLIT = "full"
+SLICES: dict[str, tuple[int | None, int | None]] = {
+    "test": (None, 25600),
+    "val": (25600, 51200),
+    "train": (51200, None),
+}
+"""What the released models were tested, validated and trained on, as parts of the one split."""
+
+ONLY_RELEASED = ("n03931044", "n09859684")
+"""The two classes that the released heads have and the archive of fall 2011 has not."""
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+
+
+def list_classes(which: str) -> tuple[str, ...]:
+    """WordNet ids in the order of the labels.
+
+    Args:
+      which: "released", the 21,843 of the released heads; "fall11", the 21,841 of the archive of fall 2011; or path of
+        a text file with one id a line.
+
+    Raises:
+      UserError: the file does not exist or is no such list.
+    """
+    if which in ("released", "fall11"):
+        left_out = ONLY_RELEASED if which == "fall11" else ()
+        return tuple(name for name in wordnet_ids("imagenet21k") if name not in left_out)
+    try:
+        lines = pathlib.Path(which).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--classes must be released, fall11, archive or a text file of WordNet ids: {error}."
+        ) from error
+    names = tuple(line.split()[0] for line in lines if line.strip())
+    wrong = next((name for name in names if not _WORDNET_ID.fullmatch(name)), None)
+    if not names or wrong or len(set(names)) < len(names):
+        reason = f"{wrong!r} is none" if wrong else "it is empty" if not names else "some are there twice"
+        raise UserError(f"{which} should have one WordNet id such as n01440764 a line, but {reason}.")
+    return names
+
+
+def class_map(classes: Sequence[str], into: Sequence[str]) -> list[int]:
+    """Positions of classes in another list, such as those of fall 2011's 21,841 among the released heads' 21,843.
+
+    Returns:
+      a position for each class, or -1 where the other list does not have it.
+    """
+    positions = {name: position for position, name in enumerate(into)}
+    return [positions.get(name, -1) for name in classes]
+
+
+class ImageNet21k:
+    """The whole archive of winter 2021 or of fall 2011, or the tars of its classes. See `run.Origin`."""
+
+    homepage = "https://www.image-net.org"
+
+    def __init__(self, paths: Sequence[pathlib.Path], *, labels: Literal["multi", "single"] = "multi", classes: str):
+        """Looks at the archives without reading them.
+
+        Args:
+          paths: tars, or folders of tars.
+          labels: "multi" merges copies of an image into one example with all their labels; "single" makes an example of
+            each pair of image and class.
+          classes: see `list_classes`; or "archive", the sorted ids that images are found for.
+
+        Raises:
+          UserError: no archives, or compressed ones; no such list of classes.
+        """
+        self._archives = find_archives(paths)
+        self._sizes = [path.stat().st_size for path in self._archives]
+        self._classes = None if classes == "archive" else list_classes(classes)
+        self._known = set(self._classes or ())
+        self._labels = labels
+        self.multi_label = labels == "multi"
+        self.arrangement: Arrangement = "merged" if self.multi_label else "pairs"
+        self.slices = {SPLIT: SLICES}
+        self.description = (
+            "ImageNet-21k (Deng et al., 2009), images as they were published. "
+            + (
+                "Copies of an image are merged into one example with the labels of all."
+                if self.multi_label
+                else "One example for each pair of image and class."
+            )
+            + " Held out for the released models: test full[:25600], val full[25600:51200]."
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result."""
+        files = [
+            [path.name, size, path.stat().st_mtime_ns] for path, size in zip(self._archives, self._sizes, strict=True)
+        ]
+        classes = fingerprint_of(self._classes) if self._classes else "archive"
+        return {"command": "imagenet21k", "labels": self._labels, "classes": classes, "files": files}
+
+    def facts(self) -> dict[str, Any]:
+        """The archives by name and size."""
+        pairs = zip(self._archives, self._sizes, strict=True)
+        return {"archives": [{"name": path.name, "bytes": size} for path, size in pairs]}
+
+    def extent(self) -> int:
+        """Bytes of all archives."""
+        return sum(self._sizes)
+
+    def least_bytes(self) -> int:
+        """Most of the archives' size: merging copies saves an eighth."""
+        return self.extent() * 4 // 5
+
+    def scan(self, mark: Any) -> Iterator[Found | Passed]:
+        """Finds images with their classes.
+
+        Raises:
+          UserError: a class that is not in the list, or a file of no class.
+        """
+        before = [sum(self._sizes[:number]) for number in range(len(self._sizes) + 1)]
+        for item in scan(self._archives, Mark(*mark) if mark else None):
+            if isinstance(item, Mark):
+                yield Passed(before[item.archive] + item.offset, [item.archive, item.offset])
+                continue
+            wnid = self._class_of(item)
+            yield Found(
+                split=SPLIT,
+                file_name=pathlib.PurePosixPath(item.path[-1]).name,
+                labels=(wnid,),
+                place=(item.archive, item.offset, item.size),
+                done=before[item.archive] + item.offset,
+                content=item.content,
+                broken=f"{item.size:,} bytes are too many for an image" if item.content is None else None,
+            )
+
+    def load(self, found: Found) -> Found:
+        """Has nothing to do: the scan reads the images on its way."""
+        return found
+
+    def read(self, row: Row) -> bytes:
+        """Reads an image from the middle of its archive."""
+        return read_at(self._archives[row.file], row.offset, row.size)
+
+    def place(self, row: Row) -> str:
+        """The archive and the image."""
+        return f"{self._archives[row.file]}:{row.file_name} (byte {row.offset:,})"
+
+    def classes(self, names: Sequence[str]) -> tuple[dict[str, int], Sequence[str] | int]:
+        """The list chosen, whether or not there are images of all its classes."""
+        classes = self._classes or sorted(names)
+        return {name: number for number, name in enumerate(classes)}, classes
+
+    def _class_of(self, member: Member) -> str:
+        """The class: the folder or tar that a file is in, else how its name begins."""
+        path = pathlib.PurePosixPath(*member.path)
+        parents = [pathlib.PurePath(part).stem for part in reversed(path.parts[:-1])]
+        candidates = [*parents, self._archives[member.archive].stem, path.name[:9]]
+        wnid = next((name for name in candidates if _WORDNET_ID.fullmatch(name)), None)
+        where = f"{self._archives[member.archive]}:{'/'.join(member.path)}"
+        if wnid is None:
+            raise UserError(
+                f"no class for {where}: neither its folder, nor its tar, nor its name is a WordNet id like n01440764."
+            )
+        if self._classes is not None and wnid not in self._known:
+            raise UserError(
+                f"{where} is of class {wnid}, which is not among the {len(self._classes):,} of the list. Take the "
+                "classes of the archive instead (--classes=archive), or a list of your own (--classes=FILE)."
+            )
+        return wnid

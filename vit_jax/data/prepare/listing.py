@@ -1,0 +1,231 @@
+"""A list of images with labels, as web-scale sets have it: JSON lines or parquet.
+
+A row is `{"image": "shard17/0001.jpg", "label": 5}`; the label may be a number, a name, or a list of either, and
+`labels` may be written for it. Paths are relative to the list.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vit_jax.data.prepare.index import Arrangement, Row
+from vit_jax.data.prepare.run import Found, Passed
+from vit_jax.data.sources.base import fingerprint_of
+from vit_jax.errors import UserError
+
+SPLIT = "train"
+_ROWS_AT_ONCE = 4096  # of a parquet file
+
+
+class ImageList:
+    """The images of a list, all in one split. See `run.Origin`."""
+
+    homepage = ""
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        *,
+        images_root: pathlib.Path | None = None,
+        class_names: pathlib.Path | None = None,
+        num_classes: int | None = None,
+        single_label: bool = False,
+        merge: bool = False,
+        split: str = SPLIT,
+    ):
+        """Opens the list without reading it.
+
+        Args:
+          path: of the list, `.jsonl` or `.parquet`.
+          images_root: folder that paths are relative to and may not leave; None: that of the list.
+          class_names: text file with one name a line, in the order of the labels; None: names that occur, sorted.
+          num_classes: number of classes of numbered labels; None: as many as the largest label wants.
+          single_label: whether examples have one `label` and not `labels`.
+          merge: whether copies of an image become one example with the labels of all.
+          split: name of the split.
+
+        Raises:
+          UserError: a file does not exist or is of no known kind; single_label and merge exclude one another.
+        """
+        if path.suffix not in (".jsonl", ".parquet"):
+            raise UserError(f"{path} is neither a .jsonl nor a .parquet file.")
+        if not path.is_file():
+            raise UserError(f"there is no list {path}.")
+        if single_label and merge:
+            raise UserError("--merge gives images several labels, --single_label allows one: leave out either.")
+        self._path, self._root = path, (images_root or path.parent).absolute()
+        self._real_root = os.path.realpath(self._root)
+        if not self._root.is_dir():
+            raise UserError(f"there is no folder {self._root} (--images_root).")
+        self._num_classes, self._split = num_classes, split
+        self._names = _read_names(class_names) if class_names else None
+        self._known = {name: number for number, name in enumerate(self._names or ())}
+        self.multi_label = not single_label
+        self.arrangement: Arrangement = "merged" if merge else "each"
+        self.slices: dict[str, dict[str, tuple[int | None, int | None]]] = {}
+        self.description = f"Images listed in {path.name}, as they were."
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result."""
+        stat = self._path.stat()
+        return {
+            "command": "manifest",
+            "split": self._split,
+            "classes": fingerprint_of(self._names) if self._names else None,
+            "num_classes": self._num_classes,
+            "multi_label": self.multi_label,
+            "arrangement": self.arrangement,
+            "files": [self._path.name, stat.st_size, stat.st_mtime_ns],
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """The list by name and size."""
+        return {"list": self._path.name, "bytes": self._path.stat().st_size}
+
+    def extent(self) -> int:
+        """Bytes of a .jsonl, rows of a .parquet."""
+        if self._path.suffix == ".jsonl":
+            return self._path.stat().st_size
+        return _open_parquet(self._path).metadata.num_rows
+
+    def least_bytes(self) -> int:
+        """Nothing is known before the images are read."""
+        return 0
+
+    def scan(self, mark: Any) -> Iterator[Found | Passed]:
+        """Reads rows from a mark on.
+
+        Raises:
+          UserError: a row has no image or label, a label that is not among the classes, or a path out of the folder.
+        """
+        rows = self._read_json if self._path.suffix == ".jsonl" else self._read_parquet
+        for where, row, after in rows(mark or 0):
+            image, labels = _parse(row, where)
+            self._check_path(image, where)
+            tokens = [self._token(label, where) for label in labels]
+            if not self.multi_label and len(tokens) != 1:
+                raise UserError(f"{where} has {len(tokens)} labels; with --single_label there must be one.")
+            yield Found(self._split, image, tokens, (0, 0, 0), after, mark=after)
+
+    def load(self, found: Found) -> Found:
+        """Reads one image."""
+        return dataclasses.replace(found, content=(self._root / found.file_name).read_bytes())
+
+    def read(self, row: Row) -> bytes:
+        """Reads one image."""
+        return (self._root / row.file_name).read_bytes()
+
+    def place(self, row: Row) -> str:
+        """The path of the image."""
+        return str(self._root / row.file_name)
+
+    def classes(self, names: Sequence[str]) -> tuple[dict[str, int], Sequence[str] | int]:
+        """Names in the order of the file of names, else sorted; of numbers as many as there are classes.
+
+        Raises:
+          UserError: some labels are numbers and others names.
+        """
+        if self._names is not None:
+            by_name = {f"={name}": number for name, number in self._known.items()}
+            return {**by_name, **{_number(number): number for number in self._known.values()}}, self._names
+        numbered = [name for name in names if name.startswith("#")]
+        if not numbered:
+            in_order = sorted(names)
+            return {name: number for number, name in enumerate(in_order)}, [name[1:] for name in in_order]
+        if len(numbered) < len(names):
+            other = next(name for name in names if not name.startswith("#"))
+            raise UserError(f"some labels are numbers ({numbered[0][1:]}), others names ({other[1:]!r}). Use one kind.")
+        largest = max(int(name[1:]) for name in numbered)
+        return {name: int(name[1:]) for name in numbered}, self._num_classes or largest + 1
+
+    def _token(self, label: int | str, where: str) -> str:
+        """Labels as the index keeps them: "#5" for a number, "=cat" for a name."""
+        if isinstance(label, int):
+            limit = len(self._names) if self._names is not None else self._num_classes
+            if label < 0 or (limit is not None and label >= limit):
+                raise UserError(
+                    f"{where} has label {label}; there are {limit or 'none below 0, nor'} classes from 0 on."
+                )
+            return _number(label)
+        if self._names is not None and label not in self._known:
+            raise UserError(f"{where} has label {label!r}, which is not among the {len(self._names)} names of classes.")
+        return f"={label}"
+
+    def _check_path(self, image: str, where: str) -> None:
+        """Refuses paths out of the folder, by their words or by a symbolic link on the way."""
+        pure = pathlib.PurePath(image)
+        inside = not pure.is_absolute() and ".." not in pure.parts
+        if inside:
+            real = os.path.realpath(self._root / image)
+            inside = os.path.commonpath([real, self._real_root]) == self._real_root
+        if not inside:
+            raise UserError(
+                f"{where} names {image!r}, which is not in {self._root}. Refused; if it is meant, name a folder above "
+                "all images with --images_root, and paths relative to it."
+            )
+
+    def _read_json(self, offset: int) -> Iterator[tuple[str, Any, int]]:
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            while line := file.readline():
+                where = f"{self._path.name}, line at byte {offset:,}"
+                offset = file.tell()
+                if line.strip():
+                    try:
+                        row = json.loads(line)
+                    except ValueError as error:
+                        raise UserError(f"{where} is no JSON: {error}.") from error
+                    yield where, row, offset
+
+    def _read_parquet(self, first: int) -> Iterator[tuple[str, Any, int]]:
+        file = _open_parquet(self._path)
+        columns = [name for name in ("image", "label", "labels") if name in file.schema_arrow.names]
+        number = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if number + rows <= first:
+                number += rows
+                continue
+            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    if number > first:
+                        yield f"{self._path.name}, row {number:,}", row, number
+
+
+def _number(label: int) -> str:
+    return f"#{label}"
+
+
+def _open_parquet(path: pathlib.Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"cannot read {path} as parquet: {error}.") from error
+
+
+def _parse(row: Any, where: str) -> tuple[str, list[int | str]]:
+    if not isinstance(row, dict) or not isinstance(row.get("image"), str) or not row["image"]:
+        raise UserError(f'{where} has no image; a row is {{"image": "a/1.jpg", "label": 5}}.')
+    label = row["label"] if row.get("label") is not None else row.get("labels")
+    labels: list[Any] = label if isinstance(label, list) else [label]
+    wrong = next((one for one in labels if isinstance(one, bool) or not isinstance(one, int | str)), None)
+    if wrong is not None or label is None or "" in labels or any("\n" in str(one) for one in labels):
+        raise UserError(f"{where} has no label, or one that is neither a number nor a name: {label!r}.")
+    return row["image"], labels
+
+
+def _read_names(path: pathlib.Path) -> list[str]:
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the names of the classes from {path}: {error}.") from error
+    if not names or "" in names or len(set(names)) < len(names):
+        raise UserError(f"{path} should have one name a line, none of them empty or there twice.")
+    return names

@@ -1,0 +1,267 @@
+"""Data sets as TFDS lays them out, in array_record.
+
+They are shards, their description, and a manifest that tells whether all is there and as it was written.
+
+`<data_dir>/<name>/<version>/` holds `<name>-<split>.array_record-00000-of-00064` and so on, `dataset_info.json`,
+`features.json`, the names of the classes and `manifest.json`. `tfds.builder_from_directory` reads it, without
+TensorFlow.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.core import dataset_info, example_serializer, file_adapters, naming, splits
+from tensorflow_datasets.core.utils import shard_utils
+
+import vit_jax
+from vit_jax.data.prepare.work import replace_whole, sync
+from vit_jax.errors import UserError
+
+MANIFEST = "manifest.json"
+UNFINISHED = ".incomplete"
+
+# One record a group, for random access. Compression finds nothing in encoded images, and its output would change with
+# the version of the library.
+_OPTIONS = "group_size:1,uncompressed"
+_READ_AT_ONCE = 64  # records
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a data set tells of itself.
+
+    Attributes:
+      name: lower case, as TFDS wants it, such as "imagenet21k".
+      version: such as "1.0.0".
+      description: for people.
+      homepage: address of where the data come from.
+      classes: names in the order of the labels, or their number where there are no names.
+      multi_label: whether an example has `labels`, any number of them, and not one `label`.
+    """
+
+    name: str
+    version: str
+    description: str
+    homepage: str
+    classes: Sequence[str] | int
+    multi_label: bool
+
+    def features(self) -> tfds.features.FeaturesDict:
+        """Names and types of an example's parts."""
+        if isinstance(self.classes, int):
+            label = tfds.features.ClassLabel(num_classes=self.classes)
+        else:
+            label = tfds.features.ClassLabel(names=list(self.classes))
+        return tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "file_name": tfds.features.Text(),
+                **({"labels": tfds.features.Sequence(label)} if self.multi_label else {"label": label}),
+            }
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A finished file of records.
+
+    Attributes:
+      examples: number of records.
+      record_bytes: their size, in bytes.
+      bytes: size of the file.
+      sha256: of the file.
+    """
+
+    examples: int
+    record_bytes: int
+    bytes: int
+    sha256: str
+
+
+class Serializer:
+    """Makes records of examples; the bytes of the image stay as they are."""
+
+    def __init__(self, *, multi_label: bool):
+        self._multi_label = multi_label
+        features = Description("any", "1.0.0", "", "", 1, multi_label).features()
+        self._serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+
+    def __call__(self, image: bytes, file_name: str, labels: Sequence[int]) -> bytes:
+        """Serializes one example.
+
+        Args:
+          image: an encoded file.
+          file_name: that tells the example from others.
+          labels: numbers of the classes; exactly one for single-label data.
+        """
+        label = {"labels": list(labels)} if self._multi_label else {"label": labels[0]}
+        example = self._serializer.get_tf_example({"image": image, "file_name": file_name.encode(), **label})
+        return example.SerializeToString(deterministic=True)  # or the order of the fields were any
+
+
+def check_name(name: str, version: str) -> None:
+    """Raises `UserError` unless TFDS can find a data set under this name and version."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"{name!r} is no name for a data set; use lower case letters, digits and _, such as my_birds.")
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        raise UserError(f"{version!r} is no version; write three numbers such as 1.0.0.")
+
+
+def shard_lengths(num_examples: int, total_bytes: int, num_shards: int | None) -> list[int]:
+    """Examples in each shard of a split; as TFDS would cut it, unless told the number of shards."""
+    wanted = num_shards or shard_utils.ShardConfig.calculate_number_shards(total_bytes, num_examples)
+    bounds = [0, *shard_utils.get_shard_boundaries(num_examples, min(wanted, num_examples))]
+    return [stop - start for start, stop in itertools.pairwise(bounds)]
+
+
+def shard_name(dataset: str, split: str, number: int, of: int) -> str:
+    """Name of the file of a shard."""
+    return f"{dataset}-{split}.array_record-{number:05d}-of-{of:05d}"
+
+
+def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> Shard:
+    """Writes records to a file that has its name only once it is whole and on the disk.
+
+    Raises:
+      RuntimeError: by array_record, with the system's words, such as that the disk is full.
+    """
+    temporary = path.with_name(path.name + UNFINISHED)
+    writer = array_record_module.ArrayRecordWriter(str(temporary), _OPTIONS)
+    examples = record_bytes = 0
+    try:
+        for record in records:
+            writer.write(record)
+            examples, record_bytes = examples + 1, record_bytes + len(record)
+    finally:
+        writer.close()
+    reader = array_record_module.ArrayRecordReader(str(temporary))
+    found = reader.num_records()
+    reader.close()
+    if found != examples:
+        raise RuntimeError(f"{temporary} holds {found} records where {examples} were written.")
+    shard = Shard(examples, record_bytes, temporary.stat().st_size, file_sha256(temporary))
+    replace_whole(temporary, path)
+    return shard
+
+
+def read_shard(path: pathlib.Path) -> Iterator[bytes]:
+    """Reads the records of a file in order, a few at a time."""
+    reader = array_record_module.ArrayRecordReader(str(path))
+    try:
+        for start in range(0, reader.num_records(), _READ_AT_ONCE):
+            yield from reader.read(start, min(start + _READ_AT_ONCE, reader.num_records()))
+    finally:
+        reader.close()
+
+
+def file_sha256(path: pathlib.Path) -> str:
+    """SHA-256 of a file, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_description(
+    folder: pathlib.Path, description: Description, shards: Mapping[str, Sequence[Shard]], features: Any = None
+) -> None:
+    """Writes what TFDS needs to read the shards of each split.
+
+    Args:
+      folder: with the shards.
+      description: of the data set.
+      shards: in order, by split.
+      features: of TFDS, where the records have others than ours.
+    """
+    info = dataset_info.DatasetInfo(
+        builder=dataset_info.DatasetIdentity(
+            name=description.name,
+            version=tfds.core.Version(description.version),
+            data_dir=str(folder),
+            module_name="vit_jax.data.prepare",
+        ),
+        description=description.description,
+        features=features or description.features(),
+        homepage=description.homepage,
+    )
+    info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
+    infos = []
+    for split, of_split in shards.items():
+        template = naming.ShardedFileTemplate(
+            data_dir=folder, dataset_name=description.name, split=split, filetype_suffix="array_record"
+        )
+        lengths = [shard.examples for shard in of_split]
+        size = sum(shard.record_bytes for shard in of_split)
+        infos.append(splits.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template))
+    info.set_splits(splits.SplitDict(infos))
+    info.write_to_directory(folder)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made a data set."""
+    libraries = ("array_record", "tensorflow-datasets")
+    return {"vit_jax": vit_jax.__version__, **{name: importlib.metadata.version(name) for name in libraries}}
+
+
+def write_manifest(folder: pathlib.Path, facts: Mapping[str, Any], known: Mapping[str, Shard] | None = None) -> None:
+    """Writes `manifest.json`: the facts given, and size and hash of every other file in the folder.
+
+    Args:
+      folder: of the data set.
+      facts: JSON-compatible.
+      known: files that need not be read again for it.
+    """
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name not in (MANIFEST, "index.sqlite", "index.sqlite-journal"):
+            shard = (known or {}).get(path.name)
+            if shard:
+                files[path.name] = {"examples": shard.examples, "bytes": shard.bytes, "sha256": shard.sha256}
+            else:
+                sync(path)
+                files[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    manifest = {**facts, "made_with": versions(), "files": files}
+    temporary = folder / (MANIFEST + UNFINISHED)
+    temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_whole(temporary, folder / MANIFEST)
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads the manifest of a finished data set.
+
+    Raises:
+      UserError: there is none.
+    """
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder} has no readable {MANIFEST}: it is not a data set prepared by this command, or not finished."
+        ) from error
+
+
+def check(folder: pathlib.Path) -> Iterator[str]:
+    """Compares a data set with its manifest, reading every byte.
+
+    Yields:
+      what is wrong: files that are missing, too many, or changed.
+    """
+    expected = read_manifest(folder)["files"]
+    for name, facts in expected.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != facts["bytes"]:
+            yield f"{name} has {path.stat().st_size:,} bytes, not {facts['bytes']:,}"
+        elif file_sha256(path) != facts["sha256"]:
+            yield f"{name} has other content than was written"
+    for name in sorted(set(os.listdir(folder)) - set(expected) - {MANIFEST}):
+        yield f"{name} is not in the manifest"
