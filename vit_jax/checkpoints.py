@@ -70,10 +70,14 @@ def _means_damage(error: Exception) -> bool:
     """Whether an error in reading says that the files are bad, rather than the memory or the disk of this machine."""
     passing = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED",
                "Out of memory")  # fmt: skip
-    if isinstance(error, MemoryError) or any(word in str(error) for word in passing):
-        return False
-    if type(error).__module__.partition(".")[0] in ("aiohttp", "gcsfs", "google", "requests"):  # the way to a bucket
-        return False
+    way_to_a_bucket = ("aiohttp", "gcsfs", "google", "requests")
+    cause: BaseException | None = error
+    while cause:  # Orbax wraps what TensorStore says
+        if isinstance(cause, MemoryError) or any(word in str(cause) for word in passing):
+            return False
+        if type(cause).__module__.partition(".")[0] in way_to_a_bucket:
+            return False
+        cause = cause.__cause__ or cause.__context__
     return not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
 
 

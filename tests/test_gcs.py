@@ -1,0 +1,229 @@
+"""Workdirs in a bucket, against an emulator on this machine."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.interruptions import differences
+from tests.conftest import ROOT, main_command, main_environment
+from vit_jax import curves, workdir
+from vit_jax.checkpoints import Checkpoints, read_parameters
+from vit_jax.config import base_config
+from vit_jax.errors import UserError
+from vit_jax.metrics import MetricWriter, read_jsonl
+
+missing = [name for name in ("gcsfs", "gcp_storage_emulator") if importlib.util.find_spec(name) is None]
+pytestmark = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+TINY = "--config=tests/configs/tiny.py:steps=24,checkpoint=4"
+
+
+@pytest.fixture(scope="module")
+def emulator():
+    """An emulator of Google Cloud Storage with a bucket called `bucket`; what finds it by environment variables."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.gcs_emulator", str(port), "bucket"], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    environment = {
+        "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}",  # gcsfs, google-cloud-storage
+        "TENSORSTORE_GCS_HTTP_URL": f"http://127.0.0.1:{port}",
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any",  # TensorStore
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks for the kind of bucket by gRPC, which is not emulated
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        deadline = time.time() + 30
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert process.poll() is None
+            assert time.time() < deadline
+            time.sleep(0.05)
+        yield environment
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def run(emulator, request):
+    """A place in the bucket for one test."""
+    return workdir.parse(f"gs://bucket/runs/{request.node.name}")
+
+
+def store():
+    import fsspec
+
+    return fsspec.filesystem("gcs")
+
+
+def tree(seed=0):
+    rng = np.random.default_rng(seed)
+    arrays = {"kernel": rng.normal(size=(64, 33)).astype(np.float32), "momentum": jnp.ones((9, 7), jnp.bfloat16) * seed}
+    return jax.device_put(arrays, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+
+
+def assert_equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.fixture
+def directory(run):
+    """Checkpoints of steps 1, 2 and 3."""
+    with Checkpoints(run / "checkpoints", keep=3) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, tree(step), {"data": step})
+    return run / "checkpoints"
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_the_newest_checkpoints_are_kept_and_come_back_to_the_bit(run):
+    with Checkpoints(run, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, tree(step), {"data": step})
+    with Checkpoints(run, keep=2) as checkpoints:
+        step, restored, extra = checkpoints.restore_latest(tree())
+    assert (step, extra) == (3, {"data": 3})
+    assert_equal(restored, tree(3))
+    assert names(run) == ["2", "3"]
+    assert store().find(str(run / "1")) == []
+
+
+def test_parameters_can_be_read_alone(directory):
+    step, parameters, extra = read_parameters(directory)
+    assert (step, extra) == (3, {"data": 3})
+    assert_equal(parameters, tree(3))
+
+
+def test_damaged_checkpoint_is_set_aside_whole_and_the_one_before_is_used(directory):
+    files = store().find(str(directory / "3"), detail=True)
+    largest = max(files, key=lambda name: files[name]["size"])
+    store().pipe_file(largest, store().cat_file(largest)[: files[largest]["size"] // 2])
+    with Checkpoints(directory, keep=3) as checkpoints:
+        step, restored, _ = checkpoints.restore_latest(tree())
+        assert_equal(restored, tree(2))
+        assert step == 2
+        assert names(directory) == ["1", "2", "damaged-3"]
+        checkpoints.save(3, tree(30))
+    with Checkpoints(directory, keep=3) as checkpoints:
+        assert_equal(checkpoints.restore_latest(tree())[1], tree(30))
+    assert len(store().find(str(directory / "damaged-3"))) == len(files)
+
+
+def test_half_written_checkpoint_is_not_seen_and_cleared_away(directory):
+    store().rm(str(directory / "3" / "commit_success.txt"))  # what is written last
+    with Checkpoints(directory, keep=3) as checkpoints:
+        assert checkpoints.latest_step() == 2
+        assert checkpoints.restore_latest(tree())[0] == 2
+    assert store().find(str(directory / "3")) == []
+
+
+def test_what_somebody_else_put_there_is_left_alone(directory):
+    (directory / "notes" / "to_myself.txt").write_text("keep")
+    with Checkpoints(directory, keep=3) as checkpoints:
+        assert checkpoints.latest_step() == 3
+    assert (directory / "notes" / "to_myself.txt").read_text() == "keep"
+
+
+def test_checkpoints_of_later_steps_can_be_dropped(directory):
+    with Checkpoints(directory, keep=3) as checkpoints:
+        checkpoints.drop_after(1)
+    assert names(directory) == ["1"]
+
+
+def test_rows_of_metrics_before_the_flush_survive_a_kill_and_later_ones_are_made_again(run):
+    killed = MetricWriter(run, step=0, eval_split="test")
+    killed.write(50, {"train/loss": 1.0})
+    killed.write(100, {"train/loss": 0.5})
+    killed.flush()  # before a checkpoint
+    killed.write(100, {"test/accuracy": 0.5})
+    killed.write(150, {"train/loss": 0.4})
+    assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [50, 100]
+    with MetricWriter(run, step=100, eval_split="test") as writer:
+        writer.write(150, {"train/loss": 0.3})
+    assert read_jsonl(run / "metrics.jsonl") == [
+        {"step": 50, "train/loss": 1.0},
+        {"step": 100, "train/loss": 0.5},
+        {"step": 150, "train/loss": 0.3},
+    ]
+
+
+def test_tensorboard_gets_every_value(run):
+    with MetricWriter(run, step=0) as writer:
+        writer.write(3, {"train/loss": 0.25})
+    (events,) = (run / "tensorboard").iterdir()
+    assert b"train/loss" in events.read_bytes()
+
+
+def test_starts_are_added_and_another_config_is_refused(run):
+    workdir.record_start(run, base_config(), step=0, devices={})
+    workdir.record_start(run, base_config(), step=7, devices={})
+    assert [json.loads(line)["step"] for line in (run / "starts.jsonl").read_text().splitlines()] == [0, 7]
+    config = base_config()
+    config.batch_size = 1
+    with pytest.raises(UserError, match="batch_size: 4096 -> 1"):
+        workdir.check_config(run, config)
+
+
+def test_curves_can_be_drawn_from_and_into_the_bucket(run, capsys):
+    with MetricWriter(run, step=0) as writer:
+        writer.write(3, {"train/loss": 0.25})
+    assert curves.main([str(run)]) == 0
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_second_process_is_kept_out_until_the_first_is_done(run, monkeypatch):
+    monkeypatch.setattr(workdir, "_HEARTBEAT_SECONDS", 0.1)
+    with workdir.locked(run), pytest.raises(UserError, match=f"another process is training.*process {os.getpid()} on"):
+        workdir.locked(run).__enter__()
+    with workdir.locked(run):
+        pass
+    assert store().find(str(run)) == []
+
+
+def test_bucket_that_does_not_exist_is_one_error(emulator):
+    with pytest.raises(UserError, match="cannot write to the workdir gs://nowhere/run/"):
+        workdir.locked(workdir.parse("gs://nowhere/run")).__enter__()
+
+
+def test_run_killed_in_a_bucket_ends_as_an_uninterrupted_one_on_a_disk(run, emulator, tmp_path, compilation_cache):
+    environment = main_environment(compilation_cache, **emulator)
+
+    def start(place):
+        output = (tmp_path / "log").open("a")
+        command = main_command(TINY, f"--workdir={place}")
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+    assert start(tmp_path / "reference").wait() == 0, (tmp_path / "log").read_text()
+    process = start(run)
+    deadline = time.time() + 100
+    while not (run / "checkpoints" / "8" / "commit_success.txt").exists():
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert time.time() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (run / ".lock").exists()
+    assert not (run / "summary.md").exists()
+    assert start(run).wait() == 0, (tmp_path / "log").read_text()
+    store().get(f"{run}/", f"{tmp_path / 'copy'}/", recursive=True)
+    assert differences(tmp_path / "copy", tmp_path / "reference") == []
+    starts = [json.loads(line)["step"] for line in (run / "starts.jsonl").read_text().splitlines()]
+    assert starts[0] == 0
+    assert 8 <= starts[1] < 24
+    assert {"config.json", "curves.png", "summary.json", "summary.md", "best"} <= set(names(run))
+    assert not (run / ".lock").exists()
