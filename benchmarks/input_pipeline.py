@@ -17,14 +17,15 @@ drifts treats them alike; reported are medians over the rounds. A few hundred im
 lie in the page cache and no disk is measured. `taskset -c 0,1 python ...` measures two cores of a larger machine.
 
 images/s is counted after --warm_up batches, by a consumer that does nothing but take them. CPU seconds are those of
-all the contender's processes. Memory is PSS, in which a page that n processes share counts as 1/n for each: of the
-process and its workers, the highest over a few batches after the timed ones. "Peak RSS" beside it is the sum of the
-highest resident size of each process, shared pages and those of mapped libraries included. "First batch" counts from
-the start of the process, imports included. "Floor" is what no pipeline with the same decoder can beat: decoding crops
-drawn as in training, from memory, on all cores, with nothing around it.
+all the contender's processes. "PSS" is their memory, a page that n processes share counted as 1/n for each: the highest
+over a few batches after the timed ones. Libraries that other programs on the machine use too count less, so it wants an
+idle machine. "Peak RSS" is the sum of the highest resident size of each process, what they share counted every time.
+"First s" counts from the start of the process to its first batch, imports included. "Floor" is what no pipeline with
+the same decoder can beat: decoding crops drawn as in training, from memory, on all cores, with nothing around it.
 
 What it needs: vit_jax's own dependencies; tensorflow for tf.data, with tensorflow_datasets for --storage=tfrecord;
-torch and pillow (not torchvision) for the DataLoader. Memory and CPU seconds are known on Linux alone.
+torch and pillow (not torchvision) for the DataLoader. Memory and CPU seconds are known on Linux alone. JAX runs on the
+CPU unless $JAX_PLATFORMS says otherwise.
 """
 
 import argparse
@@ -697,14 +698,20 @@ def machine_facts() -> dict[str, Any]:
 def make_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = pathlib.Path(os.environ.get("VIT_JAX_DATA", "."), "imagenet_sample_300.zip")
+    data = pathlib.Path(os.environ.get("VIT_JAX_DATA", "."), "imagenet_sample_300.zip")  # as the tests look for it
     parser.add_argument("--what", default="throughput", help="throughput, scaling or restore")
-    parser.add_argument("--data", type=pathlib.Path, default=data, help="zip file of JPEGs, or folder with train/")
+    home = os.path.expanduser  # shells leave the ~ in --flag=~/file alone
+    parser.add_argument(
+        "--data",
+        type=lambda text: pathlib.Path(home(text)),
+        default=data,
+        help="zip file of JPEGs or folder with train/",
+    )
     parser.add_argument(
         "--storage", default="files", help="files; memory: read before the first batch; tfrecord: as TFDS stores them"
     )
-    parser.add_argument("--python_tf", default=sys.executable, help="interpreter that has tensorflow")
-    parser.add_argument("--python_torch", default=sys.executable, help="interpreter that has torch and PIL")
+    parser.add_argument("--python_tf", type=home, default=sys.executable, help="interpreter that has tensorflow")
+    parser.add_argument("--python_torch", type=home, default=sys.executable, help="interpreter that has torch and PIL")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="contenders by the name of their row")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=150, help="timed batches of a round")

@@ -232,6 +232,12 @@ def test_mistakes_are_told(tmp_path, flags, message):
         benchmark.benchmark(arguments)
 
 
+def test_home_is_found_in_flags(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    arguments = benchmark.make_parser().parse_args(["--data=~/a.zip", "--python_tf=~/tf/python"])
+    assert (str(arguments.data), arguments.python_tf) == ("/home/me/a.zip", "/home/me/tf/python")
+
+
 def test_an_interpreter_that_is_not_there_is_told():
     with pytest.raises(UserError, match="cannot start /no/python"):
         benchmark.run_worker("tf_data", "/no/python", {})
