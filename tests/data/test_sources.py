@@ -1,11 +1,15 @@
+import concurrent.futures
+import pickle
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 import simplejpeg
 
-from tests.conftest import data_file
-from vit_jax.data.sources import ImageFolderSource, find_path, open_source
+from tests.conftest import ROOT, data_file
+from vit_jax.data.sources import BadRecordError, ImageFolderSource, find_path, open_source
 from vit_jax.errors import UserError
 
 
@@ -25,17 +29,27 @@ def folder(tmp_path):
     return root
 
 
-def zipped(folder):
+def zipped(folder, compression=zipfile.ZIP_STORED):
     path = folder.with_suffix(".zip")
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", compression) as archive:
         for file in sorted(folder.rglob("*")):
             archive.write(file, file.relative_to(folder))
     return path
 
 
-@pytest.fixture(params=["folder", "zip"])
+@pytest.fixture(params=["folder", "zip", "deflated zip"])
 def dataset(folder, request):
-    return folder if request.param == "folder" else zipped(folder)
+    if request.param == "folder":
+        return folder
+    return zipped(folder, zipfile.ZIP_DEFLATED if "deflated" in request.param else zipfile.ZIP_STORED)
+
+
+def grey(example):
+    return int(simplejpeg.decode_jpeg(example["image"])[0, 0, 0])
+
+
+def examples_of(source):
+    return [source[i] for i in range(len(source))]
 
 
 def test_digits_are_split_without_overlap_and_cover_all_classes():
@@ -54,8 +68,63 @@ def test_folder_and_zip_give_the_same_examples_in_order_of_names(dataset):
     assert source.class_names == ["cat", "dog"]
     examples = [source[i] for i in range(len(source))]
     assert [example["label"] for example in examples] == [0, 0, 0, 1, 1, 1]
-    assert [int(example["image"][0, 0, 0]) for example in examples] == [10, 20, 30, 11, 21, 31]
+    assert [grey(example) for example in examples] == [10, 20, 30, 11, 21, 31]
+    assert [example["file_name"] for example in examples] == ["10.jpg", "20.jpg", "30.jpg"] * 2
     assert len(ImageFolderSource(dataset, "test")) == 2
+
+
+def test_images_are_the_bytes_of_the_files(folder):
+    path = folder / "train" / "dog" / "20.jpg"
+    for source in (ImageFolderSource(folder, "train"), ImageFolderSource(zipped(folder), "train")):
+        assert source[4]["image"] == path.read_bytes()
+
+
+def test_source_knows_its_splits_and_classes(dataset):
+    source = ImageFolderSource(dataset, "train")
+    assert (source.split, source.splits) == ("train", ["test", "train"])
+    assert (source.num_classes, source.max_labels) == (2, 1)
+
+
+def test_source_ends_where_its_examples_do(dataset):
+    source = ImageFolderSource(dataset, "train")
+    with pytest.raises(IndexError):
+        source[6]
+    assert source[-1] == source[5]
+
+
+def test_place_of_an_image_is_its_path(folder):
+    assert ImageFolderSource(folder, "train").where(4) == str(folder / "train" / "dog" / "20.jpg")
+    path = zipped(folder)
+    assert ImageFolderSource(path, "train").where(4) == f"'train/dog/20.jpg' in {path}"
+
+
+def test_pickled_sources_read_the_same_in_another_process(folder):
+    sources = [ImageFolderSource(folder, "train"), open_source(str(zipped(folder)), "train[1:]")]
+    script = (
+        "import pickle, sys; sources = pickle.load(sys.stdin.buffer); "
+        "pickle.dump([[source[i] for i in range(len(source))] for source in sources], sys.stdout.buffer)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, input=pickle.dumps(sources), capture_output=True, check=True
+    )
+    assert pickle.loads(process.stdout) == [examples_of(source) for source in sources]
+
+
+def test_many_threads_read_the_same_as_one(dataset):
+    source = ImageFolderSource(dataset, "train")
+    expected = examples_of(source)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for index, example in zip(
+            list(range(6)) * 100, pool.map(source.__getitem__, list(range(6)) * 100), strict=True
+        ):
+            assert example == expected[index]
+
+
+def test_names_that_are_not_ascii_are_read(folder):
+    write_image(folder / "train" / "cat" / "katze-größe.jpg", 50)
+    for dataset in (folder, zipped(folder)):
+        source = ImageFolderSource(dataset, "train")
+        assert (source[3]["file_name"], grey(source[3]), grey(source[4])) == ("katze-größe.jpg", 50, 11)
 
 
 def test_unknown_split_is_refused_with_the_nearest(dataset):
@@ -115,12 +184,49 @@ def test_fingerprint_changes_with_the_list_of_files_and_is_the_same_for_folder_a
     assert ImageFolderSource(folder, "train").fingerprint() != before
 
 
-def test_truncated_image_is_named_when_it_is_read(folder):
-    path = folder / "train" / "dog" / "20.jpg"
-    path.write_bytes(path.read_bytes()[:-40])
-    for source in (ImageFolderSource(folder, "train"), ImageFolderSource(zipped(folder), "train")):
-        with pytest.raises(UserError, match=r"cannot read image 'train/dog/20.jpg'.*not a whole JPEG"):
-            source[4]
+def test_image_that_has_gone_is_named_when_it_is_read(folder):
+    source = ImageFolderSource(folder, "train")
+    (folder / "train" / "dog" / "20.jpg").unlink()
+    with pytest.raises(BadRecordError, match=r"cannot read .*train/dog/20.jpg: .*No such file"):
+        source[4]
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_damaged_member_of_a_zip_is_named_when_it_is_read_and_others_are_read(folder, compression):
+    path = zipped(folder, compression)
+    whole = examples_of(ImageFolderSource(path, "train"))
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo("train/dog/20.jpg")
+    content = bytearray(path.read_bytes())
+    content[member.header_offset + 30 + len(member.filename) + member.compress_size // 2] ^= 1
+    path.write_bytes(content)
+    source = ImageFolderSource(path, "train")
+    with pytest.raises(BadRecordError, match=r"cannot read 'train/dog/20.jpg' in .*data.zip"):
+        source[4]
+    assert [source[i] for i in (0, 1, 2, 3, 5)] == whole[:4] + whole[5:]
+
+
+def test_zip_in_a_compression_that_is_not_read_says_how_to_zip(folder):
+    with pytest.raises(UserError, match=r"'train/cat/10.jpg' .*compressed otherwise(.|\n)*zip -0"):
+        ImageFolderSource(zipped(folder, zipfile.ZIP_LZMA), "train")
+
+
+def test_zip_with_something_before_it_is_read(folder):
+    path = zipped(folder)
+    expected = examples_of(ImageFolderSource(path, "train"))
+    path.write_bytes(b"#!/bin/sh\n" + path.read_bytes())
+    assert examples_of(ImageFolderSource(path, "train")) == expected
+
+
+def test_zip_with_extra_fields_before_the_data_is_read(folder):
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo("train/cat/10.jpg")
+        info.extra = b"\x99\x99\x04\x00abcd"
+        archive.writestr(info, (folder / "train" / "cat" / "10.jpg").read_bytes())
+        with archive.open("train/cat/20.jpg", "w", force_zip64=True) as member:
+            member.write((folder / "train" / "cat" / "20.jpg").read_bytes())
+    assert [grey(example) for example in examples_of(ImageFolderSource(path, "train"))] == [10, 20]
 
 
 def test_damaged_zip_is_refused(tmp_path):
@@ -147,11 +253,93 @@ def test_relative_data_set_is_looked_for_in_the_data_folder(folder, monkeypatch)
     assert find_path("other") is None
 
 
+def test_slices_of_folders_are_those_of_tfds(dataset):
+    def greys(split):
+        return [grey(example) for example in examples_of(open_source(str(dataset), split))]
+
+    assert greys("train[1:3]") == [20, 30]
+    assert greys("train[:50%]") == [10, 20, 30]
+    assert greys("train[-1:]+test") == [31, 40, 41]
+    assert sorted(greys("all")) == [10, 11, 20, 21, 30, 31, 40, 41]
+
+
+def test_slice_keeps_names_places_and_classes(folder):
+    source = open_source(str(folder), "train[2:4]")
+    assert (len(source), source.split, source.splits) == (2, "train[2:4]", ["test", "train"])
+    assert (source.class_names, source.num_classes, source.max_labels) == (["cat", "dog"], 2, 1)
+    assert [source.where(i) for i in range(2)] == [
+        str(folder / "train" / file) for file in ("cat/30.jpg", "dog/10.jpg")
+    ]
+    with pytest.raises(IndexError):
+        source[2]
+
+
+def test_fingerprint_changes_with_the_slice(folder):
+    splits = ("train", "train[:5]", "train[1:]", "train[:1]+train[1:]", "test")
+    assert len({open_source(str(folder), split).fingerprint() for split in splits}) == len(splits)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("train[3:3]", r"'train\[3:3\]' of .* is empty"),
+        ("train[:1%]", r"is empty: it is \[0:0\]"),
+        ("train[4:2]", "is empty"),
+        ("train[:7]", r"\[:7\] incompatible with 6 examples"),
+        ("train[:200%]", "percent slice boundaries"),
+        ("train[2]", "only support slice syntax"),
+        ("train[:9", "'train\\[:1000\\]'|'train\\[:90%\\]'"),
+        ("trian[:90%]", "Did you mean 'train'"),
+        ("train+tset", "Did you mean 'test'"),
+        ("all[:90%]", r"'all' stands alone.*test\[:90%\]\+train\[:90%\]"),
+        ("", "unknown split"),
+    ],
+)
+def test_slice_that_cannot_be_taken_is_refused(folder, split, message):
+    with pytest.raises(UserError, match=message):
+        open_source(str(folder), split)
+
+
+def test_splits_with_different_classes_are_not_added_up(folder):
+    write_image(folder / "test" / "bird" / "1.jpg", 1)
+    with pytest.raises(UserError, match="different classes"):
+        open_source(str(folder), "train+test")
+
+
+def test_slices_of_digits_are_taken():
+    whole, part = open_source("digits", "train"), open_source("digits", "train[-10%:]")
+    assert len(part) == 144  # of 1,437
+    np.testing.assert_array_equal(part[0]["image"], whole[1437 - 144]["image"])
+    assert len(open_source("digits", "all")) == 1797
+
+
+def test_number_of_classes_that_is_not_the_data_sets_is_refused(folder):
+    assert open_source(str(folder), "train", num_classes=2).num_classes == 2
+    with pytest.raises(UserError, match=r"has 2 classes, but data.num_classes is 3"):
+        open_source(str(folder), "train", num_classes=3)
+
+
+def test_address_is_refused_with_what_to_do():
+    with pytest.raises(UserError, match=r"'gs://bucket/data' is an address. Copy"):
+        open_source("gs://bucket/data", "train")
+
+
+def test_sources_are_opened_without_tensorflow_torch_and_unless_needed_tfds(folder):
+    script = (
+        "import sys; from vit_jax.data.sources import open_source; "
+        f"open_source('digits', 'train'); open_source({str(folder)!r}, 'train'); "
+        "print([name for name in ('tensorflow', 'torch', 'tensorflow_datasets') if name in sys.modules])"
+    )
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
+
+
 def test_cifar10_zip_is_read_whole():
     path = data_file("cifar10_jpeg.zip")
     train, test = ImageFolderSource(path, "train"), ImageFolderSource(path, "test")
     assert (len(train), len(test), len(train.class_names)) == (50_000, 10_000, 10)
     assert (train[0]["label"], train[49_999]["label"]) == (0, 9)
-    assert train[0]["image"].shape == (32, 32, 3)
-    mean = np.mean([train[i]["image"].mean(axis=(0, 1)) for i in range(0, 50_000, 10)], axis=0)
+    images = np.array([simplejpeg.decode_jpeg(train[i]["image"]) for i in range(0, 50_000, 50)])
+    assert images.shape == (1000, 32, 32, 3)
+    mean = images.mean(axis=(0, 1, 2))
     np.testing.assert_allclose(mean / 255, [0.491, 0.482, 0.447], atol=0.01)  # the known mean of CIFAR-10

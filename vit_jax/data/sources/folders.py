@@ -46,7 +46,7 @@ class ImageFolderSource:
             else:
                 self._list_zip()
         except (OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"cannot read {self.name} as a folder or zip file of images: {error}.") from error
+            raise _unreadable(self._root, error) from error
         self.num_classes, self.max_labels = len(self.class_names), 1
 
     def __len__(self) -> int:
@@ -195,12 +195,22 @@ def list_splits(path: str | os.PathLike[str]) -> list[str]:
     """The splits of a folder or zip file of images, where no name of a split says what is one.
 
     A single folder is one around the splits if it has one with a usual name, such as "train".
+
+    Raises:
+      UserError: the folder or zip file cannot be read.
     """
     root = pathlib.Path(path)
-    tree = root if root.is_dir() else zipfile.Path(root)
-    splits = _folders(tree)
-    inner = _folders(tree / splits[0]) if len(splits) == 1 else []
+    try:
+        tree = root if root.is_dir() else zipfile.Path(root)
+        splits = _folders(tree)
+        inner = _folders(tree / splits[0]) if len(splits) == 1 else []
+    except (OSError, zipfile.BadZipFile) as error:
+        raise _unreadable(root, error) from error
     return inner if _USUAL_SPLITS.intersection(inner) else splits
+
+
+def _unreadable(path: pathlib.Path, error: Exception) -> UserError:
+    return UserError(f"cannot read {path} as a folder or zip file of images: {error}.")
 
 
 def _folders(tree: pathlib.Path | zipfile.Path) -> list[str]:

@@ -46,6 +46,7 @@ _FORMATS = ("array_record", "tfrecord")
 _HEADER = struct.Struct("<QI")  # length of the record, and checksum of the length
 _CHECKSUM = struct.Struct("<I")
 _FRAME = _HEADER.size + _CHECKSUM.size  # bytes around a record
+_RIEGELI_START = bytes.fromhex("83af70d10d884a3f000000000000000040000000")  # of files of the format below array_record
 _INDEX_VERSION = 1
 _THREADS = 16  # what waits for a disk or a network needs more than there are cores
 _PROGRESS_SECONDS = 10
@@ -134,7 +135,10 @@ class TFRecordFiles:
 
 
 class ArrayRecordFiles:
-    """array_record files, by the reader that `tfds.data_source` uses too; it keeps all files open."""
+    """array_record files, by the reader that `tfds.data_source` uses too; it keeps all files open.
+
+    Pickled, it can be read in another process, but not in a forked one.
+    """
 
     def __init__(self, paths: Sequence[str], lengths: Sequence[int] | None = None):
         """Asks the files for their lengths where they are not given; reads nothing more.
@@ -160,10 +164,21 @@ class ArrayRecordFiles:
         self._records = ArrayRecordDataSource([_WholeFile(path, 0, length, length) for path, length in wanted])
         self._process = os.getpid()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_records", "_process")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _allow_open_files(len(self.paths))
+        self._open_lazily()
+
     def read(self, file: int, record: int) -> bytes:
         """Reads a record; the format has checksums of its own."""
-        if self._process != os.getpid():  # the reader's threads did not survive the fork
-            self._open_lazily()
+        if self._process != os.getpid():  # the reader's threads are not there, and it would crash
+            raise UserError(
+                "array_record files cannot be read in a forked process. Start worker processes with the method 'spawn' "
+                "or 'forkserver', or read tfrecord files."
+            )
         return self._records[self._first[file] + record]
 
     def where(self, file: int, record: int) -> str:
@@ -263,6 +278,8 @@ class RecordSource:
         try:
             features = parse_example(self._files.read(file, record))
             image = _first_bytes(features, self._keys.image)
+        except UserError:
+            raise
         except Exception as error:  # whatever a damaged file does to the readers
             raise BadRecordError(f"cannot read {self.where(index)}: {_reason(error)}.") from error
         labels = self._labels(features, index)
@@ -355,7 +372,7 @@ def find_shards(pattern: str, folders: Sequence[str | os.PathLike[str]] = ()) ->
         matches = next(filter(None, (glob.glob(os.fspath(root / expanded)) for root in roots)), [])
         files = [path for path in matches if os.path.isfile(path)]
         found.update(files)
-        if not re.search(r"[\]\d]-of-", item):  # otherwise someone has chosen among the shards
+        if not re.search(r"[\]\d]-of", item):  # otherwise someone has chosen among the shards
             _check_complete(files)
     return sorted(found)
 
@@ -440,8 +457,9 @@ def detect_format(paths: Sequence[str]) -> str:
         return names.pop()
     if _is_tfrecord(paths[0]):
         return "tfrecord"
-    _array_record_length(paths[0])
-    return "array_record"
+    if _is_array_record(paths[0]):
+        return "array_record"
+    raise UserError(f"{paths[0]} is neither a tfrecord nor an array_record file, or it is compressed or damaged.")
 
 
 def is_record_name(name: str) -> bool:
@@ -450,8 +468,8 @@ def is_record_name(name: str) -> bool:
 
 
 def is_record_file(path: pathlib.Path) -> bool:
-    """Whether a file has records, by its name or by its first bytes."""
-    return is_record_name(path.name) or _is_tfrecord(path)
+    """Whether a file has records, by its name or by its content."""
+    return is_record_name(path.name) or _is_tfrecord(path) or _is_array_record(path)
 
 
 def _is_tfrecord(path: str | os.PathLike[str]) -> bool:
@@ -459,6 +477,12 @@ def _is_tfrecord(path: str | os.PathLike[str]) -> bool:
     with open(path, "rb") as file:
         header = file.read(_HEADER.size)
     return len(header) == _HEADER.size and _checksum(header[:8]) == _HEADER.unpack(header)[1]
+
+
+def _is_array_record(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as an array_record file does."""
+    with open(path, "rb") as file:
+        return file.read(len(_RIEGELI_START)) == _RIEGELI_START
 
 
 def manifest_max_labels(folder: pathlib.Path) -> int | None:
@@ -499,16 +523,7 @@ def _find_keys(
     name: str,
 ) -> ExampleKeys:
     """Finds out what the features are called from the first records. An image without labels may lack the feature."""
-    kinds: dict[str, str | None] = {}
-    first, begin, end = ranges[0]
-    for record in range(begin, min(end, begin + _FIRST_RECORDS)):
-        try:
-            features = parse_example(files.read(first, record))
-        except Exception as error:
-            raise BadRecordError(
-                f"cannot read {files.where(first, record)} as tf.train.Example: {_reason(error)}."
-            ) from error
-        kinds.update({key: feature.WhichOneof("kind") or kinds.get(key) for key, feature in features.items()})
+    kinds: dict[str, str | None] = {}  # of the features in all records so far
 
     def choose(wanted: Sequence[str], kind: str) -> str | None:
         return next((key for key in wanted if kinds.get(key) == kind), None)
@@ -516,10 +531,25 @@ def _find_keys(
     def unknown(what: str, given: str, kind: str) -> UserError:
         return unknown_name(f"{what} of {name}", given, [key for key, found in kinds.items() if found == kind] or kinds)
 
-    image = choose(IMAGE_KEYS if image_key == "image" else [image_key], "bytes_list")
+    file, first, last = ranges[0]
+    image = label = damage = None
+    for record in range(first, min(last, first + _FIRST_RECORDS)):
+        try:
+            features = parse_example(files.read(file, record))
+        except Exception as error:  # one damaged record does not make the whole unreadable
+            damage = damage or BadRecordError(
+                f"cannot read {files.where(file, record)} as tf.train.Example: {_reason(error)}."
+            )
+            continue
+        kinds.update({key: feature.WhichOneof("kind") or kinds.get(key) for key, feature in features.items()})
+        image = choose(IMAGE_KEYS if image_key == "image" else [image_key], "bytes_list")
+        label = choose([label_key] if label_key else LABEL_KEYS, "int64_list")
+        if image and label:
+            break
+    if image is None and damage and not kinds:
+        raise damage
     if image is None:
         raise unknown("feature with encoded images (data.image_key)", image_key, "bytes_list")
-    label = choose([label_key] if label_key else LABEL_KEYS, "int64_list")
     if label is None and label_key:
         raise unknown("feature with label ids (data.label_key)", label_key, "int64_list")
     if label is None:

@@ -121,7 +121,7 @@ def _choose_features(features: Any, image_key: str, label_key: str | None, name:
     """The keys, the `ClassLabel` of the label if there is one, and whether an image may have several."""
     from tensorflow_datasets import features as tfds_features
 
-    features = dict(features)
+    features = dict(sorted(features.items()))  # they come in another order in each process
 
     images = [key for key, feature in features.items() if isinstance(feature, tfds_features.Image)]
     wanted = [key for key in (IMAGE_KEYS if image_key == "image" else [image_key]) if key in images]
@@ -145,7 +145,9 @@ def _choose_features(features: Any, image_key: str, label_key: str | None, name:
     if label is not None and label not in classes:
         raise unknown_name(f"feature with classes (data.label_key) of {name}", label, classes or features)
     if label is None:
-        logger.warning("%s: no feature has classes, so all images are without label: %s.", name, ", ".join(features))
+        logger.warning(
+            "%s: no feature has classes, so all images are without label: %s.", name, ", ".join(sorted(features))
+        )
     file_name = next((key for key in FILE_NAME_KEYS if isinstance(features.get(key), tfds_features.Text)), None)
     return ExampleKeys(wanted[0], label, file_name), classes.get(label or ""), label in several
 
