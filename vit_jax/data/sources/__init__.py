@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import Any
 
-from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Source
+from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, MissingDataError, Source
 from vit_jax.data.sources.digits import DigitsSource
 from vit_jax.data.sources.folders import IMAGE_SUFFIXES, ImageFolderSource, list_splits
 from vit_jax.data.sources.real import RealLabels, load_real_labels
@@ -21,6 +21,7 @@ __all__ = [
     "DigitsSource",
     "Example",
     "ImageFolderSource",
+    "MissingDataError",
     "RealLabels",
     "RecordSource",
     "SlicedSource",
@@ -38,7 +39,7 @@ def open_source(
     split: str,
     how_to_prepare: str = "",
     *,
-    image_key: str = "image",
+    image_key: str | None = None,
     label_key: str | None = None,
     num_classes: int | None = None,
     max_labels: int | None = None,
@@ -56,14 +57,15 @@ def open_source(
       split: name of the split, or slices and sums of splits as TFDS has them: "train[:90%]", "train+validation". Files
         of examples are one split, "all".
       how_to_prepare: told to the user if the data are not there.
-      image_key: of examples in records: the feature that has the encoded image.
+      image_key: of examples in records: the feature that has the encoded image; None: as it is usually called.
       label_key: of examples in records: the feature that has label ids; None: as it is usually called.
       num_classes: number of classes, where the data do not say.
       max_labels: of examples in records: the most labels an image has, where the data do not say; see `open_shards`
         and `open_tfds`.
 
     Raises:
-      UserError: the data or the split do not exist, or the data are not as they should be.
+      MissingDataError: there is no such data set here.
+      UserError: the split does not exist, or the data are not as they should be.
     """
     options: dict[str, Any] = {
         "image_key": image_key,
@@ -75,7 +77,7 @@ def open_source(
         name = dataset.removeprefix(_TFDS)
         if folder := find_tfds(name):
             return open_tfds(folder, split, **options)
-        raise UserError(f"{not_prepared(name)}\n{how_to_prepare.strip()}".rstrip())
+        raise not_prepared(name, how_to_prepare)
     source: Source
     if dataset == "digits":
         source = open_parts(split, DigitsSource, lambda: DigitsSource.SPLITS, data_set=dataset)
@@ -93,7 +95,7 @@ def open_source(
     else:
         raise _not_found(dataset, how_to_prepare)
     if num_classes not in (None, source.num_classes):
-        raise UserError(f"{dataset} has {source.num_classes} classes, but data.num_classes is {num_classes}.")
+        raise UserError(f"{dataset} has {source.num_classes} classes, not {num_classes}.")
     return source
 
 
@@ -138,7 +140,7 @@ def _not_found(dataset: str, how_to_prepare: str) -> UserError:
         "<split>/<class>/<image>.jpg, or to files of examples: '<folder>/*.tfrecord*'."
     )
     where = " or ".join(map(str, _candidates(dataset)))
-    return UserError(
+    return MissingDataError(
         f"data set {dataset!r} not found: neither the embedded set 'digits' nor a folder, a zip file or files of "
         f"examples at {where}.\n{advice}"
     )

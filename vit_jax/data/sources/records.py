@@ -321,7 +321,7 @@ class RecordSource:
                 count = f" of {self.num_classes} classes" if self.num_classes is not None else ""
                 raise UserError(
                     f"{self.where(index)} has label {label}, but labels{count} count from 0 to the number of classes "
-                    "less one. Set data.num_classes to what it is, or mend the data."
+                    "less one. Mend the data, or the number of classes."
                 )
         return labels
 
@@ -397,7 +397,7 @@ def open_shards(
     spec: str,
     *,
     name: str,
-    image_key: str = "image",
+    image_key: str | None = None,
     label_key: str | None = None,
     num_classes: int | None = None,
     max_labels: int | None = None,
@@ -411,7 +411,7 @@ def open_shards(
       paths: all of one format, tfrecord (not compressed) or array_record.
       spec: "all" or slices of it.
       name: see `Source`.
-      image_key: name of the feature that has the image; if it is "image" and there is none, other usual names do.
+      image_key: name of the feature that has the image; None: a usual name.
       label_key: name of the feature that has label ids; None: a usual name.
       num_classes: number of classes; needed where there is no `classes.txt`, but `None` does to look at the data.
       max_labels: the most labels an image has; None: as `manifest.json` says, otherwise 1.
@@ -518,7 +518,7 @@ def _class_names(path: pathlib.Path) -> list[str] | None:
 def _find_keys(
     files: RecordFiles,
     ranges: Sequence[tuple[int, int, int]],
-    image_key: str,
+    image_key: str | None,
     label_key: str | None,
     name: str,
 ) -> ExampleKeys:
@@ -542,14 +542,14 @@ def _find_keys(
             )
             continue
         kinds.update({key: feature.WhichOneof("kind") or kinds.get(key) for key, feature in features.items()})
-        image = choose(IMAGE_KEYS if image_key == "image" else [image_key], "bytes_list")
+        image = choose([image_key] if image_key else IMAGE_KEYS, "bytes_list")
         label = choose([label_key] if label_key else LABEL_KEYS, "int64_list")
         if image and label:
             break
     if image is None and damage and not kinds:
         raise damage
     if image is None:
-        raise unknown("feature with encoded images (data.image_key)", image_key, "bytes_list")
+        raise unknown("feature with encoded images (data.image_key)", image_key or "image", "bytes_list")
     if label is None and label_key:
         raise unknown("feature with label ids (data.label_key)", label_key, "int64_list")
     if label is None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from vit_jax.data.sources.base import MissingDataError
 from vit_jax.data.sources.records import (
     FILE_NAME_KEYS,
     IMAGE_KEYS,
@@ -37,7 +38,7 @@ def open_tfds(
     folder: pathlib.Path,
     spec: str,
     *,
-    image_key: str = "image",
+    image_key: str | None = None,
     label_key: str | None = None,
     num_classes: int | None = None,
     max_labels: int | None = None,
@@ -47,7 +48,7 @@ def open_tfds(
     Args:
       folder: has `dataset_info.json`: <data folder>/<name>[/<config>]/<version>.
       spec: a split, with slices and sums as TFDS has them.
-      image_key: name of the feature that has the image; if it is "image" and there is none, the only image feature.
+      image_key: name of the feature that has the image; None: "image", otherwise the only one of images.
       label_key: name of the feature that has the classes; None: "label", "labels", otherwise the only one of classes.
       num_classes: number of classes, where the data set does not say.
       max_labels: the most labels an image has, if it may have several; None: as `manifest.json` in the folder says,
@@ -69,7 +70,7 @@ def open_tfds(
     class_names: list[str] | None = None
     if feature is not None and feature.num_classes is not None:
         if num_classes not in (None, feature.num_classes):
-            raise UserError(f"{name} has {feature.num_classes} classes, not {num_classes} (data.num_classes).")
+            raise UserError(f"{name} has {feature.num_classes} classes, not {num_classes}.")
         num_classes = feature.num_classes
         class_names = list(feature.names)
         if class_names == [str(number) for number in range(len(class_names))]:
@@ -117,18 +118,20 @@ def _builder(folder: pathlib.Path) -> Any:
         ) from error
 
 
-def _choose_features(features: Any, image_key: str, label_key: str | None, name: str) -> tuple[ExampleKeys, Any, bool]:
+def _choose_features(
+    features: Any, image_key: str | None, label_key: str | None, name: str
+) -> tuple[ExampleKeys, Any, bool]:
     """The keys, the `ClassLabel` of the label if there is one, and whether an image may have several."""
     from tensorflow_datasets import features as tfds_features
 
     features = dict(sorted(features.items()))  # they come in another order in each process
 
     images = [key for key, feature in features.items() if isinstance(feature, tfds_features.Image)]
-    wanted = [key for key in (IMAGE_KEYS if image_key == "image" else [image_key]) if key in images]
-    if not wanted and image_key == "image" and len(images) == 1:
+    wanted = [key for key in ([image_key] if image_key else IMAGE_KEYS) if key in images]
+    if not wanted and not image_key and len(images) == 1:
         wanted = images
     if not wanted:
-        raise unknown_name(f"image feature (data.image_key) of {name}", image_key, images or features)
+        raise unknown_name(f"image feature (data.image_key) of {name}", image_key or "image", images or features)
 
     classes: dict[str, Any] = {}
     several = set()
@@ -190,7 +193,7 @@ def find_tfds(dataset: str) -> pathlib.Path | None:
     return None
 
 
-def not_prepared(dataset: str) -> UserError:
+def not_prepared(dataset: str, how_to_prepare: str = "") -> MissingDataError:
     """The error for a data set that is not prepared: what is, and how to prepare it."""
     name = dataset.partition(":")[0]
     known = {
@@ -201,9 +204,9 @@ def not_prepared(dataset: str) -> UserError:
     }
     looked = ", ".join(map(str, data_folders()))
     nearest = f"\n{unknown_name('prepared data set', f'tfds:{dataset}', known)}" if known else ""
-    return UserError(
+    return MissingDataError(
         f"tfds:{dataset} is not prepared in any of {looked}. Prepare it, or set TFDS_DATA_DIR to where it is:\n"
-        f"  python -m vit_jax.data.prepare tfds {name}{nearest}"
+        f"  python -m vit_jax.data.prepare tfds {name}{nearest}\n{how_to_prepare.strip()}".rstrip()
     )
 
 
