@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -21,10 +22,17 @@ from PIL import Image, ImageOps
 
 from vit_jax.data.prepare import records
 from vit_jax.data.prepare.index import Index
-from vit_jax.data.prepare.work import Progress, check_space, full_disk_explained, locked, ordered_map, replace_whole
+from vit_jax.data.prepare.work import (
+    Progress,
+    check_space,
+    full_disk_explained,
+    locked,
+    num_cpus,
+    ordered_map,
+    replace_whole,
+)
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.partitioning import num_cpus
 
 NEAR, SURE = 11, 72
 """Bits of 64 and of 256 that may differ. docs/prepare.md tells what these find and what they spare."""
@@ -127,9 +135,10 @@ class TestSet:
         Raises:
           UserError: there is no such data set or split.
         """
-        dataset, colon, split = name.rpartition(":")
-        if not colon or not dataset or not split:
+        match = re.fullmatch(r"(.+):((?:[^:\[\]]|\[[^\]]*\])+)", name)  # slices such as train[:5] have colons too
+        if match is None:
             raise UserError(f"--against={name} names no split; write <data set>:<split>, such as tfds:cifar10:test.")
+        dataset, split = match.groups()
         folder = pathlib.Path(dataset).expanduser()
         if (folder / "dataset_info.json").is_file():
             from vit_jax.data.sources.tfds import open_tfds
@@ -495,5 +504,6 @@ def _name_of(record: bytes) -> str:
 
 
 def _num_classes(features: Any) -> int:
-    label = features.get("labels", features.get("label"))
+    by_name = dict(features.items())
+    label = by_name.get("labels", by_name.get("label"))
     return getattr(getattr(label, "feature", label), "num_classes", 0) or 0

@@ -214,6 +214,8 @@ def versions() -> dict[str, str]:
 def write_manifest(folder: pathlib.Path, facts: Mapping[str, Any], known: Mapping[str, Shard] | None = None) -> None:
     """Writes `manifest.json`: the facts given, and size and hash of every other file in the folder.
 
+    What preparing left there for itself (the index, hashes of images) does not count.
+
     Args:
       folder: of the data set.
       facts: JSON-compatible.
@@ -221,7 +223,7 @@ def write_manifest(folder: pathlib.Path, facts: Mapping[str, Any], known: Mappin
     """
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in (MANIFEST, "index.sqlite", "index.sqlite-journal"):
+        if path.is_file() and path.name != MANIFEST and not path.match("index.sqlite*") and path.suffix != ".npy":
             shard = (known or {}).get(path.name)
             if shard:
                 files[path.name] = {"examples": shard.examples, "bytes": shard.bytes, "sha256": shard.sha256}

@@ -1,0 +1,456 @@
+"""Image folders, lists of images, catalogue sets and near-duplicates, prepared."""
+
+import io
+import json
+import sys
+import textwrap
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from tests.conftest import data_file
+from tests.data.test_prepare import contents, examples, jpeg
+from vit_jax.data.prepare import dedup, records
+from vit_jax.data.prepare.__main__ import main
+
+
+def features(folder):
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(folder).info.features
+
+
+# ---- Folders and zip files.
+
+
+def write_folder(folder):
+    for seed, (split, name) in enumerate((s, c) for s in ("train", "test") for c in ("cat", "dog")):
+        (folder / split / name).mkdir(parents=True)
+        for number in range(3):
+            (folder / split / name / f"{number}.jpg").write_bytes(jpeg(10 * seed + number))
+    return folder
+
+
+def zip_of(folder, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*.jpg")):
+            archive.write(file, f"pets/{file.relative_to(folder)}")
+    return path
+
+
+def test_a_folder_gives_its_splits_and_classes(tmp_path):
+    folder = write_folder(tmp_path / "pets")
+    assert main(["image_folder", str(folder), f"--out={tmp_path}"]) == 0
+    prepared = tmp_path / "pets/1.0.0"
+    assert features(prepared)["label"].names == ["cat", "dog"]
+    for split in ("train", "test"):
+        found = {example["file_name"].decode(): example for example in examples(prepared, split)}
+        assert {name: example["label"] for name, example in found.items()} == {
+            f"{name}/{number}.jpg": label for label, name in enumerate(("cat", "dog")) for number in range(3)
+        }
+        assert found["dog/2.jpg"]["image"] == (folder / split / "dog/2.jpg").read_bytes()
+
+
+def test_a_zip_file_gives_the_same_shards_as_the_folder_in_it(tmp_path):
+    folder = write_folder(tmp_path / "pets")
+    assert main(["image_folder", str(folder), f"--out={tmp_path / 'a'}"]) == 0
+    assert main(["image_folder", str(zip_of(folder, tmp_path / "pets.zip")), f"--out={tmp_path / 'b'}"]) == 0
+    a, b = (contents(tmp_path / out / "pets/1.0.0") for out in ("a", "b"))
+    shards = [name for name in a if "array_record" in name]
+    assert len(shards) == 2 and [a[name] for name in shards] == [b[name] for name in shards]
+
+
+def test_a_zip_file_with_a_path_out_of_the_folder_is_refused(tmp_path, capsys):
+    archive = zip_of(write_folder(tmp_path / "pets"), tmp_path / "pets.zip")
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr("pets/train/../../../evil.jpg", jpeg(1))
+    assert main(["image_folder", str(archive), f"--out={tmp_path}"]) == 1
+    assert "would leave the folder" in capsys.readouterr().err
+
+
+def test_splits_with_different_classes_are_an_error(tmp_path, capsys):
+    folder = write_folder(tmp_path / "pets")
+    (folder / "test/dog").rename(folder / "test/dogs")
+    assert main(["image_folder", str(folder), f"--out={tmp_path}"]) == 1
+    assert "has no class 'dog" in capsys.readouterr().err
+
+
+def test_a_broken_image_of_a_folder_is_named_by_its_path(tmp_path):
+    folder = write_folder(tmp_path / "pets")
+    (folder / "train/cat/1.jpg").write_bytes(b"no picture")
+    assert main(["image_folder", str(folder), f"--out={tmp_path}"]) == 0
+    (broken,) = json.loads((tmp_path / "pets/1.0.0/manifest.json").read_text())["broken"]
+    assert broken["file_name"] == "cat/1.jpg"
+    assert len(examples(tmp_path / "pets/1.0.0", "train")) == 5
+
+
+# ---- Lists.
+
+
+def write_list(folder, rows, name="web.jsonl"):
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for number in range(4):
+        (folder / f"images/{number}.jpg").write_bytes(jpeg(number))
+    (folder / "images/copy.jpg").write_bytes(jpeg(3))
+    if name.endswith("parquet"):
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / name, row_group_size=2)
+    else:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / name
+
+
+def labels_of(folder):
+    return {
+        example["file_name"].decode(): [int(label) for label in example["labels"]]
+        for example in examples(folder, "train")
+    }
+
+
+NUMBERED = [{"image": f"images/{number}.jpg", "labels": [number, 7][: 1 + number % 2]} for number in range(4)]
+
+
+@pytest.mark.parametrize("name", ["web.jsonl", "web.parquet"])
+def test_a_list_gives_images_with_several_labels(tmp_path, name):
+    assert main(["manifest", str(write_list(tmp_path, NUMBERED, name)), f"--out={tmp_path}"]) == 0
+    assert labels_of(tmp_path / "web/1.0.0") == {
+        "images/0.jpg": [0],
+        "images/1.jpg": [1, 7],
+        "images/2.jpg": [2],
+        "images/3.jpg": [3, 7],
+    }
+    assert features(tmp_path / "web/1.0.0")["labels"].feature.num_classes == 8
+
+
+def test_an_image_may_have_no_label(tmp_path):
+    path = write_list(tmp_path, [{"image": "images/0.jpg", "labels": []}, {"image": "images/1.jpg", "label": 0}])
+    assert main(["manifest", str(path), f"--out={tmp_path}"]) == 0
+    assert labels_of(tmp_path / "web/1.0.0") == {"images/0.jpg": [], "images/1.jpg": [0]}
+
+
+def test_names_are_numbered_as_the_file_of_classes_says(tmp_path):
+    path = write_list(tmp_path, [{"image": "images/0.jpg", "label": "dog"}, {"image": "images/1.jpg", "label": 2}])
+    (tmp_path / "classes.txt").write_text("zebra\ndog\ncat\n")
+    assert main(["manifest", str(path), f"--out={tmp_path}", f"--classes={tmp_path / 'classes.txt'}"]) == 0
+    assert labels_of(tmp_path / "web/1.0.0") == {"images/0.jpg": [1], "images/1.jpg": [2]}
+    assert features(tmp_path / "web/1.0.0")["labels"].feature.names == ["zebra", "dog", "cat"]
+
+
+def test_names_without_a_file_of_classes_are_sorted(tmp_path):
+    path = write_list(
+        tmp_path, [{"image": f"images/{i}.jpg", "label": name} for i, name in enumerate(("z", "a", "#1"))]
+    )
+    assert main(["manifest", str(path), f"--out={tmp_path}"]) == 0
+    assert features(tmp_path / "web/1.0.0")["labels"].feature.names == ["#1", "a", "z"]
+
+
+def test_single_label_lists_have_one_label(tmp_path):
+    path = write_list(tmp_path, [{"image": "images/1.jpg", "label": 3}])
+    assert main(["manifest", str(path), f"--out={tmp_path}", "--single_label", "--num_classes=10"]) == 0
+    (example,) = examples(tmp_path / "web/1.0.0", "train")
+    assert example["label"] == 3
+    assert features(tmp_path / "web/1.0.0")["label"].num_classes == 10
+
+
+def test_copies_in_a_list_merge_where_wanted(tmp_path):
+    path = write_list(tmp_path, [{"image": "images/3.jpg", "label": 5}, {"image": "images/copy.jpg", "label": 2}])
+    assert main(["manifest", str(path), f"--out={tmp_path}", "--merge"]) == 0
+    assert labels_of(tmp_path / "web/1.0.0") == {"images/3.jpg": [2, 5]}
+
+
+def test_a_missing_image_is_left_out_and_named(tmp_path):
+    path = write_list(tmp_path, [*NUMBERED, {"image": "images/nowhere.jpg", "label": 1}])
+    assert main(["manifest", str(path), f"--out={tmp_path}"]) == 0
+    (broken,) = json.loads((tmp_path / "web/1.0.0/manifest.json").read_text())["broken"]
+    assert (broken["file_name"], broken["reason"]) == ("images/nowhere.jpg", "No such file or directory")
+
+
+@pytest.mark.parametrize(
+    "image", ["../secret.jpg", "{folder}/secret.jpg", "images/../../secret.jpg", "images/link.jpg"]
+)
+def test_a_list_does_not_lead_out_of_its_folder(tmp_path, capsys, image):
+    (tmp_path / "secret.jpg").write_bytes(jpeg(1))
+    path = write_list(tmp_path / "web", [{"image": image.format(folder=tmp_path), "label": 0}])
+    (tmp_path / "web/images/link.jpg").symlink_to(tmp_path / "secret.jpg")
+    assert main(["manifest", str(path), f"--out={tmp_path}"]) == 1
+    assert "Refused" in capsys.readouterr().err
+
+
+def test_images_root_widens_what_a_list_may_name(tmp_path):
+    path = write_list(tmp_path / "web", [{"image": "web/images/1.jpg", "label": 0}])
+    assert main(["manifest", str(path), f"--out={tmp_path / 'out'}", f"--images_root={tmp_path}"]) == 0
+    assert labels_of(tmp_path / "out/web/1.0.0") == {"web/images/1.jpg": [0]}
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ('{"image": "images/0.jpg"}', "has no label"),
+        ('{"label": 1}', "has no image"),
+        ('{"image": "images/0.jpg", "label": 1.5}', "neither a number nor a name"),
+        ('{"image": "images/0.jpg", "label": true}', "neither a number nor a name"),
+        ('{"image": "images/0.jpg", "label": -1}', "has label -1"),
+        ("[1, 2]", "has no image"),
+        ("{", "no JSON"),
+    ],
+)
+def test_a_row_that_is_wrong_is_named_by_its_place(tmp_path, capsys, row, words):
+    path = write_list(tmp_path, NUMBERED[:1])
+    with path.open("a") as file:
+        file.write(row)
+    assert main(["manifest", str(path), f"--out={tmp_path}"]) == 1
+    error = capsys.readouterr().err
+    assert words in error and "web.jsonl, line at byte 41" in error
+
+
+@pytest.mark.parametrize("more", [["--num_classes=3"], ["--single_label"], ["--single_label", "--merge"]])
+def test_labels_that_do_not_fit_the_options_are_an_error(tmp_path, more):
+    path = write_list(tmp_path, [{"image": "images/0.jpg", "labels": [3, 4]}])
+    assert main(["manifest", str(path), f"--out={tmp_path}", *more]) == 1
+
+
+def test_numbers_and_names_do_not_mix(tmp_path, capsys):
+    path = write_list(tmp_path, [{"image": "images/0.jpg", "label": 1}, {"image": "images/1.jpg", "label": "cat"}])
+    assert main(["manifest", str(path), f"--out={tmp_path}"]) == 1
+    assert "Use one kind" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["web.jsonl", "web.parquet"])
+def test_a_scan_of_a_list_goes_on_from_any_mark(tmp_path, name):
+    from vit_jax.data.prepare.listing import ImageList
+
+    origin = ImageList(write_list(tmp_path, NUMBERED, name))
+    everything = list(origin.scan(None))
+    for place, found in enumerate(everything):
+        assert list(origin.scan(found.mark)) == everything[place + 1 :]
+
+
+# ---- The TFDS catalogue.
+
+BUILDER = """
+import pathlib
+import numpy as np
+import tensorflow_datasets as tfds
+
+class {name}(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        label = tfds.features.ClassLabel(names=["a", "b"])
+        features = tfds.features.FeaturesDict({{"image": tfds.features.Image(), "label": label}})
+        return self.dataset_info_from_configs(features=features)
+
+    def _split_generators(self, dl_manager):
+        return {{"train": self._generate_examples()}}
+
+    def _generate_examples(self):
+        for i in range(4):
+            yield i, {{"image": {image}, "label": i % 2}}
+"""
+
+
+@pytest.fixture
+def builder(tmp_path, monkeypatch):
+    """Writes a builder as a package of its own; returns its name."""
+
+    def write(name, image):
+        package = tmp_path / "code" / name
+        package.mkdir(parents=True)
+        (package / "picture.jpg").write_bytes(jpeg(1))
+        class_name = "".join(word.capitalize() for word in name.split("_"))
+        (package / "__init__.py").write_text(textwrap.dedent(BUILDER.format(name=class_name, image=image)))
+        monkeypatch.syspath_prepend(str(tmp_path / "code"))
+        return name
+
+    return write
+
+
+def test_a_builder_of_ones_own_is_prepared_by_tfds(tmp_path, builder):
+    name = builder("own_birds", "pathlib.Path(__file__).with_name('picture.jpg').open('rb')")
+    for _ in range(2):  # the second finds it finished
+        assert main(["tfds", name, f"--import={name}", f"--out={tmp_path}"]) == 0
+    assert [example["image"] for example in examples(tmp_path / name / "1.0.0", "train")] == 4 * [jpeg(1)]
+    assert main(["check", str(tmp_path / name / "1.0.0")]) == 0
+
+
+def test_a_set_that_needs_tensorflow_says_what_to_install(tmp_path, builder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # where it is installed, too
+    name = builder("array_birds", "np.zeros((8, 8, 3), np.uint8)")
+    assert main(["tfds", name, f"--import={name}", f"--out={tmp_path}"]) == 1
+    assert "pip install 'vit_jax[prepare]'" in capsys.readouterr().err
+
+
+def test_an_unknown_catalogue_set_names_the_nearest(tmp_path, capsys):
+    assert main(["tfds", "cifar11", f"--out={tmp_path}"]) == 1
+    error = capsys.readouterr().err
+    assert "cifar11" in error and "cifar10" in error
+
+
+def test_an_unknown_version_is_one_message(tmp_path, capsys):
+    assert main(["tfds", "cifar10:9.9.9", f"--out={tmp_path}"]) == 1
+    assert "9.9.9" in capsys.readouterr().err
+
+
+def test_a_module_that_is_not_there_is_one_message(tmp_path, capsys):
+    assert main(["tfds", "birds", "--import=no.such.module", f"--out={tmp_path}"]) == 1
+    assert "No module named 'no'" in capsys.readouterr().err
+
+
+# ---- Near-duplicates.
+
+
+def picture(seed):
+    """A smooth random picture: unlike any of another seed, and like itself when resized."""
+    coarse = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 12, 3), np.uint8))
+    return coarse.resize((240, 180), Image.Resampling.BICUBIC)
+
+
+def encode(image, quality=90):
+    encoded = io.BytesIO()
+    image.convert("RGB").save(encoded, "JPEG", quality=quality)
+    return encoded.getvalue()
+
+
+def crop(image, share):
+    """Leaves out a share of width and height, at all sides alike."""
+    width, height = image.size
+    x, y = round(width * share / 2), round(height * share / 2)
+    return image.crop((x, y, width - x, height - y))
+
+
+COPIES = {
+    "encoded anew": lambda image: encode(image, quality=30),
+    "half the size": lambda image: encode(
+        image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
+    ),
+    "32 x 32": lambda image: encode(image.resize((32, 32), Image.Resampling.LANCZOS)),
+    "square": lambda image: encode(image.resize((224, 224), Image.Resampling.BILINEAR)),
+    "grey": lambda image: encode(image.convert("L")),
+    "mirrored": lambda image: encode(ImageOps.mirror(image)),
+    "cropped by 3 %": lambda image: encode(crop(image, 0.03)),
+}
+
+
+@pytest.fixture(scope="module")
+def pretraining(tmp_path_factory):
+    """20 pictures of their own, and copies of test pictures 0 to 6."""
+    folder = tmp_path_factory.mktemp("pretraining")
+    (folder / "web").mkdir()
+    rows = []
+    images = {f"own{i}.jpg": encode(picture(100 + i)) for i in range(20)}
+    images |= {f"{name}.jpg": copy(picture(i)) for i, (name, copy) in enumerate(COPIES.items())}
+    for name, image in images.items():
+        (folder / "web" / name).write_bytes(image)
+        rows.append(json.dumps({"image": name, "labels": [len(rows)]}))
+    (folder / "web/web.jsonl").write_text("\n".join(rows))
+    assert main(["manifest", str(folder / "web/web.jsonl"), f"--out={folder}", "--num_shards=3"]) == 0
+    (folder / "tests/test/any").mkdir(parents=True)
+    for i in range(10):
+        (folder / f"tests/test/any/{i}.jpg").write_bytes(encode(picture(i)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cleaned(pretraining, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cleaned")
+    assert main([*clean(pretraining), f"--out={out}"]) == 0
+    return out / "web_dedup/1.0.0"
+
+
+def clean(folder):
+    return ["dedup", str(folder / "web/1.0.0"), "--against", f"{folder / 'tests'}:test"]
+
+
+def test_copies_of_test_images_are_taken_out_and_others_kept(cleaned):
+    names = {example["file_name"].decode() for example in examples(cleaned, "train")}
+    assert names == {f"own{i}.jpg" for i in range(20)}
+
+
+def test_what_is_kept_is_as_it_was_and_in_its_order(cleaned, pretraining):
+    before = [e for e in examples(pretraining / "web/1.0.0", "train") if e["file_name"].startswith(b"own")]
+    assert [(e["image"], e["labels"]) for e in examples(cleaned, "train")] == [
+        (e["image"], e["labels"]) for e in before
+    ]
+
+
+def test_the_report_names_each_pair(cleaned):
+    report = json.loads((cleaned / "report.json").read_text())
+    found = {pair["file_name"].removesuffix(".jpg"): pair for pair in report["pairs"]}
+    assert list(COPIES) == sorted(found, key=lambda name: found[name]["against_index"])
+    assert [name for name, pair in found.items() if pair["mirrored"]] == ["mirrored"]
+    assert (report["removed"], report["examples"], report["against"][0]["found"]) == (7, 27, 7)
+
+
+def test_the_pictures_show_each_pair(cleaned):
+    page = (cleaned / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 14
+    assert "7 of 27 examples removed" in page
+
+
+def test_a_cleaned_set_passes_its_check(cleaned):
+    assert main(["check", str(cleaned)]) == 0
+
+
+def test_cleaning_that_was_interrupted_gives_the_same_bytes(cleaned, pretraining, tmp_path, monkeypatch):
+    write_shard = records.write_shard
+
+    def only_the_first(path, made):
+        if "-00000-" not in path.name:
+            raise KeyboardInterrupt
+        return write_shard(path, made)
+
+    monkeypatch.setattr(records, "write_shard", only_the_first)
+    assert main([*clean(pretraining), f"--out={tmp_path}"]) == 130
+    monkeypatch.undo()
+    assert main([*clean(pretraining), f"--out={tmp_path}"]) == 0
+    assert contents(tmp_path / "web_dedup/1.0.0") == contents(cleaned)
+
+
+def test_a_prepared_set_can_be_the_test_set(pretraining, tmp_path):
+    folder = pretraining / "web/1.0.0"
+    assert main(["dedup", str(folder), "--against", f"{folder}:train[:5]", f"--out={tmp_path}"]) == 0
+    assert len(examples(tmp_path / "web_dedup/1.0.0", "train")) == 22
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--against", "nosplit"], "names no split"),
+        (["--against", "no/such/folder:test"], "no/such/folder"),
+        (["--against", "digits:test", "--split=full"], "unknown split"),
+        (["--against", "digits:test", "--near=40"], "--near=40"),
+    ],
+)
+def test_what_dedup_cannot_do_is_an_error(pretraining, tmp_path, capsys, more, words):
+    assert main(["dedup", str(pretraining / "web/1.0.0"), f"--out={tmp_path}", *more]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_the_search_finds_what_comparing_all_with_all_finds():
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 2**64, (300, 5), np.uint64)
+    queries = targets[rng.integers(0, 300, 3000)]
+    for _ in range(14):  # bits that differ, at random places
+        flips = np.uint64(1) << rng.integers(0, 64, queries.shape, np.uint64)
+        queries = queries ^ np.where(rng.random(queries.shape) < 0.7, flips, np.uint64(0))
+    bits = np.bitwise_count(queries[:, None] ^ targets[None])
+    expected = (bits[..., 0] <= 11) & (bits[..., 1:].sum(-1) <= 40)
+    query, target, distance = dedup.find_pairs(queries, targets, near=11, sure=40)
+    assert 100 < len(query) < 2900
+    np.testing.assert_array_equal(np.stack([query, target], -1), np.argwhere(expected))
+    np.testing.assert_array_equal(distance, bits[query, target, 1:].sum(-1))
+
+
+def test_no_photo_is_taken_for_another():
+    """Of 300 photos of ImageNet, and their mirror images, none resembles another."""
+    with zipfile.ZipFile(data_file("imagenet_sample_300.zip")) as archive:
+        photos = [archive.read(name) for name in archive.namelist() if name.endswith(".JPEG")][::3]
+    plain = np.stack([dedup.hash_image(photo) for photo in photos])
+    mirrored = np.stack([dedup.hash_image(photo, mirrored=True) for photo in photos])
+    query, target, _ = dedup.find_pairs(plain, np.concatenate([plain, mirrored]))
+    assert len(photos) == 100
+    assert query.tolist() == target.tolist() == list(range(100))
