@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +14,17 @@ from vit_jax.train_step import MIXING_STREAM, init_train_state, make_train_step,
 BATCH = 16
 
 
-def setup(
-    *, devices=1, accumulation_steps=1, dropout_rate=0.0, learning_rate=1e-3, clip_norm=1.0, mixing=None, **model
-):
+@functools.cache  # a compiled step is used again
+def parts(devices, accumulation_steps, dropout_rate, learning_rate, clip_norm, mixing):
     mesh = partitioning.make_mesh(jax.devices()[:devices])
     model = create_model(
         "ViT-Ti/4",
         num_classes=10,
-        **{"num_layers": 2, "hidden_dim": 32, "mlp_dim": 64, "num_heads": 2, "dropout_rate": dropout_rate, **model},
+        num_layers=2,
+        hidden_dim=32,
+        mlp_dim=64,
+        num_heads=2,
+        dropout_rate=dropout_rate,
     )
     schedule = optimizers.make_schedule("cosine", learning_rate=learning_rate, num_steps=40, warmup_steps=5)
     optimizer = optimizers.make_optimizer("adamw", schedule, weight_decay=0.1, clip_norm=clip_norm)
@@ -34,6 +39,11 @@ def setup(
         mixing=mixing,
     )
     return mesh, state, step
+
+
+def setup(*, devices=1, accumulation_steps=1, dropout_rate=0.0, learning_rate=1e-3, clip_norm=1.0, mixing=None):
+    mesh, state, step = parts(devices, accumulation_steps, dropout_rate, learning_rate, clip_norm, mixing)
+    return mesh, jax.tree.map(jnp.copy, state), step  # the step is given a state for good
 
 
 def batches(mesh, count, seed=0):

@@ -15,8 +15,7 @@ from vit_jax import optimizers, partitioning
 from vit_jax.data.augment import RandAugment
 from vit_jax.data.images import EvalTransform, TrainTransform
 from vit_jax.data.pipeline import EvalBatches, TrainBatches
-from vit_jax.data.sources import Source, open_source
-from vit_jax.data.sources.base import MissingDataError
+from vit_jax.data.sources import MissingDataError, RealLabels, Source, load_real_labels, open_source
 from vit_jax.data.sources.mixture import Mixture
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import ClassificationEvaluator
@@ -235,8 +234,6 @@ def _open_sources(data: ConfigDict, allow_missing_data: bool) -> tuple[Source | 
                 f"labels would not mean the same: {len(differing)} are in one of them only, such as {differing[:5]}."
             )
     if data.eval_labels:
-        from vit_jax.data.sources.real import RealLabels, load_real_labels
-
         eval_source = RealLabels(eval_source, load_real_labels(data.eval_labels))
     return train_source, eval_source
 
@@ -246,6 +243,9 @@ def _open_source(data: ConfigDict, dataset: str, split: str) -> Source:
         dataset,
         split,
         how_to_prepare=data.how_to_prepare,
+        image_key=data.image_key,
+        label_key=data.label_key,
+        max_labels=data.max_labels,
     )
 
 

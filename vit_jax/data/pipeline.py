@@ -4,7 +4,6 @@ Everything follows from the seed and the position in the stream: which example i
 augmented. Threads, processes and interruptions change neither, and the iterator's state is one number.
 """
 
-import collections
 import dataclasses
 import itertools
 import logging
@@ -280,7 +279,8 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
           num_threads: that decode, in each worker process if there are some; None: share the cores out.
           num_workers: worker processes that load whole batches in turn, for hosts with more cores than one Python
             process can feed (some 15); 0: this process does it. The batches do not depend on it.
-          prefetch: batches made ready on the host, and again on the devices, while a step runs.
+          prefetch: batches made ready on the host while a step runs. They go to the devices when they are asked for,
+            which is some steps ahead: the loop does not wait for the devices.
           max_bad_records: examples that may be left out because they cannot be read, before it is an error.
           process: index of this process and how many there are; None: as JAX says.
         """
@@ -295,7 +295,6 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         self._batches = indices.map_with_index(_LoadTrainBatch(loader, local, batch_size, seed))
         self.bad_records = BadRecords(max_bad_records)
         self._host_iterator: grain.DatasetIterator | None = None
-        self._ready: collections.deque[dict[str, jax.Array]] = collections.deque()
         self._num_done = 0  # batches handed out
 
     def _start(self) -> grain.DatasetIterator:
@@ -311,18 +310,16 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         return iter(batches.mp_prefetch(workers, worker_init_fn=_start_worker))
 
     def next_local(self) -> LocalBatch:
-        """This process's part of the next batch, on the host. Not to be mixed with `next`, which reads ahead."""
+        """This process's part of the next batch, on the host."""
         if self._host_iterator is None:
             self._host_iterator = self._start()
         batch, bad = next(self._host_iterator)
         self.bad_records.add(bad)
+        self._num_done += 1
         return batch
 
     def __next__(self) -> dict[str, jax.Array]:
-        while len(self._ready) < self._prefetch:
-            self._ready.append(global_batch(self.next_local(), self._sharding))
-        self._num_done += 1
-        return self._ready.popleft()
+        return global_batch(self.next_local(), self._sharding)
 
     def get_state(self) -> dict[str, Any]:
         """The position after the last batch that was handed out, as JSON-compatible data."""
@@ -357,7 +354,6 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
 
     def close(self) -> None:
         """Ends threads and worker processes; a next batch would start them again."""
-        self._ready.clear()
         if self._host_iterator is not None:
             self._host_iterator.close()
             self._host_iterator = None

@@ -132,9 +132,11 @@ def _refuse_bare_records(path: pathlib.Path) -> None:
         )
 
 
-def _not_found(dataset: str, how_to_prepare: str) -> UserError:
+def _not_found(dataset: str, how_to_prepare: str) -> MissingDataError:
     if "://" in dataset:
-        return UserError(f"data set {dataset!r} is an address. Copy the data here, or mount them, and give their path.")
+        return MissingDataError(
+            f"data set {dataset!r} is an address. Copy the data here, or mount them, and give their path."
+        )
     advice = how_to_prepare.strip() or (
         "Set --config.data.dataset to 'digits', to 'tfds:<name>', to a folder or zip file that holds "
         "<split>/<class>/<image>.jpg, or to files of examples: '<folder>/*.tfrecord*'."
