@@ -1,0 +1,312 @@
+"""RandAugment (Cubuk et al., 2020) as AugReg and DeiT trained with it, on uint8 `[height, width, 3]` arrays.
+
+The two differ in more than their magnitudes, so each has its table of operations:
+
+- `"tensorflow"`, AugReg's: 16 operations computed as TensorFlow does, every one applied, with grey where an image was
+  moved away. Some are odd, and kept so, because the published models were trained with them: see `_posterize`,
+  `_solarize` and `_contrast`.
+- `"timm"`, DeiT's (`rand-m9-mstd0.5-inc1`): 15 operations by Pillow whose strength grows with the magnitude, each
+  applied with probability 1/2, with bicubic interpolation.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import PIL.Image
+import PIL.ImageEnhance
+import PIL.ImageOps
+
+from vit_jax.errors import UserError, unknown_name
+
+# A level is a tenth of the magnitude, negative if an operation that has a direction goes the other way.
+Operation = Callable[[np.ndarray, float], np.ndarray]
+
+_GREY = (128, 128, 128)
+_VALUES = np.arange(256)
+
+
+def _truncated(values: np.ndarray) -> np.ndarray:
+    return values.clip(0, 255).astype(np.uint8)
+
+
+def _blended(background: np.ndarray | int, image: np.ndarray, level: float) -> np.ndarray:
+    """Moves away from the background if the factor exceeds 1, towards it if it is less. In float32, as TensorFlow."""
+    factor = np.float32(level * 1.8 + 0.1)
+    background = np.asarray(background, np.float32)
+    return _truncated(background + factor * (image.astype(np.float32) - background))
+
+
+def _autocontrast(image: np.ndarray, _: float) -> np.ndarray:
+    tables = []
+    for channel in range(3):
+        low, high = np.float32(image[..., channel].min()), np.float32(image[..., channel].max())
+        scale = np.float32(255) / (high - low) if high > low else np.float32(1)
+        offset = low * scale if high > low else np.float32(0)
+        tables.append(_truncated(_VALUES.astype(np.float32) * scale - offset))
+    return cv2.LUT(image, np.stack(tables, axis=-1)[None])
+
+
+def _equalize(image: np.ndarray, _: float) -> np.ndarray:
+    tables = []
+    for channel in range(3):
+        counts = np.bincount(image[..., channel].ravel(), minlength=256)
+        step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
+        below = counts.cumsum() - counts
+        # The first entry is 0, and not half a step.
+        table = np.where(_VALUES > 0, (below + step // 2) // step, 0) if step else _VALUES
+        tables.append(_truncated(table))
+    return cv2.LUT(image, np.stack(tables, axis=-1)[None])
+
+
+def _invert(image: np.ndarray, _: float) -> np.ndarray:
+    return cv2.bitwise_not(image)
+
+
+def _posterize(image: np.ndarray, level: float) -> np.ndarray:
+    # The higher the magnitude, the more bits are left: at 20 all of them. At 0 one is, as no shift exceeds 7.
+    shift = min((8 - int(level * 4)) % 256, 7)
+    return cv2.LUT(image, (_VALUES >> shift << shift).astype(np.uint8))
+
+
+def _solarize(image: np.ndarray, level: float) -> np.ndarray:
+    # The threshold is a uint8 and overflows: magnitudes 10 and 20 invert all, 15 what is above 128.
+    threshold = int(level * 256) % 256
+    return cv2.LUT(image, np.where(threshold > _VALUES, _VALUES, 255 - _VALUES).astype(np.uint8))
+
+
+def _solarize_add(image: np.ndarray, level: float) -> np.ndarray:
+    return cv2.LUT(image, _truncated(np.where(_VALUES < 128, _VALUES + int(level * 110), _VALUES)))
+
+
+def _color(image: np.ndarray, level: float) -> np.ndarray:
+    weights = np.array([[0.2989, 0.587, 0.1140]], np.float32)
+    grey = cv2.transform(image.astype(np.float32) * np.float32(1 / 255), weights) * np.float32(255.5)
+    return _blended(grey.astype(np.uint8)[..., None], image, level)
+
+
+def _contrast(image: np.ndarray, level: float) -> np.ndarray:
+    # The background should be the image's mean grey. It is the mean of the 256 counts of its histogram, which is the
+    # same for all images of a size: 196 for 224 x 224.
+    background = min(image.shape[0] * image.shape[1] // 256, 255)
+    return cv2.LUT(image, _blended(background, _VALUES, level))
+
+
+def _brightness(image: np.ndarray, level: float) -> np.ndarray:
+    return cv2.LUT(image, _blended(0, _VALUES, level))
+
+
+def _sharpness(image: np.ndarray, level: float) -> np.ndarray:
+    kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / np.float32(13)
+    background = image.copy()
+    background[1:-1, 1:-1] = _truncated(cv2.filter2D(image.astype(np.float32), -1, kernel)[1:-1, 1:-1])
+    return _blended(background, image, level)
+
+
+def _moved(image: np.ndarray, matrix: tuple[float, float, float, float, float, float]) -> np.ndarray:
+    """Takes pixel (x, y) from (ax + by + c, dx + ey + f), rounded; from outside comes grey."""
+    a, b, c, d, e, f = (np.float32(value) for value in matrix)
+    x = np.arange(image.shape[1], dtype=np.float32)
+    y = np.arange(image.shape[0], dtype=np.float32)[:, None]
+    # int16 makes OpenCV take the nearest pixels, and halves are rounded away from zero as TensorFlow does.
+    places = np.stack(np.broadcast_arrays(a * x + b * y + c, d * x + e * y + f), axis=-1)
+    places = np.trunc(places + np.copysign(np.float32(0.5), places)).clip(-32768, 32767).astype(np.int16)
+    no_fractions = np.empty((0,), np.uint16)
+    return cv2.remap(image, places, no_fractions, cv2.INTER_NEAREST, None, cv2.BORDER_CONSTANT, _GREY)
+
+
+def _rotate(image: np.ndarray, level: float) -> np.ndarray:
+    last_row, last_column = image.shape[0] - 1, image.shape[1] - 1
+    angle = math.radians(30 * level)
+    cos, sin = math.cos(angle), math.sin(angle)
+    x_offset = (last_column - (cos * last_column - sin * last_row)) / 2
+    y_offset = (last_row - (sin * last_column + cos * last_row)) / 2
+    return _moved(image, (cos, -sin, x_offset, sin, cos, y_offset))
+
+
+def _shear_x(image: np.ndarray, level: float) -> np.ndarray:
+    return _moved(image, (1, 0.3 * level, 0, 0, 1, 0))
+
+
+def _shear_y(image: np.ndarray, level: float) -> np.ndarray:
+    return _moved(image, (1, 0, 0, 0.3 * level, 1, 0))
+
+
+def _translate_x(image: np.ndarray, level: float) -> np.ndarray:
+    return _moved(image, (1, 0, 100 * level, 0, 1, 0))
+
+
+def _translate_y(image: np.ndarray, level: float) -> np.ndarray:
+    return _moved(image, (1, 0, 0, 0, 1, 100 * level))
+
+
+def cutout(image: np.ndarray, row: int, column: int, half: int) -> np.ndarray:
+    """Makes a square of side `2 * half` around a pixel grey, as far as it lies within the image."""
+    image = image.copy()
+    image[max(row - half, 0) : row + half, max(column - half, 0) : column + half] = _GREY
+    return image
+
+
+_TENSORFLOW: dict[str, Operation] = {
+    "autocontrast": _autocontrast,
+    "equalize": _equalize,
+    "invert": _invert,
+    "rotate": _rotate,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "color": _color,
+    "contrast": _contrast,
+    "brightness": _brightness,
+    "sharpness": _sharpness,
+    "shear_x": _shear_x,
+    "shear_y": _shear_y,
+    "translate_x": _translate_x,
+    "translate_y": _translate_y,
+    "solarize_add": _solarize_add,
+}
+
+
+def _by_pillow(function: Callable[[PIL.Image.Image, float], PIL.Image.Image]) -> Operation:
+    return lambda image, level: np.asarray(function(PIL.Image.fromarray(image), level))
+
+
+def _enhanced(enhance: Callable[[PIL.Image.Image], PIL.ImageEnhance._Enhance]) -> Operation:
+    return _by_pillow(lambda image, level: enhance(image).enhance(max(0.1, 1 + 0.9 * level)))
+
+
+def _transformed(coefficients: Callable[[PIL.Image.Image, float], tuple[float, ...]]) -> Operation:
+    affine, bicubic = PIL.Image.Transform.AFFINE, PIL.Image.Resampling.BICUBIC
+    return _by_pillow(
+        lambda image, level: image.transform(
+            image.size, affine, coefficients(image, level), bicubic, fillcolor=_IMAGENET_MEAN
+        )
+    )
+
+
+_IMAGENET_MEAN = (124, 116, 104)
+_TIMM: dict[str, Operation] = {
+    "autocontrast": _by_pillow(lambda image, _: PIL.ImageOps.autocontrast(image)),
+    "equalize": _by_pillow(lambda image, _: PIL.ImageOps.equalize(image)),
+    "invert": _by_pillow(lambda image, _: PIL.ImageOps.invert(image)),
+    "rotate": _by_pillow(
+        lambda image, level: image.rotate(30 * level, PIL.Image.Resampling.BICUBIC, fillcolor=_IMAGENET_MEAN)
+    ),
+    "posterize": _by_pillow(lambda image, level: PIL.ImageOps.posterize(image, 4 - int(level * 4))),
+    "solarize": _by_pillow(lambda image, level: PIL.ImageOps.solarize(image, 256 - int(level * 256))),
+    "solarize_add": _solarize_add,
+    "color": _enhanced(PIL.ImageEnhance.Color),
+    "contrast": _enhanced(PIL.ImageEnhance.Contrast),
+    "brightness": _enhanced(PIL.ImageEnhance.Brightness),
+    "sharpness": _enhanced(PIL.ImageEnhance.Sharpness),
+    "shear_x": _transformed(lambda image, level: (1, 0.3 * level, 0, 0, 1, 0)),
+    "shear_y": _transformed(lambda image, level: (1, 0, 0, 0.3 * level, 1, 0)),
+    "translate_x": _transformed(lambda image, level: (1, 0, 0.45 * level * image.width, 0, 1, 0)),
+    "translate_y": _transformed(lambda image, level: (1, 0, 0, 0, 1, 0.45 * level * image.height)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """What an implementation of RandAugment does.
+
+    Attributes:
+      operations: by name. Cutout is a name alone, as it draws a place.
+      directed: those that go the other way for half of the images.
+      probability: of each operation that was drawn to be applied.
+      max_magnitude: what its authors go to.
+    """
+
+    operations: dict[str, Operation | None]
+    directed: frozenset[str]
+    probability: float
+    max_magnitude: float
+
+
+_MOVES = frozenset({"rotate", "shear_x", "shear_y", "translate_x", "translate_y"})
+_TABLES = {
+    "tensorflow": _Table({**_TENSORFLOW, "cutout": None}, _MOVES, 1.0, 30),
+    "timm": _Table({**_TIMM}, _MOVES | {"color", "contrast", "brightness", "sharpness"}, 0.5, 10),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandAugment:
+    """Applies operations drawn at random, each as likely as any other, one after the other.
+
+    Attributes:
+      num_layers: how many are drawn for an image; one may come twice.
+      magnitude: how strong they are, from 0 to 30 (of "timm" to 10). 0 is not nothing: AugReg's light1 has it.
+      magnitude_std: the magnitude of each is drawn from a normal distribution with this standard deviation, and cut off
+        at its bounds.
+      operations: "tensorflow" or "timm"; see the module.
+    """
+
+    num_layers: int = 2
+    magnitude: float = 15
+    magnitude_std: float = 0.0
+    operations: str = "tensorflow"
+
+    def __post_init__(self):
+        if self.operations not in _TABLES:
+            raise unknown_name("RandAugment operations", self.operations, _TABLES)
+        largest = _TABLES[self.operations].max_magnitude
+        if not 0 <= self.magnitude <= largest or self.magnitude_std < 0 or self.num_layers < 0:
+            raise UserError(
+                f"RandAugment with {self.operations}'s operations takes a magnitude from 0 to {largest}, and a "
+                f"magnitude_std and num_layers of at least 0; got {self.magnitude}, {self.magnitude_std} and "
+                f"{self.num_layers}."
+            )
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Maps uint8 `[height, width, 3]` to the same shape. The argument is left as it is."""
+        table = _TABLES[self.operations]
+        names = tuple(table.operations)
+        for _ in range(self.num_layers):
+            name = names[int(rng.integers(len(names)))]
+            if rng.random() >= table.probability:
+                continue
+            magnitude = self.magnitude
+            if self.magnitude_std:
+                magnitude = min(max(rng.normal(magnitude, self.magnitude_std), 0), table.max_magnitude)
+            level = magnitude / 10
+            if name in table.directed and rng.random() < 0.5:
+                level = -level
+            operation = table.operations[name]
+            if operation is None:
+                row, column = (int(rng.integers(side)) for side in image.shape[:2])
+                image = cutout(image, row, column, int(level * 40))
+            else:
+                image = operation(image, level)
+        return image
+
+
+@dataclasses.dataclass(frozen=True)
+class AugRegSetting:
+    """How strongly AugReg augments.
+
+    Attributes:
+      randaugment: for the images, after crop and flip; None for nothing.
+      mixup_alpha: of the Beta distribution from which the train step draws what to mix; 0 for no mixup.
+    """
+
+    randaugment: RandAugment | None
+    mixup_alpha: float
+
+
+# Steiner et al., 2021, "How to train your ViT?"; big_vision's configs/vit_i21k.py has the same table, and the names of
+# the released checkpoints the same words ("aug_medium1").
+AUGREG = {
+    "none": AugRegSetting(None, 0.0),
+    "light1": AugRegSetting(RandAugment(2, 0), 0.0),
+    "light2": AugRegSetting(RandAugment(2, 10), 0.2),
+    "medium1": AugRegSetting(RandAugment(2, 15), 0.2),
+    "medium2": AugRegSetting(RandAugment(2, 15), 0.5),
+    "strong1": AugRegSetting(RandAugment(2, 20), 0.5),
+    "strong2": AugRegSetting(RandAugment(2, 20), 0.8),
+}
+
+# Touvron et al., 2021, "Training data-efficient image transformers & distillation through attention", and what its code
+# asks timm for: rand-m9-mstd0.5-inc1.
+DEIT = RandAugment(num_layers=2, magnitude=9, magnitude_std=0.5, operations="timm")
