@@ -215,7 +215,7 @@ def test_restore_in_a_huge_data_set_is_exact_and_its_state_small():
     batches.set_state(state)
     (found,) = take(batches, 1)
     # Position by position, by what the pipeline is made of.
-    order, random, transform = pipeline.index_stream(source, 5), pipeline.PositionRandom(5), TrainTransform(SIZE)
+    order, random, transform = pipeline.IndexStream(source, 5), pipeline.PositionRandom(5), TrainTransform(SIZE)
     for i in range(batch_size):
         index = order[batch_size * step + i]
         assert found["label"][i] == index
@@ -285,7 +285,7 @@ def test_label_that_there_cannot_be_is_refused(label):
 def test_mixture_draws_by_weight_and_each_source_once_through_before_again():
     first, second = NumberedSource(6, labels=[0] * 6), NumberedSource(9, labels=[1] * 9)
     mixture = Mixture([first, second], weights=[3, 1])
-    order = pipeline.index_stream(mixture, seed=2)
+    order = pipeline.IndexStream(mixture, seed=2)
     drawn = [order[i] for i in range(240)]
     from_first, from_second = [i for i in drawn if i < 6], [i for i in drawn if i >= 6]
     assert len(from_first) == 180

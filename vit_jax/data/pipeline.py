@@ -5,7 +5,7 @@ augmented. Threads, processes and interruptions change neither, and the iterator
 """
 
 import dataclasses
-import itertools
+import functools
 import logging
 import math
 import os
@@ -20,6 +20,7 @@ import grain
 import jax
 import numpy as np
 from absl import flags
+from grain.experimental import index_shuffle
 from jax.sharding import NamedSharding
 
 from vit_jax.data.images import EvalTransform, ImageError, TrainTransform
@@ -34,6 +35,7 @@ LocalBatch = dict[str, np.ndarray]
 
 _BATCHES_IN_WORK = 2  # so that the threads have work while the last images of a batch are being finished
 _MAX_CHUNK = 8  # images that a thread takes at once
+_SHORT = 2**16  # Grain's permutations take 2^16 / length times as long for data sets shorter than this
 _MAKE_POOL = threading.Lock()
 _NO_EXAMPLE = -1  # index that fills up the last batch of an evaluation
 
@@ -198,33 +200,61 @@ def _local_slice(global_batch_size: int, process: tuple[int, int]) -> slice:
     return slice(index * local, (index + 1) * local)
 
 
-def index_stream(source: Source, seed: int) -> grain.MapDataset:
-    """The endless order of a source's examples: `stream[position]` is an index; any position is found at once.
+class IndexStream:
+    """The endless order of a source's examples: `stream[position]` is an index, found at once for any position.
 
     Each epoch visits every example once, in an order of its own. Of a mixture that holds for each of its sources.
     """
-    starts = source.starts if isinstance(source, Mixture) else (0, len(source))
-    parts = []
-    for part, (start, stop) in enumerate(itertools.pairwise(starts)):
-        # Grain adds the number of the epoch to the seed, so that neighbouring seeds would share their orders; the
-        # multiples of the golden ratio lie far apart.
-        shuffle_seed = (seed * 0x9E3779B1 + part * 0x85EBCA6B) % 2**32
-        # More epochs than anyone trains; Grain's endless `repeat()` overflows at batch size 1.
-        parts.append(grain.MapDataset.range(start, stop).shuffle(shuffle_seed).repeat(2**31))
-    return grain.MapDataset.mix(parts, source.weights) if isinstance(source, Mixture) else parts[0]
+
+    def __init__(self, source: Source, seed: int):
+        """Computes nothing yet; `seed` decides the order."""
+        # Neighbouring seeds must not share their orders, though the number of the epoch is added to them; the multiples
+        # of the golden ratio lie far apart.
+        self._seed = seed * 0x9E3779B1
+        self._starts: tuple[int, ...] = (0, len(source))
+        self._turns: grain.MapDataset | None = None
+        if isinstance(source, Mixture):
+            self._starts = source.starts
+            turns = [
+                grain.MapDataset.range(2**40).map(lambda i, part=part: (part, i)) for part in range(len(source.weights))
+            ]
+            self._turns = grain.MapDataset.mix(turns, source.weights)
+
+    def __getitem__(self, position: int) -> int:
+        part, position = (0, position) if self._turns is None else self._turns[position]
+        start, stop = self._starts[part : part + 2]
+        epoch, position = divmod(position, stop - start)
+        seed = (self._seed + part * 0x85EBCA6B + epoch) % 2**32
+        return start + _shuffled(position, stop - start, seed)
+
+
+def _shuffled(position: int, length: int, seed: int) -> int:
+    """Where `position` goes in the permutation of `range(length)` that `seed` stands for."""
+    if length < _SHORT:
+        return int(_permutation(length, seed)[position])
+    return index_shuffle(position, max_index=length - 1, seed=seed, rounds=4)
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(length: int, seed: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=seed)).permutation(length)
 
 
 @dataclasses.dataclass
 class _LoadTrainBatch:
-    """Maps a batch's number and indices to this process's part of it. Sent to worker processes."""
+    """Maps a batch's number to this process's part of it. Sent to worker processes."""
 
     loader: BatchLoader
-    local: slice
+    order: IndexStream
     batch_size: int
+    local: slice
     seed: int
 
-    def __call__(self, batch_index: int, indices: np.ndarray) -> tuple[LocalBatch, list[str]]:
-        return self.loader.load(indices[self.local], batch_index * self.batch_size + self.local.start, self.seed)
+    def __call__(self, batch_index: int) -> tuple[LocalBatch, list[str]]:
+        # Positions in the global batch: the data do not depend on the number of processes.
+        first = batch_index * self.batch_size + self.local.start
+        positions = range(first, first + self.local.stop - self.local.start)
+        return self.loader.load([self.order[position] for position in positions], first, self.seed)
 
 
 def _start_worker(index: int, count: int) -> None:
@@ -289,10 +319,8 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         threads = num_threads or max(1, num_cpus() // max(1, num_workers))
         loader = BatchLoader(source, transform, num_classes=num_classes, num_threads=threads)
         local = _local_slice(batch_size, process or _this_process())
-        # Global batches of indices first, this process's part of each second: the data do not depend on the number of
-        # processes. Indices are cheap; only this process's images are read.
-        indices = index_stream(source, seed).batch(batch_size)
-        self._batches = indices.map_with_index(_LoadTrainBatch(loader, local, batch_size, seed))
+        load_batch = _LoadTrainBatch(loader, IndexStream(source, seed), batch_size, local, seed)
+        self._batches = grain.MapDataset.range(2**40).map(load_batch)
         self.bad_records = BadRecords(max_bad_records)
         self._host_iterator: grain.DatasetIterator | None = None
         self._num_done = 0  # batches handed out
