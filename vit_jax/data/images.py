@@ -23,7 +23,7 @@ cv2.setNumThreads(0)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 # A quarter of a GiB of RGB, as Pillow's default; 16 threads that load such images at once need 4 GiB. A file of a few
-# hundred bytes can claim 65,535 x 65,535 pixels, and a thread would allocate 12 GiB before it found that they are missing.
+# hundred bytes can claim 65,535 x 65,535 pixels, for which a decoder would ask for 12 GiB.
 MAX_PIXELS = 2**28 // 3
 
 # Not turned by what EXIF says, as TensorFlow and the JPEG decoder below do not either.
@@ -92,8 +92,8 @@ def _checked_size(height: int, width: int) -> tuple[int, int]:
         raise ImageError(f"an image of {height} x {width} pixels (height x width)")
     if height * width > MAX_PIXELS:
         raise ImageError(
-            f"an image of {height:,} x {width:,} pixels (height x width); at most {MAX_PIXELS:,} are decoded (a quarter "
-            "of a GiB). Make it smaller."
+            f"an image of {height:,} x {width:,} pixels (height x width); at most {MAX_PIXELS:,} are decoded, a "
+            "quarter of a GiB. Make it smaller."
         )
     return height, width
 
