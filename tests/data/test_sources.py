@@ -313,10 +313,10 @@ def test_slices_of_digits_are_taken():
     assert len(open_source("digits", "all")) == 1797
 
 
-def test_number_of_classes_that_is_not_the_data_sets_is_refused(folder):
-    assert open_source(str(folder), "train", num_classes=2).num_classes == 2
-    with pytest.raises(UserError, match=r"has 2 classes, not 3"):
-        open_source(str(folder), "train", num_classes=3)
+def test_fewer_classes_than_the_data_set_has_are_refused(folder):
+    assert open_source(str(folder), "train", num_classes=3).num_classes == 2
+    with pytest.raises(UserError, match=r"has 2 classes, more than 1"):
+        open_source(str(folder), "train", num_classes=1)
 
 
 def test_address_is_refused_with_what_to_do():

@@ -247,9 +247,10 @@ def test_data_set_that_is_not_prepared_says_how_to_prepare_it_and_what_is(golden
     assert find_path("tfds:golden_animal") is None
 
 
-def test_version_that_is_not_prepared_is_refused(golden):
-    with pytest.raises(UserError, match=r"tfds:golden_animals:3.0.0 is not prepared"):
-        open_source("tfds:golden_animals:3.0.0", "train")
+@pytest.mark.parametrize("name", ["golden_animals:3.0.0", "golden_animals/small", ""])
+def test_version_config_or_name_that_is_not_prepared_is_refused(golden, name):
+    with pytest.raises(MissingDataError, match=f"tfds:{name} is not prepared"):
+        open_source(f"tfds:{name}", "train")
 
 
 # ---- What may be wrong with it.
@@ -267,7 +268,7 @@ def test_unknown_split_is_refused_with_the_nearest(golden):
         ("prepared", {"label_key": "lable"}, r"data.label_key\) of .* 'lable'. Did you mean 'label'"),
         ("prepared", {"label_key": "file_name"}, r"Known: label\."),
         ("prepared", {"image_key": "imege"}, r"data.image_key\) of .* 'imege'. Did you mean 'image'"),
-        ("prepared", {"num_classes": 4}, r"has 3 classes, not 4"),
+        ("prepared", {"num_classes": 2}, r"has 3 classes, more than 2"),
         ("prepared_with_two_labels", {}, r"several features with classes: kind, place. Set data.label_key"),
     ],
 )

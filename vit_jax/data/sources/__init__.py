@@ -59,7 +59,7 @@ def open_source(
       how_to_prepare: told to the user if the data are not there.
       image_key: of examples in records: the feature that has the encoded image; None: as it is usually called.
       label_key: of examples in records: the feature that has label ids; None: as it is usually called.
-      num_classes: number of classes, where the data do not say.
+      num_classes: number of classes, where the data do not say; no less than they say.
       max_labels: of examples in records: the most labels an image has, where the data do not say; see `open_shards`
         and `open_tfds`.
 
@@ -94,8 +94,8 @@ def open_source(
         return open_shards(shards, split, name=dataset, **options)
     else:
         raise _not_found(dataset, how_to_prepare)
-    if num_classes not in (None, source.num_classes):
-        raise UserError(f"{dataset} has {source.num_classes} classes, not {num_classes}.")
+    if num_classes is not None and source.num_classes is not None and num_classes < source.num_classes:
+        raise UserError(f"{dataset} has {source.num_classes} classes, more than {num_classes}.")
     return source
 
 

@@ -105,9 +105,6 @@ class TFRecordFiles:
         self.paths: Sequence[str] = list(paths)
         self._offsets = _index_all(self.paths)
         self.lengths: Sequence[int] = [len(offsets) - 1 for offsets in self._offsets]
-        self._open_lazily()
-
-    def _open_lazily(self) -> None:
         # A file whose place in the cache is taken closes when the last thread that reads it is done with it.
         most = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._file = functools.lru_cache(maxsize=min(most, 4096))(PositionedFile)
@@ -126,12 +123,8 @@ class TFRecordFiles:
         """File, number and offset of a record."""
         return f"record {record} (byte {self._offsets[file][record]}) of {self.paths[file]}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_file"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open_lazily()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TFRecordFiles, (self.paths,)  # the indices are on disk; of tens of millions of records they are large
 
 
 class ArrayRecordFiles:
@@ -146,6 +139,8 @@ class ArrayRecordFiles:
         Raises:
           UserError: a file is missing or no array_record file, or the system does not allow so many open files.
         """
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
         _allow_open_files(len(paths))
         for path in paths:
             _stat(path)
@@ -155,22 +150,12 @@ class ArrayRecordFiles:
                 lengths = list(pool.map(_array_record_length, paths))
         self.lengths: Sequence[int] = list(lengths)
         self._first = [0, *itertools.accumulate(self.lengths)]
-        self._open_lazily()
-
-    def _open_lazily(self) -> None:
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
         wanted = zip(self.paths, self.lengths, strict=True)
         self._records = ArrayRecordDataSource([_WholeFile(path, 0, length, length) for path, length in wanted])
         self._process = os.getpid()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_records", "_process")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        _allow_open_files(len(self.paths))
-        self._open_lazily()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArrayRecordFiles, (self.paths, self.lengths)
 
     def read(self, file: int, record: int) -> bytes:
         """Reads a record; the format has checksums of its own."""
@@ -413,7 +398,7 @@ def open_shards(
       name: see `Source`.
       image_key: name of the feature that has the image; None: a usual name.
       label_key: name of the feature that has label ids; None: a usual name.
-      num_classes: number of classes; needed where there is no `classes.txt`, but `None` does to look at the data.
+      num_classes: number of classes, where there is no `classes.txt`; no less than it names. Labels must be less.
       max_labels: the most labels an image has; None: as `manifest.json` says, otherwise 1.
 
     Raises:
@@ -425,8 +410,8 @@ def open_shards(
     folder = pathlib.Path(paths[0]).parent
     class_names = _class_names(folder / "classes.txt")
     if class_names is not None:
-        if num_classes not in (None, len(class_names)):
-            raise UserError(f"{folder / 'classes.txt'} names {len(class_names)} classes, not {num_classes}.")
+        if num_classes is not None and num_classes < len(class_names):
+            raise UserError(f"{folder / 'classes.txt'} names {len(class_names)} classes, more than {num_classes}.")
         num_classes = len(class_names)
     return RecordSource(
         files,
@@ -473,16 +458,21 @@ def is_record_file(path: pathlib.Path) -> bool:
 
 
 def _is_tfrecord(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as a tfrecord file does."""
-    with open(path, "rb") as file:
-        header = file.read(_HEADER.size)
+    header = _beginning(path, _HEADER.size)
     return len(header) == _HEADER.size and _checksum(header[:8]) == _HEADER.unpack(header)[1]
 
 
 def _is_array_record(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as an array_record file does."""
-    with open(path, "rb") as file:
-        return file.read(len(_RIEGELI_START)) == _RIEGELI_START
+    return _beginning(path, len(_RIEGELI_START)) == _RIEGELI_START
+
+
+def _beginning(path: str | os.PathLike[str], size: int) -> bytes:
+    """The first bytes of a file; none if it cannot be read, which whoever reads on will find out."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(size)
+    except OSError:
+        return b""
 
 
 def manifest_max_labels(folder: pathlib.Path) -> int | None:
@@ -593,7 +583,10 @@ def tfrecord_index(path: str) -> np.ndarray:
     for place in places:
         if (offsets := _load_index(place, stat)) is not None:
             return offsets
-    offsets = _scan(path, stat.st_size)
+    try:
+        offsets = _scan(path, stat.st_size)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}. Copy or prepare it again.") from error
     for place in places:
         try:
             _save_index(place, offsets, stat)

@@ -50,7 +50,7 @@ def open_tfds(
       spec: a split, with slices and sums as TFDS has them.
       image_key: name of the feature that has the image; None: "image", otherwise the only one of images.
       label_key: name of the feature that has the classes; None: "label", "labels", otherwise the only one of classes.
-      num_classes: number of classes, where the data set does not say.
+      num_classes: number of classes, where the data set does not say; no less than it says.
       max_labels: the most labels an image has, if it may have several; None: as `manifest.json` in the folder says,
         otherwise the number of classes, but no more than 32.
 
@@ -69,8 +69,8 @@ def open_tfds(
     keys, feature, many = _choose_features(info.features, image_key, label_key, name)
     class_names: list[str] | None = None
     if feature is not None and feature.num_classes is not None:
-        if num_classes not in (None, feature.num_classes):
-            raise UserError(f"{name} has {feature.num_classes} classes, not {num_classes}.")
+        if num_classes is not None and num_classes < feature.num_classes:
+            raise UserError(f"{name} has {feature.num_classes} classes, more than {num_classes}.")
         num_classes = feature.num_classes
         class_names = list(feature.names)
         if class_names == [str(number) for number in range(len(class_names))]:
@@ -175,7 +175,7 @@ def find_tfds(dataset: str) -> pathlib.Path | None:
     """
     full, _, version = dataset.partition(":")
     name, _, config = full.partition("/")
-    for folder in data_folders():
+    for folder in data_folders() if name else []:
         found = {
             path.relative_to(folder / name): path
             for path in _versions_below(folder / name)
