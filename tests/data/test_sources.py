@@ -288,7 +288,7 @@ def test_fingerprint_changes_with_the_slice(folder):
         ("train[:7]", r"\[:7\] incompatible with 6 examples"),
         ("train[:200%]", "percent slice boundaries"),
         ("train[2]", "only support slice syntax"),
-        ("train[:9", "'train\\[:1000\\]'|'train\\[:90%\\]'"),
+        ("train[:9", r"'train\[:9' of .* Unrecognized split format"),
         ("trian[:90%]", "Did you mean 'train'"),
         ("train+tset", "Did you mean 'test'"),
         ("all[:90%]", r"'all' stands alone.*test\[:90%\]\+train\[:90%\]"),
