@@ -92,7 +92,7 @@ class Index:
         # Sorting millions of rows needs temporary files, for which /tmp may be too small.
         with contextlib.suppress(sqlite3.Error):
             self._db.execute(f"PRAGMA temp_store_directory = '{str(folder).replace(chr(39), 2 * chr(39))}'")
-        self._db.execute("PRAGMA cache_size = -65536")  # KiB, whatever the number of images
+        self._db.execute("PRAGMA cache_size = -16384")  # KiB, whatever the number of images
         self._db.executescript(_TABLES)
         self._labels: dict[str, int] = dict(self._db.execute("SELECT name, id FROM label"))
         self._db.create_function("order_key", 2, tfds_order, deterministic=True)
