@@ -47,8 +47,8 @@ def base_config() -> ConfigDict:
     config.data.train_split = "train"  # slices as in TFDS: "train[:99%]"
     config.data.eval_split = placeholder(str)  # None: no evaluation
     config.data.eval_labels = placeholder(str)  # path of real.json: evaluate against the ReaL labels of ImageNet
-    config.data.image_key = "image"  # in records: the feature that has the encoded image
-    config.data.label_key = placeholder(str)  # in records: the feature that has the labels; None: one of the usual
+    config.data.image_key = placeholder(str)  # these two: features of records, where they are not the usual
+    config.data.label_key = placeholder(str)
     config.data.max_labels = placeholder(int)  # most labels an image has; None: as the data set says, else 1
     config.data.image_size = 224  # pixels
     config.data.inception_crop = True  # random crop of random area and aspect ratio

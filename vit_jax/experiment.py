@@ -78,10 +78,18 @@ def build(config: ConfigDict, *, allow_missing_data: bool = False) -> Experiment
     _check_ranges(config)
     loss_fn = make_loss(config.loss, config.label_smoothing)
     mixing = Mixing(config.mixup_alpha, config.cutmix_alpha)
-    _train_transform(config.data)  # only to check it before the data are read
+    train_transform(config.data)  # only to check it before the data are read
     _make_optimizer(config.optimizer, optax.constant_schedule(0.0))  # only to check it before the data are read
 
-    train_source, eval_source = _open_sources(config.data, allow_missing_data)
+    train_source: Source | None
+    eval_source: Source | None
+    try:
+        train_source, eval_source = open_sources(config.data)
+    except MissingDataError as error:
+        if not allow_missing_data or not config.data.expected_train_images:
+            raise
+        logger.warning("%s", error)
+        train_source, eval_source = None, None
     num_train_images = len(train_source) if train_source else config.data.expected_train_images
     num_classes = _num_classes(config.model, train_source)
     model = _make_model(config.model, num_classes)
@@ -116,7 +124,7 @@ def make_train_batches(config: ConfigDict, experiment: Experiment) -> TrainBatch
         raise UserError(f"data set {config.data.dataset!r} is missing.\n{config.data.how_to_prepare}")
     return TrainBatches(
         experiment.train_source,
-        _train_transform(config.data),
+        train_transform(config.data),
         partitioning.batch_sharding(experiment.mesh),
         batch_size=config.batch_size,
         seed=config.seed,
@@ -142,7 +150,7 @@ def make_evaluator(
         return None
     batches = EvalBatches(
         experiment.eval_source,
-        _eval_transform(config.data),
+        eval_transform(config.data),
         partitioning.batch_sharding(experiment.mesh),
         batch_size=config.eval_batch_size or config.batch_size,
         num_classes=experiment.num_classes,
@@ -187,7 +195,8 @@ def _check_ranges(config: ConfigDict) -> None:
     check(["data.eval_split"], lambda value: value not in ("train", "time"), "a split of another name")
 
 
-def _train_transform(data: ConfigDict) -> TrainTransform:
+def train_transform(data: ConfigDict) -> TrainTransform:
+    """What is done to each training image; `data` is the part of the config about data."""
     randaugment = None
     if data.randaugment_layers:
         randaugment = RandAugment(
@@ -204,18 +213,19 @@ def _train_transform(data: ConfigDict) -> TrainTransform:
     )
 
 
-def _eval_transform(data: ConfigDict) -> EvalTransform:
+def eval_transform(data: ConfigDict) -> EvalTransform:
+    """What is done to each image of an evaluation; `data` is the part of the config about data."""
     return EvalTransform(image_size=data.image_size, resize_small=data.eval_resize_small, resize=data.resize)
 
 
-def _open_sources(data: ConfigDict, allow_missing_data: bool) -> tuple[Source | None, Source | None]:
-    try:
-        train_source = _open_train_source(data)
-    except MissingDataError as error:
-        if allow_missing_data and data.expected_train_images:
-            logger.warning("%s", error)
-            return None, None
-        raise
+def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
+    """Opens the data for training and, if there are, for evaluation; `data` is the part of the config about data.
+
+    Raises:
+      MissingDataError: they are not there.
+      UserError: they are not as they should be.
+    """
+    train_source = _open_train_source(data)
     expected = data.expected_train_images
     if expected and len(train_source) != expected:
         raise UserError(

@@ -17,19 +17,19 @@ the run with status 143 or 130; mistakes end it with status 1 and one message. v
 import errno
 import logging
 import os
-import re
 import sys
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
 from vit_jax import experiment, overview, partitioning, summary
+from vit_jax.command_line import define_config, report
+from vit_jax.command_line import parse as parse_flags
 from vit_jax.errors import UserError
 from vit_jax.train import Stopped, train
 from vit_jax.workdir import parse
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.", lock_config=True)
+_CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder (or gs://bucket/folder) for checkpoints, metrics and results; made if need be."
 )
@@ -39,31 +39,9 @@ _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
 )
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; a mistake in it is one message, not a traceback."""
-    try:
-        positional = flags.FLAGS(argv)
-        if len(positional) > 1:
-            raise UserError(f"unexpected argument {positional[1]!r}; fields are set with --config.<field>=<value>.")
-        if _CONFIG.value is None:
-            raise UserError("--config is missing, e.g. --config=configs/quickstart.py. --help tells more.")
-        _CONFIG.value.lock()  # fails if the config file itself could not be read
-        if not _DRY_RUN.value and not _WORKDIR.value:
-            raise UserError("--workdir is missing, e.g. --workdir=runs/my-run; or pass --dry_run.")
-        return positional
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise SystemExit(_report(error)) from error
-
-
-def _report(error: Exception) -> int:
-    """Prints an error for people; returns the exit status."""
-    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    if nearest := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):  # from ml_collections
-        message = f"unknown config field {nearest[2]!r}. Did you mean {nearest[1]!r}?"
-    # What a config file itself refuses arrives as text: a traceback that ends with our error.
-    message = message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2].strip()
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    return 1
+def _check_flags() -> None:
+    if not _DRY_RUN.value and not _WORKDIR.value:
+        raise UserError("--workdir is missing, e.g. --workdir=runs/my-run; or pass --dry_run.")
 
 
 def _set_up_logging() -> None:
@@ -99,10 +77,10 @@ def _main() -> int:
     except Stopped as stopped:
         return 128 + stopped.signum
     except UserError as error:
-        return _report(error)
+        return report(error)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            return _report(UserError(f"{error}. Checkpoints that were whole still are."))
+            return report(UserError(f"{error}. Checkpoints that were whole still are."))
         raise
     print(
         f"\n{summary.format_summary(result)}\n\nMore in {workdir}: summary.md, curves.png, checkpoints/, tensorboard/"
@@ -112,7 +90,7 @@ def _main() -> int:
 
 def run() -> None:
     """Entry point of `python -m vit_jax.main`."""
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=lambda argv: parse_flags(argv, _CONFIG, _check_flags))
 
 
 if __name__ == "__main__":
