@@ -241,15 +241,16 @@ class {name}(tfds.core.GeneratorBasedBuilder):
 
     def _info(self):
         label = tfds.features.ClassLabel(names=["a", "b"])
-        features = tfds.features.FeaturesDict({{"image": tfds.features.Image(), "label": label}})
+        features = {{"image": tfds.features.Image(), "label": label, "number": np.int64}}
+        features = tfds.features.FeaturesDict(features)
         return self.dataset_info_from_configs(features=features)
 
     def _split_generators(self, dl_manager):
         return {{"train": self._generate_examples()}}
 
     def _generate_examples(self):
-        for i in range(4):
-            yield i, {{"image": {image}, "label": i % 2}}
+        for i in range(40):
+            yield {keys}, {{"image": {image}, "label": i % 2, "number": i}}
 """
 
 
@@ -257,12 +258,12 @@ class {name}(tfds.core.GeneratorBasedBuilder):
 def builder(tmp_path, monkeypatch):
     """Writes a builder as a package of its own; returns its name."""
 
-    def write(name, image):
+    def write(name, image, keys="i"):
         package = tmp_path / "code" / name
         package.mkdir(parents=True)
         (package / "picture.jpg").write_bytes(jpeg(1))
         class_name = "".join(word.capitalize() for word in name.split("_"))
-        (package / "__init__.py").write_text(textwrap.dedent(BUILDER.format(name=class_name, image=image)))
+        (package / "__init__.py").write_text(textwrap.dedent(BUILDER.format(name=class_name, image=image, keys=keys)))
         monkeypatch.syspath_prepend(str(tmp_path / "code"))
         return name
 
@@ -273,8 +274,22 @@ def test_a_builder_of_ones_own_is_prepared_by_tfds(tmp_path, builder):
     name = builder("own_birds", "pathlib.Path(__file__).with_name('picture.jpg').open('rb')")
     for _ in range(2):  # the second finds it finished
         assert main(["tfds", name, f"--import={name}", f"--out={tmp_path}"]) == 0
-    assert [example["image"] for example in examples(tmp_path / name / "1.0.0", "train")] == 4 * [jpeg(1)]
+    assert [example["image"] for example in examples(tmp_path / name / "1.0.0", "train")] == 40 * [jpeg(1)]
     assert main(["check", str(tmp_path / name / "1.0.0")]) == 0
+
+
+def test_tfds_itself_would_have_written_the_same_examples_in_the_same_order(tmp_path, builder):
+    name = builder("own_order", "pathlib.Path(__file__).with_name('picture.jpg').open('rb')", keys="f'{i}.jpg'")
+    assert main(["tfds", name, f"--import={name}", f"--out={tmp_path}"]) == 0
+    theirs = [int(example["number"]) for example in examples(tmp_path / name / "1.0.0", "train")]
+    rows = []
+    for number in range(40):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+        rows.append(json.dumps({"image": f"{number}.jpg", "label": number}))
+    (tmp_path / "ours.jsonl").write_text("\n".join(rows))
+    assert main(["manifest", str(tmp_path / "ours.jsonl"), f"--out={tmp_path}", "--single_label"]) == 0
+    ours = [int(example["label"]) for example in examples(tmp_path / "ours/1.0.0", "train")]
+    assert ours == theirs
 
 
 def test_a_set_that_needs_tensorflow_says_what_to_install(tmp_path, builder, monkeypatch, capsys):

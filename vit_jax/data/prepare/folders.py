@@ -1,7 +1,6 @@
 """A folder or zip file of images, `<split>/<class>/<image>`, as it is read without preparation too."""
 
 import dataclasses
-import os
 import pathlib
 import re
 import zipfile
@@ -11,6 +10,7 @@ from typing import Any
 from vit_jax.data.prepare.index import Arrangement, Row
 from vit_jax.data.prepare.run import Found, Passed
 from vit_jax.data.sources import Example, ImageFolderSource
+from vit_jax.data.sources.folders import list_splits
 from vit_jax.errors import UserError
 
 
@@ -31,7 +31,8 @@ class ImageFolder:
         self._path = path
         self.slices: dict[str, dict[str, tuple[int | None, int | None]]] = {}
         self.description = f"The images of {path.resolve().name}, as they were."
-        splits = _list_splits(path)
+        _refuse_unsafe(path)
+        splits = list_splits(path)
         if wrong := next((split for split in splits if not re.fullmatch(r"[A-Za-z]\w*", split)), None):
             raise UserError(f"{path}: {wrong!r} is no name for a split. Rename the folder to letters, digits and _.")
         self._sources = {split: ImageFolderSource(path, split) for split in splits}
@@ -99,30 +100,15 @@ def _encoded(example: Example) -> bytes:
     return image
 
 
-def _list_splits(path: pathlib.Path) -> list[str]:
-    """Names of the splits; a single folder around them is looked through, as `ImageFolderSource` does."""
+def _refuse_unsafe(path: pathlib.Path) -> None:
+    """Nothing is unpacked, but a zip that tries to leave its folder is not what it says."""
+    if path.is_dir():
+        return
     try:
-        if path.is_dir():
-            tree = {entry.name for entry in os.scandir(path) if entry.is_dir()}
-            inside = {name: {e.name for e in os.scandir(path / name) if e.is_dir()} for name in tree}
-            deep = any(e.is_dir() for name in tree for inner in inside[name] for e in os.scandir(path / name / inner))
-        else:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-            for name in names:
-                if name.startswith("/") or ".." in name.replace("\\", "/").split("/"):
-                    raise UserError(
-                        f"{path} has a path that would leave the folder it is unpacked in: {name!r}. Refused."
-                    )
-            parts = [name.split("/") for name in names]
-            tree = {part[0] for part in parts if len(part) > 1}
-            inside = {name: {p[1] for p in parts if p[0] == name and len(p) > 2} for name in tree}
-            deep = any(len(part) > 3 and part[3] for part in parts)
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read {path} as a folder or zip file of images: {error}.") from error
-    visible = sorted(name for name in tree if not name.startswith((".", "__MACOSX")))
-    if len(visible) == 1 and deep:
-        visible = sorted(name for name in inside[visible[0]] if not name.startswith("."))
-    if not visible:
-        raise UserError(f"{path} is empty; images should lie in <split>/<class>/, e.g. train/cat/1.jpg.")
-    return visible
+    for name in names:
+        if name.startswith("/") or ".." in name.replace("\\", "/").split("/"):
+            raise UserError(f"{path} has a path that would leave the folder it is unpacked in: {name!r}. Refused.")
