@@ -211,7 +211,8 @@ def test_dry_run_shows_everything_and_makes_nothing(tmp_path, run_main):
 def test_missing_data_set_says_how_to_prepare_it(tmp_path, run_main):
     process = run_main("--config=configs/vit_l16_i21k.py", f"--workdir={tmp_path / 'run'}", VIT_JAX_DATA=str(tmp_path))
     assert process.returncode == 1
-    assert "tar -xf" in process.stderr
+    assert "python -m vit_jax.data.prepare imagenet21k" in process.stderr
+    assert "prepare tfds" not in process.stderr
     assert "Traceback" not in process.stderr
 
 

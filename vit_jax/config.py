@@ -61,6 +61,7 @@ def base_config() -> ConfigDict:
     config.data.randaugment_magnitude_std = 0.0  # DeiT: magnitude 9 with 0.5
     config.data.eval_resize_small = placeholder(int)  # resize the shorter side, crop the centre; None: resize to square
     config.data.expected_train_images = placeholder(int)  # checked against the data set; lets a plan do without it
+    config.data.expected_within = 0.0  # share of them by which the data set may differ
     config.data.how_to_prepare = ""  # told when the data set is missing
     config.data.num_threads = placeholder(int)  # that decode, in each worker process if there are; None: all cores
     config.data.num_workers = 0  # worker processes, for hosts with more than some 15 cores; 0: none

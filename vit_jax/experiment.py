@@ -227,7 +227,7 @@ def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
     """
     train_source = _open_train_source(data)
     expected = data.expected_train_images
-    if expected and len(train_source) != expected:
+    if expected and abs(len(train_source) - expected) > data.expected_within * expected:
         raise UserError(
             f"{data.dataset}/{data.train_split} has {len(train_source)} images, but data.expected_train_images is "
             f"{expected}. Complete the data set, or pass --config.data.expected_train_images={len(train_source)} if "
