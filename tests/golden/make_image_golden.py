@@ -1,12 +1,15 @@
 """Makes images.npz, beside this file: what TensorFlow's ops (and for DeiT's augmentation timm's) make of images.
 
-Nothing of vit_jax is imported. Made with tensorflow 2.21.0 (CPU), numpy 2.4.6, pillow 13.0.0, simplejpeg 1.9.0 and timm
+Nothing of vit_jax is imported, but for --compare, which makes no file and prints how far vit_jax's pixels are from
+TensorFlow's on photographs. Made with tensorflow 2.21.0 (CPU), numpy 2.4.6, pillow 13.0.0, simplejpeg 1.9.0 and timm
 1.0.31, of which one file is loaded that needs no torch:
 
     python -m venv oracle
     oracle/bin/pip install tensorflow-cpu==2.21.0 numpy==2.4.6 pillow==13.0.0 simplejpeg==1.9.0
     oracle/bin/pip install --no-deps timm==1.0.31
     oracle/bin/python tests/golden/make_image_golden.py
+    oracle/bin/pip install opencv-python-headless==5.0.0.93  # and then, to compare the images of a zip file:
+    PYTHONPATH=. oracle/bin/python tests/golden/make_image_golden.py --compare photographs.zip
 
 Contents:
 
@@ -29,12 +32,14 @@ Contents:
     timm/<op>/<level>               the same by timm (Pillow), with bicubic interpolation and ImageNet's mean as filling
 """
 
+import argparse
 import importlib.util
 import io
 import math
 import os
 import pathlib
 import random
+import zipfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -381,8 +386,52 @@ def make_timm(picture: np.ndarray) -> dict[str, np.ndarray]:
     return golden
 
 
+def compare(place: str) -> None:
+    """Prints differences between vit_jax's pixels and TensorFlow's, in grey levels, over the images of a zip file."""
+    from vit_jax.data import images
+
+    differences: dict[str, list[np.ndarray]] = {}
+
+    def add(name: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+        error = ours.astype(np.float32) - theirs.astype(np.float32)
+        facts = np.abs(error).max(), error.mean(), (error != 0).mean(), (np.abs(error) > 0.501).mean()
+        differences.setdefault(name, []).append(np.array(facts))
+
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(place) as archive:
+        for name in archive.namelist():
+            if not name.lower().endswith((".jpg", ".jpeg")):
+                continue
+            encoded = archive.read(name)
+            theirs = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+            ours = images.decode(encoded)
+            add("decode", ours, theirs.numpy())
+            box = images.inception_crop_box(*ours.shape[:2], rng)
+            top, left, height, width = box
+            crop = images.decode_crop(encoded, *box)
+            add("decode_crop, against decode and slice", crop, theirs.numpy()[top : top + height, left : left + width])
+            add("decode_crop", crop, tf.image.decode_and_crop_jpeg(encoded, box, channels=3).numpy())
+            for method in images.RESIZE_METHODS:
+                resized = tf.clip_by_value(tf.image.resize(crop, [224, 224], method), 0, 255).numpy()
+                add(f"resize {method}", images.resize(crop, 224, 224, method), resized)
+                add(f"resize {method}, rounded", images.resize(crop, 224, 224, method), np.rint(resized))
+                add(f"resize {method}, cut off", images.resize(crop, 224, 224, method), np.trunc(resized))
+    for name, facts in differences.items():
+        largest, (_, bias, share, far) = np.max(facts, axis=0)[0], np.mean(facts, axis=0)
+        print(
+            f"{name:38s} largest {largest:6.3f}, mean {bias:7.4f}, values that differ {share:8.4%}, "
+            f"by more than a half {far:8.4%} ({len(facts)} images)"
+        )
+
+
 def main() -> None:
-    """Writes the file."""
+    """Writes the file, or compares."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compare", metavar="ZIP", help="compare vit_jax's pixels of these images with TensorFlow's")
+    args = parser.parse_args()
+    if args.compare:
+        compare(args.compare)
+        return
     picture = make_picture(24, 34)
     golden = {"picture": picture}
     golden |= make_decoded(picture)

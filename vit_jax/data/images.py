@@ -306,38 +306,49 @@ def inception_crop_box(
 
 # OpenCV resizes uint8 in fixed point: bilinearly, 12 % of the values of photographs are not the nearest integer, and
 # they are 0.12 too dark in the mean. In float32 none is wrong, for 15 us more a crop and 25 us less a whole image (of
-# about 1,000 us in all).
-def _resize_with_opencv(image: np.ndarray, height: int, width: int, interpolation: int) -> np.ndarray:
-    resized = cv2.resize(image.astype(np.float32), (width, height), interpolation=interpolation)
-    return cv2.convertScaleAbs(resized)  # rounds, and is faster than NumPy; there is no sign to lose
-
-
+# about 1,000 us in all). `cv2.convertScaleAbs` rounds, faster than NumPy; where it is used there is no sign to lose.
 def _resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    return _resize_with_opencv(image, height, width, cv2.INTER_LINEAR)
+    resized = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    return cv2.convertScaleAbs(resized)
 
 
 def _resize_area(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    if (height <= image.shape[0]) != (width <= image.shape[1]):
-        # OpenCV takes areas only where both sides shrink or both grow.
-        image = cv2.resize(image.astype(np.float32), (image.shape[1], height), interpolation=cv2.INTER_AREA)
-    return _resize_with_opencv(image, height, width, cv2.INTER_AREA)
+    shrunk = min(height, image.shape[0]), min(width, image.shape[1])
+    resized = cv2.resize(image.astype(np.float32), shrunk[::-1], interpolation=cv2.INTER_AREA)
+    # Where a side grows, OpenCV is a pixel off if a border of the old pixels falls on one of the new.
+    if shrunk != (height, width):
+        resized = _mix(resized, _area_taps(shrunk[0], height), _area_taps(shrunk[1], width))
+    return cv2.convertScaleAbs(resized)
 
 
 def _resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    # OpenCV's kernel has -0.75 and Pillow's averages where it shrinks.
-    rows, row_weights = _cubic_taps(image.shape[0], height)
-    columns, column_weights = _cubic_taps(image.shape[1], width)
-    image = np.einsum("th,thwc->hwc", row_weights, image[rows].astype(np.float32))
-    image = np.einsum("tw,htwc->hwc", column_weights, image[:, columns])
-    return np.rint(image).clip(0, 255).astype(np.uint8)
+    # OpenCV's kernel has a = -0.75, and Pillow's averages where it shrinks.
+    resized = _mix(image, _cubic_taps(image.shape[0], height), _cubic_taps(image.shape[1], width))
+    return np.rint(resized).clip(0, 255).astype(np.uint8)
+
+
+# Which pixels are mixed into each pixel of a side, int `[taps, size]`, and their weights, float32 `[taps, size]`.
+_Taps = tuple[np.ndarray, np.ndarray]
+
+
+def _mix(image: np.ndarray, rows: _Taps, columns: _Taps) -> np.ndarray:
+    image = np.einsum("th,thwc->hwc", rows[1], image[rows[0]].astype(np.float32))
+    return np.einsum("tw,htwc->hwc", columns[1], image[:, columns[0]])
 
 
 @functools.lru_cache(maxsize=256)
-def _cubic_taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which pixels of `length` are mixed into each of `size`, int `[4, size]`, and their weights, float32 `[4, size]`.
+def _area_taps(length: int, size: int) -> _Taps:
+    """For a side that grows, so that a new pixel lies in one old pixel or in two."""
+    new = np.arange(size)
+    first = new * length // size
+    second = ((new + 1) * length - (first + 1) * size).clip(0) / length
+    taps = np.stack([first, (first + 1).clip(max=length - 1)])
+    return taps, np.stack([1 - second, second]).astype(np.float32)
 
-    The kernel is that of Keys (1981) with a = -0.5. Pixels beyond the border have no weight.
-    """
+
+@functools.lru_cache(maxsize=256)
+def _cubic_taps(length: int, size: int) -> _Taps:
+    """Of the kernel of Keys (1981) with a = -0.5. Pixels beyond the border have no weight."""
     centers = (np.arange(size) + 0.5) * (length / size) - 0.5
     taps = np.floor(centers).astype(int) + np.arange(-1, 3)[:, None]
     x = np.abs(taps - centers)
