@@ -193,6 +193,9 @@ def find_tfds(dataset: str) -> pathlib.Path | None:
     return None
 
 
+_PREPARE = "    python -m vit_jax.data.prepare tfds"
+
+
 def not_prepared(dataset: str, how_to_prepare: str = "") -> MissingDataError:
     """The error for a data set that is not prepared: what is, and how to prepare it."""
     name = dataset.partition(":")[0]
@@ -204,10 +207,8 @@ def not_prepared(dataset: str, how_to_prepare: str = "") -> MissingDataError:
     }
     looked = ", ".join(map(str, data_folders()))
     nearest = f"\n{unknown_name('prepared data set', f'tfds:{dataset}', known)}" if known else ""
-    return MissingDataError(
-        f"tfds:{dataset} is not prepared in any of {looked}. Prepare it, or set TFDS_DATA_DIR to where it is:\n"
-        f"  python -m vit_jax.data.prepare tfds {name}{nearest}\n{how_to_prepare.strip()}".rstrip()
-    )
+    advice = how_to_prepare.strip() or f"Prepare it, or set TFDS_DATA_DIR to where it is:\n{_PREPARE} {name}"
+    return MissingDataError(f"tfds:{dataset} is not prepared in any of {looked}.{nearest}\n{advice}")
 
 
 def prepared_folder(path: pathlib.Path) -> pathlib.Path | None:
