@@ -162,7 +162,7 @@ def test_the_manifest_counts(prepared):
     assert manifest["counts"] == {"images": 123, "broken": 1, "merged": 3, "examples": 120, "classes": 21843}
     assert manifest["max_labels"] == 3
     assert len(manifest["classes_without_images"]) == 21843 - 4
-    assert manifest["splits"]["full"]["slices"] == {"test": "[:25600]", "val": "[25600:51200]", "train": "[51200:]"}
+    assert manifest["splits"]["full"]["slices"] == {"test": "[:25600]"}  # there are too few for val and train
 
 
 def test_a_broken_image_is_left_out_and_named(prepared):
@@ -324,6 +324,14 @@ def test_an_archive_that_has_changed_is_noticed(tmp_path, monkeypatch, capsys):
     assert "the source files are not the same" in capsys.readouterr().err
 
 
+def test_a_damaged_index_is_one_message(whole, tmp_path, capsys):
+    folder = tmp_path / "imagenet21k" / "1.0.0.incomplete"
+    folder.mkdir(parents=True)
+    (folder / "index.sqlite").write_bytes(b"no index" * 1000)
+    assert main(["imagenet21k", str(whole), f"--out={tmp_path}"]) == 1
+    assert "Remove the .incomplete folder" in capsys.readouterr().err
+
+
 def test_two_processes_do_not_prepare_into_the_same_folder(whole, tmp_path, capsys):
     folder = tmp_path / "imagenet21k" / "1.0.0.incomplete"
     folder.mkdir(parents=True)
@@ -473,6 +481,39 @@ def test_a_scan_goes_on_from_any_mark(whole):
     for place, mark in enumerate(everything):
         if isinstance(mark, archives.Mark):
             assert list(archives.scan([whole], mark)) == everything[place + 1 :]
+
+
+# ---- Work.
+
+
+def test_only_a_few_items_are_taken_ahead():
+    taken = []
+    results = work.ordered_map(lambda item: item, (taken.append(i) or i for i in range(1000)), 2)
+    for expected in range(500):
+        assert next(results) == expected
+        assert len(taken) <= expected + 6
+    results.close()
+
+
+def test_results_keep_their_order_though_threads_do_not():
+    def slow_first(item):
+        time.sleep(0.02 * (item % 4 == 0))
+        return item
+
+    assert list(work.ordered_map(slow_first, range(40), 4)) == list(range(40))
+
+
+def test_an_error_in_a_thread_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        list(work.ordered_map(lambda item: 1 // item, [1, 0, 1], 2))
+
+
+def test_long_work_tells_its_rate_and_the_time_left(monkeypatch, capsys):
+    clock = iter(range(0, 10**6, 31))  # seconds
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    progress = work.Progress("scan", 100)
+    progress.add(5, 25)
+    assert capsys.readouterr().err == "scan: 5 images, 0 images/s, 25.0 % done, 0:01:33 left\n"
 
 
 # ---- check.

@@ -431,6 +431,17 @@ def test_a_prepared_set_can_be_the_test_set(pretraining, tmp_path):
     assert len(examples(tmp_path / "web_dedup/1.0.0", "train")) == 22
 
 
+def test_a_test_image_that_cannot_be_read_resembles_nothing(tmp_path):
+    """Not even a plain image, whose hash has hardly a bit set."""
+    (tmp_path / "white.jpg").write_bytes(encode(Image.new("RGB", (50, 50), "white")))
+    (tmp_path / "web.jsonl").write_text('{"image": "white.jpg", "label": 0}')
+    (tmp_path / "tests/test/any").mkdir(parents=True)
+    (tmp_path / "tests/test/any/broken.jpg").write_bytes(b"no picture")
+    assert main(["manifest", str(tmp_path / "web.jsonl"), f"--out={tmp_path}"]) == 0
+    assert main([*clean(tmp_path), f"--out={tmp_path}"]) == 0
+    assert len(examples(tmp_path / "web_dedup/1.0.0", "train")) == 1
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -16,6 +16,7 @@ there is a whole data set or none.
 import argparse
 import os
 import pathlib
+import sqlite3
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -219,6 +220,11 @@ def main(arguments: list[str]) -> int:
         return 1
     except OSError as error:  # such as an unreadable folder
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except sqlite3.DatabaseError as error:  # a file that the index took for its own
+        print(
+            f"error: the index of what was begun is damaged ({error}). Remove the .incomplete folder.", file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

@@ -139,11 +139,6 @@ class TestSet:
         if match is None:
             raise UserError(f"--against={name} names no split; write <data set>:<split>, such as tfds:cifar10:test.")
         dataset, split = match.groups()
-        folder = pathlib.Path(dataset).expanduser()
-        if (folder / "dataset_info.json").is_file():
-            from vit_jax.data.sources.tfds import open_tfds
-
-            return cls(name, open_tfds(folder, split))
         return cls(name, open_source(dataset, split))
 
 
@@ -266,22 +261,24 @@ class _Job:
         plain = [one[: len(one) // 2] for one in hashes]
         mirrored = [one[len(one) // 2 :] for one in hashes]
         targets = np.concatenate([*plain, *mirrored])
+        # Hashes of 0 are of what could not be hashed: it resembles nothing.
+        sought = np.flatnonzero(targets.any(axis=1))
         progress = Progress("hash", sum(self.old.lengths))
         pairs: list[dict[str, Any]] = []
         first = 0
         for file, length in zip(self.old.files[self.old.split], self.old.lengths, strict=True):
             found = self._hash_shard(file, length)
-            # Hashes of 0 are of what could not be hashed; it stays.
             hashed = np.flatnonzero(found.any(axis=1))
-            for query, target, distance in zip(*find_pairs(found[hashed], targets, near=near, sure=sure), strict=True):
-                of = int(target) % int(ends[-1])
+            matches = find_pairs(found[hashed], targets[sought], near=near, sure=sure)
+            for query, target, distance in zip(*matches, strict=True):
+                of = int(sought[target]) % int(ends[-1])
                 number = int(np.searchsorted(ends, of, side="right"))
                 pairs.append(
                     {
                         "index": first + int(hashed[query]),
                         "against": self.tests[number].name,
                         "against_index": of - int(ends[number - 1] if number else 0),
-                        "mirrored": bool(target >= ends[-1]),
+                        "mirrored": bool(sought[target] >= ends[-1]),
                         "bits": int(distance),
                     }
                 )

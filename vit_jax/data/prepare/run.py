@@ -395,6 +395,7 @@ def _split_facts(files: dict[str, records.Shard], slices: dict[str, tuple[int | 
         facts["slices"] = {
             name: f"[{'' if start is None else start}:{'' if stop is None else stop}]"
             for name, (start, stop) in slices.items()
+            if (start or 0) < examples
         }
     return facts
 
