@@ -365,8 +365,9 @@ class _Job:
         for pair in report["pairs"]:
             pair["file_name"] = names[pair["index"]]
         info = self.old.info
+        homepage = next(iter(info.as_proto.location.urls), "")  # `info.homepage` makes one up
         sentence = f"Without {len(removed):,} near-duplicates of {', '.join(test.name for test in self.tests)}."
-        description = records.Description(self.name, version, f"{info.description} {sentence}", info.homepage, 0, False)
+        description = records.Description(self.name, version, f"{info.description} {sentence}", homepage, 0, False)
         records.write_description(self.work, description, shards, features=info.features)
         (self.work / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (self.work / PICTURES).write_text(pictures.page(report), encoding="utf-8")
