@@ -1,12 +1,15 @@
-"""Starts the emulator of Google Cloud Storage from PyPI, with one header that it leaves out.
+"""Starts the emulator of Google Cloud Storage from PyPI, with one header that it leaves out, and a longer queue.
 
     python -m tests.gcs_emulator PORT BUCKET
 
 The API names the generation of an object with every download (`x-goog-generation`). The emulator does not, and
 TensorStore then takes it for 0 and fails ("Malformed StorageGeneration") as soon as it replaces an object that it read
-before. Nothing else is changed; in particular the emulator heeds no `ifGenerationMatch`.
+before. And of more than five clients that connect at once it turns some away, which then wait for seconds to minutes.
+
+Nothing else is changed; in particular the emulator heeds no `ifGenerationMatch`.
 """
 
+import http.server
 import sys
 
 from gcp_storage_emulator import server
@@ -28,6 +31,7 @@ def _with_generation(download):
 
 def main(port, bucket):
     objects.download = _with_generation(objects.download)  # `objects.get` looks it up when it is called
+    http.server.HTTPServer.request_queue_size = 256
     server.create_server("127.0.0.1", int(port), in_memory=True, default_bucket=bucket).run()
 
 

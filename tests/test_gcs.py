@@ -12,6 +12,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from benchmarks.interruptions import differences
@@ -25,7 +26,7 @@ from vit_jax.metrics import MetricWriter, read_jsonl
 missing = [name for name in ("gcsfs", "gcp_storage_emulator") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
-TINY = "--config=tests/configs/tiny.py:steps=24,checkpoint=4"
+TINY = "--config=tests/configs/tiny.py:steps=16,checkpoint=4"
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +201,24 @@ def test_bucket_that_does_not_exist_is_one_error(emulator):
         workdir.locked(workdir.parse("gs://nowhere/run")).__enter__()
 
 
+def test_checkpoint_that_cannot_be_written_is_one_error(emulator):
+    checkpoints = Checkpoints(workdir.parse("gs://nowhere/run"), keep=1)
+    with pytest.raises(UserError, match=r"could not write a checkpoint to gs://nowhere/run: (.|\n)*See to the cause"):
+        checkpoints.save(1, tree())
+        checkpoints.wait()
+
+
+def test_missing_permission_is_an_error_that_says_where_permissions_are_told(run, monkeypatch):
+    import google.api_core.exceptions
+
+    def forbidden(*_, **__):  # the emulator permits everything
+        raise google.api_core.exceptions.Forbidden("storage.buckets.get denied")
+
+    monkeypatch.setattr(ocp, "CheckpointManager", forbidden)
+    with pytest.raises(UserError, match=r"Forbidden: 403 storage.buckets.get denied. See docs/storage.md"):
+        Checkpoints(run, keep=1)
+
+
 def test_run_killed_in_a_bucket_ends_as_an_uninterrupted_one_on_a_disk(run, emulator, tmp_path, compilation_cache):
     environment = main_environment(compilation_cache, **emulator)
 
@@ -211,7 +230,7 @@ def test_run_killed_in_a_bucket_ends_as_an_uninterrupted_one_on_a_disk(run, emul
     assert start(tmp_path / "reference").wait() == 0, (tmp_path / "log").read_text()
     process = start(run)
     deadline = time.time() + 100
-    while not (run / "checkpoints" / "8" / "commit_success.txt").exists():
+    while not (run / "checkpoints" / "4" / "commit_success.txt").exists():
         assert process.poll() is None, (tmp_path / "log").read_text()
         assert time.time() < deadline
         time.sleep(0.02)
@@ -224,6 +243,6 @@ def test_run_killed_in_a_bucket_ends_as_an_uninterrupted_one_on_a_disk(run, emul
     assert differences(tmp_path / "copy", tmp_path / "reference") == []
     starts = [json.loads(line)["step"] for line in (run / "starts.jsonl").read_text().splitlines()]
     assert starts[0] == 0
-    assert 8 <= starts[1] < 24
+    assert 4 <= starts[1] < 16
     assert {"config.json", "curves.png", "summary.json", "summary.md", "best"} <= set(names(run))
     assert not (run / ".lock").exists()

@@ -90,8 +90,22 @@ class Checkpoints:
         Args:
           directory: where the checkpoints lie.
           keep: number of newest checkpoints kept.
+
+        Raises:
+          UserError: they are in a bucket that cannot be used.
         """
         self._directory = _absolute(directory)
+        try:
+            self._manager = self._open(keep)
+        except Exception as error:
+            if not is_remote(self._directory):
+                raise
+            reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:500]
+            raise UserError(
+                f"cannot open the checkpoints in {self._directory}: {reason}. See docs/storage.md for permissions."
+            ) from error
+
+    def _open(self, keep: int) -> ocp.CheckpointManager:
         # Orbax's own option does this in a thread that nothing but the next save waits for.
         for half_written in ocp.utils.tmp_checkpoints(self._directory):
             # In a bucket any folder without the commit object is one, even what somebody else put there.
@@ -103,11 +117,7 @@ class Checkpoints:
             # threads would wait for it for minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=options,
-            item_names=("tree", "extra"),
-        )
+        return ocp.CheckpointManager(self._directory, options=options, item_names=("tree", "extra"))
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, or None."""

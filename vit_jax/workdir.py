@@ -134,6 +134,10 @@ def locked(workdir: AnyPath) -> Iterator[None]:
     """
     if is_remote(workdir):
         with _leased(f"{workdir}/"):
+            try:
+                workdir.exists()
+            except Exception as error:  # gcsfs has its own ways to find credentials, and no common error
+                raise UserError(f"cannot read the workdir {workdir}: {type(error).__name__}: {error}") from error
             yield
         return
     try:
