@@ -134,6 +134,28 @@ def test_an_empty_file_is_called_empty():
         images.decode(b"")
 
 
+def test_files_with_bytes_changed_lost_and_added_are_refused_or_crop_as_they_decode():
+    rng = np.random.default_rng(0)
+    names = sorted(FILES)
+    refused = 0
+    for _ in range(2000):
+        encoded = bytearray(FILES[names[rng.integers(len(names))]])
+        place, length = int(rng.integers(2, min(len(encoded), 700))), int(rng.integers(0, 3))
+        encoded[place : place + length] = rng.integers(0, 256, int(rng.integers(0, 3)), np.uint8).tobytes()
+        try:
+            height, width = images.size_of(bytes(encoded))
+            if height * width > 10**6:
+                continue
+            decoded = images.decode(bytes(encoded))
+        except images.ImageError:
+            refused += 1
+            continue
+        assert decoded.shape == (height, width, 3)
+        crop = images.decode_crop(bytes(encoded), 0, 0, (height + 1) // 2, width)
+        np.testing.assert_array_equal(crop, decoded[: (height + 1) // 2])
+    assert 200 < refused < 1900
+
+
 FRAME = FILES["jpeg 444"].index(b"\xff\xc0")
 BOMBS = {
     "jpeg": replaced(FILES["jpeg 444"], FRAME + 5, b"\xff" * 4),
@@ -182,11 +204,12 @@ def test_damage_amid_the_pixels_of_a_jpeg_is_refused():
                 function(encoded)
 
 
+@pytest.mark.parametrize("stray", [b"\0\0", b"\xff\0", b"\xff", b"abc\xff\0\xff"])
 @pytest.mark.parametrize("marker", [b"\xff\xdb", b"\xff\xc0", b"\xff\xda", b"\xff\xd9"])
-def test_stray_bytes_between_jpeg_segments_harm_nothing(marker):
+def test_stray_bytes_between_jpeg_segments_harm_nothing(marker, stray):
     whole = jpeg(picture())
     place = whole.index(marker)
-    odd = whole[:place] + b"\0\0" + whole[place:]
+    odd = whole[:place] + stray + whole[place:]
     np.testing.assert_array_equal(images.decode(odd), images.decode(whole))
     np.testing.assert_array_equal(images.decode_crop(odd, 3, 5, 20, 30), images.decode(whole)[3:23, 5:35])
     with pytest.raises(images.ImageError):
