@@ -59,10 +59,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.host import num_cpus
 from vit_jax.losses import make_loss
 from vit_jax.models import create_model
 from vit_jax.optimizers import make_optimizer, make_schedule
-from vit_jax.partitioning import batch_sharding, check_batch_size, make_mesh, num_cpus, replicated
+from vit_jax.partitioning import batch_sharding, check_batch_size, make_mesh, replicated
 from vit_jax.train_step import init_train_state, make_train_step, normalize_images
 
 LEARNING_RATE = 1e-4

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax.errors import unknown_name
+from vit_jax.labels import NO_LABEL
 
-NO_LABEL = -1
-"""Stands where there is no label."""
+__all__ = ["LOSSES", "NO_LABEL", "Loss", "is_correct", "is_labelled", "make_loss", "multi_hot"]
 
 
 def _rows(labels: jax.Array) -> jax.Array:

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import datetime
 import json
 import logging
 import math
@@ -15,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import jax
 
 from vit_jax.errors import UserError
-from vit_jax.partitioning import num_cpus
+from vit_jax.host import format_seconds, num_cpus
 from vit_jax.workdir import AnyPath, is_remote, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -235,11 +234,6 @@ class Throughput:
 def num_cores(num_devices: int) -> int:
     """Cores that compute. On accelerators a JAX device counts as one; the CPU is one device of many cores."""
     return num_devices if jax.default_backend() != "cpu" else num_cpus()
-
-
-def format_seconds(seconds: float) -> str:
-    """Formats a duration as 0:01:23 or 2 days, 0:01:23."""
-    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def format_row(step: int, num_steps: int, metrics: Mapping[str, float]) -> str:

@@ -62,11 +62,6 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def num_cpus() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def describe_devices(mesh: Mesh) -> dict[str, Any]:
     """Kind and number of devices and processes, for logs and records."""
     devices = mesh.devices.flat

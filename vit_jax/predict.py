@@ -25,7 +25,7 @@ from vit_jax import partitioning
 from vit_jax.data.images import ImageError, decode
 from vit_jax.data.sources import IMAGE_SUFFIXES
 from vit_jax.errors import UserError
-from vit_jax.metrics import format_seconds
+from vit_jax.host import format_seconds, num_cpus
 from vit_jax.weights import Preprocessing, Weights, load, transfer
 
 PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
@@ -140,7 +140,7 @@ def read_images(
         except OSError as error:
             return f"{path}: {error.strerror or error}"
 
-    with concurrent.futures.ThreadPoolExecutor(partitioning.num_cpus()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(num_cpus()) as pool:
         starts = range(0, len(paths), batch_size)
         batches = [paths[start : start + batch_size] for start in starts]
         coming = [pool.submit(read, path) for path in batches[0]]

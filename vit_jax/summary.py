@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from vit_jax.analysis.flops import train_step_flops
 from vit_jax.experiment import Experiment
-from vit_jax.metrics import TIME_PREFIX, format_seconds, read_jsonl
+from vit_jax.host import format_seconds
+from vit_jax.metrics import TIME_PREFIX, read_jsonl
 from vit_jax.overview import count_parameters
 from vit_jax.workdir import AnyPath, write_atomically
 

@@ -27,7 +27,8 @@ from vit_jax.data.images import EvalTransform, ImageError, TrainTransform
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Source
 from vit_jax.data.sources.mixture import Mixture
 from vit_jax.errors import UserError
-from vit_jax.partitioning import global_batch, num_cpus
+from vit_jax.host import num_cpus
+from vit_jax.partitioning import global_batch
 
 logger = logging.getLogger(__name__)
 

@@ -58,7 +58,7 @@ def _add_options(parser: argparse.ArgumentParser, name: str | None, name_help: s
     parser.add_argument(
         "--no_verify",
         action="store_true",
-        help="do not decode each image: two to five times faster, broken ones stay in",
+        help="do not decode each image, which takes most of the time; broken ones stay in",
     )
     parser.add_argument(
         "--max_broken", type=int, default=100, help="more broken images are an error; fewer are left out (default: 100)"

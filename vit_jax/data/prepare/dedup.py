@@ -27,12 +27,12 @@ from vit_jax.data.prepare.work import (
     check_space,
     full_disk_explained,
     locked,
-    num_cpus,
     ordered_map,
     replace_whole,
 )
 from vit_jax.data.sources import Source, open_source
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.host import num_cpus
 
 NEAR, SURE = 11, 72
 """Bits of 64 and of 256 that may differ. docs/prepare.md tells what these find and what they spare."""

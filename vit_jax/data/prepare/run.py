@@ -22,12 +22,12 @@ from vit_jax.data.prepare.work import (
     format_bytes,
     full_disk_explained,
     locked,
-    num_cpus,
     ordered_map,
     replace_whole,
 )
 from vit_jax.data.sources.base import BadRecordError
 from vit_jax.errors import UserError
+from vit_jax.host import num_cpus
 
 _COMMIT_EVERY = 1000  # images
 _ROW_BYTES = 400  # of an image in the index and in sorting it; an estimate

@@ -3,7 +3,6 @@
 import collections
 import concurrent.futures
 import contextlib
-import datetime
 import errno
 import fcntl
 import os
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from vit_jax.errors import UserError
+from vit_jax.host import format_seconds
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,13 +64,13 @@ class Progress:
         """Prints what the whole took."""
         elapsed = max(time.monotonic() - self._start, 1e-9)
         rate = f"{self._images / elapsed:,.0f} images/s"
-        print(f"{self._what}: {self._images:,} images in {_format_seconds(elapsed)}, {rate}", file=sys.stderr)
+        print(f"{self._what}: {self._images:,} images in {format_seconds(elapsed)}, {rate}", file=sys.stderr)
 
     def _print(self, elapsed: float) -> None:
         left = elapsed * (self._total - self._done) / max(self._done - self._first, 1e-9)
         print(
             f"{self._what}: {self._images:,} images, {self._images / elapsed:,.0f} images/s, "
-            f"{100 * self._done / self._total:.1f} % done, {_format_seconds(left)} left",
+            f"{100 * self._done / self._total:.1f} % done, {format_seconds(left)} left",
             file=sys.stderr,
         )
 
@@ -130,16 +130,6 @@ def check_space(folder: pathlib.Path, needed: int) -> None:
             f"{folder} has {format_bytes(free)} free, but {format_bytes(needed)} are still to be written. Make room, "
             "or name another disk with --out."
         )
-
-
-# These two are in `partitioning` and `metrics` too, whose import of JAX takes longer than preparing a small set does.
-def num_cpus() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _format_seconds(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def format_bytes(count: float) -> str:

@@ -7,7 +7,7 @@ from typing import NotRequired, Protocol, TypedDict
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.losses import NO_LABEL
+from vit_jax.labels import NO_LABEL
 
 __all__ = ["NO_LABEL", "BadRecordError", "Example", "MissingDataError", "Source", "fingerprint_of"]
 
