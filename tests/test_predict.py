@@ -51,7 +51,7 @@ def run(*arguments):
 
 def expected_probabilities(weights, path, size=8):
     pixels = cv2.imread(str(path))[..., ::-1]
-    resized = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
+    resized = np.rint(cv2.resize(pixels.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR))
     model = create_model("ViT-Ti/4", num_classes=3, **TINY)
     logits, _ = model.apply({"params": weights.params}, resized[None].astype(np.float32) / 127.5 - 1)
     return np.asarray(jax.nn.softmax(logits))[0]
@@ -128,7 +128,8 @@ def test_the_preprocessing_of_the_weights_is_applied(folder, tmp_path, capsys):
     other = from_params("ViT-Ti/4", params, image_size=8, preprocessing=Preprocessing(mean=mean, std=std), **TINY)
     run(f"--weights={save(other, tmp_path / 'other.npz')}", "--json", "--top=3", folder / "sub" / "0.png")
     row = json.loads(capsys.readouterr().out)
-    pixels = cv2.resize(cv2.imread(str(folder / "sub" / "0.png"))[..., ::-1], (8, 8), interpolation=cv2.INTER_LINEAR)
+    pixels = cv2.imread(str(folder / "sub" / "0.png"))[..., ::-1].astype(np.float32)
+    pixels = np.rint(cv2.resize(pixels, (8, 8), interpolation=cv2.INTER_LINEAR))
     logits, _ = create_model("ViT-Ti/4", num_classes=3, **TINY).apply(
         {"params": params}, ((pixels / 255 - mean) / std)[None].astype(np.float32)
     )

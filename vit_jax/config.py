@@ -56,10 +56,12 @@ def base_config() -> ConfigDict:
     config.data.random_crop_from = placeholder(int)  # resize to a square of this side, crop at random; not Inception's
     config.data.flip = True
     config.data.resize = "bilinear"  # "bilinear" (without antialiasing, as the paper), "area" or "bicubic"
-    config.data.randaugment_layers = 0  # RandAugment: operations an image; 0 for none (AugReg: 2)
-    config.data.randaugment_magnitude = 10.0  # AugReg: 10, 15 or 20
-    config.data.randaugment_magnitude_std = 0.0  # DeiT: magnitude 9 with 0.5
+    config.data.randaugment_layers = 0  # RandAugment: operations an image; 0 for none (AugReg, DeiT: 2)
+    config.data.randaugment_magnitude = 15.0  # AugReg: 0, 10, 15 or 20, see data.augment.AUGREG; DeiT: 9
+    config.data.randaugment_magnitude_std = 0.0  # DeiT: 0.5
+    config.data.randaugment_operations = "tensorflow"  # AugReg's; DeiT: "timm". Made for some 224 pixels
     config.data.eval_resize_small = placeholder(int)  # resize the shorter side, crop the centre; None: resize to square
+    config.data.eval_resize = "bilinear"  # as resize
     config.data.expected_train_images = placeholder(int)  # checked against the data set; lets a plan do without it
     config.data.expected_within = 0.0  # share of them by which the data set may differ
     config.data.how_to_prepare = ""  # told when the data set is missing

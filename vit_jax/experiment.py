@@ -200,7 +200,10 @@ def train_transform(data: ConfigDict) -> TrainTransform:
     randaugment = None
     if data.randaugment_layers:
         randaugment = RandAugment(
-            data.randaugment_layers, data.randaugment_magnitude, magnitude_std=data.randaugment_magnitude_std
+            data.randaugment_layers,
+            data.randaugment_magnitude,
+            data.randaugment_magnitude_std,
+            data.randaugment_operations,
         )
     return TrainTransform(
         image_size=data.image_size,
@@ -215,7 +218,7 @@ def train_transform(data: ConfigDict) -> TrainTransform:
 
 def eval_transform(data: ConfigDict) -> EvalTransform:
     """What is done to each image of an evaluation; `data` is the part of the config about data."""
-    return EvalTransform(image_size=data.image_size, resize_small=data.eval_resize_small, resize=data.resize)
+    return EvalTransform(image_size=data.image_size, resize_small=data.eval_resize_small, resize=data.eval_resize)
 
 
 def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:

@@ -25,7 +25,9 @@ def snake_case(timm_name):
 @pytest.mark.parametrize("name", [name for name in results_of("augmented/") if not name.startswith("cutout")])
 def test_operations_give_tensorflows_pixels(name):
     operation, level = name.split("/")
-    result = augment.OPERATIONS["tensorflow"][operation](PICTURE, float(level))
+    # TensorFlow moves all images by as many pixels, ours by as many of 224.
+    side = {"translate_x": PICTURE.shape[1], "translate_y": PICTURE.shape[0]}.get(operation, 224)
+    result = augment.OPERATIONS["tensorflow"][operation](PICTURE, float(level) * 224 / side)
     np.testing.assert_array_equal(result, GOLDEN[f"augmented/{name}"])
 
 
@@ -46,6 +48,13 @@ def test_the_operations_are_those_of_big_vision_and_timm():
     golden = {name.split("/")[0] for name in results_of("augmented/")}
     assert set(augment.OPERATIONS["tensorflow"]) == golden
     assert set(augment.OPERATIONS["timm"]) == {snake_case(name.split("/")[0]) for name in results_of("timm/")}
+
+
+@pytest.mark.parametrize("size", [32, 224, 448])
+def test_translations_keep_their_share_of_the_image(size):
+    image = np.full((size, size, 3), 255, np.uint8)
+    moved = augment.OPERATIONS["tensorflow"]["translate_x"](image, 1.5)
+    assert (moved[0, :, 0] == 128).sum() == round(150 * size / 224)
 
 
 @pytest.mark.parametrize("name", ["rotate", "shear_x", "shear_y", "translate_x", "translate_y", "solarize_add"])

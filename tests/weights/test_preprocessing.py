@@ -29,20 +29,20 @@ def test_any_image_becomes_the_models_input(height, width, resize):
 
 def test_square_resizes_the_whole_image_whatever_its_shape():
     image = photo(40, 90)
-    expected = cv2.resize(image, (24, 16), interpolation=cv2.INTER_LINEAR)
+    expected = np.rint(cv2.resize(image.astype(np.float32), (24, 16), interpolation=cv2.INTER_LINEAR))
     np.testing.assert_array_equal(Preprocessing((16, 24))(image), expected)
 
 
 def test_crop_keeps_the_aspect_ratio_and_cuts_out_the_centre():
     image = photo(40, 80)
-    resized = cv2.resize(image, (40, 20), interpolation=cv2.INTER_LINEAR)
+    resized = np.rint(cv2.resize(image.astype(np.float32), (40, 20), interpolation=cv2.INTER_LINEAR))
     expected = resized[2:18, 12:28]
     np.testing.assert_array_equal(Preprocessing((16, 16), resize="crop", crop_fraction=0.8)(image), expected)
 
 
 def test_crop_of_a_tall_image_cuts_above_and_below():
     image = photo(80, 40)
-    resized = cv2.resize(image, (20, 40), interpolation=cv2.INTER_LINEAR)
+    resized = np.rint(cv2.resize(image.astype(np.float32), (20, 40), interpolation=cv2.INTER_LINEAR))
     expected = resized[12:28, 2:18]
     np.testing.assert_array_equal(Preprocessing((16, 16), resize="crop", crop_fraction=0.8)(image), expected)
 

@@ -139,12 +139,17 @@ def _shear_y(image: np.ndarray, level: float) -> np.ndarray:
     return _moved(image, (1, 0, 0, 0.3 * level, 1, 0))
 
 
+def _reach(side: int) -> float:
+    # AugReg moved its images of 224 pixels by up to 100 a level. Small ones would be moved out of sight.
+    return 100 * side / 224
+
+
 def _translate_x(image: np.ndarray, level: float) -> np.ndarray:
-    return _moved(image, (1, 0, 100 * level, 0, 1, 0))
+    return _moved(image, (1, 0, _reach(image.shape[1]) * level, 0, 1, 0))
 
 
 def _translate_y(image: np.ndarray, level: float) -> np.ndarray:
-    return _moved(image, (1, 0, 0, 0, 1, 100 * level))
+    return _moved(image, (1, 0, 0, 0, 1, _reach(image.shape[0]) * level))
 
 
 def cutout(image: np.ndarray, row: int, column: int, half: int) -> np.ndarray:

@@ -7,18 +7,17 @@ import cv2
 import numpy as np
 import PIL.Image
 
+from vit_jax.data import images
 from vit_jax.errors import UserError
 
 RESIZES = ("square", "crop")
-# OpenCV's, which looks at the nearest pixels only, as TensorFlow does by default; and Pillow's, which averages over all
-# pixels that it shrinks into one.
-_PLAIN = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "nearest": cv2.INTER_NEAREST}
+# Pillow's, which averages over all pixels that it shrinks into one.
 _ANTIALIASED = {
     "bilinear": PIL.Image.Resampling.BILINEAR,
     "bicubic": PIL.Image.Resampling.BICUBIC,
     "nearest": PIL.Image.Resampling.NEAREST,
 }
-INTERPOLATIONS = tuple(_PLAIN)
+INTERPOLATIONS = tuple(_ANTIALIASED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +76,9 @@ class Preprocessing:
         if self.antialias:
             resample = _ANTIALIASED[self.interpolation]
             return np.asarray(PIL.Image.fromarray(image).resize((width, height), resample))
-        return cv2.resize(image, (width, height), interpolation=_PLAIN[self.interpolation])
+        if self.interpolation == "nearest":
+            return cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)
+        return images.resize(image, height, width, self.interpolation)
 
     def normalize(self, images: Any) -> Any:
         """Maps uint8 `[..., 3]` to float32 of the same shape; takes NumPy's arrays and JAX's."""

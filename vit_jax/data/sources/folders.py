@@ -15,7 +15,7 @@ from vit_jax.data.sources.base import BadRecordError, Example, fingerprint_of
 from vit_jax.data.sources.records import PositionedFile
 from vit_jax.errors import UserError, unknown_name
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 _USUAL_SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # before a member of a zip file: magic, lengths of name and extra field
