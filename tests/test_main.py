@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -148,6 +149,30 @@ def test_signal_saves_ends_within_ten_seconds_and_resumes_exactly(
     assert f"{signal.Signals(signum).name}: the state of step" in output
     assert 0 < max(steps_of(workdir)) < 400
     run_main(*arguments, check=True)
+    assert differences(workdir, finished[0]) == []
+
+
+def test_ctrl_c_with_worker_processes_saves_and_the_run_may_go_on_without_them(
+    finished, tmp_path, start_main, run_main
+):
+    workdir = tmp_path / "run"
+    arguments = (f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}")
+    process = start_main(*arguments, "--config.data.num_workers=2")
+    wait_until(lambda: (workdir / "metrics.jsonl").exists() and (workdir / "metrics.jsonl").read_text(), process)
+    children = pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")
+    workers = [int(pid) for path in children for pid in path.read_text().split()]
+    assert len(workers) >= 2
+    for pid in (*workers, process.pid):  # a terminal sends it to all of them
+        os.kill(pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 130, output
+    assert 0 < max(steps_of(workdir)) < 400
+    deadline = time.time() + 10
+    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.time() < deadline
+        time.sleep(0.1)
+    process = run_main(*arguments, "--allow_config_change", check=True)
+    assert "data.num_workers is 0, and was 2" in process.stdout
     assert differences(workdir, finished[0]) == []
 
 
