@@ -120,7 +120,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 # Fields that cannot change a run's result.
-_WITHOUT_EFFECT = ("data.expected_train_images", "data.how_to_prepare", "data.num_threads", "data.prefetch")
+_WITHOUT_EFFECT = (
+    *("data.expected_train_images", "data.expected_within", "data.how_to_prepare"),
+    *("data.num_threads", "data.num_workers", "data.prefetch", "data.max_bad_records"),
+)
 
 
 @contextlib.contextmanager
