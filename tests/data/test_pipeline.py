@@ -73,6 +73,29 @@ def assert_same(batches, others):
             np.testing.assert_array_equal(batch[name], other[name])
 
 
+def test_memory_is_used_again_only_when_nobody_holds_a_view_of_it():
+    memory = pipeline.BatchMemory()
+    array = memory.empty(2, 3)
+    array[:] = 1
+    address, view = array.ctypes.data, array[1:, ::-1].T
+    del array
+    other = memory.empty(2, 3)
+    other[:] = 2
+    assert (view == 1).all()
+    assert other.ctypes.data != address
+    del view
+    assert memory.empty(2, 3).ctypes.data == address
+    assert memory.empty(5, 7).shape == (5, 7)  # of another size
+
+
+def test_batches_that_are_kept_keep_their_images():
+    kept = [next(batches) for batches in [train_batches(batch_size=8)] for _ in range(12)]
+    assert_same(
+        [{name: np.asarray(array) for name, array in batch.items()} for batch in kept],
+        take(train_batches(batch_size=8), 12),
+    )
+
+
 def test_batches_are_uint8_images_and_int32_labels_on_the_devices():
     batch = next(train_batches(batch_size=8, devices=8))
     assert batch["image"].shape == (8, SIZE, SIZE, 3)
