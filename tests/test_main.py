@@ -233,6 +233,13 @@ def test_dry_run_shows_everything_and_makes_nothing(tmp_path, run_main):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_field_may_be_set_to_none(run_main):
+    process = run_main(
+        *("--config=configs/quickstart.py", "--dry_run", "--config.epochs=None", "--config.images=12800"), check=True
+    )
+    assert "training  100 steps of 128 images" in process.stdout
+
+
 def test_missing_data_set_says_how_to_prepare_it(tmp_path, run_main):
     process = run_main("--config=configs/vit_l16_i21k.py", f"--workdir={tmp_path / 'run'}", VIT_JAX_DATA=str(tmp_path))
     assert process.returncode == 1
@@ -248,6 +255,8 @@ def test_missing_data_set_says_how_to_prepare_it(tmp_path, run_main):
             [TINY, "--config.optimizer.learning_rat=1"],
             "unknown config field 'learning_rat'. Did you mean 'learning_rate'?",
         ),
+        ([TINY, "--config.epoch=None"], "unknown config field 'epoch'. Did you mean 'epochs'?"),
+        ([TINY, "--config.data=None"], "data is a group of fields and cannot be None"),
         ([TINY, "--config.optimiser.name=sgd"], "unknown config field 'optimiser'. Did you mean 'optimizer'?"),
         ([TINY, "--config.batch_size=many"], "batch_size=many"),
         ([TINY, "--config.model.name=ViT-Ti4"], "Did you mean 'ViT-Ti/14'"),

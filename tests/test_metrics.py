@@ -91,7 +91,7 @@ def test_throughput_counts_images_between_marks_and_leaves_pauses_out(monkeypatc
     throughput = Throughput(batch_size=10, num_cores=2)
     now[0] = 5.0
     throughput.restart(4)  # compilation
-    with throughput.waiting_for_input():
+    with throughput.waiting_for_input(None):
         now[0] = 5.5
     now[0] = 7.0
     assert throughput.mark(8) == {
@@ -101,6 +101,20 @@ def test_throughput_counts_images_between_marks_and_leaves_pauses_out(monkeypatc
         "time/input_wait": 0.25,
     }
     assert throughput.mark(8) == {}
+
+
+def test_late_batch_is_no_waiting_while_the_devices_are_at_work(monkeypatch):
+    class Value:
+        def __init__(self, ready):
+            self.is_ready = lambda: ready
+
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    throughput = Throughput(batch_size=10, num_cores=2)
+    for ready, seconds in ((False, 3.0), (True, 1.0)):
+        with throughput.waiting_for_input({"loss": Value(ready)}):
+            now[0] += seconds
+    assert throughput.mark(2)["time/input_wait"] == 0.25
 
 
 def test_row_shows_progress_speed_and_time_left():

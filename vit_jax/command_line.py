@@ -9,6 +9,8 @@ from ml_collections import ConfigDict, config_flags
 
 from vit_jax.errors import UserError
 
+_CLEAR = re.compile(r"--config\.([\w.]+)=None")
+
 
 def define_config() -> flags.FlagHolder[ConfigDict]:
     """Defines --config and --config.<field>; once in a process."""
@@ -27,16 +29,30 @@ def parse(argv: Sequence[str], config: flags.FlagHolder[ConfigDict], check: Call
       The positional arguments.
     """
     try:
-        positional = flags.FLAGS(argv)
+        cleared = [match[1] for each in argv if (match := _CLEAR.fullmatch(each))]
+        positional = flags.FLAGS([each for each in argv if not _CLEAR.fullmatch(each)])
         if len(positional) > 1:
             raise UserError(f"unexpected argument {positional[1]!r}; fields are set with --config.<field>=<value>.")
         if config.value is None:
             raise UserError("--config is missing, e.g. --config=configs/quickstart.py. --help tells more.")
         config.value.lock()  # fails if the config file itself could not be read
+        for field in cleared:
+            _clear(config.value, field)
         check()
         return positional
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise SystemExit(report(error)) from error
+
+
+def _clear(config: ConfigDict, field: str) -> None:
+    """Sets a field to None, which its own parser would take for text or refuse."""
+    *path, name = field.split(".")
+    for each in path:
+        config = config[each]
+    if isinstance(config[name], ConfigDict):
+        raise UserError(f"{field} is a group of fields and cannot be None.")
+    with config.ignore_type():
+        config[name] = None
 
 
 def report(error: Exception) -> int:

@@ -209,11 +209,18 @@ class Throughput:
         self._step, self._time, self._waited = step, time.perf_counter(), 0.0
 
     @contextlib.contextmanager
-    def waiting_for_input(self) -> Iterator[None]:
-        """What runs inside is waiting for the next batch."""
+    def waiting_for_input(self, last: Mapping[str, jax.Array] | None) -> Iterator[None]:
+        """Counts what runs inside as waiting for the next batch, if the devices had nothing left to do at its end.
+
+        Steps are dispatched ahead. While the last of them is not done, a batch that is late keeps no device waiting.
+
+        Args:
+          last: metrics of the step that was dispatched last; None before the first.
+        """
         start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - start
+        if last is None or all(value.is_ready() for value in last.values()):  # type: ignore[attr-defined]
+            self._waited += time.perf_counter() - start
 
     def mark(self, step: int) -> dict[str, float]:
         """The rates since the last mark, under `time/` names; {} if no step was made since."""
@@ -226,7 +233,7 @@ class Throughput:
             f"{TIME_PREFIX}images_per_second": rate,
             f"{TIME_PREFIX}images_per_second_per_core": rate / self._num_cores,
             f"{TIME_PREFIX}step_seconds": seconds / steps,
-            f"{TIME_PREFIX}input_wait": waited / seconds,  # share of the time that the loop waited for batches
+            f"{TIME_PREFIX}input_wait": waited / seconds,  # at most this share of the time the devices had no batch
             **({f"{TIME_PREFIX}tflops_per_second": rate * flops / 1e12} if (flops := self._flops_per_image) else {}),
         }
 

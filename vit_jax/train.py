@@ -158,14 +158,14 @@ def train(config: ConfigDict, path: workdir.AnyPath, *, allow_config_change: boo
                 logger.warning("could not draw curves.png", exc_info=True)
 
         # The story.
-        first_step = step + 1
+        first_step, metrics = step + 1, None
         try:
             try:
                 if step and is_due(config.eval_every_steps):
                     evaluate()  # an earlier start may have ended in the middle of it
                 while step < num_steps:
                     stop.check()
-                    with throughput.waiting_for_input():
+                    with throughput.waiting_for_input(metrics):
                         batch = next(batches)
                     state, metrics = train_step(state, batch)
                     step += 1

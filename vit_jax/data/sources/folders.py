@@ -57,7 +57,8 @@ class ImageFolderSource:
         label, name = self._locate(index)
         try:
             if self._zip is None:
-                content = (self._root / self._file(label, name)).read_bytes()
+                with open(f"{self._root}/{self._file(label, name)}", "rb", buffering=0) as file:
+                    content = file.readall()
             else:
                 content = _read_member(self._zip, *self._members[index].item())
         except Exception as error:  # whatever a damaged file does to zlib
