@@ -235,9 +235,9 @@ def test_dry_run_shows_everything_and_makes_nothing(tmp_path, run_main):
 
 def test_a_field_may_be_set_to_none(run_main):
     process = run_main(
-        *("--config=configs/quickstart.py", "--dry_run", "--config.epochs=None", "--config.images=12800"), check=True
+        *("--config=configs/quickstart.py", "--dry_run", "--config.epochs=None", "--config.images=25600"), check=True
     )
-    assert "training  100 steps of 128 images" in process.stdout
+    assert "training  200 steps of 128 images" in process.stdout
 
 
 def test_missing_data_set_says_how_to_prepare_it(tmp_path, run_main):
