@@ -253,23 +253,39 @@ def test_relative_data_set_is_looked_for_in_the_data_folder(folder, monkeypatch)
     assert find_path("other") is None
 
 
-def test_slices_of_folders_are_those_of_tfds(dataset):
+def test_slices_of_folders_share_out_a_permutation_of_them(dataset):
     def greys(split):
         return [grey(example) for example in examples_of(open_source(str(dataset), split))]
 
-    assert greys("train[1:3]") == [20, 30]
-    assert greys("train[:50%]") == [10, 20, 30]
-    assert greys("train[-1:]+test") == [31, 40, 41]
+    whole = greys("train[:2]") + greys("train[2:5]") + greys("train[-1:]")
+    assert sorted(whole) == [10, 11, 20, 21, 30, 31]
+    assert whole != sorted(whole, key=lambda value: (value % 10, value))  # not in the order of the classes
+    assert greys("train[:50%]") == whole[:3]
+    assert greys("train[-1:]+test") == [whole[-1], 40, 41]
+    assert greys("train") == [10, 20, 30, 11, 21, 31]
     assert sorted(greys("all")) == [10, 11, 20, 21, 30, 31, 40, 41]
+
+
+def test_slices_of_a_folder_have_all_classes(tmp_path):
+    for name in ("ant", "bee", "cat", "dog"):
+        for number in range(50):
+            path = tmp_path / "train" / name / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"not read here")
+    held_out, kept = open_source(str(tmp_path), "train[:20%]"), open_source(str(tmp_path), "train[20%:]")
+    counts = np.bincount([held_out[i]["label"] for i in range(len(held_out))])
+    assert (counts >= 4).all()
+    places = [source.where(i) for source in (held_out, kept) for i in range(len(source))]
+    assert len(set(places)) == 200
 
 
 def test_slice_keeps_names_places_and_classes(folder):
     source = open_source(str(folder), "train[2:4]")
     assert (len(source), source.split, source.splits) == (2, "train[2:4]", ["test", "train"])
     assert (source.class_names, source.num_classes, source.max_labels) == (["cat", "dog"], 2, 1)
-    assert [source.where(i) for i in range(2)] == [
-        str(folder / "train" / file) for file in ("cat/30.jpg", "dog/10.jpg")
-    ]
+    for i in range(2):
+        label, value = source[i]["label"], grey(source[i])
+        assert source.where(i) == str(folder / "train" / ("cat", "dog")[label] / f"{value - label}.jpg")
     with pytest.raises(IndexError):
         source[2]
 

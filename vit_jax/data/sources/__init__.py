@@ -88,7 +88,11 @@ def open_source(
             return open_shards([os.fspath(path)], split, name=dataset, **options)
         _refuse_bare_records(path)
         source = open_parts(
-            split, functools.partial(ImageFolderSource, path), lambda: list_splits(path), data_set=os.fspath(path)
+            split,
+            functools.partial(ImageFolderSource, path),
+            lambda: list_splits(path),
+            data_set=os.fspath(path),
+            mixed=False,
         )
     elif shards := find_shards(dataset, _data_folders()):
         return open_shards(shards, split, name=dataset, **options)

@@ -7,7 +7,10 @@ import bisect
 import dataclasses
 import functools
 import itertools
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
 
 from vit_jax.data.sources.base import Example, Source, fingerprint_of
 from vit_jax.errors import UserError, unknown_name
@@ -102,11 +105,11 @@ def shard_ranges(shard_lengths: Sequence[int], start: int, stop: int) -> Iterato
 class SlicedSource:
     """Slices of sources, one after the other, as one source."""
 
-    def __init__(self, parts: Sequence[tuple[Source, range]], split: str):
+    def __init__(self, parts: Sequence[tuple[Source, range | np.ndarray]], split: str):
         """Keeps the sources; reads nothing.
 
         Args:
-          parts: sources of one data set, each with the examples that are taken.
+          parts: sources of one data set, each with the numbers of the examples that are taken.
           split: what was asked for.
 
         Raises:
@@ -135,7 +138,10 @@ class SlicedSource:
     def fingerprint(self) -> str:
         """Changes with the sources and with the slices."""
         return fingerprint_of(
-            f"{source.fingerprint()}[{examples.start}:{examples.stop}]" for source, examples in self._parts
+            f"{source.fingerprint()}[{examples.start}:{examples.stop}]"
+            if isinstance(examples, range)
+            else f"{source.fingerprint()}{examples.size}:{zlib.crc32(examples.tobytes())}"
+            for source, examples in self._parts
         )
 
     def where(self, index: int) -> str:
@@ -147,11 +153,16 @@ class SlicedSource:
         index = range(len(self))[index]
         number = bisect.bisect_right(self._ends, index)
         source, examples = self._parts[number]
-        return source, examples[index - self._ends[number]]  # counted from its end
+        return source, int(examples[index - self._ends[number]])  # counted from its end
 
 
 def open_parts(
-    spec: str, open_split: Callable[[str], Source], splits: Callable[[], Sequence[str]], *, data_set: str
+    spec: str,
+    open_split: Callable[[str], Source],
+    splits: Callable[[], Sequence[str]],
+    *,
+    data_set: str,
+    mixed: bool = True,
 ) -> Source:
     """Opens a split with slices and sums of a data set that can only open whole splits.
 
@@ -160,6 +171,8 @@ def open_parts(
       open_split: opens the split of that name; the error for an unknown one is its affair.
       splits: lists the splits; called for "all" only.
       data_set: for messages.
+      mixed: whether examples lie in no particular order. If not, such as class by class, slices are those of a fixed
+        permutation, so that each is a random sample of its split.
 
     Raises:
       UserError: see `resolve`.
@@ -173,4 +186,18 @@ def open_parts(
     for name in names:
         open_once(name)  # says which splits there are, if there is none of that name
     parts = resolve(spec, names, lambda name: [len(open_once(name))], data_set=data_set)
-    return SlicedSource([(open_once(part.split), range(part.start, part.stop)) for part in parts], spec)
+
+    def examples(part: Part) -> range | np.ndarray:
+        length = len(open_once(part.split))
+        if mixed or (part.start, part.stop) == (0, length):
+            return range(part.start, part.stop)
+        return _permutation(length)[part.start : part.stop]
+
+    return SlicedSource([(open_once(part.split), examples(part)) for part in parts], spec)
+
+
+def _permutation(length: int) -> np.ndarray:
+    # Of 32 bits where they do, as 14 million examples should not take 112 MB.
+    order = np.arange(length, dtype=np.uint32 if length < 2**32 else np.uint64)
+    np.random.Generator(np.random.Philox(key=0)).shuffle(order)
+    return order
