@@ -22,6 +22,7 @@ from vit_jax.checkpoints import Checkpoints, read_parameters
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
 from vit_jax.metrics import MetricWriter, read_jsonl
+from vit_jax.weights import load
 
 missing = [name for name in ("gcsfs", "gcp_storage_emulator") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
@@ -197,6 +198,11 @@ def test_second_process_is_kept_out_until_the_first_is_done(run, monkeypatch):
     assert store().find(str(run)) == []
 
 
+def test_weights_of_what_is_no_run_are_refused(run):
+    with pytest.raises(UserError, match=r"gs://.* is not the workdir of a run"):
+        load(str(run))
+
+
 def test_bucket_that_does_not_exist_is_one_error(emulator):
     with pytest.raises(UserError, match="cannot write to the workdir gs://nowhere/run/"):
         workdir.locked(workdir.parse("gs://nowhere/run")).__enter__()
@@ -249,3 +255,7 @@ def test_run_killed_in_a_bucket_ends_as_an_uninterrupted_one_on_a_disk(run, emul
     assert 4 <= starts[1] < 16
     assert {"config.json", "curves.png", "summary.json", "summary.md", "best"} <= set(names(run))
     assert not (run / ".lock").exists()
+    weights, local = load(str(run)), load(tmp_path / "reference")
+    assert weights.class_names == local.class_names
+    for name, array in local.arrays.items():
+        np.testing.assert_array_equal(weights.arrays[name], array)

@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from vit_jax.errors import UserError
 from vit_jax.weights.mapping import Arrays
+from vit_jax.workdir import AnyPath
 
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 _METADATA_KEY = "vit_jax"  # in the header of a .safetensors file
@@ -107,7 +108,7 @@ def _read_sidecar(path: pathlib.Path) -> dict[str, Any]:
     return _parse(sidecar.read_bytes(), sidecar) if sidecar.is_file() else {}
 
 
-def _parse(text: str | bytes, path: pathlib.Path) -> dict[str, Any]:
+def _parse(text: str | bytes, path: AnyPath) -> dict[str, Any]:
     try:
         fields = json.loads(text)
         if not isinstance(fields, dict):
@@ -117,7 +118,7 @@ def _parse(text: str | bytes, path: pathlib.Path) -> dict[str, Any]:
     return fields
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """Reads a JSON dictionary; empty if there is no such file."""
     return _parse(path.read_bytes(), path) if path.is_file() else {}
 

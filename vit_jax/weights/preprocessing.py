@@ -16,6 +16,7 @@ _ANTIALIASED = {
     "bilinear": PIL.Image.Resampling.BILINEAR,
     "bicubic": PIL.Image.Resampling.BICUBIC,
     "nearest": PIL.Image.Resampling.NEAREST,
+    "area": PIL.Image.Resampling.BOX,
 }
 INTERPOLATIONS = tuple(_ANTIALIASED)
 
@@ -31,7 +32,7 @@ class Preprocessing:
       resize: "square" resizes the whole image to the input's shape, whatever its own, as the released fine-tuning does;
         "crop" keeps the aspect ratio: the shorter side becomes `1 / crop_fraction` as long, then the centre is cut out.
       crop_fraction: see `resize`.
-      interpolation: "bilinear", "bicubic" or "nearest".
+      interpolation: "bilinear", "bicubic", "nearest" or "area".
       antialias: whether shrinking averages, as in PyTorch's pipelines; the released JAX models did without.
     """
 

@@ -22,6 +22,7 @@ from vit_jax.weights.identify import ModelSpec, Shapes, check_shapes, expected_s
 from vit_jax.weights.mapping import Arrays, Format, list_names, unstack_arrays
 from vit_jax.weights.preprocessing import Preprocessing
 from vit_jax.weights.released import ReleasedCheckpoint, get_checkpoint, list_checkpoints
+from vit_jax.workdir import AnyPath, parse
 
 _POSITIONS = "Transformer/posembed_input/pos_embedding"
 _PAPER_SIZE = (224, 224)  # where neither position embeddings nor a description tell
@@ -141,8 +142,8 @@ def load(
 
     Args:
       place: name of a released checkpoint (`list_checkpoints()`); or path, http(s):// or gs:// address of a .npz or
-        .safetensors file; or path of a folder as Hugging Face and timm publish them, or of a run of this project (its
-        best parameters).
+        .safetensors file; or path of a folder as Hugging Face and timm publish them; or workdir of a run of this
+        project, gs:// too (its best parameters).
       model: what they should be for, such as "ViT-B/16"; None: told by the arrays.
       image_size: height and width of the images they were trained on, where it was not a square.
       format: a key of `formats.FORMATS`; None: told by the names.
@@ -152,11 +153,14 @@ def load(
     """
     place = str(place)
     released = get_checkpoint(place) if place in list_checkpoints() else None
-    path = _fetch(place, released)
-    if path.is_dir() and (path / "starts.jsonl").is_file():
-        weights = _load_run(path)
+    if place.startswith("gs://") and not place.endswith((".npz", ".safetensors")):
+        weights = _load_run(_workdir_in_bucket(place))
     else:
-        weights = _load_file(path, released, model, image_size, format)
+        path = _fetch(place, released)
+        if path.is_dir() and (path / "starts.jsonl").is_file():
+            weights = _load_run(path)
+        else:
+            weights = _load_file(path, released, model, image_size, format)
     if model is not None:
         _check_asked(weights, model)
     return dataclasses.replace(weights, source=place)
@@ -352,7 +356,16 @@ def _check_asked(weights: Weights, name: str) -> None:
         raise UserError(f"this is {weights.spec}, not {name}: {error}") from error
 
 
-def _load_run(workdir: pathlib.Path) -> Weights:
+def _workdir_in_bucket(place: str) -> AnyPath:
+    path = parse(place)
+    if not (path / "starts.jsonl").exists():
+        raise UserError(
+            f"{place} is not the workdir of a run. Of files in buckets, .npz and .safetensors can be read: name one."
+        )
+    return path
+
+
+def _load_run(workdir: AnyPath) -> Weights:
     """The best parameters of a run of this project."""
     from vit_jax.checkpoints import read_parameters
     from vit_jax.data.sources import open_source
@@ -375,6 +388,7 @@ def _load_run(workdir: pathlib.Path) -> Weights:
     preprocessing = Preprocessing(
         image_size=(size, size),
         resize="crop" if resized else "square",
+        interpolation=data.get("eval_resize", "bilinear"),
         crop_fraction=size / resized if resized else 1.0,
     )
     try:
