@@ -1,11 +1,16 @@
 """What `build` refuses, in one process; tests/test_main.py shows how the command reports it."""
 
+import contextlib
+import json
+
+import numpy as np
 import pytest
 
 from tests.data.test_sources import write_image
-from vit_jax import experiment
+from vit_jax import experiment, overview
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
+from vit_jax.train_step import init_train_state
 
 
 def digits_config(**changes):
@@ -24,6 +29,41 @@ def test_epochs_become_steps():
     assert built.num_steps == round(3 * 1437 / 16)
 
 
+def test_images_become_steps():
+    assert experiment.build(digits_config(steps=None, images=1600)).num_steps == 100
+
+
+def test_mixture_is_trained_on_and_the_data_set_evaluated(tmp_path):
+    for name in range(10):
+        for split in ("train", "test"):
+            write_image(tmp_path / split / str(name) / "0.jpg", 20 * name)
+    config = digits_config(**{"data.eval_split": "test", "data.inception_crop": False, "data.flip": False})
+    config.data.mixture = (("digits", 1), (str(tmp_path), 3))
+    built = experiment.build(config)
+    assert (len(built.train_source), len(built.eval_source), built.num_classes) == (1447, 360, 10)
+    assert str(tmp_path) in overview.describe_run(config, built)
+    with contextlib.closing(experiment.make_train_batches(config, built)) as batches:
+        images = np.asarray(next(batches)["image"], int).reshape(16, -1)
+    assert (np.ptp(images, axis=1) < 8).sum() == 12  # those of the folder are of one colour
+
+
+def test_real_labels_replace_those_of_the_validation_split(tmp_path):
+    write_image(tmp_path / "image.jpg", 50)
+    for label in range(1000):
+        for path in (f"train/n{label:03}/1.JPEG", f"val/n{label:03}/ILSVRC2012_val_{label + 1:08}.JPEG"):
+            (tmp_path / path).parent.mkdir(parents=True)
+            (tmp_path / path).hardlink_to(tmp_path / "image.jpg")
+    (tmp_path / "real.json").write_text(json.dumps([[0], [7, 0], [], [1], *[[]] * 49_996]))
+    (tmp_path / "image.jpg").unlink()
+    config = digits_config(**{"data.dataset": str(tmp_path), "data.eval_split": "val", "eval_batch_size": 1000})
+    config.data.eval_labels = str(tmp_path / "real.json")
+    built = experiment.build(config)
+    state = init_train_state(built.model, built.optimizer, built.mesh, image_size=8, seed=0)
+    found = dict(experiment.make_evaluator(config, built).run(state))
+    assert found["examples"] == 3  # of all other images no label is right
+    assert found["accuracy"] == pytest.approx(2 / 3)  # the head starts at zero, so that class 0 is said
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -40,6 +80,19 @@ def test_epochs_become_steps():
         ({"data.expected_train_images": 1500}, "has 1437 images, but data.expected_train_images is 1500"),
         ({"model.num_classes": 5}, "num_classes 5 is less than the data set's 10"),
         ({"epochs": 1.0}, "set one of epochs, steps and images"),
+        ({"images": 100}, "set one of epochs, steps and images as the length of the run; got steps=2, images=100"),
+        ({"mixup_alpha": -1.0}, "mixup_alpha must be at least 0"),
+        ({"data.resize": "bilinar"}, "Did you mean 'bilinear'"),
+        ({"data.eval_resize": "lanczos"}, "unknown resize method 'lanczos'"),
+        ({"data.randaugment_layers": 2, "data.randaugment_magnitude": 31.0}, "magnitude from 0 to 30"),
+        ({"data.randaugment_layers": -1}, "randaugment_layers must be at least 0"),
+        ({"data.randaugment_layers": 2, "data.randaugment_operations": "pytorch"}, "unknown RandAugment operations"),
+        ({"data.random_crop_from": 16}, "two ways to crop"),
+        ({"data.num_workers": -1}, "num_workers must be at least 0"),
+        ({"data.max_bad_records": -1}, "max_bad_records must be at least 0"),
+        ({"data.mixture": ("digits",)}, "data.mixture takes pairs of data set and weight"),
+        ({"data.mixture": (("digits", 0.0),)}, "weights of a mixture must be more than 0"),
+        ({"data.train_split": "train[:0%]"}, r"split 'train\[:0%\]' of digits is empty"),
         ({"steps": None}, "set one of epochs, steps and images"),
         ({"steps": 0}, "0 steps long"),
         ({"optimizer.warmup_steps": 2}, "warmup_steps 2 must be less than"),

@@ -78,7 +78,7 @@ def build(config: ConfigDict, *, allow_missing_data: bool = False) -> Experiment
     _check_ranges(config)
     loss_fn = make_loss(config.loss, config.label_smoothing)
     mixing = Mixing(config.mixup_alpha, config.cutmix_alpha)
-    train_transform(config.data)  # only to check it before the data are read
+    train_transform(config.data), eval_transform(config.data)  # only to check them before the data are read
     _make_optimizer(config.optimizer, optax.constant_schedule(0.0))  # only to check it before the data are read
 
     train_source: Source | None

@@ -40,7 +40,8 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
     size = config.data.image_size
     classes = experiment.num_classes
     epochs = experiment.num_steps * config.batch_size / experiment.num_train_images
-    data = f"{config.data.dataset} ({config.data.train_split}): {experiment.num_train_images:,} images"
+    dataset = source.name if source is not None and config.data.mixture else config.data.dataset
+    data = f"{dataset} ({config.data.train_split}): {experiment.num_train_images:,} images"
     if source is None:
         data += " expected, NOT HERE YET"
     if experiment.eval_source is not None:

@@ -168,6 +168,7 @@ def train(config: ConfigDict, path: workdir.AnyPath, *, allow_config_change: boo
                     with throughput.waiting_for_input(metrics):
                         batch = next(batches)
                     state, metrics = train_step(state, batch)
+                    del batch  # its memory can be used again before the next is there
                     step += 1
                     step_metrics.push(step, metrics)
                     if step == first_step:
