@@ -107,6 +107,9 @@ def test_real_labels_replace_those_of_the_validation_split(tmp_path):
         ({"data.crop_min_area": 2.0}, "data.crop_min_area must be more than 0 and at most 1"),
         ({"optimizer.clip_norm": 0.0}, "optimizer.clip_norm must be more than 0"),
         ({"seed": -1}, "seed must be at least 0"),
+        ({"batch_size": None}, "batch_size cannot be None; its default is 4096"),
+        ({"data.image_size": None}, r"data\.image_size cannot be None"),
+        ({"data.eval_resize": "bilinea"}, "Did you mean 'bilinear'"),
         ({"data.eval_split": "train"}, "data.eval_split must be a split of another name"),
     ],
 )

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import optimizers, partitioning
+from vit_jax.config import base_config
 from vit_jax.data.augment import RandAugment
 from vit_jax.data.images import EvalTransform, TrainTransform
 from vit_jax.data.pipeline import EvalBatches, TrainBatches
@@ -72,10 +73,10 @@ def build(config: ConfigDict, *, allow_missing_data: bool = False) -> Experiment
     Raises:
       UserError: something in the config or the data is not as it should be.
     """
+    check_fields(config)
     mesh = partitioning.make_mesh()
     partitioning.check_batch_size(config.batch_size, mesh, config.accumulation_steps)
     partitioning.check_batch_size(config.eval_batch_size or config.batch_size, mesh, field="eval_batch_size")
-    _check_ranges(config)
     loss_fn = make_loss(config.loss, config.label_smoothing)
     mixing = Mixing(config.mixup_alpha, config.cutmix_alpha)
     train_transform(config.data), eval_transform(config.data)  # only to check them before the data are read
@@ -174,8 +175,16 @@ _NOT_NEGATIVE = ("seed", "optimizer.learning_rate", "optimizer.weight_decay", "o
 _DTYPES = ("model.dtype", "model.param_dtype", "optimizer.momentum_dtype")
 
 
-def _check_ranges(config: ConfigDict) -> None:
+def check_fields(config: ConfigDict) -> None:
+    """Checks each field by itself.
+
+    Raises:
+      UserError: one is out of its range, or None where there must be a value.
+    """
     fields = flatten(config.to_dict())
+    for name, default in flatten(base_config().to_dict()).items():
+        if default is not None and fields[name] is None:
+            raise UserError(f"{name} cannot be None; its default is {default!r}.")
 
     def check(names: Sequence[str], is_right: Callable[[Any], bool], expected: str) -> None:
         for name in names:

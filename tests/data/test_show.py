@@ -82,6 +82,8 @@ def test_command_writes_a_picture_and_tells_mistakes_in_one_line(tmp_path):
     process = run(f"--output={tmp_path / 'none.png'}", "--config.data.dataset=digit")
     assert process.returncode == 1
     assert process.stderr.startswith("error: data set 'digit' not found")
+    process = run(f"--output={tmp_path / 'none.png'}", "--config.data.crop_min_area=2")
+    assert process.stderr.startswith("error: data.crop_min_area must be more than 0 and at most 1")
     assert not (tmp_path / "none.png").exists()
 
 

@@ -185,6 +185,7 @@ def run() -> None:
     def main(_: list[str]) -> int:
         logging.set_verbosity(logging.WARNING)
         try:
+            experiments.check_fields(config.value)
             figure = draw_classes(config.value) if classes.value else draw_batches(config.value, images.value)
             save(figure, path := pathlib.Path(output.value).expanduser())
         except (UserError, OSError) as error:
