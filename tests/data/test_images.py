@@ -456,6 +456,11 @@ def test_eval_transform_resizes_to_the_square_or_crops_the_centre():
     np.testing.assert_array_equal(cropped, images.central_crop(images.resize_small(image, 24), 16))
 
 
+def test_image_whose_resized_longer_side_would_fill_the_memory_is_refused():
+    with pytest.raises(images.ImageError, match=r"256 x 5,120,000 pixels"):
+        images.EvalTransform(224, resize_small=256)(np.zeros((1, 20_000, 3), np.uint8))
+
+
 def test_resize_smaller_than_the_crop_is_refused():
     with pytest.raises(UserError, match=r"eval_resize_small 16 is less than data\.image_size 32"):
         images.EvalTransform(32, resize_small=16)

@@ -388,10 +388,15 @@ def resize(image: np.ndarray, height: int, width: int, method: str = "bilinear")
 
 
 def resize_small(image: np.ndarray, size: int, method: str = "bilinear") -> np.ndarray:
-    """Resizes so that the shorter side is `size` and the aspect ratio stays. See `resize`; big_vision takes "area"."""
+    """Resizes so that the shorter side is `size` and the aspect ratio stays. See `resize`; big_vision takes "area".
+
+    Raises:
+      ImageError: the longer side would become so long that there are more than `MAX_PIXELS`.
+    """
     # In float32 and half to even, as big_vision computes it: sides that fall on a half come out the same.
     scale = np.float32(size) / np.float32(min(image.shape[:2]))
     height, width = (int(np.rint(np.float32(side) * scale)) for side in image.shape[:2])
+    _checked_size(height, width)  # 1 x 20,000 pixels would take 16 GB
     return resize(image, height, width, method)
 
 
