@@ -79,7 +79,10 @@ class BatchMemory:
     def empty(self, *shape: int) -> np.ndarray:
         """An array of uint8 with any contents."""
         size = math.prod(shape)
-        memory = self._free.pop() if self._free else None
+        try:  # several threads ask, so that to look first would not do
+            memory = self._free.pop()
+        except IndexError:
+            memory = None
         if memory is None or len(memory) != size:
             # Begins at a page, so that the CPU backend takes it without copying it.
             memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
