@@ -176,6 +176,11 @@ def test_ctrl_c_with_worker_processes_saves_and_the_run_may_go_on_without_them(
     assert differences(workdir, finished[0]) == []
 
 
+def test_run_with_worker_processes_leaves_no_shared_memory_and_complains_of_nothing(tmp_path, run_main):
+    process = run_main(f"{TINY}:steps=4", f"--workdir={tmp_path / 'run'}", "--config.data.num_workers=1", check=True)
+    assert process.stderr == ""
+
+
 def test_damaged_newest_checkpoint_is_passed_over_with_a_warning(finished, tmp_path, run_main):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
