@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 import textwrap
 import zipfile
@@ -14,6 +15,7 @@ from tests.conftest import data_file
 from tests.data.test_prepare import contents, examples, jpeg
 from vit_jax.data.prepare import dedup, records
 from vit_jax.data.prepare.__main__ import main
+from vit_jax.data.sources import open_source
 
 
 def features(folder):
@@ -423,6 +425,30 @@ def test_cleaning_that_was_interrupted_gives_the_same_bytes(cleaned, pretraining
     monkeypatch.undo()
     assert main([*clean(pretraining), f"--out={tmp_path}"]) == 0
     assert contents(tmp_path / "web_dedup/1.0.0") == contents(cleaned)
+
+
+def test_a_cleaned_set_knows_how_many_labels_an_image_may_have(tmp_path):
+    path = write_list(tmp_path, [{"image": "images/0.jpg", "labels": list(range(40))}])
+    assert main(["manifest", str(path), f"--out={tmp_path}"]) == 0
+    assert main(["dedup", str(tmp_path / "web/1.0.0"), "--against", "digits:test", f"--out={tmp_path}"]) == 0
+    source = open_source(str(tmp_path / "web_dedup/1.0.0"), "train")
+    assert source.max_labels == 40 and source[0]["label"] == list(range(40))
+
+
+def test_cleaning_does_not_go_on_with_another_set_of_the_same_name(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tests/test/any").mkdir(parents=True)
+    (tmp_path / "tests/test/any/0.jpg").write_bytes(encode(picture(1)))
+    prepare = ["manifest", str(write_list(tmp_path, NUMBERED)), f"--out={tmp_path}"]
+    assert main(prepare) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main([*clean(tmp_path), f"--out={tmp_path}"]) == 130
+    shutil.rmtree(tmp_path / "web")
+    write_list(tmp_path, NUMBERED[1:] + NUMBERED[:1])
+    (tmp_path / "images/0.jpg").write_bytes(encode(picture(1)))
+    assert main(prepare) == 0
+    assert main([*clean(tmp_path), f"--out={tmp_path}"]) == 1
+    assert "has changed since" in capsys.readouterr().err
 
 
 def test_a_prepared_set_can_be_the_test_set(pretraining, tmp_path):

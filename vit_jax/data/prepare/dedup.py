@@ -31,6 +31,7 @@ from vit_jax.data.prepare.work import (
     replace_whole,
 )
 from vit_jax.data.sources import Source, open_source
+from vit_jax.data.sources.records import manifest_max_labels
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.host import num_cpus
 
@@ -144,12 +145,13 @@ class TestSet:
 
 @dataclasses.dataclass(frozen=True)
 class _Pretraining:
-    """A prepared data set: its description by TFDS, the split to clean, and its files with their lengths."""
+    """A prepared data set: its description by TFDS, the split to clean, its files with their lengths, most labels."""
 
     info: Any
     split: str
     files: dict[str, list[pathlib.Path]]
     lengths: list[int]
+    max_labels: int | None
 
     @classmethod
     def open(cls, folder: pathlib.Path, split: str | None) -> "_Pretraining":
@@ -169,7 +171,12 @@ class _Pretraining:
         if split not in info.splits:
             raise unknown_name(f"split of {folder}", split, info.splits)
         files = {name: [pathlib.Path(path) for path in facts.filepaths] for name, facts in info.splits.items()}
-        return cls(info, split, files, list(info.splits[split].shard_lengths))
+        return cls(info, split, files, list(info.splits[split].shard_lengths), manifest_max_labels(folder))
+
+    def state(self) -> list[list[Any]]:
+        """Changes when a file does, though the data set bears the same name; JSON-compatible."""
+        stats = [(file, file.stat()) for files in self.files.values() for file in files]
+        return [[file.name, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
 def dedup(
@@ -233,7 +240,10 @@ def dedup(
         try:
             if index.fact("settings") not in (None, settings):
                 raise UserError(f"{work} was begun with other settings. Run with the same, or remove it to begin anew.")
-            index.commit(settings=settings)
+            # Not among the settings, which the manifest shows: times differ where the same data set was copied to.
+            if index.fact("files") not in (None, old.state()):
+                raise UserError(f"{folder} has changed since {work} was begun. Remove the latter to begin anew.")
+            index.commit(settings=settings, files=old.state())
             job = _Job(old, tests, index, work, name, threads or num_cpus())
             report = job.find(near, sure)
             manifest = job.write(report, version, settings)
@@ -378,6 +388,8 @@ class _Job:
             "name": self.name,
             "version": version,
             "format": "array_record",
+            # What was removed may have had the most; more room than needed does no harm.
+            **({"max_labels": self.old.max_labels} if self.old.max_labels else {}),
             "source": {"tfds": info.full_name},
             "settings": settings,
             "counts": {
