@@ -88,6 +88,18 @@ def test_a_broken_image_of_a_folder_is_named_by_its_path(tmp_path):
     assert len(examples(tmp_path / "pets/1.0.0", "train")) == 5
 
 
+def test_an_unreadable_image_is_told_without_the_place_of_the_folder(tmp_path):
+    archive = zip_of(write_folder(tmp_path / "pets"), tmp_path / "pets.zip")
+    content = bytearray(archive.read_bytes())
+    content[200] ^= 255  # amid the first image, whose checksum is wrong now
+    archive.write_bytes(content)
+    assert main(["image_folder", str(archive), f"--out={tmp_path}"]) == 0
+    manifest = (tmp_path / "pets/1.0.0/manifest.json").read_text()
+    (broken,) = json.loads(manifest)["broken"]
+    assert broken["file_name"] == "cat/0.jpg" and "checksum" in broken["reason"]
+    assert str(tmp_path) not in manifest
+
+
 # ---- Lists.
 
 
@@ -196,6 +208,9 @@ def test_images_root_widens_what_a_list_may_name(tmp_path):
         ('{"image": "images/0.jpg", "label": 1.5}', "neither a number nor a name"),
         ('{"image": "images/0.jpg", "label": true}', "neither a number nor a name"),
         ('{"image": "images/0.jpg", "label": -1}', "has label -1"),
+        ('{"image": "images/0.jpg", "label": 20000000}', "Is it a name?"),
+        ('{"image": "images/0.jpg", "label": "\\ud800"}', "half a character"),
+        ('{"image": "images/\\u00000.jpg", "label": 1}', "cannot be a path"),
         ("[1, 2]", "has no image"),
         ("{", "no JSON"),
     ],
@@ -213,6 +228,18 @@ def test_a_row_that_is_wrong_is_named_by_its_place(tmp_path, capsys, row, words)
 def test_labels_that_do_not_fit_the_options_are_an_error(tmp_path, more):
     path = write_list(tmp_path, [{"image": "images/0.jpg", "labels": [3, 4]}])
     assert main(["manifest", str(path), f"--out={tmp_path}", *more]) == 1
+
+
+@pytest.mark.parametrize("more", [["--num_classes=0"], ["--split=a b"]])
+def test_impossible_options_of_a_list_are_one_message(tmp_path, capsys, more):
+    assert main(["manifest", str(write_list(tmp_path, NUMBERED)), f"--out={tmp_path}", *more]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_threads_are_at_least_one(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["image_folder", str(tmp_path), "--threads=-1"])
+    assert "must be at least 1, got -1" in capsys.readouterr().err
 
 
 def test_numbers_and_names_do_not_mix(tmp_path, capsys):

@@ -30,6 +30,16 @@ def _path(text: str) -> pathlib.Path:
     return pathlib.Path(text).expanduser()
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+_positive.__name__ = "number"  # as argparse calls it
+
+
 def _command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
@@ -63,7 +73,11 @@ def _add_options(parser: argparse.ArgumentParser, name: str | None, name_help: s
     parser.add_argument(
         "--max_broken", type=int, default=100, help="more broken images are an error; fewer are left out (default: 100)"
     )
-    parser.add_argument("--threads", type=int, help="default: one for each core; does not change the result")
+    _add_threads(parser)
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=_positive, help="default: one for each core; does not change the result")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -192,7 +206,7 @@ once more at --out. Takes: about 500 images a second and core, and a quick copy.
     )
     dedup.add_argument("--name", help="of the new data set (default: the old one's with _dedup)")
     dedup.add_argument("--version", help="of the new data set (default: the old one's)")
-    dedup.add_argument("--threads", type=int, help="default: one for each core; does not change the result")
+    _add_threads(dedup)
     _add_out(dedup)
 
     check = _command(

@@ -2,14 +2,14 @@
 
 import dataclasses
 import pathlib
-import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vit_jax.data.prepare.index import Arrangement, Row
-from vit_jax.data.prepare.run import Found, Passed
+from vit_jax.data.prepare.run import Found, Passed, check_split
 from vit_jax.data.sources import Example, ImageFolderSource
+from vit_jax.data.sources.base import BadRecordError
 from vit_jax.data.sources.folders import list_splits
 from vit_jax.errors import UserError
 
@@ -33,8 +33,8 @@ class ImageFolder:
         self.description = f"The images of {path.resolve().name}, as they were."
         _refuse_unsafe(path)
         splits = list_splits(path)
-        if wrong := next((split for split in splits if not re.fullmatch(r"[A-Za-z]\w*", split)), None):
-            raise UserError(f"{path}: {wrong!r} is no name for a split. Rename the folder to letters, digits and _.")
+        for split in splits:
+            check_split(split, str(path))
         self._sources = {split: ImageFolderSource(path, split) for split in splits}
         classes = {split: list(source.class_names or ()) for split, source in self._sources.items()}
         self._classes = sorted(set().union(*classes.values()))
@@ -70,12 +70,17 @@ class ImageFolder:
             for index in range(len(source)):
                 number += 1
                 if mark is None or number > mark:
-                    yield Found(split, source.where(index), (), (split_number, index, 0), number, mark=number)
+                    yield Found(split, _name(source, index), (), (split_number, index, 0), number, mark=number)
 
     def load(self, found: Found) -> Found:
         """Reads one image, and finds out its name and class."""
         source = self._sources[found.split]
-        example = source[found.place[1]]
+        try:
+            example = source[found.place[1]]
+        except BadRecordError as error:
+            # The manifest must not show where the images lie on this machine, which the source's message does.
+            cause = error.__cause__
+            raise cause if isinstance(cause, OSError) else BadRecordError(f"cannot be read: {cause}") from error
         label = (source.class_names or ())[int(example["label"])]  # type: ignore[arg-type]
         name = f"{label}/{example.get('file_name', '')}"
         return dataclasses.replace(found, file_name=name, labels=(label,), content=_encoded(example))
@@ -91,6 +96,12 @@ class ImageFolder:
     def classes(self, names: Sequence[str]) -> tuple[dict[str, int], Sequence[str] | int]:
         """The folders' names, sorted."""
         return {name: number for number, name in enumerate(self._classes)}, self._classes
+
+
+def _name(source: ImageFolderSource, index: int) -> str:
+    """`<class>/<image>`, without reading the image."""
+    path = source.where(index).removesuffix(f" in {source.name}").strip("'\"")  # in quotes where it is in a zip
+    return "/".join(path.split("/")[-2:])
 
 
 def _encoded(example: Example) -> bytes:

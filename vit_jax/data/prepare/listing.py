@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vit_jax.data.prepare.index import Arrangement, Row
-from vit_jax.data.prepare.run import Found, Passed
+from vit_jax.data.prepare.run import Found, Passed, check_split
 from vit_jax.data.sources.base import fingerprint_of
 from vit_jax.errors import UserError
 
 SPLIT = "train"
 _ROWS_AT_ONCE = 4096  # of a parquet file
+_MOST_CLASSES = 2**24  # more are ids of something, taken for classes; a list of so many would take all memory
 
 
 class ImageList:
@@ -48,7 +49,8 @@ class ImageList:
           split: name of the split.
 
         Raises:
-          UserError: a file does not exist or is of no known kind; single_label and merge exclude one another.
+          UserError: a file does not exist or is of no known kind; single_label and merge exclude one another; no such
+            split or number of classes is possible.
         """
         if path.suffix not in (".jsonl", ".parquet"):
             raise UserError(f"{path} is neither a .jsonl nor a .parquet file.")
@@ -56,6 +58,9 @@ class ImageList:
             raise UserError(f"there is no list {path}.")
         if single_label and merge:
             raise UserError("--merge gives images several labels, --single_label allows one: leave out either.")
+        check_split(split, "--split")
+        if num_classes is not None and not 1 <= num_classes <= _MOST_CLASSES:
+            raise UserError(f"--num_classes must be from 1 to {_MOST_CLASSES:,}, got {num_classes}.")
         self._path, self._root = path, (images_root or path.parent).absolute()
         self._real_root = os.path.realpath(self._root)
         if not self._root.is_dir():
@@ -145,10 +150,13 @@ class ImageList:
         """Labels as the index keeps them: "#5" for a number, "=cat" for a name."""
         if isinstance(label, int):
             limit = len(self._names) if self._names is not None else self._num_classes
-            if label < 0 or (limit is not None and label >= limit):
+            if limit is None and label >= _MOST_CLASSES:
                 raise UserError(
-                    f"{where} has label {label}; there are {limit or 'none below 0, nor'} classes from 0 on."
+                    f"{where} has label {label}: numbers count classes from 0 on, and {_MOST_CLASSES:,} are the most. "
+                    f'Is it a name? Then write it in quotes: "label": "{label}".'
                 )
+            if label < 0 or (limit is not None and label >= limit):
+                raise UserError(f"{where} has label {label}; labels of {limit or 'numbered'} classes count from 0 on.")
             return _number(label)
         if self._names is not None and label not in self._known:
             raise UserError(f"{where} has label {label!r}, which is not among the {len(self._names)} names of classes.")
@@ -159,7 +167,10 @@ class ImageList:
         pure = pathlib.PurePath(image)
         inside = not pure.is_absolute() and ".." not in pure.parts
         if inside:
-            real = os.path.realpath(self._root / image)
+            try:
+                real = os.path.realpath(self._root / image)
+            except ValueError as error:  # a zero byte
+                raise UserError(f"{where} names {image!r}, which cannot be a path: {error}.") from error
             inside = os.path.commonpath([real, self._real_root]) == self._real_root
         if not inside:
             raise UserError(
@@ -218,6 +229,10 @@ def _parse(row: Any, where: str) -> tuple[str, list[int | str]]:
     wrong = next((one for one in labels if isinstance(one, bool) or not isinstance(one, int | str)), None)
     if wrong is not None or label is None or "" in labels or any("\n" in str(one) for one in labels):
         raise UserError(f"{where} has no label, or one that is neither a number nor a name: {label!r}.")
+    try:
+        "".join([row["image"], *map(str, labels)]).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} has half a character, which is no text: {row!r}.") from error
     return row["image"], labels
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, Protocol
@@ -64,6 +65,12 @@ class Passed:
 
     done: int
     mark: Any
+
+
+def check_split(name: str, where: str) -> None:
+    """Raises `UserError`, which says where the name comes from, unless TFDS can be asked for a split of this name."""
+    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+        raise UserError(f"{where}: {name!r} is no name for a split. Use letters, digits and _, such as train.")
 
 
 class Origin(Protocol):
