@@ -109,6 +109,8 @@ def test_real_labels_replace_those_of_the_validation_split(tmp_path):
         ({"seed": -1}, "seed must be at least 0"),
         ({"batch_size": None}, "batch_size cannot be None; its default is 4096"),
         ({"data.image_size": None}, r"data\.image_size cannot be None"),
+        ({"data.eval_labels": "real.json"}, r"data\.eval_labels is set, but data\.eval_split"),
+        ({"data.dataset": ""}, "data set '' not found"),
         ({"data.eval_split": "train"}, "data.eval_split must be a split of another name"),
     ],
 )

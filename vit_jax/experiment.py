@@ -241,19 +241,22 @@ def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
     expected = data.expected_train_images
     if expected and abs(len(train_source) - expected) > data.expected_within * expected:
         raise UserError(
-            f"{data.dataset}/{data.train_split} has {len(train_source)} images, but data.expected_train_images is "
+            f"{train_source.name}/{data.train_split} has {len(train_source)} images, but data.expected_train_images is "
             f"{expected}. Complete the data set, or pass --config.data.expected_train_images={len(train_source)} if "
             "that is how it should be."
         )
     if data.eval_split is None:
+        if data.eval_labels:
+            raise UserError("data.eval_labels is set, but data.eval_split, whose labels they are, is not.")
         return train_source, None
     eval_source = _open_source(data, data.dataset, data.eval_split)
     if eval_source.class_names and train_source.class_names:
         differing = sorted(set(train_source.class_names) ^ set(eval_source.class_names))
         if list(eval_source.class_names) != list(train_source.class_names):
             raise UserError(
-                f"the splits {data.train_split!r} and {data.eval_split!r} of {data.dataset} have different classes, so "
-                f"labels would not mean the same: {len(differing)} are in one of them only, such as {differing[:5]}."
+                f"{train_source.name}/{train_source.split}, to train on, and {eval_source.name}/{eval_source.split}, "
+                f"to evaluate on, have different classes, so labels would not mean the same: {len(differing)} are in "
+                f"one of them only, such as {differing[:5]}."
             )
     if data.eval_labels:
         eval_source = RealLabels(eval_source, load_real_labels(data.eval_labels))

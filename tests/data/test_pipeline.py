@@ -41,7 +41,7 @@ class NumberedSource:
 
     def __getitem__(self, index):
         if index in self._broken:
-            raise BadRecordError(f"cannot read {self.where(index)}")
+            raise BadRecordError(f"cannot read {self.where(index)}.")
         image = np.random.default_rng(index).integers(0, 256, (9, 7, 3), dtype=np.uint8)
         return {"image": image, "label": self._labels[index] if self._labels else index}
 

@@ -161,7 +161,7 @@ class BatchLoader:
                         images[i] = self._transform(example["image"], random.at(first_position + i))
                 except BadRecordError as error:
                     images[i] = 0
-                    bad.append(str(error))
+                    bad.append(str(error).rstrip("."))
                 except ImageError as error:
                     images[i] = 0
                     bad.append(f"cannot read {self._source.where(index)}: {error}")
@@ -212,9 +212,9 @@ class BadRecords:
         for message in messages:
             self.count += 1
             if self.count > self._limit:
-                most = f"These are more than data.max_bad_records={self._limit}." if self._limit else ""
+                most = f" These are more than data.max_bad_records={self._limit}." if self._limit else ""
                 raise UserError(
-                    f"{message}. {most}\nReplace the file, or set data.max_bad_records to leave out up to so many "
+                    f"{message}.{most}\nReplace the file, or set data.max_bad_records to leave out up to so many "
                     "images with a warning."
                 )
             logger.warning("%s; left out (%d of at most %d)", message, self.count, self._limit)

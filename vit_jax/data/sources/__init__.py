@@ -114,7 +114,8 @@ def find_path(dataset: str) -> pathlib.Path | None:
 
 
 def _existing(dataset: str) -> pathlib.Path | None:
-    return next((candidate for candidate in _candidates(dataset) if candidate.exists()), None)
+    # "" would be the current folder.
+    return next((candidate for candidate in _candidates(dataset) if dataset and candidate.exists()), None)
 
 
 def _candidates(dataset: str) -> list[pathlib.Path]:
