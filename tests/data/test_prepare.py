@@ -296,6 +296,13 @@ def test_a_kill_before_the_last_rename_is_mended(whole, prepared, tmp_path):
     assert contents(tmp_path / NAME) == contents(prepared)
 
 
+def test_other_settings_after_a_kill_before_the_last_rename_are_refused(whole, prepared, tmp_path, capsys):
+    shutil.copytree(prepared, tmp_path / "imagenet21k" / "1.0.0.incomplete")
+    assert main(["imagenet21k", str(whole), f"--out={tmp_path}", "--classes=archive", "--num_shards=3"]) == 1
+    assert "classes was" in capsys.readouterr().err
+    assert not (tmp_path / NAME).exists()
+
+
 def test_a_finished_data_set_is_left_alone(whole, prepared, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()}
     run(whole, prepared.parent.parent)

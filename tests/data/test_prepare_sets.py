@@ -128,6 +128,20 @@ def labels_of(folder):
 NUMBERED = [{"image": f"images/{number}.jpg", "labels": [number, 7][: 1 + number % 2]} for number in range(4)]
 
 
+def test_another_list_of_the_same_name_is_not_taken_for_the_one_that_is_there(tmp_path, capsys):
+    assert main(["manifest", str(write_list(tmp_path / "a", NUMBERED)), f"--out={tmp_path}"]) == 0
+    assert main(["manifest", str(write_list(tmp_path / "b", NUMBERED[:2])), f"--out={tmp_path}"]) == 1
+    assert "was made with other files (bytes was" in capsys.readouterr().err
+
+
+def test_images_added_to_a_folder_are_noticed(tmp_path, capsys):
+    folder = write_folder(tmp_path / "pets")
+    assert main(["image_folder", str(folder), f"--out={tmp_path / 'out'}"]) == 0
+    (folder / "train/cat/new.jpg").write_bytes(jpeg(99))
+    assert main(["image_folder", str(folder), f"--out={tmp_path / 'out'}"]) == 1
+    assert "images was 12, is 13" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["web.jsonl", "web.parquet"])
 def test_a_list_gives_images_with_several_labels(tmp_path, name):
     assert main(["manifest", str(write_list(tmp_path, NUMBERED, name)), f"--out={tmp_path}"]) == 0
@@ -452,6 +466,15 @@ def test_cleaning_that_was_interrupted_gives_the_same_bytes(cleaned, pretraining
     monkeypatch.undo()
     assert main([*clean(pretraining), f"--out={tmp_path}"]) == 0
     assert contents(tmp_path / "web_dedup/1.0.0") == contents(cleaned)
+
+
+def test_a_cleaned_set_is_left_alone_unless_other_settings_are_wanted(cleaned, pretraining, capsys):
+    again = [*clean(pretraining), f"--out={cleaned.parent.parent}"]
+    before = contents(cleaned)
+    assert main(again) == 0
+    assert main([*again, "--sure=10"]) == 1
+    assert "made with other settings" in capsys.readouterr().err
+    assert contents(cleaned) == before
 
 
 def test_a_cleaned_set_knows_how_many_labels_an_image_may_have(tmp_path):

@@ -13,6 +13,7 @@ import itertools
 import json
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -210,14 +211,12 @@ def dedup(
       the manifest and the new folder.
 
     Raises:
-      UserError: something is not there, the new data set is, or it does not fit.
+      UserError: something is not there, the new data set is but with other settings, or it does not fit.
     """
     old = _Pretraining.open(folder, split)
     name, version = name or f"{old.info.name}_dedup", version or str(old.info.version)
     records.check_name(name, version)
     target = data_dir / name / version
-    if target.exists():
-        raise UserError(f"{target} is there already. Remove it, or choose another --name or --version.")
     if not against:
         raise UserError("no test set: name at least one with --against=<data set>:<split>.")
     if not (0 <= near < 32 and 0 <= sure < 128):
@@ -233,6 +232,15 @@ def dedup(
         "near": near,
         "sure": sure,
     }
+    if target.exists():
+        manifest = records.read_manifest(target)
+        if manifest["settings"] != settings:
+            raise UserError(
+                f"{target} is there already, made with other settings. Remove it, or choose another --name or "
+                "--version."
+            )
+        print(f"{target} is there already, with {manifest['counts']['examples']:,} examples.", file=sys.stderr)
+        return manifest, target
     work = target.with_name(target.name + records.UNFINISHED)
     work.mkdir(parents=True, exist_ok=True)
     with locked(work), full_disk_explained(work):

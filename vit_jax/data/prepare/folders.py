@@ -52,8 +52,8 @@ class ImageFolder:
         return {"command": "image_folder", "files": files}
 
     def facts(self) -> dict[str, Any]:
-        """The name of the folder or zip file."""
-        return {"folder": self._path.resolve().name}
+        """The name of the folder or zip file, and how many images it has."""
+        return {"folder": self._path.resolve().name, "images": self.extent()}
 
     def extent(self) -> int:
         """Number of images."""

@@ -177,11 +177,7 @@ def prepare(origin: Origin, options: Options) -> dict[str, Any]:
     if options.folder.exists():
         done = records.read_manifest(options.folder)
         print(f"{options.folder} is there already, with {done['counts']['examples']:,} examples.", file=sys.stderr)
-        if done["settings"] != _public(settings):
-            raise UserError(
-                f"{options.folder} was made with other settings ({_difference(done['settings'], _public(settings))}). "
-                "Remove it, or choose another --name or --version."
-            )
+        _refuse_other(done, origin, options.folder, settings)
         return done
     folder = options.folder.with_name(options.folder.name + records.UNFINISHED)
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,10 +185,24 @@ def prepare(origin: Origin, options: Options) -> dict[str, Any]:
         if not (folder / records.MANIFEST).exists():  # else a kill came just before the end
             _prepare(origin, options, folder, settings)
         manifest = records.read_manifest(folder)
+        _refuse_other(manifest, origin, folder, settings)
         for leftover in folder.glob("index.sqlite*"):
             leftover.unlink()
         replace_whole(folder, options.folder)
     return manifest
+
+
+def _refuse_other(manifest: dict[str, Any], origin: Origin, folder: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Raises `UserError` if a data set is not what preparing would make, as far as its manifest tells."""
+    made = {"settings": manifest["settings"], "source": {**manifest["source"]}}
+    made["source"].pop("examples_sha256", None)
+    wanted = {"settings": _public(settings), "source": json.loads(json.dumps(origin.facts()))}
+    if made != wanted:
+        name = "settings" if made["settings"] != wanted["settings"] else "source"
+        raise UserError(
+            f"{folder} was made with other {name if name == 'settings' else 'files'} "
+            f"({_difference(made[name], wanted[name])}). Remove it, or choose another --name or --version."
+        )
 
 
 def _prepare(origin: Origin, options: Options, folder: pathlib.Path, settings: dict[str, Any]) -> None:
