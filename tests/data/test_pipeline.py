@@ -321,6 +321,14 @@ def test_mixture_draws_by_weight_and_each_source_once_through_before_again():
     assert mixture.where(7) == "image 1"
 
 
+def test_mixture_of_many_small_sets_permutes_each_once_an_epoch():
+    pipeline._permutation.cache_clear()
+    order = pipeline.IndexStream(Mixture([NumberedSource(50 + i) for i in range(20)], weights=[1] * 20), seed=2)
+    for position in range(20 * 50):
+        assert order[position] is not None
+    assert pipeline._permutation.cache_info().misses == 20
+
+
 def test_mixture_of_different_classes_or_weights_that_cannot_be_is_refused():
     with pytest.raises(UserError, match="different classes"):
         Mixture([NumberedSource(2, num_classes=2), NumberedSource(2, num_classes=3)], weights=[1, 1])
@@ -343,6 +351,12 @@ def test_evaluation_counts_every_example_once_and_masks_the_padding():
         mask = np.concatenate([batch["mask"] for batch in found])
         assert labels[mask == 1].tolist() == list(range(10))
         assert mask.tolist() == [1] * 10 + [0] * 2
+
+
+def test_evaluation_keeps_no_memory_when_it_is_over():
+    batches = pipeline.EvalBatches(NumberedSource(30), EvalTransform(SIZE), sharding(), batch_size=4)
+    assert sum(len(batch["mask"]) for batch in batches) == 32
+    assert not batches._loader._memory._free
 
 
 def test_evaluation_processes_share_all_examples(monkeypatch):

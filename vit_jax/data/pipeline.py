@@ -177,6 +177,10 @@ class BatchLoader:
             pass
         return {"image": images, "label": labels if max_labels > 1 else labels[:, 0]}, sorted(bad)
 
+    def forget_memory(self) -> None:
+        """Gives memory for batches back, as soon as nobody holds them."""
+        self._memory = BatchMemory()
+
     def _fill_labels(self, row: np.ndarray, example: Example, index: int) -> None:
         label = example["label"]
         given = [int(label)] if isinstance(label, int | np.integer) else [int(each) for each in label]
@@ -268,7 +272,7 @@ def _shuffled(position: int, length: int, seed: int) -> int:
     return index_shuffle(position, max_index=length - 1, seed=seed, rounds=4)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)  # of each part of a mixture, as neighbouring positions are in different ones
 def _permutation(length: int, seed: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=seed)).permutation(length)
 
@@ -450,9 +454,12 @@ class EvalBatches:
 
     def __iter__(self) -> Iterator[dict[str, jax.Array]]:
         bad_records = BadRecords(self._max_bad_records)
-        for batch, bad in iter(self._local_batches()):
-            bad_records.add(bad)
-            yield global_batch(batch, self._sharding)
+        try:
+            for batch, bad in iter(self._local_batches()):
+                bad_records.add(bad)
+                yield global_batch(batch, self._sharding)
+        finally:
+            self._loader.forget_memory()  # training goes on, perhaps for hours
 
     def _local_batches(self) -> grain.IterDataset:
         def load_batch(batch_index: int) -> tuple[LocalBatch, list[str]]:
