@@ -6,8 +6,8 @@ import sys
 # Most of the time goes into compiling small models once. Without LLVM's optimizations that takes half as long.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 
