@@ -234,6 +234,13 @@ def test_several_patterns_have_commas_between_them(tmp_path):
     assert len(open_source(f"{tmp_path}/b/web*, {tmp_path}/a/web*", "all")) == 3
 
 
+def test_one_of_several_patterns_that_matches_nothing_is_named(tmp_path):
+    (tmp_path / "a.tfrecord").touch()
+    with pytest.raises(UserError, match=r"no file matches '\S*b\*' of"):
+        find_shards(f"{tmp_path}/a*,{tmp_path}/b*")
+    assert find_shards(f"{tmp_path}/c*,{tmp_path}/b*") == []
+
+
 def test_relative_pattern_is_looked_for_in_the_data_folder(tmp_path, monkeypatch):
     write_shards(tmp_path / "data")
     monkeypatch.setenv("VIT_JAX_DATA", str(tmp_path))

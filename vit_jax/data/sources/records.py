@@ -348,17 +348,21 @@ def find_shards(pattern: str, folders: Sequence[str | os.PathLike[str]] = ()) ->
       paths, sorted, none twice; hidden files only if asked for. Empty where there are none.
 
     Raises:
-      UserError: the names of the files say that there should be more of them.
+      UserError: the names of the files say that there should be more of them, or one of several patterns has none.
     """
     found: set[str] = set()
+    without = []
     for item in filter(None, (item.strip() for item in pattern.split(","))):
         expanded = os.path.expanduser(item)
         roots = [pathlib.Path()] if os.path.isabs(expanded) else [pathlib.Path(), *map(pathlib.Path, folders)]
         matches = next(filter(None, (glob.glob(os.fspath(root / expanded)) for root in roots)), [])
         files = [path for path in matches if os.path.isfile(path)]
         found.update(files)
+        without += [] if files else [item]
         if not re.search(r"[\]\d]-of", item):  # otherwise someone has chosen among the shards
             _check_complete(files)
+    if found and without:
+        raise UserError(f"no file matches {without[0]!r} of {pattern!r}. Correct it or leave it out.")
     return sorted(found)
 
 
