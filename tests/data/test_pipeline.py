@@ -1,5 +1,6 @@
 import contextlib
 import json
+import multiprocessing
 import os
 import pathlib
 import subprocess
@@ -204,6 +205,16 @@ def test_worker_processes_change_nothing_and_a_restart_may_have_another_number(c
         batches.set_state(state)
         assert "data.num_workers is 1, and was 2" in caplog.text
         assert_same(take(batches, 3), expected[3:])
+
+
+def test_worker_process_that_is_killed_is_an_error_for_people():
+    with contextlib.closing(train_batches(30, num_workers=1)) as batches:
+        batches.next_local()
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        with pytest.raises(UserError, match=r"worker process of the input was killed.*data\.num_workers"):
+            for _ in range(20):  # some are ready
+                batches.next_local()
 
 
 def test_worker_processes_end_when_their_parent_is_killed(tmp_path):

@@ -375,10 +375,22 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         return iter(batches.mp_prefetch(workers, worker_init_fn=_start_worker))
 
     def next_local(self) -> LocalBatch:
-        """This process's part of the next batch, on the host."""
+        """This process's part of the next batch, on the host.
+
+        Raises:
+          UserError: more examples cannot be read than may be left out, a label cannot be, or a worker process is gone.
+        """
         if self._host_iterator is None:
             self._host_iterator = self._start()
-        batch, bad = next(self._host_iterator)
+        try:
+            batch, bad = next(self._host_iterator)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise UserError(
+                f"a worker process of the input was killed, by the system perhaps because memory ran out ({error}) Use "
+                "fewer of data.num_workers, or smaller data.prefetch, and run the same command again."
+            ) from error
         self.bad_records.add(bad)
         self._num_done += 1
         return batch
