@@ -57,6 +57,14 @@ def test_classes_show_an_image_of_each(config):
     assert images[0].shape == (96, 96, 3)
 
 
+def test_classes_of_images_without_labels_are_refused(config, tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "1.jpg").write_bytes(b"")
+    config.data.update(dataset=str(tmp_path), eval_split=None)
+    with pytest.raises(UserError, match=r"none of 1 images of .* has a label"):
+        show.draw_classes(config)
+
+
 def test_image_that_cannot_be_read_is_told_and_the_others_are_drawn(config, tmp_path, capsys):
     for number, content in enumerate((b"", simplejpeg.encode_jpeg(np.full((8, 8, 3), 200, np.uint8)))):
         path = tmp_path / "train" / "cat" / f"{number}.jpg"

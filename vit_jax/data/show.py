@@ -154,6 +154,8 @@ def draw_classes(config: ConfigDict, most: int = 100) -> "Figure":
             _tell([str(error)])
         if len(found) >= wanted:
             break
+    if not found:
+        raise UserError(f"none of {looked_at:,} images of {source.name}, {source.split}, can be read and has a label.")
     labels = sorted(found)
     of = f" of {num_classes:,}" if num_classes else ""
     heading = (
