@@ -476,7 +476,25 @@ def test_compressed_archives_are_refused_with_the_command_that_helps(tmp_path, c
     assert "gunzip" in capsys.readouterr().err
 
 
-def test_a_file_of_no_class_is_an_error(tmp_path, capsys):
+def test_a_text_beside_the_classes_is_left_out_and_named(tmp_path):
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        add(tar, "README.txt", b"Please cite")
+        add(tar, f"{WNIDS[0]}.tar", class_tar(0, [("1", jpeg(1))]))
+    run(tmp_path / "whole.tar", tmp_path)
+    (broken,) = records.read_manifest(tmp_path / NAME)["broken"]
+    assert (broken["file_name"], broken["reason"]) == ("README.txt", "neither an image nor in a class")
+    assert len(examples(tmp_path / NAME)) == 1
+
+
+def test_classes_in_an_archive_in_an_archive_are_found(prepared, tmp_path):
+    with tarfile.open(tmp_path / "outer.tar", "w") as tar:
+        add(tar, "2021/whole.tar", write_whole(tmp_path / "whole.tar", class_files()).read_bytes())
+    run(tmp_path / "outer.tar", tmp_path)
+    shards = [name for name in contents(prepared) if "array_record" in name]
+    assert shards and all(contents(tmp_path / NAME)[name] == contents(prepared)[name] for name in shards)
+
+
+def test_an_image_of_no_class_is_an_error(tmp_path, capsys):
     with tarfile.open(tmp_path / "photos.tar", "w") as tar:
         add(tar, "holiday.jpg", jpeg(1))
     assert main(["imagenet21k", str(tmp_path / "photos.tar"), f"--out={tmp_path / 'out'}"]) == 1

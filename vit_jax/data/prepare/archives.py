@@ -27,7 +27,7 @@ class Member:
 
     Attributes:
       archive: number of the archive.
-      path: of the file inside, below that of the inner archive if there is one: ("n01440764.tar", "n01440764_1.JPEG").
+      path: of the file inside, below those of the inner archives around it: ("n01440764.tar", "n01440764_1.JPEG").
       offset: of the content, in bytes from the start of the archive.
       size: of the content, in bytes.
       content: the file; None if it is larger than any image.
@@ -99,17 +99,23 @@ def scan(archives: Sequence[pathlib.Path], start: Mark | None = None) -> Iterato
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), first, 0, os.POSIX_FADV_SEQUENTIAL)
             for member, content, after in _members(file, str(path), first, strict=True):
-                if content is None and member.name.endswith(".tar"):
-                    inner = _Window(file, member.offset_data, member.size)
-                    where = f"{path}:{member.name}"
-                    _refuse_compressed(inner.read(8), where)
-                    for inside, inner_content, _ in _members(inner, where, 0, strict=False):
-                        offset = member.offset_data + inside.offset_data
-                        yield Member(number, (member.name, inside.name), offset, inside.size, inner_content)
-                else:
-                    yield Member(number, (member.name,), member.offset_data, member.size, content)
+                found = Member(number, (member.name,), member.offset_data, member.size, content)
+                yield from _inside(file, str(path), found)
                 yield Mark(number, after)
         yield Mark(number + 1, 0)
+
+
+def _inside(file: io.BufferedReader, archive: str, found: Member) -> Iterator[Member]:
+    """A file itself, or all in it if it is an archive."""
+    if found.content is not None or not found.path[-1].endswith(".tar"):
+        yield found
+        return
+    inner = _Window(file, found.offset, found.size)
+    where = ":".join((archive, *found.path))
+    _refuse_compressed(inner.read(8), where)
+    for inside, content, _ in _members(inner, where, 0, strict=False):
+        path, offset = (*found.path, inside.name), found.offset + inside.offset_data
+        yield from _inside(file, archive, Member(found.archive, path, offset, inside.size, content))
 
 
 class _Window(io.RawIOBase):

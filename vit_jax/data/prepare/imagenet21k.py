@@ -13,6 +13,7 @@ from vit_jax.data.prepare.archives import Mark, Member, find_archives, read_at, 
 from vit_jax.data.prepare.index import Arrangement, Row
 from vit_jax.data.prepare.run import Found, Passed
 from vit_jax.data.sources.base import fingerprint_of
+from vit_jax.data.sources.folders import IMAGE_SUFFIXES
 from vit_jax.errors import UserError
 from vit_jax.published.class_names import wordnet_ids
 
@@ -127,7 +128,7 @@ class ImageNet21k:
         """Finds images with their classes.
 
         Raises:
-          UserError: a class that is not in the list, or a file of no class.
+          UserError: a class that is not in the list, or an image of no class.
         """
         before = [sum(self._sizes[:number]) for number in range(len(self._sizes) + 1)]
         for item in scan(self._archives, Mark(*mark) if mark else None):
@@ -138,11 +139,11 @@ class ImageNet21k:
             yield Found(
                 split=SPLIT,
                 file_name=pathlib.PurePosixPath(item.path[-1]).name,
-                labels=(wnid,),
+                labels=(wnid,) if wnid else (),
                 place=(item.archive, item.offset, item.size),
                 done=before[item.archive] + item.offset,
                 content=item.content,
-                broken=f"{item.size:,} bytes are too many for an image" if item.content is None else None,
+                broken=_why_not(item, wnid),
             )
 
     def load(self, found: Found) -> Found:
@@ -162,13 +163,19 @@ class ImageNet21k:
         classes = self._classes or sorted(names)
         return {name: number for number, name in enumerate(classes)}, classes
 
-    def _class_of(self, member: Member) -> str:
-        """The class: the folder or tar that a file is in, else how its name begins."""
+    def _class_of(self, member: Member) -> str | None:
+        """The class: the folder or tar that a file is in, else how its name begins; None of a text beside the images.
+
+        Raises:
+          UserError: an image of no class, or of one that is not in the list.
+        """
         path = pathlib.PurePosixPath(*member.path)
         parents = [pathlib.PurePath(part).stem for part in reversed(path.parts[:-1])]
         candidates = [*parents, self._archives[member.archive].stem, path.name[:9]]
         wnid = next((name for name in candidates if _WORDNET_ID.fullmatch(name)), None)
         where = f"{self._archives[member.archive]}:{'/'.join(member.path)}"
+        if wnid is None and path.suffix.lower() not in IMAGE_SUFFIXES:
+            return None  # hours of work are not lost for a README
         if wnid is None:
             raise UserError(
                 f"no class for {where}: neither its folder, nor its tar, nor its name is a WordNet id like n01440764."
@@ -179,3 +186,9 @@ class ImageNet21k:
                 "classes of the archive instead (--classes=archive), or a list of your own (--classes=FILE)."
             )
         return wnid
+
+
+def _why_not(member: Member, wnid: str | None) -> str | None:
+    if wnid is None:
+        return "neither an image nor in a class"
+    return f"{member.size:,} bytes are too many for an image" if member.content is None else None

@@ -426,9 +426,12 @@ def summary(manifest: dict[str, Any], folder: pathlib.Path) -> str:
         f"  images found {counts['images']:,}, merged {counts['merged']:,}, broken and left out {counts['broken']:,}",
     ]
     for split, facts in manifest["splits"].items():
-        lines.append(f"  split {split}: {facts['examples']:,} examples in {facts['shards']} shards")
+        shards = "1 shard" if facts["shards"] == 1 else f"{facts['shards']:,} shards"
+        lines.append(f"  split {split}: {facts['examples']:,} examples in {shards}")
         lines += [f"    {name}: {split}{part}" for name, part in facts.get("slices", {}).items()]
-    lines.append(
-        f"  to read it: tfds.builder_from_directory({str(folder)!r}).as_data_source({next(iter(manifest['splits']))!r})"
-    )
+    split = next(iter(manifest["splits"]))
+    lines += [
+        f"  to train on it: --config.data.dataset={folder}",
+        f"  to read it: tfds.builder_from_directory({str(folder)!r}).as_data_source({split!r})",
+    ]
     return "\n".join(lines)
