@@ -234,6 +234,13 @@ def test_several_patterns_have_commas_between_them(tmp_path):
     assert len(open_source(f"{tmp_path}/b/web*, {tmp_path}/a/web*", "all")) == 3
 
 
+def test_list_of_files_may_be_longer_than_a_name_can_be(tmp_path, monkeypatch):
+    write_shards(tmp_path / "data", counts=[2, 1])
+    monkeypatch.chdir(tmp_path / "data")
+    names = [path.name for path in (tmp_path / "data").glob("web*")]
+    assert len(open_source(",".join(names * 20), "all")) == 3
+
+
 def test_one_of_several_patterns_that_matches_nothing_is_named(tmp_path):
     (tmp_path / "a.tfrecord").touch()
     with pytest.raises(UserError, match=r"no file matches '\S*b\*' of"):

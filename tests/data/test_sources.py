@@ -1,5 +1,6 @@
 import concurrent.futures
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -175,6 +176,20 @@ def test_a_single_folder_around_the_splits_is_looked_through(folder):
     for dataset in (around, zipped(around)):
         source = ImageFolderSource(dataset, "train")
         assert [source[i]["label"] for i in range(6)] == expected
+
+
+def test_missing_split_of_a_data_set_with_one_split_names_that_one_and_not_its_classes(folder):
+    shutil.rmtree(folder / "test")
+    for dataset in (folder, zipped(folder)):
+        with pytest.raises(UserError, match=r"unknown split .* 'test'\. .*Known: train\.$"):
+            ImageFolderSource(dataset, "test")
+
+
+def test_name_of_a_file_that_is_not_text_can_be_fingerprinted_and_read(folder):
+    (folder / "train" / "cat" / "10.jpg").rename(f"{folder}/train/cat/\udcff.jpg")
+    source = ImageFolderSource(folder, "train")
+    assert len(source.fingerprint()) == 16
+    assert sum(source[i]["file_name"] == "\udcff.jpg" for i in range(6)) == 1
 
 
 def test_fingerprint_changes_with_the_list_of_files_and_is_the_same_for_folder_and_zip(folder):

@@ -114,12 +114,12 @@ def find_path(dataset: str) -> pathlib.Path | None:
 
 
 def _existing(dataset: str) -> pathlib.Path | None:
-    # "" would be the current folder.
-    return next((candidate for candidate in _candidates(dataset) if dataset and candidate.exists()), None)
+    # "" would be the current folder, and a list of patterns may be longer than a name of a file, where pathlib raises.
+    return next((candidate for candidate in _candidates(dataset) if dataset and os.path.exists(candidate)), None)
 
 
 def _candidates(dataset: str) -> list[pathlib.Path]:
-    path = pathlib.Path(dataset).expanduser()
+    path = pathlib.Path(os.path.expanduser(dataset))
     return [path] if path.is_absolute() else [path, *(folder / path for folder in _data_folders())]
 
 

@@ -84,5 +84,5 @@ def fingerprint_of(parts: Iterable[object]) -> str:
     """A short digest of what identifies a list of examples."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(f"{part}\n".encode())
+        digest.update(f"{part}\n".encode(errors="surrogateescape"))  # names of files need not be text
     return digest.hexdigest()[:16]

@@ -90,8 +90,9 @@ class ImageFolderSource:
     def _list_folder(self) -> None:
         splits = _folders(self._root)
         if self.split not in splits and len(splits) == 1:
-            self._root /= splits[0]
-            splits = _folders(self._root)
+            inner = _folders(self._root / splits[0])
+            if self._are_splits(inner):
+                self._root, splits = self._root / splits[0], inner
         self._check_splits(splits)
         misplaced = []
 
@@ -120,7 +121,8 @@ class ImageFolderSource:
                 if all(map(_is_visible, member.filename.rstrip("/").split("/")))
             }
         top = {path.split("/")[0] for path in members}
-        around = "" if self.split in top or len(top) != 1 else f"{top.pop()}/"
+        inner = {path.split("/")[1] for path in members if "/" in path}
+        around = f"{top.pop()}/" if self.split not in top and len(top) == 1 and self._are_splits(inner) else ""
         members = {path.removeprefix(around): member for path, member in members.items()}
         self._check_splits({path.split("/")[0] for path in members if "/" in path})
         classes: dict[str, list[str]] = {}
@@ -148,6 +150,10 @@ class ImageFolderSource:
             [(m.header_offset, m.compress_size, m.CRC, m.compress_type == zipfile.ZIP_DEFLATED) for m in kept], _MEMBER
         )
         self._zip = PositionedFile(self._root)
+
+    def _are_splits(self, names: Iterable[str]) -> bool:
+        """Whether folders within a single folder look like splits; otherwise they are the classes of the only one."""
+        return bool({self.split, *_USUAL_SPLITS}.intersection(names))
 
     def _check_splits(self, splits: Iterable[str]) -> None:
         self.splits: Sequence[str] = sorted(splits)
