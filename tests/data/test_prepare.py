@@ -310,6 +310,14 @@ def test_a_finished_data_set_is_left_alone(whole, prepared, capsys):
     assert "is there already" in capsys.readouterr().err
 
 
+def test_other_archives_than_a_data_set_was_made_of_are_refused_in_few_words(prepared, tmp_path, capsys):
+    for number in range(4):
+        (tmp_path / f"{WNIDS[number]}.tar").write_bytes(class_tar(number, [("1", jpeg(1))]))
+    assert main(["imagenet21k", str(tmp_path), f"--out={prepared.parent.parent}", "--num_shards=3"]) == 1
+    error = capsys.readouterr().err
+    assert "made with other files (the source files are not the same" in error and WNIDS[0] not in error
+
+
 def test_other_settings_do_not_mix_with_a_finished_data_set(whole, prepared, capsys):
     assert main(["imagenet21k", str(whole), f"--out={prepared.parent.parent}", "--num_shards=2"]) == 1
     assert "num_shards was 3, is 2" in capsys.readouterr().err

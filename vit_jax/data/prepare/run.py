@@ -234,7 +234,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     return "; ".join(
         "the source files are not the same, or have changed"
-        if name == "files"
+        if name in ("files", "archives")  # of which there may be thousands
         else f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
         for name in names
     )
