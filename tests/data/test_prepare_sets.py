@@ -208,6 +208,23 @@ def test_a_list_does_not_lead_out_of_its_folder(tmp_path, capsys, image):
     assert "Refused" in capsys.readouterr().err
 
 
+def test_a_list_whose_images_were_not_found_is_read_again(tmp_path, capsys):
+    path = write_list(tmp_path, NUMBERED)
+    (tmp_path / "elsewhere").mkdir()
+    command = ["manifest", str(path), f"--out={tmp_path / 'out'}"]
+    assert main([*command, f"--images_root={tmp_path / 'elsewhere'}"]) == 1
+    assert "there are no images: 4 are broken" in capsys.readouterr().err
+    assert main(command) == 0
+    assert len(labels_of(tmp_path / "out/web/1.0.0")) == 4
+
+
+def test_a_list_that_was_wrong_can_be_mended(tmp_path, capsys):
+    command = ["manifest", str(write_list(tmp_path, [*NUMBERED, {"image": "images/0.jpg"}])), f"--out={tmp_path}"]
+    assert main(command) == 1
+    write_list(tmp_path, NUMBERED)
+    assert main(command) == 0
+
+
 def test_images_root_widens_what_a_list_may_name(tmp_path):
     path = write_list(tmp_path / "web", [{"image": "web/images/1.jpg", "label": 0}])
     assert main(["manifest", str(path), f"--out={tmp_path / 'out'}", f"--images_root={tmp_path}"]) == 0

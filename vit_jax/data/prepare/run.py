@@ -208,7 +208,9 @@ def _refuse_other(manifest: dict[str, Any], origin: Origin, folder: pathlib.Path
 def _prepare(origin: Origin, options: Options, folder: pathlib.Path, settings: dict[str, Any]) -> None:
     index = Index(folder)
     try:
-        if index.fact("settings") not in (None, settings):
+        # With no mark nothing was kept yet: a mistake can be mended and the same name be used again.
+        begun = index.fact("mark") is not None or index.fact("scanned")
+        if begun and index.fact("settings") != settings:
             raise UserError(
                 f"{folder} was begun with other settings ({_difference(index.fact('settings'), settings)}). Run with "
                 "the same to go on, or remove the folder to begin anew."
@@ -279,6 +281,8 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
         if pending >= _COMMIT_EVERY and found.mark is not None:
             index.commit(mark=found.mark, done=found.done)
             pending = 0
+    if not index.count("image"):  # not committed: the next start looks again
+        raise UserError(f"there are no images: {broken:,} are broken or not where they should be.")
     index.commit(scanned=True)
     progress.finish()
 
@@ -295,8 +299,6 @@ def _row(found: Found) -> Row:
 
 
 def _arrange(origin: Origin, index: Index) -> None:
-    if not index.count("image"):
-        raise UserError("there are no images in it.")
     numbers, classes = origin.classes(index.label_names())
     print(f"sorting {index.count('image'):,} images", file=sys.stderr)
     index.arrange(origin.arrangement, numbers)
