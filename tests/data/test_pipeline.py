@@ -276,8 +276,16 @@ def test_bad_records_are_left_out_and_told_up_to_the_limit(caplog):
     assert not batch["image"][batch["label"] == NO_LABEL].any()
     assert batches.bad_records.count == 2
     assert "cannot read image 3; left out (1 of at most 2)" in caplog.text
-    with pytest.raises(UserError, match=r"more than data\.max_bad_records=2"):
-        batches.next_local()
+    with pytest.raises(UserError, match=r"cannot read image 6\. .*more than data\.max_bad_records=1"):
+        train_batches(source=source, batch_size=8, max_bad_records=1).next_local()
+
+
+def test_bad_record_that_comes_in_each_epoch_is_counted_and_told_once(caplog):
+    batches = train_batches(source=NumberedSource(8, broken=(3, 6)), batch_size=8, max_bad_records=2)
+    with caplog.at_level("WARNING"):
+        take_local(batches, 5)
+    assert batches.bad_records.count == 2
+    assert caplog.text.count("left out") == 2
 
 
 def test_image_that_does_not_decode_is_a_bad_record_with_its_place():
@@ -384,7 +392,7 @@ def test_evaluation_processes_share_all_examples(monkeypatch):
 def test_bad_records_of_an_evaluation_have_no_label():
     source = NumberedSource(5, broken=(2,))
     batches = pipeline.EvalBatches(source, EvalTransform(SIZE), sharding(), batch_size=8, max_bad_records=1)
-    for _ in range(2):  # counted anew each time
+    for _ in range(2):  # counted once
         (batch,) = batches
         assert np.asarray(batch["label"])[:5].tolist() == [0, 1, NO_LABEL, 3, 4]
     with pytest.raises(UserError, match="cannot read image 2"):

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -125,7 +125,7 @@ class BatchLoader:
 
     def load(
         self, indices: Sequence[int] | np.ndarray, first_position: int = 0, seed: int = 0
-    ) -> tuple[LocalBatch, list[str]]:
+    ) -> tuple[LocalBatch, dict[int, str]]:
         """Loads the examples at `indices`; negative ones stand for images and labels that are not there.
 
         Args:
@@ -135,8 +135,8 @@ class BatchLoader:
 
         Returns:
           `image`, uint8 `[len(indices), image_size, image_size, 3]`, and `label`, int32 `[len(indices)]`, or
-          `[len(indices), max_labels]` if the source has several; then messages about the examples that could not be
-          read, whose images are zeros without label.
+          `[len(indices), max_labels]` if the source has several; then, by index, messages about the examples that
+          could not be read, whose images are zeros without label.
 
         Raises:
           UserError: a label that there cannot be.
@@ -144,7 +144,7 @@ class BatchLoader:
         size, max_labels = self._transform.image_size, self._source.max_labels
         images = self._memory.empty(len(indices), size, size, 3)
         labels = np.full((len(indices), max_labels), NO_LABEL, np.int32)
-        bad: list[str] = []
+        bad: dict[int, str] = {}
 
         def load_chunk(chunk: range) -> None:
             random = PositionRandom(seed)
@@ -161,10 +161,10 @@ class BatchLoader:
                         images[i] = self._transform(example["image"], random.at(first_position + i))
                 except BadRecordError as error:
                     images[i] = 0
-                    bad.append(str(error).rstrip("."))
+                    bad[index] = str(error).rstrip(".")
                 except ImageError as error:
                     images[i] = 0
-                    bad.append(f"cannot read {self._source.where(index)}: {error}")
+                    bad[index] = f"cannot read {self._source.where(index)}: {error}"
                 else:
                     self._fill_labels(labels[i], example, index)
 
@@ -175,7 +175,7 @@ class BatchLoader:
         chunks = [range(start, min(start + step, len(indices))) for start in range(0, len(indices), step)]
         for _ in self._pool.map(load_chunk, chunks):
             pass
-        return {"image": images, "label": labels if max_labels > 1 else labels[:, 0]}, sorted(bad)
+        return {"image": images, "label": labels if max_labels > 1 else labels[:, 0]}, dict(sorted(bad.items()))
 
     def forget_memory(self) -> None:
         """Gives memory for batches back, as soon as nobody holds them."""
@@ -200,28 +200,33 @@ class BatchLoader:
 
 
 class BadRecords:
-    """Counts examples that could not be read, and raises when there are too many."""
+    """Counts examples that could not be read, each once however often it comes, and raises when there are too many."""
 
     def __init__(self, limit: int):
         """Allows for `limit` of them from now on."""
         self._limit = limit
-        self.count = 0
+        self._indices: set[int] = set()
 
-    def add(self, messages: Sequence[str]) -> None:
-        """Takes messages from `BatchLoader.load`.
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return len(self._indices)
+
+    def add(self, messages: Mapping[int, str]) -> None:
+        """Takes messages by index from `BatchLoader.load`.
 
         Raises:
           UserError: there are more than the limit.
         """
-        for message in messages:
-            self.count += 1
+        for index in sorted(messages.keys() - self._indices):
+            self._indices.add(index)
             if self.count > self._limit:
                 most = f" These are more than data.max_bad_records={self._limit}." if self._limit else ""
                 raise UserError(
-                    f"{message}.{most}\nReplace the file, or set data.max_bad_records to leave out up to so many "
-                    "images with a warning."
+                    f"{messages[index]}.{most}\nReplace the file, or set data.max_bad_records to leave out up to so "
+                    "many images with a warning."
                 )
-            logger.warning("%s; left out (%d of at most %d)", message, self.count, self._limit)
+            logger.warning("%s; left out (%d of at most %d)", messages[index], self.count, self._limit)
 
 
 def _this_process() -> tuple[int, int]:
@@ -287,7 +292,7 @@ class _LoadTrainBatch:
     local: slice
     seed: int
 
-    def __call__(self, batch_index: int) -> tuple[LocalBatch, list[str]]:
+    def __call__(self, batch_index: int) -> tuple[LocalBatch, dict[int, str]]:
         # Positions in the global batch: the data do not depend on the number of processes.
         first = batch_index * self.batch_size + self.local.start
         positions = range(first, first + self.local.stop - self.local.start)
@@ -348,7 +353,8 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
             process can feed (some 15); 0: this process does it. The batches do not depend on it.
           prefetch: batches made ready on the host while a step runs. They go to the devices when they are asked for,
             which is some steps ahead: the loop does not wait for the devices.
-          max_bad_records: examples that may be left out because they cannot be read, before it is an error.
+          max_bad_records: examples that may be left out because they cannot be read, before it is an error; one that
+            comes in each epoch is counted once.
           process: index of this process and how many there are; None: as JAX says.
         """
         self._batch_size, self._sharding, self._prefetch = batch_size, sharding, prefetch
@@ -459,22 +465,21 @@ class EvalBatches:
         self._loader = BatchLoader(source, transform, num_classes=num_classes, num_threads=num_threads)
         self._num_examples, self._batch_size, self._sharding = len(source), batch_size, sharding
         self._local = _local_slice(batch_size, process or _this_process())
-        self._max_bad_records = max_bad_records
+        self._bad_records = BadRecords(max_bad_records)
 
     def __len__(self) -> int:
         return math.ceil(self._num_examples / self._batch_size)
 
     def __iter__(self) -> Iterator[dict[str, jax.Array]]:
-        bad_records = BadRecords(self._max_bad_records)
         try:
             for batch, bad in iter(self._local_batches()):
-                bad_records.add(bad)
+                self._bad_records.add(bad)
                 yield global_batch(batch, self._sharding)
         finally:
             self._loader.forget_memory()  # training goes on, perhaps for hours
 
     def _local_batches(self) -> grain.IterDataset:
-        def load_batch(batch_index: int) -> tuple[LocalBatch, list[str]]:
+        def load_batch(batch_index: int) -> tuple[LocalBatch, dict[int, str]]:
             start = batch_index * self._batch_size
             indices = np.arange(start + self._local.start, start + self._local.stop)
             is_there = indices < self._num_examples

@@ -12,7 +12,7 @@ run will see first, mixup and CutMix aside, whose pairs depend on the batch. Fie
 import io
 import pathlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -112,7 +112,7 @@ def draw_batches(config: ConfigDict, count: int = 32) -> "Figure":
     loader = BatchLoader(train_source, transform, num_classes=config.model.num_classes)
     order = IndexStream(train_source, config.seed)
     batch, bad = loader.load([order[position] for position in range(count)], 0, config.seed)
-    _tell(bad)
+    _tell(bad.values())
     images, captions = batch["image"], [_names(label, train_source) for label in batch["label"]]
     if mixing:
         images, captions = _mix(images, batch["label"], mixing, config.seed, train_source)
@@ -125,7 +125,7 @@ def draw_batches(config: ConfigDict, count: int = 32) -> "Figure":
         see = experiments.eval_transform(config.data)
         indices = np.linspace(0, len(eval_source) - 1, min(count, len(eval_source)), dtype=int)
         batch, bad = BatchLoader(eval_source, see, num_classes=config.model.num_classes).load(indices)
-        _tell(bad)
+        _tell(bad.values())
         crop = f"shorter side to {see.resize_small}, centre" if see.resize_small else "whole image"
         heading = f"Evaluation: {eval_source.name}, {eval_source.split} ({len(eval_source):,} images), {size}: {crop}"
         parts.append((heading, batch["image"], [_names(label, eval_source) for label in batch["label"]]))
@@ -164,7 +164,7 @@ def draw_classes(config: ConfigDict, most: int = 100) -> "Figure":
     return _draw_grid([(heading, [found[label] for label in labels], [f"{i}: {_name(i, source)}" for i in labels])])
 
 
-def _tell(messages: Sequence[str]) -> None:
+def _tell(messages: Iterable[str]) -> None:
     for message in messages:
         report(UserError(f"{message}; drawn black or left out"))
 
