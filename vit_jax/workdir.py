@@ -42,7 +42,8 @@ logger = logging.getLogger(__name__)
 AnyPath: TypeAlias = pathlib.Path | epath.Path
 
 PACKAGES = ("vit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "simplejpeg",
-            "opencv-python-headless", "scikit-learn", "ml_collections", "clu")  # fmt: skip
+            "opencv-python-headless", "pillow", "tensorflow-datasets", "array_record", "scikit-learn", "ml_collections",
+            "clu")  # fmt: skip
 
 
 def parse(place: str) -> AnyPath:
