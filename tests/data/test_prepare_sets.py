@@ -370,6 +370,19 @@ def test_an_unknown_version_is_one_message(tmp_path, capsys):
     assert "9.9.9" in capsys.readouterr().err
 
 
+def test_dedup_of_a_set_whose_images_are_called_otherwise_is_one_message(tmp_path, capsys):
+    folder = tmp_path / "birds/1.0.0"
+    folder.mkdir(parents=True)
+    shard = records.write_shard(folder / records.shard_name("birds", "train", 0, 1), [b"any"])
+    description = records.Description("birds", "1.0.0", "", "", 1, multi_label=False)
+    import tensorflow_datasets as tfds
+
+    named = tfds.features.FeaturesDict({"picture": tfds.features.Image(), "label": tfds.features.ClassLabel(1)})
+    records.write_description(folder, description, {"train": [shard]}, features=named)
+    assert main(["dedup", str(folder), "--against", "digits:test", f"--out={tmp_path}"]) == 1
+    assert "has no feature image, only" in capsys.readouterr().err
+
+
 def test_a_module_that_is_not_there_is_one_message(tmp_path, capsys):
     assert main(["tfds", "birds", "--import=no.such.module", f"--out={tmp_path}"]) == 1
     assert "No module named 'no'" in capsys.readouterr().err

@@ -165,6 +165,8 @@ class _Pretraining:
         info = tfds.builder_from_directory(folder).info
         if info.file_format is None or info.file_format.value != "array_record":
             raise UserError(f"{folder} is not array_record. Prepare it again: python -m vit_jax.data.prepare --help")
+        if "image" not in info.features:
+            raise UserError(f"{folder} has no feature image, only {', '.join(info.features)}. dedup reads no other.")
         if split is None:
             split = next((name for name in ("full", "train") if name in info.splits), None)
             if split is None:
