@@ -377,7 +377,9 @@ def test_dedup_of_a_set_whose_images_are_called_otherwise_is_one_message(tmp_pat
     description = records.Description("birds", "1.0.0", "", "", 1, multi_label=False)
     import tensorflow_datasets as tfds
 
-    named = tfds.features.FeaturesDict({"picture": tfds.features.Image(), "label": tfds.features.ClassLabel(1)})
+    named = tfds.features.FeaturesDict(
+        {"picture": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=1)}
+    )
     records.write_description(folder, description, {"train": [shard]}, features=named)
     assert main(["dedup", str(folder), "--against", "digits:test", f"--out={tmp_path}"]) == 1
     assert "has no feature image, only" in capsys.readouterr().err
