@@ -237,7 +237,7 @@ def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
       MissingDataError: they are not there.
       UserError: they are not as they should be.
     """
-    train_source = _open_train_source(data)
+    train_source = open_train_source(data)
     expected = data.expected_train_images
     if expected and abs(len(train_source) - expected) > data.expected_within * expected:
         raise UserError(
@@ -274,7 +274,13 @@ def _open_source(data: ConfigDict, dataset: str, split: str) -> Source:
     )
 
 
-def _open_train_source(data: ConfigDict) -> Source:
+def open_train_source(data: ConfigDict) -> Source:
+    """Opens the data for training; `data` is the part of the config about data.
+
+    Raises:
+      MissingDataError: they are not there.
+      UserError: they are not as they should be.
+    """
     if not data.mixture:
         return _open_source(data, data.dataset, data.train_split)
     try:

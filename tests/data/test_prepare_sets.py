@@ -44,8 +44,8 @@ def zip_of(folder, path):
 
 def test_a_folder_gives_its_splits_and_classes(tmp_path):
     folder = write_folder(tmp_path / "pets")
-    assert main(["image_folder", str(folder), f"--out={tmp_path}"]) == 0
-    prepared = tmp_path / "pets/1.0.0"
+    assert main(["image_folder", str(folder), f"--out={tmp_path / 'out'}"]) == 0
+    prepared = tmp_path / "out/pets/1.0.0"
     assert features(prepared)["label"].names == ["cat", "dog"]
     for split in ("train", "test"):
         found = {example["file_name"].decode(): example for example in examples(prepared, split)}
@@ -75,17 +75,17 @@ def test_a_zip_file_with_a_path_out_of_the_folder_is_refused(tmp_path, capsys):
 def test_splits_with_different_classes_are_an_error(tmp_path, capsys):
     folder = write_folder(tmp_path / "pets")
     (folder / "test/dog").rename(folder / "test/dogs")
-    assert main(["image_folder", str(folder), f"--out={tmp_path}"]) == 1
+    assert main(["image_folder", str(folder), f"--out={tmp_path / 'out'}"]) == 1
     assert "has no class 'dog" in capsys.readouterr().err
 
 
 def test_a_broken_image_of_a_folder_is_named_by_its_path(tmp_path):
     folder = write_folder(tmp_path / "pets")
     (folder / "train/cat/1.jpg").write_bytes(b"no picture")
-    assert main(["image_folder", str(folder), f"--out={tmp_path}"]) == 0
-    (broken,) = json.loads((tmp_path / "pets/1.0.0/manifest.json").read_text())["broken"]
+    assert main(["image_folder", str(folder), f"--out={tmp_path / 'out'}"]) == 0
+    (broken,) = json.loads((tmp_path / "out/pets/1.0.0/manifest.json").read_text())["broken"]
     assert broken["file_name"] == "cat/1.jpg"
-    assert len(examples(tmp_path / "pets/1.0.0", "train")) == 5
+    assert len(examples(tmp_path / "out/pets/1.0.0", "train")) == 5
 
 
 def test_an_unreadable_image_is_told_without_the_place_of_the_folder(tmp_path):
@@ -588,3 +588,29 @@ def test_no_photo_is_taken_for_another():
     query, target, _ = dedup.find_pairs(plain, np.concatenate([plain, mirrored]))
     assert len(photos) == 100
     assert query.tolist() == target.tolist() == list(range(100))
+
+
+def test_a_disk_that_does_not_answer_is_not_taken_for_a_broken_image(tmp_path, capsys):
+    images = tmp_path / "pets" / "train" / "cat"
+    images.mkdir(parents=True)
+    whole = jpeg(1)
+    (images / "1.jpg").write_bytes(whole)
+    (images / "2.jpg").symlink_to("/proc/self/mem")  # whose first byte cannot be read: an input/output error
+    arguments = ["image_folder", str(tmp_path / "pets"), f"--out={tmp_path / 'out'}"]
+    assert main(arguments) == 1
+    message = capsys.readouterr().err
+    assert "2.jpg: Input/output error. The image may be whole" in message
+    (images / "2.jpg").unlink()
+    (images / "2.jpg").write_bytes(whole)
+    assert main(arguments) == 0
+    manifest = json.loads((tmp_path / "out" / "pets" / "1.0.0" / "manifest.json").read_text())
+    assert (manifest["counts"]["images"], manifest["counts"]["broken"]) == (2, 0)
+
+
+def test_a_result_among_the_images_is_refused(tmp_path, capsys):
+    images = tmp_path / "pets" / "train" / "cat"
+    images.mkdir(parents=True)
+    (images / "1.jpg").write_bytes(jpeg(1))
+    assert main(["image_folder", str(tmp_path / "pets"), f"--out={tmp_path}"]) == 1
+    assert "would lie among the images" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "pets").iterdir()] == ["train"]

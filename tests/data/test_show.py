@@ -57,6 +57,11 @@ def test_classes_show_an_image_of_each(config):
     assert images[0].shape == (96, 96, 3)
 
 
+def test_classes_are_drawn_whatever_the_split_for_evaluation(config):
+    config.data.eval_split = "there is none"
+    show.draw_classes(config)
+
+
 def test_classes_of_images_without_labels_are_refused(config, tmp_path):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "1.jpg").write_bytes(b"")

@@ -9,10 +9,10 @@ import functools
 import logging
 import math
 import mmap
+import multiprocessing
 import os
 import signal
 import threading
-import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +26,7 @@ from grain.experimental import index_shuffle
 from jax.sharding import NamedSharding
 
 from vit_jax.data.images import EvalTransform, ImageError, TrainTransform
+from vit_jax.data.order import permutation
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Source
 from vit_jax.data.sources.mixture import Mixture
 from vit_jax.errors import UserError
@@ -277,9 +278,8 @@ def _shuffled(position: int, length: int, seed: int) -> int:
     return index_shuffle(position, max_index=length - 1, seed=seed, rounds=4)
 
 
-@functools.lru_cache(maxsize=64)  # of each part of a mixture, as neighbouring positions are in different ones
-def _permutation(length: int, seed: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=seed)).permutation(length)
+# Of each part of a mixture, as neighbouring positions are in different ones.
+_permutation = functools.lru_cache(maxsize=64)(permutation)
 
 
 @dataclasses.dataclass
@@ -303,11 +303,11 @@ def _start_worker(index: int, count: int) -> None:
     """Makes a worker process leave Ctrl-C to its parent, and end when that is gone, killed perhaps."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        if parent is not None:
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -418,6 +418,8 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         Raises:
           UserError: the list of examples is not the one that the position was in, or no batch begins there.
         """
+        if "images" not in state:
+            raise UserError("the checkpoint was written by an older version of this code: start in a new workdir.")
         if state["examples"] != self._fingerprint:
             raise UserError(
                 "the data set has changed since the last start: it has other files, or other names of files. Bring "

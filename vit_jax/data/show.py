@@ -138,7 +138,7 @@ def draw_classes(config: ConfigDict, most: int = 100) -> "Figure":
     Raises:
       UserError: something in the config or the data is not as it should be.
     """
-    source, _ = experiments.open_sources(config.data)
+    source = experiments.open_train_source(config.data)
     order, found = IndexStream(source, config.seed), dict[int, np.ndarray]()
     num_classes = source.num_classes or config.model.num_classes
     wanted = min(most, num_classes or most)

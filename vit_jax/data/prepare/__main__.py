@@ -255,7 +255,11 @@ def _imagenet21k(args: argparse.Namespace) -> int:
 def _image_folder(args: argparse.Namespace) -> int:
     from vit_jax.data.prepare.folders import ImageFolder
 
-    return _prepare(ImageFolder(args.source), args, args.name or _name_of(args.source))
+    name = args.name or _name_of(args.source)
+    source, result = args.source.resolve(), (args.out / name).resolve()
+    if result.is_relative_to(source):
+        raise UserError(f"the result, {result}, would lie among the images in {source}. Give another --out or --name.")
+    return _prepare(ImageFolder(args.source), args, name)
 
 
 def _manifest(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ interrupted, and the result is the same to the byte, whatever the machine, the n
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import pathlib
@@ -242,6 +243,12 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     )
 
 
+# What is wrong with a file itself. Anything else, such as a network disk that does not answer, may pass.
+_OF_THE_FILE = frozenset(
+    {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
+)
+
+
 def _scan(origin: Origin, options: Options, index: Index) -> None:
     mark = index.fact("mark")
     progress = Progress("scan", origin.extent(), index.fact("done") or 0)
@@ -258,6 +265,12 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
             if options.verify:
                 decode(found.content or b"")
         except (ImageError, BadRecordError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:
+                place = origin.place(_row(found))
+                raise UserError(
+                    f"cannot read {place}: {error.strerror or error}. The image may be whole: see to the disk and run "
+                    "the same command again; it goes on from here."
+                ) from error
             return dataclasses.replace(found, content=None), b"", 0, getattr(error, "strerror", None) or str(error)
         content = found.content or b""
         # The content is let go of here, or all images ahead of the slowest would be kept.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from vit_jax.data.order import permutation
 from vit_jax.data.sources.base import Example, Source, fingerprint_of
 from vit_jax.errors import UserError, unknown_name
 
@@ -191,13 +192,6 @@ def open_parts(
         length = len(open_once(part.split))
         if mixed or (part.start, part.stop) == (0, length):
             return range(part.start, part.stop)
-        return _permutation(length)[part.start : part.stop]
+        return permutation(length, 0)[part.start : part.stop]
 
     return SlicedSource([(open_once(part.split), examples(part)) for part in parts], spec)
-
-
-def _permutation(length: int) -> np.ndarray:
-    # Of 32 bits where they do, as 14 million examples should not take 112 MB.
-    order = np.arange(length, dtype=np.uint32 if length < 2**32 else np.uint64)
-    np.random.Generator(np.random.Philox(key=0)).shuffle(order)
-    return order

@@ -1,0 +1,18 @@
+"""A permutation of a few million numbers that never changes, whatever the version of any library."""
+
+import numpy as np
+
+
+def permutation(length: int, seed: int) -> np.ndarray:
+    """The numbers below `length` in an order that `seed` decides, `[length]` of 32 bits (64 from 2^32 on).
+
+    They are sorted by their SplitMix64 hashes (Steele et al., 2014). NumPy may change what its generators draw with any
+    release; held-out slices and the order of training must not change with it.
+    """
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64
+        x = np.arange(length, dtype=np.uint64) + np.uint64(seed % 2**32) * np.uint64(2**32)
+        x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x ^= x >> np.uint64(31)
+    return np.argsort(x, kind="stable").astype(np.uint32 if length < 2**32 else np.uint64)
