@@ -248,6 +248,14 @@ def test_data_set_that_is_not_prepared_says_how_to_prepare_it_and_what_is(golden
     assert find_path("tfds:golden_animal") is None
 
 
+def test_data_set_that_was_begun_and_not_finished_says_so(golden):
+    (golden / "imagenet21k" / "1.0.0.incomplete").mkdir(parents=True)
+    with pytest.raises(
+        MissingDataError, match=r"imagenet21k/1.0.0.incomplete was begun and not finished. Run the command"
+    ):
+        open_source("tfds:imagenet21k", "full")
+
+
 @pytest.mark.parametrize("name", ["golden_animals:3.0.0", "golden_animals/small", ""])
 def test_version_config_or_name_that_is_not_prepared_is_refused(golden, name):
     with pytest.raises(MissingDataError, match=f"tfds:{name} is not prepared"):

@@ -207,6 +207,12 @@ def not_prepared(dataset: str, how_to_prepare: str = "") -> MissingDataError:
     }
     looked = ", ".join(map(str, data_folders()))
     nearest = f"\n{unknown_name('prepared data set', f'tfds:{dataset}', known)}" if known else ""
+    for folder in data_folders():
+        if begun := sorted((folder / name).glob("*.incomplete")) if name else []:
+            return MissingDataError(
+                f"tfds:{dataset} is not prepared yet: {begun[0]} was begun and not finished. Run the command that "
+                "prepares it again; it goes on where it was."
+            )
     advice = how_to_prepare.strip() or f"Prepare it, or set TFDS_DATA_DIR to where it is:\n{_PREPARE} {name}"
     return MissingDataError(f"tfds:{dataset} is not prepared in any of {looked}.{nearest}\n{advice}")
 
