@@ -109,8 +109,9 @@ def vit_jax_batches(task: dict[str, Any]) -> Iterator[Any]:
         seed=0,
         **options,
     )
-    while True:
-        yield jax.block_until_ready(next(batches))["image"] if task["device"] else batches.next_local()["image"]
+    with contextlib.closing(batches):  # workers that are killed leave their shared memory behind
+        while True:
+            yield jax.block_until_ready(next(batches))["image"] if task["device"] else batches.next_local()["image"]
 
 
 def in_memory(source: Any) -> Any:
@@ -530,7 +531,9 @@ def run_worker(worker: str, python: str, task: dict[str, Any]) -> dict[str, Any]
         try:
             result = next((json.loads(line) for line in process.stdout if line.startswith('{"')), None)
         finally:
-            # Endless pipelines need no farewell, and their own processes must not disturb whose turn is next.
+            # What ends by itself gives its shared memory back. The rest must not disturb whose turn is next.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=3)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
