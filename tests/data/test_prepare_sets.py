@@ -475,6 +475,21 @@ def test_the_report_names_each_pair(cleaned):
     assert (report["removed"], report["examples"], report["against"][0]["found"]) == (7, 27, 7)
 
 
+def test_images_that_cannot_be_compared_stay_in_and_are_counted(tmp_path):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "tests/test/any").mkdir(parents=True)
+    black = encode(Image.new("RGB", (64, 64)))
+    for name, image in (("black", black), ("own", encode(picture(1)))):
+        (tmp_path / "web" / f"{name}.jpg").write_bytes(image)
+    (tmp_path / "web/web.jsonl").write_text('{"image": "black.jpg", "label": 0}\n{"image": "own.jpg", "label": 1}')
+    (tmp_path / "tests/test/any/black.jpg").write_bytes(black)
+    assert main(["manifest", str(tmp_path / "web/web.jsonl"), f"--out={tmp_path}"]) == 0
+    assert main([*clean(tmp_path), f"--out={tmp_path / 'out'}"]) == 0
+    report = json.loads((tmp_path / "out/web_dedup/1.0.0/report.json").read_text())
+    assert (report["removed"], report["not_compared"], report["against"][0]["not_compared"]) == (0, 1, 1)
+    assert "1 examples could not be compared" in (tmp_path / "out/web_dedup/1.0.0/report.html").read_text()
+
+
 def test_the_pictures_show_each_pair(cleaned):
     page = (cleaned / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 14

@@ -285,10 +285,11 @@ class _Job:
         sought = np.flatnonzero(targets.any(axis=1))
         progress = Progress("hash", sum(self.old.lengths))
         pairs: list[dict[str, Any]] = []
-        first = 0
+        first, not_compared = 0, 0
         for file, length in zip(self.old.files[self.old.split], self.old.lengths, strict=True):
             found = self._hash_shard(file, length)
             hashed = np.flatnonzero(found.any(axis=1))
+            not_compared += length - len(hashed)
             matches = find_pairs(found[hashed], targets[sought], near=near, sure=sure)
             for query, target, distance in zip(*matches, strict=True):
                 of = int(sought[target]) % int(ends[-1])
@@ -312,13 +313,16 @@ class _Job:
             "split": self.old.split,
             "examples": sum(self.old.lengths),
             "removed": len(removed),
+            # Black images, and those that cannot be decoded: they stay in.
+            "not_compared": not_compared,
             "against": [
                 {
                     "name": test.name,
                     "images": len(test.source),
+                    "not_compared": int((~one.any(axis=1)).sum()),
                     "found": len({pair["against_index"] for pair in pairs if pair["against"] == test.name}),
                 }
-                for test in self.tests
+                for test, one in zip(self.tests, plain, strict=True)
             ],
             "pairs": pairs,
         }
@@ -465,13 +469,16 @@ class _Pictures:
                 f"<td>{other}<br>{html.escape(pair['against'])}: {where}</td><td>{words}</td></tr>"
             )
         sets = "".join(
-            f"<li>{html.escape(one['name'])}: {one['found']:,} of {one['images']:,} test images found</li>"
+            f"<li>{html.escape(one['name'])}: {one['found']:,} of {one['images']:,} test images found, "
+            f"{one['not_compared']:,} could not be compared</li>"
             for one in report["against"]
         )
         return (
             "<!doctype html><meta charset=utf-8><title>Near-duplicates</title>"
             "<style>body{font-family:sans-serif}td{padding:.5em;vertical-align:top;font-size:small}</style>"
-            f"<h1>{report['removed']:,} of {report['examples']:,} examples removed</h1><ul>{sets}</ul>"
+            f"<h1>{report['removed']:,} of {report['examples']:,} examples removed</h1>"
+            f"<p>{report['not_compared']:,} examples could not be compared, as they are black or cannot be decoded. "
+            f"They stay in.</p><ul>{sets}</ul>"
             f"<p>{len(rows):,} of {len(report['pairs']):,} pairs, those that differ most first: left what was removed, "
             f"right the test image. Are the first ones no duplicates? Lower --sure (now {report['sure']}).</p>"
             f"<table>{''.join(rows)}</table>\n"
