@@ -1,0 +1,202 @@
+"""What accelerators can do at most, by data sheet: peak FLOP/s, memory, bandwidths.
+
+A JAX device is not always a chip: on TPU v2 and v3 each TensorCore is a device of its own, on v4 and v5p the two of
+a chip are one device ("megacore") unless the run asks otherwise. `cores_of_device` asks the device itself.
+"""
+
+import dataclasses
+from typing import Any
+
+_GIB = 2**30
+_TPU_DOCS = "https://cloud.google.com/tpu/docs/"
+_JOUPPI_2020 = "Jouppi et al. 2020, A domain-specific supercomputer for training deep neural networks"
+_JOUPPI_2023 = "Jouppi et al. 2023, TPU v4: an optically reconfigurable supercomputer"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A chip by its data sheet. Everything is for the whole chip; divide by `cores` for a core.
+
+    Attributes:
+      name: what people call it.
+      device_kinds: what JAX calls its devices (`jax.Device.device_kind`).
+      cores: TensorCores of a TPU chip; 1 for a GPU.
+      cores_per_device: how many of them a JAX device has, unless the device says otherwise.
+      bf16_flops: peak of dense bfloat16 matrix products, FLOP/s; a multiplication and its addition are 2.
+      hbm_bytes: memory. The compiler and the runtime keep some of it for themselves.
+      hbm_bandwidth: of that memory, bytes/s.
+      interconnect_bandwidth: bytes/s that a chip can send to other chips, over all links (TPU: ICI; GPU: NVLink, or
+        PCI Express where there is none) and in one direction. Data sheets often give both directions together.
+      source: where the numbers are from.
+    """
+
+    name: str
+    device_kinds: tuple[str, ...]
+    cores: int
+    cores_per_device: int
+    bf16_flops: float
+    hbm_bytes: int
+    hbm_bandwidth: float
+    interconnect_bandwidth: float
+    source: str
+
+
+CHIPS = (
+    Chip(
+        name="TPU v2",
+        device_kinds=("TPU v2",),
+        cores=2,
+        cores_per_device=1,
+        bf16_flops=46e12,
+        hbm_bytes=16 * _GIB,
+        hbm_bandwidth=700e9,
+        interconnect_bandwidth=4 * 496e9 / 8,  # links of 496 Gbit/s
+        source=_JOUPPI_2020,
+    ),
+    Chip(
+        name="TPU v3",
+        device_kinds=("TPU v3",),
+        cores=2,
+        cores_per_device=1,
+        bf16_flops=123e12,
+        hbm_bytes=32 * _GIB,
+        hbm_bandwidth=900e9,
+        interconnect_bandwidth=4 * 656e9 / 8,  # links of 656 Gbit/s
+        source=f"{_TPU_DOCS}v3; links: {_JOUPPI_2020}",
+    ),
+    Chip(
+        name="TPU v4",
+        device_kinds=("TPU v4",),
+        cores=2,
+        cores_per_device=2,
+        bf16_flops=275e12,
+        hbm_bytes=32 * _GIB,
+        hbm_bandwidth=1200e9,
+        interconnect_bandwidth=6 * 50e9,
+        source=f"{_TPU_DOCS}v4; links: {_JOUPPI_2023}",
+    ),
+    Chip(
+        name="TPU v5e",
+        device_kinds=("TPU v5 lite", "TPU v5e"),
+        cores=1,
+        cores_per_device=1,
+        bf16_flops=197e12,
+        hbm_bytes=16 * _GIB,
+        hbm_bandwidth=819e9,
+        interconnect_bandwidth=400e9 / 2,  # both directions: 400 GB/s
+        source=f"{_TPU_DOCS}v5e",
+    ),
+    Chip(
+        name="TPU v5p",
+        device_kinds=("TPU v5", "TPU v5p"),
+        cores=2,
+        cores_per_device=2,
+        bf16_flops=459e12,
+        hbm_bytes=95 * _GIB,
+        hbm_bandwidth=2765e9,
+        interconnect_bandwidth=4800e9 / 8,
+        source=f"{_TPU_DOCS}v5p",
+    ),
+    Chip(
+        name="TPU v6e",
+        device_kinds=("TPU v6 lite", "TPU v6e"),
+        cores=1,
+        cores_per_device=1,
+        bf16_flops=918e12,
+        hbm_bytes=32 * _GIB,
+        hbm_bandwidth=1638e9,
+        interconnect_bandwidth=800e9 / 2,  # both directions: 800 GB/s
+        source=f"{_TPU_DOCS}v6e",
+    ),
+    Chip(
+        name="A100 40GB SXM",
+        device_kinds=("NVIDIA A100-SXM4-40GB",),
+        cores=1,
+        cores_per_device=1,
+        bf16_flops=312e12,
+        hbm_bytes=40_000_000_000,
+        hbm_bandwidth=1555e9,
+        interconnect_bandwidth=600e9 / 2,
+        source="NVIDIA A100 data sheet",
+    ),
+    Chip(
+        name="A100 80GB SXM",
+        device_kinds=("NVIDIA A100-SXM4-80GB",),
+        cores=1,
+        cores_per_device=1,
+        bf16_flops=312e12,
+        hbm_bytes=80_000_000_000,
+        hbm_bandwidth=2039e9,
+        interconnect_bandwidth=600e9 / 2,
+        source="NVIDIA A100 data sheet",
+    ),
+    Chip(
+        name="H100 SXM",
+        device_kinds=("NVIDIA H100 80GB HBM3",),
+        cores=1,
+        cores_per_device=1,
+        bf16_flops=989e12,  # data sheets print 1,979 for matrices half of which is zero
+        hbm_bytes=80_000_000_000,
+        hbm_bandwidth=3350e9,
+        interconnect_bandwidth=900e9 / 2,
+        source="NVIDIA H100 data sheet",
+    ),
+    Chip(
+        name="H100 PCIe",
+        device_kinds=("NVIDIA H100 PCIe",),
+        cores=1,
+        cores_per_device=1,
+        bf16_flops=756e12,
+        hbm_bytes=80_000_000_000,
+        hbm_bandwidth=2000e9,
+        interconnect_bandwidth=128e9 / 2,  # a bridge of NVLink joins two of them only
+        source="NVIDIA H100 data sheet",
+    ),
+    Chip(
+        name="H200 SXM",
+        device_kinds=("NVIDIA H200",),
+        cores=1,
+        cores_per_device=1,
+        bf16_flops=989e12,
+        hbm_bytes=141_000_000_000,
+        hbm_bandwidth=4800e9,
+        interconnect_bandwidth=900e9 / 2,
+        source="NVIDIA H200 data sheet",
+    ),
+    Chip(
+        name="B200 SXM",
+        device_kinds=("NVIDIA B200",),
+        cores=1,
+        cores_per_device=1,
+        bf16_flops=2250e12,
+        hbm_bytes=180_000_000_000,
+        hbm_bandwidth=8000e9,
+        interconnect_bandwidth=1800e9 / 2,
+        source="NVIDIA DGX B200 data sheet, an eighth of it",
+    ),
+)
+
+TPU_V3 = next(chip for chip in CHIPS if chip.name == "TPU v3")
+TPU_V3_CORE_BF16_FLOPS = TPU_V3.bf16_flops / TPU_V3.cores  # the unit of the paper's table 2: TPUv3-core-days
+
+
+def find_chip(device_kind: str) -> Chip | None:
+    """The chip whose devices JAX calls so; None for a CPU and for what is not in `CHIPS`."""
+    return next((chip for chip in CHIPS if device_kind in chip.device_kinds), None)
+
+
+def cores_of_device(device: Any, chip: Chip) -> int:
+    """How many of the chip's cores a JAX device has: the two of a megacore are one device.
+
+    Args:
+      device: a `jax.Device`, also one of a topology description.
+      chip: from `find_chip(device.device_kind)`.
+    """
+    # A GPU's attributes are of another kind; a TPU's client may be too old to have this one.
+    return int(getattr(device, "num_cores", chip.cores_per_device)) if chip.cores > 1 else 1
+
+
+def device_bf16_flops(device: Any) -> float | None:
+    """Peak FLOP/s of a JAX device with bfloat16; None for a CPU and for what is not in `CHIPS`."""
+    chip = find_chip(device.device_kind)
+    return None if chip is None else chip.bf16_flops * cores_of_device(device, chip) / chip.cores
