@@ -23,7 +23,7 @@ def load(path: pathlib.Path):
 def test_config_builds_without_its_data(path, monkeypatch):
     monkeypatch.delenv("VIT_JAX_DATA", raising=False)
     one_device = partitioning.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(partitioning, "make_mesh", lambda: one_device)
+    monkeypatch.setattr(partitioning, "make_mesh", lambda *_, **__: one_device)
     config = load(path).get_config()
     built = experiment.build(config, allow_missing_data=True)
     assert config.model.name in overview.dry_run(config, built)

@@ -94,6 +94,15 @@ def base_config() -> ConfigDict:
     config.optimizer.momentum = 0.9
     config.optimizer.momentum_dtype = "float32"  # of SGD's momentum and Adam's first moment
 
+    config.polyak_decay = placeholder(float)  # of the average of the parameters that is evaluated; the paper: 0.9999
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices along which the batch is split; -1: all there are, divided by the other axis
+    config.mesh.model = 1  # devices that share each layer's heads and hidden units (sharding "fsdp+tensor")
+    config.sharding = "replicated"  # "replicated", "fsdp" or "fsdp+tensor": see docs/sharding.md
+    config.sharding_rules = ()  # of (pattern of parameter names, axes), before the preset's
+    config.rng = "threefry2x32"  # of dropout and mixing; "rbg" is faster on TPU, but depends on the number of devices
+
     config.eval_batch_size = placeholder(int)  # None: batch_size
     config.eval_every_steps = placeholder(int)  # None: at the end only
     config.log_every_steps = 50
@@ -101,6 +110,11 @@ def base_config() -> ConfigDict:
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep = 2  # newest ones
     config.checkpoint.keep_best = True  # also the parameters with the best accuracy
+
+    config.watchdog_seconds = 1800.0  # a step that takes longer hangs: its stacks are written, the run ends; 0: never
+    config.profile = ConfigDict()
+    config.profile.first_step = placeholder(int)  # of a trace for docs/profiling.md; None: no trace
+    config.profile.num_steps = 5
 
     return config.lock()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -18,13 +19,13 @@ from vit_jax.data.images import EvalTransform, TrainTransform
 from vit_jax.data.pipeline import EvalBatches, TrainBatches
 from vit_jax.data.sources import MissingDataError, RealLabels, Source, load_real_labels, open_source
 from vit_jax.data.sources.mixture import Mixture
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, unknown_name
 from vit_jax.evaluators.classification import ClassificationEvaluator
 from vit_jax.losses import Loss, make_loss
 from vit_jax.metrics import Progress
 from vit_jax.mixing import Mixing
 from vit_jax.models import create_model
-from vit_jax.train_step import TrainState, create_train_state
+from vit_jax.train_step import RNGS, TrainState, create_train_state, init_train_state, make_train_step
 from vit_jax.workdir import flatten
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Experiment:
       num_classes: width of the logits.
       model: images -> (logits, intermediates).
       abstract_state: shapes, dtypes and shardings of the training state.
+      abstract_batch: the same of a batch.
       loss_fn: training loss.
       mixing: mixup and CutMix.
       schedule: learning rate by step.
@@ -56,6 +58,7 @@ class Experiment:
     num_classes: int
     model: nn.Module
     abstract_state: TrainState
+    abstract_batch: dict[str, jax.ShapeDtypeStruct]
     loss_fn: Loss
     mixing: Mixing
     schedule: optax.Schedule
@@ -63,18 +66,21 @@ class Experiment:
     num_steps: int
 
 
-def build(config: ConfigDict, *, allow_missing_data: bool = False) -> Experiment:
+def build(
+    config: ConfigDict, *, allow_missing_data: bool = False, devices: Sequence[jax.Device] | None = None
+) -> Experiment:
     """Makes the parts of a run. Decodes no image and computes nothing on the devices.
 
     Args:
       config: see `vit_jax.config.base_config`.
       allow_missing_data: do without the data set if the config says how large it is; to plan a run.
+      devices: to run on, or to plan for: those of a topology that is described, not here; None: all that are here.
 
     Raises:
       UserError: something in the config or the data is not as it should be.
     """
     check_fields(config)
-    mesh = partitioning.make_mesh()
+    mesh = partitioning.make_mesh(devices, data=config.mesh.data, model=config.mesh.model)
     partitioning.check_batch_size(config.batch_size, mesh, config.accumulation_steps)
     partitioning.check_batch_size(config.eval_batch_size or config.batch_size, mesh, field="eval_batch_size")
     loss_fn = make_loss(config.loss, config.label_smoothing)
@@ -97,12 +103,19 @@ def build(config: ConfigDict, *, allow_missing_data: bool = False) -> Experiment
     num_steps = _num_steps(config, num_train_images)
     schedule = _make_schedule(config.optimizer, num_steps)
     optimizer = _make_optimizer(config.optimizer, schedule)
-    abstract_state = partitioning.with_sharding(
-        jax.eval_shape(
-            lambda: create_train_state(model, optimizer, image_size=config.data.image_size, seed=config.seed)
-        ),
-        partitioning.replicated(mesh),
+    abstract_state = jax.eval_shape(
+        lambda: create_train_state(
+            model,
+            optimizer,
+            image_size=config.data.image_size,
+            seed=config.seed,
+            rng=config.rng,
+            polyak_decay=config.polyak_decay,
+        )
     )
+    specs = partitioning.parameter_specs(abstract_state.params, mesh, config.sharding, config.sharding_rules)
+    shardings = partitioning.state_shardings(abstract_state, mesh, specs)
+    max_labels = config.data.max_labels or (train_source.max_labels if train_source else 1)
     return Experiment(
         mesh=mesh,
         train_source=train_source,
@@ -110,12 +123,51 @@ def build(config: ConfigDict, *, allow_missing_data: bool = False) -> Experiment
         num_train_images=num_train_images,
         num_classes=num_classes,
         model=model,
-        abstract_state=abstract_state,
+        abstract_state=partitioning.with_sharding(abstract_state, shardings),
+        abstract_batch=partitioning.with_sharding(
+            {
+                "image": jax.ShapeDtypeStruct((config.batch_size, *2 * (config.data.image_size,), 3), jnp.uint8),
+                "label": jax.ShapeDtypeStruct(
+                    (config.batch_size, *([max_labels] if max_labels > 1 else [])), jnp.int32
+                ),
+            },
+            partitioning.batch_sharding(mesh),
+        ),
         loss_fn=loss_fn,
         mixing=mixing,
         schedule=schedule,
         optimizer=optimizer,
         num_steps=num_steps,
+    )
+
+
+def make_step(config: ConfigDict, experiment: Experiment) -> jax.stages.Wrapped:
+    """The step `(state, batch) -> (state, metrics)` of a run; also what is compiled to plan one."""
+    return make_train_step(
+        experiment.model,
+        experiment.optimizer,
+        experiment.schedule,
+        experiment.loss_fn,
+        experiment.mesh,
+        shardings=partitioning.shardings_of(experiment.abstract_state),
+        accumulation_steps=config.accumulation_steps,
+        mixing=experiment.mixing,
+        rng=config.rng,
+        polyak_decay=config.polyak_decay,
+    )
+
+
+def init_state(config: ConfigDict, experiment: Experiment) -> TrainState:
+    """The state that a run begins with, on the devices."""
+    return init_train_state(
+        experiment.model,
+        experiment.optimizer,
+        experiment.mesh,
+        image_size=config.data.image_size,
+        seed=config.seed,
+        shardings=partitioning.shardings_of(experiment.abstract_state),
+        rng=config.rng,
+        polyak_decay=config.polyak_decay,
     )
 
 
@@ -159,19 +211,27 @@ def make_evaluator(
         max_bad_records=config.data.max_bad_records,
     )
     progress = Progress(batches, f"evaluation on {config.data.eval_split}", before_each=before_each_batch)
-    return ClassificationEvaluator(experiment.model, progress, make_loss(config.loss), experiment.mesh)
+    shardings = partitioning.shardings_of(experiment.abstract_state.evaluated)
+    return ClassificationEvaluator(experiment.model, progress, make_loss(config.loss), experiment.mesh, shardings)
 
 
 _AT_LEAST_ONE = (
     *("log_every_steps", "eval_every_steps", "checkpoint.every_steps", "checkpoint.keep"),
+    *("profile.first_step", "profile.num_steps"),
     *("data.image_size", "data.num_threads", "data.prefetch", "data.eval_resize_small", "data.max_labels"),
     *("model.num_layers", "model.hidden_dim", "model.mlp_dim", "model.num_heads"),
 )
 _SHARES = (  # [0, 1)
     *("model.dropout_rate", "model.attention_dropout_rate", "model.stochastic_depth_rate"),
-    "label_smoothing",
+    *("label_smoothing", "polyak_decay"),
 )
-_NOT_NEGATIVE = ("seed", "optimizer.learning_rate", "optimizer.weight_decay", "optimizer.end_learning_rate")
+_NOT_NEGATIVE = (
+    "seed",
+    "watchdog_seconds",
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "optimizer.end_learning_rate",
+)
 _DTYPES = ("model.dtype", "model.param_dtype", "optimizer.momentum_dtype")
 
 
@@ -200,6 +260,8 @@ def check_fields(config: ConfigDict) -> None:
     check(["data.crop_min_area"], lambda value: 0 < value <= 1, "more than 0 and at most 1")
     check(["optimizer.clip_norm"], lambda value: value > 0, "more than 0, or None for no clipping")
     check(_DTYPES, ("float32", "bfloat16", "float16").__contains__, "'float32', 'bfloat16' or 'float16'")
+    if config.rng not in RNGS:
+        raise unknown_name("rng", config.rng, RNGS)
     # Metrics of training and of time bear these prefixes.
     check(["data.eval_split"], lambda value: value not in ("train", "time"), "a split of another name")
 

@@ -50,6 +50,7 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
     parameters = count_parameters(experiment.abstract_state.params)
     flops = forward_flops(experiment.model, size)
     exaflops = train_exaflops(experiment.model, size, experiment.num_steps * config.batch_size)
+    held = partitioning.bytes_per_device(experiment.abstract_state) / 1e9
     lines = [
         f"model     {model.name}, {classes:,} classes, {parameters:,} parameters, images {size}x{size}",
         f"data      {data}",
@@ -57,7 +58,10 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
         f"{config.optimizer.name}, {config.loss} cross-entropy",
         f"compute   {flops / 1e9:.4g} GFLOP an image forward (multiply-add = 2), {exaflops:.4g} exaFLOP in all at 3 x "
         "forward",
-        f"devices   {devices['num_devices']} x {devices['device_kind']} in {devices['num_processes']} process(es)",
+        f"devices   {devices['num_devices']} x {devices['device_kind']} in {devices['num_processes']} process(es), "
+        + "mesh "
+        + " x ".join(f"{name} {size}" for name, size in devices["mesh"].items())
+        + f"; state {config.sharding}, {held:.3g} GB on each",
     ]
     return "\n".join(lines)
 
@@ -137,6 +141,7 @@ def dry_run(config: ConfigDict, experiment: Experiment) -> str:
             "# Parameters\n" + parameter_table(experiment) + (f"\n{paper}" if paper else ""),
             "# Weight decay\n" + describe_decay(experiment),
             "# Learning rate\n" + schedule_table(config, experiment),
+            "# Sharding\n" + partitioning.sharding_table(experiment.abstract_state),
             "# What would be trained\n" + describe_run(config, experiment),
         ]
     )

@@ -1,6 +1,6 @@
 """The training step: state, losses, gradients, update. Pure functions and one jitted, donated step over a mesh."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +17,10 @@ from vit_jax.partitioning import batch_sharding, replicated
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
+# JAX's random number generators. "threefry2x32" draws the same numbers however arrays are split; the others use the
+# hardware's generator, whose numbers depend on it.
+RNGS = ("threefry2x32", "rbg", "unsafe_rbg")
+
 MIXING_STREAM = 2**31 - 1  # of the step's key; parts of an accumulated batch use 0, 1, ...
 
 
@@ -29,12 +33,19 @@ class TrainState:
       params: the model's parameters.
       opt_state: the optimizer's state.
       rng: key data from which each step derives its own key; never changes.
+      average: the parameters' Polyak average, None without.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
     rng: jax.Array
+    average: Any = None
+
+    @property
+    def evaluated(self) -> Any:
+        """The parameters to evaluate: their average if there is one."""
+        return self.params if self.average is None else self.average
 
 
 def normalize_images(images: jax.Array) -> jax.Array:
@@ -43,27 +54,66 @@ def normalize_images(images: jax.Array) -> jax.Array:
 
 
 def create_train_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, *, image_size: int, seed: int | jax.Array
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    image_size: int,
+    seed: int | jax.Array,
+    rng: str = RNGS[0],
+    polyak_decay: float | None = None,
 ) -> TrainState:
-    """Initialises parameters and optimizer. Trace it under `jax.jit` or `jax.eval_shape`; see `init_train_state`."""
+    """Initialises parameters and optimizer. Trace it under `jax.jit` or `jax.eval_shape`; see `init_train_state`.
+
+    Args:
+      model: images -> (logits, intermediates).
+      optimizer: from `make_optimizer`.
+      image_size: side of the images, in pixels.
+      seed: of parameters, dropout and mixing.
+      rng: of dropout and mixing, one of `RNGS`. The parameters do not depend on it.
+      polyak_decay: of the average; None: there is none.
+    """
     init_rng, step_rng = jax.random.split(jax.random.key(seed))
+    if rng != RNGS[0]:
+        step_rng = jax.random.key(jax.random.bits(step_rng), impl=rng)
     params = model.init(init_rng, jnp.zeros((1, image_size, image_size, 3)), train=False)["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
         rng=jax.random.key_data(step_rng),
+        average=None if polyak_decay is None else jax.tree.map(jnp.copy, params),
     )
 
 
 def init_train_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh, *, image_size: int, seed: int
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    image_size: int,
+    seed: int,
+    shardings: Any = None,
+    rng: str = RNGS[0],
+    polyak_decay: float | None = None,
 ) -> TrainState:
-    """Initialises the state on the mesh, already placed, without a copy on the host."""
+    """Initialises the state on the mesh, already placed, without a copy on the host or of a whole array anywhere.
+
+    Args:
+      model: see `create_train_state`; so are `optimizer`, `image_size`, `seed`, `rng`, `polyak_decay`.
+      optimizer: see there.
+      mesh: the devices.
+      image_size: see there.
+      seed: see there.
+      shardings: of the state, from `partitioning.state_shardings`; None: replicated.
+      rng: see there.
+      polyak_decay: see there.
+    """
     # The seed is an argument of the compiled program, so that another seed does not compile again.
     create = jax.jit(
-        lambda seed: create_train_state(model, optimizer, image_size=image_size, seed=seed),
-        out_shardings=replicated(mesh),
+        lambda seed: create_train_state(
+            model, optimizer, image_size=image_size, seed=seed, rng=rng, polyak_decay=polyak_decay
+        ),
+        out_shardings=replicated(mesh) if shardings is None else shardings,
     )
     return create(seed)
 
@@ -75,9 +125,12 @@ def make_train_step(
     loss_fn: Loss,
     mesh: Mesh,
     *,
+    shardings: Any = None,
     accumulation_steps: int = 1,
     mixing: Mixing | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    rng: str = RNGS[0],
+    polyak_decay: float | None = None,
+) -> jax.stages.Wrapped:
     """Makes the jitted step `(state, batch) -> (state, metrics)`.
 
     The state is donated: do not use it after the call. The batch is `{"image": uint8 [batch, height, width, 3],
@@ -91,10 +144,14 @@ def make_train_step(
       schedule: the one that the optimizer uses; only reported.
       loss_fn: from `losses.make_loss`.
       mesh: the devices.
+      shardings: of the state, from `partitioning.state_shardings`; None: replicated.
       accumulation_steps: the batch goes through the model in this many equal parts, one after the other; the update is
         that of the whole batch. Without dropout it is equal up to rounding; with it each part draws its own masks.
       mixing: mixup and CutMix; pairs are those of the whole batch, however it is sharded or split into parts.
+      rng: as in `create_train_state`.
+      polyak_decay: share of the average that stays at each step; the state must have one.
     """
+    rng_name = rng
 
     def loss_and_accuracy(params, part, weights, num_labelled, dropout_rng):
         images, labels = normalize_images(part["image"]), part["label"]
@@ -129,7 +186,7 @@ def make_train_step(
         return jax.lax.scan(add, zeros, parts)[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng, impl=rng_name), state.step)
         examples, weights, counted = dict(batch), None, is_labelled(batch["label"])
         if mixing:
             height, width = batch["image"].shape[1:3]
@@ -141,18 +198,23 @@ def make_train_step(
         (loss, accuracy), grads = grads_of(state.params, examples, weights, num_labelled, rng)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        average = None
+        if polyak_decay is not None:
+            average = jax.tree.map(lambda old, new: old + (1 - polyak_decay) * (new - old), state.average, params)
         metrics = {
             "loss": loss,
             "accuracy": accuracy,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state, rng=state.rng), metrics
+        state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, rng=state.rng, average=average)
+        return state, metrics
 
     everywhere = replicated(mesh)
+    shardings = everywhere if shardings is None else shardings
     return jax.jit(
         train_step,
-        in_shardings=(everywhere, batch_sharding(mesh)),
-        out_shardings=(everywhere, everywhere),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )

@@ -160,10 +160,14 @@ def test_state_is_that_of_the_batches_handed_out_not_of_those_read_ahead():
     assert_same(take(resumed, 1), take(batches, 1))
 
 
+def rows_of(process, processes, batch_size):
+    return np.split(np.arange(batch_size), processes)[process]
+
+
 @pytest.mark.parametrize("processes", [2, 4, 7])
 def test_processes_share_each_global_batch_in_order(processes):
     whole = take_local(train_batches(batch_size=28), 3)
-    parts = [take_local(train_batches(batch_size=28, process=(i, processes)), 3) for i in range(processes)]
+    parts = [take_local(train_batches(batch_size=28, rows=rows_of(i, processes, 28)), 3) for i in range(processes)]
     joined = [
         {name: np.concatenate([part[i][name] for part in parts]) for name in ("image", "label")} for i in range(3)
     ]
@@ -176,7 +180,7 @@ def test_every_process_count_sees_each_example_exactly_once_an_epoch(processes, 
     batch_size, epochs = processes * per_process, 3
     steps = -(-epochs * length // batch_size)
     parts = [
-        take_local(train_batches(length, batch_size, process=(i, processes), num_threads=1), steps)
+        take_local(train_batches(length, batch_size, rows=rows_of(i, processes, batch_size), num_threads=1), steps)
         for i in range(processes)
     ]
     labels = np.concatenate([part[step]["label"] for step in range(steps) for part in parts])
@@ -190,9 +194,10 @@ def test_number_of_threads_changes_nothing(num_threads):
     assert_same(take_local(train_batches(50, 16, num_threads=num_threads, prefetch=3), 4), expected)
 
 
-def test_batch_that_processes_cannot_share_is_refused():
-    with pytest.raises(UserError, match="batch size 4 is not divisible by 3 processes"):
-        train_batches(batch_size=4, process=(0, 3))
+def test_rows_of_a_process_need_not_lie_together():
+    whole = take_local(train_batches(batch_size=6), 2)
+    part = take_local(train_batches(batch_size=6, rows=np.array([1, 2, 5])), 2)
+    assert_same(part, [{name: batch[name][[1, 2, 5]] for name in ("image", "label")} for batch in whole])
 
 
 def test_worker_processes_change_nothing_and_a_restart_may_have_another_number(caplog):
@@ -379,11 +384,11 @@ def test_evaluation_keeps_no_memory_when_it_is_over():
 
 
 def test_evaluation_processes_share_all_examples(monkeypatch):
-    monkeypatch.setattr(pipeline, "global_batch", lambda batch, _: batch)
+    monkeypatch.setattr(pipeline, "global_batch", lambda batch, *_: batch)
     seen = []
     for index in range(4):
         for batch in pipeline.EvalBatches(
-            NumberedSource(10), EvalTransform(SIZE), sharding(), batch_size=8, process=(index, 4)
+            NumberedSource(10), EvalTransform(SIZE), sharding(), batch_size=8, rows=rows_of(index, 4, 8)
         ):
             seen += batch["label"][batch["mask"] == 1].tolist()
     assert sorted(seen) == list(range(10))

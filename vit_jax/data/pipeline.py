@@ -31,7 +31,7 @@ from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Source
 from vit_jax.data.sources.mixture import Mixture
 from vit_jax.errors import UserError
 from vit_jax.host import num_cpus
-from vit_jax.partitioning import global_batch
+from vit_jax.partitioning import global_batch, local_rows
 
 logger = logging.getLogger(__name__)
 
@@ -125,13 +125,13 @@ class BatchLoader:
         return self.__dict__ | {"_pool": None}
 
     def load(
-        self, indices: Sequence[int] | np.ndarray, first_position: int = 0, seed: int = 0
+        self, indices: Sequence[int] | np.ndarray, positions: Sequence[int] | None = None, seed: int = 0
     ) -> tuple[LocalBatch, dict[int, str]]:
         """Loads the examples at `indices`; negative ones stand for images and labels that are not there.
 
         Args:
           indices: of the examples in the source.
-          first_position: of the first example in the stream; with the seed it decides the augmentation.
+          positions: of the examples in the stream; with the seed they decide the augmentation. None: 0, 1, ...
           seed: of the augmentation.
 
         Returns:
@@ -146,6 +146,7 @@ class BatchLoader:
         images = self._memory.empty(len(indices), size, size, 3)
         labels = np.full((len(indices), max_labels), NO_LABEL, np.int32)
         bad: dict[int, str] = {}
+        positions = range(len(indices)) if positions is None else positions
 
         def load_chunk(chunk: range) -> None:
             random = PositionRandom(seed)
@@ -159,7 +160,7 @@ class BatchLoader:
                     if isinstance(self._transform, EvalTransform):
                         images[i] = self._transform(example["image"])
                     else:
-                        images[i] = self._transform(example["image"], random.at(first_position + i))
+                        images[i] = self._transform(example["image"], random.at(positions[i]))
                 except BadRecordError as error:
                     images[i] = 0
                     bad[index] = str(error).rstrip(".")
@@ -230,19 +231,6 @@ class BadRecords:
             logger.warning("%s; left out (%d of at most %d)", messages[index], self.count, self._limit)
 
 
-def _this_process() -> tuple[int, int]:
-    return jax.process_index(), jax.process_count()
-
-
-def _local_slice(global_batch_size: int, process: tuple[int, int]) -> slice:
-    """The part of each global batch that a process loads; `process` is its index and how many there are."""
-    index, count = process
-    if global_batch_size % count:
-        raise UserError(f"batch size {global_batch_size} is not divisible by {count} processes.")
-    local = global_batch_size // count
-    return slice(index * local, (index + 1) * local)
-
-
 class IndexStream:
     """The endless order of a source's examples: `stream[position]` is an index, found at once for any position.
 
@@ -284,19 +272,18 @@ _permutation = functools.lru_cache(maxsize=64)(permutation)
 
 @dataclasses.dataclass
 class _LoadTrainBatch:
-    """Maps a batch's number to this process's part of it. Sent to worker processes."""
+    """Maps a batch's number to this process's rows of it. Sent to worker processes."""
 
     loader: BatchLoader
     order: IndexStream
     batch_size: int
-    local: slice
+    rows: np.ndarray
     seed: int
 
     def __call__(self, batch_index: int) -> tuple[LocalBatch, dict[int, str]]:
         # Positions in the global batch: the data do not depend on the number of processes.
-        first = batch_index * self.batch_size + self.local.start
-        positions = range(first, first + self.local.stop - self.local.start)
-        return self.loader.load([self.order[position] for position in positions], first, self.seed)
+        positions = [batch_index * self.batch_size + int(row) for row in self.rows]
+        return self.loader.load([self.order[position] for position in positions], positions, self.seed)
 
 
 def _start_worker(index: int, count: int) -> None:
@@ -337,7 +324,7 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         num_workers: int = 0,
         prefetch: int = 2,
         max_bad_records: int = 0,
-        process: tuple[int, int] | None = None,
+        rows: np.ndarray | None = None,
     ):
         """Reads nothing before the first batch is asked for, and ahead from then on.
 
@@ -355,14 +342,14 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
             which is some steps ahead: the loop does not wait for the devices.
           max_bad_records: examples that may be left out because they cannot be read, before it is an error; one that
             comes in each epoch is counted once.
-          process: index of this process and how many there are; None: as JAX says.
+          rows: which rows of each global batch this process loads, int64, ascending; None: those on its devices.
         """
         self._batch_size, self._sharding, self._prefetch = batch_size, sharding, prefetch
         self._fingerprint, self._num_workers = source.fingerprint(), num_workers
         threads = num_threads or max(1, num_cpus() // max(1, num_workers))
         loader = BatchLoader(source, transform, num_classes=num_classes, num_threads=threads)
-        local = _local_slice(batch_size, process or _this_process())
-        load_batch = _LoadTrainBatch(loader, IndexStream(source, seed), batch_size, local, seed)
+        rows = local_rows(sharding, batch_size) if rows is None else rows
+        load_batch = _LoadTrainBatch(loader, IndexStream(source, seed), batch_size, rows, seed)
         self._batches = grain.MapDataset.range(2**40).map(load_batch)
         self.bad_records = BadRecords(max_bad_records)
         self._host_iterator: grain.DatasetIterator | None = None
@@ -402,7 +389,7 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         return batch
 
     def __next__(self) -> dict[str, jax.Array]:
-        return global_batch(self.next_local(), self._sharding)
+        return global_batch(self.next_local(), self._sharding, self._batch_size)
 
     def get_state(self) -> dict[str, Any]:
         """The position after the last batch that was handed out, as JSON-compatible data."""
@@ -461,12 +448,12 @@ class EvalBatches:
         num_classes: int | None = None,
         num_threads: int | None = None,
         max_bad_records: int = 0,
-        process: tuple[int, int] | None = None,
+        rows: np.ndarray | None = None,
     ):
         """See `TrainBatches` for the arguments. Nothing is read before iteration."""
         self._loader = BatchLoader(source, transform, num_classes=num_classes, num_threads=num_threads)
         self._num_examples, self._batch_size, self._sharding = len(source), batch_size, sharding
-        self._local = _local_slice(batch_size, process or _this_process())
+        self._rows = local_rows(sharding, batch_size) if rows is None else rows
         self._bad_records = BadRecords(max_bad_records)
 
     def __len__(self) -> int:
@@ -476,14 +463,13 @@ class EvalBatches:
         try:
             for batch, bad in iter(self._local_batches()):
                 self._bad_records.add(bad)
-                yield global_batch(batch, self._sharding)
+                yield global_batch(batch, self._sharding, self._batch_size)
         finally:
             self._loader.forget_memory()  # training goes on, perhaps for hours
 
     def _local_batches(self) -> grain.IterDataset:
         def load_batch(batch_index: int) -> tuple[LocalBatch, dict[int, str]]:
-            start = batch_index * self._batch_size
-            indices = np.arange(start + self._local.start, start + self._local.stop)
+            indices = batch_index * self._batch_size + self._rows
             is_there = indices < self._num_examples
             batch, bad = self._loader.load(np.where(is_there, indices, _NO_EXAMPLE))
             return batch | {"mask": is_there.astype(np.float32)}, bad

@@ -111,7 +111,7 @@ def draw_batches(config: ConfigDict, count: int = 32) -> "Figure":
     transform, mixing = experiments.train_transform(config.data), Mixing(config.mixup_alpha, config.cutmix_alpha)
     loader = BatchLoader(train_source, transform, num_classes=config.model.num_classes)
     order = IndexStream(train_source, config.seed)
-    batch, bad = loader.load([order[position] for position in range(count)], 0, config.seed)
+    batch, bad = loader.load([order[position] for position in range(count)], range(count), config.seed)
     _tell(bad.values())
     images, captions = batch["image"], [_names(label, train_source) for label in batch["label"]]
     if mixing:

@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -28,6 +29,7 @@ class ClassificationEvaluator:
         batches: Iterable[Mapping[str, jax.Array]],
         loss_fn: Loss,
         mesh: Mesh,
+        shardings: Any = None,
     ):
         """Makes the evaluator; compiles at the first run.
 
@@ -36,6 +38,7 @@ class ClassificationEvaluator:
           batches: as from `data.pipeline.EvalBatches`; `mask` says which examples count.
           loss_fn: from `losses.make_loss`.
           mesh: the devices.
+          shardings: of the parameters; None: replicated.
         """
         self._batches = batches
         everywhere = replicated(mesh)
@@ -54,7 +57,9 @@ class ClassificationEvaluator:
                 "loss": totals["loss"] + (loss_fn(logits, batch["label"]) * mask).sum(),
             }
 
-        self._add = jax.jit(add, in_shardings=(everywhere, batch_sharding(mesh), everywhere), out_shardings=everywhere)
+        self._add = jax.jit(
+            add, in_shardings=(shardings or everywhere, batch_sharding(mesh), everywhere), out_shardings=everywhere
+        )
 
     def run(self, state: TrainState) -> Iterator[tuple[str, float]]:
         """Yields `accuracy`, `loss` and `examples`.
@@ -65,7 +70,7 @@ class ClassificationEvaluator:
         totals = self._totals()
         dispatched: collections.deque[jax.Array] = collections.deque()
         for batch in self._batches:
-            totals = self._add(state.params, batch, totals)
+            totals = self._add(state.evaluated, batch, totals)
             # Keeps the host, and the batches it has handed over, from running far ahead of the devices.
             dispatched.append(totals["loss"])
             if len(dispatched) > _BATCHES_AHEAD:
