@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 
+from vit_jax.accounting import Ledger
 from vit_jax.errors import UserError
 from vit_jax.host import format_seconds, num_cpus
 from vit_jax.workdir import AnyPath, is_remote, write_atomically
@@ -27,6 +28,7 @@ TIME_PREFIX = "time/"
 
 
 _WORTH_TELLING = 0.02  # share of time spent waiting for input
+_GOODPUT_WORTH_TELLING = 0.9
 
 
 class NonFiniteError(UserError):
@@ -193,15 +195,26 @@ class Throughput:
     the window after a pause shows a lower rate than the true one.
     """
 
-    def __init__(self, batch_size: int, num_cores: int, flops_per_image: float = 0.0):
+    def __init__(
+        self,
+        batch_size: int,
+        num_cores: int,
+        flops_per_image: float = 0.0,
+        *,
+        peak_flops: float | None = None,
+        ledger: Ledger | None = None,
+    ):
         """Starts the clock.
 
         Args:
           batch_size: images in a step.
           num_cores: accelerator cores, or CPU cores where the CPU is the device.
           flops_per_image: of a training step; 0 where not known.
+          peak_flops: FLOP/s of all devices together; None where not known.
+          ledger: where waiting for input is entered; a mark then also tells what became of the time, pauses included.
         """
         self._batch_size, self._num_cores, self._flops_per_image = batch_size, num_cores, flops_per_image
+        self._peak_flops, self._ledger = peak_flops, ledger
         self.restart(0)
 
     def restart(self, step: int) -> None:
@@ -218,9 +231,13 @@ class Throughput:
           last: metrics of the step that was dispatched last; None before the first.
         """
         start = time.perf_counter()
-        yield
+        with jax.profiler.TraceAnnotation("waiting_for_input"):  # to be seen in a profile
+            yield
         if last is None or all(value.is_ready() for value in last.values()):  # type: ignore[attr-defined]
-            self._waited += time.perf_counter() - start
+            waited = time.perf_counter() - start
+            self._waited += waited
+            if self._ledger:
+                self._ledger.charge("input", waited)
 
     def mark(self, step: int) -> dict[str, float]:
         """The rates since the last mark, under `time/` names; {} if no step was made since."""
@@ -229,13 +246,19 @@ class Throughput:
         if steps <= 0 or seconds <= 0:
             return {}
         rate = steps * self._batch_size / seconds
-        return {
+        flops = rate * self._flops_per_image
+        rates = {
             f"{TIME_PREFIX}images_per_second": rate,
             f"{TIME_PREFIX}images_per_second_per_core": rate / self._num_cores,
             f"{TIME_PREFIX}step_seconds": seconds / steps,
             f"{TIME_PREFIX}input_wait": waited / seconds,  # at most this share of the time the devices had no batch
-            **({f"{TIME_PREFIX}tflops_per_second": rate * flops / 1e12} if (flops := self._flops_per_image) else {}),
         }
+        if flops:
+            rates[f"{TIME_PREFIX}tflops_per_second"] = flops / 1e12
+        if flops and self._peak_flops:
+            rates[f"{TIME_PREFIX}mfu"] = flops / self._peak_flops  # model FLOPs utilisation
+        shares = self._ledger.window() if self._ledger else {}
+        return rates | {f"{TIME_PREFIX}{name}": value for name, value in shares.items()}
 
 
 def num_cores(num_devices: int) -> int:
@@ -254,9 +277,19 @@ def format_row(step: int, num_steps: int, metrics: Mapping[str, float]) -> str:
                 parts.append(f"waits {100 * value:.0f} % for input")
         elif name == f"{TIME_PREFIX}step_seconds":
             parts.append(f"ETA {format_seconds(value * (num_steps - step))}")
+        elif name == f"{TIME_PREFIX}goodput":
+            if value < _GOODPUT_WORTH_TELLING:
+                parts.append(_tell_goodput(value, metrics))
         elif not name.startswith(TIME_PREFIX):
             parts.append(f"{name.removeprefix('train/')} {value:.4g}")
     return "  ".join(parts)
+
+
+def _tell_goodput(goodput: float, metrics: Mapping[str, float]) -> str:
+    """How much of the time went into training, and into the kind that took most of the rest."""
+    most = max((name for name in metrics if name.endswith("_share")), key=lambda name: metrics[name])
+    kind = most.removeprefix(TIME_PREFIX).removesuffix("_share").replace("_", "-")
+    return f"{100 * goodput:.0f} % of the time in training, {100 * metrics[most]:.0f} % in {kind}"
 
 
 class SizedIterable(Protocol[T_co]):

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax.accounting import describe_cost, paper_core_days, read_starts, total_cost
 from vit_jax.analysis.flops import train_step_flops
 from vit_jax.experiment import Experiment
 from vit_jax.host import format_seconds
@@ -47,6 +48,14 @@ def summarize(config: ConfigDict, workdir: AnyPath, experiment: Experiment, *, s
         summary["images_per_second"] = rates[len(rates) // 2]
         flops = train_step_flops(experiment.model, config.data.image_size)
         summary["tflops_per_second"] = summary["images_per_second"] * flops / 1e12
+    utilisations = sorted(row[name] for row in rows if (name := f"{TIME_PREFIX}mfu") in row)
+    if utilisations:
+        summary["mfu"] = utilisations[len(utilisations) // 2]
+    if starts := read_starts(workdir):
+        summary |= describe_cost(total_cost(starts))
+        num_images = experiment.num_steps * config.batch_size
+        if (published := paper_core_days(config.model.name, config.data.image_size, num_images)) is not None:
+            summary["paper_tpuv3_core_days"] = published
     summary["seconds_of_this_start"] = seconds
     return summary
 
@@ -63,7 +72,7 @@ def format_summary(summary: dict[str, Any]) -> str:
     """The summary as a markdown table that also reads well in a terminal."""
 
     def show(name: str, value: Any) -> str:
-        if name.endswith("accuracy"):
+        if name.endswith(("accuracy", "_share")) or name in ("goodput", "mfu"):
             return f"{100 * value:.2f} %"
         if name.startswith("seconds"):
             return format_seconds(value)

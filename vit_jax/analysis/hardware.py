@@ -5,7 +5,10 @@ a chip are one device ("megacore") unless the run asks otherwise. `cores_of_devi
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
+
+from vit_jax.host import num_cpus
 
 _GIB = 2**30
 _TPU_DOCS = "https://cloud.google.com/tpu/docs/"
@@ -200,3 +203,30 @@ def device_bf16_flops(device: Any) -> float | None:
     """Peak FLOP/s of a JAX device with bfloat16; None for a CPU and for what is not in `CHIPS`."""
     chip = find_chip(device.device_kind)
     return None if chip is None else chip.bf16_flops * cores_of_device(device, chip) / chip.cores
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """The devices of a run, all processes together.
+
+    Attributes:
+      device_kind: what JAX calls them.
+      num_devices: as JAX counts them.
+      num_cores: TensorCores of TPUs; GPUs; of CPUs those that this process may run on.
+      bf16_flops: peak FLOP/s of all of them together; None where it is not known.
+    """
+
+    device_kind: str
+    num_devices: int
+    num_cores: int
+    bf16_flops: float | None
+
+
+def describe_machine(devices: Sequence[Any]) -> Machine:
+    """Adds up the devices of a mesh (`mesh.devices.flat`), which are all of one kind."""
+    kind = devices[0].device_kind
+    chip = find_chip(kind)
+    if chip is not None:
+        num_cores = sum(cores_of_device(device, chip) for device in devices)
+        return Machine(kind, len(devices), num_cores, chip.bf16_flops * num_cores / chip.cores)
+    return Machine(kind, len(devices), num_cpus() if devices[0].platform == "cpu" else len(devices), None)
