@@ -1,15 +1,27 @@
-"""Each config file is a page that is true: it can be built, and its header says how to run it."""
+"""Each config file is a page that is true: it can be built, its header says how to run it, and it is the paper's."""
 
 import importlib.util
 import pathlib
+import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from tests.conftest import ROOT
-from vit_jax import experiment, overview, partitioning
+from vit_jax import experiment, overview
+from vit_jax.analysis.flops import train_exaflops
+from vit_jax.errors import UserError
+from vit_jax.losses import make_loss
+from vit_jax.models import create_model
+from vit_jax.published import paper
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+PRE_TRAINING = [path for path in CONFIGS if path.stem not in ("quickstart", "cifar10")]
+INDEX = (ROOT / "docs" / "configs.md").read_text()
+
+# Where the runs of the paper are: by data, and on JFT by model.
+TABLES = {"ImageNet-21k": "vit_i21k", "ImageNet": "vit_i1k"}
 
 
 def load(path: pathlib.Path):
@@ -19,14 +31,45 @@ def load(path: pathlib.Path):
     return module
 
 
+def run_of(config_string):
+    """The config of `vit_jft.py:model=ViT-L/16`."""
+    name, _, argument = config_string.partition(":")
+    return load(ROOT / "configs" / name).get_config(argument)
+
+
+def name_of(model, data, epochs):
+    """The run of a model on some data as docs/configs.md names it: `vit_jft.py:model=ViT-L/16,epochs=14`."""
+    family = "vit" if model.startswith("ViT") else "hybrid" if "+" in model else "bit"
+    page = TABLES.get(data, f"{family}_jft")
+    return f"{page}.py:model={model},epochs={epochs}"
+
+
+def num_steps(config):
+    return round(config.epochs * config.data.expected_train_images / config.batch_size)
+
+
+def exaflops(config):
+    """As table 6 counts them: without the head."""
+    images = config.epochs * config.data.expected_train_images
+    return train_exaflops(create_model(config.model.name, num_classes=0), config.data.image_size, images)
+
+
+TABLE_3_RUNS = [
+    pytest.param(row, model, epochs, id=f"{row.data} {model} {epochs}")
+    for row in paper.TABLE_3
+    for model in (row.models if row.models != ("*",) else paper.IMAGENET_FROM_SCRATCH)
+    for epochs in row.epochs
+]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_builds_without_its_data(path, monkeypatch):
     monkeypatch.delenv("VIT_JAX_DATA", raising=False)
-    one_device = partitioning.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(partitioning, "make_mesh", lambda *_, **__: one_device)
     config = load(path).get_config()
-    built = experiment.build(config, allow_missing_data=True)
+    built = experiment.build(config, allow_missing_data=True, devices=jax.devices()[:1])
     assert config.model.name in overview.dry_run(config, built)
+    if path in PRE_TRAINING:
+        assert built.num_steps == num_steps(config)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -37,17 +80,201 @@ def test_header_of_config_tells_command_needs_time_and_result(path):
         assert f"\n{heading} " in header
 
 
-def test_vit_l16_i21k_is_the_papers_recipe():
-    config = load(ROOT / "configs" / "vit_l16_i21k.py").get_config()
-    assert config.model.name == "ViT-L/16"
-    assert (config.batch_size, config.epochs, config.data.image_size) == (4096, 90, 224)
+@pytest.mark.parametrize("path", PRE_TRAINING, ids=lambda path: path.stem)
+def test_commands_in_the_header_of_a_page_parse(path):
+    header = load(path).__doc__
+    assert f"python -m vit_jax.plan --config=configs/{path.name}" in header
+    commands = re.findall(r"--config=configs/(\S+)", header)
+    assert len(commands) >= 3
+    for command in commands:
+        assert command.startswith(path.name)
+        assert run_of(command).batch_size == 4096
+
+
+@pytest.mark.parametrize(("row", "model", "epochs"), TABLE_3_RUNS)
+def test_run_is_its_row_of_table_3(row, model, epochs):
+    config = run_of(name_of(model, row.data, epochs))
     optimizer = config.optimizer
-    assert (optimizer.name, optimizer.b1, optimizer.b2, optimizer.warmup_steps) == ("adamw", 0.9, 0.999, 10_000)
-    assert (optimizer.learning_rate, optimizer.schedule, optimizer.end_learning_rate) == (1e-3, "linear", 1e-5)
-    assert (optimizer.weight_decay, config.model.dropout_rate, optimizer.clip_norm) == (0.03, 0.1, 1.0)
+    assert (config.model.name, config.epochs, config.batch_size) == (model, epochs, 4096)
+    assert (optimizer.name, optimizer.b1, optimizer.b2) == ("adamw", 0.9, 0.999)
+    assert (optimizer.learning_rate, optimizer.schedule) == (row.learning_rate, row.schedule)
+    assert (optimizer.weight_decay, optimizer.warmup_steps) == (row.weight_decay, 10_000)
+    assert (config.model.dropout_rate or 0.0) == row.dropout
+    assert config.data.image_size == paper.PRE_TRAINING_SIZE
+
+
+@pytest.mark.parametrize(("row", "model", "epochs"), TABLE_3_RUNS)
+def test_run_of_table_3_is_in_the_index(row, model, epochs):
+    assert f"`{name_of(model, row.data, epochs)}` | {paper.TABLE_3.index(row) + 1} |" in INDEX
+
+
+@pytest.mark.parametrize("row", paper.TABLE_6, ids=lambda row: f"{row.model} {row.epochs}")
+def test_run_is_its_row_of_table_6(row):
+    name = name_of(row.model, "JFT-300M", row.epochs)
+    config = run_of(name)
+    assert (config.model.name, config.epochs) == (row.model, row.epochs)
+    assert config.data.expected_train_images == paper.JFT_IMAGES
+    # Paper's numbers are rounded; ours have the kernel positions on padding, see `vit_jax.analysis.flops`.
+    assert exaflops(config) == pytest.approx(row.exaflops, abs=0.04 * row.exaflops + 0.5)
+    header = load(ROOT / "configs" / name.partition(":")[0]).__doc__
+    reached = rf"{re.escape(row.model)} +{row.epochs} epochs +{row.imagenet:.2f} % +{row.cifar100:.2f} %"
+    assert re.search(reached, header)
+
+
+@pytest.mark.parametrize("row", paper.TABLE_6, ids=lambda row: f"{row.model} {row.epochs}")
+def test_row_of_table_6_is_in_the_index_with_its_numbers(row):
+    name = name_of(row.model, "JFT-300M", row.epochs)
+    config = run_of(name)
+    numbers = f"{num_steps(config):,} | {exaflops(config):,.0f} | {row.exaflops:,} | {row.imagenet:.2f}"
+    assert re.search(rf"\| {re.escape(row.model)} \| `{re.escape(name)}` \|[^|]+\| {re.escape(numbers)} \|", INDEX)
+
+
+@pytest.mark.parametrize("data", TABLES)
+def test_rows_of_table_5_are_in_the_index_with_their_numbers(data):
+    for model, accuracy in zip(paper.TABLE_5_MODELS, paper.TABLE_5[data]["ImageNet"], strict=True):
+        if accuracy is None:
+            continue
+        epochs = {"ImageNet-21k": 90, "ImageNet": 300}[data]
+        name = name_of(model, data, epochs)
+        config = run_of(name)
+        upstream = (paper.IMAGENET21K_PRECISION if data == "ImageNet-21k" else paper.IMAGENET_FROM_SCRATCH)[model]
+        numbers = f"{num_steps(config):,} | {exaflops(config):,.0f} | {upstream:.2f} | {accuracy:.2f}"
+        assert re.search(rf"`{re.escape(name)}` \|[^|]+\| {re.escape(numbers)} \|", INDEX)
+        header = load(ROOT / "configs" / f"{TABLES[data]}.py").__doc__
+        assert re.search(rf"{model} +{upstream:.2f} % +{accuracy:.2f} %", header)
+
+
+@pytest.mark.parametrize(
+    ("page", "key"),
+    [
+        ("vit_h14_jft", ("ViT-H/14", "JFT-300M")),
+        ("vit_l16_jft", ("ViT-L/16", "JFT-300M")),
+        ("vit_l16_i21k", ("ViT-L/16", "ImageNet-21k")),
+        ("bit_l_r152x4", ("R152x4", "JFT-300M")),
+    ],
+)
+def test_page_of_a_run_of_table_2_has_its_numbers(page, key):
+    header, core_days = load(ROOT / "configs" / f"{page}.py").__doc__, f"{paper.TPUV3_CORE_DAYS[key] / 1000:.3g}k"
+    assert f"{paper.TABLE_2[key]['ImageNet'].mean:.2f} %" in header
+    assert f"{core_days} TPUv3-core-days" in header
+    assert re.search(rf"`{page}\.py`.*\| {core_days} \|", INDEX)
+
+
+@pytest.mark.parametrize(
+    ("page", "general"),
+    [
+        ("vit_l16_jft.py", "vit_jft.py:model=ViT-L/16,epochs=14"),
+        ("vit_h14_jft.py", "vit_jft.py:model=ViT-H/14,epochs=14"),
+        ("vit_l16_i21k.py", "vit_i21k.py:model=ViT-L/16,epochs=90"),
+    ],
+)
+def test_run_that_is_written_out_is_that_of_the_general_page(page, general):
+    written_out, expected = run_of(page).to_dict(), run_of(general).to_dict()
+    for each in (written_out, expected):
+        each["data"].pop("how_to_prepare")  # they name themselves
+    assert written_out == expected
+
+
+@pytest.mark.parametrize("name", re.findall(r"`(\w+\.py:[^`\s]+)`", INDEX))
+def test_command_of_the_index_parses(name):
+    assert run_of(name).epochs >= 1
+
+
+@pytest.mark.parametrize("path", PRE_TRAINING, ids=lambda path: path.stem)
+def test_page_says_what_weight_decay_is_in_the_other_convention(path):
+    module = load(path)
+    config = module.get_config()
+    told = re.search(
+        r"takes\s+(\S+) x (\S+) of a kernel\. .* want\s+(\S+): .*\s+.* factor of\s+([\d,]+)", module.__doc__
+    )
+    if config.optimizer.name == "sgd":
+        assert told is None
+        return
+    weight_decay, learning_rate, product, factor = (
+        float(number.rstrip(".,:").replace(",", "")) for number in told.groups()
+    )
+    assert weight_decay == config.optimizer.weight_decay
+    assert learning_rate in {config.optimizer.learning_rate, *getattr(module, "LEARNING_RATE", {}).values()}
+    assert product == pytest.approx(weight_decay * learning_rate)
+    assert factor == pytest.approx(1 / learning_rate, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("page", "start", "start_without"), [("vit_jft", 13, 12_700), ("vit_i21k", 11, 15_100), ("vit_i1k", 8, 693)]
+)
+def test_head_bias_begins_the_loss_where_the_page_says(page, start, start_without):
+    module = load(ROOT / "configs" / f"{page}.py")
+    config = module.get_config()
+    labels_an_image = 1.26 if "jft" in page else 1
+
+    def first_loss(bias):
+        logits = jnp.full((2, config.model.num_classes), bias)
+        with_one, with_two = make_loss(config.loss)(logits, jnp.array([[0, -1], [0, 1]]))
+        return with_one + (labels_an_image - 1) * (with_two - with_one)
+
+    assert first_loss(config.model.head_bias) == pytest.approx(start, abs=0.5)
+    assert first_loss(0.0) == pytest.approx(start_without, rel=0.003)
+    assert f"the loss starts at {start};" in module.__doc__.lower() and f"{start_without:,}." in module.__doc__
+
+
+def test_imagenet21k_has_what_table_3_does_not_tell():
+    config = load(ROOT / "configs" / "vit_i21k.py").get_config()
     assert (config.loss, config.model.num_classes, config.model.head_bias) == ("sigmoid", 21_843, -10.0)
+    assert (config.optimizer.end_learning_rate, config.optimizer.clip_norm) == (1e-5, 1.0)
     assert config.model.pre_logits
 
 
-def test_vit_l16_i21k_argument_sets_the_epochs():
-    assert load(ROOT / "configs" / "vit_l16_i21k.py").get_config("epochs=30").epochs == 30
+def test_imagenet_has_what_table_3_does_not_tell():
+    config = load(ROOT / "configs" / "vit_i1k.py").get_config()
+    assert (config.loss, config.model.num_classes, config.model.head_bias) == ("sigmoid", 1_000, -6.9)
+    assert (config.optimizer.end_learning_rate, config.optimizer.clip_norm) == (0.0, 1.0)
+    assert config.model.pre_logits
+
+
+@pytest.mark.parametrize("page", ["vit_jft", "hybrid_jft", "bit_jft"])
+def test_jft_has_what_table_3_does_not_tell(page):
+    config = load(ROOT / "configs" / f"{page}.py").get_config()
+    assert (config.loss, config.model.num_classes, config.model.head_bias) == ("sigmoid", 18_291, -10.0)
+    assert (config.optimizer.end_learning_rate, config.optimizer.clip_norm) == (0.0, None)
+    assert config.model.pre_logits == (None if page == "bit_jft" else True)
+
+
+def test_bit_l_is_bits_recipe():
+    config = load(ROOT / "configs" / "bit_l_r152x4.py").get_config()
+    optimizer = config.optimizer
+    assert (config.model.name, config.epochs, config.batch_size) == ("R152x4", 40, 4096)
+    assert (optimizer.name, optimizer.momentum, optimizer.learning_rate) == ("sgd", 0.9, 0.48)
+    assert (optimizer.weight_decay, optimizer.warmup_steps) == (1e-4, 5_000)
+    assert round(exaflops(config), -2) == 13_300
+
+
+@pytest.mark.parametrize("page", ["vit_l16_jft", "vit_jft", "hybrid_jft", "bit_jft", "bit_l_r152x4"])
+def test_own_data_set_is_an_argument_of_the_jft_pages(page):
+    config = load(ROOT / "configs" / f"{page}.py").get_config("data=tfds:web,num_classes=5000,train_images=40000000")
+    assert (config.data.dataset, config.model.num_classes) == ("tfds:web", 5_000)
+    assert config.data.expected_train_images == 40_000_000
+
+
+@pytest.mark.parametrize(
+    ("page", "model", "place"),
+    [
+        ("vit_jft", "R50x1", "configs/bit_jft.py"),
+        ("vit_jft", "R50+ViT-B/16", "configs/hybrid_jft.py"),
+        ("hybrid_jft", "ViT-B/16", "configs/vit_jft.py"),
+        ("bit_jft", "R152x4", "configs/bit_l_r152x4.py"),
+        ("vit_i21k", "ViT-L16", "Did you mean 'ViT-L/16'?"),
+        ("vit_i1k", "R50x1", "--config.model.name="),
+    ],
+)
+def test_model_that_a_page_does_not_have_is_refused_with_where_it_is(page, model, place):
+    with pytest.raises(UserError, match=re.escape(f"unknown model '{model}'")) as error:
+        load(ROOT / "configs" / f"{page}.py").get_config(f"model={model}")
+    assert place in str(error.value)
+
+
+def test_subset_of_the_data_size_study_is_as_long_as_the_whole(run_main):
+    command = re.search(r"python -m vit_jax\.main (--config=configs/vit_jft\.py:model=ViT-B/32 [^`]*?--dry_run)", INDEX)
+    output = run_main(*command[1].replace("\\\n", " ").replace("'", "").split(), check=True).stdout
+    assert "9,000,000 images expected" in output
+    whole = num_steps(run_of("vit_jft.py:model=ViT-B/32"))
+    assert f"{whole:,} steps" in output
