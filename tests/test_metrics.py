@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from vit_jax import metrics
+from vit_jax.accounting import Ledger
 from vit_jax.metrics import MetricWriter, NonFiniteError, Progress, StepMetrics, Throughput
 
 
@@ -115,6 +116,64 @@ def test_late_batch_is_no_waiting_while_the_devices_are_at_work(monkeypatch):
         with throughput.waiting_for_input({"loss": Value(ready)}):
             now[0] += seconds
     assert throughput.mark(2)["time/input_wait"] == 0.25
+
+
+def test_utilisation_is_the_share_of_the_peak(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    throughput = Throughput(batch_size=10, num_cores=2, flops_per_image=3e12, peak_flops=60e12)
+    now[0] = 2.0
+    rates = throughput.mark(4)
+    assert rates["time/tflops_per_second"] == 60.0
+    assert rates["time/mfu"] == 1.0
+
+
+def test_there_is_no_utilisation_where_the_peak_is_not_known(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    throughput = Throughput(batch_size=10, num_cores=2, flops_per_image=3e12, peak_flops=None)
+    now[0] = 2.0
+    assert "time/mfu" not in throughput.mark(4)
+
+
+def test_a_mark_tells_what_became_of_the_time_pauses_included(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    ledger = Ledger()
+    ledger.turn_to("training")
+    throughput = Throughput(batch_size=10, num_cores=2, ledger=ledger)
+    now[0] = 5.0
+    with ledger.spent_on("evaluation"):
+        now[0] = 15.0
+    throughput.restart(4)
+    with throughput.waiting_for_input(None):
+        now[0] = 16.0
+    now[0] = 20.0
+    row = throughput.mark(8)
+    assert row["time/step_seconds"] == 1.25
+    assert row["time/goodput"] == pytest.approx(9 / 20)
+    assert row["time/evaluation_share"] == pytest.approx(10 / 20)
+    assert row["time/input_share"] == pytest.approx(1 / 20)
+
+
+def test_a_mark_without_steps_leaves_the_time_to_the_next(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    ledger = Ledger()
+    throughput = Throughput(batch_size=10, num_cores=2, ledger=ledger)
+    now[0] = 8.0
+    assert throughput.mark(0) == {}
+    ledger.turn_to("training")
+    now[0] = 10.0
+    assert throughput.mark(1)["time/start_up_share"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(("goodput", "told"), [(0.9, ""), (0.62, "  62 % of the time in training, 30 % in evaluation")])
+def test_row_tells_where_the_time_went_when_little_of_it_was_training(goodput, told):
+    row = metrics.format_row(
+        50, 200, {"train/loss": 1.5, "time/goodput": goodput, "time/input_share": 0.08, "time/evaluation_share": 0.3}
+    )
+    assert row == f"step  50/200  25%  loss 1.5{told}"
 
 
 def test_row_shows_progress_speed_and_time_left():

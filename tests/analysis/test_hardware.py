@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from vit_jax.analysis import hardware
+from vit_jax.host import num_cpus
 
 
 def test_a_tpu_v3_device_is_a_core_half_a_chip():
@@ -32,3 +33,19 @@ def test_a_cpu_has_no_peak():
 def test_each_kind_of_device_is_one_chip():
     kinds = [kind for chip in hardware.CHIPS for kind in chip.device_kinds]
     assert len(kinds) == len(set(kinds))
+
+
+def test_a_machine_is_the_sum_of_its_devices():
+    pod = [SimpleNamespace(device_kind="TPU v4", num_cores=2)] * 4
+    assert hardware.describe_machine(pod) == hardware.Machine("TPU v4", 4, 8, 4 * 275e12)
+
+
+def test_a_machine_of_an_unknown_kind_has_its_devices_and_no_peak():
+    gpus = [SimpleNamespace(device_kind="NVIDIA GeForce RTX 5090", platform="gpu")] * 2
+    assert hardware.describe_machine(gpus) == hardware.Machine("NVIDIA GeForce RTX 5090", 2, 2, None)
+
+
+def test_the_cores_of_a_cpu_are_those_of_the_process():
+    machine = hardware.describe_machine(jax.local_devices(backend="cpu"))
+    assert machine.num_cores == num_cpus()
+    assert machine.bf16_flops is None
