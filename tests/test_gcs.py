@@ -18,10 +18,13 @@ import pytest
 from benchmarks.interruptions import differences
 from tests.conftest import ROOT, main_command, main_environment
 from vit_jax import curves, workdir
+from vit_jax.accounting import Accounts, Ledger, read_starts
+from vit_jax.analysis.hardware import describe_machine
 from vit_jax.checkpoints import Checkpoints, read_parameters
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
 from vit_jax.metrics import MetricWriter, read_jsonl
+from vit_jax.profiling import Profiler
 from vit_jax.weights import load
 
 missing = [name for name in ("gcsfs", "gcp_storage_emulator") if importlib.util.find_spec(name) is None]
@@ -259,3 +262,22 @@ def test_run_killed_in_a_bucket_ends_as_an_uninterrupted_one_on_a_disk(run, emul
     assert weights.class_names == local.class_names
     for name, array in local.arrays.items():
         np.testing.assert_array_equal(weights.arrays[name], array)
+
+
+def test_accounts_of_all_starts_are_in_the_bucket(run):
+    machine = describe_machine(jax.devices())
+    Accounts(run, Ledger(), machine, step=0).record(100)
+    Accounts(run, Ledger(), machine, step=80).record(120)
+    assert [(start.from_step, start.step) for start in read_starts(run)] == [(0, 100), (80, 120)]
+
+
+def test_profile_goes_to_the_bucket_and_is_found_there(run, caplog):
+    for _ in range(2):
+        with Profiler(run / "profile", first_step=2, num_steps=1) as profiler, caplog.at_level("INFO"):
+            for step in (1, 2, 3):
+                with profiler.step(step):
+                    result = jnp.ones(3) * step
+                profiler.end_of_step(step, result)
+    files = {path.name.split(".", 1)[1] for path in (run / "profile/plugins/profile/steps_2-2").iterdir()}
+    assert files == {"xplane.pb", "trace.json.gz"}
+    assert caplog.text.count("are profiled in") == 1
