@@ -173,9 +173,9 @@ def from_tpu_metadata(environ: Mapping[str, str]) -> Cluster | None:
       UserError: the metadata cannot be understood.
     """
     try:
-        endpoints = metadata("instance/attributes/worker-network-endpoints", environ)
-        worker = metadata("instance/attributes/agent-worker-number", environ)
-        tpu_env = metadata("instance/attributes/tpu-env", environ)
+        endpoints, _ = metadata("instance/attributes/worker-network-endpoints", environ)
+        worker, _ = metadata("instance/attributes/agent-worker-number", environ)
+        tpu_env, _ = metadata("instance/attributes/tpu-env", environ)
     except OSError as error:  # as in Colab
         logger.info("this host has TPU chips, but no metadata of a Cloud TPU VM (%s): taken for a single host", error)
         return None
@@ -194,7 +194,7 @@ def _tpu(hosts: list[str], worker: str, environ: Mapping[str, str], found_by: st
     return Cluster(f"{first}:{port}", num_slices * len(hosts), process_id, found_by)
 
 
-def metadata(path: str, environ: Mapping[str, str], query: str = "", timeout_seconds: float = 3.0) -> str:
+def metadata(path: str, environ: Mapping[str, str], query: str = "", timeout_seconds: float = 3.0) -> tuple[str, str]:
     """Asks the metadata server of Google's cloud.
 
     Args:
@@ -202,6 +202,9 @@ def metadata(path: str, environ: Mapping[str, str], query: str = "", timeout_sec
       environ: `GCE_METADATA_HOST` may name another server than Google's.
       query: such as `wait_for_change=true`.
       timeout_seconds: how long to wait for an answer.
+
+    Returns:
+      The value, and the tag by which the server knows it.
 
     Raises:
       OSError: no such server, or it does not know.
@@ -212,7 +215,7 @@ def metadata(path: str, environ: Mapping[str, str], query: str = "", timeout_sec
     # The server is in the host itself; a proxy of the environment would be asked for its own metadata.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=timeout_seconds) as answer:
-        return answer.read().decode()
+        return answer.read().decode().strip(), answer.headers.get("ETag", "0")
 
 
 def _number(value: str, name: str) -> int:
