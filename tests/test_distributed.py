@@ -1,0 +1,196 @@
+"""Real processes on loopback: what each says, and how it ends."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests import multiprocess
+from tests.conftest import ROOT
+from vit_jax import distributed
+from vit_jax.errors import UserError
+
+TOGETHER = """
+    import time
+    from vit_jax import distributed
+    from vit_jax.errors import UserError
+
+    def attempt(label, function, *arguments):
+        try:
+            print(label, function(*arguments), flush=True)
+        except UserError as error:
+            print(label, "UserError", error, flush=True)
+
+    distributed.initialize(timeout_seconds=60)
+    process = distributed.process_id()
+    print("number", process, "of", distributed.process_count(), "main", distributed.is_main_process())
+    for _ in range(4):
+        attempt("barrier", distributed.barrier, "same name", 60)
+    attempt("broadcast", distributed.broadcast_from_main, "x", {"of": process}, 60)
+    attempt("same", distributed.check_same, "the command", "python -m vit_jax.main", 60)
+    attempt("different", distributed.check_same, "the config", f"seed = 0\\nbatch_size = {8 + 8 * (process == 1)}", 60)
+    if process == 2:
+        time.sleep(2)
+    attempt("late", distributed.barrier, "late", 1)
+    distributed.shutdown(60)
+    print("left", flush=True)
+"""
+
+# Trains until it is killed; a process whose number is in FAIL ends by an error of its own.
+TRAINING = """
+    import os, time
+    import jax, numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+    from vit_jax import distributed
+
+    distributed.initialize(timeout_seconds=60, lost_after_seconds=2)
+    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    step = jax.jit(lambda x: x - x.mean(), out_shardings=sharding)
+    x = jax.make_array_from_process_local_data(sharding, np.arange(2.0))
+    for number in range(1_000_000):
+        x = step(x).block_until_ready()
+        if number == 2:
+            print("trains", flush=True)
+            if os.environ["FAIL"] == str(distributed.process_id()):
+                distributed.announce_failure("no space left on the disk")
+                os._exit(1)
+        time.sleep(0.02)
+"""
+
+RESTART = "Restart the same command on all hosts; it goes on from the newest checkpoint."
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Three processes that find each other by what srun sets."""
+    slurm = {
+        "JAX_COORDINATOR_ADDRESS": None,
+        "SLURM_JOB_ID": str(multiprocess.free_port()),
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": "3",
+        "SLURM_PROCID": ["0", "1", "2"],
+    }
+    with multiprocess.start(TOGETHER, tmp_path_factory.mktemp("together"), 3, **slurm) as processes:
+        ended = processes.all_ended()
+    for each in ended:
+        assert each.returncode == 0, each.output
+    return [each.output.splitlines() for each in ended]
+
+
+def lines_of(output, label):
+    return [line.removeprefix(label).strip() for line in output if line.startswith(label + " ")]
+
+
+def test_processes_of_srun_come_up_and_leave_together(together):
+    assert [lines_of(output, "number") for output in together] == [
+        ["0 of 3 main True"],
+        ["1 of 3 main False"],
+        ["2 of 3 main False"],
+    ]
+    assert all(output[-1] == "left" for output in together)
+
+
+def test_barriers_of_the_same_name_can_follow_each_other(together):
+    assert all(lines_of(output, "barrier") == ["None"] * 4 for output in together)
+
+
+def test_all_processes_get_the_value_of_the_main_process(together):
+    assert all(lines_of(output, "broadcast") == ["{'of': 0}"] for output in together)
+
+
+def test_what_is_the_same_everywhere_passes_and_what_differs_is_named_in_all_processes(together):
+    for output in together:
+        assert lines_of(output, "same") == ["None"]
+        (message,) = lines_of(output, "different")
+        assert message.startswith("UserError the config of process 1 (")
+        assert "is not that of process 0" in message
+        assert "  process 1: batch_size = 16" in output
+        assert "  process 0: batch_size = 8" in output
+        assert not any("seed" in line for line in output)
+
+
+def test_barrier_names_the_process_that_does_not_come(together):
+    for output in together[:2]:
+        (message,) = lines_of(output, "late")
+        assert message.startswith("UserError process 2 (")
+        assert "did not come to 'late' within 1 s" in message
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory):
+    """Pairs of processes that train together; to each pair something else happens."""
+    folder = tmp_path_factory.mktemp("faults")
+    happens = {
+        "kill 0": (0, signal.SIGKILL),
+        "kill 1": (1, signal.SIGKILL),
+        "stop 0": (0, signal.SIGSTOP),
+        "fail 0": None,
+        "fail 1": None,
+    }
+    with contextlib.ExitStack() as cleanup:
+        pairs = {}
+        for name in happens:
+            (folder / name).mkdir()
+            fail = name[-1] if name.startswith("fail") else ""
+            pair = multiprocess.start(TRAINING, folder / name, 2, FAIL=fail)
+            pairs[name] = cleanup.enter_context(pair)
+        for name, what in happens.items():
+            if what:
+                pairs[name].wait_for("trains")
+                pairs[name][what[0]].send_signal(what[1])
+        yield {name: pair.ended(1 - int(name[-1]), timeout=60) for name, pair in pairs.items()}
+
+
+@pytest.mark.parametrize("name", ["kill 0", "kill 1", "stop 0"])
+def test_survivor_of_a_lost_process_ends_with_one_message_and_the_status_to_restart(faults, name):
+    ended = faults[name]
+    assert ended.returncode == distributed.LOST_STATUS == 75, ended.output
+    last = ended.output.splitlines()[-1]
+    assert last.startswith(f"error: process {name[-1]} (")
+    assert " is gone: " in last
+    assert last.endswith(RESTART)
+    assert ended.output.count("error: process") == 1
+
+
+@pytest.mark.parametrize("name", ["fail 0", "fail 1"])
+def test_other_process_says_what_a_process_failed_of_and_ends_with_its_status(faults, name):
+    ended = faults[name]
+    assert ended.returncode == 1, ended.output
+    last = ended.output.splitlines()[-1]
+    assert last.startswith(f"error: process {name[-1]} (")
+    assert last.endswith("ended with: no space left on the disk")
+
+
+def test_single_process_contacts_nobody_and_touches_no_devices():
+    code = """
+import socket, time
+from vit_jax import distributed
+socket.socket.connect = socket.socket.bind = None
+start = time.perf_counter()
+distributed.initialize()
+distributed.barrier("alone")
+distributed.check_same("the config", "x")
+assert distributed.broadcast_from_main("x", (1, 2)) == [1, 2]
+assert distributed.is_main_process() and distributed.process_count() == 1
+assert distributed.lost_peer(RuntimeError("x")) is None
+distributed.announce_failure("x")
+distributed.shutdown()
+assert time.perf_counter() - start < 0.1
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+"""
+    (environment,) = multiprocess.environments(1, JAX_COORDINATOR_ADDRESS=None)
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+
+
+def test_process_whose_peers_do_not_come_says_so(monkeypatch):
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=r"processes 1 and 2 of 3 did not connect within 0\.3 s; is the same command"):
+        distributed.initialize(f"127.0.0.1:{multiprocess.free_port()}", 3, 0, timeout_seconds=0.3)
