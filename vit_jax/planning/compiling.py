@@ -1,0 +1,99 @@
+"""Runs a worker process for each step that is to be compiled, and reads its answer.
+
+libtpu looks for TPUs when it is loaded, and may wait for them; it holds a lock; a compiler may run out of the host's
+memory or crash. None of that may touch the process that makes the table, so that one never loads libtpu.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.errors import UserError
+from vit_jax.planning.topologies import Topology
+
+# With these libtpu neither asks the machine it runs on for its TPUs nor refuses to be loaded a second time. It says
+# what it does on standard error; nobody reads that but in case of a crash.
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v3-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+}
+
+
+def check_compiler() -> None:
+    """Raises `UserError` if libtpu is not installed."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "planning for TPUs compiles with libtpu, which is not installed: pip install 'vit_jax[plan]'. It needs no "
+            "TPU. GPUs, such as --topology=h100-8, are planned by formula without it."
+        )
+
+
+def compile_step(
+    config: ConfigDict, topology: Topology, *, num_devices: int, task: str = "train", timeout_minutes: float = 10.0
+) -> dict[str, Any]:
+    """Compiles the step of a config in a process of its own.
+
+    Args:
+      config: see `vit_jax.config.base_config`.
+      topology: the slice.
+      num_devices: how many of its devices take part.
+      task: "train", or "inference" for the forward pass.
+      timeout_minutes: the process is ended then.
+
+    Returns:
+      The worker's answer: "status" is "fits", "does not fit", "formula" (GPUs), "refused" (by vit_jax, with a message
+      for people), "failed" or "timed out"; see `worker` for the rest.
+
+    Raises:
+      UserError: libtpu is needed and not installed.
+    """
+    environment = {**os.environ, **_ENVIRONMENT}
+    if topology.compiler_name is None:
+        environment["JAX_NUM_CPU_DEVICES"] = str(num_devices)
+    else:
+        check_compiler()
+    request = {
+        "config": json.loads(config.to_json()),
+        "topology": topology.compiler_name,
+        "topology_options": dict(topology.compiler_options),
+        "num_devices": num_devices,
+        "task": task,
+    }
+    with tempfile.TemporaryDirectory(prefix="vit_jax_plan_") as folder:
+        request_path, answer_path = pathlib.Path(folder, "request.json"), pathlib.Path(folder, "answer.json")
+        request_path.write_text(json.dumps(request))
+        command = [sys.executable, "-m", "vit_jax.planning.worker", str(request_path), str(answer_path)]
+        with pathlib.Path(folder, "log").open("w+") as log:
+            # A group of its own: whatever it starts ends with it.
+            process = subprocess.Popen(  # noqa: S603 - ourselves
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+            try:
+                process.wait(60 * timeout_minutes)
+            except subprocess.TimeoutExpired:
+                return {"status": "timed out", "message": f"not compiled after {timeout_minutes:g} minutes"}
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if answer_path.exists():
+                return json.loads(answer_path.read_text())
+            log.seek(0)
+            lines = [line for line in log.read().splitlines() if line.strip()]
+        ended = f"ended by {signal.Signals(-process.returncode).name}" if process.returncode < 0 else "ended"
+        if process.returncode == -signal.SIGKILL:
+            ended += ", perhaps for want of the host's memory"
+        return {"status": "failed", "message": f"the compiler {ended}: {lines[-1] if lines else 'without a word'}"}

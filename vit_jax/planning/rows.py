@@ -1,0 +1,315 @@
+"""A row of a plan: what a config needs on a slice, and what that takes and costs."""
+
+import dataclasses
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.accounting import paper_core_days, tpuv3_core_days
+from vit_jax.planning import estimates
+from vit_jax.planning.compiling import compile_step
+from vit_jax.planning.estimates import Roofline
+from vit_jax.planning.hlo import Collective, total_bytes
+from vit_jax.planning.topologies import Topology
+
+FITS = ("fits", "fits by formula")
+GIB = 2**30
+# Of the peak, where no compiler says how fast a program is: what well-tuned Transformers reach on GPUs. An assumption.
+GPU_UTILISATION = 0.4
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each device. Only `total` is known of what does not fit.
+
+    Attributes:
+      total: all together.
+      usable: what a program may use: the compiler's word, or the data sheet's for GPUs.
+      arguments: the state and the batch.
+      outputs: what is not written over an argument.
+      temporaries: activations and whatever else lives within a step.
+      code: the program.
+    """
+
+    total: int
+    usable: int
+    arguments: int | None = None
+    outputs: int | None = None
+    temporaries: int | None = None
+    code: int | None = None
+
+    @property
+    def overshoot(self) -> int:
+        """How much more is needed than there is; negative: how much is left."""
+        return self.total - self.usable
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanRow:
+    """A config on a slice. None is what is not known.
+
+    Attributes:
+      topology: name of the slice.
+      task: "train" or "inference".
+      model: its name.
+      image_size: in pixels.
+      batch_size: images of a step, over all devices.
+      num_devices: JAX devices that take part; num_cores: their TensorCores, or GPUs.
+      device: what a JAX device is there: "core", "chip" or "GPU".
+      sharding, remat, scan_layers, accumulation_steps: of the config.
+      status: "fits", "does not fit"; "fits by formula", "does not fit by formula" (GPUs); "refused" (by vit_jax),
+        "failed" (the compiler), "timed out".
+      message: what was wrong, in a sentence or more; None if nothing was.
+      advice: what to change so that it fits, tried; None if it does, or nothing was found or asked.
+      memory: bytes a device.
+      num_parameters: of the model.
+      flops: of a step by formula; compiler_flops: the same by the compiler, over all devices; None if there are loops,
+        which it counts once.
+      collectives: exchanges of one step on one device.
+      compiler_seconds: the compiler's estimate of a step, without collectives. For GPUs by `GPU_UTILISATION`.
+      interconnect_seconds: what the collectives add that nothing overlaps.
+      unknown_loops: loops of the program that were counted as turning once.
+      roofline: the least seconds of a step.
+      num_steps: length of the run.
+      days: of the run at `step_seconds`.
+      core_days: `days` times `num_cores`.
+      tpuv3_core_days: days of TPUv3 cores with the same peak rate.
+      paper_core_days: what the paper reports.
+      price: of the run, in the currency of the price that was given.
+      compile_seconds: what it took to lower and compile.
+    """
+
+    topology: str
+    task: str
+    model: str
+    image_size: int
+    batch_size: int
+    num_devices: int
+    num_cores: int
+    device: str
+    sharding: str
+    remat: str
+    scan_layers: bool
+    accumulation_steps: int
+    status: str
+    message: str | None = None
+    advice: str | None = None
+    memory: Memory | None = None
+    num_parameters: int | None = None
+    flops: float | None = None
+    compiler_flops: float | None = None
+    collectives: tuple[Collective, ...] = ()
+    compiler_seconds: float | None = None
+    interconnect_seconds: float | None = None
+    unknown_loops: int = 0
+    roofline: Roofline | None = None
+    num_steps: int | None = None
+    days: float | None = None
+    core_days: float | None = None
+    tpuv3_core_days: float | None = None
+    paper_core_days: float | None = None
+    price: float | None = None
+    compile_seconds: float | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step fits into the memory."""
+        return self.status in FITS
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Estimate of a step: the compiler's, and the collectives that nothing overlaps."""
+        if self.compiler_seconds is None:
+            return None
+        return self.compiler_seconds + (self.interconnect_seconds or 0.0)
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Estimate of the speed, over all devices."""
+        return self.batch_size / self.step_seconds if self.step_seconds else None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values, with what is computed from it."""
+        fields = dataclasses.asdict(self)
+        return fields | {
+            "collectives": total_bytes(self.collectives),
+            "step_seconds": self.step_seconds,
+            "images_per_second": self.images_per_second,
+            "roofline_seconds": self.roofline.seconds if self.roofline else None,
+        }
+
+
+def plan_row(
+    config: ConfigDict,
+    topology: Topology,
+    *,
+    num_devices: int | None = None,
+    task: str = "train",
+    timeout_minutes: float = 10.0,
+    price_per_core_hour: float | None = None,
+) -> PlanRow:
+    """Compiles the step of a config for a slice, and works out what it takes.
+
+    Args:
+      config: see `vit_jax.config.base_config`; neither its data set nor any device has to be there.
+      topology: from `find_topology`.
+      num_devices: use only so many devices of the slice; None: all.
+      task: "train", or "inference" for the forward pass alone.
+      timeout_minutes: after which the compiler is ended, and the row says so.
+      price_per_core_hour: of a TensorCore or GPU, in any currency.
+
+    Raises:
+      UserError: libtpu is needed and not installed. All else that goes wrong is a row.
+    """
+    devices = topology.num_devices if num_devices is None else num_devices
+    if not 1 <= devices <= topology.num_devices:
+        return _row(
+            config, topology, devices, task, status="refused",
+            message=f"{topology.name} has {topology.num_devices} devices, not {devices}",
+        )  # fmt: skip
+    answer = compile_step(config, topology, num_devices=devices, task=task, timeout_minutes=timeout_minutes)
+    return row_of(config, topology, answer, num_devices=devices, task=task, price_per_core_hour=price_per_core_hour)
+
+
+def row_of(
+    config: ConfigDict,
+    topology: Topology,
+    answer: dict[str, Any],
+    *,
+    num_devices: int,
+    task: str = "train",
+    price_per_core_hour: float | None = None,
+) -> PlanRow:
+    """The row that follows from a worker's answer; see `plan_row` and `worker`."""
+    row = _row(
+        config, topology, num_devices, task, status=answer["status"], message=answer.get("message"),
+        num_parameters=answer.get("num_parameters"), flops=answer.get("flops"), num_steps=answer.get("num_steps"),
+    )  # fmt: skip
+    if answer["status"] == "formula":
+        row = _by_formula(row, config, topology, answer)
+    elif answer["status"] == "does not fit":
+        memory = Memory(answer["needed"], answer["usable"]) if answer["needed"] else None
+        message = f"needs {_gib(memory.overshoot)} more than there is" if memory else answer["message"].splitlines()[0]
+        row = dataclasses.replace(row, memory=memory, message=message)
+    elif answer["status"] == "fits":
+        row = _by_compiler(row, topology, answer)
+    if row.step_seconds is None or row.num_steps is None or task != "train":
+        return row
+    days = estimates.days(row.step_seconds, row.num_steps)
+    seconds = days * estimates.SECONDS_PER_DAY
+    peak = topology.chip.bf16_flops * topology.share_of_chip
+    return dataclasses.replace(
+        row,
+        days=days,
+        core_days=days * row.num_cores,
+        tpuv3_core_days=tpuv3_core_days(peak * num_devices * seconds),
+        paper_core_days=paper_core_days(row.model, row.image_size, row.num_steps * row.batch_size),
+        price=None if price_per_core_hour is None else days * 24 * row.num_cores * price_per_core_hour,
+    )
+
+
+def _row(config: ConfigDict, topology: Topology, num_devices: int, task: str, **fields: Any) -> PlanRow:
+    """A row of what is known from the config alone."""
+    return PlanRow(
+        topology=topology.name,
+        task=task,
+        model=config.model.name,
+        image_size=config.data.image_size,
+        batch_size=config.batch_size,
+        num_devices=num_devices,
+        num_cores=num_devices * topology.chip.cores_per_device,
+        device=topology.device_name,
+        sharding=config.sharding,
+        remat=config.model.remat or "none",
+        scan_layers=bool(config.model.scan_layers),
+        accumulation_steps=config.accumulation_steps,
+        **fields,
+    )
+
+
+def _by_compiler(row: PlanRow, topology: Topology, answer: dict[str, Any]) -> PlanRow:
+    """Adds what the compiler said of a step that fits."""
+    outputs = answer["outputs"] - answer["aliased"]
+    memory = Memory(
+        total=answer["arguments"] + outputs + answer["temporaries"] + answer["code"],
+        usable=answer["usable"] or round(topology.chip.hbm_bytes * topology.share_of_chip),
+        arguments=answer["arguments"],
+        outputs=outputs,
+        temporaries=answer["temporaries"],
+        code=answer["code"],
+    )
+    program = answer["program"]
+    collectives = tuple(
+        Collective(**each | {"bytes_by_dtype": tuple(map(tuple, each["bytes_by_dtype"]))})
+        for each in program["collectives"]
+    )
+    seconds = answer["optimal_seconds"]
+    return dataclasses.replace(
+        row,
+        memory=memory,
+        compiler_flops=None if program["num_loops"] else answer["compiler_flops"] * row.num_devices,
+        collectives=collectives,
+        compiler_seconds=estimates.with_loops(seconds, program["cycles"], program["cycles_once"]) if seconds else None,
+        interconnect_seconds=estimates.interconnect_seconds(collectives, topology, exposed=True),
+        unknown_loops=program["num_unknown_loops"],
+        roofline=estimates.roofline(
+            flops=answer["flops"],
+            memory_bytes=estimates.least_traffic(answer["arguments"], answer["outputs"], answer["temporaries"]),
+            interconnect=estimates.interconnect_seconds(collectives, topology),
+            num_devices=row.num_devices,
+            topology=topology,
+        ),
+        compile_seconds=answer["lower_seconds"] + answer["compile_seconds"],
+    )
+
+
+def _by_formula(row: PlanRow, config: ConfigDict, topology: Topology, answer: dict[str, Any]) -> PlanRow:
+    """Adds what follows from shapes alone, for devices whose compiler is not here."""
+    total = answer["arguments"] + answer["temporaries"]
+    memory = Memory(
+        total=total,
+        usable=topology.chip.hbm_bytes,
+        arguments=answer["arguments"],
+        outputs=0,
+        temporaries=answer["temporaries"],
+    )
+    collectives = _expected_collectives(config, row.num_devices, answer["parameter_bytes"])
+    roofline = estimates.roofline(
+        flops=answer["flops"],
+        memory_bytes=estimates.least_traffic(answer["arguments"], answer["arguments"], answer["temporaries"]),
+        interconnect=estimates.interconnect_seconds(collectives, topology),
+        num_devices=row.num_devices,
+        topology=topology,
+    )
+    fits = memory.overshoot <= 0
+    return dataclasses.replace(
+        row,
+        status="fits by formula" if fits else "does not fit by formula",
+        message=None if fits else f"needs {_gib(memory.overshoot)} more than there is",
+        memory=memory,
+        collectives=collectives,
+        compiler_seconds=max(roofline.compute / GPU_UTILISATION, roofline.memory),
+        interconnect_seconds=roofline.interconnect,
+        roofline=roofline,
+    )
+
+
+def _expected_collectives(config: ConfigDict, num_devices: int, parameter_bytes: int) -> tuple[Collective, ...]:
+    """What a step exchanges by rule: gradients, and with FSDP also parameters, forward and backward."""
+    if num_devices == 1:
+        return ()
+    dtype = config.model.dtype
+    num_bytes = parameter_bytes * (2 if dtype in ("bfloat16", "float16") else 4) // 4
+    sizes = ((dtype, num_bytes),)
+    if config.sharding == "replicated":
+        return (Collective("all-reduce", sizes, num_devices),)
+    return (
+        Collective("all-gather", sizes, num_devices, times=2),
+        Collective("reduce-scatter", sizes, num_devices),
+    )
+
+
+def _gib(num_bytes: float) -> str:
+    digits = 2 if abs(num_bytes) < 100 * GIB else 0
+    return f"{num_bytes / GIB:.{digits}f} GiB" if math.isfinite(num_bytes) else "-"

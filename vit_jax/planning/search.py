@@ -1,0 +1,262 @@
+"""Searches over plans, with as few compilations as will do.
+
+That a program does not fit the compiler says within seconds, and by how much; that it fits takes a whole compilation.
+Memory grows almost linearly with the batch. So searches guess from what did not fit, and confirm what fits.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from ml_collections import ConfigDict
+
+from vit_jax.planning import estimates
+from vit_jax.planning.rows import PlanRow
+from vit_jax.planning.topologies import Topology, slices
+
+LARGEST_BATCH = 2**17  # images a device; more is of no use to anyone
+RESOLUTION = 64  # the largest batch is found to one part in so many, or to one image
+MOST_ACCUMULATION = 32
+
+
+class Planner(Protocol):
+    """What makes a row: `rows.plan_row` with all but these arguments given."""
+
+    def __call__(self, config: ConfigDict, topology: Topology) -> PlanRow:
+        """The row of a config on a slice."""
+
+
+def with_fields(config: ConfigDict, **fields: Any) -> ConfigDict:
+    """A copy of a config with other values; "model__remat" means `config.model.remat`."""
+    copy = ConfigDict(config.to_dict(preserve_field_references=False), type_safe=False)
+    for name, value in fields.items():
+        *path, last = name.split("__")
+        part = copy
+        for each in path:
+            part = part[each]
+        part[last] = value
+    return copy
+
+
+def largest_batch(
+    plan: Planner, config: ConfigDict, topology: Topology, *, num_devices: int | None = None, first_guess: int = 512
+) -> PlanRow:
+    """The row with the largest batch that fits on each device.
+
+    Args:
+      plan: makes a row; has to use `num_devices` too.
+      config: whose batch is to be changed; it may be any.
+      topology: the slice.
+      num_devices: how many of its devices take part; None: all.
+      first_guess: images a device that are tried first.
+
+    Returns:
+      The row of the largest batch that fits, to one image or one part in `RESOLUTION`; of the smallest if none does,
+      and of the one that went wrong if that is not for want of memory.
+    """
+    unit = (topology.num_devices if num_devices is None else num_devices) * config.accumulation_steps
+
+    def measure(batch: int) -> PlanRow:
+        # eval_batch_size has nothing to do with the step, and might not be divisible by the devices.
+        return plan(with_fields(config, batch_size=batch * unit, eval_batch_size=None), topology)
+
+    return search_largest(measure, first_guess)
+
+
+def search_largest(measure: Callable[[int], PlanRow], first_guess: int) -> PlanRow:
+    """The row of the largest size that fits; see `largest_batch`.
+
+    Args:
+      measure: row of a size, at least 1.
+      first_guess: size tried first, better too large than too small.
+    """
+    fitting: dict[int, PlanRow] = {}
+    too_large: dict[int, PlanRow] = {}
+    size = min(first_guess, LARGEST_BATCH)
+    while True:
+        row = measure(size)
+        if row.fits:
+            fitting[size] = row
+        elif row.status.startswith("does not fit"):
+            too_large[size] = row
+        else:
+            return row
+        low, high = max(fitting, default=0), min(too_large, default=None)
+        if high is None:
+            if low >= LARGEST_BATCH:
+                return fitting[low]
+            size = min(2 * low, LARGEST_BATCH)
+        elif high - low <= max(1, low // RESOLUTION):
+            return fitting[low] if fitting else too_large[high]
+        else:
+            size = _next_size(fitting, too_large)
+
+
+def _next_size(fitting: dict[int, PlanRow], too_large: dict[int, PlanRow]) -> int:
+    """Where to look next: where memory should just suffice, by a straight line through the nearest two known sizes."""
+    low, high = max(fitting, default=0), min(too_large)
+    step = max(1, low // RESOLUTION)
+    known = sorted((size, row.memory) for size, row in (fitting | too_large).items() if row.memory is not None)
+    nearest = sorted(known, key=lambda each: abs(each[1].overshoot))[:2]
+    if len(nearest) < 2 or nearest[0][1].total == nearest[1][1].total:
+        return max(1, high // 2) if low == 0 else (low + high) // 2
+    points = sorted((size, memory.total) for size, memory in nearest)
+    guess = estimates.straight_line(points, nearest[0][1].usable)
+    if not math.isfinite(guess) or points[0][1] > points[-1][1]:
+        return (low + high) // 2
+    # One more than what should fit is quickly refused; if it is, the next guess is one less and is confirmed.
+    size = math.floor(guess)
+    if low == size:
+        size += step
+    elif size >= high:
+        size = high - step
+    return min(max(size, low + 1), high - 1)
+
+
+def smallest_slice(plan: Planner, config: ConfigDict, generation: str) -> Iterator[PlanRow]:
+    """Rows of the slices of a generation, the smallest first, up to the first that fits.
+
+    Slices whose devices do not divide the batch are rows as well ("refused").
+
+    Args:
+      plan: makes a row.
+      config: as it is.
+      generation: "v3", "h100" or the name of a slice of it.
+    """
+    for topology in slices(generation):
+        row = plan(config, topology)
+        yield row
+        if row.fits:
+            return
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A way to save memory, and what it should cost.
+
+    Attributes:
+      sharding, remat, accumulation_steps: fields of the config.
+      seconds: of a step, expected; only their order counts.
+    """
+
+    sharding: str
+    remat: str
+    accumulation_steps: int
+    seconds: float
+
+    def fields(self) -> dict[str, Any]:
+        """As `with_fields` takes them."""
+        return {
+            "sharding": self.sharding,
+            "model__remat": self.remat,
+            "accumulation_steps": self.accumulation_steps,
+        }
+
+    def flags(self, config: ConfigDict) -> str:
+        """What to type to get from the config to here."""
+        flags = []
+        if self.sharding != config.sharding:
+            flags.append(f"--config.sharding={self.sharding}")
+        if self.remat != (config.model.remat or "none"):
+            flags.append(f"--config.model.remat={self.remat}")
+        if self.accumulation_steps != config.accumulation_steps:
+            flags.append(f"--config.accumulation_steps={self.accumulation_steps}")
+        return " ".join(flags)
+
+
+# Work of a step relative to one without: "full" computes the forward pass a second time, which is a third more;
+# "dots" keeps the results of matrix products and repeats what lies between, which is bound by memory. 1.1 is what XLA
+# estimates for ViT-L/16 on TPU v3.
+_REMAT_WORK = {"none": 1.0, "dots": 1.1, "full": 4 / 3}
+
+
+def options(
+    config: ConfigDict, topology: Topology, row: PlanRow, *, shardings: Sequence[str], policies: Sequence[str]
+) -> list[Option]:
+    """Ways to save memory, the fastest first, as far as that can be told without compiling.
+
+    Counted are the arithmetic at the peak rate times what a policy repeats, the traffic of adding up gradients (each
+    part reads the sum and its own gradients, and writes the sum), of the update, and the interconnect.
+
+    Args:
+      config: the config as it is.
+      topology: the slice.
+      row: of the config there; has FLOPs and parameters, but need not fit.
+      shardings: to choose from.
+      policies: of rematerialisation, to choose from.
+    """
+    if row.flops is None or row.num_parameters is None:
+        return []
+    chip, share = topology.chip, topology.share_of_chip
+    gradients = 4 * row.num_parameters
+    interconnect = topology.interconnect_bandwidth or math.inf
+    found = []
+    steps = config.accumulation_steps
+    while steps <= MOST_ACCUMULATION and config.batch_size % (row.num_devices * steps) == 0:
+        for sharding in shardings:
+            parts = 1 if sharding == "replicated" else row.num_devices
+            for remat in policies:
+                compute = row.flops / row.num_devices / (chip.bf16_flops * share) * _REMAT_WORK[remat]
+                adding = 0 if steps == 1 else 3 * steps * gradients / parts / (chip.hbm_bandwidth * share)
+                updating = 7 * gradients / parts / (chip.hbm_bandwidth * share)  # Adam reads 4 arrays and writes 3
+                passes = 1 if sharding == "replicated" else 0.5 + steps  # bfloat16: all-reduce; or scatter and gathers
+                sending = passes * gradients / interconnect
+                found.append(Option(sharding, remat, steps, compute + adding + updating + sending))
+        steps *= 2
+    return sorted(found, key=lambda option: option.seconds)
+
+
+def policies_of(model: str) -> tuple[str, ...]:
+    """Rematerialisation policies that a model has."""
+    return ("none", "full") if model.startswith("R") and "ViT" not in model else tuple(_REMAT_WORK)
+
+
+def cheapest_remat(
+    plan: Planner,
+    config: ConfigDict,
+    topology: Topology,
+    row: PlanRow | None = None,
+    *,
+    shardings: Sequence[str] | None = None,
+) -> Iterator[PlanRow]:
+    """Rows of policies of rematerialisation and parts of the batch, the fastest first, up to the first that fits.
+
+    Args:
+      plan: makes a row.
+      config: whose `model.remat` and `accumulation_steps` are to be changed; the steps only upwards.
+      topology: the slice.
+      row: of the config as it is, if that is known; it is not compiled again.
+      shardings: to choose from; None: only the config's.
+    """
+    if row is None:
+        row = plan(with_fields(config, model__remat="none"), topology)
+        yield row
+        if row.fits:
+            return
+        config = with_fields(config, model__remat="none")
+    mine = (row.sharding, row.remat, row.accumulation_steps)
+    for option in options(
+        config, topology, row, shardings=shardings or (row.sharding,), policies=policies_of(row.model)
+    ):
+        if (option.sharding, option.remat, option.accumulation_steps) == mine:
+            continue
+        tried = plan(with_fields(config, **option.fields()), topology)
+        yield tried
+        if tried.fits:
+            return
+
+
+def advise(plan: Planner, config: ConfigDict, topology: Topology, row: PlanRow) -> PlanRow:
+    """The row that does not fit, with what to change so that it does: tried, not guessed."""
+    if not row.status.startswith("does not fit"):
+        return row
+    shardings = [row.sharding, *([] if row.num_devices == 1 or row.sharding != "replicated" else ["fsdp"])]
+    for tried in cheapest_remat(plan, config, topology, row, shardings=shardings):
+        if tried.fits:
+            option = Option(tried.sharding, tried.remat, tried.accumulation_steps, 0.0)
+            seconds = f", {tried.step_seconds:.3f} s a step" if tried.step_seconds else ""
+            return dataclasses.replace(row, advice=f"{option.flags(config)} fits{seconds}")
+    return dataclasses.replace(
+        row, advice="no sharding, remat policy or accumulation that was tried fits: a smaller batch or a larger slice"
+    )

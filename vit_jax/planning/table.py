@@ -1,0 +1,131 @@
+"""A plan as text for the terminal."""
+
+from collections.abc import Callable, Sequence
+
+from vit_jax.planning.hlo import total_bytes
+from vit_jax.planning.rows import GIB, PlanRow
+
+_MISSING = "-"
+
+
+def _number(value: float | None, form: str) -> str:
+    return _MISSING if value is None else format(value, form)
+
+
+def _gib(num_bytes: float | None) -> str:
+    return _MISSING if num_bytes is None else f"{num_bytes / GIB:.2f}"
+
+
+def _seconds(value: float | None) -> str:
+    return _MISSING if value is None else f"{value:.4f}" if value < 0.1 else f"{value:.3f}"
+
+
+def _short(value: float | None) -> str:
+    """Three digits and a unit: 68.3, 683, 2.5k."""
+    if value is None:
+        return _MISSING
+    return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _in_all(row: PlanRow) -> str:
+    return f"{row.memory.total / GIB:.2f} / {row.memory.usable / GIB:.2f}" if row.memory else _MISSING
+
+
+def _fits(row: PlanRow) -> str:
+    return {
+        "fits": "yes",
+        "fits by formula": "yes*",
+        "does not fit": "no",
+        "does not fit by formula": "no*",
+    }.get(row.status, row.status)
+
+
+_COLUMNS: tuple[tuple[str, Callable[[PlanRow], str]], ...] = (
+    ("topology", lambda row: row.topology),
+    ("cores", lambda row: str(row.num_cores)),
+    ("batch", lambda row: f"{row.batch_size:,}"),
+    ("sharding", lambda row: row.sharding),
+    ("remat", lambda row: row.remat),
+    ("parts", lambda row: str(row.accumulation_steps)),
+    ("fits", _fits),
+    ("arguments", lambda row: _gib(row.memory.arguments if row.memory else None)),
+    ("temporaries", lambda row: _gib(row.memory.temporaries if row.memory else None)),
+    ("in all / usable", _in_all),
+    ("compiler", lambda row: _seconds(row.compiler_seconds)),
+    ("+ network", lambda row: _seconds(row.interconnect_seconds)),
+    ("roofline", lambda row: _seconds(row.roofline.seconds if row.roofline else None)),
+    ("images/s", lambda row: _number(row.images_per_second, ",.0f")),
+    ("days", lambda row: _short(row.days)),
+    ("core-days", lambda row: _short(row.core_days)),
+    ("as v3", lambda row: _short(row.tpuv3_core_days)),
+    ("paper", lambda row: _short(row.paper_core_days)),
+    ("price", lambda row: _number(row.price, ",.0f")),
+)
+_ALWAYS = ("topology", "cores", "batch", "fits", "in all / usable")
+
+
+def format_table(rows: Sequence[PlanRow]) -> str:
+    """One line a row; columns in which no row has anything, or nothing worth saying, are left out."""
+    columns = []
+    for heading, cell in _COLUMNS:
+        cells = [cell(row) for row in rows]
+        boring = {"sharding": "replicated", "remat": "none", "parts": "1"}.get(heading, _MISSING)
+        if heading in _ALWAYS or any(each != boring for each in cells):
+            columns.append((heading, cells))
+    lines = []
+    widths = [max(len(heading), *map(len, cells)) for heading, cells in columns]
+    for index in range(-1, len(rows)):
+        cells = [heading if index < 0 else cells[index] for heading, cells in columns]
+        lines.append(
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            ).rstrip()
+        )
+    return "\n".join(lines)
+
+
+def format_notes(rows: Sequence[PlanRow]) -> str:
+    """What a table has no room for: FLOPs and collectives of each row, what was wrong, and what to change."""
+    return "\n".join(f"{row.topology}, batch {row.batch_size:,}: {_note(row)}" for row in rows)
+
+
+def _note(row: PlanRow) -> str:
+    if row.message and not row.fits:
+        note = row.message if row.advice is None else f"{row.message}; {row.advice}"
+        return note if not row.status.startswith("does not fit") else f"does not fit: {note}"
+    notes = []
+    if row.flops:
+        flops = f"{row.flops / 1e12:,.0f} TFLOP a step by formula"
+        if row.compiler_flops:
+            flops += f", {100 * (row.compiler_flops / row.flops - 1):+.2f} % by the compiler"
+        notes.append(flops)
+    for kind, sizes in total_bytes(row.collectives).items():
+        dtypes = ", ".join(
+            f"{num_bytes / 1e6:,.1f} MB {dtype}" for dtype, num_bytes in sizes.items() if dtype != "count"
+        )
+        notes.append(f"{sizes['count']} {kind} ({dtypes})")
+    if row.unknown_loops:
+        notes.append(f"{row.unknown_loops} loops counted once")
+    if row.roofline:
+        notes.append(f"roofline: {row.roofline.limit}")
+    if row.compile_seconds:
+        notes.append(f"compiled in {row.compile_seconds:.0f} s")
+    return "; ".join(notes)
+
+
+LEGEND = """\
+Memory in GiB on each JAX device (v2, v3: a core; v4, v5p: a chip of two cores; v5e, v6e: a chip of one core). Seconds
+of a step: "compiler" by XLA's cost model, "+ network" by formula for collectives that nothing overlaps; "roofline": no
+program is faster. Images/s and days are of the sum of the first two, without input, evaluation and checkpoints.
+"as v3": core-days of TPU v3 with the same peak; "paper": what table 2 reports, in the same unit."""
+GPU_LEGEND = """\
+* by formula, without a compiler: memory is an upper bound, before fusion; time assumes 40 % of the peak."""
+
+
+def format_plan(rows: Sequence[PlanRow]) -> str:
+    """The whole plan: table, notes and legend."""
+    parts = [format_table(rows), format_notes(rows), LEGEND]
+    if any(row.status.endswith("by formula") for row in rows):
+        parts.append(GPU_LEGEND)
+    return "\n\n".join(parts)
