@@ -5,10 +5,11 @@ import sys
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.test_experiment import digits_config
 from vit_jax import accounting, experiment
 from vit_jax.accounting import Accounts, Ledger, Start, describe_cost, paper_core_days, read_starts, total_cost
-from vit_jax.analysis.hardware import Machine
+from vit_jax.analysis.hardware import CHIPS, TPU_V3_CORE_BF16_FLOPS, Machine
 from vit_jax.summary import write_summary
 
 CPU = Machine("cpu", num_devices=1, num_cores=2, bf16_flops=None)
@@ -140,6 +141,12 @@ def test_steps_that_a_kill_undid_are_not_goodput():
     assert cost.shares == pytest.approx({"training": 0.9, "redone": 0.1})
 
 
+def test_a_summary_leaves_out_what_hardly_took_time():
+    entries = describe_cost(total_cost([start(0, 100, training=99.0, evaluation=1.0, restore=1e-5)]))
+    assert entries["evaluation_share"] == pytest.approx(0.01)
+    assert "restore_share" not in entries
+
+
 def test_falling_back_beyond_a_whole_start_undoes_it_too():
     # The checkpoints of steps 80 and 100 were damaged.
     starts = [start(0, 90, training=90.0), start(80, 110, training=30.0), start(60, 200, training=140.0)]
@@ -256,3 +263,13 @@ def test_the_summary_tells_what_the_run_cost(tmp_path):
 def test_a_run_without_accounts_has_a_summary_without_costs(tmp_path):
     config = digits_config()
     assert "core_hours" not in write_summary(config, tmp_path, experiment.build(config), seconds=1.0)
+
+
+def test_the_page_explains_every_kind_and_lists_every_chip():
+    page = (ROOT / "docs" / "accounting.md").read_text()
+    for kind, meaning in accounting.KINDS.items():
+        assert f"| `{kind}` | {meaning} |" in page
+    for chip in CHIPS:
+        kinds = ", ".join(f"`{kind}`" for kind in chip.device_kinds)
+        days = chip.bf16_flops / TPU_V3_CORE_BF16_FLOPS
+        assert f"| {chip.name} | {kinds} | {chip.bf16_flops / 1e12:g} | {days:.2f} |" in page

@@ -176,6 +176,11 @@ def test_row_tells_where_the_time_went_when_little_of_it_was_training(goodput, t
     assert row == f"step  50/200  25%  loss 1.5{told}"
 
 
+def test_row_tells_of_waiting_for_input_once():
+    row = metrics.format_row(50, 200, {"time/input_wait": 0.4, "time/goodput": 0.6, "time/input_share": 0.4})
+    assert row == "step  50/200  25%  waits 40 % for input  60 % of the time in training"
+
+
 def test_row_shows_progress_speed_and_time_left():
     row = metrics.format_row(
         50, 200, {"train/loss": 1.5, "time/images_per_second": 640.0, "time/images_per_second_per_core": 320.0,

@@ -301,11 +301,12 @@ def paper_core_days(model: str, image_size: int, num_images: float) -> float | N
 
 
 def describe_cost(cost: Cost) -> dict[str, Any]:
-    """The cost as entries of a summary; what is not known, or did not happen, is left out."""
+    """The cost as entries of a summary; what is not known, or hardly took time, is left out."""
     entries: dict[str, Any] = {"starts": cost.starts, "core_hours": cost.core_hours}
     if cost.redone_steps:
         entries["redone_steps"] = cost.redone_steps
     if cost.tpuv3_core_days is not None:
         entries["tpuv3_core_days"] = cost.tpuv3_core_days
     entries["goodput"] = cost.shares.get("training", 0.0)
-    return entries | {f"{kind}_share": share for kind, share in cost.shares.items() if kind != "training"}
+    shares = {kind: share for kind, share in cost.shares.items() if kind != "training" and share >= 5e-5}
+    return entries | {f"{kind}_share": share for kind, share in shares.items()}

@@ -286,10 +286,11 @@ def format_row(step: int, num_steps: int, metrics: Mapping[str, float]) -> str:
 
 
 def _tell_goodput(goodput: float, metrics: Mapping[str, float]) -> str:
-    """How much of the time went into training, and into the kind that took most of the rest."""
+    """How much of the time went into training, and into the kind that took most of the rest; waiting is told already."""
     most = max((name for name in metrics if name.endswith("_share")), key=lambda name: metrics[name])
     kind = most.removeprefix(TIME_PREFIX).removesuffix("_share").replace("_", "-")
-    return f"{100 * goodput:.0f} % of the time in training, {100 * metrics[most]:.0f} % in {kind}"
+    told = f"{100 * goodput:.0f} % of the time in training"
+    return told if kind == "input" else f"{told}, {100 * metrics[most]:.0f} % in {kind}"
 
 
 class SizedIterable(Protocol[T_co]):
