@@ -286,7 +286,7 @@ def format_row(step: int, num_steps: int, metrics: Mapping[str, float]) -> str:
 
 
 def _tell_goodput(goodput: float, metrics: Mapping[str, float]) -> str:
-    """How much of the time went into training, and into the kind that took most of the rest; waiting is told already."""
+    """How much of the time was training, and what took most of the rest, unless that is waiting, which is told."""
     most = max((name for name in metrics if name.endswith("_share")), key=lambda name: metrics[name])
     kind = most.removeprefix(TIME_PREFIX).removesuffix("_share").replace("_", "-")
     told = f"{100 * goodput:.0f} % of the time in training"
