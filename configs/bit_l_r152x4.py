@@ -19,16 +19,14 @@ Your own set: list images and labels, any number of labels each, and prepare the
 data=tfds:<name>, num_classes= and train_images=. Take near-duplicates of test images out first, as the authors did
 (python -m vit_jax.data.prepare dedup). The first 51,200 images of the prepared order are held out for evaluation.
 
-BiT's recipe (Kolesnikov et al., 2020, section 3.3), and where this page leaves it
+BiT's recipe (Kolesnikov et al., 2020, section 3.3)
 - SGD with momentum 0.9. Learning rate 0.03 for a batch of 256 and in proportion to the batch: 0.48 for 4,096.
-- Warm-up over 5,000 steps.
+- Warm-up over 5,000 steps; the learning rate is divided by 10 after 10, 23, 30 and 37 of the 40 epochs.
 - Weight decay 1e-4, added to the gradient before the momentum, the classic form: for SGD our weight_decay means that.
   So this 1e-4 is no product of 0.1 and 1e-3, although it looks like one. The kernels of convolutions are standardised
   before use: decay does not make their output smaller, but lets the same learning rate turn them faster.
 - Inception crop, flip, resolution 224.
 - Sigmoid cross-entropy: not in the paper; an author says so of ImageNet-21k (issue 26 of google-research/big_transfer).
-- Another schedule: BiT divides the learning rate by 10 after 10, 23, 30 and 37 epochs; here it falls linearly to 0.
-  This makes no difference to a plan, but may to the accuracy.
 - Head bias -10, as in vit_jft.py, where it is explained. BiT does not say what it had.
 - No dropout, no clipping, no pre_logits: the head is one linear layer on the averaged features.
 """
@@ -73,9 +71,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.optimizer.name = "sgd"
     config.optimizer.momentum = 0.9
     config.optimizer.learning_rate = 0.03 * 4096 / 256
-    config.optimizer.schedule = "linear"
+    config.optimizer.schedule = "drops"
+    config.optimizer.drop_at = (10 / 40, 23 / 40, 30 / 40, 37 / 40)
     config.optimizer.warmup_steps = 5_000
-    config.optimizer.end_learning_rate = 0.0
     config.optimizer.weight_decay = 1e-4
     config.optimizer.clip_norm = None
 

@@ -157,7 +157,7 @@ def test_trouble_of_this_machine_is_not_taken_for_damage(directory, error, monke
         raise error
 
     with Checkpoints(directory, keep=3) as checkpoints:
-        monkeypatch.setattr(checkpoints, "_restore", fail)
+        monkeypatch.setattr(checkpoints, "_read", fail)
         with pytest.raises(UserError, match=r"cannot read the checkpoint of step 3.*left as it is"):
             checkpoints.restore_latest(tree())
     assert {"1", "2", "3"} <= {path.name for path in directory.iterdir()}

@@ -247,6 +247,8 @@ def test_bit_l_is_bits_recipe():
     assert (config.model.name, config.epochs, config.batch_size) == ("R152x4", 40, 4096)
     assert (optimizer.name, optimizer.momentum, optimizer.learning_rate) == ("sgd", 0.9, 0.48)
     assert (optimizer.weight_decay, optimizer.warmup_steps) == (1e-4, 5_000)
+    assert optimizer.schedule == "drops"
+    assert [share * config.epochs for share in optimizer.drop_at] == [10, 23, 30, 37]
     assert round(exaflops(config), -2) == 13_300
 
 

@@ -36,6 +36,21 @@ def test_constant_schedule_without_warmup():
     np.testing.assert_allclose([schedule(0), schedule(9)], 0.1)
 
 
+def test_schedule_of_drops_divides_the_learning_rate_by_10_at_shares_of_the_run():
+    schedule = optimizers.make_schedule(
+        "drops", learning_rate=0.48, num_steps=400, warmup_steps=50, drop_at=(0.25, 0.575, 0.75, 0.925)
+    )
+    steps = [0, 25, 50, 99, 100, 229, 230, 299, 300, 369, 370, 399]
+    expected = [0, 0.24, 0.48, 0.48, 0.048, 0.048, 4.8e-3, 4.8e-3, 4.8e-4, 4.8e-4, 4.8e-5, 4.8e-5]
+    np.testing.assert_allclose([schedule(s) for s in steps], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "drop_at"), [("drops", ()), ("linear", (0.5,)), ("drops", (0.2,)), ("drops", (1.0,))])
+def test_drops_that_do_not_go_with_the_schedule_are_refused(name, drop_at):
+    with pytest.raises(UserError, match=r"optimizer\.drop_at takes shares of the run"):
+        optimizers.make_schedule(name, learning_rate=0.1, num_steps=10, warmup_steps=3, drop_at=drop_at)
+
+
 @pytest.mark.parametrize(
     ("name", "warmup_steps", "message"),
     [("linaer", 0, "Did you mean 'linear'"), ("linear", 10, "warmup_steps 10 must be less than the run's 10 steps")],

@@ -8,6 +8,7 @@ a folder is no checkpoint.
 """
 
 import errno
+import functools
 import logging
 import os
 import re
@@ -19,8 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
 
+from vit_jax import distributed
 from vit_jax.errors import UserError
+from vit_jax.partitioning import replicated
 from vit_jax.workdir import AnyPath, is_remote
 
 logger = logging.getLogger(__name__)
@@ -28,10 +33,12 @@ logger = logging.getLogger(__name__)
 PyTree = Any
 T = TypeVar("T")
 
+# After so long a process that waits for the others in a save gives up; files of a large model take minutes.
+_SAVE_SECONDS = 1200
+
 _SPACE_FOR_SMALL_FILES = 1_000_000  # metadata, in bytes; generous
 
 
-@jax.jit
 def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
     def fingerprint(leaf: jax.Array) -> jax.Array:
         unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
@@ -44,10 +51,18 @@ def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
     return jnp.stack([fingerprint(leaf) for leaf in leaves])
 
 
+@functools.cache
+def _jitted_fingerprints(sharding: NamedSharding | None) -> jax.stages.Wrapped:
+    return jax.jit(_fingerprints, out_shardings=sharding)
+
+
 def fingerprints(tree: PyTree) -> dict[str, int]:
     """A 32-bit fingerprint of each array's bits, by its path in the tree. Equal for every sharding of the array."""
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
-    values = np.asarray(_fingerprints(list(leaves)))
+    sharding = leaves[0].sharding
+    # Every process wants to know all of them.
+    everywhere = replicated(sharding.mesh) if isinstance(sharding, NamedSharding) else None
+    values = np.asarray(_jitted_fingerprints(everywhere)(list(leaves)))
     return {jax.tree_util.keystr(path): int(value) for path, value in zip(paths, values, strict=True)}
 
 
@@ -107,15 +122,16 @@ class Checkpoints:
 
     def _open(self, keep: int) -> ocp.CheckpointManager:
         # Orbax's own option does this in a thread that nothing but the next save waits for.
-        for half_written in ocp.utils.tmp_checkpoints(self._directory):
+        for half_written in ocp.utils.tmp_checkpoints(self._directory) if distributed.is_main_process() else ():
             # In a bucket any folder without the commit object is one, even what somebody else put there.
             if not is_remote(self._directory) or half_written.get().name.isdigit():
                 half_written.get().rmtree()
+        distributed.barrier(f"{self._directory} is tidy")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             # A folder that cannot be made (full disk) is an error at once; made in the background, the other
             # threads would wait for it for minutes.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False, timeout_secs=_SAVE_SECONDS),
         )
         return ocp.CheckpointManager(self._directory, options=options, item_names=("tree", "extra"))
 
@@ -125,6 +141,8 @@ class Checkpoints:
 
     def save(self, step: int, tree: PyTree, extra: dict[str, Any] | None = None) -> None:
         """Saves in the background; arrays are copied before this returns, so they may be donated.
+
+        All processes must call it, as all other methods, and each writes what its devices hold.
 
         Args:
           step: names the checkpoint. If it exists already nothing is done.
@@ -174,13 +192,16 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is of another model or optimizer, or there are checkpoints and all are damaged.
         """
-        newest = self._newest_whole(lambda step: self._restore(step, like))
+        newest = self._newest_whole(lambda step: self._read(step, like), self._compare)
         if newest is None and self.latest_step() is not None:
             raise UserError(
                 f"all checkpoints in {self._directory} are damaged. Nothing was changed; move the folder away to start "
                 "from step 0."
             )
-        return None if newest is None else (newest[0], *newest[1])
+        if newest is None:
+            return None
+        step, (tree, extra, _) = newest
+        return step, tree, extra
 
     def latest_extra(self) -> dict[str, Any] | None:
         """The extra data of the newest whole checkpoint, or None. Damaged ones are set aside, with a warning."""
@@ -192,11 +213,16 @@ class Checkpoints:
 
     def set_aside(self, step: int, reason: str) -> None:
         """Renames a checkpoint, so that it is no longer one, but still there: `<reason>-<step>`."""
+        if distributed.is_main_process():
+            self._rename_aside(step, reason)
+        distributed.barrier(f"set aside {self._directory}/{step}")
+        self._manager.reload()
+
+    def _rename_aside(self, step: int, reason: str) -> None:
         number = 0
         while (aside := self._directory / f"{reason}-{step}{f'-{number}' if number else ''}").exists():
             number += 1
         _rename(self._directory / str(step), aside)
-        self._manager.reload()
         logger.warning("set aside the checkpoint of step %d as %s", step, aside)
 
     def drop_after(self, step: int) -> None:
@@ -205,32 +231,47 @@ class Checkpoints:
             if later > step:
                 self._manager.delete(later)
 
-    def _newest_whole(self, read: Callable[[int], T]) -> tuple[int, T] | None:
+    def _newest_whole(
+        self, read: Callable[[int], T], is_whole: Callable[[T], None] = lambda _: None
+    ) -> tuple[int, T] | None:
+        """The newest checkpoint that `read` reads and `is_whole` accepts, on all processes, by raising no error."""
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
+            problem: Exception | None = None
             try:
                 result = read(step)
             except UserError:
                 raise
             except Exception as error:  # Orbax and TensorStore have no common error for damaged files
-                reason = f"{type(error).__name__}: {re.sub(chr(10), ' ', str(error))[:200]}"
-                if not _means_damage(error):
-                    raise UserError(
-                        f"cannot read the checkpoint of step {step} in {self._directory} ({reason}). It may be whole "
-                        "and was left as it is; see to the cause and run the same command again."
-                    ) from error
-                logger.warning("checkpoint of step %d is damaged (%s); trying the one before", step, reason)
-                damaged.append(step)
-            else:
+                problem = error
+            # Each process reads its own part, and may find it damaged while others do not.
+            broken = _anywhere(problem is not None)
+            if not broken:
+                try:
+                    is_whole(result)
+                except DamagedCheckpointError as error:
+                    problem, broken = error, True
+            if not broken:
                 for each in damaged:  # only now that there is another to go on from
                     self.set_aside(each, "damaged")
                 return step, result
+            reason = "as another process found"
+            if problem is not None:
+                reason = f"{type(problem).__name__}: {re.sub(chr(10), ' ', str(problem))[:200]}"
+                if not _means_damage(problem):
+                    raise UserError(
+                        f"cannot read the checkpoint of step {step} in {self._directory} ({reason}). It may be whole "
+                        "and was left as it is; see to the cause and run the same command again."
+                    ) from problem
+            logger.warning("checkpoint of step %d is damaged (%s); trying the one before", step, reason)
+            damaged.append(step)
         return None
 
     def _read_extra(self, step: int) -> dict[str, Any]:
         return self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
 
-    def _restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    def _read(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any], dict[str, int]]:
+        """Reads this process's part of a checkpoint: tree, extra data, and the fingerprints that were saved."""
         extra = self._read_extra(step)
         saved = extra.pop("arrays")
         expected_prints = {name: array.pop("fingerprint") for name, array in saved.items()}
@@ -242,20 +283,32 @@ class Checkpoints:
                 f"{len(differing)} arrays differ, such as {differing[0]}: {saved.get(differing[0], 'absent')} there, "
                 f"{wanted.get(differing[0], 'absent')} here. Use the config it was written with, or another --workdir."
             )
-        abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, like)
-        args = ocp.args.Composite(tree=ocp.args.StandardRestore(abstract))
-        tree = self._manager.restore(step, args=args)["tree"]
+        # On its own: together, a process that finds its part damaged would leave the others waiting for it.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(),
+            active_processes={jax.process_index()},
+            barrier_sync_key_prefix=f"read_{jax.process_index()}",
+        )
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, like)
+            tree = checkpointer.restore(self._directory / str(step) / "tree", args=ocp.args.StandardRestore(abstract))
+        return tree, extra, expected_prints
+
+    @staticmethod
+    def _compare(result: tuple[PyTree, dict[str, Any], dict[str, int]]) -> None:
+        tree, _, expected_prints = result
         found_prints = fingerprints(tree)
-        differing = [name for name in wanted if found_prints[name] != expected_prints[name]]
+        differing = [name for name, expected in expected_prints.items() if found_prints[name] != expected]
         if differing:
             raise DamagedCheckpointError(f"contents of {len(differing)} arrays changed, such as {differing[0]}")
-        return tree, extra
 
     def _check_space(self, tree: PyTree) -> None:
         if is_remote(self._directory):
             return
         needed = int(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree))) + _SPACE_FOR_SMALL_FILES
-        free = shutil.disk_usage(self._directory).free
+        # Of one process, so that all come to the same conclusion.
+        free = distributed.broadcast_from_main("free space", shutil.disk_usage(self._directory).free)
         if free < needed:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed:,} bytes needed, {free:,} free")
 
@@ -274,6 +327,13 @@ class Checkpoints:
                 f"could not write a checkpoint to {self._directory}: {reason}\n"
                 f"{whole}{advice} and run the same command again; it goes on from the newest one."
             ) from error
+
+
+def _anywhere(flag: bool) -> bool:
+    """Whether any process says yes; all must call it."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def _absolute(directory: AnyPath) -> AnyPath:

@@ -83,9 +83,10 @@ def base_config() -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # "adamw" or "sgd"
     config.optimizer.learning_rate = 1e-3  # base, reached after the warm-up
-    config.optimizer.schedule = "cosine"  # "linear", "cosine" or "constant"
+    config.optimizer.schedule = "cosine"  # "linear", "cosine", "constant" or "drops"
     config.optimizer.warmup_steps = 0
     config.optimizer.end_learning_rate = 0.0
+    config.optimizer.drop_at = ()  # of schedule "drops": shares of the run after which the rate is divided by 10
     config.optimizer.weight_decay = 0.0  # kernels only; times the learning rate at every step
     config.optimizer.clip_norm = placeholder(float)  # global norm of the gradient; None: no clipping
     config.optimizer.b1 = 0.9

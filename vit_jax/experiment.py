@@ -393,6 +393,7 @@ def _make_schedule(fields: ConfigDict, num_steps: int) -> optax.Schedule:
         num_steps=num_steps,
         warmup_steps=fields.warmup_steps,
         end_learning_rate=fields.end_learning_rate,
+        drop_at=fields.drop_at,
     )
 
 

@@ -12,21 +12,29 @@ learning rate along the run, and what would be trained, and ends.
 
 The same command in the same --workdir goes on where the last start ended, to the bit. SIGTERM or Ctrl-C save and end
 the run with status 143 or 130; mistakes end it with status 1 and one message. vit_jax/config.py lists all fields.
+
+On several hosts, start the same command on each, with one workdir for all. On Cloud TPU, SLURM and GKE the processes
+find each other; elsewhere say who is who (docs/pods.md also lists what each exit status asks a launcher to do):
+
+    python -m vit_jax.main --config=... --workdir=... --coordinator_address=host0:1234 --num_processes=2 --process_id=0
 """
 
 import errno
 import logging
 import os
 import sys
+import traceback
 
 from absl import app, flags
 from absl import logging as absl_logging
 
-from vit_jax import experiment, overview, partitioning, summary
+from vit_jax import distributed, experiment, overview, partitioning, summary
+from vit_jax.accounting import Ledger, process_age
 from vit_jax.command_line import define_config, report
 from vit_jax.command_line import parse as parse_flags
 from vit_jax.errors import UserError
-from vit_jax.train import Stopped, train
+from vit_jax.stopping import Stopped
+from vit_jax.train import train
 from vit_jax.workdir import parse
 
 _CONFIG = define_config()
@@ -37,6 +45,9 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be trained, and
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "Go on in a workdir that belongs to another config."
 )
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for all processes the same.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
 
 
 def _check_flags() -> None:
@@ -66,26 +77,45 @@ def main(_: list[str]) -> None:
 
 def _main() -> int:
     """Does what the flags say; returns the exit status."""
+    ledger = Ledger(start_up_seconds=process_age())
     _set_up_logging()
     partitioning.use_compilation_cache()
     try:
         if _DRY_RUN.value:
             print(overview.dry_run(_CONFIG.value, experiment.build(_CONFIG.value, allow_missing_data=True)))
             return 0
+        distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        if not distributed.is_main_process():
+            logging.getLogger("vit_jax").setLevel(logging.WARNING)  # all say the same; one is enough
         workdir = parse(_WORKDIR.value or "")
-        result = train(_CONFIG.value, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
+        result = train(_CONFIG.value, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value, ledger=ledger)
+        distributed.shutdown()
     except Stopped as stopped:
+        distributed.shutdown()
         return 128 + stopped.signum
-    except UserError as error:
-        return report(error)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            return report(UserError(f"{error}. Checkpoints that were whole still are."))
-        raise
-    print(
-        f"\n{summary.format_summary(result)}\n\nMore in {workdir}: summary.md, curves.png, checkpoints/, tensorboard/"
-    )
+    except Exception as error:
+        return _fail(error)
+    if result:
+        print(
+            f"\n{summary.format_summary(result)}\n\nMore in {workdir}: summary.md, curves.png, checkpoints/, tensorboard/"
+        )
     return 0
+
+
+def _fail(error: Exception) -> int:
+    """Reports an error, to the other processes too; returns the exit status."""
+    if lost := distributed.lost_peer(error):
+        report(lost)
+        return lost.exit_status
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        error = UserError(f"{error}. Checkpoints that were whole still are.")
+    if isinstance(error, UserError):
+        status = report(error)
+        distributed.announce_failure(str(error), status)
+        return status
+    traceback.print_exception(error)
+    distributed.announce_failure(f"{type(error).__name__}: {error}")
+    return 1
 
 
 def run() -> None:

@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules as optax transformations (tables 3 and 4)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ def make_schedule(
     num_steps: int,
     warmup_steps: int = 0,
     end_learning_rate: float = 0.0,
+    drop_at: Sequence[float] = (),
 ) -> optax.Schedule:
     """The learning rate as a function of the step, counted from 0.
 
@@ -23,17 +25,24 @@ def make_schedule(
     `end_learning_rate` at `num_steps`.
 
     Args:
-      name: "linear", "cosine" or "constant" decay.
+      name: "linear", "cosine", "constant" or "drops": what follows the warm-up.
       learning_rate: the base learning rate, reached after warm-up.
       num_steps: length of the run.
       warmup_steps: length of the warm-up (10,000 at pre-training, 500 at fine-tuning).
-      end_learning_rate: the last learning rate (1e-5 for ImageNet-21k). Not used by "constant".
+      end_learning_rate: the last learning rate (1e-5 for ImageNet-21k). Used by "linear" and "cosine".
+      drop_at: shares of the run, warm-up included, after which "drops" divides the learning rate by 10: BiT's way.
 
     Raises:
-      UserError: unknown decay, or a warm-up that is not shorter than the run.
+      UserError: unknown decay, a warm-up that is not shorter than the run, or shares that do not go with the decay.
     """
     if not 0 <= warmup_steps < num_steps:
         raise UserError(f"optimizer.warmup_steps {warmup_steps} must be less than the run's {num_steps} steps.")
+    drops = [round(share * num_steps) for share in drop_at]
+    if (name == "drops") != bool(drops) or not all(warmup_steps <= step < num_steps for step in drops):
+        raise UserError(
+            "optimizer.drop_at takes shares of the run, after the warm-up and below 1, such as (0.3, 0.6, 0.9), and "
+            f"belongs to the schedule 'drops'; got {tuple(drop_at)} with the schedule {name!r}."
+        )
     decay_steps = num_steps - warmup_steps
     decays = {
         "linear": lambda: optax.linear_schedule(learning_rate, end_learning_rate, decay_steps),
@@ -41,6 +50,7 @@ def make_schedule(
             learning_rate, decay_steps, alpha=end_learning_rate / learning_rate if learning_rate else 0.0
         ),
         "constant": lambda: optax.constant_schedule(learning_rate),
+        "drops": lambda: optax.piecewise_constant_schedule(learning_rate, {step - warmup_steps: 0.1 for step in drops}),
     }
     if name not in decays:
         raise unknown_name("schedule", name, decays)

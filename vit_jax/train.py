@@ -2,205 +2,221 @@
 
 import contextlib
 import logging
-import signal
 import time
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from vit_jax import distributed, overview, partitioning, preemption, workdir
 from vit_jax import experiment as experiments
-from vit_jax import overview, partitioning, workdir
+from vit_jax.accounting import Accounts, Ledger
 from vit_jax.analysis.flops import train_step_flops
+from vit_jax.analysis.hardware import describe_machine
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.curves import plot_curves
 from vit_jax.errors import UserError
-from vit_jax.metrics import MetricWriter, NonFiniteError, StepMetrics, Throughput, format_row, num_cores
+from vit_jax.metrics import MetricWriter, NonFiniteError, StepMetrics, Throughput, format_row
+from vit_jax.profiling import Profiler
+from vit_jax.stopping import Stopped, StopSignal
 from vit_jax.summary import write_summary
-from vit_jax.train_step import init_train_state, make_train_step
+from vit_jax.train_step import TrainState
+from vit_jax.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 
-class Stopped(Exception):  # noqa: N818 - not an error
-    """The run was asked to stop, and did so in good order."""
-
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
-class StopSignal:
-    """How a run ends on SIGTERM and SIGINT (Ctrl-C): at once as long as it has made nothing, in good order after that.
-
-    Python's handlers wait for C++ code, such as a long compilation, to return; the system's default does not.
-    """
-
-    signum: int | None = None
-
-    def __enter__(self) -> "StopSignal":
-        self._before = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def arm(self) -> None:
-        """From now on a signal only asks to stop; a second one ends the process at once."""
-        for each in self._before:
-            signal.signal(each, self._receive)
-
-    def __exit__(self, *_: object) -> None:
-        for each, handler in self._before.items():
-            signal.signal(each, handler)
-
-    def _receive(self, signum: int, _: object) -> None:
-        self.signum = signum
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
-        logger.info("%s: saving and stopping; once more to end at once", signal.Signals(signum).name)
-
-    def check(self) -> None:
-        """Raises `Stopped` if asked to stop."""
-        if self.signum is not None:
-            raise Stopped(self.signum)
-
-
-def train(config: ConfigDict, path: workdir.AnyPath, *, allow_config_change: bool = False) -> dict[str, Any]:
+def train(
+    config: ConfigDict, path: workdir.AnyPath, *, allow_config_change: bool = False, ledger: Ledger | None = None
+) -> dict[str, Any]:
     """Trains, evaluates and saves a model; goes on where an earlier start in the same workdir ended.
+
+    With several processes (`distributed.initialize`) all must call it alike. They train and save together; the main
+    process alone writes metrics and results.
 
     Args:
       config: see `vit_jax.config.base_config`.
       path: the workdir; see `vit_jax.workdir` for what is in it.
       allow_config_change: go on in the workdir of another config.
+      ledger: where the time goes, from the start of the process; None: from here.
 
     Returns:
-      The summary that is also in `summary.json`.
+      The summary that is also in `summary.json`; {} in all processes but the main one.
 
     Raises:
       UserError: something the user can mend.
-      Stopped: SIGTERM or SIGINT came; the state is saved.
+      Stopped: SIGTERM or SIGINT came to any of the processes; the state is saved.
     """
+    ledger = ledger or Ledger()
     start_time = time.perf_counter()
-    if jax.process_count() > 1:
-        raise UserError("training over several processes is not there yet; run a single process.")
+    is_main = distributed.is_main_process()
     with StopSignal() as stop, contextlib.ExitStack() as cleanup:
         # The parts of the run.
         experiment = experiments.build(config)
-        cleanup.enter_context(workdir.locked(path))
-        workdir.check_config(path, config, allow_config_change=allow_config_change)
-        logger.info("%s", overview.describe_run(config, experiment))
         mesh, num_steps = experiment.mesh, experiment.num_steps
+        stop.vote_over(mesh)
+        cleanup.enter_context(workdir.opened(path, config, allow_config_change=allow_config_change))
+        logger.info("%s", overview.describe_run(config, experiment))
+        watchdog = cleanup.enter_context(Watchdog(config.watchdog_seconds, path))
         batches = cleanup.enter_context(contextlib.closing(experiments.make_train_batches(config, experiment)))
         evaluator = experiments.make_evaluator(config, experiment, before_each_batch=stop.check)
-        train_step = make_train_step(
-            experiment.model, experiment.optimizer, experiment.schedule, experiment.loss_fn, mesh,
-            accumulation_steps=config.accumulation_steps, mixing=experiment.mixing,
-        )  # fmt: skip
+        train_step = experiments.make_step(config, experiment)
         checkpoints = cleanup.enter_context(Checkpoints(path / "checkpoints", keep=config.checkpoint.keep))
         best = cleanup.enter_context(Checkpoints(path / "best", keep=2))  # the one before, should the newest be dropped
 
         # A new state, or where an earlier start ended.
-        if restored := checkpoints.restore_latest(experiment.abstract_state):
+        with ledger.spent_on("restore"):
+            restored = checkpoints.restore_latest(experiment.abstract_state)
+        if restored:
             step, state, saved = restored
             batches.set_state(saved["data"])
             logger.info("resumed from the checkpoint of step %d", step)
         else:
             step, saved = 0, {}
-            state = init_train_state(
-                experiment.model, experiment.optimizer, mesh, image_size=config.data.image_size, seed=config.seed
-            )
+            state = experiments.init_state(config, experiment)
         best.drop_after(step)
         best_accuracy = (best.latest_extra() or {"accuracy": -1.0})["accuracy"]
-        devices = partitioning.describe_devices(mesh)
-        workdir.record_start(path, config, step=step, devices=devices)
+        if is_main:
+            workdir.record_start(path, config, step=step, devices=partitioning.describe_devices(mesh))
 
         # What is measured.
-        flops = train_step_flops(experiment.model, config.data.image_size)
-        throughput = Throughput(config.batch_size, num_cores(devices["num_devices"]), flops)
-        writer = cleanup.enter_context(MetricWriter(path, step=step, eval_split=config.data.eval_split))
+        machine = describe_machine(list(mesh.devices.flat))
+        throughput = Throughput(
+            config.batch_size,
+            machine.num_cores,
+            train_step_flops(experiment.model, config.data.image_size),
+            peak_flops=machine.bf16_flops,
+            ledger=ledger,
+        )
+        accounts = Accounts(path, ledger, machine, step=step, writes=is_main)
+        profiler = cleanup.enter_context(
+            Profiler(
+                path / "profile",
+                first_step=config.profile.first_step,
+                num_steps=config.profile.num_steps,
+                ledger=ledger,
+            )
+        )
+        writer = None
+        if is_main:
+            writer = cleanup.enter_context(MetricWriter(path, step=step, eval_split=config.data.eval_split))
 
         def log(step: int, metrics: dict[str, float]) -> None:
-            writer.write(step, metrics)
+            if writer:
+                writer.write(step, metrics)
             logger.info("%s", format_row(step, num_steps, metrics))
 
         def log_window(step: int, averages: dict[str, float]) -> None:
             log(step, {f"train/{name}": value for name, value in averages.items()} | throughput.mark(step))
+            accounts.record_if_due(step)
 
         step_metrics = StepMetrics(config.log_every_steps, log_window, state=saved.get("window"))
 
-        # What is done now and then.
+        # What is done now and then. To wait for outstanding steps belongs to training.
         def is_due(every_steps: int | None) -> bool:
             return step == num_steps or (every_steps is not None and step % every_steps == 0)
 
+        def describe_position() -> dict[str, Any]:
+            return {"data": batches.get_state(), "window": step_metrics.get_state()}
+
         def save() -> None:
             step_metrics.drain()  # raises rather than save what follows a loss that is not finite
-            writer.flush()
-            best.wait()  # or a kill could lose it for good: this evaluation would not be made again
-            checkpoints.save(step, state, {"data": batches.get_state(), "window": step_metrics.get_state()})
+            with ledger.spent_on("checkpoint"), watchdog.allow("saving a checkpoint"):
+                if writer:
+                    writer.flush()
+                best.wait()  # or a kill could lose it for good: this evaluation would not be made again
+                checkpoints.save(step, state, describe_position())
+            accounts.record(step)
             throughput.restart(step)
+
+        def wait_for_checkpoints() -> None:
+            with ledger.spent_on("checkpoint"), watchdog.allow("writing checkpoints"):
+                checkpoints.wait()
+                best.wait()
 
         def evaluate() -> None:
             nonlocal best_accuracy
             if evaluator is None:
                 return
             step_metrics.drain()
-            evaluated = dict(evaluator.run(state))
-            log(step, {f"{config.data.eval_split}/{name}": value for name, value in evaluated.items()})
-            if config.checkpoint.keep_best and evaluated["accuracy"] > best_accuracy:
-                best_accuracy = evaluated["accuracy"]
-                best.save(step, state.params, {"accuracy": best_accuracy})
-            draw()
+            with ledger.spent_on("evaluation"), watchdog.allow("evaluation"):
+                evaluated = dict(evaluator.run(state))
+                log(step, {f"{config.data.eval_split}/{name}": value for name, value in evaluated.items()})
+                if config.checkpoint.keep_best and evaluated["accuracy"] > best_accuracy:
+                    best_accuracy = evaluated["accuracy"]
+                    with ledger.spent_on("checkpoint"):
+                        best.save(step, state.evaluated, {"accuracy": best_accuracy})
+                draw()
             throughput.restart(step)
 
         def draw() -> None:
-            try:
-                writer.flush()
-                plot_curves([path], path / "curves.png")
-            except Exception:  # no run ends over a picture
-                logger.warning("could not draw curves.png", exc_info=True)
+            if not writer:
+                return
+            with ledger.spent_on("report"):
+                try:
+                    writer.flush()
+                    plot_curves([path], path / "curves.png")
+                except Exception:  # no run ends over a picture
+                    logger.warning("could not draw curves.png", exc_info=True)
 
         # The story.
         first_step, metrics = step + 1, None
+        ledger.turn_to("compile")
         try:
-            try:
-                if step and is_due(config.eval_every_steps):
-                    evaluate()  # an earlier start may have ended in the middle of it
-                while step < num_steps:
-                    stop.check()
+            if step and is_due(config.eval_every_steps):
+                evaluate()  # an earlier start may have ended in the middle of it
+            while step < num_steps:
+                stop.check()
+                with profiler.step(step + 1):
                     with throughput.waiting_for_input(metrics):
                         batch = next(batches)
                     state, metrics = train_step(state, batch)
-                    del batch  # its memory can be used again before the next is there
-                    step += 1
-                    step_metrics.push(step, metrics)
-                    if step == first_step:
-                        jax.block_until_ready(state)
-                        stop.arm()
-                        logger.info("first step done %.1f s after the start", time.perf_counter() - start_time)
-                        throughput.restart(step)
-                    if is_due(config.checkpoint.every_steps):
-                        save()
-                    if is_due(config.eval_every_steps):
-                        evaluate()
-            except NonFiniteError:
-                raise
-            except (UserError, Stopped) as error:  # nothing is wrong with the state
-                if step >= first_step:
+                del batch  # its memory can be used again before the next is there
+                step += 1
+                step_metrics.push(step, metrics)
+                watchdog.beat(step)
+                if step == first_step:
+                    jax.block_until_ready(state)
+                    ledger.turn_to("training")
+                    accounts.record(step)
+                    stop.arm()
+                    cleanup.enter_context(preemption.watch(lambda reason: stop.ask()))
+                    logger.info("first step done %.1f s after the start", time.perf_counter() - start_time)
+                    throughput.restart(step)
+                if profiler.end_of_step(step, metrics):
+                    throughput.restart(step)
+                if is_due(config.checkpoint.every_steps):
                     save()
-                    checkpoints.wait()
-                    reason = f"{error}: " if isinstance(error, Stopped) else ""
-                    logger.info("%sthe state of step %d is saved; run the same command to go on", reason, step)
-                raise
+                if is_due(config.eval_every_steps):
+                    evaluate()
+            wait_for_checkpoints()
+            draw()
         except NonFiniteError as error:
-            raise UserError(f"{error} {_last_good(checkpoints, error.step)}") from error
-
-        checkpoints.wait()
-        best.wait()
-        draw()
+            wait_for_checkpoints()
+            last_good = _last_good(checkpoints, error.step)
+            saved_to = _save_in_emergency(path, step, state, describe_position())
+            raise UserError(f"{error} {last_good} {saved_to}") from error
+        except (UserError, Stopped) as error:  # nothing is wrong with the state
+            together = isinstance(error, Stopped) or distributed.process_count() == 1
+            if step >= first_step and together:
+                save()
+                wait_for_checkpoints()
+                reason = f"{error}: " if isinstance(error, Stopped) else ""
+                logger.info("%sthe state of step %d is saved; run the same command to go on", reason, step)
+            raise
+        except Exception:
+            if step >= first_step and distributed.process_count() == 1:
+                logger.error("%s", _save_in_emergency(path, step, state, describe_position()))
+            raise
+        finally:
+            accounts.record(step)
+        if not is_main:
+            return {}
         return write_summary(config, path, experiment, seconds=time.perf_counter() - start_time)
 
 
 def _last_good(checkpoints: Checkpoints, bad_step: int) -> str:
     """Where to go on from after the loss of a step was not finite, and how."""
-    checkpoints.wait()
     if checkpoints.latest_step() == bad_step - 1:
         # The loss of a step is that of the parameters before its update: this update did the harm.
         checkpoints.set_aside(bad_step - 1, "diverged")
@@ -211,4 +227,18 @@ def _last_good(checkpoints: Checkpoints, bad_step: int) -> str:
     return (
         f"{where} Try a lower optimizer.learning_rate, a longer optimizer.warmup_steps, or optimizer.clip_norm=1, in a "
         "new workdir or with --allow_config_change."
+    )
+
+
+def _save_in_emergency(path: workdir.AnyPath, step: int, state: TrainState, position: dict[str, Any]) -> str:
+    """Saves a state that may be bad, beside the good ones; says where, or why not. Raises nothing."""
+    try:
+        with Checkpoints(path / "emergency", keep=1) as emergency:
+            emergency.save(step, state, position)
+            emergency.wait()
+    except Exception as error:  # whatever it is, what led here matters more
+        return f"The state of step {step} could not be saved for a closer look: {error}"
+    return (
+        f"The state of step {step} is in {path / 'emergency' / str(step)} for a closer look; moved into checkpoints/, a "
+        "start goes on from it."
     )

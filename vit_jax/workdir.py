@@ -7,6 +7,10 @@ tensorboard/     the same as TensorBoard events
 curves.png       the same as a picture
 checkpoints/     states to resume from
 best/            the parameters of the best evaluation
+emergency/       the state of a run that failed, to look into
+accounting.json  what each start cost
+profile/         traces of steps (docs/profiling.md)
+stacks-*.txt     what each thread was doing when a step hung
 summary.md       the result as a table; summary.json for programs
 
 It lies on a disk, or in a bucket (`gs://bucket/folder`; docs/storage.md says what is different there).
@@ -33,6 +37,7 @@ from typing import Any, TypeAlias
 from etils import epath
 from ml_collections import ConfigDict
 
+from vit_jax import distributed
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
 
@@ -120,10 +125,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# Fields that cannot change a run's result.
+# Fields that do not change a run's result.
 _WITHOUT_EFFECT = (
     *("data.expected_train_images", "data.expected_within", "data.how_to_prepare"),
     *("data.num_threads", "data.num_workers", "data.prefetch", "data.max_bad_records"),
+    # The same up to rounding, and so that a run goes on with what hardware is left.
+    *("mesh.data", "mesh.model", "sharding", "sharding_rules"),
+    *("watchdog_seconds", "profile.first_step", "profile.num_steps"),
 )
 
 
@@ -273,6 +281,35 @@ def _is_dead(lock: bytes) -> bool:
     except PermissionError:
         pass
     return False
+
+
+@contextlib.contextmanager
+def opened(workdir: AnyPath, config: ConfigDict, *, allow_config_change: bool = False) -> Iterator[None]:
+    """The workdir, locked and checked by the main process, for all processes; see `locked` and `check_config`.
+
+    Raises:
+      UserError: as these two; the processes have different configs, or another folder each.
+    """
+    distributed.check_same("config", json.dumps(flatten(json.loads(config.to_json())), indent=0, sort_keys=True))
+    if not distributed.is_main_process():
+        token = distributed.broadcast_from_main("workdir")
+        if not (workdir / f".{token}").exists():
+            raise UserError(
+                f"process {distributed.process_id()} does not see the files that process 0 writes into the workdir "
+                f"{workdir}. It must be one folder for all: on a shared disk, or in a bucket (gs://...)."
+            )
+        distributed.barrier("all see the workdir")
+        yield
+        return
+    with locked(workdir):
+        check_config(workdir, config, allow_config_change=allow_config_change)
+        if distributed.process_count() > 1:
+            token = f"seen-{uuid.uuid4().hex}"
+            write_atomically(workdir / f".{token}", "")
+            distributed.broadcast_from_main("workdir", token)
+            distributed.barrier("all see the workdir")
+            (workdir / f".{token}").unlink()
+        yield
 
 
 def check_config(workdir: AnyPath, config: ConfigDict, *, allow_config_change: bool = False) -> None:

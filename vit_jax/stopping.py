@@ -1,0 +1,86 @@
+"""How a run ends on a signal: at once as long as it has made nothing, in good order and on all processes after that."""
+
+import collections
+import logging
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vit_jax.partitioning import replicated
+
+logger = logging.getLogger(__name__)
+
+_LAG = 4  # votes; as many steps run while the result of one is on its way, so that nobody waits for it
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The run was asked to stop, and did so in good order."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class StopSignal:
+    """Receives SIGTERM and SIGINT (Ctrl-C), and brings all processes to stop at the same point.
+
+    A preempted machine is told by a signal, and others may not be, so that processes vote before each step: with a sum
+    over the devices that travels like the steps themselves and is read when it has long arrived.
+
+    Python's handlers wait for C++ code, such as a long compilation, to return; the system's default does not.
+    """
+
+    signum: int | None = None
+
+    _collective = False
+
+    def __enter__(self) -> "StopSignal":
+        self._before = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def vote_over(self, mesh: Mesh) -> None:
+        """From now on `check` is a vote of the processes of a mesh, if there are several."""
+        devices = list(mesh.devices.flat)
+        self._collective = len({device.process_index for device in devices}) > 1
+        self._votes: collections.deque[jax.Array] = collections.deque()
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._num_devices = len(devices)
+        self._most = jax.jit(jnp.max, out_shardings=replicated(mesh))
+
+    def arm(self) -> None:
+        """From now on a signal only asks to stop; a second one ends the process at once."""
+        for each in self._before:
+            signal.signal(each, self._receive)
+
+    def __exit__(self, *_: object) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+
+    def _receive(self, signum: int, _: object) -> None:
+        self.ask(signum)
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+        logger.info("%s: saving and stopping; once more to end at once", signal.Signals(signum).name)
+
+    def ask(self, signum: int = signal.SIGTERM) -> None:
+        """Asks to stop, as the signal would; from any thread."""
+        self.signum = signum
+
+    def check(self) -> None:
+        """Raises `Stopped` if any process was asked to stop. All must call it, equally often and at the same points.
+
+        Raises:
+          Stopped: at the same call on all processes; some calls after the signal came, if there are several.
+        """
+        if not self._collective:
+            if self.signum is not None:
+                raise Stopped(self.signum)
+            return
+        ours = np.full(1, self.signum or 0, np.int32)
+        votes = jax.make_array_from_callback((self._num_devices,), self._sharding, lambda _: ours)
+        self._votes.append(self._most(votes))
+        if len(self._votes) > _LAG and (signum := int(self._votes.popleft())):
+            raise Stopped(signum)
