@@ -8,18 +8,17 @@
 #   launch/tpu_vm.sh stop                # SIGTERM: all hosts save, then end
 #   launch/tpu_vm.sh delete              # nothing costs any more
 #
-# `run` is `create`, `install`, `start …` and `wait …`, which can be called one by one. The run goes on when `wait` is
-# broken off, and `wait …` can be called again at any time.
+# `run` is `create`, `install`, `start …` and `wait …`, which can be called one by one. The run goes on when `wait`
+# is broken off, and `wait …` can be called again at any time.
 #
 # Needs gcloud, logged in, with a project that has quota for the type; `ssh-add ~/.ssh/google_compute_engine` once. The
 # service account needs the bucket (docs/storage.md). Optional:
 #   TPU_VERSION   image of the hosts (v2 to v4: tpu-ubuntu2204-base, the default; v5e: v2-alpha-tpuv5-lite;
 #                 v5p: v2-alpha-tpuv5; v6e: v2-alpha-tpuv6e)
-#   TPU_OPTIONS   more flags of `gcloud compute tpus queued-resources create` (default --spot; --reserved,
-#                 --node-count=2 …)
+#   TPU_OPTIONS   more flags of `gcloud compute tpus queued-resources create` (default --spot; --reserved …)
 #   POLL_SECONDS  between two looks at the run (60)
-set -euo pipefail
 # shellcheck disable=SC2016 # what is in single quotes is read on the hosts
+set -euo pipefail
 
 : "${TPU_NAME:?export TPU_NAME, such as vit-l16}"
 : "${TPU_ZONE:?export TPU_ZONE, such as europe-west4-a}"
@@ -72,12 +71,16 @@ install() { # copies this commit to all hosts; the hosts' own Python is too old
     python3 -m uv pip install --quiet --python venv/bin/python -e "vit_jax[tpu,gcs]"'
 }
 
-start() { # starts the run on all hosts, where it goes on without us
+start() { # starts the run on all hosts, where it goes on without us; what is left of one there is stopped before
   local arguments
   arguments=$(printf ' %q' "$@")
-  on_hosts all "cd vit_jax; rm -f ../run.status
+  on_hosts all 'old=$(cat run.pid 2>/dev/null || true)
+    if [ -n "$old" ] && kill -TERM "$old" 2>/dev/null; then while kill -0 "$old" 2>/dev/null; do sleep 1; done; fi
+    rm -f run.pid run.status'
+  on_hosts all "cd vit_jax
     nohup setsid bash -c 'launch/until_done.sh ../venv/bin/python -m vit_jax.main \"\$@\" & echo \$! > ../run.pid
-      wait \$!; echo \$? > ../run.status' run$arguments >> ../run.log 2>&1 < /dev/null &"
+      wait \$!; echo \$? > ../run.status' run$arguments >> ../run.log 2>&1 < /dev/null &
+    until [ -s ../run.pid ]; do sleep 0.1; done"
 }
 
 wait_for_end() { # waits for the run; books the slice again if it is taken away; ends with the run's status
@@ -107,5 +110,5 @@ case $command in
   run) create && install && start "$@" && wait_for_end "$@" ;;
   logs) on_hosts "${1:-0}" 'tail -n 200 -F run.log' ;;
   stop) on_hosts all 'kill -TERM "$(cat run.pid)"' ;;
-  *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0" && exit 1 ;;
+  *) sed -n '2,/^# shell/{/^# shell/d;s/^# \{0,1\}//;p}' "$0" && exit 1 ;;
 esac

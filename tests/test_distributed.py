@@ -10,7 +10,6 @@ import pytest
 from tests import multiprocess
 from tests.conftest import ROOT
 from vit_jax import distributed
-from vit_jax.errors import UserError
 
 TOGETHER = """
     import time
@@ -21,7 +20,7 @@ TOGETHER = """
         try:
             print(label, function(*arguments), flush=True)
         except UserError as error:
-            print(label, "UserError", error, flush=True)
+            print(label, type(error).__name__, error, flush=True)
 
     distributed.initialize(timeout_seconds=60)
     process = distributed.process_id()
@@ -116,7 +115,7 @@ def test_what_is_the_same_everywhere_passes_and_what_differs_is_named_in_all_pro
 def test_barrier_names_the_process_that_does_not_come(together):
     for output in together[:2]:
         (message,) = lines_of(output, "late")
-        assert message.startswith("UserError process 2 (")
+        assert message.startswith("PeerLostError process 2 (")
         assert "did not come to 'late' within 1 s" in message
 
 
@@ -192,5 +191,7 @@ assert not xla_bridge.backends_are_initialized()
 
 def test_process_whose_peers_do_not_come_says_so(monkeypatch):
     monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
-    with pytest.raises(UserError, match=r"processes 1 and 2 of 3 did not connect within 0\.3 s; is the same command"):
+    with pytest.raises(
+        distributed.PeerLostError, match=r"processes 1 and 2 of 3 did not connect within 0\.3 s; is the same command"
+    ):
         distributed.initialize(f"127.0.0.1:{multiprocess.free_port()}", 3, 0, timeout_seconds=0.3)

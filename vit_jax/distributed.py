@@ -26,28 +26,30 @@ from vit_jax import cluster as clusters
 from vit_jax import roll_call
 from vit_jax.cluster import Cluster
 from vit_jax.errors import UserError
-from vit_jax.roll_call import describe_processes
+from vit_jax.roll_call import LOST_STATUS, PeerLostError, describe_processes
+
+__all__ = [
+    "LOST_STATUS",
+    "PeerLostError",
+    "announce_failure",
+    "barrier",
+    "broadcast_from_main",
+    "check_same",
+    "end_process",
+    "initialize",
+    "is_main_process",
+    "lost_peer",
+    "process_count",
+    "process_id",
+    "shutdown",
+]
 
 logger = logging.getLogger(__name__)
-
-LOST_STATUS = 75  # exit status: a process was lost, start all again. EX_TEMPFAIL of sysexits.h
 
 _PEERS = "vit_jax/peers"  # <kind>/<process>: beat, failed, left
 _GRACE_SECONDS = 5.0  # for the main thread to end by itself once a peer is lost
 _LINGER_SECONDS = 10.0  # for others to read why process 0 ends, before the store ends with it
 _MAX_SHOWN = 5  # lines that differ
-
-
-class PeerLostError(UserError):
-    """Another process of the run is gone, and this one cannot go on without it.
-
-    Attributes:
-      exit_status: what to end with: `LOST_STATUS`, or what the other process ended with if it said why.
-    """
-
-    def __init__(self, message: str, exit_status: int = LOST_STATUS):
-        super().__init__(message)
-        self.exit_status = exit_status
 
 
 _run: "_Run | None" = None  # of this process, if it is one of several
@@ -74,8 +76,9 @@ def initialize(
         Python can be at a standstill in a healthy process.
 
     Raises:
-      UserError: only some of the arguments are given; a process does not come up (says which), cannot reach process 0,
-        or does not belong (other number of processes, other versions, a number twice).
+      PeerLostError: a process does not come up (says which), or this one cannot reach process 0.
+      UserError: only some of the arguments are given, or a process does not belong (other number of processes, other
+        versions, a number twice).
     """
     global _run  # noqa: PLW0603 - a process is in one run, as for JAX
     cluster = clusters.find(coordinator_address, num_processes, process_id)
@@ -130,7 +133,7 @@ def barrier(name: str, timeout_seconds: float = 600.0) -> None:
       timeout_seconds: how long to wait for the last one.
 
     Raises:
-      UserError: not all came; says which did not.
+      PeerLostError: not all came; says which did not.
     """
     if _run is not None:
         _run.gather(f"barrier/{name}", "", timeout_seconds, what=name)
@@ -145,7 +148,8 @@ def check_same(name: str, value: str, timeout_seconds: float = 600.0) -> None:
       timeout_seconds: how long to wait for the last process.
 
     Raises:
-      UserError: in all processes: which differ from process 0, and in what; or which did not come.
+      UserError: in all processes: which differ from process 0, and in what.
+      PeerLostError: not all came; says which did not.
     """
     if _run is None:
         return
@@ -177,7 +181,7 @@ def broadcast_from_main(name: str, value: Any = None, timeout_seconds: float = 6
       The value of process 0, as it comes back from JSON.
 
     Raises:
-      UserError: process 0 did not come.
+      PeerLostError: process 0 did not come.
     """
     if _run is None:
         return json.loads(json.dumps(value))
@@ -223,7 +227,7 @@ def shutdown(timeout_seconds: float = 60.0) -> None:
       timeout_seconds: how long to wait for the others.
 
     Raises:
-      UserError: not all came; says which did not.
+      PeerLostError: not all came; says which did not.
     """
     global _run
     if _run is None:
@@ -295,8 +299,10 @@ class _Run:
             missing = sorted(set(range(len(self.hosts))) - self._read(folder).keys())
             again = "restart the same command on all hosts, and it goes on from the newest checkpoint."
             if not missing:
-                raise UserError(f"not all processes came to {what!r} within {timeout_seconds:g} s; {again}") from error
-            raise UserError(
+                raise PeerLostError(
+                    f"not all processes came to {what!r} within {timeout_seconds:g} s; {again}"
+                ) from error
+            raise PeerLostError(
                 f"{self._name(missing)} did not come to {what!r} within {timeout_seconds:g} s. See what the log there "
                 f"says last; {again}"
             ) from error
@@ -312,7 +318,7 @@ class _Run:
         except jax.errors.JaxRuntimeError as error:
             if self._verdict:
                 raise self._verdict from error
-            raise UserError(f"{self._name([0])} did not say {name!r} within {timeout_seconds:g} s.") from error
+            raise PeerLostError(f"{self._name([0])} did not say {name!r} within {timeout_seconds:g} s.") from error
 
     def leave(self, timeout_seconds: float) -> None:
         """Waits for the others; from then on nobody is missed."""

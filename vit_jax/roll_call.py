@@ -19,8 +19,22 @@ from vit_jax import __version__
 from vit_jax.cluster import Cluster
 from vit_jax.errors import UserError
 
+LOST_STATUS = 75  # exit status: a process is missing, start all again. EX_TEMPFAIL of sysexits.h
+
 _MAX_LINE = 1 << 20  # bytes
 _PORT_SECONDS = 30.0  # an earlier run may still be ending
+
+
+class PeerLostError(UserError):
+    """Another process of the run is missing, and this one cannot go on without it.
+
+    Attributes:
+      exit_status: what to end with: `LOST_STATUS`, or what the other process ended with if it said why.
+    """
+
+    def __init__(self, message: str, exit_status: int = LOST_STATUS):
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 def call(cluster: Cluster, timeout_seconds: float) -> list[str]:
@@ -34,8 +48,8 @@ def call(cluster: Cluster, timeout_seconds: float) -> list[str]:
       The hosts' names, by process.
 
     Raises:
-      UserError: on process 0 and on all that have reported: who is missing, or who does not belong; on others: that
-        process 0 cannot be reached.
+      PeerLostError: on process 0 and on all that have reported: who is missing; on others: process 0 cannot be reached.
+      UserError: on process 0 and on all that have reported: who does not belong.
     """
     if cluster.process_id == 0:
         with _listen(cluster, timeout_seconds) as listener:
@@ -98,7 +112,7 @@ class _Register:
             while len(self._hosts) < self._ours["num_processes"]:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
-                    raise UserError(self._describe_missing())
+                    raise PeerLostError(self._describe_missing())
                 waiting = [self._listener, *self._strangers, *self._connections.values()]
                 for ready in select.select(waiting, [], [], min(remaining, 1.0))[0]:
                     self._receive(ready)
@@ -106,7 +120,7 @@ class _Register:
             self._tell({"hosts": hosts})
             return hosts
         except UserError as error:
-            self._tell({"error": str(error)})
+            self._tell({"error": str(error), "lost": isinstance(error, PeerLostError)})
             raise
         finally:
             for connection in [*self._connections.values(), *self._strangers]:
@@ -196,10 +210,10 @@ def _report(cluster: Cluster, timeout_seconds: float) -> list[str]:
             if "hosts" in answer:
                 return answer["hosts"]
             if "error" in answer:
-                raise UserError(answer["error"])
+                raise (PeerLostError if answer["lost"] else UserError)(answer["error"])
             reason = "what listens there is not a run that is starting"
         time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
-    raise UserError(
+    raise PeerLostError(
         f"process {cluster.process_id} could not reach process 0 at {cluster.coordinator_address} within "
         f"{timeout_seconds:g} s ({reason}). Is the same command running on every host, is this the address of process "
         "0's host, and does the network let the port through?"

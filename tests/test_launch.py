@@ -1,0 +1,224 @@
+"""The launchers, as far as they run without a cluster: what gcloud and srun would do is done by stand-ins here."""
+
+import ast
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+LAUNCH = ROOT / "launch"
+
+
+def local(*arguments, **options):
+    command = [sys.executable, LAUNCH / "local.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+def test_local_processes_find_each_other_and_their_devices():
+    code = (
+        "import jax; from vit_jax import distributed; distributed.initialize(timeout_seconds=60); "
+        "print(distributed.process_id(), jax.device_count(), jax.local_device_count()); distributed.shutdown()"
+    )
+    process = local("--num_processes=2", "--devices_per_process=3", "--", sys.executable, "-c", code, cwd=ROOT)
+    assert process.returncode == 0, process.stdout
+    assert {"[0] 0 6 3", "[1] 1 6 3"} <= set(process.stdout.splitlines())
+
+
+def test_local_ends_all_when_one_fails_and_says_how_they_ended():
+    script = 'if [ "$JAX_PROCESS_ID" = 1 ]; then exit 75; fi; exec sleep 60'
+    process = local("--num_processes=3", "--grace_seconds=0.2", "--", "bash", "-c", script)
+    assert process.returncode == 75
+    assert "launch: the processes ended with 137, 75, 137" in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "starts"), [("75 143 0", 0, 3), ("75 1 0", 1, 2), ("75 75 75 0", 75, 3)]
+)
+def test_local_starts_again_until_done_or_in_error(tmp_path, statuses, status, starts):
+    script = f'cd {tmp_path}; echo x >> starts; set -- {statuses}; shift $(($(wc -l < starts) - 1)); exit "$1"'
+    process = local("--num_processes=1", "--max_restarts=2", "--", "bash", "-c", script)
+    assert process.returncode == status
+    assert (tmp_path / "starts").read_text().count("x") == starts
+
+
+def start_and_wait_for(command, text, times, **options):
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    seen = ""
+    while seen.count(text) < times:
+        line = process.stdout.readline()
+        assert line, seen
+        seen += line
+    return process
+
+
+SAVES_ON_SIGTERM = 'trap "echo saves; exit 143" TERM; echo works; while true; do sleep 0.05; done'
+
+
+def test_local_passes_signals_on_and_does_not_start_again_what_was_stopped():
+    command = [sys.executable, LAUNCH / "local.py", "--max_restarts=5", "--", "bash", "-c", SAVES_ON_SIGTERM]
+    process = start_and_wait_for(command, "works", 2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert output.count("saves") == 2
+    assert "starting all again" not in output
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "starts"), [("75 143 70 0", 0, 4), ("75 1 0", 1, 2), ("75 75 75 0", 75, 3)]
+)
+def test_until_done_starts_again_until_done_or_in_error(tmp_path, statuses, status, starts):
+    script = f'cd {tmp_path}; echo x >> starts; set -- {statuses}; shift $(($(wc -l < starts) - 1)); exit "$1"'
+    limits = {"PAUSE_SECONDS": "0", "MAX_RESTARTS": "3" if starts == 4 else "2"}
+    process = subprocess.run(
+        [LAUNCH / "until_done.sh", "bash", "-c", script], env=os.environ | limits, timeout=60, check=False
+    )
+    assert process.returncode == status
+    assert (tmp_path / "starts").read_text().count("x") == starts
+
+
+def test_until_done_passes_sigterm_on_and_ends():
+    process = start_and_wait_for([LAUNCH / "until_done.sh", "bash", "-c", SAVES_ON_SIGTERM], "works", 1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert output.count("saves") == 1
+
+
+def executable(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+# Hosts are folders; a command for a host runs in its folder.
+GCLOUD = """#!/usr/bin/env bash
+set -e
+echo "$*" >> "$CLOUD/calls"
+for each; do case $each in --worker=*) worker=${each#*=} ;; --command=*) command=${each#*=} ;; esac; done
+case "$3 $4" in
+  "queued-resources describe") cat "$CLOUD/state" ;;
+  "queued-resources create") echo ACTIVE > "$CLOUD/state"; mkdir "$CLOUD/0" "$CLOUD/1" ;;
+  "queued-resources delete") rm -r "$CLOUD/state" "$CLOUD/0" "$CLOUD/1" ;;
+  "tpu-vm scp") for host in 0 1; do cp "$5" "$CLOUD/$host/${6#*:}"; done ;;
+  "tpu-vm ssh")
+    [ "$worker" != all ] || worker="0 1"
+    for host in $worker; do (cd "$CLOUD/$host" && bash -c "$command"); done ;;
+esac
+"""
+
+# On a host: installs nothing, and as `venv/bin/python` notes what it was called with, then ends as it is told to.
+HOST_PYTHON = """#!/usr/bin/env bash
+mkdir -p venv/bin && cp "$0" venv/bin/python
+[ "$2" = vit_jax.main ] || exit 0
+printf '%s\\n' "$@" >> "$CLOUD/trained"
+echo x >> starts
+set -- $STATUSES; shift $(($(wc -l < starts) - 1)); exit "$1"
+"""
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    executable(tmp_path / "bin" / "gcloud", GCLOUD)
+    executable(tmp_path / "bin" / "python3", HOST_PYTHON)
+    return os.environ | {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "CLOUD": str(tmp_path),
+        "TPU_NAME": "vit",
+        "TPU_ZONE": "zone",
+        "TPU_TYPE": "v3-16",
+        "POLL_SECONDS": "0.1",
+        "PAUSE_SECONDS": "0",
+    }
+
+
+def tpu_vm(environment, *arguments):
+    return subprocess.run(
+        [LAUNCH / "tpu_vm.sh", *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="installs a commit of git")
+def test_tpu_vm_books_installs_and_runs_until_the_run_is_done(cloud, tmp_path):
+    process = tpu_vm(cloud | {"STATUSES": "75 0"}, "run", "--workdir=gs://bucket/a run")
+    assert process.returncode == 0, process.stderr
+    for _ in range(100):  # the script waits for host 0
+        if (tmp_path / "1" / "run.status").exists():
+            break
+        time.sleep(0.1)
+    trained = (tmp_path / "trained").read_text().splitlines()
+    assert sorted(trained) == sorted(["-m", "vit_jax.main", "--workdir=gs://bucket/a run"] * 4)  # twice on two hosts
+    assert (tmp_path / "0" / "vit_jax" / "vit_jax" / "main.py").exists()
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="installs a commit of git")
+def test_tpu_vm_books_again_what_was_taken_away(cloud, tmp_path):
+    (tmp_path / "state").write_text("SUSPENDED")
+    (tmp_path / "0").mkdir()
+    (tmp_path / "1").mkdir()
+    process = tpu_vm(cloud | {"STATUSES": "1"}, "wait", "--workdir=gs://bucket/run")
+    assert process.returncode == 1
+    assert "the run ended with 1" in process.stderr
+    calls = (tmp_path / "calls").read_text()
+    assert calls.index("queued-resources delete") < calls.index("queued-resources create") < calls.index("tpu-vm scp")
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="installs a commit of git")
+def test_tpu_vm_starts_again_what_a_host_has_lost(cloud, tmp_path):
+    environment = cloud | {"STATUSES": "0"}
+    assert tpu_vm(environment, "create").returncode == tpu_vm(environment, "install").returncode == 0
+    process = tpu_vm(environment, "wait", "--workdir=gs://bucket/run")
+    assert "the run is gone, starting it again" in process.stderr
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(0, False), (1, False), (75, True), (143, True)])
+def test_slurm_job_is_queued_again_unless_done_or_in_error(tmp_path, status, requeued):
+    executable(tmp_path / "srun", f'#!/bin/sh\necho "$@" > {tmp_path}/ran; exit {status}\n')
+    executable(tmp_path / "scontrol", f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    command = ["bash", LAUNCH / "slurm.sbatch", "--workdir=/runs/a"]
+    process = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    assert (tmp_path / "ran").read_text().endswith("python -m vit_jax.main --workdir=/runs/a\n")
+    assert (tmp_path / "requeued").exists() == requeued
+    assert process.returncode == (0 if requeued else status)
+
+
+def test_gke_manifest_runs_one_pod_a_host_and_gives_up_at_the_status_of_an_error():
+    (manifest,) = yaml.safe_load_all((LAUNCH / "gke.yaml").read_text())
+    (jobs,) = manifest["spec"]["replicatedJobs"]
+    job = jobs["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    columns, rows = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
+    assert (
+        job["parallelism"] == job["completions"] == columns * rows // container["resources"]["limits"]["google.com/tpu"]
+    )
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["values"] == [1]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert pod["restartPolicy"] == "Never"  # or the policy does not hold
+    assert container["command"][2:5] == ["python", "-m", "vit_jax.main"]
+    (config,) = [each.removeprefix("--config=") for each in container["command"] if each.startswith("--config=")]
+    assert (ROOT / config).exists()
+
+
+@pytest.mark.parametrize("name", ["until_done.sh", "tpu_vm.sh", "slurm.sbatch"])
+def test_shell_scripts_parse_and_say_their_command_on_top(name):
+    assert subprocess.run(["bash", "-n", LAUNCH / name], check=False).returncode == 0
+    head = (LAUNCH / name).read_text().split("\nset ")[0]
+    assert f"launch/{name} " in head
+
+
+def test_every_launcher_says_its_command_on_top():
+    assert "python launch/local.py --" in ast.get_docstring(ast.parse((LAUNCH / "local.py").read_text()))
+    for name in ("Dockerfile", "gke.yaml"):
+        assert f"launch/{name}" in "".join((LAUNCH / name).read_text().splitlines(keepends=True)[:6])
