@@ -1,7 +1,9 @@
 """Searches over plans, with as few compilations as will do.
 
 That a program does not fit the compiler says within seconds, and by how much; that it fits takes a whole compilation.
-Memory grows almost linearly with the batch. So searches guess from what did not fit, and confirm what fits.
+Memory grows almost linearly with the batch, so that two sizes tell where to look. Near the limit it does not: there XLA
+rematerialises by itself until the program fits, and if it cannot, says what it would need without that. So the guess
+that the straight line makes is only the first, and the rest is bisection.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ from vit_jax.planning.rows import PlanRow
 from vit_jax.planning.topologies import Topology, slices
 
 LARGEST_BATCH = 2**17  # images a device; more is of no use to anyone
-RESOLUTION = 64  # the largest batch is found to one part in so many, or to one image
+RESOLUTION = 32  # the largest batch is found to one part in so many, or to one image
 MOST_ACCUMULATION = 32
 
 
@@ -94,24 +96,22 @@ def search_largest(measure: Callable[[int], PlanRow], first_guess: int) -> PlanR
 
 
 def _next_size(fitting: dict[int, PlanRow], too_large: dict[int, PlanRow]) -> int:
-    """Where to look next: where memory should just suffice, by a straight line through the nearest two known sizes."""
+    """Where to look next, between the largest size that fits and the smallest that does not."""
     low, high = max(fitting, default=0), min(too_large)
-    step = max(1, low // RESOLUTION)
-    known = sorted((size, row.memory) for size, row in (fitting | too_large).items() if row.memory is not None)
-    nearest = sorted(known, key=lambda each: abs(each[1].overshoot))[:2]
-    if len(nearest) < 2 or nearest[0][1].total == nearest[1][1].total:
-        return max(1, high // 2) if low == 0 else (low + high) // 2
-    points = sorted((size, memory.total) for size, memory in nearest)
-    guess = estimates.straight_line(points, nearest[0][1].usable)
-    if not math.isfinite(guess) or points[0][1] > points[-1][1]:
-        return (low + high) // 2
-    # One more than what should fit is quickly refused; if it is, the next guess is one less and is confirmed.
-    size = math.floor(guess)
-    if low == size:
-        size += step
-    elif size >= high:
-        size = high - step
-    return min(max(size, low + 1), high - 1)
+    if len(too_large) == 1 and not fitting:
+        return max(1, high // 2)
+    sizes = sorted(too_large)[:2]
+    needed = [(size, memory.total) for size in sizes if (memory := too_large[size].memory)]
+    usable = next((row.memory.usable for row in too_large.values() if row.memory), 0)
+    if len(needed) == 2 and needed[0][1] < needed[1][1]:
+        # What fits without XLA's help: the first to confirm, if that is news.
+        guess = math.floor(estimates.straight_line(needed, usable))
+        if low == 0 and guess < high:
+            return max(1, guess)
+        if low == guess and high - low > 2:
+            return low + max(1, low // RESOLUTION)  # for most programs that is the end
+    middle = max(1, (low + high) // 2)
+    return min(middle, low + math.ceil(low / 4)) if low else middle  # XLA's help does not go far
 
 
 def smallest_slice(plan: Planner, config: ConfigDict, generation: str) -> Iterator[PlanRow]:

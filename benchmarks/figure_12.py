@@ -1,0 +1,199 @@
+r"""Figure 12 (right) of the paper, recomputed: the largest batch that one TPU v3 core holds, by the compiler.
+
+    python benchmarks/figure_12.py --json=figure_12.json          # compiles; go on with the same command
+    python benchmarks/figure_12.py --json=figure_12.json --report --docs=docs
+
+The paper ran inference on hardware; here XLA's TPU compiler says what fits, so that no TPU is needed
+(pip install 'vit_jax[plan]'). For each model and image size the largest batch is searched, to one part in 32, for a
+step of training (Adam, bfloat16 activations, layers unrolled, no rematerialisation but the compiler's own) and for the
+forward pass alone. Models with 1,000 classes. H/14's patches of 14 pixels tile no image of 64, 128 or 512 pixels, nor
+of 384: it gets the nearest multiple of 14.
+
+What is found is written after each search, and skipped when the command is given again; it can be ended at any time.
+`--model` and `--task` restrict it. Some 150 searches of 2 to 10 minutes each on two CPU cores: hours.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+# So that it runs from a clone that is not installed.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from ml_collections import ConfigDict
+
+from vit_jax.config import base_config
+from vit_jax.errors import UserError, unknown_name
+from vit_jax.planning import find_topology, largest_batch, plan_row
+
+# The cheap ones first, so that there is something to look at early.
+MODELS = ("ViT-B/32", "ViT-B/16", "R50x1", "ViT-L/32", "ViT-L/16", "R50x2", "ViT-H/14", "R152x2", "R152x4")
+SIZES = (64, 128, 224, 384, 512)
+TASKS = ("train", "inference")
+TOPOLOGY = "v3-8"
+TIMEOUT_MINUTES = 30.0
+# Tried first: too large is found out in seconds, too small by a whole compilation.
+FIRST_PIXELS = 4096 * 224 * 224
+
+
+def image_size(model: str, size: int) -> int:
+    """The image size for a model: what its patches tile, nearest to the one that is wanted."""
+    return round(size / 14) * 14 if model == "ViT-H/14" else size
+
+
+def make_config(model: str, size: int) -> ConfigDict:
+    """A config for training a model on images of that size; of the data only the number is used, for the length."""
+    config = base_config()
+    config.model.name = model
+    config.model.num_classes = 1000
+    config.model.dtype = "bfloat16"
+    config.data.image_size = image_size(model, size)
+    config.data.eval_resize_small = None
+    config.optimizer.name = "adamw"
+    config.optimizer.weight_decay = 0.1
+    config.steps = 1000
+    config.batch_size = 1
+    return config
+
+
+def measure(model: str, size: int, task: str) -> dict[str, Any]:
+    """Searches the largest batch."""
+    start = time.perf_counter()
+    topology = find_topology(TOPOLOGY)
+    plan = functools.partial(plan_row, num_devices=1, task=task, timeout_minutes=TIMEOUT_MINUTES)
+    config = make_config(model, size)
+    guess = max(1, FIRST_PIXELS // config.data.image_size**2)
+    row = largest_batch(plan, config, topology, num_devices=1, first_guess=guess)
+    return {
+        "model": model,
+        "size": size,
+        "image_size": config.data.image_size,
+        "task": task,
+        "status": row.status,
+        "batch": row.batch_size if row.fits else 0,
+        "total_bytes": row.memory.total if row.memory else None,
+        "usable_bytes": row.memory.usable if row.memory else None,
+        "step_seconds": row.step_seconds,
+        "message": row.message,
+        "search_seconds": time.perf_counter() - start,
+    }
+
+
+def key_of(cell: dict[str, Any]) -> tuple[str, int, str]:
+    """What a result is the result of."""
+    return cell["model"], cell["size"], cell["task"]
+
+
+def read(path: pathlib.Path) -> dict[tuple[str, int, str], dict[str, Any]]:
+    """Results so far."""
+    cells = json.loads(path.read_text()) if path.exists() else []
+    return {key_of(cell): cell for cell in cells}
+
+
+def write(path: pathlib.Path, cells: dict[tuple[str, int, str], dict[str, Any]]) -> None:
+    """Writes results, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(list(cells.values()), indent=1) + "\n")
+    temporary.replace(path)
+
+
+def table(cells: dict[tuple[str, int, str], dict[str, Any]], task: str) -> str:
+    """Largest batches as a table in Markdown."""
+    lines = [
+        "| model | " + " | ".join(f"{size} px" for size in SIZES) + " |",
+        "|---|" + "---:|" * len(SIZES),
+    ]
+    for model in MODELS:
+        texts = []
+        for size in SIZES:
+            cell = cells.get((model, size, task))
+            if cell is None:
+                texts.append("not yet")
+                continue
+            text = f"{cell['batch']:,}" if cell["status"] in ("fits", "does not fit") else cell["status"]
+            texts.append(text if cell["image_size"] == size else f"{text} ({cell['image_size']} px)")
+        lines.append(f"| {model} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def draw(cells: dict[tuple[str, int, str], dict[str, Any]], path: pathlib.Path) -> None:
+    """Draws both tables."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    for axis, task, title in zip(
+        figure.subplots(1, 2, sharey=True), TASKS, ("training step", "forward pass"), strict=True
+    ):
+        for model in MODELS:
+            points = [
+                (cells[key]["image_size"], cells[key]["batch"])
+                for size in SIZES
+                if (key := (model, size, task)) in cells and cells[key]["batch"]
+            ]
+            if points:
+                style = "--" if model.startswith("R") else "-"
+                axis.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=model)
+        axis.set(title=title, xlabel="image size (pixels)", xscale="log", yscale="log")
+        axis.set_xticks(SIZES, map(str, SIZES))
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("largest batch on one TPU v3 core")
+    figure.axes[1].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def write_report(cells: dict[tuple[str, int, str], dict[str, Any]], docs: pathlib.Path) -> None:
+    """Puts the tables between the marks of docs/figure_12.md and draws docs/images/figure_12.png."""
+    page = docs / "figure_12.md"
+    text = page.read_text()
+    for task in TASKS:
+        begin, end = f"<!-- {task} -->", f"<!-- end of {task} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n\n{table(cells, task)}\n\n{end}{after}"
+    page.write_text(text)
+    draw(cells, docs / "images" / "figure_12.png")
+
+
+def main() -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=pathlib.Path, required=True, help="file of the results; read first, then kept")
+    parser.add_argument("--model", action="append", help="only this model; may be given again")
+    parser.add_argument("--task", choices=TASKS, help="only this task")
+    parser.add_argument("--report", action="store_true", help="compile nothing, write table and picture into --docs")
+    parser.add_argument("--docs", type=pathlib.Path, default=pathlib.Path("docs"))
+    arguments = parser.parse_args()
+    cells = read(arguments.json)
+    if arguments.report:
+        write_report(cells, arguments.docs)
+        return 0
+    try:
+        for model in arguments.model or ():
+            if model not in MODELS:
+                raise unknown_name("model of the figure", model, MODELS)
+        for size in (224, 384, 128, 512, 64):
+            for task in [arguments.task] if arguments.task else TASKS:
+                for model in arguments.model or MODELS:
+                    if (model, size, task) in cells:
+                        continue
+                    cell = measure(model, size, task)
+                    cells[key_of(cell)] = cell
+                    write(arguments.json, cells)
+                    print(
+                        f"{model} at {cell['image_size']}, {task}: {cell['batch']} ({cell['status']}, "
+                        f"{cell['search_seconds']:.0f} s)",
+                        flush=True,
+                    )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
