@@ -21,11 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import distributed
 from vit_jax.errors import UserError
-from vit_jax.partitioning import replicated
 from vit_jax.workdir import AnyPath, is_remote
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def fingerprints(tree: PyTree) -> dict[str, int]:
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
     sharding = leaves[0].sharding
     # Every process wants to know all of them.
-    everywhere = replicated(sharding.mesh) if isinstance(sharding, NamedSharding) else None
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
     values = np.asarray(_jitted_fingerprints(everywhere)(list(leaves)))
     return {jax.tree_util.keystr(path): int(value) for path, value in zip(paths, values, strict=True)}
 
@@ -235,7 +234,7 @@ class Checkpoints:
         self, read: Callable[[int], T], is_whole: Callable[[T], None] = lambda _: None
     ) -> tuple[int, T] | None:
         """The newest checkpoint that `read` reads and `is_whole` accepts, on all processes, by raising no error."""
-        damaged = []
+        damaged: list[int] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             problem: Exception | None = None
             try:

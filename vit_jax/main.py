@@ -96,9 +96,8 @@ def _main() -> int:
     except Exception as error:
         return _fail(error)
     if result:
-        print(
-            f"\n{summary.format_summary(result)}\n\nMore in {workdir}: summary.md, curves.png, checkpoints/, tensorboard/"
-        )
+        print(f"\n{summary.format_summary(result)}\n")
+        print(f"More in {workdir}: summary.md, curves.png, checkpoints/, tensorboard/")
     return 0
 
 

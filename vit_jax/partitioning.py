@@ -10,18 +10,21 @@ The mesh has two axes. Along `data` the batch is split; along `model` the heads 
 Whatever belongs to a parameter lies as it does: the optimizer's moments, the Polyak average.
 """
 
+import functools
 import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.errors import UserError, unknown_name
+
+T = TypeVar("T")
 
 DATA_AXIS = "data"
 MODEL_AXIS = "model"
@@ -84,6 +87,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Devices hold their share of the leading (batch) axis; those that differ along `model` alone hold the same."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def within(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
+    """The function, to be jitted, with the mesh made known inside it: models then pin their activations to its axes."""
+
+    @functools.wraps(function)
+    def on_mesh(*args: Any) -> T:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return on_mesh
 
 
 def local_rows(sharding: NamedSharding, length: int) -> np.ndarray:

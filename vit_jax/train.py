@@ -76,8 +76,6 @@ def train(
             state = experiments.init_state(config, experiment)
         best.drop_after(step)
         best_accuracy = (best.latest_extra() or {"accuracy": -1.0})["accuracy"]
-        if is_main:
-            workdir.record_start(path, config, step=step, devices=partitioning.describe_devices(mesh))
 
         # What is measured.
         machine = describe_machine(list(mesh.devices.flat))
@@ -99,6 +97,7 @@ def train(
         )
         writer = None
         if is_main:
+            workdir.record_start(path, config, step=step, devices=partitioning.describe_devices(mesh))
             writer = cleanup.enter_context(MetricWriter(path, step=step, eval_split=config.data.eval_split))
 
         def log(step: int, metrics: dict[str, float]) -> None:
@@ -160,9 +159,12 @@ def train(
                     logger.warning("could not draw curves.png", exc_info=True)
 
         # The story.
-        first_step, metrics = step + 1, None
+        first_step = step + 1
         ledger.turn_to("compile")
-        try:
+
+        def take_steps() -> None:
+            nonlocal step, state
+            metrics = None
             if step and is_due(config.eval_every_steps):
                 evaluate()  # an earlier start may have ended in the middle of it
             while step < num_steps:
@@ -180,7 +182,7 @@ def train(
                     ledger.turn_to("training")
                     accounts.record(step)
                     stop.arm()
-                    cleanup.enter_context(preemption.watch(lambda reason: stop.ask()))
+                    cleanup.enter_context(preemption.watch(lambda _: stop.ask()))
                     logger.info("first step done %.1f s after the start", time.perf_counter() - start_time)
                     throughput.restart(step)
                 if profiler.end_of_step(step, metrics):
@@ -189,6 +191,9 @@ def train(
                     save()
                 if is_due(config.eval_every_steps):
                     evaluate()
+
+        try:
+            take_steps()
             wait_for_checkpoints()
             draw()
         except NonFiniteError as error:
@@ -210,9 +215,7 @@ def train(
             raise
         finally:
             accounts.record(step)
-        if not is_main:
-            return {}
-        return write_summary(config, path, experiment, seconds=time.perf_counter() - start_time)
+        return write_summary(config, path, experiment, seconds=time.perf_counter() - start_time) if is_main else {}
 
 
 def _last_good(checkpoints: Checkpoints, bad_step: int) -> str:
@@ -239,6 +242,6 @@ def _save_in_emergency(path: workdir.AnyPath, step: int, state: TrainState, posi
     except Exception as error:  # whatever it is, what led here matters more
         return f"The state of step {step} could not be saved for a closer look: {error}"
     return (
-        f"The state of step {step} is in {path / 'emergency' / str(step)} for a closer look; moved into checkpoints/, a "
-        "start goes on from it."
+        f"The state of step {step} is in {path / 'emergency' / str(step)} for a closer look; moved into checkpoints/, "
+        "a start goes on from it."
     )

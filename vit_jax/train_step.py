@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from vit_jax.losses import Loss, is_correct, is_labelled
 from vit_jax.mixing import Mixing, neighbours
-from vit_jax.partitioning import batch_sharding, replicated
+from vit_jax.partitioning import batch_sharding, replicated, within
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -213,7 +213,7 @@ def make_train_step(
     everywhere = replicated(mesh)
     shardings = everywhere if shardings is None else shardings
     return jax.jit(
-        train_step,
+        within(mesh, train_step),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from vit_jax.errors import UserError
 from vit_jax.losses import Loss, is_correct, is_labelled
-from vit_jax.partitioning import batch_sharding, replicated
+from vit_jax.partitioning import batch_sharding, replicated, within
 from vit_jax.train_step import TrainState, normalize_images
 
 _BATCHES_AHEAD = 4
@@ -58,7 +58,9 @@ class ClassificationEvaluator:
             }
 
         self._add = jax.jit(
-            add, in_shardings=(shardings or everywhere, batch_sharding(mesh), everywhere), out_shardings=everywhere
+            within(mesh, add),
+            in_shardings=(shardings or everywhere, batch_sharding(mesh), everywhere),
+            out_shardings=everywhere,
         )
 
     def run(self, state: TrainState) -> Iterator[tuple[str, float]]:
