@@ -35,6 +35,7 @@ from vit_jax.models import attention, position_embeddings, resnet
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.heads import linear_head
 from vit_jax.models.position_embeddings import PositionEmbedding
+from vit_jax.models.sharding import keep_on_batch_axis
 
 LAYER_NORM_EPSILON = 1e-6  # as in the released code
 POOLS = ("cls", "gap", "map")
@@ -164,6 +165,7 @@ class EncoderBlock(nn.Module):
           An array of x's shape, and named arrays for the record, as `nn.scan` wants it (carry, output).
         """
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = keep_on_batch_axis(x)
         if self.position_embedding is not None:
             x = x + PositionEmbedding(**self.position_embedding, name="posembed", **dtypes)()
         if shared_embedding is not None:
@@ -181,11 +183,11 @@ class EncoderBlock(nn.Module):
             **dtypes,
         )(y, relative_embedding=relative_embedding)
         y = nn.Dropout(self.dropout_rate, deterministic=self.deterministic)(y)
-        x = x + self._drop_path(y, drop_rate)
+        x = keep_on_batch_axis(x + self._drop_path(y, drop_rate))
 
         y = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, name="LayerNorm_2", **dtypes)(x)
         y = MlpBlock(self.mlp_dim, self.gelu, self.dropout_rate, self.deterministic, name="MlpBlock_3", **dtypes)(y)
-        x = x + self._drop_path(y, drop_rate)
+        x = keep_on_batch_axis(x + self._drop_path(y, drop_rate))
         return x, {"block": x} | ({} if weights is None else {"attention": weights})
 
     def _drop_path(self, branch: jax.Array, rate: jax.Array | float) -> jax.Array:
