@@ -37,26 +37,32 @@ TOGETHER = """
     print("left", flush=True)
 """
 
-# Trains until it is killed; a process whose number is in FAIL ends by an error of its own.
+# Trains until it is killed, as vit_jax.main does; a process whose number is in FAIL ends by an error of its own.
 TRAINING = """
-    import os, time
+    import os, sys, time
     import jax, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
     from vit_jax import distributed
 
-    distributed.initialize(timeout_seconds=60, lost_after_seconds=2)
+    distributed.initialize(timeout_seconds=60, lost_after_seconds=3)
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     step = jax.jit(lambda x: x - x.mean(), out_shardings=sharding)
-    x = jax.make_array_from_process_local_data(sharding, np.arange(2.0))
-    for number in range(1_000_000):
-        x = step(x).block_until_ready()
-        if number == 2:
-            print("trains", flush=True)
-            if os.environ["FAIL"] == str(distributed.process_id()):
-                distributed.announce_failure("no space left on the disk")
-                os._exit(1)
-        time.sleep(0.02)
+    try:
+        x = jax.make_array_from_process_local_data(sharding, np.arange(2.0))
+        for number in range(1_000_000):
+            x = step(x).block_until_ready()
+            if number == 2:
+                print("trains", flush=True)
+                if os.environ["FAIL"] == str(distributed.process_id()):
+                    distributed.announce_failure("no space left on the disk")
+                    os._exit(1)
+            time.sleep(0.02)
+    except Exception as error:  # some collectives fail when a process is gone, others wait for ever
+        if not (lost := distributed.lost_peer(error)):
+            raise
+        print(f"error: {lost}", flush=True)
+        os._exit(lost.exit_status)
 """
 
 RESTART = "Restart the same command on all hosts; it goes on from the newest checkpoint."

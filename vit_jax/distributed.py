@@ -12,6 +12,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -238,12 +239,16 @@ def shutdown(timeout_seconds: float = 60.0) -> None:
     _restore_abort()
 
 
+# What the runtime calls errors of communication. They come as JaxRuntimeError, as ValueError (from a jitted call, with
+# gloo), and inside what Orbax raises.
+_COMMUNICATION = re.compile(
+    r"\b(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|DATA_LOSS): "
+)
+
+
 def _may_be_communication(error: BaseException | None) -> bool:
-    own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND", "OUT_OF_RANGE")
     while error is not None:
-        if isinstance(error, (TimeoutError, ConnectionError)):
-            return True
-        if isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own):
+        if isinstance(error, (TimeoutError, ConnectionError)) or _COMMUNICATION.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -280,6 +285,11 @@ class _Run:
         self._interval = min(max(1.0, len(hosts) / 32), lost_after_seconds / 4)
         for target in (self._beat, self._watch):
             threading.Thread(target=target, name=f"distributed.{target.__name__}", daemon=True).start()
+
+    @property
+    def reason(self) -> PeerLostError | None:
+        """Why this process ends, if that is decided."""
+        return self._verdict
 
     # What all do together.
 
@@ -333,22 +343,32 @@ class _Run:
         try:
             self._put("failed", json.dumps({"message": message, "exit_status": exit_status}))
             if self.cluster.process_id == 0:
-                self._linger()
+                self._before_the_end()
         except jax.errors.JaxRuntimeError:
             logger.warning("the other processes could not be told that this one ends")
 
     def verdict(self, *, wait: bool) -> PeerLostError | None:
         if wait:
             self._decided.wait(self._lost_after + 3 * self._interval)
-        if self._verdict is not None and self.cluster.process_id == 0:
-            self._linger()  # the caller is about to end the process
+        if self._verdict is not None:
+            self._before_the_end()  # to which the caller is about to come
         return self._verdict
 
-    def _linger(self) -> None:
-        """Keeps the store of process 0 alive until the other processes have come to a verdict, too."""
+    def _before_the_end(self) -> None:
+        """Says that this process knows why it ends; process 0 waits until all that live have said so.
+
+        Its store ends with it, and who still needs that is ended by JAX, with a core dump instead of a message.
+        """
+        if self.cluster.process_id != 0:
+            say = threading.Thread(target=self._say_heard, daemon=True)
+            say.start()
+            say.join(1)  # the store may hang
+            return
         deadline = time.monotonic() + _LINGER_SECONDS
-        while time.monotonic() < deadline and set(self._seen) - self._lost - self._read(f"{_PEERS}/heard").keys():
-            time.sleep(0.1)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the main thread may have left already
+            while time.monotonic() < deadline and set(self._seen) - self._lost - self._read(f"{_PEERS}/heard").keys():
+                time.sleep(0.1)
+            time.sleep(0.2)
 
     # Watching.
 
@@ -415,8 +435,8 @@ class _Run:
 
     def _end(self, verdict: PeerLostError) -> None:
         """Ends the process: a collective that waits for a lost process cannot be interrupted."""
-        threading.Thread(target=self._say_heard, daemon=True).start()  # which may hang
         time.sleep(_GRACE_SECONDS)
+        self._before_the_end()
         end_process(str(verdict), verdict.exit_status)
 
     def _say_heard(self) -> None:
@@ -465,7 +485,7 @@ def _abort_as_lost_peer(cluster: Cluster, hosts: list[str]) -> None:
     host, _, port = cluster.coordinator_address.rpartition(":")
 
     def on_abort(_: int) -> None:
-        lost = None if _run is None else _run.verdict(wait=False)
+        lost = None if _run is None else _run.reason
         if lost is None:
             try:
                 socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
