@@ -15,7 +15,7 @@ import jax
 
 from vit_jax.accounting import Ledger
 from vit_jax.errors import UserError
-from vit_jax.host import format_seconds, num_cpus
+from vit_jax.host import format_seconds
 from vit_jax.workdir import AnyPath, is_remote, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -259,11 +259,6 @@ class Throughput:
             rates[f"{TIME_PREFIX}mfu"] = flops / self._peak_flops  # model FLOPs utilisation
         shares = self._ledger.window() if self._ledger else {}
         return rates | {f"{TIME_PREFIX}{name}": value for name, value in shares.items()}
-
-
-def num_cores(num_devices: int) -> int:
-    """Cores that compute. On accelerators a JAX device counts as one; the CPU is one device of many cores."""
-    return num_devices if jax.default_backend() != "cpu" else num_cpus()
 
 
 def format_row(step: int, num_steps: int, metrics: Mapping[str, float]) -> str:
