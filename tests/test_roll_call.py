@@ -92,6 +92,19 @@ def test_process_that_expects_another_number_of_processes_is_refused():
         assert "was started for 3 processes, process 0 on " in each.wait().error
 
 
+def test_process_of_another_version_is_refused():
+    port = free_port()
+    main = report(port, 0, 2, 20)
+    hello = roll_call._who(Cluster(f"127.0.0.1:{port}", 2, 1, "flags")) | {"versions": "vit_jax 0.0.1 and jax 0.9"}
+    while main.thread.is_alive():
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as other:
+            other.sendall(json.dumps(hello).encode() + b"\n")
+            answer = json.loads(other.makefile().readline())
+        time.sleep(0.1)
+    assert " runs vit_jax 0.0.1 and jax 0.9, process 0 on " in main.error
+    assert answer == {"error": main.error, "lost": False}
+
+
 def test_process_that_ended_and_came_again_is_counted_once():
     port = free_port()
     main = report(port, 0, 3, 20)
