@@ -5,11 +5,13 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from tests.models.tiny import fast_jit, make_images, random_params, tiny
 from vit_jax.models import create_model
-from vit_jax.models.sharding import keep_on_batch_axis
+from vit_jax.models.sharding import keep_on_batch_axis, platform
 
 BATCH = 64
 WIDTH = 32
@@ -54,3 +56,33 @@ def test_with_split_parameters_no_activation_leaves_its_device(mesh):
 def test_without_a_mesh_the_activation_is_left_alone():
     x = jnp.ones((2, 3))
     assert keep_on_batch_axis(x) is x
+
+
+@pytest.fixture
+def tpu():
+    device = AbstractDevice(device_kind="TPU v3", num_cores=1, platform="tpu")
+    return AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
+
+
+def test_the_platform_is_that_of_the_mesh_and_else_of_the_process(tpu):
+    with jax.sharding.use_abstract_mesh(tpu):
+        assert platform() == "tpu"
+    assert platform() == "cpu"
+
+
+def test_a_model_laid_out_for_tpus_computes_the_same_without_flattening_tokens(tpu):
+    model, images = tiny(num_layers=1), make_images(2, 8, 8, 3)
+    params = random_params(model)
+
+    def apply(params, images):
+        return model.apply({"params": params}, images)[0]
+
+    def apply_for_tpu(params, images):
+        with jax.sharding.use_abstract_mesh(tpu):
+            return apply(params, images)
+
+    flattened = "tensor<2x5x16xf32>) -> tensor<10x16xf32>"  # 2 images of 5 tokens
+    assert flattened not in jax.jit(apply_for_tpu).lower(params, images).as_text()
+    assert flattened in jax.jit(apply).lower(params, images).as_text()
+    actual, expected = (fast_jit(function)(params, images) for function in (apply_for_tpu, apply))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)

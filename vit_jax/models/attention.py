@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
+from vit_jax.models.sharding import platform
 
 # "einsum" is written out below; "xla" and "cudnn" are `jax.nn.dot_product_attention`'s; "auto" takes what suits the
 # platform.
@@ -95,8 +96,9 @@ class MultiHeadDotProductAttention(nn.Module):
 class Projection(nn.Module):
     """A dense layer between tokens and heads.
 
-    Computed as a product of two matrices, whatever the shape of the kernel: with more axes XLA transposes the
-    activations for the kernel's gradient.
+    Computed as a product of two matrices, whatever the shape of the kernel: with more axes XLA for CPUs transposes the
+    activations for the kernel's gradient. XLA for TPUs moves them for the sake of the matrices instead: it lays arrays
+    out in tiles, and tokens of 197 rows an image are no matrix there.
 
     Attributes:
       inputs: trailing axes of what goes in, `(width,)` or `(num_heads, head_dim)`.
@@ -123,6 +125,8 @@ class Projection(nn.Module):
         kernel = self.param("kernel", initialise, (*self.inputs, *self.outputs), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, self.outputs, self.param_dtype)
         x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+        if platform() == "tpu":
+            return jnp.tensordot(x, kernel, axes=len(self.inputs)) + bias
         y = x.reshape(batch * num_tokens, matrix[0]) @ kernel.reshape(matrix) + bias.reshape(-1)
         return y.reshape(batch, num_tokens, *self.outputs)
 

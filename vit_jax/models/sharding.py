@@ -1,9 +1,18 @@
-"""Where activations lie on a mesh of devices: each device keeps its examples of the batch."""
+"""What a model may know of the devices it is computed on: their kind, and that each keeps its examples of the batch."""
 
 import jax
 from jax.sharding import PartitionSpec
 
 BATCH_AXIS = "data"
+
+
+def platform() -> str:
+    """What the computation being traced is for: "cpu", "gpu" or "tpu".
+
+    That of the mesh it knows (`jax.sharding.use_abstract_mesh`), whose devices may be elsewhere; else of this process.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def keep_on_batch_axis(x: jax.Array) -> jax.Array:

@@ -35,7 +35,7 @@ from vit_jax.models import attention, position_embeddings, resnet
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.heads import linear_head
 from vit_jax.models.position_embeddings import PositionEmbedding
-from vit_jax.models.sharding import keep_on_batch_axis
+from vit_jax.models.sharding import keep_on_batch_axis, platform
 
 LAYER_NORM_EPSILON = 1e-6  # as in the released code
 POOLS = ("cls", "gap", "map")
@@ -100,12 +100,16 @@ class MlpBlock(nn.Module):
             "param_dtype": self.param_dtype,
         }
         *batch, hidden_dim = x.shape
-        # As one matrix: with more axes XLA transposes the activations for the kernels' gradients (10 % of the time on a
-        # CPU).
-        x = x.reshape(-1, hidden_dim)
+        gelu = functools.partial(nn.gelu, approximate=self.gelu == "tanh")
+        # XLA for TPUs does better if left alone (docs/tpu_speed.md).
+        if platform() != "tpu":
+            # As one matrix: with more axes XLA transposes the activations for the kernels' gradients (10 % of the time
+            # on a CPU).
+            x = x.reshape(-1, hidden_dim)
+            # Computed again in the backward pass: keeping what lies within costs more time than it saves, and memory.
+            gelu = jax.checkpoint(gelu)
         x = nn.Dense(self.mlp_dim, name="Dense_0", **dense)(x)
-        # Computed again in the backward pass: keeping what lies within costs more time than it saves, and memory.
-        x = jax.checkpoint(functools.partial(nn.gelu, approximate=self.gelu == "tanh"))(x)
+        x = gelu(x)
         x = nn.Dropout(self.dropout_rate, deterministic=self.deterministic)(x)
         x = nn.Dense(hidden_dim, name="Dense_1", **dense)(x)
         x = nn.Dropout(self.dropout_rate, deterministic=self.deterministic)(x)
