@@ -1,5 +1,6 @@
 """In processes of their own, because the watchdog ends them."""
 
+import signal
 import subprocess
 import sys
 import textwrap
@@ -89,6 +90,26 @@ def test_steps_in_time_and_slow_saves_are_left_alone(ends, tmp_path):
         time.sleep(0.15)
         watchdog.beat(5)
     assert ends == []
+
+
+def test_time_in_which_the_process_was_stopped_does_not_count(tmp_path):
+    code = """
+        import sys, time
+        from vit_jax.watchdog import Watchdog
+        with Watchdog(1.0, sys.argv[1]) as watchdog:
+            watchdog.beat(1)
+            print("ready", flush=True)
+            sys.stdin.readline()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(1.5)
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.2)
+        process.stdin.write("\n")
+    assert process.returncode == 0
 
 
 def test_what_is_allowed_more_time_is_watched_all_the_same(ends, tmp_path):
