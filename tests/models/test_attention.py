@@ -39,7 +39,7 @@ def make_attention(**attributes):
 
 
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
-@pytest.mark.parametrize("implementation", ["auto", "einsum", "xla"])
+@pytest.mark.parametrize("implementation", ["auto", "einsum", "xla", "half_logits"])
 def test_attention_is_softmax_of_scaled_products(implementation, biased):
     operands = make_operands(biased=biased)
     y = fast_jit(functools.partial(attend, implementation=implementation))(*operands)
@@ -48,7 +48,7 @@ def test_attention_is_softmax_of_scaled_products(implementation, biased):
 
 # Half a unit in the last place is 2e-3 for a bfloat16 of about 1; the operands and the weights are rounded to it.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 5e-6), ("bfloat16", 6e-2)])
-@pytest.mark.parametrize("implementation", ["auto", "xla"])
+@pytest.mark.parametrize("implementation", ["auto", "xla", "half_logits"])
 def test_implementations_agree_in_outputs_and_gradients(implementation, dtype, tolerance):
     operands = make_operands(dtype)
     direction = make_operands()[0]
@@ -89,9 +89,16 @@ def test_logits_of_bfloat16_operands_are_float32(implementation):
     np.testing.assert_allclose(y.astype(jnp.float32), 1 / (1 + math.exp(-0.5)), atol=4e-3)
 
 
+def test_half_logits_stay_in_the_dtype_of_the_operands():
+    query, key, value, _ = make_operands("bfloat16", biased=False)
+    program = str(jax.make_jaxpr(functools.partial(attend, implementation="half_logits"))(query, key, value))
+    assert "preferred_element_type=bfloat16" in program
+    assert "preferred_element_type=float32" not in program
+
+
 def test_large_logits_do_not_overflow():
     query, key, value, _ = make_operands(biased=False)
-    for implementation in ("einsum", "xla"):
+    for implementation in ("einsum", "xla", "half_logits"):
         y = attend(1e4 * query, key, value, implementation=implementation)
         best = expected_attention(1e4 * query, key, value, None)[0]
         np.testing.assert_allclose(y, best, atol=1e-5)

@@ -13,8 +13,9 @@ from vit_jax.errors import UserError
 from vit_jax.models.sharding import platform
 
 # "einsum" is written out below; "xla" and "cudnn" are `jax.nn.dot_product_attention`'s; "auto" takes what suits the
-# platform.
-IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn")
+# platform. "half_logits" is for bfloat16 on TPUs: logits and weights stay in it, as in the released code. They are most
+# of what attention moves to and from memory; the others compute logits in float32.
+IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn", "half_logits")
 
 
 class MultiHeadDotProductAttention(nn.Module):
@@ -158,6 +159,9 @@ def attend(
         return jax.lax.platform_dependent(*operands, default=jax.nn.dot_product_attention, **platforms)
     if implementation == "einsum":
         return attend_by_einsum(query, key, value, bias)[0]
+    if implementation == "half_logits":
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query / math.sqrt(query.shape[-1]), key)
+        return jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(logits if bias is None else logits + bias), value)
     if implementation == "cudnn" and jax.default_backend() != "gpu":
         raise UserError(f"attention 'cudnn' needs an NVIDIA GPU, not {jax.default_backend()}. Use 'auto'.")
     as_named: Any = implementation

@@ -1,0 +1,123 @@
+r"""What makes a training step on TPU v3 fast and small, by XLA's TPU compiler: no TPU is needed.
+
+    pip install -e '.[plan]'
+    python benchmarks/tpu_step.py --json=tpu_step.json                    # compiles; go on with the same command
+    python benchmarks/tpu_step.py --json=tpu_step.json --study=memory --trial='fsdp*'
+
+Two studies: `time`, ViT-L/16 on JFT at batch 4096 on 512 cores, layers unrolled; `memory`, ViT-H/14 on JFT at batch
+4096 on 128 cores. A trial is the config of the paper's run with some fields changed, and goes through
+`vit_jax.planning.plan_row`: what is compiled is the step that trains. Each trial is written when it is done and skipped
+when the command is given again; from 1 to 15 minutes each on two CPU cores. docs/tpu_speed.md has the results.
+"""
+
+import argparse
+import fnmatch
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+# So that it runs from a clone that is not installed.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from configs import vit_h14_jft, vit_l16_jft
+from vit_jax.errors import UserError, unknown_name
+from vit_jax.planning import find_topology, plan_row
+
+FSDP = {"sharding": "fsdp"}
+SCAN = {"model.scan_layers": True}
+REMAT = {"model.remat": "full"}
+
+# name: (config, slice, {trial: fields that it changes})
+STUDIES: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
+    "time": (
+        vit_l16_jft,
+        "v3-512",
+        {
+            "fsdp": FSDP,
+            "replicated": {},
+            "fsdp, half_logits": FSDP | {"model.attention": "half_logits"},
+            "replicated, half_logits": {"model.attention": "half_logits"},
+            "replicated, bfloat16 momentum": {"optimizer.momentum_dtype": "bfloat16"},
+            "fsdp, remat dots": FSDP | {"model.remat": "dots"},
+            "fsdp, softmax loss": FSDP | {"loss": "softmax"},
+        },
+    ),
+    "memory": (
+        vit_h14_jft,
+        "v3-128",
+        {
+            "fsdp, scan, remat full, 32 parts": FSDP | SCAN | REMAT | {"accumulation_steps": 32},
+            "fsdp, scan, remat full": FSDP | SCAN | REMAT,
+            "replicated, scan": SCAN,
+            "fsdp, scan, remat full, 8 parts": FSDP | SCAN | REMAT | {"accumulation_steps": 8},
+            "fsdp, scan": FSDP | SCAN,
+            "fsdp, scan, remat dots": FSDP | SCAN | {"model.remat": "dots"},
+            "replicated, scan, remat full": SCAN | REMAT,
+            "fsdp, scan, remat full, 2 parts": FSDP | SCAN | REMAT | {"accumulation_steps": 2},
+            "fsdp, scan, remat full, 32 parts, bfloat16 momentum": FSDP
+            | SCAN
+            | REMAT
+            | {"accumulation_steps": 32, "optimizer.momentum_dtype": "bfloat16"},
+            "replicated": {},
+        },
+    ),
+}
+
+
+def run(study: str, trial: str, timeout_minutes: float) -> dict[str, Any]:
+    """Compiles one trial; the plan's row as plain values."""
+    module, topology, trials = STUDIES[study]
+    config = module.get_config()
+    config.update_from_flattened_dict(trials[trial])
+    row = plan_row(config, find_topology(topology), timeout_minutes=timeout_minutes)
+    return {"study": study, "trial": trial, "changes": trials[trial]} | row.to_json()
+
+
+def line(result: dict[str, Any]) -> str:
+    """A row of the table."""
+    memory = result["memory"]
+    cells = [result["trial"], result["status"]]
+    cells.append(f"{memory['total'] / 1e9:.2f} GB" if memory else "-")
+    for name in ("compiler_seconds", "interconnect_seconds", "step_seconds"):
+        cells.append("-" if result[name] is None else f"{1e3 * result[name]:.1f} ms")
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Runs what is asked for and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=pathlib.Path, required=True, help="where results are kept")
+    parser.add_argument("--study", choices=STUDIES, help="only this one")
+    parser.add_argument("--trial", default="*", help="only trials of such names; * stands for anything")
+    parser.add_argument("--timeout_minutes", type=float, default=30.0, help="for one compilation")
+    flags = parser.parse_args()
+    results = json.loads(flags.json.read_text()) if flags.json.exists() else []
+    done = {(result["study"], result["trial"]) for result in results if result["status"] != "timed out"}
+    studies = [flags.study] if flags.study else list(STUDIES)
+    asked = [(study, trial) for study in studies for trial in STUDIES[study][2] if fnmatch.fnmatch(trial, flags.trial)]
+    if not asked:
+        raise unknown_name("trial", flags.trial, [trial for study in studies for trial in STUDIES[study][2]])
+    for study, trial in asked:
+        if (study, trial) in done:
+            continue
+        print(f"{study}: {trial} ...", file=sys.stderr, flush=True)
+        result = run(study, trial, flags.timeout_minutes)
+        results = [old for old in results if (old["study"], old["trial"]) != (study, trial)] + [result]
+        partial = flags.json.with_suffix(".partial")
+        partial.write_text(json.dumps(results, indent=1))
+        os.replace(partial, flags.json)
+    for study in studies:
+        print(f"\n{study}: {STUDIES[study][0].__name__}, {STUDIES[study][1]}\n")
+        print("| trial | | bytes a core | compiler | exposed collectives | step |\n|---|---|---|---|---|---|")
+        for result in results:
+            if result["study"] == study:
+                print(line(result))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
