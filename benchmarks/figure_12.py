@@ -89,9 +89,9 @@ def key_of(cell: dict[str, Any]) -> tuple[str, int, str]:
 
 
 def read(path: pathlib.Path) -> dict[tuple[str, int, str], dict[str, Any]]:
-    """Results so far."""
+    """Results so far; what went wrong is left out, to be tried again."""
     cells = json.loads(path.read_text()) if path.exists() else []
-    return {key_of(cell): cell for cell in cells}
+    return {key_of(cell): cell for cell in cells if cell["status"] in ("fits", "does not fit")}
 
 
 def write(path: pathlib.Path, cells: dict[tuple[str, int, str], dict[str, Any]]) -> None:

@@ -77,7 +77,7 @@ class PlanRow:
       tpuv3_core_days: days of TPUv3 cores with the same peak rate.
       paper_core_days: what the paper reports.
       price: of the run, in the currency of the price that was given.
-      compile_seconds: what it took to lower and compile.
+      compile_seconds: what it took to lower and compile; cpu_seconds: of all cores, with everything around it.
     """
 
     topology: str
@@ -111,6 +111,7 @@ class PlanRow:
     paper_core_days: float | None = None
     price: float | None = None
     compile_seconds: float | None = None
+    cpu_seconds: float | None = None
 
     @property
     def fits(self) -> bool:
@@ -261,6 +262,7 @@ def _by_compiler(row: PlanRow, topology: Topology, answer: dict[str, Any]) -> Pl
             topology=topology,
         ),
         compile_seconds=answer["lower_seconds"] + answer["compile_seconds"],
+        cpu_seconds=answer["cpu_seconds"],
     )
 
 

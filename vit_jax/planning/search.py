@@ -235,16 +235,28 @@ def cheapest_remat(
         if row.fits:
             return
         config = with_fields(config, model__remat="none")
-    mine = (row.sharding, row.remat, row.accumulation_steps)
+    too_large = [row]
     for option in options(
         config, topology, row, shardings=shardings or (row.sharding,), policies=policies_of(row.model)
     ):
-        if (option.sharding, option.remat, option.accumulation_steps) == mine:
+        if any(_is_hopeless(option, known) for known in too_large):
             continue
         tried = plan(with_fields(config, **option.fields()), topology)
         yield tried
         if tried.fits:
             return
+        too_large.append(tried)
+
+
+def _is_hopeless(option: Option, known: PlanRow) -> bool:
+    """Whether an option cannot fit, because it differs from what does not in the parts of the batch alone.
+
+    With so many times the parts it needs no less than the same share of the memory.
+    """
+    if (option.sharding, option.remat) != (known.sharding, known.remat):
+        return False
+    times = option.accumulation_steps / known.accumulation_steps
+    return times <= 1 or (known.memory is not None and known.memory.total / times > known.memory.usable)
 
 
 def advise(plan: Planner, config: ConfigDict, topology: Topology, row: PlanRow) -> PlanRow:

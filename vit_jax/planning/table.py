@@ -110,7 +110,7 @@ def _note(row: PlanRow) -> str:
     if row.roofline:
         notes.append(f"roofline: {row.roofline.limit}")
     if row.compile_seconds:
-        notes.append(f"compiled in {row.compile_seconds:.0f} s")
+        notes.append(f"compiled in {row.compile_seconds:.0f} s ({row.cpu_seconds:.0f} s of CPU)")
     return "; ".join(notes)
 
 

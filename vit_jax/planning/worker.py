@@ -117,9 +117,8 @@ def compile_for_tpu(request: dict[str, Any]) -> dict[str, Any]:
     """Compiles for a TPU topology and measures the result."""
     config = restore_config(request["config"])
     devices = topology_devices(request["topology"], request["topology_options"])[: request["num_devices"]]
-    answer: dict[str, Any] = {"usable": usable_memory(devices[0])}
     experiment = experiments.build(config, allow_missing_data=True, devices=devices)
-    answer |= facts(config, experiment, request["task"])
+    answer = {"usable": usable_memory(devices[0])} | facts(config, experiment, request["task"])
     start = time.perf_counter()
     lowered = lower(config, experiment, request["task"])
     lowered_at = time.perf_counter()
@@ -140,6 +139,7 @@ def compile_for_tpu(request: dict[str, Any]) -> dict[str, Any]:
         "status": "fits",
         "lower_seconds": lowered_at - start,
         "compile_seconds": compiled_at - lowered_at,
+        "cpu_seconds": time.process_time(),
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes,
         "aliased": memory.alias_size_in_bytes,

@@ -1,0 +1,135 @@
+import importlib.util
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from vit_jax.config import base_config
+from vit_jax.errors import UserError
+from vit_jax.planning import compiling
+from vit_jax.planning.rows import plan_row
+from vit_jax.planning.search import with_fields
+from vit_jax.planning.topologies import find_topology
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'vit_jax[plan]'"
+)
+
+
+def tiny(**fields):
+    """A model whose step compiles in seconds, but is wide enough that matrix products are nearly all of its FLOPs."""
+    return with_fields(
+        base_config(),
+        **{
+            "model__name": "ViT-L/16", "model__num_layers": 1, "model__num_classes": 10, "model__dtype": "bfloat16",
+            "data__image_size": 32, "optimizer__name": "sgd", "steps": 10, "batch_size": 256,
+        } | fields,
+    )  # fmt: skip
+
+
+def stand_in(monkeypatch, code):
+    """Puts other Python code in the place of the worker, in a real process."""
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        compiling.subprocess,
+        "Popen",
+        lambda command, **kwargs: popen([sys.executable, "-c", textwrap.dedent(code), *command[3:]], **kwargs),
+    )
+    monkeypatch.setattr(compiling, "check_compiler", lambda: None)
+
+
+def test_a_worker_that_crashes_is_a_row(monkeypatch):
+    stand_in(monkeypatch, "import os, signal; print('bad things', flush=True); os.kill(os.getpid(), signal.SIGSEGV)")
+    row = plan_row(tiny(), find_topology("v3-8"))
+    assert row.status == "failed"
+    assert "SIGSEGV" in row.message
+    assert "bad things" in row.message
+
+
+def test_a_worker_that_is_killed_is_told_as_a_lack_of_memory(monkeypatch):
+    stand_in(monkeypatch, f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})")
+    assert "memory" in plan_row(tiny(), find_topology("v3-8")).message
+
+
+def test_a_worker_that_takes_too_long_is_ended_and_is_a_row(monkeypatch):
+    stand_in(monkeypatch, "import time; time.sleep(600)")
+    row = plan_row(tiny(), find_topology("v3-8"), timeout_minutes=0.2 / 60)
+    assert (row.status, row.fits) == ("timed out", False)
+
+
+def test_more_devices_than_there_are_is_a_row():
+    assert plan_row(tiny(), find_topology("v3-8"), num_devices=9).status == "refused"
+
+
+def test_without_libtpu_it_is_told_what_to_install(monkeypatch):
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'vit_jax\[plan\]'"):
+        plan_row(tiny(), find_topology("v3-8"))
+
+
+@pytest.fixture(scope="module")
+def gpu_row():
+    return plan_row(tiny(), find_topology("h100-8"))
+
+
+def test_gpus_are_planned_by_formula(gpu_row):
+    assert gpu_row.status == "fits by formula"
+    # Parameters and momentum in float32, images and labels, the step, the schedule's count of it, and a key.
+    assert gpu_row.memory.arguments == 2 * 4 * gpu_row.num_parameters + 32 * (32 * 32 * 3 + 4) + 4 + 4 + 8
+
+
+def test_what_a_gpu_keeps_for_the_backward_pass_is_among_its_temporaries(gpu_row):
+    gradients = 4 * gpu_row.num_parameters
+    assert gpu_row.memory.temporaries > gradients + 10 * 2 * 32 * 5 * 1024  # ten of bfloat16 [32, 5, 1024], at least
+
+
+def test_what_the_config_gets_wrong_is_a_row():
+    row = plan_row(tiny(batch_size=12), find_topology("h100-8"))
+    assert row.status == "refused"
+    assert "not divisible" in row.message
+
+
+@pytest.fixture(scope="module")
+def row():
+    return plan_row(tiny(), find_topology("v3-8"))
+
+
+@needs_libtpu
+def test_the_step_that_trains_is_compiled_for_a_slice(row):
+    assert row.status == "fits", row.message
+    assert 15 < row.memory.usable / 2**30 < 16  # the compiler keeps some of the 16 GiB
+    assert row.memory.arguments == pytest.approx(2 * 4 * row.num_parameters, rel=0.25)  # padded to tiles
+    assert 0 < row.roofline.seconds < row.step_seconds
+
+
+@needs_libtpu
+def test_replicated_parameters_are_summed_up_once_by_all(row):
+    sums = [each for each in row.collectives if each.kind == "all-reduce"]
+    assert {each.group_size for each in sums} == {8}
+    elements = sum(
+        num_bytes // (2 if dtype == "bf16" else 4) for each in sums for dtype, num_bytes in each.bytes_by_dtype
+    )
+    assert elements == pytest.approx(row.num_parameters, rel=0.001)
+
+
+@needs_libtpu
+def test_formula_flops_are_within_a_percent_of_the_compilers(row):
+    assert row.compiler_flops == pytest.approx(row.flops, rel=0.01)
+
+
+@needs_libtpu
+def test_a_batch_that_is_too_large_is_a_row_with_its_overshoot():
+    row = plan_row(tiny(batch_size=8 * 2**17), find_topology("v3-8"))
+    assert row.status == "does not fit"
+    assert row.memory.overshoot > 0
+    assert "GiB more than there is" in row.message
+
+
+@needs_libtpu
+def test_the_forward_pass_can_be_planned_on_one_core():
+    narrow = tiny(batch_size=4, model__hidden_dim=64, model__mlp_dim=64, model__num_heads=1)
+    row = plan_row(narrow, find_topology("v3-8"), num_devices=1, task="inference")
+    assert row.status == "fits", row.message
+    assert (row.num_cores, row.collectives, row.days) == (1, (), None)

@@ -1,0 +1,144 @@
+import dataclasses
+import json
+
+import pytest
+
+from vit_jax.config import base_config
+from vit_jax.planning.rows import GIB, Memory, row_of
+from vit_jax.planning.search import with_fields
+from vit_jax.planning.table import format_plan, format_table
+from vit_jax.planning.topologies import find_topology
+from vit_jax.planning.worker import parse_out_of_memory, restore_config
+
+ANSWER = {
+    "status": "fits", "usable": 15 * GIB, "num_steps": 86_400, "num_parameters": 300, "parameter_bytes": 1200,
+    "flops": 61.5e12 * 8 * 0.05, "arguments": 4 * GIB, "outputs": 4 * GIB, "aliased": 4 * GIB - 512,
+    "temporaries": 2 * GIB, "code": 1024, "compiler_flops": 61.5e12 * 0.051, "optimal_seconds": 0.1,
+    "lower_seconds": 1.0, "compile_seconds": 30.0, "cpu_seconds": 40.0,
+    "program": {"collectives": [], "cycles": 100, "cycles_once": 100, "num_loops": 0, "num_unknown_loops": 0},
+}  # fmt: skip
+
+
+def make_row(name="v3-8", num_devices=8, price=None, config=None, **changes):
+    return row_of(
+        config or base_config(),
+        find_topology(name),
+        ANSWER | changes,
+        num_devices=num_devices,
+        price_per_core_hour=price,
+    )
+
+
+def test_memory_counts_what_is_written_over_an_argument_once():
+    memory = make_row().memory
+    assert memory.outputs == 512
+    assert memory.total == 4 * GIB + 512 + 2 * GIB + 1024
+
+
+def test_core_days_are_cores_times_days():
+    row = make_row()
+    assert (row.days, row.core_days) == pytest.approx((0.1, 0.8))
+
+
+def test_core_days_of_v3_are_their_own_unit():
+    row = make_row()
+    assert row.tpuv3_core_days == pytest.approx(row.core_days)
+
+
+def test_a_v4_device_counts_as_two_cores_of_its_own_and_more_of_v3():
+    row = make_row("v4-8", num_devices=4)
+    assert row.num_cores == 8
+    assert row.tpuv3_core_days == pytest.approx(4 * row.days * 275 / 61.5)
+
+
+def test_the_price_is_of_all_cores_and_hours():
+    assert make_row(price=2.0).price == pytest.approx(0.1 * 24 * 8 * 2.0)
+
+
+def test_flops_of_the_compiler_are_those_of_all_devices():
+    assert make_row().compiler_flops / make_row().flops == pytest.approx(1.02)
+
+
+def test_flops_of_a_program_with_loops_are_not_told():
+    assert make_row(program=ANSWER["program"] | {"num_loops": 1}).compiler_flops is None
+
+
+def test_exchanges_that_nothing_overlaps_add_to_the_step():
+    collective = {"kind": "all-reduce", "bytes_by_dtype": [["f32", 164_000_000]], "group_size": 8, "times": 1}
+    exposed, overlapped = (
+        make_row(program=ANSWER["program"] | {"collectives": [collective | {"overlapped": overlapped}]})
+        for overlapped in (False, True)
+    )
+    # v3-8: a line of two chips along each of two axes, a link of 82 GB/s each; 2 x 3/4 of the array.
+    assert exposed.step_seconds - 0.1 == pytest.approx(2 * 3 / 4 * 164e6 / 164e9)
+    assert overlapped.step_seconds == pytest.approx(0.1)
+    assert overlapped.roofline.interconnect == pytest.approx(exposed.roofline.interconnect)
+
+
+def test_the_papers_core_days_stand_beside_the_same_run():
+    config = with_fields(base_config(), model__name="ViT-L/16", batch_size=4096)
+    steps = round(303e6 * 14 / 4096)
+    assert make_row(config=config, num_steps=steps).paper_core_days == 680
+    assert make_row(config=config, num_steps=steps // 2).paper_core_days is None
+
+
+def test_what_does_not_fit_is_told_with_its_overshoot():
+    row = make_row(status="does not fit", needed=17 * GIB, usable=15 * GIB, message="RESOURCE_EXHAUSTED: ...")
+    assert (row.fits, row.message) == (False, "needs 2.00 GiB more than there is")
+    assert row.memory == Memory(17 * GIB, 15 * GIB)
+
+
+def test_an_out_of_memory_message_that_nobody_can_read_is_still_a_row():
+    row = make_row(status="does not fit", needed=None, message="RESOURCE_EXHAUSTED: no numbers\nmore")
+    assert (row.fits, row.memory, row.message) == (False, None, "RESOURCE_EXHAUSTED: no numbers")
+
+
+@pytest.mark.parametrize(
+    ("message", "needed", "available"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (51.56G) exceeds available HBM (15.48G). HLO module: jit_train_step.",
+            51.56, 15.48,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 16.50G of 15.48G hbm. Exceeded hbm "
+            "capacity by 1.02G.",
+            16.50, 15.48,
+        ),
+    ],
+)  # fmt: skip
+def test_messages_of_the_compiler_are_read(message, needed, available):
+    assert parse_out_of_memory(message) == (round(needed * GIB), round(available * GIB))
+
+
+def test_another_message_is_not_taken_for_one():
+    assert parse_out_of_memory("INTERNAL: something else (51.56G)") is None
+
+
+def test_a_config_survives_the_way_to_the_worker():
+    config = base_config()
+    config.data.mixture = (("a", 1.0), ("b", 2.0))
+    config.model.num_layers = 3
+    restored = restore_config(json.loads(config.to_json()))
+    assert restored.to_dict() == config.to_dict()
+    assert restored.data.mixture == (("a", 1.0), ("b", 2.0))
+
+
+def test_a_row_becomes_json():
+    row = json.loads(json.dumps(make_row().to_json()))
+    assert row["step_seconds"] == pytest.approx(0.1)
+    assert row["memory"]["usable"] == 15 * GIB
+
+
+def test_the_table_leaves_out_what_no_row_has():
+    table = format_table([make_row(), make_row("v4-8", num_devices=4)])
+    assert "price" not in table
+    assert "remat" not in table
+    assert [line.split()[0] for line in table.splitlines()] == ["topology", "v3-8", "v4-8"]
+
+
+def test_the_plan_tells_what_to_change():
+    row = make_row(status="does not fit", needed=17 * GIB, usable=15 * GIB, message="RESOURCE_EXHAUSTED")
+    plan = format_plan([dataclasses.replace(row, advice="--config.model.remat=full fits")])
+    assert "needs 2.00 GiB more than there is; --config.model.remat=full fits" in plan

@@ -1,0 +1,67 @@
+import pytest
+
+from vit_jax.errors import UserError
+from vit_jax.planning.topologies import find_topology, list_topologies, slices
+
+
+@pytest.mark.parametrize(
+    ("name", "compiler_name", "chips", "cores", "devices"),
+    [
+        ("v2-8", "v2:2x2", 4, 8, 8),
+        ("v3-512", "v3:16x16", 256, 512, 512),
+        ("v3-2048", "v3:32x32", 1024, 2048, 2048),
+        ("v4-128", "v4:4x4x4", 64, 128, 64),
+        ("v5p-128", "v5p:4x4x4", 64, 128, 64),
+        ("v5e-256", "v5e:16x16", 256, 256, 256),
+        ("v6e-8", "v6e:2x4", 8, 8, 8),
+    ],
+)
+def test_names_count_cores_or_chips_as_cloud_tpu_does(name, compiler_name, chips, cores, devices):
+    topology = find_topology(name)
+    assert topology.compiler_name == compiler_name
+    assert (topology.num_chips, topology.num_cores, topology.num_devices) == (chips, cores, devices)
+
+
+def test_every_listed_name_is_found_under_its_name():
+    assert [find_topology(name).name for name in list_topologies()] == list_topologies()
+
+
+def test_a_shape_is_a_name_too():
+    assert find_topology("v4:4x4x8") == find_topology("v4-256")
+
+
+def test_the_accelerator_type_of_v5e_is_a_name_too():
+    assert find_topology("v5litepod-16") == find_topology("v5e-16")
+
+
+def test_a_v4_chip_is_one_device():
+    assert find_topology("v4-8").compiler_options == {"chip_config_name": "megacore"}
+
+
+def test_gpus_are_counted():
+    assert find_topology("a100-80gb").num_devices == 1
+    assert find_topology("h100-16").num_devices == 16
+    assert find_topology("h100-16").compiler_name is None
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("v3-500", "v3-512"), ("v4-100", "v4-128"), ("v5e-3", "v5e-4"), ("h20", "h200")]
+)
+def test_an_unknown_name_is_told_the_nearest(name, nearest):
+    with pytest.raises(UserError, match=f"Did you mean '{nearest}'"):
+        find_topology(name)
+
+
+def test_a_shape_of_too_few_axes_is_refused():
+    with pytest.raises(UserError, match="3 axes"):
+        find_topology("v4:4x4")
+
+
+def test_slices_of_a_generation_grow():
+    chips = [topology.num_chips for topology in slices("v5p")]
+    assert chips == sorted(chips)
+
+
+def test_only_a_whole_pod_of_v3_is_a_torus():
+    line, ring = find_topology("v3-512"), find_topology("v3-2048")
+    assert ring.interconnect_bandwidth == ring.chip.interconnect_bandwidth == 2 * line.interconnect_bandwidth
