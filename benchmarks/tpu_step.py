@@ -12,6 +12,7 @@ when the command is given again; from 1 to 15 minutes each on two CPU cores. doc
 
 import argparse
 import fnmatch
+import importlib
 import json
 import os
 import pathlib
@@ -21,7 +22,8 @@ from typing import Any
 # So that it runs from a clone that is not installed.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from configs import vit_h14_jft, vit_l16_jft
+from ml_collections import ConfigDict
+
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.planning import find_topology, plan_row
 
@@ -30,9 +32,9 @@ SCAN = {"model.scan_layers": True}
 REMAT = {"model.remat": "full"}
 
 # name: (config, slice, {trial: fields that it changes})
-STUDIES: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
+STUDIES: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
     "time": (
-        vit_l16_jft,
+        "configs.vit_l16_jft",
         "v3-512",
         {
             "fsdp": FSDP,
@@ -45,7 +47,7 @@ STUDIES: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
         },
     ),
     "memory": (
-        vit_h14_jft,
+        "configs.vit_h14_jft",
         "v3-128",
         {
             "fsdp, scan, remat full, 32 parts": FSDP | SCAN | REMAT | {"accumulation_steps": 32},
@@ -66,12 +68,18 @@ STUDIES: dict[str, tuple[Any, str, dict[str, dict[str, Any]]]] = {
 }
 
 
+def make_config(study: str, trial: str) -> ConfigDict:
+    """The config of a trial."""
+    module, _, trials = STUDIES[study]
+    config = importlib.import_module(module).get_config()
+    config.update_from_flattened_dict(trials[trial])
+    return config
+
+
 def run(study: str, trial: str, timeout_minutes: float) -> dict[str, Any]:
     """Compiles one trial; the plan's row as plain values."""
-    module, topology, trials = STUDIES[study]
-    config = module.get_config()
-    config.update_from_flattened_dict(trials[trial])
-    row = plan_row(config, find_topology(topology), timeout_minutes=timeout_minutes)
+    _, topology, trials = STUDIES[study]
+    row = plan_row(make_config(study, trial), find_topology(topology), timeout_minutes=timeout_minutes)
     return {"study": study, "trial": trial, "changes": trials[trial]} | row.to_json()
 
 
@@ -109,7 +117,7 @@ def main() -> None:
         partial.write_text(json.dumps(results, indent=1))
         os.replace(partial, flags.json)
     for study in studies:
-        print(f"\n{study}: {STUDIES[study][0].__name__}, {STUDIES[study][1]}\n")
+        print(f"\n{study}: {STUDIES[study][0]}, {STUDIES[study][1]}\n")
         print("| trial | | bytes a core | compiler | exposed collectives | step |\n|---|---|---|---|---|---|")
         for result in results:
             if result["study"] == study:

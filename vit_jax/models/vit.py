@@ -22,6 +22,7 @@ length `num_layers`; `stack_layers` and `unstack_layers` convert.
 import dataclasses
 import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -100,7 +101,7 @@ class MlpBlock(nn.Module):
             "param_dtype": self.param_dtype,
         }
         *batch, hidden_dim = x.shape
-        gelu = functools.partial(nn.gelu, approximate=self.gelu == "tanh")
+        gelu: Callable[[jax.Array], jax.Array] = functools.partial(nn.gelu, approximate=self.gelu == "tanh")
         # XLA for TPUs does better if left alone (docs/tpu_speed.md).
         if platform() != "tpu":
             # As one matrix: with more axes XLA transposes the activations for the kernels' gradients (10 % of the time
