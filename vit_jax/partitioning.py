@@ -23,10 +23,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.models.sharding import BATCH_AXIS
 
 T = TypeVar("T")
 
-DATA_AXIS = "data"
+DATA_AXIS = BATCH_AXIS
 MODEL_AXIS = "model"
 
 PRESETS = ("replicated", "fsdp", "fsdp+tensor")
