@@ -128,6 +128,7 @@ class Checkpoints:
         distributed.barrier(f"{self._directory} is tidy")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self._directory.name),
             # A folder that cannot be made (full disk) is an error at once; made in the background, the other
             # threads would wait for it for minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False, timeout_secs=_SAVE_SECONDS),
@@ -175,9 +176,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Ends the background work."""
-        self._guard(self._manager.close)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Ends the background work. After an error of one of several processes it is left alone: the others wait."""
+        if kind is None or distributed.process_count() == 1:
+            self._guard(self._manager.close)
 
     def restore_latest(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
         """Reads the newest whole checkpoint; damaged ones are set aside, with a warning.

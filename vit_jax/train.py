@@ -144,6 +144,8 @@ def train(
                 if config.checkpoint.keep_best and evaluated["accuracy"] > best_accuracy:
                     best_accuracy = evaluated["accuracy"]
                     with ledger.spent_on("checkpoint"):
+                        if distributed.process_count() > 1:
+                            checkpoints.wait()  # Orbax's threads for the two would wait at each other's barriers
                         best.save(step, state.evaluated, {"accuracy": best_accuracy})
                 draw()
             throughput.restart(step)
