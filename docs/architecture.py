@@ -17,11 +17,13 @@ BOXES = {
     "model": (7.5, 6.3, 1.9, 0.9, "model", "model", "images → logits"),
     "optimizer": (9.9, 6.3, 2.2, 0.9, "model", "optimizer", "schedule, clip, decay"),
     "source": (1.45, 4.7, 2.3, 1.1, "data", "source", "TFDS, records, folder, zip:\nsource[i] → bytes, labels"),
-    "stream": (1.45, 3.1, 2.3, 1.1, "data", "index stream", "position → example, by seed;\nthis process's part"),
+    "stream": (1.45, 3.1, 2.3, 1.1, "data", "index stream", "position → example, by seed;\nthis process's rows"),
     "load": (4.55, 3.9, 2.7, 1.5, "data", "one map a batch",
              "workers, threads: decode\nthe crop, resize, flip →\nuint8, random by position"),
     "step": (8.7, 3.9, 3.2, 1.5, "step", "train step",
              "jit over the mesh, donated:\nnormalise, mix, loss,\ngradients, update, metrics"),
+    "plan": (12.1, 3.9, 2.0, 1.5, "loop", "plan",
+             "compiles the same\nstep for hardware\nthat is not there"),
     "loop": (8.7, 1.95, 3.2, 0.9, "loop", "train: the loop", "dispatches, never waits"),
     "metrics": (8.7, 0.55, 3.2, 0.9, "disk", "metrics", "terminal, JSON lines, TensorBoard"),
     "checkpoints": (4.55, 0.55, 2.7, 0.9, "disk", "checkpoints", "state + data position"),
@@ -45,14 +47,15 @@ ARROWS = [
     ((5.9, 1.8), (7.1, 1.8), "values", (6.5, 1.66), 0),
     ((7.3, 1.5), (5.9, 0.7), "state", (6.85, 0.98), 0),
     ((8.7, 1.5), (8.7, 1.0), "", None, 0),
+    ((10.3, 3.9), (11.1, 3.9), "shapes", (10.7, 4.05), 0),
 ]
 
 
 def main() -> None:
     """Writes the picture."""
-    figure = Figure(figsize=(11.4, 7.4), layout="constrained")
+    figure = Figure(figsize=(13.3, 7.4), layout="constrained")
     axes = figure.subplots()
-    axes.set(xlim=(0.1, 11.2), ylim=(0, 7.4))
+    axes.set(xlim=(0.1, 13.2), ylim=(0, 7.4))
     axes.axis("off")
     for x, y, width, height, color, title, text in BOXES.values():
         axes.add_patch(
