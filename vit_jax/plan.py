@@ -28,7 +28,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -67,7 +67,7 @@ class _Progress:
         self._num_rows = num_rows  # None: nobody knows
         self._seconds: list[float] = []
 
-    def plan(self, config: ConfigDict, topology: Topology) -> PlanRow:
+    def plan(self, config: ConfigDict, topology: Topology, *, memory_only: bool = False) -> PlanRow:
         """Makes a row and tells of it."""
         devices = topology.num_devices if _NUM_DEVICES.value is None else _NUM_DEVICES.value
         details = [
@@ -91,6 +91,7 @@ class _Progress:
             num_devices=_NUM_DEVICES.value,
             timeout_minutes=_TIMEOUT_MINUTES.value,
             price_per_core_hour=_PRICE.value,
+            memory_only=memory_only,
         )
         self._seconds.append(time.perf_counter() - start)
         print(f"{row.status} ({self._seconds[-1]:.0f} s)", file=sys.stderr, flush=True)
@@ -123,19 +124,28 @@ def _check_flags() -> None:
 
 
 def _rows(config: ConfigDict, name: str, progress: _Progress) -> Iterator[PlanRow]:
-    """The rows of a topology, or of a search on it."""
-    if _SEARCH.value == "slice":
-        yield from searches.smallest_slice(progress.plan, config, name)
-        return
-    topology = find_topology(name)
-    if _SEARCH.value == "batch":
-        yield searches.largest_batch(progress.plan, config, topology, num_devices=_NUM_DEVICES.value)
-    elif _SEARCH.value == "remat":
-        yield from searches.cheapest_remat(progress.plan, config, topology)
-    else:
+    """The rows of a topology, or of a search on it; what is found is compiled to the end, the rest as far as needed."""
+    probe = functools.partial(progress.plan, memory_only=True)
+    found: Iterable[PlanRow]
+    if _SEARCH.value == "none":
+        topology = find_topology(name)
         row = progress.plan(config, topology)
-        advise = functools.partial(searches.advise, progress.plan, config, topology)
-        yield advise(row) if _ADVISE.value and topology.compiler_name else row
+        yield searches.advise(probe, config, topology, row) if _ADVISE.value and topology.compiler_name else row
+        return
+    if _SEARCH.value == "slice":
+        found = searches.smallest_slice(probe, config, name)
+    elif _SEARCH.value == "remat":
+        found = searches.cheapest_remat(probe, config, find_topology(name))
+    else:
+        found = [searches.largest_batch(probe, config, find_topology(name), num_devices=_NUM_DEVICES.value)]
+    for row in found:
+        if row.status != "fits":
+            yield row
+            continue
+        fields = {"batch_size": row.batch_size, "model__remat": row.remat, "accumulation_steps": row.accumulation_steps}
+        if row.batch_size != config.batch_size:
+            fields["eval_batch_size"] = None
+        yield progress.plan(searches.with_fields(config, **fields), find_topology(row.topology))
 
 
 def _write_json(rows: Sequence[PlanRow]) -> None:

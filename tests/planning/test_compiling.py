@@ -120,6 +120,14 @@ def test_formula_flops_are_within_a_percent_of_the_compilers(row):
 
 
 @needs_libtpu
+def test_whether_it_fits_is_known_without_compiling_to_the_end(row):
+    placed = plan_row(tiny(), find_topology("v3-8"), memory_only=True)
+    assert placed.status == "fits", placed.message
+    assert placed.memory.total == pytest.approx(row.memory.total - row.memory.code, rel=0.05)
+    assert placed.step_seconds is None
+
+
+@needs_libtpu
 def test_a_batch_that_is_too_large_is_a_row_with_its_overshoot():
     row = plan_row(tiny(batch_size=8 * 2**17), find_topology("v3-8"))
     assert row.status == "does not fit"

@@ -9,10 +9,12 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -32,6 +34,33 @@ _ENVIRONMENT = {
 }
 
 
+# What jit calls the programs that the worker compiles: "jit_" and the function's name.
+_MODULES = ("train_step", "infer")
+_POLL_SECONDS = 0.2
+
+
+def _wait_for_placement(process: subprocess.Popen[bytes], stages: pathlib.Path, timeout_seconds: float) -> int | None:
+    """Bytes a device that a program needs, once the compiler has found a place for all; None if the process ended.
+
+    The compiler writes this stage of the program only if it fits.
+
+    Raises:
+      subprocess.TimeoutExpired: neither happened in time.
+    """
+    end = time.monotonic() + timeout_seconds
+    while True:
+        if any(stages.glob("*after_optimizations_after_buffer_assignment.txt")):
+            for report in stages.glob("*memory-usage-report.txt"):
+                if match := re.search(r"Total bytes: (\d+)", report.read_text()):
+                    return int(match[1])
+        try:
+            process.wait(_POLL_SECONDS)
+            return None
+        except subprocess.TimeoutExpired:
+            if time.monotonic() > end:
+                raise
+
+
 def check_compiler() -> None:
     """Raises `UserError` if libtpu is not installed."""
     if importlib.util.find_spec("libtpu") is None:
@@ -42,7 +71,13 @@ def check_compiler() -> None:
 
 
 def compile_step(
-    config: ConfigDict, topology: Topology, *, num_devices: int, task: str = "train", timeout_minutes: float = 10.0
+    config: ConfigDict,
+    topology: Topology,
+    *,
+    num_devices: int,
+    task: str = "train",
+    timeout_minutes: float = 10.0,
+    memory_only: bool = False,
 ) -> dict[str, Any]:
     """Compiles the step of a config in a process of its own.
 
@@ -52,10 +87,12 @@ def compile_step(
       num_devices: how many of its devices take part.
       task: "train", or "inference" for the forward pass.
       timeout_minutes: the process is ended then.
+      memory_only: end the compilation as soon as it is known that all arrays have their place in memory, which is a
+        fifth of it; the rest turns operations into machine code.
 
     Returns:
-      The worker's answer: "status" is "fits", "does not fit", "formula" (GPUs), "refused" (by vit_jax, with a message
-      for people), "failed" or "timed out"; see `worker` for the rest.
+      The worker's answer: "status" is "fits", "placed" (it fits, see `memory_only`), "does not fit", "formula" (GPUs),
+      "refused" (by vit_jax, with a message for people), "failed" or "timed out"; see `worker` for the rest.
 
     Raises:
       UserError: libtpu is needed and not installed.
@@ -74,6 +111,10 @@ def compile_step(
     }
     with tempfile.TemporaryDirectory(prefix="vit_jax_plan_") as folder:
         request_path, answer_path = pathlib.Path(folder, "request.json"), pathlib.Path(folder, "answer.json")
+        stages = pathlib.Path(folder, "stages")
+        if memory_only:
+            dump = f"--xla_dump_to={stages} --xla_dump_hlo_module_re=jit_({'|'.join(_MODULES)})"
+            environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {dump}"
         request_path.write_text(json.dumps(request))
         command = [sys.executable, "-m", "vit_jax.planning.worker", str(request_path), str(answer_path)]
         with pathlib.Path(folder, "log").open("w+") as log:
@@ -82,7 +123,13 @@ def compile_step(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
             try:
-                process.wait(60 * timeout_minutes)
+                if memory_only:
+                    placed = _wait_for_placement(process, stages, 60 * timeout_minutes)
+                    if placed is not None:
+                        known = json.loads(answer_path.with_suffix(".known").read_text())
+                        return known | {"status": "placed", "needed": placed}
+                else:
+                    process.wait(60 * timeout_minutes)
             except subprocess.TimeoutExpired:
                 return {"status": "timed out", "message": f"not compiled after {timeout_minutes:g} minutes"}
             finally:

@@ -1,6 +1,6 @@
 """Searches over plans, with as few compilations as will do.
 
-That a program does not fit the compiler says within seconds, and by how much; that it fits takes a whole compilation.
+Whether a program fits, and by how much or how little, the compiler knows after a fifth of its work (`memory_only`).
 Memory grows almost linearly with the batch, so that two sizes tell where to look. Near the limit it does not: there XLA
 rematerialises by itself until the program fits, and if it cannot, says what it would need without that. So the guess
 that the straight line makes is only the first, and the rest is bisection.
@@ -42,7 +42,7 @@ def with_fields(config: ConfigDict, **fields: Any) -> ConfigDict:
 
 
 def largest_batch(
-    plan: Planner, config: ConfigDict, topology: Topology, *, num_devices: int | None = None, first_guess: int = 512
+    plan: Planner, config: ConfigDict, topology: Topology, *, num_devices: int | None = None, first_guess: int = 4096
 ) -> PlanRow:
     """The row with the largest batch that fits on each device.
 
@@ -267,8 +267,7 @@ def advise(plan: Planner, config: ConfigDict, topology: Topology, row: PlanRow) 
     for tried in cheapest_remat(plan, config, topology, row, shardings=shardings):
         if tried.fits:
             option = Option(tried.sharding, tried.remat, tried.accumulation_steps, 0.0)
-            seconds = f", {tried.step_seconds:.3f} s a step" if tried.step_seconds else ""
-            return dataclasses.replace(row, advice=f"{option.flags(config)} fits{seconds}")
+            return dataclasses.replace(row, advice=f"{option.flags(config)} fits")
     return dataclasses.replace(
         row, advice="no sharding, remat policy or accumulation that was tried fits: a smaller batch or a larger slice"
     )

@@ -113,12 +113,13 @@ def facts(config: ConfigDict, experiment: Experiment, task: str) -> dict[str, An
     }
 
 
-def compile_for_tpu(request: dict[str, Any]) -> dict[str, Any]:
-    """Compiles for a TPU topology and measures the result."""
+def compile_for_tpu(request: dict[str, Any], known_path: pathlib.Path) -> dict[str, Any]:
+    """Compiles for a TPU topology and measures the result; writes what is known before it compiles."""
     config = restore_config(request["config"])
     devices = topology_devices(request["topology"], request["topology_options"])[: request["num_devices"]]
     experiment = experiments.build(config, allow_missing_data=True, devices=devices)
     answer = {"usable": usable_memory(devices[0])} | facts(config, experiment, request["task"])
+    known_path.write_text(json.dumps(answer))
     start = time.perf_counter()
     lowered = lower(config, experiment, request["task"])
     lowered_at = time.perf_counter()
@@ -197,7 +198,10 @@ def main(request_path: str, answer_path: str) -> None:
     logging.disable(logging.WARNING)  # that the data set is missing is no news in a plan
     request = json.loads(pathlib.Path(request_path).read_text())
     try:
-        answer = (estimate_for_gpu if request["topology"] is None else compile_for_tpu)(request)
+        if request["topology"] is None:
+            answer = estimate_for_gpu(request)
+        else:
+            answer = compile_for_tpu(request, pathlib.Path(answer_path).with_suffix(".known"))
     except UserError as error:
         answer = {"status": "refused", "message": str(error)}
     except Exception as error:  # a row of the table, whatever it is
