@@ -8,11 +8,12 @@
 set -u
 
 child=""
-stopped=""
+stopped="" # by which signal
+sent=""    # to the command that runs
 
 pass_on() {
-  [ "$1" = USR1 ] || stopped=1
-  [ -z "$child" ] || kill -"$1" "$child" 2>/dev/null
+  [ "$1" = USR1 ] || stopped=$1
+  [ -z "$child" ] || { kill -"$1" "$child" 2>/dev/null && sent=$1; }
 }
 for name in TERM INT USR1; do
   # shellcheck disable=SC2064 # now is when $name is to be read
@@ -22,6 +23,8 @@ done
 for ((restart = 0; ; restart++)); do
   "$@" &
   child=$!
+  # A signal that came before $child was known; a second one would end the command without a save.
+  [ -z "$stopped" ] || [ -n "$sent" ] || kill -"$stopped" "$child"
   wait "$child"
   status=$?
   while kill -0 "$child" 2>/dev/null; do # a trap ends `wait`, but not the command

@@ -127,7 +127,7 @@ def test_barrier_names_the_process_that_does_not_come(together):
 
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory):
-    """Pairs of processes that train together; to each pair something else happens."""
+    """Processes that train together; to each group something else happens. Gives how another of the group ended."""
     folder = tmp_path_factory.mktemp("faults")
     happens = {
         "kill 0": (0, signal.SIGKILL),
@@ -137,17 +137,18 @@ def faults(tmp_path_factory):
         "fail 1": None,
     }
     with contextlib.ExitStack() as cleanup:
-        pairs = {}
+        groups = {}
         for name in happens:
             (folder / name).mkdir()
             fail = name[-1] if name.startswith("fail") else ""
-            pair = multiprocess.start(TRAINING, folder / name, 2, FAIL=fail)
-            pairs[name] = cleanup.enter_context(pair)
+            # Of three, those that live hear nothing of each other either when the first stands still.
+            group = multiprocess.start(TRAINING, folder / name, 3 if name == "stop 0" else 2, FAIL=fail)
+            groups[name] = cleanup.enter_context(group)
         for name, what in happens.items():
             if what:
-                pairs[name].wait_for("trains")
-                pairs[name][what[0]].send_signal(what[1])
-        yield {name: pair.ended(1 - int(name[-1]), timeout=60) for name, pair in pairs.items()}
+                groups[name].wait_for("trains")
+                groups[name][what[0]].send_signal(what[1])
+        yield {name: group.ended(1 - int(name[-1]), timeout=60) for name, group in groups.items()}
 
 
 @pytest.mark.parametrize("name", ["kill 0", "kill 1", "stop 0"])

@@ -39,6 +39,11 @@ def test_local_ends_all_when_one_fails_and_says_how_they_ended():
     assert "launch: the processes ended with 137, 75, 137" in process.stdout
 
 
+def test_local_ends_with_the_status_of_an_error_whoever_was_first():
+    process = local("--", "bash", "-c", 'if [ "$JAX_PROCESS_ID" = 0 ]; then exit 75; fi; sleep 0.3; exit 1')
+    assert process.returncode == 1
+
+
 @pytest.mark.parametrize(
     ("statuses", "status", "starts"), [("75 143 0", 0, 3), ("75 1 0", 1, 2), ("75 75 75 0", 75, 3)]
 )
@@ -91,6 +96,7 @@ def test_until_done_passes_sigterm_on_and_ends():
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 143
     assert output.count("saves") == 1
+    assert "restart" not in output
 
 
 def executable(path, text):
