@@ -145,7 +145,9 @@ def _rows(config: ConfigDict, name: str, progress: _Progress) -> Iterator[PlanRo
         fields = {"batch_size": row.batch_size, "model__remat": row.remat, "accumulation_steps": row.accumulation_steps}
         if row.batch_size != config.batch_size:
             fields["eval_batch_size"] = None
-        yield progress.plan(searches.with_fields(config, **fields), find_topology(row.topology))
+        confirmed = progress.plan(searches.with_fields(config, **fields), find_topology(row.topology))
+        # The run may be too short for a larger batch, which says nothing of its memory.
+        yield row if confirmed.status == "refused" else confirmed
 
 
 def _write_json(rows: Sequence[PlanRow]) -> None:

@@ -68,6 +68,12 @@ def test_the_batch_of_a_search_is_a_multiple_of_devices_and_parts():
     assert all(config.batch_size % 32 == 0 for config in machine.asked)
 
 
+def test_the_warm_up_of_a_short_run_does_not_end_a_search():
+    machine = Machine(lambda config: 100 + config.batch_size)
+    search.largest_batch(machine, v3_8_config(epochs=1.0, optimizer__warmup_steps=10_000), find_topology("v3-8"))
+    assert all(config.epochs is None and config.steps > 10_000 for config in machine.asked)
+
+
 def test_the_smallest_slice_is_the_first_that_fits():
     sizes = []
 

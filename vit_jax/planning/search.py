@@ -60,8 +60,10 @@ def largest_batch(
     unit = (topology.num_devices if num_devices is None else num_devices) * config.accumulation_steps
 
     def measure(batch: int) -> PlanRow:
-        # eval_batch_size has nothing to do with the step, and might not be divisible by the devices.
-        return plan(with_fields(config, batch_size=batch * unit, eval_batch_size=None), topology)
+        # Neither the evaluation nor the length of the run has to do with the memory of a step, but they may not bear
+        # with another batch.
+        length = {"epochs": None, "images": None, "steps": config.optimizer.warmup_steps + 1000}
+        return plan(with_fields(config, batch_size=batch * unit, eval_batch_size=None, **length), topology)
 
     return search_largest(measure, first_guess)
 
