@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
-from vit_jax.planning import compiling
+from vit_jax.planning import compiling, worker
 from vit_jax.planning.rows import plan_row
 from vit_jax.planning.search import with_fields
 from vit_jax.planning.topologies import find_topology
@@ -85,10 +86,15 @@ def test_what_a_gpu_keeps_for_the_backward_pass_is_among_its_temporaries(gpu_row
     assert gpu_row.memory.temporaries > gradients + 10 * 2 * 32 * 5 * 1024  # ten of bfloat16 [32, 5, 1024], at least
 
 
-def test_what_the_config_gets_wrong_is_a_row():
-    row = plan_row(tiny(batch_size=12), find_topology("h100-8"))
-    assert row.status == "refused"
-    assert "not divisible" in row.message
+def test_what_the_config_gets_wrong_is_an_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker.logging, "disable", lambda level: None)  # this process goes on
+    config = tiny(batch_size=13, accumulation_steps=2)
+    request, answer = tmp_path / "request.json", tmp_path / "answer.json"
+    request.write_text(json.dumps({"config": json.loads(config.to_json()), "topology": None, "num_devices": 1}))
+    worker.main(str(request), str(answer))
+    given = json.loads(answer.read_text())
+    assert given["status"] == "refused"
+    assert "not divisible" in given["message"]
 
 
 @pytest.fixture(scope="module")
