@@ -142,7 +142,7 @@ def draw(cells: dict[tuple[str, int, str], dict[str, Any]], path: pathlib.Path) 
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     figure.axes[0].set_ylabel("largest batch on one TPU v3 core")
-    figure.axes[1].legend(fontsize=8)
+    figure.axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 
