@@ -9,7 +9,7 @@ from vit_jax import optimizers, partitioning
 from vit_jax.losses import NO_LABEL, make_loss
 from vit_jax.mixing import Mixing
 from vit_jax.models import create_model
-from vit_jax.train_step import MIXING_STREAM, init_train_state, make_train_step, normalize_images
+from vit_jax.train_step import MIXING_STREAM, RNGS, init_train_state, make_train_step, normalize_images
 
 BATCH = 16
 
@@ -219,3 +219,21 @@ def test_sigmoid_loss_sums_over_classes():
     logits = np.array([[2.0, -1.0, 0.5]], np.float32)
     expected = np.log1p(np.exp(logits)).sum() - logits[0, 1]
     np.testing.assert_allclose(make_loss("sigmoid")(jnp.asarray(logits), jnp.array([1])), [expected], rtol=1e-6)
+
+
+def test_generator_decides_the_masks_of_dropout_and_not_the_parameters():
+    mesh = partitioning.make_mesh(jax.devices()[:1])
+    model = create_model("ViT-Ti/4", num_classes=10, num_layers=1, hidden_dim=32, mlp_dim=32, num_heads=2,
+                         dropout_rate=0.5, head_bias=1.0)  # fmt: skip
+    schedule = optimizers.make_schedule("constant", learning_rate=1e-3, num_steps=4)
+    optimizer = optimizers.make_optimizer("adamw", schedule)
+    found = {}
+    for rng in RNGS:
+        state = init_train_state(model, optimizer, mesh, image_size=8, seed=3, rng=rng)
+        params = jax.device_get(state.params)
+        step = make_train_step(model, optimizer, schedule, make_loss("softmax"), mesh, rng=rng)
+        for batch in batches(mesh, 2):
+            state, metrics = step(state, batch)
+        found[rng] = params, float(metrics["grad_norm"])
+    jax.tree.map(np.testing.assert_array_equal, found["rbg"][0], found["threefry2x32"][0])
+    assert len({norm for _, norm in found.values()}) > 1

@@ -366,7 +366,10 @@ class _Run:
             return
         deadline = time.monotonic() + _LINGER_SECONDS
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # the main thread may have left already
-            while time.monotonic() < deadline and set(self._seen) - self._lost - self._read(f"{_PEERS}/heard").keys():
+            while time.monotonic() < deadline:
+                knowing = self._read(f"{_PEERS}/heard").keys() | self._read(f"{_PEERS}/failed").keys()
+                if not set(self._seen) - self._lost - knowing:
+                    break
                 time.sleep(0.1)
             time.sleep(0.2)
 

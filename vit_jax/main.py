@@ -84,21 +84,26 @@ def _main() -> int:
         if _DRY_RUN.value:
             print(overview.dry_run(_CONFIG.value, experiment.build(_CONFIG.value, allow_missing_data=True)))
             return 0
-        distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        if not distributed.is_main_process():
-            logging.getLogger("vit_jax").setLevel(logging.WARNING)  # all say the same; one is enough
-        workdir = parse(_WORKDIR.value or "")
-        result = train(_CONFIG.value, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value, ledger=ledger)
-        distributed.shutdown()
-    except Stopped as stopped:
-        distributed.shutdown()
-        return 128 + stopped.signum
+        return _train(ledger)
     except Exception as error:
         return _fail(error)
+
+
+def _train(ledger: Ledger) -> int:
+    distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if not distributed.is_main_process():
+        logging.getLogger("vit_jax").setLevel(logging.WARNING)  # all say the same; one is enough
+    workdir = parse(_WORKDIR.value or "")
+    result, status = {}, 0
+    try:
+        result = train(_CONFIG.value, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value, ledger=ledger)
+    except Stopped as stopped:
+        status = 128 + stopped.signum
+    distributed.shutdown()
     if result:
         print(f"\n{summary.format_summary(result)}\n")
         print(f"More in {workdir}: summary.md, curves.png, checkpoints/, tensorboard/")
-    return 0
+    return status
 
 
 def _fail(error: Exception) -> int:

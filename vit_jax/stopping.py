@@ -13,6 +13,8 @@ from vit_jax.partitioning import replicated
 
 logger = logging.getLogger(__name__)
 
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
 _LAG = 4  # votes; as many steps run while the result of one is on its way, so that nobody waits for it
 
 
@@ -25,7 +27,7 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 
 class StopSignal:
-    """Receives SIGTERM and SIGINT (Ctrl-C), and brings all processes to stop at the same point.
+    """Brings all processes to stop at the same point on SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 (a notice by SLURM) to any.
 
     A preempted machine is told by a signal, and others may not be, so that processes vote before each step: with a sum
     over the devices that travels like the steps themselves and is read when it has long arrived.
@@ -38,7 +40,7 @@ class StopSignal:
     _collective = False
 
     def __enter__(self) -> "StopSignal":
-        self._before = {each: signal.signal(each, signal.SIG_DFL) for each in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {each: signal.signal(each, signal.SIG_DFL) for each in _SIGNALS}
         return self
 
     def vote_over(self, mesh: Mesh) -> None:

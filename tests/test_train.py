@@ -1,0 +1,109 @@
+"""The loop, called as from a notebook: what is left behind when something fails."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vit_jax import experiment as experiments
+from vit_jax.config import base_config
+from vit_jax.errors import UserError
+from vit_jax.train import train
+
+STEPS = 12
+
+
+@pytest.fixture
+def config():
+    config = base_config()
+    config.data.dataset = "digits"
+    config.data.eval_split = "test"
+    config.data.image_size = 8
+    config.model.name = "ViT-Ti/4"
+    config.model.num_layers = 1
+    config.model.hidden_dim = 32
+    config.model.mlp_dim = 32
+    config.model.num_heads = 2
+    config.batch_size = 16
+    config.eval_batch_size = 360
+    config.steps = STEPS
+    config.log_every_steps = 1
+    config.eval_every_steps = 6
+    config.checkpoint.every_steps = 4
+    config.polyak_decay = 0.5
+    return config
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{name: v for name, v in json.loads(line).items() if not name.startswith("time/")} for line in lines]
+
+
+def steps_in(folder):
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def test_state_of_a_run_that_failed_is_kept_beside_the_good_ones_and_can_be_gone_on_from(config, tmp_path, monkeypatch):
+    train(config, tmp_path / "whole")
+
+    make_evaluator = experiments.make_evaluator
+
+    def make_broken(*args, **kwargs):
+        evaluator = make_evaluator(*args, **kwargs)
+        monkeypatch.setattr(evaluator, "run", lambda state: 1 / 0)
+        return evaluator
+
+    monkeypatch.setattr(experiments, "make_evaluator", make_broken)
+    with pytest.raises(ZeroDivisionError):
+        train(config, tmp_path / "failed")
+    assert steps_in(tmp_path / "failed" / "checkpoints") == [4]
+    assert steps_in(tmp_path / "failed" / "emergency") == [6]
+
+    monkeypatch.undo()
+    (tmp_path / "failed" / "emergency" / "6").rename(tmp_path / "failed" / "checkpoints" / "6")
+    train(config, tmp_path / "failed")
+    starts = [json.loads(line) for line in (tmp_path / "failed" / "starts.jsonl").read_text().splitlines()]
+    assert [start["step"] for start in starts] == [0, 6]
+    assert rows(tmp_path / "failed") == rows(tmp_path / "whole")
+
+
+def test_state_that_is_not_finite_is_kept_apart_and_says_so(config, tmp_path):
+    config.optimizer.learning_rate = 1e30
+    config.eval_every_steps = None
+    with pytest.raises(UserError, match=r"(?s)at step \d.*checkpoint.*learning_rate.*emergency/\d+ for a closer look"):
+        train(config, tmp_path)
+    (step,) = steps_in(tmp_path / "emergency")
+    assert step not in steps_in(tmp_path / "checkpoints")
+
+
+def test_average_of_the_parameters_is_what_is_evaluated(config, tmp_path, monkeypatch):
+    seen = []
+    make_evaluator = experiments.make_evaluator
+
+    def make_spy(*args, **kwargs):
+        evaluator = make_evaluator(*args, **kwargs)
+        add = evaluator._add
+        evaluator._add = lambda params, *rest: seen.append(np.asarray(params["head"]["bias"])) or add(params, *rest)
+        return evaluator
+
+    monkeypatch.setattr(experiments, "make_evaluator", make_spy)
+    states = []
+    make_step = experiments.make_step
+
+    def make_noted(*args):
+        step = make_step(*args)
+
+        def noted(state, batch):
+            state, metrics = step(state, batch)
+            states.append(np.asarray(state.params["head"]["bias"]))
+            return state, metrics
+
+        return noted
+
+    monkeypatch.setattr(experiments, "make_step", make_noted)
+    train(config, tmp_path)
+    average = np.zeros(10)
+    for bias in states:
+        average = 0.5 * average + 0.5 * bias
+    np.testing.assert_allclose(seen[-1], average, rtol=1e-4, atol=1e-7)
+    assert np.abs(seen[-1] - states[-1]).max() > 1e-4
