@@ -50,10 +50,10 @@ def unfinished(workdir: pathlib.Path) -> set[str]:
     return {path.name for path in (workdir / "checkpoints").glob("*tmp*")}
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> bool:
-    """Waits until something has come about; False if the process ended before."""
+def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen) -> bool:
+    """Waits until something has come about; False if a process ended before."""
     while not condition():
-        if process.poll() is not None:
+        if any(process.poll() is not None for process in processes):
             return False
         time.sleep(0.002)
     return True
@@ -86,8 +86,16 @@ def load_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """All arrays of a checkpoint folder by path."""
     import jax
     import orbax.checkpoint as ocp
+    from absl import logging
 
-    tree = ocp.StandardCheckpointer().restore(folder.absolute() / "tree")
+    logging.set_verbosity(logging.ERROR)  # it misses a file that nobody writes
+    checkpointer, path = ocp.StandardCheckpointer(), folder.absolute() / "tree"
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever they were written
+    like = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=here),
+        checkpointer.metadata(path).item_metadata.tree,
+    )
+    tree = checkpointer.restore(path, like)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 

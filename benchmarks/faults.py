@@ -1,0 +1,370 @@
+r"""Harms a run of several processes again and again and shows that it ends where one in peace does, to the bit.
+
+    python -m benchmarks.faults --config=configs/quickstart.py --faults=20 --num_processes=2 --devices_per_process=2 \
+        --config.checkpoint.every_steps=20 --config.eval_every_steps=40 --config.log_every_steps=20
+
+Runs the config once in peace; then again with a fault at a random moment, and a restart of the same command after each:
+SIGTERM to one or to all processes, `kill -9` of process 0, of another or of all, one process that stands still, a disk
+that is full; at any time, while a checkpoint is written, or in an evaluation. After each fault it checks that
+
+- all processes end within --within seconds, with the status that docs/faults.md tells;
+- each survivor says in one message what happened and what to do;
+- no half-written checkpoint is taken for a whole one, and the next start goes on from the newest.
+
+In the end it compares parameters, optimizer state, data position, best parameters and all metrics but times with the
+run in peace. With --elastic each start has another number of processes and devices; then the losses must agree to
+--tolerance, and the data position exactly. Prints a table, writes JSON where --output says, and ends with status 1 if
+anything is not as it should be. Flags that are not its own go to vit_jax.main.
+
+The disk is a small one in memory, which Linux lets everyone mount in a namespace of their own. Where that is forbidden
+(`unshare --user --map-root-user --mount true` fails) the run does without full disks, and says so.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+from benchmarks.interruptions import differences, newest, steps_of, unfinished, wait_for
+from vit_jax.distributed import LOST_STATUS
+from vit_jax.metrics import read_jsonl
+
+DISK_BYTES = 256_000_000
+NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
+IN_NAMESPACE = "FAULTS_MAY_MOUNT"  # environment variable: this process is in it
+
+TERM_ONE, TERM_ALL, STOP_ONE, FULL = "SIGTERM to one", "SIGTERM to all", "SIGSTOP of one", "disk full"
+KILL_MAIN, KILL_OTHER, KILL_ALL = "kill -9 of process 0", "kill -9 of another", "kill -9 of all"
+KINDS = (TERM_ONE, TERM_ALL, STOP_ONE, FULL, KILL_MAIN, KILL_OTHER, KILL_ALL)
+SIGNALS = {TERM_ONE: signal.SIGTERM, TERM_ALL: signal.SIGTERM, STOP_ONE: signal.SIGSTOP}  # otherwise SIGKILL
+ANY_TIME, SAVING, EVALUATING = "at any time", "saving", "evaluating"
+ELASTIC = ((1, 4), (4, 1), (2, 1), (2, 2), (1, 2))  # processes and devices of each, one start after the other
+
+ADVICE = {  # by exit status: what each process has to say, and process 0 after SIGTERM
+    LOST_STATUS: ("Restart the same command on all hosts; it goes on from the newest checkpoint.",),
+    1: ("No space left on device", "run the same command again"),
+}
+TERMINATED = 128 + signal.SIGTERM
+
+
+@dataclasses.dataclass
+class Outcome:
+    """A fault and what came of it."""
+
+    fault: str
+    moment: str
+    statuses: list[int]  # by process; -n: ended by signal n
+    seconds: float  # until all had ended
+    steps: tuple[list[int], list[int]]  # of the checkpoints before this start and after the fault
+    messages: list[str]
+    problems: list[str]
+
+
+class Start:
+    """The processes of one start; their output goes to files."""
+
+    def __init__(self, flags: list[str], workdir: pathlib.Path, shape: tuple[int, int], logs: pathlib.Path):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        environment = {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(shape[1]),
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+            "JAX_NUM_PROCESSES": str(shape[0]),
+        }
+        command = [sys.executable, "-m", "vit_jax.main", *flags, f"--workdir={workdir}"]
+        self.numbers = range(shape[0])
+        self._logs = [logs.with_name(f"{logs.name}-{number}.log") for number in self.numbers]
+        self.processes = []
+        for number, log in enumerate(self._logs):
+            with log.open("wb") as file:
+                process = subprocess.Popen(
+                    command, env={**environment, "JAX_PROCESS_ID": str(number)}, stdout=file, stderr=file
+                )
+            self.processes.append(process)
+
+    def output(self, number: int) -> str:
+        """All that a process has written."""
+        return self._logs[number].read_text(errors="replace")
+
+    def errors(self, number: int) -> list[str]:
+        """A process's messages for people."""
+        return [f"error: {text}".strip() for text in ("\n" + self.output(number)).split("\nerror: ")[1:]]
+
+    def are_together(self) -> bool:
+        """Whether the processes have found each other."""
+        return len(self.processes) == 1 or f"all {len(self.processes)} processes are there" in self.output(0)
+
+    def end(self, seconds: float, but: list[int]) -> list[int]:
+        """Waits until the processes but some have ended, then kills all; returns those that it had to kill."""
+        deadline = time.monotonic() + seconds
+        others = [number for number in self.numbers if number not in but]
+        while any(self.processes[each].poll() is None for each in others) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        left = [each for each in others if self.processes[each].poll() is None]
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        return left
+
+    def finish(self) -> None:
+        """Waits until the run is done; ends this script if a process fails."""
+        for number, process in enumerate(self.processes):
+            if process.wait() != 0:
+                sys.exit(f"process {number} ended with {process.returncode}:\n{self.output(number)[-5000:]}")
+
+
+class Harm:
+    """Does faults to the run in a workdir."""
+
+    def __init__(self, workdir: pathlib.Path, eval_every: int | None, within: float):
+        self._workdir, self._eval_every, self._within = workdir, eval_every, within
+        self._remember()
+
+    def _remember(self) -> None:
+        """What is there before a start."""
+        self._steps = steps_of(self._workdir)
+        self._num_starts = len(read_jsonl(self._workdir / "starts.jsonl"))
+
+    def _new_starts(self) -> list[dict]:
+        return read_jsonl(self._workdir / "starts.jsonl")[self._num_starts :]
+
+    def do(self, start: Start, kind: str, *, step: int, delay: float, moment: str) -> Outcome | None:
+        """Does a fault some seconds after the checkpoint of a step, at the next moment of a kind.
+
+        Returns:
+          What came of it; None if the run was at its end before.
+        """
+        everyone = list(start.numbers)
+        if kind == STOP_ONE and len(everyone) == 1:
+            kind = KILL_ALL  # nobody is there to notice
+        one = random.choice((everyone[1:] if kind == KILL_OTHER else []) or everyone)
+        victims = {KILL_MAIN: [0], FULL: []}.get(kind, everyone if kind in (TERM_ALL, KILL_ALL) else [one])
+        killing_time = None
+
+        def is_time() -> bool:
+            nonlocal killing_time
+            if killing_time is None:
+                # Before they are together a process that is gone is waited for, so that only it need be started again.
+                if not start.are_together() or max(steps_of(self._workdir), default=0) < step:
+                    return False
+                killing_time = time.monotonic() + delay
+            return time.monotonic() >= killing_time and moment in (ANY_TIME, self._moment())
+
+        reached, observed = wait_for(is_time, *start.processes), self._moment()
+        begin = time.monotonic()
+        if not reached:
+            kind, victims = "nothing", []
+        with self._full_disk() if kind == FULL else contextlib.nullcontext():
+            for victim in victims:
+                start.processes[victim].send_signal(SIGNALS.get(kind, signal.SIGKILL))
+            left = start.end(self._within, but=victims if kind == STOP_ONE else [])
+        statuses = [process.returncode for process in start.processes]
+        if not reached and set(statuses) == {0}:
+            return None
+        outcome = Outcome(
+            fault=f"{kind} ({victims[0]})" if len(victims) == 1 and kind != KILL_MAIN else kind,
+            moment=observed,
+            statuses=statuses,
+            seconds=time.monotonic() - begin,
+            steps=(self._steps, steps_of(self._workdir)),
+            messages=[error for number in start.numbers for error in start.errors(number)],
+            problems=[f"process {number} did not end within {self._within:g} s" for number in left],
+        )
+        if not _is_allowed(kind, victims, statuses):
+            outcome.problems.append(f"ended with {statuses}")
+        outcome.problems += self._problems(start, outcome)
+        self._remember()
+        return outcome
+
+    def _moment(self) -> str:
+        """What the run is doing, as far as its files tell."""
+        if not self._new_starts():
+            return "starting"
+        last = (read_jsonl(self._workdir / "metrics.jsonl") or [{"step": 0}])[-1]
+        begun = [path.name.partition(".")[0] for path in (self._workdir / "checkpoints").glob("[0-9]*")]
+        is_due = self._eval_every and last["step"] % self._eval_every == 0 and "train/loss" in last
+        if is_due and str(last["step"]) in begun:  # the step's save comes first
+            return EVALUATING
+        return SAVING if unfinished(self._workdir) else "training"
+
+    @contextlib.contextmanager
+    def _full_disk(self) -> Iterator[None]:
+        ballast = self._workdir.with_name("ballast")
+        try:
+            with ballast.open("wb") as file, contextlib.suppress(OSError):
+                while True:  # until not a byte is left, although the run writes, too
+                    space, size = os.fstatvfs(file.fileno()), os.fstat(file.fileno()).st_size
+                    os.posix_fallocate(file.fileno(), size, max(space.f_bavail, 1) * space.f_frsize)
+            yield
+        finally:
+            ballast.unlink()
+
+    def _problems(self, start: Start, outcome: Outcome) -> Iterator[str]:
+        """What is not as it should be after a fault."""
+        for number, status in enumerate(outcome.statuses):
+            output, errors = start.output(number), start.errors(number)
+            if status in ADVICE and len(errors) != 1:
+                yield f"process {number} ended with {len(errors)} messages"
+            if status in ADVICE and not all(each in error for error in errors for each in ADVICE[status]):
+                yield f"process {number} does not say what to do"
+            if "Traceback" in output:
+                yield f"process {number} shows a traceback"
+            if "set aside" in output or "is damaged" in output:
+                yield f"process {number} found a damaged checkpoint"
+        before, after = (max(steps, default=0) for steps in outcome.steps)
+        if set(outcome.statuses) == {TERMINATED} and f"the state of step {after} is saved" not in start.output(0):
+            yield "process 0 does not say that the state is saved"
+        if after < before:
+            yield "the newest checkpoint is lost"
+        for record in self._new_starts():
+            if record["step"] != before:
+                yield f"started from step {record['step']} instead of {before}"
+
+
+def _is_allowed(kind: str, victims: list[int], statuses: list[int]) -> bool:
+    """Whether the processes ended as they should after a fault."""
+    hit = {statuses[victim] for victim in victims}
+    others = {status for number, status in enumerate(statuses) if number not in victims}
+    if kind == FULL:
+        return others == {1}
+    if kind not in (TERM_ONE, TERM_ALL):
+        return hit == {-signal.SIGKILL} and others <= {LOST_STATUS}
+    # Before the first step a signal ends a process at once, and the others miss it.
+    at_once = -signal.SIGTERM in hit and hit <= {-signal.SIGTERM, LOST_STATUS} and others <= {LOST_STATUS}
+    return set(statuses) == {TERMINATED} or at_once
+
+
+def elastic_differences(workdir: pathlib.Path, reference: pathlib.Path, tolerance: float) -> tuple[list[str], float]:
+    """What differs between two runs on other numbers of devices, and the largest relative difference of a loss."""
+    found, largest = [], 0.0
+    ours, theirs = (read_jsonl(path / "metrics.jsonl") for path in (workdir, reference))
+    if [row["step"] for row in ours] != [row["step"] for row in theirs]:
+        found.append("steps of metrics.jsonl")
+    for row, expected in zip(ours, theirs, strict=False):
+        for name in (name for name in row.keys() & expected.keys() if name.endswith("/loss")):
+            difference = abs(row[name] / expected[name] - 1)
+            largest = max(largest, difference)
+            if difference > tolerance:
+                found.append(f"{name} of step {row['step']} by {difference:.1e}")
+    extras = [newest(path / "checkpoints") / "extra" / "metadata" for path in (workdir, reference)]
+    positions = [json.loads(extra.read_text())["data"] for extra in extras]
+    if positions[0] != positions[1]:
+        found.append(f"data position {positions[0]} instead of {positions[1]}")
+    return found, largest
+
+
+def main() -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/quickstart.py")
+    parser.add_argument("--faults", type=int, default=20)
+    parser.add_argument("--num_processes", type=int, default=2)
+    parser.add_argument("--devices_per_process", type=int, default=2)
+    parser.add_argument("--elastic", action="store_true", help="another number of processes and devices at each start")
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="relative, of losses with --elastic")
+    parser.add_argument("--within", type=float, default=90.0, help="seconds from a fault to the end of all processes")
+    parser.add_argument("--seed", type=int, default=0, help="of the random faults and moments")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
+    parser.add_argument("--logs", type=pathlib.Path, help="folder for what the processes write")
+    arguments, others = parser.parse_known_args()
+    may_mount = IN_NAMESPACE in os.environ
+    if not may_mount and shutil.which("unshare") and subprocess.run([*NAMESPACE, "true"], check=False).returncode == 0:
+        os.environ[IN_NAMESPACE] = "1"
+        os.execvp(NAMESPACE[0], [*NAMESPACE, *sys.orig_argv])  # and come here again
+    with tempfile.TemporaryDirectory(prefix="faults-") as temporary, contextlib.ExitStack() as cleanup:
+        disk = pathlib.Path(temporary, "disk")
+        disk.mkdir()
+        if may_mount:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", disk], check=True)
+            cleanup.callback(lambda: subprocess.run(["umount", "--lazy", disk], check=False))
+        logs = arguments.logs or pathlib.Path(temporary, "logs")
+        logs.mkdir(parents=True, exist_ok=True)
+        return run(arguments, [f"--config={arguments.config}", *others], disk, logs, can_fill=may_mount)
+
+
+def run(
+    arguments: argparse.Namespace, flags: list[str], disk: pathlib.Path, logs: pathlib.Path, *, can_fill: bool
+) -> int:
+    """Runs the config in peace and with faults, and reports; returns the exit status."""
+    random.seed(arguments.seed)
+    shape = (arguments.num_processes, arguments.devices_per_process)
+    reference, workdir = disk / "reference", disk / "harmed"
+    begin = time.monotonic()
+    Start(flags, reference, shape, logs / "reference").finish()
+    seconds = time.monotonic() - begin
+    config = json.loads((reference / "config.json").read_text())
+    every, eval_every = config["checkpoint"]["every_steps"], config["eval_every_steps"]
+    num_steps = json.loads((reference / "summary.json").read_text())["steps"]
+    # Each start may write so many checkpoints that some are left for those to come.
+    most = num_steps // every // (arguments.faults + 2)
+    kinds = [kind for kind in KINDS if kind != FULL or can_fill]
+    moments = [ANY_TIME, SAVING, EVALUATING] if eval_every else [ANY_TIME, SAVING]
+    print(f"in peace: {seconds:.1f} s, {num_steps} steps, a checkpoint every {every}")
+    print(
+        "" if can_fill else "without full disks: `unshare --user --mount` is forbidden here, so none can be mounted\n"
+    )
+    print(f"{'':>3}  {'fault':24}{'while':12}{'ended with':17}{'after':>7}  checkpoints", flush=True)
+
+    harm = Harm(workdir, eval_every, arguments.within)
+    outcomes: list[Outcome] = []
+    rounds = -(-arguments.faults // len(kinds))
+    for kind in [kind for _ in range(rounds) for kind in random.sample(kinds, len(kinds))][: arguments.faults]:
+        number = len(outcomes) + 1
+        this_shape = ELASTIC[number % len(ELASTIC)] if arguments.elastic else shape
+        outcome = harm.do(
+            Start(flags, workdir, this_shape, logs / f"start-{number:02}"),
+            kind,
+            step=max(steps_of(workdir), default=0) + every * random.randint(0, most),
+            # After a restart the checkpoint is there at once, so that short delays fall into the start-up.
+            delay=random.uniform(0.1, 1.0) * seconds * every / num_steps,
+            moment=SAVING if kind == FULL else random.choice(moments),
+        )
+        if outcome is None:
+            print("the run ended before all faults were made; use a longer config for more")
+            break
+        outcomes.append(outcome)
+        statuses = " ".join(map(str, outcome.statuses))
+        print(f"{number:3}  {outcome.fault:24}{outcome.moment:12}{statuses:17}{outcome.seconds:5.1f} s", end="  ")
+        print(*outcome.steps, sep=" -> ", flush=True)
+        for problem in outcome.problems:
+            print(f"     PROBLEM: {problem}", flush=True)
+    Start(flags, workdir, shape, logs / "last").finish()
+
+    if arguments.elastic:
+        found, largest = elastic_differences(workdir, reference, arguments.tolerance)
+        same = f"the same data, losses within {largest:.1e}"
+    else:
+        found, same, largest = differences(workdir, reference), "identical to the bit", 0.0
+    found += [f"{path.name} in {path.parent.name}" for path in workdir.glob("*/damaged-*")]
+    problems = [problem for outcome in outcomes for problem in outcome.problems]
+    print(
+        f"\n{len(outcomes)} faults, {len(problems)} problems; " + (f"DIFFERENT: {', '.join(found)}" if found else same)
+    )
+    result = {
+        "flags": flags,
+        "in_peace_seconds": seconds,
+        "faults": [dataclasses.asdict(outcome) for outcome in outcomes],
+        "largest_difference": largest,
+        "differences": found,
+    }
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    return int(bool(found or problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
