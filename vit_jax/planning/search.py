@@ -168,8 +168,8 @@ class Option:
 
 
 # Work of a step relative to one without: "full" computes the forward pass a second time, which is a third more;
-# "dots" keeps the results of matrix products and repeats what lies between, which is bound by memory. 1.1 is what XLA
-# estimates for ViT-L/16 on TPU v3.
+# "dots" keeps the results of matrix products and repeats what lies between, which is bound by memory: 1.1 is a guess
+# that only decides what is tried first.
 _REMAT_WORK = {"none": 1.0, "dots": 1.1, "full": 4 / 3}
 
 
