@@ -35,7 +35,8 @@ def base_config() -> ConfigDict:
     config.model.dropout_rate = placeholder(float)  # 0 by default
     config.model.attention_dropout_rate = placeholder(float)  # 0 by default
     config.model.stochastic_depth_rate = placeholder(float)  # of the last layer, growing from the first; 0 by default
-    config.model.attention = placeholder(str)  # "auto" (the default), "einsum", "xla" or "cudnn" (NVIDIA GPUs)
+    # "auto" (the default), "einsum", "xla", "cudnn" (NVIDIA GPUs), or "half_logits" (faster on TPU, less exact)
+    config.model.attention = placeholder(str)
     config.model.dtype = "float32"  # of the computation; "bfloat16" on TPU and GPU
     config.model.param_dtype = "float32"
     config.model.scan_layers = placeholder(bool)  # loop over stacked layers, which compiles faster; not by default

@@ -95,6 +95,7 @@ def lower(config: ConfigDict, experiment: Experiment, task: str) -> jax.stages.L
     params = partitioning.with_sharding(
         experiment.abstract_state.params, jax.tree.map(lambda _: replicated, experiment.abstract_state.params)
     )
+    infer = partitioning.within(experiment.mesh, infer)
     return jax.jit(infer, out_shardings=outputs).lower(params, experiment.abstract_batch["image"])
 
 
