@@ -33,8 +33,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from benchmarks.interruptions import differences, newest, steps_of, unfinished, wait_for
 from vit_jax.distributed import LOST_STATUS
@@ -108,6 +109,11 @@ class Start:
         """Whether the processes have found each other."""
         return len(self.processes) == 1 or f"all {len(self.processes)} processes are there" in self.output(0)
 
+    def send(self, signum: int, victims: Iterable[int]) -> None:
+        """Sends a signal to some of the processes."""
+        for victim in victims:
+            self.processes[victim].send_signal(signum)
+
     def end(self, seconds: float, but: list[int]) -> list[int]:
         """Waits until the processes but some have ended, then kills all; returns those that it had to kill."""
         deadline = time.monotonic() + seconds
@@ -168,9 +174,8 @@ class Harm:
         begin = time.monotonic()
         if not reached:
             kind, victims = "nothing", []
-        with self._full_disk() if kind == FULL else contextlib.nullcontext():
-            for victim in victims:
-                start.processes[victim].send_signal(SIGNALS.get(kind, signal.SIGKILL))
+        with self._full_disk(start) if kind == FULL else contextlib.nullcontext():
+            start.send(SIGNALS.get(kind, signal.SIGKILL), victims)
             left = start.end(self._within, but=victims if kind == STOP_ONE else [])
         statuses = [process.returncode for process in start.processes]
         if not reached and set(statuses) == {0}:
@@ -202,16 +207,26 @@ class Harm:
         return SAVING if unfinished(self._workdir) else "training"
 
     @contextlib.contextmanager
-    def _full_disk(self) -> Iterator[None]:
-        ballast = self._workdir.with_name("ballast")
-        try:
-            with ballast.open("wb") as file, contextlib.suppress(OSError):
-                while True:  # until not a byte is left, although the run writes, too
+    def _full_disk(self, start: Start) -> Iterator[None]:
+        ballast, is_full, ended = self._workdir.with_name("ballast"), threading.Event(), threading.Event()
+
+        def fill() -> None:
+            with ballast.open("wb") as file:
+                while not ended.wait(0.005):  # the run may delete what it needs no longer
                     space, size = os.fstatvfs(file.fileno()), os.fstat(file.fileno()).st_size
-                    os.posix_fallocate(file.fileno(), size, max(space.f_bavail, 1) * space.f_frsize)
-            yield
-        finally:
-            ballast.unlink()
+                    with contextlib.suppress(OSError):
+                        os.posix_fallocate(file.fileno(), size, max(space.f_bavail, 1) * space.f_frsize)
+                    is_full.set()
+
+        thread = threading.Thread(target=fill)
+        start.send(signal.SIGSTOP, start.numbers)  # filled in an instant, or they would finish writing before it is
+        thread.start()
+        is_full.wait()
+        start.send(signal.SIGCONT, start.numbers)
+        yield
+        ended.set()
+        thread.join()
+        ballast.unlink()
 
     def _problems(self, start: Start, outcome: Outcome) -> Iterator[str]:
         """What is not as it should be after a fault."""
@@ -221,7 +236,9 @@ class Harm:
                 yield f"process {number} ended with {len(errors)} messages"
             if status in ADVICE and not all(each in error for error in errors for each in ADVICE[status]):
                 yield f"process {number} does not say what to do"
-            if "Traceback" in output:
+            if status in ADVICE and ADVICE[status][-1] not in output.splitlines()[-1]:
+                yield f"process {number} says more after its message"
+            if "Traceback" in output and outcome.fault != FULL:  # there threads of Orbax print some first
                 yield f"process {number} shows a traceback"
             if "set aside" in output or "is damaged" in output:
                 yield f"process {number} found a damaged checkpoint"
@@ -250,21 +267,21 @@ def _is_allowed(kind: str, victims: list[int], statuses: list[int]) -> bool:
 
 def elastic_differences(workdir: pathlib.Path, reference: pathlib.Path, tolerance: float) -> tuple[list[str], float]:
     """What differs between two runs on other numbers of devices, and the largest relative difference of a loss."""
-    found, largest = [], 0.0
     ours, theirs = (read_jsonl(path / "metrics.jsonl") for path in (workdir, reference))
+    apart = {
+        f"{name} of step {row['step']}": abs(row[name] / expected[name] - 1)
+        for row, expected in zip(ours, theirs, strict=False)
+        for name in row.keys() & expected.keys()
+        if name.endswith("/loss")
+    }
+    found = [f"{name} by {difference:.1e}" for name, difference in apart.items() if difference > tolerance]
     if [row["step"] for row in ours] != [row["step"] for row in theirs]:
         found.append("steps of metrics.jsonl")
-    for row, expected in zip(ours, theirs, strict=False):
-        for name in (name for name in row.keys() & expected.keys() if name.endswith("/loss")):
-            difference = abs(row[name] / expected[name] - 1)
-            largest = max(largest, difference)
-            if difference > tolerance:
-                found.append(f"{name} of step {row['step']} by {difference:.1e}")
     extras = [newest(path / "checkpoints") / "extra" / "metadata" for path in (workdir, reference)]
     positions = [json.loads(extra.read_text())["data"] for extra in extras]
     if positions[0] != positions[1]:
         found.append(f"data position {positions[0]} instead of {positions[1]}")
-    return found, largest
+    return found, max(apart.values(), default=0.0)
 
 
 def main() -> int:

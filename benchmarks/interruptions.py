@@ -89,6 +89,7 @@ def load_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # it misses a file that nobody writes
+    jax.config.update("jax_platforms", "cpu")  # leaves accelerators to those that train
     checkpointer, path = ocp.StandardCheckpointer(), folder.absolute() / "tree"
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever they were written
     like = jax.tree.map(
