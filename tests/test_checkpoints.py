@@ -218,3 +218,14 @@ def test_write_that_fails_is_one_error_that_says_where(directory):
         with pytest.raises(UserError, match="could not write a checkpoint"):
             checkpoints.save(4, tree(4))
             checkpoints.wait()
+
+
+def test_checkpoint_from_before_a_field_that_is_not_used_can_be_read(tmp_path):
+    state = {"params": {"x": jnp.arange(4.0)}}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        step, restored, _ = checkpoints.restore_latest({**state, "average": None})
+    assert step == 1
+    assert restored["average"] is None
+    np.testing.assert_array_equal(restored["params"]["x"], np.arange(4.0))

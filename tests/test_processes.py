@@ -74,7 +74,7 @@ def on_one_device(train):
     ("processes", "devices", "flags"),
     [
         (1, 8, ["--config.sharding=fsdp"]),
-        (2, 4, ["--config.sharding=fsdp+tensor", "--config.mesh.model=4"]),
+        (2, 4, []),
         # Two processes share the heads of a layer, and so the rows of a batch.
         (4, 2, ["--config.sharding=fsdp+tensor", "--config.mesh.model=4"]),
     ],

@@ -1,11 +1,14 @@
 """However the state is split, training computes the same."""
 
+import shlex
+
 import jax
 import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from tests.conftest import ROOT
 from vit_jax import experiment as experiments
 from vit_jax import optimizers, partitioning
 from vit_jax.config import base_config
@@ -116,10 +119,25 @@ def test_scanned_layers_are_split_as_unrolled_ones_are():
     assert found[name] == PartitionSpec(None, "data", "model", None)
 
 
-def test_a_rule_of_the_user_comes_first_and_fsdp_splits_what_it_leaves_whole():
-    found = specs("fsdp", [("head/kernel", (None, None)), ("Dense_0/kernel", ("data", None))])
-    assert found["Transformer/encoderblock_3/MlpBlock_3/Dense_0/kernel"] == PartitionSpec("data", None)
-    assert found["Transformer/encoderblock_3/MlpBlock_3/Dense_1/kernel"] == PartitionSpec("data", None)
+def test_a_rule_of_the_user_comes_first_and_the_preset_leaves_alone_what_it_matches():
+    rules = [("Dense_1/kernel", (None, None)), ("Dense_0/kernel", ("data", None))]
+    found = specs("fsdp", rules)
+    block = "Transformer/encoderblock_3/MlpBlock_3/"
+    assert specs("fsdp")[block + "Dense_0/kernel"] == PartitionSpec(None, "data")
+    assert found[block + "Dense_0/kernel"] == PartitionSpec("data", None)
+    assert specs("fsdp")[block + "Dense_1/kernel"] == PartitionSpec("data", None)
+    assert found[block + "Dense_1/kernel"] == PartitionSpec()
+
+
+def test_command_of_the_page_is_taken(run_main):
+    page = (ROOT / "docs" / "sharding.md").read_text()
+    flags = shlex.split(next(line for line in page.splitlines() if line.startswith("--config.sharding=")))
+    wider = ["--config.model.hidden_dim=128", "--config.model.mlp_dim=256"]
+    process = run_main(
+        "--config=configs/quickstart.py", "--dry_run", *flags, *wider, check=True, JAX_NUM_CPU_DEVICES="8"
+    )
+    row = next(line.split() for line in process.stdout.splitlines() if "_*/MlpBlock_3/Dense_0/kernel" in line)
+    assert row[-4:-2] == ["data", "-"]
 
 
 def test_moments_and_average_lie_as_their_parameters():
@@ -145,6 +163,8 @@ def test_moments_and_average_lie_as_their_parameters():
         ({"preset": "fsdp", "rules": [("head/kernel", ("modle", None))]}, "unknown mesh axis.*'modle'. Did you mean"),
         ({"preset": "fsdp", "rules": [("head/bias", (None, "data"))]}, "gives head/bias 2 axes, but its shape is"),
         ({"preset": "fsdp", "rules": [("head/kernel", (None, "data"))]}, "head/kernel.*10 is not divisible by 8"),
+        ({"preset": "fsdp", "rules": [("Dense_0/kernel", ("data", "data"))]}, "names mesh axis 'data' twice"),
+        ({"preset": "fsdp", "rules": [("Dense_0/kernel", "data")]}, "sharding_rules takes pairs"),
         ({"preset": "fsdp", "rules": ["head/kernel"]}, "sharding_rules takes pairs"),
         ({"preset": "fsdp", "rules": [("head/(", ("data",))]}, "sharding_rules takes pairs"),
         ({"preset": "fsdp+tensor", "model": 8}, "cannot be split over mesh axis 'model': 3 is not divisible by"),

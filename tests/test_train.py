@@ -1,9 +1,12 @@
 """The loop, called as from a notebook: what is left behind when something fails."""
 
+import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache as cache
 
 from vit_jax import experiment as experiments
 from vit_jax.config import base_config
@@ -11,6 +14,16 @@ from vit_jax.errors import UserError
 from vit_jax.train import train
 
 STEPS = 12
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(compilation_cache):
+    cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    cache.reset_cache()
 
 
 @pytest.fixture
@@ -43,28 +56,56 @@ def steps_in(folder):
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
-def test_state_of_a_run_that_failed_is_kept_beside_the_good_ones_and_can_be_gone_on_from(config, tmp_path, monkeypatch):
+@pytest.fixture
+def fail_at(monkeypatch):
+    """Makes the batch of a step, or the step itself, fail."""
+
+    def arrange(step, where):
+        make = getattr(experiments, where)
+
+        def make_broken(*args):
+            made, calls = make(*args), itertools.count(1)
+
+            def broken(*args):
+                if next(calls) == step:
+                    raise ZeroDivisionError
+                return made(*args) if where == "make_step" else next_batch()
+
+            if where == "make_step":
+                return broken
+            next_batch = made.__next__
+            monkeypatch.setattr(type(made), "__next__", lambda self: broken())
+            return made
+
+        monkeypatch.setattr(experiments, where, make_broken)
+
+    return arrange
+
+
+def test_state_of_a_run_that_failed_is_kept_beside_the_good_ones_and_can_be_gone_on_from(
+    config, tmp_path, monkeypatch, fail_at
+):
     train(config, tmp_path / "whole")
-
-    make_evaluator = experiments.make_evaluator
-
-    def make_broken(*args, **kwargs):
-        evaluator = make_evaluator(*args, **kwargs)
-        monkeypatch.setattr(evaluator, "run", lambda state: 1 / 0)
-        return evaluator
-
-    monkeypatch.setattr(experiments, "make_evaluator", make_broken)
+    workdir = tmp_path / "failed"
+    fail_at(8, "make_train_batches")
     with pytest.raises(ZeroDivisionError):
-        train(config, tmp_path / "failed")
-    assert steps_in(tmp_path / "failed" / "checkpoints") == [4]
-    assert steps_in(tmp_path / "failed" / "emergency") == [6]
+        train(config, workdir)
+    assert steps_in(workdir / "checkpoints") == [4]
+    assert steps_in(workdir / "emergency") == [7]
+
+    # Of a second failure, earlier, nothing of the first is left.
+    monkeypatch.undo()
+    fail_at(3, "make_step")
+    with pytest.raises(ZeroDivisionError):
+        train(config, workdir)
+    assert steps_in(workdir / "emergency") == [6]
 
     monkeypatch.undo()
-    (tmp_path / "failed" / "emergency" / "6").rename(tmp_path / "failed" / "checkpoints" / "6")
-    train(config, tmp_path / "failed")
-    starts = [json.loads(line) for line in (tmp_path / "failed" / "starts.jsonl").read_text().splitlines()]
-    assert [start["step"] for start in starts] == [0, 6]
-    assert rows(tmp_path / "failed") == rows(tmp_path / "whole")
+    (workdir / "emergency" / "6").rename(workdir / "checkpoints" / "6")
+    train(config, workdir)
+    starts = [json.loads(line) for line in (workdir / "starts.jsonl").read_text().splitlines()]
+    assert [start["step"] for start in starts] == [0, 4, 6]
+    assert rows(workdir) == rows(tmp_path / "whole")
 
 
 def test_state_that_is_not_finite_is_kept_apart_and_says_so(config, tmp_path):

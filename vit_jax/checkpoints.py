@@ -125,7 +125,7 @@ class Checkpoints:
             # In a bucket any folder without the commit object is one, even what somebody else put there.
             if not is_remote(self._directory) or half_written.get().name.isdigit():
                 half_written.get().rmtree()
-        distributed.barrier(f"{self._directory} is tidy")
+        distributed.barrier(f"{self._directory.name} are tidy")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self._directory.name),
@@ -216,7 +216,7 @@ class Checkpoints:
         """Renames a checkpoint, so that it is no longer one, but still there: `<reason>-<step>`."""
         if distributed.is_main_process():
             self._rename_aside(step, reason)
-        distributed.barrier(f"set aside {self._directory}/{step}")
+        distributed.barrier(f"{self._directory.name}/{step} is set aside")
         self._manager.reload()
 
     def _rename_aside(self, step: int, reason: str) -> None:
@@ -280,9 +280,10 @@ class Checkpoints:
         if wanted != saved:
             differing = sorted(name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name))
             raise UserError(
-                f"the checkpoint of step {step} in {self._directory} is of another model or optimizer; "
-                f"{len(differing)} arrays differ, such as {differing[0]}: {saved.get(differing[0], 'absent')} there, "
-                f"{wanted.get(differing[0], 'absent')} here. Use the config it was written with, or another --workdir."
+                f"the checkpoint of step {step} in {self._directory} is of another model, optimizer, rng or "
+                f"polyak_decay; {len(differing)} arrays differ, such as {differing[0]}: "
+                f"{saved.get(differing[0], 'absent')} there, {wanted.get(differing[0], 'absent')} here. Use the config "
+                "it was written with, or another --workdir."
             )
         # On its own: together, a process that finds its part damaged would leave the others waiting for it.
         alone = ocp.options.MultiprocessingOptions(
@@ -290,10 +291,15 @@ class Checkpoints:
             active_processes={jax.process_index()},
             barrier_sync_key_prefix=f"read_{jax.process_index()}",
         )
-        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, like)
-            tree = checkpointer.restore(self._directory / str(step) / "tree", args=ocp.args.StandardRestore(abstract))
+            args = ocp.args.PyTreeRestore(
+                abstract,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                partial_restore=True,  # arrays were compared; what is None here may be absent from older checkpoints
+            )
+            tree = checkpointer.restore(self._directory / str(step) / "tree", args=args)
         return tree, extra, expected_prints
 
     @staticmethod
@@ -316,6 +322,8 @@ class Checkpoints:
     def _guard(self, write: Callable[[], object]) -> None:
         try:
             write()
+        except distributed.PeerLostError:
+            raise
         except Exception as error:  # any failure to write ends the run with the same advice
             reason = re.sub(r"\s+", " ", str(error))[:500]
             if is_remote(self._directory):  # which may be out of reach

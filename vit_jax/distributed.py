@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 _PEERS = "vit_jax/peers"  # <kind>/<process>: beat, failed, left
 _GRACE_SECONDS = 5.0  # for the main thread to end by itself once a peer is lost
+_SAYING_SECONDS = 5.0  # most that telling the others may take
 _LINGER_SECONDS = 10.0  # for others to read why process 0 ends, before the store ends with it
 _MAX_SHOWN = 5  # lines that differ
 
@@ -201,9 +202,12 @@ def lost_peer(error: BaseException) -> PeerLostError | None:
     Returns:
       What to report and end with, or None if all processes live.
     """
-    if isinstance(error, PeerLostError) or _run is None:
-        return error if isinstance(error, PeerLostError) else None
-    return _run.verdict(wait=_may_be_communication(error))
+    cause: BaseException | None = error
+    while cause is not None:  # others may have wrapped it
+        if isinstance(cause, PeerLostError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None if _run is None else _run.verdict(wait=_may_be_communication(error))
 
 
 def announce_failure(message: str, exit_status: int = 1) -> None:
@@ -219,7 +223,7 @@ def announce_failure(message: str, exit_status: int = 1) -> None:
         _run.announce_failure(message, exit_status)
 
 
-def shutdown(timeout_seconds: float = 60.0) -> None:
+def shutdown(timeout_seconds: float = 600.0) -> None:
     """Leaves the run in good order: waits until all processes are here, then disconnects.
 
     Not after an error of one process: see `announce_failure`.
@@ -340,12 +344,18 @@ class _Run:
         if self._verdict:  # the failure of another is what the others will hear of
             return
         self._leaving.set()
-        try:
-            self._put("failed", json.dumps({"message": message, "exit_status": exit_status}))
-            if self.cluster.process_id == 0:
-                self._before_the_end()
-        except jax.errors.JaxRuntimeError:
-            logger.warning("the other processes could not be told that this one ends")
+
+        def say() -> None:
+            try:
+                self._put("failed", json.dumps({"message": message, "exit_status": exit_status}))
+            except jax.errors.JaxRuntimeError:
+                logger.warning("the other processes could not be told that this one ends")
+
+        saying = threading.Thread(target=say, daemon=True)
+        saying.start()
+        saying.join(_SAYING_SECONDS)  # the store may hang
+        if self.cluster.process_id == 0:
+            self._before_the_end()
 
     def verdict(self, *, wait: bool) -> PeerLostError | None:
         if wait:
@@ -412,7 +422,7 @@ class _Run:
             if now - looked > self._lost_after / 2:
                 # This process itself was at a standstill, and has heard of nobody meanwhile.
                 self._answered = now
-                for seen in self._seen.values():
+                for seen in list(self._seen.values()):
                     seen.at = now
             looked = now
             if now - self._answered > self._lost_after:

@@ -141,6 +141,16 @@ def build(
     )
 
 
+def describe_data(experiment: Experiment) -> str:
+    """A line for each of the data sets, in which those of all processes must agree."""
+    sources = {"training": experiment.train_source, "evaluation": experiment.eval_source}
+    return "\n".join(
+        f"{use}: {len(source):,} images, {source.fingerprint()}"
+        for use, source in sources.items()
+        if source is not None
+    )
+
+
 def make_step(config: ConfigDict, experiment: Experiment) -> jax.stages.Wrapped:
     """The step `(state, batch) -> (state, metrics)` of a run; also what is compiled to plan one."""
     return make_train_step(
@@ -216,7 +226,7 @@ def make_evaluator(
 
 
 _AT_LEAST_ONE = (
-    *("log_every_steps", "eval_every_steps", "checkpoint.every_steps", "checkpoint.keep"),
+    *("log_every_steps", "eval_every_steps", "eval_batch_size", "checkpoint.every_steps", "checkpoint.keep"),
     *("profile.first_step", "profile.num_steps"),
     *("data.image_size", "data.num_threads", "data.prefetch", "data.eval_resize_small", "data.max_labels"),
     *("model.num_layers", "model.hidden_dim", "model.mlp_dim", "model.num_heads"),

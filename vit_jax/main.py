@@ -8,7 +8,7 @@ A config file may take arguments after a colon, and any of its fields can be set
         --config.optimizer.learning_rate=3e-4 --config.model.name=ViT-S/4
 
 Look before you train: --dry_run prints the resolved config, the parameters, which of them weight decay touches, the
-learning rate along the run, and what would be trained, and ends.
+learning rate along the run, how the state lies on the devices of this process, and what would be trained, and ends.
 
 The same command in the same --workdir goes on where the last start ended, to the bit. SIGTERM or Ctrl-C save and end
 the run with status 143 or 130; mistakes end it with status 1 and one message. vit_jax/config.py lists all fields.

@@ -145,8 +145,7 @@ def parameter_specs(
       params: the parameters, or their shapes.
       mesh: from `make_mesh`.
       preset: one of `PRESETS`.
-      rules: come before the preset's; of all that match a name the first decides. What they leave whole, "fsdp" may
-        still split over `data`.
+      rules: come before the preset's; of all that match a name the first decides, and the preset changes nothing.
 
     Raises:
       UserError: unknown preset or axis; one of `rules` matches no parameter, has more axes than the array, or an axis
@@ -162,12 +161,16 @@ def parameter_specs(
                 f"sharding rule {pattern!r} matches no parameter. Names are such as "
                 f"{', '.join(repr(name) for name in list(shapes)[:: max(1, len(shapes) // 4)][:4])}."
             )
+    num_given = len(rules)
     rules += TENSOR_RULES if preset == "fsdp+tensor" else ()
     specs = {}
     for name, shape in shapes.items():
-        axes = next((axes for pattern, axes in rules if re.search(pattern, name)), ())
+        number, axes = next(
+            ((i, axes) for i, (pattern, axes) in enumerate(rules) if re.search(pattern, name)), (None, ())
+        )
         spec = _by_rule(name, shape, axes, mesh)
-        if preset != "replicated" and math.prod(shape) >= SMALLEST_SPLIT:
+        of_the_user = number is not None and number < num_given
+        if preset != "replicated" and not of_the_user and math.prod(shape) >= SMALLEST_SPLIT:
             spec = _split_over_data(shape, spec, mesh.shape[DATA_AXIS])
         specs[name] = PartitionSpec(*spec) if any(spec) else PartitionSpec()
     if mesh.shape[MODEL_AXIS] > 1 and not any(MODEL_AXIS in spec for spec in specs.values()):
@@ -188,6 +191,8 @@ def _checked(rule: Any) -> Rule:
     try:
         pattern, axes = rule
         re.compile(pattern)
+        if isinstance(axes, str):
+            raise TypeError
         axes = tuple(axes)
     except (TypeError, ValueError, re.error) as error:
         raise UserError(
@@ -196,6 +201,8 @@ def _checked(rule: Any) -> Rule:
     for axis in axes:
         if axis not in (None, DATA_AXIS, MODEL_AXIS):
             raise unknown_name(f"mesh axis in the sharding rule {pattern!r}:", axis, (DATA_AXIS, MODEL_AXIS))
+        if axis is not None and axes.count(axis) > 1:
+            raise UserError(f"the sharding rule {pattern!r} names mesh axis {axis!r} twice: {axes}.")
     return pattern, axes
 
 

@@ -6,6 +6,7 @@ itself gets an ACPI event, which becomes a SIGTERM only for what a service manag
 """
 
 import contextlib
+import http.client
 import logging
 import os
 import pathlib
@@ -45,7 +46,7 @@ def watch(callback: Callable[[str], object]) -> Iterator[None]:
             query = f"wait_for_change=true&timeout_sec={_WAIT_SECONDS}&last_etag={tag}"
             try:
                 value, tag = metadata(path, os.environ, query, timeout_seconds=_WAIT_SECONDS + 10)
-            except OSError as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 logger.debug("no answer about %s: %s", path, error)
                 ended.wait(_RETRY_SECONDS)
                 continue

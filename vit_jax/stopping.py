@@ -69,7 +69,8 @@ class StopSignal:
 
     def ask(self, signum: int = signal.SIGTERM) -> None:
         """Asks to stop, as the signal would; from any thread."""
-        self.signum = signum
+        # SLURM's notice means the same, and launchers know one status less.
+        self.signum = signal.SIGTERM if signum == signal.SIGUSR1 else signum
 
     def check(self) -> None:
         """Raises `Stopped` if any process was asked to stop. All must call it, equally often and at the same points.

@@ -55,6 +55,7 @@ def train(
         experiment = experiments.build(config)
         mesh, num_steps = experiment.mesh, experiment.num_steps
         stop.vote_over(mesh)
+        distributed.check_same("data", experiments.describe_data(experiment))
         cleanup.enter_context(workdir.opened(path, config, allow_config_change=allow_config_change))
         logger.info("%s", overview.describe_run(config, experiment))
         watchdog = cleanup.enter_context(Watchdog(config.watchdog_seconds, path))
@@ -116,7 +117,7 @@ def train(
             return step == num_steps or (every_steps is not None and step % every_steps == 0)
 
         def describe_position() -> dict[str, Any]:
-            return {"data": batches.get_state(), "window": step_metrics.get_state()}
+            return {"data": position, "window": step_metrics.get_state()}
 
         def save() -> None:
             step_metrics.drain()  # raises rather than save what follows a loss that is not finite
@@ -161,11 +162,11 @@ def train(
                     logger.warning("could not draw curves.png", exc_info=True)
 
         # The story.
-        first_step = step + 1
+        first_step, position = step + 1, batches.get_state()
         ledger.turn_to("compile")
 
         def take_steps() -> None:
-            nonlocal step, state
+            nonlocal step, state, position
             metrics = None
             if step and is_due(config.eval_every_steps):
                 evaluate()  # an earlier start may have ended in the middle of it
@@ -176,7 +177,7 @@ def train(
                         batch = next(batches)
                     state, metrics = train_step(state, batch)
                 del batch  # its memory can be used again before the next is there
-                step += 1
+                step, position = step + 1, batches.get_state()
                 step_metrics.push(step, metrics)
                 watchdog.beat(step)
                 if step == first_step:
@@ -194,26 +195,35 @@ def train(
                 if is_due(config.eval_every_steps):
                     evaluate()
 
-        try:
-            take_steps()
-            wait_for_checkpoints()
-            draw()
-        except NonFiniteError as error:
-            wait_for_checkpoints()
-            last_good = _last_good(checkpoints, error.step)
-            saved_to = _save_in_emergency(path, step, state, describe_position())
-            raise UserError(f"{error} {last_good} {saved_to}") from error
-        except (UserError, Stopped) as error:  # nothing is wrong with the state
+        def end(error: Exception) -> None:
+            """Does what there is to do before an error leaves."""
+            if isinstance(error, NonFiniteError):
+                wait_for_checkpoints()
+                last_good = _last_good(checkpoints, error.step)
+                saved_to = _save_in_emergency(path, step, state, describe_position())
+                raise UserError(f"{error} {last_good} {saved_to}") from error
             together = isinstance(error, Stopped) or distributed.process_count() == 1
-            if step >= first_step and together:
+            if step < first_step or not together:
+                return
+            if isinstance(error, UserError | Stopped):  # nothing is wrong with the state
                 save()
                 wait_for_checkpoints()
                 reason = f"{error}: " if isinstance(error, Stopped) else ""
                 logger.info("%sthe state of step %d is saved; run the same command to go on", reason, step)
-            raise
-        except Exception:
-            if step >= first_step and distributed.process_count() == 1:
+            else:
+                with contextlib.suppress(Exception):  # for the metrics of the last steps
+                    step_metrics.drain()
                 logger.error("%s", _save_in_emergency(path, step, state, describe_position()))
+
+        try:
+            take_steps()
+            wait_for_checkpoints()
+            draw()
+        except Exception as error:
+            try:
+                end(error)
+            except NonFiniteError as worse:  # found by the save
+                end(worse)
             raise
         finally:
             accounts.record(step)
@@ -239,6 +249,7 @@ def _save_in_emergency(path: workdir.AnyPath, step: int, state: TrainState, posi
     """Saves a state that may be bad, beside the good ones; says where, or why not. Raises nothing."""
     try:
         with Checkpoints(path / "emergency", keep=1) as emergency:
+            emergency.drop_after(step - 1)  # of an earlier failure
             emergency.save(step, state, position)
             emergency.wait()
     except Exception as error:  # whatever it is, what led here matters more

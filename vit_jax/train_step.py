@@ -81,7 +81,8 @@ def create_train_state(
         params=params,
         opt_state=optimizer.init(params),
         rng=jax.random.key_data(step_rng),
-        average=None if polyak_decay is None else jax.tree.map(jnp.copy, params),
+        # In float32: bfloat16 would round the small steps of an average away.
+        average=None if polyak_decay is None else jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params),
     )
 
 

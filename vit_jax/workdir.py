@@ -130,7 +130,7 @@ _WITHOUT_EFFECT = (
     *("data.expected_train_images", "data.expected_within", "data.how_to_prepare"),
     *("data.num_threads", "data.num_workers", "data.prefetch", "data.max_bad_records"),
     # The same up to rounding, and so that a run goes on with what hardware is left.
-    *("mesh.data", "mesh.model", "sharding", "sharding_rules"),
+    *("mesh.data", "mesh.model", "sharding", "sharding_rules", "model.remat", "eval_batch_size"),
     *("watchdog_seconds", "profile.first_step", "profile.num_steps"),
 )
 
@@ -306,9 +306,11 @@ def opened(workdir: AnyPath, config: ConfigDict, *, allow_config_change: bool = 
         if distributed.process_count() > 1:
             token = f"seen-{uuid.uuid4().hex}"
             write_atomically(workdir / f".{token}", "")
-            distributed.broadcast_from_main("workdir", token)
-            distributed.barrier("all see the workdir")
-            (workdir / f".{token}").unlink()
+            try:
+                distributed.broadcast_from_main("workdir", token)
+                distributed.barrier("all see the workdir")
+            finally:
+                (workdir / f".{token}").unlink()
         yield
 
 
