@@ -91,11 +91,9 @@ class Start:
         self._logs = [logs.with_name(f"{logs.name}-{number}.log") for number in self.numbers]
         self.processes = []
         for number, log in enumerate(self._logs):
+            environment["JAX_PROCESS_ID"] = str(number)
             with log.open("wb") as file:
-                process = subprocess.Popen(
-                    command, env={**environment, "JAX_PROCESS_ID": str(number)}, stdout=file, stderr=file
-                )
-            self.processes.append(process)
+                self.processes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file))
 
     def output(self, number: int) -> str:
         """All that a process has written."""
@@ -232,10 +230,8 @@ class Harm:
         """What is not as it should be after a fault."""
         for number, status in enumerate(outcome.statuses):
             output, errors = start.output(number), start.errors(number)
-            if status in ADVICE and len(errors) != 1:
-                yield f"process {number} ended with {len(errors)} messages"
-            if status in ADVICE and not all(each in error for error in errors for each in ADVICE[status]):
-                yield f"process {number} does not say what to do"
+            if status in ADVICE and (len(errors) != 1 or not all(each in errors[0] for each in ADVICE[status])):
+                yield f"process {number} does not say in one message what to do"
             if status in ADVICE and ADVICE[status][-1] not in output.splitlines()[-1]:
                 yield f"process {number} says more after its message"
             if "Traceback" in output and outcome.fault != FULL:  # there threads of Orbax print some first
@@ -297,7 +293,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random faults and moments")
     parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
     parser.add_argument("--logs", type=pathlib.Path, help="folder for what the processes write")
-    arguments, others = parser.parse_known_args()
+    options, others = parser.parse_known_args()
     may_mount = IN_NAMESPACE in os.environ
     if not may_mount and shutil.which("unshare") and subprocess.run([*NAMESPACE, "true"], check=False).returncode == 0:
         os.environ[IN_NAMESPACE] = "1"
@@ -308,17 +304,17 @@ def main() -> int:
         if may_mount:
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", disk], check=True)
             cleanup.callback(lambda: subprocess.run(["umount", "--lazy", disk], check=False))
-        logs = arguments.logs or pathlib.Path(temporary, "logs")
+        logs = options.logs or pathlib.Path(temporary, "logs")
         logs.mkdir(parents=True, exist_ok=True)
-        return run(arguments, [f"--config={arguments.config}", *others], disk, logs, can_fill=may_mount)
+        return run(options, [f"--config={options.config}", *others], disk, logs, can_fill=may_mount)
 
 
 def run(
-    arguments: argparse.Namespace, flags: list[str], disk: pathlib.Path, logs: pathlib.Path, *, can_fill: bool
+    options: argparse.Namespace, flags: list[str], disk: pathlib.Path, logs: pathlib.Path, *, can_fill: bool
 ) -> int:
     """Runs the config in peace and with faults, and reports; returns the exit status."""
-    random.seed(arguments.seed)
-    shape = (arguments.num_processes, arguments.devices_per_process)
+    random.seed(options.seed)
+    shape = (options.num_processes, options.devices_per_process)
     reference, workdir = disk / "reference", disk / "harmed"
     begin = time.monotonic()
     Start(flags, reference, shape, logs / "reference").finish()
@@ -326,29 +322,30 @@ def run(
     config = json.loads((reference / "config.json").read_text())
     every, eval_every = config["checkpoint"]["every_steps"], config["eval_every_steps"]
     num_steps = json.loads((reference / "summary.json").read_text())["steps"]
-    # Each start may write so many checkpoints that some are left for those to come.
-    most = num_steps // every // (arguments.faults + 2)
     kinds = [kind for kind in KINDS if kind != FULL or can_fill]
-    moments = [ANY_TIME, SAVING, EVALUATING] if eval_every else [ANY_TIME, SAVING]
     print(f"in peace: {seconds:.1f} s, {num_steps} steps, a checkpoint every {every}")
-    print(
-        "" if can_fill else "without full disks: `unshare --user --mount` is forbidden here, so none can be mounted\n"
-    )
+    print("" if can_fill else "no full disks: `unshare --user --mount` is forbidden here, so none can be mounted\n")
     print(f"{'':>3}  {'fault':24}{'while':12}{'ended with':17}{'after':>7}  checkpoints", flush=True)
 
-    harm = Harm(workdir, eval_every, arguments.within)
+    harm = Harm(workdir, eval_every, options.within)
     outcomes: list[Outcome] = []
-    rounds = -(-arguments.faults // len(kinds))
-    for kind in [kind for _ in range(rounds) for kind in random.sample(kinds, len(kinds))][: arguments.faults]:
+    rounds = -(-options.faults // len(kinds))
+    for kind in [kind for _ in range(rounds) for kind in random.sample(kinds, len(kinds))][: options.faults]:
         number = len(outcomes) + 1
-        this_shape = ELASTIC[number % len(ELASTIC)] if arguments.elastic else shape
+        newest_step = max(steps_of(workdir), default=0)
+        # So many steps that enough are left for the starts to come.
+        room = (num_steps - newest_step) // (options.faults - number + 3)
+        moments = [ANY_TIME, SAVING, EVALUATING] if eval_every and eval_every <= room else [ANY_TIME, SAVING]
+        moment = SAVING if kind == FULL else random.choice(moments)
+        room -= {ANY_TIME: 0, SAVING: every, EVALUATING: eval_every}[moment]
+        this_shape = ELASTIC[number % len(ELASTIC)] if options.elastic else shape
         outcome = harm.do(
             Start(flags, workdir, this_shape, logs / f"start-{number:02}"),
             kind,
-            step=max(steps_of(workdir), default=0) + every * random.randint(0, most),
+            step=newest_step + random.randint(0, max(0, room)),
             # After a restart the checkpoint is there at once, so that short delays fall into the start-up.
             delay=random.uniform(0.1, 1.0) * seconds * every / num_steps,
-            moment=SAVING if kind == FULL else random.choice(moments),
+            moment=moment,
         )
         if outcome is None:
             print("the run ended before all faults were made; use a longer config for more")
@@ -361,8 +358,8 @@ def run(
             print(f"     PROBLEM: {problem}", flush=True)
     Start(flags, workdir, shape, logs / "last").finish()
 
-    if arguments.elastic:
-        found, largest = elastic_differences(workdir, reference, arguments.tolerance)
+    if options.elastic:
+        found, largest = elastic_differences(workdir, reference, options.tolerance)
         same = f"the same data, losses within {largest:.1e}"
     else:
         found, same, largest = differences(workdir, reference), "identical to the bit", 0.0
@@ -378,8 +375,8 @@ def run(
         "largest_difference": largest,
         "differences": found,
     }
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    if options.output:
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
     return int(bool(found or problems))
 
 
