@@ -71,7 +71,7 @@ def train(
         if restored:
             step, state, saved = restored
             batches.set_state(saved["data"])
-            logger.info("resumed from the checkpoint of step %d", step)
+            logger.info("resumed from the checkpoint of step %d, read in %.1f s", step, ledger.seconds()["restore"])
         else:
             step, saved = 0, {}
             state = experiments.init_state(config, experiment)
