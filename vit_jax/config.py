@@ -105,6 +105,8 @@ def base_config() -> ConfigDict:
     config.sharding_rules = ()  # of (pattern of parameter names, axes), before the preset's
     config.rng = "threefry2x32"  # of dropout and mixing; "rbg" is faster on TPU, but depends on the number of devices
 
+    config.compiler_options = ()  # of XLA for the training step, pairs of name and value: docs/tpu_speed.md
+
     config.eval_batch_size = placeholder(int)  # None: batch_size
     config.eval_every_steps = placeholder(int)  # None: at the end only
     config.log_every_steps = 50

@@ -152,7 +152,11 @@ def describe_data(experiment: Experiment) -> str:
 
 
 def make_step(config: ConfigDict, experiment: Experiment) -> jax.stages.Wrapped:
-    """The step `(state, batch) -> (state, metrics)` of a run; also what is compiled to plan one."""
+    """The step `(state, batch) -> (state, metrics)` of a run; also what is compiled to plan one.
+
+    Raises:
+      UserError: there are no such compiler options.
+    """
     return make_train_step(
         experiment.model,
         experiment.optimizer,
@@ -164,7 +168,21 @@ def make_step(config: ConfigDict, experiment: Experiment) -> jax.stages.Wrapped:
         mixing=experiment.mixing,
         rng=config.rng,
         polyak_decay=config.polyak_decay,
+        compiler_options=_compiler_options(config.compiler_options, experiment.mesh),
     )
+
+
+def _compiler_options(pairs: Sequence[Any], mesh: Mesh) -> dict[str, Any]:
+    try:
+        options = {str(name): value for name, value in pairs}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"compiler_options takes pairs of a name and a value, got {pairs!r}.") from error
+    if options and mesh.devices.flat[0].client == jax.devices()[0].client:  # those of a plan are asked when it compiles
+        try:
+            jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            raise UserError(f"compiler_options {options}: {error}") from error
+    return options
 
 
 def init_state(config: ConfigDict, experiment: Experiment) -> TrainState:

@@ -131,6 +131,7 @@ def make_train_step(
     mixing: Mixing | None = None,
     rng: str = RNGS[0],
     polyak_decay: float | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> jax.stages.Wrapped:
     """Makes the jitted step `(state, batch) -> (state, metrics)`.
 
@@ -151,6 +152,7 @@ def make_train_step(
       mixing: mixup and CutMix; pairs are those of the whole batch, however it is sharded or split into parts.
       rng: as in `create_train_state`.
       polyak_decay: share of the average that stays at each step; the state must have one.
+      compiler_options: of XLA, by name, such as `{"xla_tpu_enable_latency_hiding_scheduler": True}`.
     """
     rng_name = rng
 
@@ -218,4 +220,5 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
+        compiler_options=dict(compiler_options) if compiler_options else None,
     )

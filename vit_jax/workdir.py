@@ -131,7 +131,7 @@ _WITHOUT_EFFECT = (
     *("data.num_threads", "data.num_workers", "data.prefetch", "data.max_bad_records"),
     # The same up to rounding, and so that a run goes on with what hardware is left.
     *("mesh.data", "mesh.model", "sharding", "sharding_rules", "model.remat", "eval_batch_size"),
-    *("watchdog_seconds", "profile.first_step", "profile.num_steps"),
+    *("compiler_options", "watchdog_seconds", "profile.first_step", "profile.num_steps"),
 )
 
 
