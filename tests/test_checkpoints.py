@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import os
 import shutil
@@ -5,9 +6,11 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from vit_jax import checkpoints as checkpoints_module
 from vit_jax import partitioning
 from vit_jax.checkpoints import Checkpoints, fingerprints
 from vit_jax.errors import UserError
@@ -229,3 +232,15 @@ def test_checkpoint_from_before_a_field_that_is_not_used_can_be_read(tmp_path):
     assert step == 1
     assert restored["average"] is None
     np.testing.assert_array_equal(restored["params"]["x"], np.arange(4.0))
+
+
+def test_thread_that_failed_does_not_wait_at_the_barrier_that_the_others_never_reach(monkeypatch):
+    reached = []
+    monkeypatch.setattr(ocp.multihost, "get_barrier_sync_fn", lambda: lambda **where: reached.append(where["key"]))
+    checkpoints_module._barrier_between_threads(key="in peace", timeout_ms=1)
+    with contextlib.suppress(OSError):
+        try:
+            raise OSError
+        finally:
+            checkpoints_module._barrier_between_threads(key="after an error", timeout_ms=1)
+    assert reached == ["in peace"]

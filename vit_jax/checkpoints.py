@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -131,7 +132,11 @@ class Checkpoints:
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self._directory.name),
             # A folder that cannot be made (full disk) is an error at once; made in the background, the other
             # threads would wait for it for minutes.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False, timeout_secs=_SAVE_SECONDS),
+            async_options=ocp.AsyncOptions(
+                create_directories_asynchronously=False,
+                timeout_secs=_SAVE_SECONDS,
+                barrier_sync_fn=_barrier_between_threads,
+            ),
         )
         return ocp.CheckpointManager(self._directory, options=options, item_names=("tree", "extra"))
 
@@ -336,6 +341,12 @@ class Checkpoints:
                 f"could not write a checkpoint to {self._directory}: {reason}\n"
                 f"{whole}{advice} and run the same command again; it goes on from the newest one."
             ) from error
+
+
+def _barrier_between_threads(*, key: str, timeout_ms: int) -> None:
+    """Orbax's barrier, but not after an error: the others never come to the one by which its threads then end."""
+    if sys.exc_info()[0] is None:
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _anywhere(flag: bool) -> bool:

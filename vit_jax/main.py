@@ -48,6 +48,7 @@ _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for all processes the same.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+_LOST_AFTER = flags.DEFINE_float("lost_after_seconds", 60.0, "A process without a sign of life for so long is lost.")
 
 
 def _check_flags() -> None:
@@ -90,7 +91,9 @@ def _main() -> int:
 
 
 def _train(ledger: Ledger) -> int:
-    distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    distributed.initialize(
+        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, lost_after_seconds=_LOST_AFTER.value
+    )
     if not distributed.is_main_process():
         logging.getLogger("vit_jax").setLevel(logging.WARNING)  # all say the same; one is enough
     workdir = parse(_WORKDIR.value or "")
@@ -112,7 +115,10 @@ def _fail(error: Exception) -> int:
         report(lost)
         return lost.exit_status
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-        error = UserError(f"{error}. Checkpoints that were whole still are.")
+        error = UserError(
+            f"{error}. Checkpoints that were whole still are; see to it and run the same command again, which goes on "
+            "from the newest one."
+        )
     if isinstance(error, UserError):
         status = report(error)
         distributed.announce_failure(str(error), status)

@@ -158,8 +158,8 @@ def train(
                 try:
                     writer.flush()
                     plot_curves([path], path / "curves.png")
-                except Exception:  # no run ends over a picture
-                    logger.warning("could not draw curves.png", exc_info=True)
+                except Exception as error:  # no run ends over a picture
+                    logger.warning("could not draw curves.png: %s: %s", type(error).__name__, error)
 
         # The story.
         first_step, position = step + 1, batches.get_state()
