@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from benchmarks.interruptions import differences
+from tests import multiprocess
 from tests.conftest import ROOT, main_command, main_environment
 from vit_jax import curves, workdir
 from vit_jax.accounting import Accounts, Ledger, read_starts
@@ -281,3 +282,23 @@ def test_profile_goes_to_the_bucket_and_is_found_there(run, caplog):
     files = {path.name.split(".", 1)[1] for path in (run / "profile/plugins/profile/steps_2-2").iterdir()}
     assert files == {"xplane.pb", "trace.json.gz"}
     assert caplog.text.count("are profiled in") == 1
+
+
+def test_two_processes_train_in_one_bucket_and_one_goes_on(run, compilation_cache, tmp_path, emulator):
+    arguments = [TINY, f"--workdir={run}", "--config.sharding=fsdp", "--config.eval_batch_size=100"]
+    # Large enough to be split, so that each process writes its part of a checkpoint.
+    arguments += ["--config.model.hidden_dim=128", "--config.model.mlp_dim=256"]
+    with multiprocess.start_main(arguments, tmp_path, 2, 1, compilation_cache) as processes:
+        ended = processes.all_ended()
+    assert [each.returncode for each in ended] == [0, 0], ended
+    whole = read_jsonl(run / "metrics.jsonl")
+    assert names(run / "checkpoints") == ["12", "16"]
+
+    (run / "checkpoints" / "16").rmtree()
+    with multiprocess.start_main(arguments, tmp_path, 1, 1, compilation_cache) as processes:
+        (ended,) = processes.all_ended()
+    assert ended.returncode == 0, ended.output
+    assert "resumed from the checkpoint of step 12" in ended.output
+    losses = {row["step"]: row["train/loss"] for row in whole if "train/loss" in row}
+    again = {row["step"]: row["train/loss"] for row in read_jsonl(run / "metrics.jsonl") if "train/loss" in row}
+    assert again == pytest.approx(losses, rel=1e-5)

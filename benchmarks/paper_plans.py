@@ -1,0 +1,81 @@
+r"""Plans the paper's largest runs on slices of TPU v3 and sets them beside its core-days: no TPU is needed.
+
+    pip install -e '.[plan]'
+    python benchmarks/paper_plans.py --json=docs/paper_plans.json            # compiles; go on with the same command
+    python benchmarks/paper_plans.py --json=docs/paper_plans.json --report   # the table alone
+
+Each row is what `python -m vit_jax.plan` prints of it; it takes one to five minutes on two CPU cores. The table is in
+docs/plan.md.
+"""
+
+import argparse
+import importlib
+import json
+import pathlib
+import sys
+from typing import Any
+
+# So that it runs from a clone that is not installed.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from vit_jax.planning import find_topology, plan_row
+
+RUNS = {
+    "vit_l16_jft": "ViT-L/16, JFT, 14 epochs",
+    "vit_h14_jft": "ViT-H/14, JFT, 14 epochs",
+    "vit_l16_i21k": "ViT-L/16, ImageNet-21k, 90 epochs",
+    "bit_l_r152x4": "R152x4, JFT, 40 epochs",
+}
+SLICES = ("v3-128", "v3-256", "v3-512", "v3-1024")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| run | slice | GiB a core of 15.48 | compiler | + network | images/s | days | core-days | paper | FLOPs "
+        "against formula | compiled in (CPU time) |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        cells = [RUNS[row["config"]], row["topology"]]
+        if row["status"] == "fits":
+            cells += [
+                f"{row['memory']['total'] / 2**30:.2f}",
+                f"{1e3 * row['compiler_seconds']:.0f} ms",
+                f"{1e3 * row['interconnect_seconds']:.0f} ms",
+                f"{row['images_per_second']:,.0f}",
+                f"{row['days']:.2f}",
+                f"{row['core_days']:,.0f}",
+                f"{row['paper_core_days']:,.0f}",
+                f"{100 * (row['compiler_flops'] / row['flops'] - 1):+.1f} %",
+                f"{row['compile_seconds']:.0f} s ({row['cpu_seconds']:.0f} s)",
+            ]
+        else:
+            cells += [row["status"], *[""] * 8]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Plans what is missing and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=pathlib.Path, required=True, help="where results are kept")
+    parser.add_argument("--report", action="store_true", help="compile nothing")
+    parser.add_argument("--timeout_minutes", type=float, default=30.0, help="for one compilation")
+    flags = parser.parse_args()
+    rows = json.loads(flags.json.read_text()) if flags.json.exists() else []
+    order = [(config, topology) for config in RUNS for topology in SLICES]
+    for config, topology in order:
+        if flags.report or any((row["config"], row["topology"]) == (config, topology) for row in rows):
+            continue
+        print(f"{config} on {topology} ...", file=sys.stderr, flush=True)
+        fields = importlib.import_module(f"configs.{config}").get_config()
+        row = plan_row(fields, find_topology(topology), timeout_minutes=flags.timeout_minutes)
+        rows.append({"config": config, **row.to_json()})
+        rows.sort(key=lambda row: order.index((row["config"], row["topology"])))
+        flags.json.write_text(json.dumps(rows, indent=1) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
