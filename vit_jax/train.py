@@ -55,8 +55,8 @@ def train(
         experiment = experiments.build(config)
         mesh, num_steps = experiment.mesh, experiment.num_steps
         stop.vote_over(mesh)
-        distributed.check_same("data", experiments.describe_data(experiment))
         cleanup.enter_context(workdir.opened(path, config, allow_config_change=allow_config_change))
+        distributed.check_same("data", experiments.describe_data(experiment))
         logger.info("%s", overview.describe_run(config, experiment))
         watchdog = cleanup.enter_context(Watchdog(config.watchdog_seconds, path))
         batches = cleanup.enter_context(contextlib.closing(experiments.make_train_batches(config, experiment)))

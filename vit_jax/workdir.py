@@ -68,7 +68,7 @@ def parse(place: str) -> AnyPath:
         import fsspec
         import gcsfs  # noqa: F401 - etils imports it when it is too late for a good message
     except ImportError as error:
-        raise UserError(f"{place} needs gcsfs ({error}); pip install 'vit_jax[gcs]'") from error
+        raise UserError(f"{place} needs gcsfs ({error}); pip install --editable '.[gcs]'") from error
     # Listings would be remembered for ever, although TensorStore writes beside gcsfs.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(place.rstrip("/"))
