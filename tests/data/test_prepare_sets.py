@@ -356,7 +356,7 @@ def test_a_set_that_needs_tensorflow_says_what_to_install(tmp_path, builder, mon
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # where it is installed, too
     name = builder("array_birds", "np.zeros((8, 8, 3), np.uint8)")
     assert main(["tfds", name, f"--import={name}", f"--out={tmp_path}"]) == 1
-    assert "pip install 'vit_jax[prepare]'" in capsys.readouterr().err
+    assert "pip install --editable '.[prepare]'" in capsys.readouterr().err
 
 
 def test_an_unknown_catalogue_set_names_the_nearest(tmp_path, capsys):

@@ -168,7 +168,7 @@ Data sets of the TFDS catalogue, as array_record.
   python -m vit_jax.data.prepare tfds imagenet2012 --manual_dir=/archives --out=/data
   python -m vit_jax.data.prepare tfds my_birds --import=my.builders
 
-TFDS downloads and prepares them. Most need TensorFlow for it (pip install 'vit_jax[prepare]'); training does not. Of an
+TFDS downloads and prepares them. Most need TensorFlow for it (pip install --editable '.[prepare]'); training does not. Of an
 interrupted command downloads are kept, but the data set that was being written is begun anew.""",
         _tfds,
     )

@@ -10,7 +10,7 @@ from vit_jax.errors import UserError
 
 # They mend some images with TensorFlow, the first of them after hours.
 _LATE_TO_FAIL = ("imagenet2012",)
-_INSTALL = "pip install 'vit_jax[prepare]'"
+_INSTALL = "pip install --editable '.[prepare]'"
 
 
 def prepare_catalogue(
