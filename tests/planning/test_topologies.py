@@ -30,8 +30,30 @@ def test_a_shape_is_a_name_too():
     assert find_topology("v4:4x4x8") == find_topology("v4-256")
 
 
+@pytest.mark.parametrize("name", ["v4:2x2x16", "v4:4x4x12", "v5e:4x2", "v3:2x4"])
+def test_a_slice_of_another_shape_is_named_by_it_and_found_again(name):
+    topology = find_topology(name)
+    assert (topology.name, topology.compiler_name) == (name, name)
+    assert find_topology(topology.name) == topology
+
+
+@pytest.mark.parametrize(
+    ("name", "generation"),
+    [("v3-512", "v3"), ("v4:2x2x16", "v4"), ("h100", "h100"), ("h100-8", "h100"), ("a100-80gb-2", "a100-80gb")],
+)
+def test_the_generation_of_a_slice_is_what_its_slices_are_listed_under(name, generation):
+    topology = find_topology(name)
+    assert topology.generation == generation
+    assert topology.chip == slices(topology.generation)[0].chip
+
+
+@pytest.mark.parametrize("name", ["v5litepod", " V5e", "v5litepod-16", "V5LITEPOD:4x4"])
+def test_slices_of_a_generation_are_found_under_its_other_names(name):
+    assert slices(name) == slices("v5e")
+
+
 def test_the_accelerator_type_of_v5e_is_a_name_too():
-    assert find_topology("v5litepod-16") == find_topology("v5e-16")
+    assert find_topology("v5litepod-16") == find_topology("V5litepod:4x4") == find_topology("v5e-16")
 
 
 def test_a_v4_chip_is_one_device():
@@ -40,8 +62,14 @@ def test_a_v4_chip_is_one_device():
 
 def test_gpus_are_counted():
     assert find_topology("a100-80gb").num_devices == 1
-    assert find_topology("h100-16").num_devices == 16
-    assert find_topology("h100-16").compiler_name is None
+    assert find_topology("h100-4").num_devices == 4
+    assert find_topology("h100-4").compiler_name is None
+
+
+@pytest.mark.parametrize("name", ["h100-16", "h100-0"])
+def test_gpus_that_nvlink_does_not_join_are_refused(name):
+    with pytest.raises(UserError, match="up to the 8 of one machine"):
+        find_topology(name)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +90,19 @@ def test_slices_of_a_generation_grow():
     assert chips == sorted(chips)
 
 
-def test_only_a_whole_pod_of_v3_is_a_torus():
-    line, ring = find_topology("v3-512"), find_topology("v3-2048")
+@pytest.mark.parametrize(
+    ("name", "torus"),
+    [
+        ("v2-256", (False, True)), ("v2-512", (True, True)), ("v3-512", (False, False)), ("v3-1024", (False, True)),
+        ("v3-2048", (True, True)), ("v5e-128", (False, True)), ("v4-64", (False, False, False)),
+        ("v4-128", (True, True, True)),
+    ],
+)  # fmt: skip
+def test_an_axis_as_long_as_the_pod_is_a_ring(name, torus):
+    assert find_topology(name).torus == torus
+
+
+def test_a_ring_has_twice_the_bandwidth_of_a_line():
+    line, half, ring = (find_topology(name) for name in ("v3-512", "v3-1024", "v3-2048"))
     assert ring.interconnect_bandwidth == ring.chip.interconnect_bandwidth == 2 * line.interconnect_bandwidth
+    assert half.interconnect_bandwidth == 1.5 * line.interconnect_bandwidth

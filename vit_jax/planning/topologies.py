@@ -19,7 +19,8 @@ from vit_jax.analysis import hardware
 from vit_jax.analysis.hardware import Chip
 from vit_jax.errors import UserError, unknown_name
 
-LARGEST_GPU_COUNT = 4096  # of a name such as "h100-64"
+# GPUs that NVLink joins in one machine. Beyond them the network is whatever the place has, which no data sheet tells.
+LARGEST_GPU_COUNT = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Topology:
     """A slice: chips of one kind and how they are connected.
 
     Attributes:
-      name: as it is rented, such as "v3-512".
+      name: as it is rented, such as "v3-512"; of a shape that is no standard slice that shape, such as "v4:2x2x16".
       chip: its data sheet.
       shape: chips along each axis of the slice.
       torus: for each axis whether its ends are connected.
@@ -44,8 +45,10 @@ class Topology:
 
     @property
     def generation(self) -> str:
-        """What the names of its slices begin with, such as "v3"."""
-        return self.name.rpartition("-")[0] if self.compiler_name else self.name
+        """What the names of its slices begin with, such as "v3" or "a100-80gb"."""
+        if self.compiler_name is not None:
+            return self.compiler_name.partition(":")[0]
+        return self.name.removesuffix(f"-{self.num_chips}")
 
     @property
     def num_chips(self) -> int:
@@ -143,29 +146,39 @@ def _tpu(generation: str, shape: tuple[int, ...]) -> Topology:
         torus = (all(size % facts.pod_axis == 0 for size in shape),) * 3
     else:
         torus = tuple(size == facts.pod_axis for size in shape)
+    size = "x".join(map(str, shape))
     count = math.prod(shape) * (chip.cores if facts.cores_in_name else 1)
     return Topology(
-        name=f"{generation}-{count}",
+        # A count stands for one shape only.
+        name=f"{generation}-{count}" if shape in facts.shapes else f"{generation}:{size}",
         chip=chip,
         shape=shape,
         torus=torus,
-        compiler_name=f"{generation}:{'x'.join(map(str, shape))}",
+        compiler_name=f"{generation}:{size}",
         compiler_options=facts.compiler_options,
     )
 
 
+def normalise(name: str) -> str:
+    """A name of a slice or a generation in lower case and without aliases: "v5e-16" for " V5litepod-16"."""
+    name = name.strip().lower()
+    family = re.split("[-:]", name, maxsplit=1)[0]
+    return _ALIASES.get(family, family) + name[len(family) :]
+
+
 def slices(generation: str) -> list[Topology]:
-    """All slices of a generation of TPUs, the smallest first; of GPUs 1, 2, 4, 8 and so on.
+    """All slices of a generation of TPUs, the smallest first; of GPUs 1, 2, 4 and 8.
 
     Args:
-      generation: "v3", say, or the name of a slice of it.
+      generation: "v3", say, or the name of a slice of it; as `find_topology` takes it.
 
     Raises:
       UserError: there is no such generation.
     """
-    if generation.partition("-")[0] in _GENERATIONS:
-        generation = generation.partition("-")[0]
-        return [_tpu(generation, shape) for shape in _GENERATIONS[generation].shapes]
+    generation = normalise(generation)
+    family = re.split("[-:]", generation, maxsplit=1)[0]
+    if family in _GENERATIONS:
+        return [_tpu(family, shape) for shape in _GENERATIONS[family].shapes]
     gpu = next((gpu for gpu in _GPUS if generation == gpu or generation.startswith(f"{gpu}-")), None)
     if gpu:
         return [_gpu(gpu, 2**exponent) for exponent in range(int(math.log2(LARGEST_GPU_COUNT)) + 1)]
@@ -192,11 +205,8 @@ def find_topology(name: str) -> Topology:
     Raises:
       UserError: there is none; the message has the nearest.
     """
-    name = name.strip().lower()
-    family, dash, rest = name.partition("-")
-    if family in _ALIASES:
-        family = _ALIASES[family]
-        name = f"{family}{dash}{rest}"
+    name = normalise(name)
+    family, _, rest = name.partition("-")
     if match := re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name):
         generation, shape = match[1], tuple(int(size) for size in match[2].split("x"))
         if generation in _GENERATIONS:
@@ -221,7 +231,10 @@ def find_topology(name: str) -> Topology:
         if name.startswith(f"{gpu}-") and (count := name.removeprefix(f"{gpu}-")).isdecimal():
             if 1 <= int(count) <= LARGEST_GPU_COUNT:
                 return _gpu(gpu, int(count))
-            raise UserError(f"{name!r}: the number of GPUs is 1 to {LARGEST_GPU_COUNT}.")
+            raise UserError(
+                f"{name!r}: GPUs are planned up to the {LARGEST_GPU_COUNT} of one machine, which NVLink joins; give "
+                f"{gpu} or {gpu}-2 to {gpu}-{LARGEST_GPU_COUNT}."
+            )
     raise unknown_name("topology", name, list_topologies())
 
 
