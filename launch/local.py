@@ -5,7 +5,8 @@ r"""Runs a command as several processes of one run on this machine, which find e
 
 It shows on a laptop what a pod does: start-up, saving together, the loss of a process, a restart. Each line of output
 starts with the number of the process. SIGTERM and Ctrl-C are passed on to all. When a process fails, the others have
---grace_seconds to find out and to end by themselves; then they are killed. With --max_restarts=N all are started again,
+--grace_seconds to find out and to end by themselves; then they are killed. What a process that has ended leaves behind,
+such as workers that read data, is killed when all have ended. With --max_restarts=N all are started again,
 at most N times, unless they ended with 0 (done) or 1 (an error that the same command would meet again).
 
 The exit status is 0 if all ended with 0; 1 if one ended with 1; otherwise that of the process that failed first.
@@ -14,6 +15,7 @@ Needs nothing but Python.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -56,6 +58,10 @@ class Launcher:
             printers.append(threading.Thread(target=_print_lines, args=(process_id, process.stdout)))
             printers[-1].start()
         first_failure = self._wait()
+        # Workers of a process that was killed live on, and keep its output open.
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         for printer in printers:
             printer.join()
         statuses = [_status(process.returncode) for process in self._processes]

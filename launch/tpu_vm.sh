@@ -11,12 +11,16 @@
 # `run` is `create`, `install`, `start …` and `wait …`, which can be called one by one. The run goes on when `wait`
 # is broken off, and `wait …` can be called again at any time.
 #
+# What fails is tried again after a pause; after MAX_FAILURES failures in a row the status is 1, and what was booked
+# stays booked.
+#
 # Needs gcloud, logged in, with a project that has quota for the type; `ssh-add ~/.ssh/google_compute_engine` once. The
 # service account needs the bucket (docs/storage.md). Optional:
 #   TPU_VERSION   image of the hosts (v2 to v4: tpu-ubuntu2204-base, the default; v5e: v2-alpha-tpuv5-lite;
 #                 v5p: v2-alpha-tpuv5; v6e: v2-alpha-tpuv6e)
 #   TPU_OPTIONS   more flags of `gcloud compute tpus queued-resources create` (default --spot; --reserved …)
-#   POLL_SECONDS  between two looks at the run (60)
+#   POLL_SECONDS  between two looks at the run, and before another try (60)
+#   MAX_FAILURES  of booking, deleting, installing or starting in a row (10)
 # shellcheck disable=SC2016 # what is in single quotes is read on the hosts
 set -euo pipefail
 
@@ -25,16 +29,43 @@ set -euo pipefail
 options=("--zone=$TPU_ZONE")
 here=$(cd "$(dirname "$0")/.." && pwd)
 
+scratch=$(mktemp -d)
+errors=$scratch/errors
+trap 'rm -r "$scratch"' EXIT
+
 say() { echo "tpu_vm: $*" >&2; }
 
-state() { # ACTIVE, WAITING_FOR_RESOURCES, …; nothing if it is not booked
-  gcloud compute tpus queued-resources describe "$TPU_NAME" "${options[@]}" \
-    --format='value(state.state)' 2>/dev/null || true
+state() { # ACTIVE, WAITING_FOR_RESOURCES, …; NOT_FOUND if it is not booked; UNKNOWN if gcloud could not tell
+  local answer
+  # Standard error is kept apart: warnings go there as well.
+  if answer=$(gcloud compute tpus queued-resources describe "$TPU_NAME" "${options[@]}" \
+    --format='value(state.state)' 2>"$errors"); then
+    echo "${answer:-UNKNOWN}"
+  elif grep -q '^ERROR: .*) NOT_FOUND: ' "$errors"; then
+    echo NOT_FOUND
+  else
+    say "gcloud could not tell how $TPU_NAME is: $(cat "$errors")"
+    echo UNKNOWN
+  fi
 }
+
+failures=0
+failed() { # what; counts, and gives up when it is one too many
+  failures=$((failures + 1))
+  say "$1 failed, $failures of ${MAX_FAILURES:-10} times in a row"
+  if [ "$failures" -ge "${MAX_FAILURES:-10}" ]; then
+    say "giving up. What is booked costs until \`launch/tpu_vm.sh delete\`"
+    exit 1 # as after an error that the same command would meet again
+  fi
+}
+
+pause() { sleep "${POLL_SECONDS:-60}"; }
 
 on_hosts() { # which hosts, command
   gcloud compute tpus tpu-vm ssh "$TPU_NAME" "${options[@]}" --worker="$1" --command="$2"
 }
+
+# `set -e` is off in a function that is called before `&&` or `||`: each of these ends at its first failure by itself.
 
 create() { # books the slice and waits until it is there
   local now more
@@ -43,32 +74,32 @@ create() { # books the slice and waits until it is there
   while true; do
     now=$(state)
     case $now in
-      ACTIVE) return ;;
-      "")
+      ACTIVE) failures=0 && return ;;
+      NOT_FOUND)
         say "booking $TPU_TYPE"
         gcloud compute tpus queued-resources create "$TPU_NAME" "${options[@]}" --node-id="$TPU_NAME" \
           --accelerator-type="$TPU_TYPE" --runtime-version="${TPU_VERSION:-tpu-ubuntu2204-base}" \
-          --scopes=https://www.googleapis.com/auth/cloud-platform ${more[@]+"${more[@]}"}
+          --scopes=https://www.googleapis.com/auth/cloud-platform ${more[@]+"${more[@]}"} || failed booking
         ;;
       SUSPENDED | FAILED)
         say "$now: deleting, to book again"
-        delete
+        delete || failed deleting
         ;;
-      *) say "$now" && sleep "${POLL_SECONDS:-60}" ;;
+      UNKNOWN) failed "looking at $TPU_NAME" ;;
+      *) say "$now" && failures=0 ;;
     esac
+    pause
   done
 }
 
 install() { # copies this commit to all hosts; the hosts' own Python is too old
-  local archive
-  archive=$(mktemp --suffix=.tar.gz)
-  git -C "$here" archive --format=tar.gz --output="$archive" HEAD
-  gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:vit_jax.tar.gz" "${options[@]}" --worker=all
-  rm "$archive"
-  on_hosts all 'set -e; mkdir -p vit_jax; tar -xzf vit_jax.tar.gz -C vit_jax
-    python3 -m pip install --quiet --user uv
-    [ -d venv ] || python3 -m uv venv --quiet --python 3.12 venv
-    python3 -m uv pip install --quiet --python venv/bin/python -e "vit_jax[tpu,gcs]"'
+  local archive=$scratch/vit_jax.tar.gz
+  git -C "$here" archive --format=tar.gz --output="$archive" HEAD &&
+    gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:vit_jax.tar.gz" "${options[@]}" --worker=all &&
+    on_hosts all 'set -e; mkdir -p vit_jax; tar -xzf vit_jax.tar.gz -C vit_jax
+      python3 -m pip install --quiet --user uv
+      [ -d venv ] || python3 -m uv venv --quiet --python 3.12 venv
+      python3 -m uv pip install --quiet --python venv/bin/python -e "vit_jax[tpu,gcs]"'
 }
 
 start() { # starts the run on all hosts, where it goes on without us; what is left of one there is stopped before
@@ -76,28 +107,46 @@ start() { # starts the run on all hosts, where it goes on without us; what is le
   arguments=$(printf ' %q' "$@")
   on_hosts all 'old=$(cat run.pid 2>/dev/null || true)
     if [ -n "$old" ] && kill -TERM "$old" 2>/dev/null; then while kill -0 "$old" 2>/dev/null; do sleep 1; done; fi
-    rm -f run.pid run.status'
-  on_hosts all "cd vit_jax
+    rm -f run.pid run.status' &&
+    on_hosts all "cd vit_jax || exit
     nohup setsid bash -c 'launch/until_done.sh ../venv/bin/python -m vit_jax.main \"\$@\" & echo \$! > ../run.pid
       wait \$!; echo \$? > ../run.status' run$arguments >> ../run.log 2>&1 < /dev/null &
     until [ -s ../run.pid ]; do sleep 0.1; done"
 }
 
-wait_for_end() { # waits for the run; books the slice again if it is taken away; ends with the run's status
-  local status
+watch() { # what is to be done first (install, start or nothing), arguments; waits for the run, ends with its status
+  local to_do=$1 status
+  shift
   while true; do
-    if [ "$(state)" != ACTIVE ]; then
-      create && install && start "$@"
-    else
-      # A host that was rebooted knows nothing of its run.
-      status=$(on_hosts 0 'cat run.status 2>/dev/null || kill -0 "$(cat run.pid)" 2>/dev/null || echo gone' || true)
-      case $status in
-        gone) say "the run is gone, starting it again" && start "$@" ;;
-        [0-9]*) say "the run ended with $status" && return "$status" ;;
-      esac
-    fi
-    sleep "${POLL_SECONDS:-60}"
+    case $(state) in
+      UNKNOWN) [ -z "$to_do" ] || failed "looking at $TPU_NAME" ;; # a run that was started goes on meanwhile
+      ACTIVE)
+        if [ "$to_do" = install ]; then { install && to_do=start; } || failed installing; fi
+        if [ "$to_do" = start ]; then { start "$@" && to_do=""; } || failed starting; fi
+        if [ -z "$to_do" ]; then
+          failures=0
+          # A host that was rebooted knows nothing of its run.
+          status=$(on_hosts 0 'cat run.status 2>/dev/null || kill -0 "$(cat run.pid)" 2>/dev/null || echo gone' || true)
+          case $status in
+            gone) say "the run is gone, starting it again" && to_do=start && continue ;;
+            [0-9]*) say "the run ended with $status" && return "$status" ;;
+          esac
+        fi
+        ;;
+      *) # taken away, or on its way
+        create
+        to_do=install
+        continue
+        ;;
+    esac
+    pause
   done
+}
+
+arguments_needed() { # arguments of vit_jax.main
+  [ $# -gt 0 ] && return
+  say "'$command' needs the arguments of vit_jax.main: launch/tpu_vm.sh $command --config=… --workdir=gs://…"
+  exit 1
 }
 
 delete() { gcloud compute tpus queued-resources delete "$TPU_NAME" "${options[@]}" --force --quiet; }
@@ -105,9 +154,10 @@ delete() { gcloud compute tpus queued-resources delete "$TPU_NAME" "${options[@]
 command=${1:-help}
 [ $# -eq 0 ] || shift
 case $command in
-  create | install | start | delete) "$command" "$@" ;;
-  wait) wait_for_end "$@" ;;
-  run) create && install && start "$@" && wait_for_end "$@" ;;
+  create | install | delete) "$command" ;;
+  start) arguments_needed "$@" && start "$@" ;;
+  wait) arguments_needed "$@" && watch "" "$@" ;;
+  run) arguments_needed "$@" && watch install "$@" ;;
   logs) on_hosts "${1:-0}" 'tail -n 200 -F run.log' ;;
   stop) on_hosts all 'kill -TERM "$(cat run.pid)"' ;;
   *) sed -n '2,/^# shell/{/^# shell/d;s/^# \{0,1\}//;p}' "$0" && exit 1 ;;

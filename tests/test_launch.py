@@ -1,6 +1,7 @@
 """The launchers, as far as they run without a cluster: what gcloud and srun would do is done by stand-ins here."""
 
 import ast
+import contextlib
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,6 +17,18 @@ import yaml
 from tests.conftest import ROOT
 
 LAUNCH = ROOT / "launch"
+
+
+@pytest.fixture(autouse=True)
+def no_process_left(tmp_path, monkeypatch):
+    """Ends what a test has started, in whatever session, even if the test failed."""
+    mark = f"VIT_JAX_TEST_OF_LAUNCH={tmp_path}"
+    monkeypatch.setenv(*mark.split("=", 1))  # and all processes inherit it
+    yield
+    for process in Path("/proc").glob("[0-9]*"):  # nothing of it on macOS
+        with contextlib.suppress(OSError):  # another user's, or over meanwhile
+            if mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def local(*arguments, **options):
@@ -37,6 +51,12 @@ def test_local_ends_all_when_one_fails_and_says_how_they_ended():
     process = local("--num_processes=3", "--grace_seconds=0.2", "--", "bash", "-c", script)
     assert process.returncode == 75
     assert "launch: the processes ended with 137, 75, 137" in process.stdout
+
+
+def test_local_ends_though_a_killed_process_left_a_worker_that_holds_its_output():
+    process = local("--num_processes=1", "--", "bash", "-c", "sleep 600 & kill -9 $$")
+    assert process.returncode == 137
+    assert "launch: the processes ended with 137" in process.stdout
 
 
 def test_local_ends_with_the_status_of_an_error_whoever_was_first():
@@ -105,13 +125,21 @@ def executable(path, text):
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-# Hosts are folders; a command for a host runs in its folder.
+# Hosts are folders; a command for a host runs in its folder. `failures/<command>` says how many more times it fails.
 GCLOUD = """#!/usr/bin/env bash
 set -e
 echo "$*" >> "$CLOUD/calls"
 for each; do case $each in --worker=*) worker=${each#*=} ;; --command=*) command=${each#*=} ;; esac; done
+left=$(cat "$CLOUD/failures/$4" 2>/dev/null || echo 0)
+if [ "$left" -gt 0 ]; then
+  echo $((left - 1)) > "$CLOUD/failures/$4"
+  echo "ERROR: (gcloud.compute.tpus.$3.$4) UNAVAILABLE: try later" >&2
+  exit 75
+fi
 case "$3 $4" in
-  "queued-resources describe") cat "$CLOUD/state" ;;
+  "queued-resources describe")
+    [ -e "$CLOUD/state" ] || { echo "ERROR: (gcloud.compute.tpus.$3.$4) NOT_FOUND: Resource '$5' was …" >&2; exit 1; }
+    cat "$CLOUD/state" ;;
   "queued-resources create") echo ACTIVE > "$CLOUD/state"; mkdir "$CLOUD/0" "$CLOUD/1" ;;
   "queued-resources delete") rm -r "$CLOUD/state" "$CLOUD/0" "$CLOUD/1" ;;
   "tpu-vm scp") for host in 0 1; do cp "$5" "$CLOUD/$host/${6#*:}"; done ;;
@@ -142,6 +170,7 @@ def cloud(tmp_path):
         "TPU_ZONE": "zone",
         "TPU_TYPE": "v3-16",
         "POLL_SECONDS": "0.1",
+        "MAX_FAILURES": "3",
         "PAUSE_SECONDS": "0",
     }
 
@@ -184,6 +213,87 @@ def test_tpu_vm_starts_again_what_a_host_has_lost(cloud, tmp_path):
     process = tpu_vm(environment, "wait", "--workdir=gs://bucket/run")
     assert "the run is gone, starting it again" in process.stderr
     assert process.returncode == 0
+
+
+def fail(cloud, command, times):
+    """Has gcloud fail at a command so many times."""
+    folder = Path(cloud["CLOUD"]) / "failures"
+    folder.mkdir(exist_ok=True)
+    (folder / command).write_text(str(times))
+
+
+def calls(cloud, command):
+    """How often gcloud was called with a command."""
+    return (Path(cloud["CLOUD"]) / "calls").read_text().count(f" {command} ")
+
+
+@pytest.mark.parametrize("command", ["create", "run", "wait"])
+def test_tpu_vm_gives_up_when_booking_always_fails(cloud, command):
+    fail(cloud, "create", 1000)
+    start = time.monotonic()
+    process = tpu_vm(cloud | {"POLL_SECONDS": "0.3"}, command, *(["--workdir=runs/a"] if command != "create" else []))
+    assert process.returncode == 1
+    assert calls(cloud, "create") == 3
+    assert time.monotonic() - start > 0.6  # two pauses
+    assert "UNAVAILABLE" in process.stderr
+    assert "booking failed, 3 of 3 times in a row" in process.stderr
+    assert "giving up" in process.stderr
+
+
+def test_tpu_vm_books_again_after_a_booking_that_failed(cloud, tmp_path):
+    fail(cloud, "create", 1)
+    process = tpu_vm(cloud, "create")
+    assert process.returncode == 0, process.stderr
+    assert calls(cloud, "create") == 2
+    assert (tmp_path / "state").read_text() == "ACTIVE\n"
+
+
+def test_tpu_vm_gives_up_before_it_books_when_gcloud_never_tells_the_state(cloud):
+    fail(cloud, "describe", 1000)
+    for command in (["create"], ["run", "--workdir=runs/a"]):
+        process = tpu_vm(cloud, *command)
+        assert process.returncode == 1
+        assert "looking at vit failed, 3 of 3 times in a row" in process.stderr
+    assert calls(cloud, "create") == 0
+
+
+def test_tpu_vm_pauses_after_it_deleted_what_failed(cloud, tmp_path):
+    (tmp_path / "state").write_text("FAILED")
+    fail(cloud, "delete", 1000)
+    start = time.monotonic()
+    process = tpu_vm(cloud | {"POLL_SECONDS": "0.3"}, "create")
+    assert process.returncode == 1
+    assert time.monotonic() - start > 0.6
+    assert calls(cloud, "delete") == 3
+
+
+def test_tpu_vm_leaves_a_run_alone_when_gcloud_fails_while_it_waits(cloud, tmp_path):
+    (tmp_path / "state").write_text("ACTIVE")
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "run.status").write_text("0")
+    fail(cloud, "describe", 5)  # more than MAX_FAILURES
+    fail(cloud, "ssh", 1)
+    process = tpu_vm(cloud, "wait", "--workdir=runs/a")
+    assert process.returncode == 0
+    assert "gcloud could not tell how vit is" in process.stderr
+    assert (calls(cloud, "create"), calls(cloud, "scp"), calls(cloud, "ssh")) == (0, 0, 2)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="installs a commit of git")
+def test_tpu_vm_starts_nothing_before_the_installation_is_done(cloud, tmp_path):
+    fail(cloud, "scp", 1)
+    process = tpu_vm(cloud | {"STATUSES": "0"}, "run", "--workdir=runs/a")
+    assert process.returncode == 0, process.stderr
+    done = [line.split()[3] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert [each for each in done if each in ("create", "scp", "ssh")][:4] == ["create", "scp", "scp", "ssh"]
+
+
+@pytest.mark.parametrize("command", ["start", "run", "wait"])
+def test_tpu_vm_refuses_a_command_without_arguments(cloud, tmp_path, command):
+    process = tpu_vm(cloud, command)
+    assert process.returncode == 1
+    assert f"'{command}' needs the arguments of vit_jax.main" in process.stderr
+    assert not (tmp_path / "calls").exists()
 
 
 @pytest.mark.parametrize(("status", "requeued"), [(0, False), (1, False), (75, True), (143, True)])
