@@ -246,6 +246,29 @@ def test_attention_dropout_changes_outputs_in_training_only():
     assert np.abs(apply(model, params, images, train=True)[0] - undropped).max() > 1e-2
 
 
+@pytest.mark.parametrize("attention", ["xla", "cudnn", "half_logits"])
+def test_attention_dropout_refuses_implementations_that_have_none(attention):
+    model = tiny(attention=attention, attention_dropout_rate=0.1)
+    params = random_params(tiny())
+    with pytest.raises(UserError, match=rf"'{attention}' cannot drop .* is 0\.1\. Use 'auto' or 'einsum'"):
+        apply(model, params, make_images(1, 8, 8, 3), train=True)
+
+
+def test_attention_dropout_leaves_every_implementation_alone_outside_training():
+    params = random_params(tiny())
+    images = make_images(3, 8, 8, 3)
+    model = tiny(attention="half_logits", attention_dropout_rate=0.1)
+    expected, _ = apply(tiny(attention="half_logits"), params, images)
+    np.testing.assert_array_equal(apply(model, params, images)[0], expected)
+
+
+def test_weights_are_returned_whatever_the_implementation():
+    module, params = make_attention(implementation="half_logits", return_weights=True)
+    x = np.random.default_rng(1).normal(size=(BATCH, TOKENS, WIDTH)).astype(np.float32)
+    _, weights = fast_jit(module.apply)({"params": params}, x)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)
+
+
 def test_attention_dropout_follows_from_the_key():
     module, params = make_attention(dropout_rate=0.5, deterministic=False)
     x = np.random.default_rng(1).normal(size=(BATCH, TOKENS, WIDTH)).astype(np.float32)

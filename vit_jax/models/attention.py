@@ -28,10 +28,11 @@ class MultiHeadDotProductAttention(nn.Module):
       num_heads: divides the width.
       relative: whether to learn an embedding of every 1-D offset between a query and a key (appendix D.4),
         `relative_embedding` `[2 * num_tokens - 1, num_heads, head_dim]`.
-      dropout_rate: dropout of the attention weights.
+      dropout_rate: dropout of the attention weights, which takes "einsum".
       deterministic: whether dropout is off.
-      implementation: one of `IMPLEMENTATIONS`.
-      return_weights: whether to return the attention weights as well, which takes "einsum".
+      implementation: one of `IMPLEMENTATIONS`. While dropout is on only "auto" and "einsum".
+      return_weights: whether to return the attention weights as well, which takes "einsum", whatever `implementation`
+        is.
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters.
     """
@@ -59,6 +60,9 @@ class MultiHeadDotProductAttention(nn.Module):
 
         Returns:
           `[batch, num_queries, width]`, and the weights `[batch, num_heads, num_queries, num_tokens]` or None.
+
+        Raises:
+          UserError: dropout is on, and the implementation has none.
         """
         tokens = queries if tokens is None else tokens
         width = queries.shape[-1]
@@ -81,6 +85,11 @@ class MultiHeadDotProductAttention(nn.Module):
             bias = relative_logits(query, relative_embedding.astype(self.dtype)) / math.sqrt(head_dim)
 
         has_dropout = self.dropout_rate > 0 and not self.deterministic
+        if has_dropout and self.implementation not in ("auto", "einsum"):
+            raise UserError(
+                f"attention {self.implementation!r} cannot drop attention weights, and attention_dropout_rate is "
+                f"{self.dropout_rate:g}. Use 'auto' or 'einsum', or attention_dropout_rate=0."
+            )
         weights = None
         if self.return_weights or has_dropout:
             keep = None
