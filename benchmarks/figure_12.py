@@ -4,10 +4,10 @@ r"""Figure 12 (right) of the paper, recomputed: the largest batch that one TPU v
     python benchmarks/figure_12.py --json=figure_12.json --report --docs=docs
 
 The paper ran inference on hardware; here XLA's TPU compiler says what fits, so that no TPU is needed
-(pip install 'vit_jax[plan]'). For each model and image size the largest batch is searched, to one part in 32, for a
-step of training (Adam, bfloat16 activations, layers unrolled, no rematerialisation but the compiler's own) and for the
-forward pass alone. Models with 1,000 classes. H/14's patches of 14 pixels tile no image of 64, 128 or 512 pixels, nor
-of 384: it gets the nearest multiple of 14.
+(pip install --editable '.[plan]'). For each model and image size the largest batch is searched, to one part in 32, for
+a step of training (Adam, bfloat16 activations, layers unrolled, no rematerialisation but the compiler's own) and for
+the forward pass alone. Models with 1,000 classes. H/14's patches of 14 pixels tile no image of 64, 128 or 512 pixels,
+nor of 384: it gets the nearest multiple of 14.
 
 What is found is written after each search, and skipped when the command is given again; it can be ended at any time.
 `--model` and `--task` restrict it. 90 searches of some ten compilations each, of which only the first fifth is done, up
@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 from vit_jax.config import base_config
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.planning import find_topology, largest_batch, plan_row
+from vit_jax.planning.compiling import end_on_signals
 
 # The cheap ones first, so that there is something to look at early.
 MODELS = ("ViT-B/32", "ViT-B/16", "R50x1", "ViT-L/32", "ViT-L/16", "R50x2", "ViT-H/14", "R152x2", "R152x4")
@@ -37,7 +38,7 @@ SIZES = (64, 128, 224, 384, 512)
 TASKS = ("train", "inference")
 TOPOLOGY = "v3-8"
 TIMEOUT_MINUTES = 30.0
-# Tried first: too large is found out in seconds, too small by a whole compilation.
+# Tried first; the search goes down from it by halves, or up by doubling.
 FIRST_PIXELS = 4096 * 224 * 224
 
 
@@ -168,6 +169,7 @@ def main() -> int:
     parser.add_argument("--report", action="store_true", help="compile nothing, write table and picture into --docs")
     parser.add_argument("--docs", type=pathlib.Path, default=pathlib.Path("docs"))
     arguments = parser.parse_args()
+    end_on_signals()
     cells = read(arguments.json)
     if arguments.report:
         write_report(cells, arguments.docs)

@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from vit_jax.planning import find_topology, plan_row
+from vit_jax.planning.compiling import end_on_signals
 
 RUNS = {
     "vit_l16_jft": "ViT-L/16, JFT, 14 epochs",
@@ -47,7 +48,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{row['days']:.2f}",
                 f"{row['core_days']:,.0f}",
                 f"{row['paper_core_days']:,.0f}",
-                f"{100 * (row['compiler_flops'] / row['flops'] - 1):+.1f} %",
+                f"{100 * (row['compiler_flops'] / row['flops'] - 1):+.1f} %" if row["compiler_flops"] else "-",
                 f"{row['compile_seconds']:.0f} s ({row['cpu_seconds']:.0f} s)",
             ]
         else:
@@ -63,15 +64,18 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="compile nothing")
     parser.add_argument("--timeout_minutes", type=float, default=30.0, help="for one compilation")
     flags = parser.parse_args()
+    end_on_signals()
     rows = json.loads(flags.json.read_text()) if flags.json.exists() else []
     order = [(config, topology) for config in RUNS for topology in SLICES]
     for config, topology in order:
-        if flags.report or any((row["config"], row["topology"]) == (config, topology) for row in rows):
+        others = [row for row in rows if (row["config"], row["topology"]) != (config, topology)]
+        old = [row for row in rows if row not in others]
+        if flags.report or any(row["status"] in ("fits", "does not fit") for row in old):
             continue
         print(f"{config} on {topology} ...", file=sys.stderr, flush=True)
         fields = importlib.import_module(f"configs.{config}").get_config()
         row = plan_row(fields, find_topology(topology), timeout_minutes=flags.timeout_minutes)
-        rows.append({"config": config, **row.to_json()})
+        rows = [*others, {"config": config, **row.to_json()}]
         rows.sort(key=lambda row: order.index((row["config"], row["topology"])))
         flags.json.write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))

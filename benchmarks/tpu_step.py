@@ -7,7 +7,8 @@ r"""What makes a training step on TPU v3 fast and small, by XLA's TPU compiler: 
 Two studies: `time`, ViT-L/16 on JFT at batch 4096 on 512 cores, layers unrolled; `memory`, ViT-H/14 on JFT at batch
 4096 on 128 cores. A trial is the config of the paper's run with some fields changed, and goes through
 `vit_jax.planning.plan_row`: what is compiled is the step that trains. Each trial is written when it is done and skipped
-when the command is given again; from 1 to 15 minutes each on two CPU cores. docs/tpu_speed.md has the results.
+when the command is given again, unless it went wrong; from 1 to 15 minutes each on two CPU cores. docs/tpu_speed.md
+has the results.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.planning import find_topology, plan_row
+from vit_jax.planning.compiling import end_on_signals
 
 FSDP = {"sharding": "fsdp"}
 SCAN = {"model.scan_layers": True}
@@ -101,8 +103,9 @@ def main() -> None:
     parser.add_argument("--trial", default="*", help="only trials of such names; * stands for anything")
     parser.add_argument("--timeout_minutes", type=float, default=30.0, help="for one compilation")
     flags = parser.parse_args()
+    end_on_signals()
     results = json.loads(flags.json.read_text()) if flags.json.exists() else []
-    done = {(result["study"], result["trial"]) for result in results if result["status"] != "timed out"}
+    done = {(result["study"], result["trial"]) for result in results if result["status"] in ("fits", "does not fit")}
     studies = [flags.study] if flags.study else list(STUDIES)
     asked = [(study, trial) for study in studies for trial in STUDIES[study][2] if fnmatch.fnmatch(trial, flags.trial)]
     if not asked:

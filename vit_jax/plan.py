@@ -4,13 +4,13 @@ r"""Plans a run before its hardware is booked: does it fit, how long does a step
     python -m vit_jax.plan --config=configs/vit_h14_jft.py --topology=v3-128 --config.sharding=fsdp
 
 The very step that trains is compiled for each slice, on this machine, from shapes only: neither the data set nor a TPU
-has to be there, only libtpu (pip install 'vit_jax[plan]'). A row takes half a minute to three minutes on two CPU cores,
-less with --config.model.scan_layers=true, which computes the same. What does not fit is told within seconds, together
-with a change that was tried and fits (--noadvise leaves that out).
+has to be there, only libtpu (pip install --editable '.[plan]'). A row takes half a minute to three minutes on two CPU
+cores, less with --config.model.scan_layers=true, which computes the same. What does not fit is told within seconds,
+together with a change that was tried and fits (--noadvise leaves that out).
 
 Topologies are those of Cloud TPU: v2-8 to v2-512, v3-8 to v3-2048, v4-8 to v4-4096, v5e-1 to v5e-256 (v5litepod), v5p-8
 to v5p-8192, v6e-1 to v6e-256; or a shape in chips, such as v4:4x4x8. GPUs, such as h100-8 (a100-40gb, a100-80gb, h100,
-h200, b200), are planned by formula.
+h200, b200; up to eight, which NVLink joins), are planned by formula.
 
 Searches change the config, one field at a time:
 
@@ -23,12 +23,11 @@ far to trust it.
 """
 
 import collections
-import functools
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -36,11 +35,11 @@ from ml_collections import ConfigDict
 from vit_jax.command_line import define_config, parse, report
 from vit_jax.errors import UserError
 from vit_jax.host import format_seconds
-from vit_jax.planning import search as searches
-from vit_jax.planning.compiling import check_compiler
+from vit_jax.planning.compiling import check_compiler, end_on_signals
 from vit_jax.planning.rows import PlanRow, plan_row
+from vit_jax.planning.search import rows_for
 from vit_jax.planning.table import format_plan
-from vit_jax.planning.topologies import Topology, find_topology, slices
+from vit_jax.planning.topologies import Topology, find_topology, normalise, slices
 
 _CONFIG = define_config()
 _TOPOLOGY = flags.DEFINE_list(
@@ -112,7 +111,8 @@ def _check_flags() -> None:
     if not _TOPOLOGY.value:
         raise UserError("--topology is missing, e.g. --topology=v3-512,v4-128.")
     find = slices if _SEARCH.value == "slice" else find_topology
-    repeated = [name for name, count in collections.Counter(_TOPOLOGY.value).items() if count > 1]
+    counts = collections.Counter(map(normalise, _TOPOLOGY.value))
+    repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
         raise UserError(f"--topology has {repeated[0]!r} twice.")
     for name in _TOPOLOGY.value:
@@ -123,33 +123,6 @@ def _check_flags() -> None:
         raise UserError(f"--json={_JSON.value}: there is no such folder.")
 
 
-def _rows(config: ConfigDict, name: str, progress: _Progress) -> Iterator[PlanRow]:
-    """The rows of a topology, or of a search on it; what is found is compiled to the end, the rest as far as needed."""
-    probe = functools.partial(progress.plan, memory_only=True)
-    found: Iterable[PlanRow]
-    if _SEARCH.value == "none":
-        topology = find_topology(name)
-        row = progress.plan(config, topology)
-        yield searches.advise(probe, config, topology, row) if _ADVISE.value and topology.compiler_name else row
-        return
-    if _SEARCH.value == "slice":
-        found = searches.smallest_slice(probe, config, name)
-    elif _SEARCH.value == "remat":
-        found = searches.cheapest_remat(probe, config, find_topology(name))
-    else:
-        found = [searches.largest_batch(probe, config, find_topology(name), num_devices=_NUM_DEVICES.value)]
-    for row in found:
-        if row.status != "fits":
-            yield row
-            continue
-        fields = {"batch_size": row.batch_size, "model__remat": row.remat, "accumulation_steps": row.accumulation_steps}
-        if row.batch_size != config.batch_size:
-            fields["eval_batch_size"] = None
-        confirmed = progress.plan(searches.with_fields(config, **fields), find_topology(row.topology))
-        # The run may be too short for a larger batch, which says nothing of its memory.
-        yield row if confirmed.status == "refused" else confirmed
-
-
 def _write_json(rows: Sequence[PlanRow]) -> None:
     if _JSON.value:
         record = {"command": sys.argv, "rows": [row.to_json() for row in rows]}
@@ -157,13 +130,22 @@ def _write_json(rows: Sequence[PlanRow]) -> None:
 
 
 def _main(_: list[str]) -> int:
+    end_on_signals()
     try:
-        if any(name.startswith("v") for name in _TOPOLOGY.value):
+        find = (lambda name: slices(name)[0]) if _SEARCH.value == "slice" else find_topology
+        if any(find(name).compiler_name for name in _TOPOLOGY.value):
             check_compiler()
         progress = _Progress(len(_TOPOLOGY.value) if _SEARCH.value == "none" and not _ADVISE.value else None)
         rows: list[PlanRow] = []
         for name in _TOPOLOGY.value:
-            for row in _rows(_CONFIG.value, name, progress):
+            for row in rows_for(
+                progress.plan,
+                _CONFIG.value,
+                name,
+                search=_SEARCH.value,
+                num_devices=_NUM_DEVICES.value,
+                advice=_ADVISE.value,
+            ):
                 rows.append(row)
                 _write_json(rows)  # after each row: a long search may be ended
         print(format_plan(rows))

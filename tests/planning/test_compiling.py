@@ -15,7 +15,7 @@ from vit_jax.planning.search import with_fields
 from vit_jax.planning.topologies import find_topology
 
 needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'vit_jax[plan]'"
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install --editable '.[plan]'"
 )
 
 
@@ -66,7 +66,7 @@ def test_more_devices_than_there_are_is_a_row():
 
 def test_without_libtpu_it_is_told_what_to_install(monkeypatch):
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'vit_jax\[plan\]'"):
+    with pytest.raises(UserError, match=r"pip install --editable '\.\[plan\]'"):
         plan_row(tiny(), find_topology("v3-8"))
 
 

@@ -93,6 +93,55 @@ def test_an_out_of_memory_message_that_nobody_can_read_is_still_a_row():
     assert (row.fits, row.memory, row.message) == (False, None, "RESOURCE_EXHAUSTED: no numbers")
 
 
+def test_a_compiler_that_tells_no_flops_is_still_a_row():
+    row = make_row(compiler_flops=None)
+    assert (row.fits, row.compiler_flops) == (True, None)
+    assert "by the compiler" not in format_plan([row])
+
+
+@pytest.mark.parametrize("changes", [{}, {"status": "does not fit", "needed": 17 * GIB}])
+def test_where_the_compiler_does_not_tell_what_is_usable_the_data_sheet_does(changes):
+    row = make_row(usable=None, message="RESOURCE_EXHAUSTED" if changes else None, **changes)
+    assert row.memory.usable == 16 * GIB
+    assert format_plan([row])
+
+
+@pytest.mark.parametrize("message", ["", "\n"])
+def test_an_out_of_memory_message_without_a_word_is_still_a_row(message):
+    assert make_row(status="does not fit", needed=None, message=message).message == "no message"
+
+
+def test_of_what_failed_the_table_shows_one_line_and_the_json_all():
+    row = make_row(status="failed", message="XlaRuntimeError: INTERNAL\nstack of the compiler\nmore")
+    assert "XlaRuntimeError: INTERNAL" in format_plan([row])
+    assert "stack of the compiler" not in format_plan([row])
+    assert "stack of the compiler" in row.to_json()["message"]
+
+
+GPU_ANSWER = {
+    "status": "formula", "num_steps": 86_400, "num_parameters": 300, "parameter_bytes": 1200, "flops": 1e15,
+    "arguments": 4 * GIB, "temporaries": 2 * GIB,
+}  # fmt: skip
+
+
+def make_gpu_row(config=None, **changes):
+    return row_of(config or base_config(), find_topology("h100-8"), GPU_ANSWER | changes, num_devices=8)
+
+
+def test_what_a_gpu_keeps_before_fusion_takes_memory_but_no_time():
+    few, many = make_gpu_row(), make_gpu_row(temporaries=50 * GIB)
+    assert many.memory.total > few.memory.total
+    assert many.step_seconds == few.step_seconds
+    assert many.roofline == few.roofline
+
+
+def test_with_fsdp_each_part_of_the_batch_gathers_and_scatters():
+    config = with_fields(base_config(), sharding="fsdp")
+    one, four = (make_gpu_row(with_fields(config, accumulation_steps=parts)) for parts in (1, 4))
+    assert [(each.kind, each.times) for each in one.collectives] == [("all-gather", 2), ("reduce-scatter", 1)]
+    assert four.interconnect_seconds == pytest.approx(4 * one.interconnect_seconds)
+
+
 @pytest.mark.parametrize(
     ("message", "needed", "available"),
     [
@@ -136,6 +185,12 @@ def test_the_table_leaves_out_what_no_row_has():
     assert "price" not in table
     assert "remat" not in table
     assert [line.split()[0] for line in table.splitlines()] == ["topology", "v3-8", "v4-8"]
+
+
+def test_the_length_of_the_run_stands_beside_its_days():
+    heading, row = format_table([make_row()]).splitlines()
+    assert heading.index("images/s") < heading.index("steps") < heading.index("days")
+    assert "86,400" in row
 
 
 def test_the_plan_tells_what_to_change():

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -61,12 +62,26 @@ def _wait_for_placement(process: subprocess.Popen[bytes], stages: pathlib.Path, 
                 raise
 
 
+def end_on_signals() -> None:
+    """Has SIGTERM and SIGHUP raise `SystemExit`, as Control-C raises its own, so that workers and files are cleared up.
+
+    For commands, to be called from the main thread. SIGHUP stays ignored if it is (nohup).
+    """
+
+    def end(number: int, frame: types.FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
+
+
 def check_compiler() -> None:
     """Raises `UserError` if libtpu is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "planning for TPUs compiles with libtpu, which is not installed: pip install 'vit_jax[plan]'. It needs no "
-            "TPU. GPUs, such as --topology=h100-8, are planned by formula without it."
+            "planning for TPUs compiles with libtpu, which is not installed: pip install --editable '.[plan]'. It "
+            "needs no TPU. GPUs, such as --topology=h100-8, are planned by formula without it."
         )
 
 
@@ -98,6 +113,9 @@ def compile_step(
       UserError: libtpu is needed and not installed.
     """
     environment = {**os.environ, **_ENVIRONMENT}
+    # The worker runs from a clone that is not installed, too.
+    search_path = [str(pathlib.Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, search_path))
     if topology.compiler_name is None:
         environment["JAX_NUM_CPU_DEVICES"] = str(num_devices)
     else:
@@ -108,6 +126,7 @@ def compile_step(
         "topology_options": dict(topology.compiler_options),
         "num_devices": num_devices,
         "task": task,
+        "parent": os.getpid(),
     }
     with tempfile.TemporaryDirectory(prefix="vit_jax_plan_") as folder:
         request_path, answer_path = pathlib.Path(folder, "request.json"), pathlib.Path(folder, "answer.json")

@@ -3,8 +3,9 @@
 The time of a step is estimated twice. *By the compiler*: what XLA's cost model expects each instruction to take
 (`optimal_seconds`, for each the longer of its arithmetic at the peak rate and its memory traffic at full bandwidth),
 plus the time of the collectives that nothing overlaps, which that model leaves out. *By roofline*: the longest of all
-arithmetic at the peak rate, the least memory traffic at full bandwidth, and all collectives at full bandwidth; no
-program is faster. Both are lower bounds of what a device will do; neither knows of input, checkpoints or stragglers.
+arithmetic at the peak rate, the least memory traffic at full bandwidth, and all collectives at full bandwidth. This
+program cannot be faster, as its temporaries and collectives are counted; another one for the same step may be. Both are
+lower bounds of what a device will do; neither knows of input, checkpoints or stragglers.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ SECONDS_PER_DAY = 86_400
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The least seconds a step can take, by what it could be limited by."""
+    """The least seconds that this program can take for a step, by what it could be limited by."""
 
     compute: float
     memory: float

@@ -70,7 +70,7 @@ class PlanRow:
       compiler_seconds: the compiler's estimate of a step, without collectives. For GPUs by `GPU_UTILISATION`.
       interconnect_seconds: what the collectives add that nothing overlaps.
       unknown_loops: loops of the program that were counted as turning once.
-      roofline: the least seconds of a step.
+      roofline: the least seconds that this program can take for a step.
       num_steps: length of the run.
       days: of the run at `step_seconds`.
       core_days: `days` times `num_cores`.
@@ -191,11 +191,13 @@ def row_of(
         config, topology, num_devices, task, status=answer["status"], message=answer.get("message"),
         num_parameters=answer.get("num_parameters"), flops=answer.get("flops"), num_steps=answer.get("num_steps"),
     )  # fmt: skip
+    # The compiler tells what it lets programs use, in words; of another version they may be others.
+    answer = answer | {"usable": answer.get("usable") or round(topology.chip.hbm_bytes * topology.share_of_chip)}
     if answer["status"] == "formula":
         row = _by_formula(row, config, topology, answer)
     elif answer["status"] == "does not fit":
         memory = Memory(answer["needed"], answer["usable"]) if answer["needed"] else None
-        message = f"needs {_gib(memory.overshoot)} more than there is" if memory else answer["message"].splitlines()[0]
+        message = f"needs {_gib(memory.overshoot)} more than there is" if memory else first_line(answer["message"])
         row = dataclasses.replace(row, memory=memory, message=message)
     elif answer["status"] == "placed":
         row = dataclasses.replace(row, status="fits", memory=Memory(answer["needed"], answer["usable"]))
@@ -240,7 +242,7 @@ def _by_compiler(row: PlanRow, topology: Topology, answer: dict[str, Any]) -> Pl
     outputs = answer["outputs"] - answer["aliased"]
     memory = Memory(
         total=answer["arguments"] + outputs + answer["temporaries"] + answer["code"],
-        usable=answer["usable"] or round(topology.chip.hbm_bytes * topology.share_of_chip),
+        usable=answer["usable"],
         arguments=answer["arguments"],
         outputs=outputs,
         temporaries=answer["temporaries"],
@@ -251,11 +253,11 @@ def _by_compiler(row: PlanRow, topology: Topology, answer: dict[str, Any]) -> Pl
         Collective(**each | {"bytes_by_dtype": tuple(map(tuple, each["bytes_by_dtype"]))})
         for each in program["collectives"]
     )
-    seconds = answer["optimal_seconds"]
+    seconds, compiler_flops = answer["optimal_seconds"], answer["compiler_flops"]
     return dataclasses.replace(
         row,
         memory=memory,
-        compiler_flops=None if program["num_loops"] else answer["compiler_flops"] * row.num_devices,
+        compiler_flops=compiler_flops * row.num_devices if compiler_flops and not program["num_loops"] else None,
         collectives=collectives,
         compiler_seconds=estimates.with_loops(seconds, program["cycles"], program["cycles_once"]) if seconds else None,
         interconnect_seconds=estimates.interconnect_seconds(collectives, topology, exposed=True),
@@ -277,7 +279,7 @@ def _by_formula(row: PlanRow, config: ConfigDict, topology: Topology, answer: di
     total = answer["arguments"] + answer["temporaries"]
     memory = Memory(
         total=total,
-        usable=topology.chip.hbm_bytes,
+        usable=answer["usable"],
         arguments=answer["arguments"],
         outputs=0,
         temporaries=answer["temporaries"],
@@ -285,7 +287,8 @@ def _by_formula(row: PlanRow, config: ConfigDict, topology: Topology, answer: di
     collectives = _expected_collectives(config, row.num_devices, answer["parameter_bytes"])
     roofline = estimates.roofline(
         flops=answer["flops"],
-        memory_bytes=estimates.least_traffic(answer["arguments"], answer["arguments"], answer["temporaries"]),
+        # Without temporaries: a compiler fuses most of what is counted there before it ever is in memory.
+        memory_bytes=estimates.least_traffic(answer["arguments"], answer["arguments"], 0),
         interconnect=estimates.interconnect_seconds(collectives, topology),
         num_devices=row.num_devices,
         topology=topology,
@@ -304,7 +307,10 @@ def _by_formula(row: PlanRow, config: ConfigDict, topology: Topology, answer: di
 
 
 def _expected_collectives(config: ConfigDict, num_devices: int, parameter_bytes: int) -> tuple[Collective, ...]:
-    """What a step exchanges by rule: gradients, and with FSDP also parameters, forward and backward."""
+    """What a step exchanges by rule: gradients, and with FSDP also parameters, forward and backward.
+
+    With FSDP each part of an accumulated batch does so: nobody holds the whole parameters, or gradients, in between.
+    """
     if num_devices == 1:
         return ()
     dtype = config.model.dtype
@@ -313,9 +319,14 @@ def _expected_collectives(config: ConfigDict, num_devices: int, parameter_bytes:
     if config.sharding == "replicated":
         return (Collective("all-reduce", sizes, num_devices),)
     return (
-        Collective("all-gather", sizes, num_devices, times=2),
-        Collective("reduce-scatter", sizes, num_devices),
+        Collective("all-gather", sizes, num_devices, times=2 * config.accumulation_steps),
+        Collective("reduce-scatter", sizes, num_devices, times=config.accumulation_steps),
     )
+
+
+def first_line(message: str) -> str:
+    """Of a message of the compiler, which may go on for pages."""
+    return next((line.strip() for line in message.splitlines() if line.strip()), "no message")
 
 
 def _gib(num_bytes: float) -> str:

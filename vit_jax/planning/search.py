@@ -7,15 +7,16 @@ that the straight line makes is only the first, and the rest is bisection.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
 from vit_jax.planning import estimates
 from vit_jax.planning.rows import PlanRow
-from vit_jax.planning.topologies import Topology, slices
+from vit_jax.planning.topologies import Topology, find_topology, slices
 
 LARGEST_BATCH = 2**17  # images a device; more is of no use to anyone
 RESOLUTION = 32  # the largest batch is found to one part in so many, or to one image
@@ -26,6 +27,13 @@ class Planner(Protocol):
     """What makes a row: `rows.plan_row` with all but these arguments given."""
 
     def __call__(self, config: ConfigDict, topology: Topology) -> PlanRow:
+        """The row of a config on a slice."""
+
+
+class TwoWayPlanner(Protocol):
+    """What makes a row, to the end or as far as memory goes: `rows.plan_row` with all but these arguments given."""
+
+    def __call__(self, config: ConfigDict, topology: Topology, *, memory_only: bool = False) -> PlanRow:
         """The row of a config on a slice."""
 
 
@@ -55,7 +63,7 @@ def largest_batch(
 
     Returns:
       The row of the largest batch that fits, to one image or one part in `RESOLUTION`; of the smallest if none does,
-      and of the one that went wrong if that is not for want of memory.
+      and of the one that went wrong if that is not for want of memory. It says nothing of the run's length and costs.
     """
     unit = (topology.num_devices if num_devices is None else num_devices) * config.accumulation_steps
 
@@ -63,7 +71,10 @@ def largest_batch(
         # Neither the evaluation nor the length of the run has to do with the memory of a step, but they may not bear
         # with another batch.
         length = {"epochs": None, "images": None, "steps": config.optimizer.warmup_steps + 1000}
-        return plan(with_fields(config, batch_size=batch * unit, eval_batch_size=None, **length), topology)
+        row = plan(with_fields(config, batch_size=batch * unit, eval_batch_size=None, **length), topology)
+        return dataclasses.replace(
+            row, num_steps=None, days=None, core_days=None, tpuv3_core_days=None, paper_core_days=None, price=None
+        )
 
     return search_largest(measure, first_guess)
 
@@ -273,3 +284,50 @@ def advise(plan: Planner, config: ConfigDict, topology: Topology, row: PlanRow) 
     return dataclasses.replace(
         row, advice="no sharding, remat policy or accumulation that was tried fits: a smaller batch or a larger slice"
     )
+
+
+def rows_for(
+    plan: TwoWayPlanner,
+    config: ConfigDict,
+    name: str,
+    *,
+    search: str = "none",
+    num_devices: int | None = None,
+    advice: bool = True,
+) -> Iterator[PlanRow]:
+    """The rows that the command prints of one name: of a topology, or of a search on it.
+
+    A search compiles only as far as memory goes; what it finds is planned again, to the end and with the run's own
+    length.
+
+    Args:
+      plan: makes a row; has to use `num_devices` too.
+      config: as it is.
+      name: of a slice; for "slice" of a generation.
+      search: "none", "batch", "slice" or "remat".
+      num_devices: how many of the devices take part; None: all.
+      advice: without a search, whether to try what would make a row fit that does not.
+    """
+    probe = functools.partial(plan, memory_only=True)
+    found: Iterable[PlanRow]
+    if search == "none":
+        topology = find_topology(name)
+        row = plan(config, topology)
+        yield advise(probe, config, topology, row) if advice and topology.compiler_name else row
+        return
+    if search == "slice":
+        found = smallest_slice(probe, config, name)
+    elif search == "remat":
+        found = cheapest_remat(probe, config, find_topology(name))
+    else:
+        found = [largest_batch(probe, config, find_topology(name), num_devices=num_devices)]
+    for row in found:
+        if not row.fits:
+            yield row
+            continue
+        fields = {"batch_size": row.batch_size, "model__remat": row.remat, "accumulation_steps": row.accumulation_steps}
+        if row.batch_size != config.batch_size:
+            fields["eval_batch_size"] = None
+        confirmed = plan(with_fields(config, **fields), find_topology(row.topology))
+        # The run may be too short for a larger batch, which says nothing of its memory.
+        yield row if confirmed.status == "refused" else confirmed

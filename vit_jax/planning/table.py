@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from vit_jax.planning.hlo import total_bytes
-from vit_jax.planning.rows import GIB, PlanRow
+from vit_jax.planning.rows import GIB, PlanRow, first_line
 
 _MISSING = "-"
 
@@ -55,6 +55,7 @@ _COLUMNS: tuple[tuple[str, Callable[[PlanRow], str]], ...] = (
     ("+ network", lambda row: _seconds(row.interconnect_seconds)),
     ("roofline", lambda row: _seconds(row.roofline.seconds if row.roofline else None)),
     ("images/s", lambda row: _number(row.images_per_second, ",.0f")),
+    ("steps", lambda row: _number(None if row.days is None else row.num_steps, ",")),
     ("days", lambda row: _short(row.days)),
     ("core-days", lambda row: _short(row.core_days)),
     ("as v3", lambda row: _short(row.tpuv3_core_days)),
@@ -92,7 +93,8 @@ def format_notes(rows: Sequence[PlanRow]) -> str:
 
 def _note(row: PlanRow) -> str:
     if row.message and not row.fits:
-        note = row.message if row.advice is None else f"{row.message}; {row.advice}"
+        message = first_line(row.message) if row.status == "failed" else row.message
+        note = message if row.advice is None else f"{message}; {row.advice}"
         return note if not row.status.startswith("does not fit") else f"does not fit: {note}"
     notes = []
     if row.flops:
@@ -116,11 +118,13 @@ def _note(row: PlanRow) -> str:
 
 LEGEND = """\
 Memory in GiB on each JAX device (v2, v3: a core; v4, v5p: a chip of two cores; v5e, v6e: a chip of one core). Seconds
-of a step: "compiler" by XLA's cost model, "+ network" by formula for collectives that nothing overlaps; "roofline": no
-program is faster. Images/s and days are of the sum of the first two, without input, evaluation and checkpoints.
+of a step: "compiler" by XLA's cost model, "+ network" by formula for collectives that nothing overlaps; "roofline":
+this program cannot be faster. Images/s and days are of the sum of the first two, without input, evaluation and
+checkpoints.
 "as v3": core-days of TPU v3 with the same peak; "paper": what table 2 reports, in the same unit."""
 GPU_LEGEND = """\
-* by formula, without a compiler: memory is an upper bound, before fusion; time assumes 40 % of the peak."""
+* by formula, without a compiler: memory is an upper bound, before fusion; time assumes 40 % of the peak, and NVLink
+between all GPUs."""
 
 
 def format_plan(rows: Sequence[PlanRow]) -> str:

@@ -10,9 +10,11 @@ import collections
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 import re
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -120,7 +122,7 @@ def compile_for_tpu(request: dict[str, Any], known_path: pathlib.Path) -> dict[s
     devices = topology_devices(request["topology"], request["topology_options"])[: request["num_devices"]]
     experiment = experiments.build(config, allow_missing_data=True, devices=devices)
     answer = {"usable": usable_memory(devices[0])} | facts(config, experiment, request["task"])
-    known_path.write_text(json.dumps(answer))
+    _write(known_path, answer)
     start = time.perf_counter()
     lowered = lower(config, experiment, request["task"])
     lowered_at = time.perf_counter()
@@ -194,10 +196,35 @@ def _bytes_beside(kept: Sequence[Any], params: Sequence[Any]) -> int:
     return total
 
 
+def _write(path: pathlib.Path, answer: dict[str, Any]) -> None:
+    """Writes an answer, whole or not at all: the worker may be ended, or read, at any moment."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(answer))
+    temporary.replace(path)
+
+
+def end_with(parent: int, seconds: float = 1.0) -> None:
+    """Starts a thread that ends this process when the one that asked is gone, even if it had no time to say so.
+
+    Args:
+      parent: process that started this one.
+      seconds: between two looks.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
 def main(request_path: str, answer_path: str) -> None:
     """Reads a request and writes the answer."""
     logging.disable(logging.WARNING)  # that the data set is missing is no news in a plan
     request = json.loads(pathlib.Path(request_path).read_text())
+    if request.get("parent") is not None:
+        end_with(request["parent"])
     try:
         if request["topology"] is None:
             answer = estimate_for_gpu(request)
@@ -207,7 +234,7 @@ def main(request_path: str, answer_path: str) -> None:
         answer = {"status": "refused", "message": str(error)}
     except Exception as error:  # a row of the table, whatever it is
         answer = {"status": "failed", "message": f"{type(error).__name__}: {error}"}
-    pathlib.Path(answer_path).write_text(json.dumps(answer))
+    _write(pathlib.Path(answer_path), answer)
 
 
 if __name__ == "__main__":
