@@ -1,9 +1,12 @@
 import importlib.util
 import json
+import os
+import pathlib
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -58,6 +61,85 @@ def test_a_worker_that_takes_too_long_is_ended_and_is_a_row(monkeypatch):
     stand_in(monkeypatch, "import time; time.sleep(600)")
     row = plan_row(tiny(), find_topology("v3-8"), timeout_minutes=0.2 / 60)
     assert (row.status, row.fits) == ("timed out", False)
+
+
+# A plan whose worker sleeps, but says who it is; it ends as `python -m vit_jax.plan` does.
+_SLEEPING_PLAN = """
+    import os, subprocess, sys
+    from vit_jax.config import base_config
+    from vit_jax.planning import compiling
+    from vit_jax.planning.topologies import find_topology
+
+    popen = subprocess.Popen
+    code = sys.argv[1]
+    compiling.subprocess.Popen = lambda command, **kwargs: popen([sys.executable, "-c", code, *command[3:]], **kwargs)
+    compiling.end_on_signals()
+    compiling.compile_step(base_config(), find_topology("h100"), num_devices=1)
+"""
+
+
+def _start_sleeping_plan(folder, worker):
+    """Starts it; returns the process and, once the worker has said so, the worker's number."""
+    said = folder / "said"
+    code = textwrap.dedent(worker) + textwrap.dedent(f"""
+        import os, pathlib, time
+        pathlib.Path({str(said)!r}).with_suffix(".tmp").write_text(str(os.getpid()))
+        pathlib.Path({str(said)!r}).with_suffix(".tmp").rename({str(said)!r})
+        time.sleep(600)
+    """)
+    plan = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(_SLEEPING_PLAN), code], env=os.environ | {"TMPDIR": str(folder)}
+    )
+    _wait_for(said.exists)
+    return plan, int(said.read_text())
+
+
+def _wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.05)
+
+
+def _is_gone(pid):
+    """Whether a process has ended; who has nobody to wait for it may still be in the list, as a zombie."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_plan_that_is_ended_leaves_neither_worker_nor_folder(tmp_path, number):
+    plan, worker_pid = _start_sleeping_plan(tmp_path, "")
+    assert len(list(tmp_path.glob("vit_jax_plan_*"))) == 1
+    plan.send_signal(number)
+    assert plan.wait(60) == 128 + number
+    assert _is_gone(worker_pid)
+    assert list(tmp_path.glob("vit_jax_plan_*")) == []
+
+
+def test_a_worker_ends_when_the_plan_has_no_time_to_say_so(tmp_path):
+    watching = """
+        import json, sys
+        from vit_jax.planning.worker import end_with
+        end_with(json.load(open(sys.argv[1]))["parent"], seconds=0.1)
+    """
+    plan, worker_pid = _start_sleeping_plan(tmp_path, watching)
+    plan.kill()
+    plan.wait(60)
+    _wait_for(lambda: _is_gone(worker_pid), 30)
+
+
+def test_the_worker_finds_the_package_of_a_clone_that_is_not_installed(monkeypatch, tmp_path):
+    # -S: without site-packages, and so without any that is installed. It is found, though not what it needs.
+    popen, package = subprocess.Popen, compiling.pathlib.Path(compiling.__file__).parents[1]
+    code = "import importlib.util; print(importlib.util.find_spec('vit_jax').origin)"
+    monkeypatch.setattr(
+        compiling.subprocess, "Popen", lambda command, **kwargs: popen([sys.executable, "-S", "-c", code], **kwargs)
+    )
+    monkeypatch.chdir(tmp_path)
+    assert str(package / "__init__.py") in plan_row(tiny(), find_topology("h100")).message
 
 
 def test_more_devices_than_there_are_is_a_row():
@@ -134,8 +216,9 @@ def test_whether_it_fits_is_known_without_compiling_to_the_end(row):
 
 
 @needs_libtpu
-def test_a_batch_that_is_too_large_is_a_row_with_its_overshoot():
-    row = plan_row(tiny(batch_size=8 * 2**17), find_topology("v3-8"))
+@pytest.mark.parametrize("memory_only", [False, True])
+def test_a_batch_that_is_too_large_is_a_row_with_its_overshoot(memory_only):
+    row = plan_row(tiny(batch_size=8 * 2**17), find_topology("v3-8"), memory_only=memory_only)
     assert row.status == "does not fit"
     assert row.memory.overshoot > 0
     assert "GiB more than there is" in row.message
