@@ -168,8 +168,8 @@ Data sets of the TFDS catalogue, as array_record.
   python -m vit_jax.data.prepare tfds imagenet2012 --manual_dir=/archives --out=/data
   python -m vit_jax.data.prepare tfds my_birds --import=my.builders
 
-TFDS downloads and prepares them. Most need TensorFlow for it (pip install --editable '.[prepare]'); training does not. Of an
-interrupted command downloads are kept, but the data set that was being written is begun anew.""",
+TFDS downloads and prepares them. Most need TensorFlow for it (pip install --editable '.[prepare]'); training does not.
+Of an interrupted command downloads are kept, but the data set that was being written is begun anew.""",
         _tfds,
     )
     catalogue.add_argument("names", nargs="+", metavar="NAME", help="such as cifar10 or imagenet_v2/matched-frequency")
