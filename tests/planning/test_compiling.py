@@ -139,6 +139,7 @@ def test_the_worker_finds_the_package_of_a_clone_that_is_not_installed(monkeypat
         compiling.subprocess, "Popen", lambda command, **kwargs: popen([sys.executable, "-S", "-c", code], **kwargs)
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     assert str(package / "__init__.py") in plan_row(tiny(), find_topology("h100")).message
 
 

@@ -12,6 +12,7 @@ import pytest
 from tests.planning.test_search import make_row
 from vit_jax.config import base_config
 from vit_jax.planning import search
+from vit_jax.planning.table import format_plan
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SECONDS = 0.1
@@ -78,6 +79,7 @@ def test_where_the_run_is_too_short_for_the_largest_batch_nothing_is_told_of_its
     (row,) = rows_for(planner, name, search="batch")
     assert (row.fits, row.batch_size) == (True, 8 * 12)
     assert (row.num_steps, row.days, row.core_days, row.price) == (None,) * 4
+    assert "fits, but the run is refused: too short" in format_plan([row])
 
 
 def test_the_batch_of_some_devices_is_a_multiple_of_them():

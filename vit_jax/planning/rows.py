@@ -60,7 +60,7 @@ class PlanRow:
       sharding, remat, scan_layers, accumulation_steps: of the config.
       status: "fits", "does not fit"; "fits by formula", "does not fit by formula" (GPUs); "refused" (by vit_jax),
         "failed" (the compiler), "timed out".
-      message: what was wrong, in a sentence or more; None if nothing was.
+      message: what was wrong, in a sentence or more; None if nothing was. Of what fits: why the run is refused, though.
       advice: what to change so that it fits, tried; None if it does, or nothing was found or asked.
       memory: bytes a device.
       num_parameters: of the model.

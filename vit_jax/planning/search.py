@@ -329,5 +329,6 @@ def rows_for(
         if row.batch_size != config.batch_size:
             fields["eval_batch_size"] = None
         confirmed = plan(with_fields(config, **fields), find_topology(row.topology))
-        # The run may be too short for a larger batch, which says nothing of its memory.
-        yield row if confirmed.status == "refused" else confirmed
+        if confirmed.status == "refused":  # the run may be too short for a larger batch: that says nothing of memory
+            confirmed = dataclasses.replace(row, message=confirmed.message)
+        yield confirmed

@@ -97,6 +97,8 @@ def _note(row: PlanRow) -> str:
         note = message if row.advice is None else f"{message}; {row.advice}"
         return note if not row.status.startswith("does not fit") else f"does not fit: {note}"
     notes = []
+    if row.message:
+        notes.append(f"fits, but the run is refused: {row.message}")
     if row.flops:
         flops = f"{row.flops / 1e12:,.0f} TFLOP a step by formula"
         if row.compiler_flops:
@@ -120,8 +122,7 @@ LEGEND = """\
 Memory in GiB on each JAX device (v2, v3: a core; v4, v5p: a chip of two cores; v5e, v6e: a chip of one core). Seconds
 of a step: "compiler" by XLA's cost model, "+ network" by formula for collectives that nothing overlaps; "roofline":
 this program cannot be faster. Images/s and days are of the sum of the first two, without input, evaluation and
-checkpoints.
-"as v3": core-days of TPU v3 with the same peak; "paper": what table 2 reports, in the same unit."""
+checkpoints. "as v3": core-days of TPU v3 with the same peak; "paper": what table 2 reports, in the same unit."""
 GPU_LEGEND = """\
 * by formula, without a compiler: memory is an upper bound, before fusion; time assumes 40 % of the peak, and NVLink
 between all GPUs."""
