@@ -14,8 +14,8 @@ from vit_jax.metrics import read_jsonl
 # The command, with less patience for a process that shows no sign of life, and slow enough to be hit at a known step.
 # A process whose number is in FAIL cannot read its data after three steps.
 MAIN = """
-    import functools, os, sys, time
-    from vit_jax import distributed, main
+    import os, sys, time
+    from vit_jax import main
     from vit_jax.data import pipeline
     from vit_jax.errors import UserError
 
@@ -31,8 +31,6 @@ MAIN = """
         return next_local(self)
 
     pipeline.TrainBatches.next_local = slow
-    patience = float(os.environ["LOST_AFTER"])
-    distributed.initialize = functools.partial(distributed.initialize, lost_after_seconds=patience)
     sys.argv = ["vit_jax.main", *os.environ["ARGUMENTS"].split()]
     main.run()
 """
@@ -48,14 +46,13 @@ def harmed(tmp_path_factory, compilation_cache):
 
     def start(name, *flags, workdir=None, pause=0.0, fail="", lost_after=60):
         (folder / f"{name}-logs").mkdir()
-        arguments = [TINY, f"--workdir={folder / (workdir or name)}", *flags]
+        arguments = [TINY, f"--workdir={folder / (workdir or name)}", f"--lost_after_seconds={lost_after}", *flags]
         return multiprocess.start(
             MAIN,
             folder / f"{name}-logs",
             ARGUMENTS=" ".join(arguments),
             PAUSE=str(pause),
             FAIL=fail,
-            LOST_AFTER=str(lost_after),
             XDG_CACHE_HOME=str(compilation_cache),
             PYTHONPATH=str(ROOT),
         )

@@ -112,7 +112,7 @@ def test_other_stores_are_refused(place):
 
 def test_bucket_without_gcsfs_is_an_error_that_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UserError, match=r"pip install 'vit_jax\[gcs\]'"):
+    with pytest.raises(UserError, match=r"pip install --editable '\.\[gcs\]'"):
         workdir.parse("gs://bucket/run")
 
 
