@@ -35,7 +35,8 @@ def base_config() -> ConfigDict:
     config.model.dropout_rate = placeholder(float)  # 0 by default
     config.model.attention_dropout_rate = placeholder(float)  # 0 by default
     config.model.stochastic_depth_rate = placeholder(float)  # of the last layer, growing from the first; 0 by default
-    # "auto" (the default), "einsum", "xla", "cudnn" (NVIDIA GPUs), or "half_logits" (faster on TPU, less exact)
+    # "auto" (the default), "einsum", "xla", "cudnn" (NVIDIA GPUs), or "half_logits" (faster on TPU, less exact); with
+    # attention dropout one of the first two.
     config.model.attention = placeholder(str)
     config.model.dtype = "float32"  # of the computation; "bfloat16" on TPU and GPU
     config.model.param_dtype = "float32"
