@@ -213,8 +213,8 @@ def lost_peer(error: BaseException) -> PeerLostError | None:
 def announce_failure(message: str, exit_status: int = 1) -> None:
     """Tells the other processes that this one is about to end by an error of its own, so that they can say why.
 
-    They end with the same status. Telling them takes 5 s at most; process 0 then waits until they have heard it, at most
-    10 s.
+    They end with the same status. Telling them takes 5 s at most. Process 0 then waits, for 10 s at most, until they
+    have heard it.
 
     Args:
       message: of the error.
