@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as cache
 
+from vit_jax import distributed
 from vit_jax import experiment as experiments
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
@@ -95,16 +96,16 @@ def test_state_of_a_run_that_failed_is_kept_beside_the_good_ones_and_can_be_gone
 
     # Of a second failure, earlier, nothing of the first is left.
     monkeypatch.undo()
-    fail_at(3, "make_step")
+    fail_at(2, "make_step")
     with pytest.raises(ZeroDivisionError):
         train(config, workdir)
-    assert steps_in(workdir / "emergency") == [6]
+    assert steps_in(workdir / "emergency") == [5]
 
     monkeypatch.undo()
-    (workdir / "emergency" / "6").rename(workdir / "checkpoints" / "6")
+    (workdir / "emergency" / "5").rename(workdir / "checkpoints" / "5")
     train(config, workdir)
     starts = [json.loads(line) for line in (workdir / "starts.jsonl").read_text().splitlines()]
-    assert [start["step"] for start in starts] == [0, 4, 6]
+    assert [start["step"] for start in starts] == [0, 4, 5]
     assert rows(workdir) == rows(tmp_path / "whole")
 
 
@@ -115,6 +116,16 @@ def test_state_that_is_not_finite_is_kept_apart_and_says_so(config, tmp_path):
         train(config, tmp_path)
     (step,) = steps_in(tmp_path / "emergency")
     assert step not in steps_in(tmp_path / "checkpoints")
+
+
+def test_all_processes_must_have_the_same_data(config, tmp_path, monkeypatch):
+    def compare(name, value, **_):
+        if name == "data":
+            raise UserError(value)
+
+    monkeypatch.setattr(distributed, "check_same", compare)
+    with pytest.raises(UserError, match="training: 1,437 images, digits/train\nevaluation: 360 images, digits/test"):
+        train(config, tmp_path)
 
 
 def test_average_of_the_parameters_is_what_is_evaluated(config, tmp_path, monkeypatch):

@@ -9,7 +9,14 @@ from vit_jax import optimizers, partitioning
 from vit_jax.losses import NO_LABEL, make_loss
 from vit_jax.mixing import Mixing
 from vit_jax.models import create_model
-from vit_jax.train_step import MIXING_STREAM, RNGS, init_train_state, make_train_step, normalize_images
+from vit_jax.train_step import (
+    MIXING_STREAM,
+    RNGS,
+    create_train_state,
+    init_train_state,
+    make_train_step,
+    normalize_images,
+)
 
 BATCH = 16
 
@@ -237,3 +244,11 @@ def test_generator_decides_the_masks_of_dropout_and_not_the_parameters():
         found[rng] = params, float(metrics["grad_norm"])
     jax.tree.map(np.testing.assert_array_equal, found["rbg"][0], found["threefry2x32"][0])
     assert len({norm for _, norm in found.values()}) > 1
+
+
+def test_average_is_float32_whatever_the_parameters_are():
+    model = create_model("ViT-Ti/4", num_classes=10, num_layers=1, param_dtype="bfloat16")
+    optimizer = optimizers.make_optimizer("sgd", lambda step: 0.1)
+    state = jax.eval_shape(lambda: create_train_state(model, optimizer, image_size=8, seed=0, polyak_decay=0.9999))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.bfloat16}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.average)} == {jnp.float32}
