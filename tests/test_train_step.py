@@ -250,5 +250,5 @@ def test_average_is_float32_whatever_the_parameters_are():
     model = create_model("ViT-Ti/4", num_classes=10, num_layers=1, param_dtype="bfloat16")
     optimizer = optimizers.make_optimizer("sgd", lambda step: 0.1)
     state = jax.eval_shape(lambda: create_train_state(model, optimizer, image_size=8, seed=0, polyak_decay=0.9999))
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.bfloat16}
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.average)} == {jnp.float32}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.average)} == {jnp.dtype("float32")}
