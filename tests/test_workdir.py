@@ -48,6 +48,17 @@ def test_fields_without_effect_may_change_and_younger_fields_had_their_defaults(
         workdir.check_config(tmp_path, config)
 
 
+def test_a_run_goes_on_split_otherwise_over_other_devices(tmp_path):
+    config = base_config()
+    workdir.record_start(tmp_path, config, step=0, devices={})
+    config.mesh.data, config.mesh.model = 2, 4
+    config.sharding = "fsdp+tensor"
+    config.sharding_rules = (("head/kernel", ("data", None)),)
+    config.model.remat = "full"
+    config.eval_batch_size = 64
+    workdir.check_config(tmp_path, config)
+
+
 def test_second_process_is_kept_out_of_a_workdir_until_the_first_is_done(tmp_path):
     with workdir.locked(tmp_path / "run"), pytest.raises(UserError, match="another process is training"):
         workdir.locked(tmp_path / "run").__enter__()
