@@ -17,6 +17,7 @@ to the question whether all arrays have their place in memory: hours on two CPU 
 import argparse
 import functools
 import json
+import math
 import pathlib
 import sys
 import time
@@ -62,14 +63,18 @@ def make_config(model: str, size: int) -> ConfigDict:
     return config
 
 
-def measure(model: str, size: int, task: str) -> dict[str, Any]:
-    """Searches the largest batch."""
+def measure(model: str, size: int, task: str, cells: dict[tuple[str, int, str], dict[str, Any]]) -> dict[str, Any]:
+    """Searches the largest batch; near that of the same number of pixels, if another size was searched before."""
     start = time.perf_counter()
     topology = find_topology(TOPOLOGY)
     plan = functools.partial(plan_row, num_devices=1, task=task, timeout_minutes=TIMEOUT_MINUTES, memory_only=True)
     config = make_config(model, size)
     guess = max(1, FIRST_PIXELS // config.data.image_size**2)
-    row = largest_batch(plan, config, topology, num_devices=1, first_guess=guess)
+    known = [cells[key] for other in SIZES if (key := (model, other, task)) in cells and cells[key]["batch"]]
+    if known:
+        nearest = min(known, key=lambda cell: abs(math.log(cell["image_size"] / config.data.image_size)))
+        guess = max(1, round(nearest["batch"] * (nearest["image_size"] / config.data.image_size) ** 2))
+    row = largest_batch(plan, config, topology, num_devices=1, first_guess=guess, near=bool(known))
     return {
         "model": model,
         "size": size,
@@ -183,7 +188,7 @@ def main() -> int:
                 for model in arguments.model or MODELS:
                     if (model, size, task) in cells:
                         continue
-                    cell = measure(model, size, task)
+                    cell = measure(model, size, task, cells)
                     cells[key_of(cell)] = cell
                     write(arguments.json, cells)
                     print(

@@ -50,6 +50,22 @@ def test_the_largest_batch_is_found_where_the_compiler_saves_memory_by_itself(fi
     assert fitting - max(1, fitting // search.RESOLUTION) < row.batch_size // 8 <= fitting
 
 
+@pytest.mark.parametrize("fitting", [1, 9, 800, 1187, 1190, 1250, 5000])
+def test_a_search_around_a_guess_finds_the_same_in_fewer_compilations_the_closer_it_is(fitting):
+    machine = Machine(lambda config: 900 if config.batch_size // 8 <= fitting else 1001 + config.batch_size)
+    row = search.largest_batch(machine, v3_8_config(), find_topology("v3-8"), first_guess=1200, near=True)
+    assert row.fits
+    assert fitting - max(1, fitting // search.RESOLUTION) < row.batch_size // 8 <= fitting
+    if abs(fitting - 1200) < 1200 // search.RESOLUTION:
+        assert len(machine.asked) == 2
+
+
+def test_a_search_around_a_guess_ends_where_nothing_fits():
+    machine = Machine(lambda config: 2000 + config.batch_size)
+    row = search.largest_batch(machine, v3_8_config(), find_topology("v3-8"), first_guess=40, near=True)
+    assert (row.status, row.batch_size) == ("does not fit", 8)
+
+
 def test_where_no_batch_fits_the_smallest_is_told():
     row = search.largest_batch(Machine(lambda config: 2000 + config.batch_size), v3_8_config(), find_topology("v3-8"))
     assert (row.status, row.batch_size) == ("does not fit", 8)

@@ -50,7 +50,13 @@ def with_fields(config: ConfigDict, **fields: Any) -> ConfigDict:
 
 
 def largest_batch(
-    plan: Planner, config: ConfigDict, topology: Topology, *, num_devices: int | None = None, first_guess: int = 4096
+    plan: Planner,
+    config: ConfigDict,
+    topology: Topology,
+    *,
+    num_devices: int | None = None,
+    first_guess: int = 4096,
+    near: bool = False,
 ) -> PlanRow:
     """The row with the largest batch that fits on each device.
 
@@ -60,6 +66,7 @@ def largest_batch(
       topology: the slice.
       num_devices: how many of its devices take part; None: all.
       first_guess: images a device that are tried first.
+      near: whether the guess is close, as from a search for another image size.
 
     Returns:
       The row of the largest batch that fits, to one image or one part in `RESOLUTION`; of the smallest if none does,
@@ -76,16 +83,18 @@ def largest_batch(
             row, num_steps=None, days=None, core_days=None, tpuv3_core_days=None, paper_core_days=None, price=None
         )
 
-    return search_largest(measure, first_guess)
+    return search_largest(measure, first_guess, near=near)
 
 
-def search_largest(measure: Callable[[int], PlanRow], first_guess: int) -> PlanRow:
+def search_largest(measure: Callable[[int], PlanRow], first_guess: int, *, near: bool = False) -> PlanRow:
     """The row of the largest size that fits; see `largest_batch`.
 
     Args:
       measure: row of a size, at least 1.
       first_guess: size tried first, better too large than too small.
+      near: look around the guess, in growing steps, rather than come down on it from above.
     """
+    step = max(1, first_guess // RESOLUTION)
     fitting: dict[int, PlanRow] = {}
     too_large: dict[int, PlanRow] = {}
     size = min(first_guess, LARGEST_BATCH)
@@ -101,9 +110,13 @@ def search_largest(measure: Callable[[int], PlanRow], first_guess: int) -> PlanR
         if high is None:
             if low >= LARGEST_BATCH:
                 return fitting[low]
-            size = min(2 * low, LARGEST_BATCH)
+            size = min(low + (step if near else low), LARGEST_BATCH)
+            step *= 2
         elif high - low <= max(1, low // RESOLUTION):
             return fitting[low] if fitting else too_large[high]
+        elif near:
+            size = (low + high) // 2 if fitting else max(1, high - step)
+            step *= 2
         else:
             size = _next_size(fitting, too_large)
 
