@@ -56,7 +56,7 @@ def test_a_search_around_a_guess_finds_the_same_in_fewer_compilations_the_closer
     row = search.largest_batch(machine, v3_8_config(), find_topology("v3-8"), first_guess=1200, near=True)
     assert row.fits
     assert fitting - max(1, fitting // search.RESOLUTION) < row.batch_size // 8 <= fitting
-    if abs(fitting - 1200) < 1200 // search.RESOLUTION:
+    if abs(fitting - 1200) < 1200 // (search.RESOLUTION + 1):
         assert len(machine.asked) == 2
 
 

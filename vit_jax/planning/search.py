@@ -94,7 +94,7 @@ def search_largest(measure: Callable[[int], PlanRow], first_guess: int, *, near:
       first_guess: size tried first, better too large than too small.
       near: look around the guess, in growing steps, rather than come down on it from above.
     """
-    step = max(1, first_guess // RESOLUTION)
+    step = max(1, first_guess // (RESOLUTION + 1))
     fitting: dict[int, PlanRow] = {}
     too_large: dict[int, PlanRow] = {}
     size = min(first_guess, LARGEST_BATCH)
