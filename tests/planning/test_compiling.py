@@ -65,7 +65,7 @@ def test_a_worker_that_takes_too_long_is_ended_and_is_a_row(monkeypatch):
 
 # A plan whose worker sleeps, but says who it is; it ends as `python -m vit_jax.plan` does.
 _SLEEPING_PLAN = """
-    import os, subprocess, sys
+    import os, signal, subprocess, sys
     from vit_jax.config import base_config
     from vit_jax.planning import compiling
     from vit_jax.planning.topologies import find_topology
@@ -73,6 +73,7 @@ _SLEEPING_PLAN = """
     popen = subprocess.Popen
     code = sys.argv[1]
     compiling.subprocess.Popen = lambda command, **kwargs: popen([sys.executable, "-c", code, *command[3:]], **kwargs)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     compiling.end_on_signals()
     compiling.compile_step(base_config(), find_topology("h100"), num_devices=1)
 """
@@ -88,7 +89,8 @@ def _start_sleeping_plan(folder, worker):
         time.sleep(600)
     """)
     plan = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(_SLEEPING_PLAN), code], env=os.environ | {"TMPDIR": str(folder)}
+        [sys.executable, "-c", textwrap.dedent(_SLEEPING_PLAN), code],
+        env=os.environ | {"TMPDIR": str(folder)},
     )
     _wait_for(said.exists)
     return plan, int(said.read_text())
