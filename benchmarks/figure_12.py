@@ -10,8 +10,9 @@ the forward pass alone. Models with 1,000 classes. H/14's patches of 14 pixels t
 nor of 384: it gets the nearest multiple of 14.
 
 What is found is written after each search, and skipped when the command is given again; it can be ended at any time.
-`--model` and `--task` restrict it. 90 searches of some ten compilations each, of which only the first fifth is done, up
-to the question whether all arrays have their place in memory: hours on two CPU cores.
+`--model` and `--task` restrict it. 90 searches: at 224 pixels down from far above, at other sizes around what a known
+size leads to expect. Of each compilation only the first fifth is done, up to the question whether all arrays have their
+place in memory: hours on two CPU cores.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def make_config(model: str, size: int) -> ConfigDict:
 
 
 def measure(model: str, size: int, task: str, cells: dict[tuple[str, int, str], dict[str, Any]]) -> dict[str, Any]:
-    """Searches the largest batch; near that of the same number of pixels, if another size was searched before."""
+    """Searches the largest batch; around that of as many pixels in all, if another image size is among `cells`."""
     start = time.perf_counter()
     topology = find_topology(TOPOLOGY)
     plan = functools.partial(plan_row, num_devices=1, task=task, timeout_minutes=TIMEOUT_MINUTES, memory_only=True)

@@ -100,9 +100,10 @@ class Profiler:
                 logger.warning("could not begin a profile", exc_info=True)
 
     def _end(self) -> None:
-        assert self._temporary is not None  # noqa: S101 - for the type checker
-        with self._spent(), self._temporary as temporary:
-            self._temporary = None
+        folder, self._temporary = self._temporary, None
+        if folder is None:  # nothing was begun
+            return
+        with self._spent(), folder as temporary:
             try:
                 jax.profiler.stop_trace()
                 self._save(pathlib.Path(temporary))
