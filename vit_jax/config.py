@@ -16,8 +16,17 @@ def base_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
 
+    # Pre-trained weights to begin with: name of a released checkpoint, a file, a folder, an address, or the workdir of a
+    # run (docs/weights.md). The head begins anew, and position embeddings fit the image size; fields of the model that
+    # are None are as the weights have them.
+    config.weights = placeholder(str)
+    config.keep_head = False  # take over the head of the weights as well: for the same classes
+    # Patterns of names of the parameters that are trained, found anywhere in them; all others stay. (): all are
+    # trained; ("^head/",) is a linear probe.
+    config.train_only = ()
+
     config.model = ConfigDict()
-    config.model.name = "ViT-B/16"  # see vit_jax.models.list_models()
+    config.model.name = "ViT-B/16"  # see vit_jax.models.list_models(); None: as the weights say
     config.model.num_classes = placeholder(int)  # None: as many as the data set has
     config.model.num_layers = placeholder(int)  # these four: None: as the model's name says
     config.model.hidden_dim = placeholder(int)
@@ -94,6 +103,7 @@ def base_config() -> ConfigDict:
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8
+    config.optimizer.layer_decay = placeholder(float)  # learning rate of a layer over that of the one above
     config.optimizer.momentum = 0.9
     config.optimizer.momentum_dtype = "float32"  # of SGD's momentum and Adam's first moment
 
@@ -107,6 +117,32 @@ def base_config() -> ConfigDict:
     config.rng = "threefry2x32"  # of dropout and mixing; "rbg" is faster on TPU, but depends on the number of devices
 
     config.compiler_options = ()  # of XLA for the training step, pairs of name and value: docs/tpu_speed.md
+
+    # Linear classifiers in closed form on frozen representations of a few images per class (docs/fewshot.md).
+    config.fewshot = ConfigDict()
+    config.fewshot.datasets = ()  # as data.dataset; (): none
+    config.fewshot.train_split = "train"  # from which images are drawn; the paper's ImageNet pool: "train[:65000]"
+    config.fewshot.test_split = "test"
+    config.fewshot.validation_split = placeholder(str)  # on which l2 is chosen, if there are several
+    config.fewshot.shots = (1, 5, 10, 25)  # images per class
+    config.fewshot.l2 = (2.0**10,)  # regularisation
+    config.fewshot.seeds = 3  # draws of images
+    config.fewshot.representations = ("pre_logits",)  # names of intermediates of the model
+    config.fewshot.image_size = placeholder(int)  # these two: None: 224 out of 256 pixels, in proportion if it is another
+    config.fewshot.resize_small = placeholder(int)
+    config.fewshot.whiten = True  # by mean and standard deviation of the images drawn
+    config.fewshot.bias = 100.0  # a feature so large that its weight is hardly regularised; 0: no bias
+    config.fewshot.every_steps = placeholder(int)  # None: at the end only
+
+    # Other test sets for models with ImageNet's 1,000 classes (docs/imagenet_variants.md): places, None for those left out.
+    config.variants = ConfigDict()
+    config.variants.real = placeholder(str)  # path of real.json: the evaluation split labelled anew
+    config.variants.imagenet_v2 = placeholder(str)
+    config.variants.imagenet_r = placeholder(str)
+    config.variants.imagenet_a = placeholder(str)
+    config.variants.imagenet_sketch = placeholder(str)
+    config.variants.objectnet = placeholder(str)
+    config.variants.every_steps = placeholder(int)  # None: at the end only
 
     config.eval_batch_size = placeholder(int)  # None: batch_size
     config.eval_every_steps = placeholder(int)  # None: at the end only
