@@ -16,9 +16,9 @@ def base_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
 
-    # Pre-trained weights to begin with: name of a released checkpoint, a file, a folder, an address, or the workdir of a
-    # run (docs/weights.md). The head begins anew, and position embeddings fit the image size; fields of the model that
-    # are None are as the weights have them.
+    # Pre-trained weights to begin with: name of a released checkpoint, a file, a folder, an address, or the workdir of
+    # a run (docs/weights.md). The head begins anew, position embeddings are interpolated to the image size, and fields
+    # of the model that are None are as the weights have them.
     config.weights = placeholder(str)
     config.keep_head = False  # take over the head of the weights as well: for the same classes
     # Patterns of names of the parameters that are trained, found anywhere in them; all others stay. (): all are
@@ -128,13 +128,13 @@ def base_config() -> ConfigDict:
     config.fewshot.l2 = (2.0**10,)  # regularisation
     config.fewshot.seeds = 3  # draws of images
     config.fewshot.representations = ("pre_logits",)  # names of intermediates of the model
-    config.fewshot.image_size = placeholder(int)  # these two: None: 224 out of 256 pixels, in proportion if it is another
-    config.fewshot.resize_small = placeholder(int)
+    config.fewshot.crop_from = 256  # images are resized to a square of this side, and the centre is taken
+    config.fewshot.image_size = 224  # of that centre
     config.fewshot.whiten = True  # by mean and standard deviation of the images drawn
     config.fewshot.bias = 100.0  # a feature so large that its weight is hardly regularised; 0: no bias
     config.fewshot.every_steps = placeholder(int)  # None: at the end only
 
-    # Other test sets for models with ImageNet's 1,000 classes (docs/imagenet_variants.md): places, None for those left out.
+    # Other test sets for models with ImageNet's 1,000 classes (docs/imagenet_variants.md): places; None: left out.
     config.variants = ConfigDict()
     config.variants.real = placeholder(str)  # path of real.json: the evaluation split labelled anew
     config.variants.imagenet_v2 = placeholder(str)

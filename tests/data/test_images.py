@@ -466,6 +466,15 @@ def test_resize_smaller_than_the_crop_is_refused():
         images.EvalTransform(32, resize_small=16)
 
 
+def test_evaluation_crops_the_centre_of_a_square_where_asked():
+    image = np.arange(30 * 50 * 3, dtype=np.uint64).reshape(30, 50, 3).astype(np.uint8)
+    square = images.resize(image, 24, 24)
+    np.testing.assert_array_equal(images.EvalTransform(16, crop_from=24)(image), square[4:20, 4:20])
+    for wrong in ({"crop_from": 15}, {"crop_from": 24, "resize_small": 24}):
+        with pytest.raises(UserError, match="crop_from"):
+            images.EvalTransform(16, **wrong)
+
+
 def test_a_flip_is_tensorflows():
     transform = images.TrainTransform(image_size=24, inception_crop=False)
     square = GOLDEN["picture"][:, :24].copy()

@@ -485,11 +485,14 @@ class EvalTransform:
       resize_small: the shorter side is resized to this before the central crop; None resizes the whole image to the
         square, whatever its shape, as the released fine-tuning does.
       resize: method of `resize`.
+      crop_from: resizes the whole image to a square of this side before the central crop, as the released few-shot
+        evaluation does; instead of `resize_small`.
     """
 
     image_size: int
     resize_small: int | None = None
     resize: str = "bilinear"
+    crop_from: int | None = None
 
     def __post_init__(self):
         _check_method(self.resize)
@@ -498,11 +501,18 @@ class EvalTransform:
                 f"data.eval_resize_small {self.resize_small} is less than data.image_size {self.image_size}: "
                 "there is nothing to crop. Use a larger one, or None to resize the whole image."
             )
+        if self.crop_from is not None and (self.resize_small is not None or self.crop_from < self.image_size):
+            raise UserError(
+                f"crop_from {self.crop_from} must be at least the image size, {self.image_size}, and does not go with "
+                f"resize_small; got resize_small {self.resize_small}."
+            )
 
     def __call__(self, image: bytes | np.ndarray) -> np.ndarray:
         """Maps an encoded file, or decoded uint8 `[height, width, 3]`, to uint8 `[image_size, image_size, 3]`."""
         if isinstance(image, bytes):
             image = decode(image)
+        if self.crop_from is not None:
+            return central_crop(resize(image, self.crop_from, self.crop_from, self.resize), self.image_size)
         if self.resize_small is None:
             return resize(image, self.image_size, self.image_size, self.resize)
         return central_crop(resize_small(image, self.resize_small, self.resize), self.image_size)
