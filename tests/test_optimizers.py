@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -5,6 +6,8 @@ import pytest
 
 from vit_jax import optimizers
 from vit_jax.errors import UserError
+from vit_jax.models import create_model
+from vit_jax.models.vit import stack_layers
 
 PARAMS = {
     "cls": jnp.ones((1, 1, 4)),
@@ -119,3 +122,76 @@ def test_clipping_scales_to_the_global_norm():
 def test_unknown_optimizer_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'adamw'"):
         optimizers.make_optimizer("adam", lambda _: 0.1)
+
+
+def test_a_step_of_a_layer_is_shorter_by_the_decay_for_each_layer_above_it():
+    params = {
+        "embedding": {"kernel": jnp.ones(3)},
+        "Transformer": {
+            "encoderblock_0": {"MlpBlock_3": {"kernel": jnp.ones(3)}},
+            "encoderblock_1": {"MlpBlock_3": {"kernel": jnp.ones(3)}},
+            "encoder_norm": {"scale": jnp.ones(3)},
+        },
+        "head": {"kernel": jnp.ones(3)},
+    }
+    optimizer = optimizers.make_optimizer("sgd", lambda _: 0.1, momentum=0.0, layer_decay=0.5)
+    updates, _ = optimizer.update(optax.tree.ones_like(params), optimizer.init(params), params)
+    lengths = jax.tree.map(lambda update: float(-update[0] / 0.1), updates)
+    assert lengths == {
+        "embedding": {"kernel": pytest.approx(0.125)},
+        "Transformer": {
+            "encoderblock_0": {"MlpBlock_3": {"kernel": pytest.approx(0.25)}},
+            "encoderblock_1": {"MlpBlock_3": {"kernel": pytest.approx(0.5)}},
+            "encoder_norm": {"scale": pytest.approx(1.0)},
+        },
+        "head": {"kernel": pytest.approx(1.0)},
+    }
+
+
+def test_scanned_layers_decay_like_unrolled_ones():
+    unrolled = create_model("ViT-Ti/16", num_classes=2, num_layers=3)
+    shapes = jax.eval_shape(lambda: unrolled.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"])
+    scales = optimizers.layer_scales(shapes, 0.75)
+    stacked = optimizers.layer_scales(jax.eval_shape(stack_layers, shapes), 0.75)
+    for layer in range(3):
+        one = jax.tree.leaves(scales["Transformer"][f"encoderblock_{layer}"])
+        all_ = jax.tree.leaves(stacked["Transformer"]["encoderblock"])
+        np.testing.assert_allclose(one, [array.ravel()[layer] for array in all_], rtol=1e-6)
+        assert set(one) == {0.75 ** (3 - layer)}
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "num_layers"), [("R50x1", "root_block", 16), ("R50+ViT-B/16", "conv_root", 12),
+                                      ("Axial-ViT-B/32", "embedding", 12)]
+)  # fmt: skip
+def test_every_model_has_its_layers(name, first, num_layers):
+    model = create_model(name, num_classes=2)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"])
+    scales = optimizers.layer_scales(shapes, 0.5)
+    assert jax.tree.leaves(scales[first])[0] == 0.5 ** (num_layers + 1)
+    assert set(jax.tree.leaves(scales["head"])) == {1.0}
+    assert {0.5**power for power in range(num_layers + 2)} == set(jax.tree.leaves(scales))
+
+
+def test_only_selected_parameters_are_kept():
+    selected = optimizers.select_parameters(["^head/", "norm/scale"])(PARAMS)
+    assert jax.tree.map(lambda leaf: leaf.shape, selected) == {
+        "cls": None,
+        "Transformer": {"posembed_input": {"pos_embedding": None}, "encoder_norm": {"scale": (4,), "bias": None}},
+        "head": {"kernel": (4, 2), "bias": (2,)},
+    }
+    merged = optimizers.merge_parameters(PARAMS, jax.tree.map(jnp.zeros_like, selected))
+    assert [float(leaf.ravel()[0]) for leaf in jax.tree.leaves(merged)] == [1, 0, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (["^haed/"], "'\\^haed/' is found in no name of a parameter. Names are such as .*'head/kernel'"),
+        ("^head/", "takes several patterns, such as"),
+        (["("], "takes patterns of names"),
+    ],
+)
+def test_wrong_selections_are_refused(patterns, message):
+    with pytest.raises(UserError, match=message):
+        optimizers.select_parameters(patterns)(PARAMS)

@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from vit_jax import optimizers, partitioning
@@ -16,6 +17,7 @@ from vit_jax.train_step import (
     init_train_state,
     make_train_step,
     normalize_images,
+    with_parameters,
 )
 
 BATCH = 16
@@ -252,3 +254,57 @@ def test_average_is_float32_whatever_the_parameters_are():
     state = jax.eval_shape(lambda: create_train_state(model, optimizer, image_size=8, seed=0, polyak_decay=0.9999))
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.average)} == {jnp.dtype("float32")}
+
+
+def test_only_selected_parameters_move_and_as_they_do_alone():
+    mesh, state, _ = setup()
+    model = create_model("ViT-Ti/4", num_classes=10, num_layers=2, hidden_dim=32, mlp_dim=64, num_heads=2)
+    select = optimizers.select_parameters(["^head/"])
+    optimizer = optimizers.make_optimizer("sgd", lambda _: 0.1, momentum_dtype="bfloat16")
+    state = init_train_state(model, optimizer, mesh, image_size=8, seed=3, select=select)
+    before = jax.device_get(state.params)
+    moments = [path for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state) if leaf.ndim]
+    assert sorted(partitioning.name_of(path).split("/")[-2:] for path in moments) == [
+        ["head", "bias"],
+        ["head", "kernel"],
+    ]
+    step = make_train_step(model, optimizer, lambda _: 0.1, make_loss("softmax"), mesh, select=select)
+    batch = next(batches(mesh, 1))
+
+    def loss(head):
+        logits, _ = model.apply({"params": before | {"head": head}}, normalize_images(batch["image"]))
+        return make_loss("softmax")(logits, batch["label"]).mean()
+
+    gradient = jax.grad(loss)(before["head"])
+    state, metrics = step(state, batch)
+    after = jax.device_get(state.params)
+    expected = jax.tree.map(lambda value, slope: value - 0.1 * slope, before["head"], gradient)
+    for name in expected:
+        np.testing.assert_allclose(after["head"][name], expected[name], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
+    for old, new in zip(jax.tree.leaves(before | {"head": 0}), jax.tree.leaves(after | {"head": 0}), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_nothing_is_computed_for_gradients_of_parameters_that_stay():
+    mesh, state, _ = setup()
+    model = create_model("ViT-Ti/4", num_classes=10, num_layers=2, hidden_dim=32, mlp_dim=64, num_heads=2)
+    optimizer = optimizers.make_optimizer("sgd", lambda _: 0.1)
+    flops = {}
+    for patterns in ((), ("^head/",)):
+        select = optimizers.select_parameters(patterns)
+        state = init_train_state(model, optimizer, mesh, image_size=8, seed=3, select=select)
+        step = make_train_step(model, optimizer, lambda _: 0.1, make_loss("softmax"), mesh, select=select)
+        flops[patterns] = step.lower(state, next(batches(mesh, 1))).compile().cost_analysis()["flops"]
+    assert flops["^head/",] < 0.4 * flops[()]  # a third: the forward pass alone
+
+
+def test_state_begins_with_other_parameters_and_their_average():
+    mesh, _, _ = setup()
+    model = create_model("ViT-Ti/4", num_classes=10, num_layers=1, hidden_dim=32, mlp_dim=64, num_heads=2)
+    optimizer = optimizers.make_optimizer("sgd", lambda _: 0.1)
+    state = init_train_state(model, optimizer, mesh, image_size=8, seed=3, polyak_decay=0.9)
+    other = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5), state.params)
+    state = with_parameters(state, other)
+    assert all((leaf == 0.5).all() for leaf in jax.tree.leaves((state.params, state.average)))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}

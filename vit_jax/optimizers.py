@@ -1,13 +1,16 @@
 """Optimizers and learning-rate schedules as optax transformations (tables 3 and 4)."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.partitioning import name_of
 
 
 def make_schedule(
@@ -69,6 +72,89 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
+def select_parameters(patterns: Sequence[str]) -> Callable[[Any], Any]:
+    """Says which parameters are trained: those in whose name one of the patterns is found.
+
+    Args:
+      patterns: regular expressions, such as "^head/" for the head alone; none: all parameters are trained.
+
+    Returns:
+      A function from the parameters to a tree of those that are trained, with None in the place of the others. It
+      raises `UserError` where a pattern is found in no name.
+
+    Raises:
+      UserError: a pattern is no regular expression.
+    """
+    if isinstance(patterns, str):
+        raise UserError(f"train_only takes several patterns, such as ({patterns!r},); got {patterns!r}.")
+    try:
+        compiled = [re.compile(pattern) for pattern in patterns]
+    except (re.error, TypeError) as error:
+        raise UserError(f"train_only takes patterns of names of parameters, got {patterns!r}: {error}.") from error
+
+    def select(params: Any) -> Any:
+        names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern in compiled:
+            if not any(map(pattern.search, names)):
+                raise UserError(
+                    f"train_only {pattern.pattern!r} is found in no name of a parameter. Names are such as "
+                    f"{', '.join(repr(name) for name in [*names[:: max(1, len(names) // 4)][:4], names[-1]])}."
+                )
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if any(pattern.search(name_of(path)) for pattern in compiled) else None, params
+        )
+
+    return select if compiled else lambda params: params
+
+
+def merge_parameters(params: Any, trained: Any) -> Any:
+    """Puts trained parameters, as from `select_parameters`, into the place of those in `params`."""
+    return jax.tree.map(
+        lambda new, old: old if new is None else new, trained, params, is_leaf=lambda leaf: leaf is None
+    )
+
+
+_LAYER = re.compile(r"\bencoderblock_(\d+)/")
+_UNIT = re.compile(r"^block(\d+)/unit(\d+)/")
+_STACKED = "Transformer/encoderblock/"
+_ABOVE = re.compile(r"^(head|pre_logits|MAPHead_0|norm_pre_head|(Transformer/)?encoder_norm)/")
+
+
+def layer_scales(params: Any, layer_decay: float) -> Any:
+    """How much smaller the learning rate of each parameter is: `layer_decay` to the power of its distance to the head.
+
+    What comes before the first layer (patch and position embeddings, class token, the ResNet of a hybrid) counts as a
+    layer, and so do the head and the norm before it, whose scale is 1. Layers of a ResNet are its units.
+
+    Args:
+      params: the parameters, or some of them (None in the place of the others): distances count the layers there are.
+      layer_decay: between 0 and 1.
+
+    Returns:
+      A tree like `params` of numbers; of arrays `[num_layers, 1, ...]` for stacks of scanned layers.
+    """
+    leaves = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    depth = next((leaf.shape[0] for name, leaf in leaves.items() if name.startswith(_STACKED)), 0)
+    layers: list[Any] = sorted({int(match[1]) for name in leaves if (match := _LAYER.search(name))})
+    units = sorted({(int(match[1]), int(match[2])) for name in leaves if (match := _UNIT.search(name))})
+    top = (depth or len(layers) or len(units)) + 1
+
+    def scale(path: tuple[Any, ...], leaf: jax.Array) -> Any:
+        name = name_of(path)
+        if name.startswith(_STACKED):
+            powers = layer_decay ** jnp.arange(depth, 0, -1, dtype=jnp.float32)
+            return powers.reshape(-1, *[1] * (leaf.ndim - 1))
+        if match := _LAYER.search(name):
+            number = layers.index(int(match[1])) + 1
+        elif not (layers or depth) and (match := _UNIT.search(name)):
+            number = units.index((int(match[1]), int(match[2]))) + 1
+        else:
+            number = top if _ABOVE.search(name) else 0
+        return layer_decay ** (top - number)
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
 def make_optimizer(
     name: str,
     schedule: optax.Schedule,
@@ -80,6 +166,7 @@ def make_optimizer(
     eps: float = 1e-8,
     momentum: float = 0.9,
     momentum_dtype: DTypeLike = "float32",
+    layer_decay: float | None = None,
 ) -> optax.GradientTransformation:
     """Adam at pre-training, SGD with momentum at fine-tuning.
 
@@ -94,6 +181,7 @@ def make_optimizer(
       eps: Adam's epsilon.
       momentum: of SGD.
       momentum_dtype: dtype of SGD's momentum and of Adam's first moment; the released fine-tuning uses bfloat16.
+      layer_decay: the learning rate of a parameter is times its `layer_scales`; None: it is the same for all.
 
     Raises:
       UserError: unknown optimizer.
@@ -114,4 +202,11 @@ def make_optimizer(
     if name not in optimizers:
         raise unknown_name("optimizer", name, optimizers)
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    return optax.chain(clip, optimizers[name]())
+    if layer_decay is None:
+        return optax.chain(clip, optimizers[name]())
+    by_layer = optax.stateless(
+        lambda updates, _: jax.tree.map(
+            lambda update, scale: (update * scale).astype(update.dtype), updates, layer_scales(updates, layer_decay)
+        )
+    )
+    return optax.chain(clip, optimizers[name](), by_layer)

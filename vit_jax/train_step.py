@@ -1,21 +1,29 @@
 """The training step: state, losses, gradients, update. Pure functions and one jitted, donated step over a mesh."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from vit_jax.losses import Loss, is_correct, is_labelled
 from vit_jax.mixing import Mixing, neighbours
+from vit_jax.optimizers import merge_parameters
 from vit_jax.partitioning import batch_sharding, replicated, within
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Select = Callable[[Any], Any]  # from `optimizers.select_parameters`
+
+
+def _all(params: Any) -> Any:
+    return params
+
 
 # JAX's random number generators. "threefry2x32" draws the same numbers however arrays are split; the others use the
 # hardware's generator, whose numbers depend on it.
@@ -61,6 +69,7 @@ def create_train_state(
     seed: int | jax.Array,
     rng: str = RNGS[0],
     polyak_decay: float | None = None,
+    select: Select = _all,
 ) -> TrainState:
     """Initialises parameters and optimizer. Trace it under `jax.jit` or `jax.eval_shape`; see `init_train_state`.
 
@@ -71,6 +80,7 @@ def create_train_state(
       seed: of parameters, dropout and mixing.
       rng: of dropout and mixing, one of `RNGS`. The parameters do not depend on it.
       polyak_decay: of the average; None: there is none.
+      select: the parameters that are trained; the optimizer has a state for these alone.
     """
     init_rng, step_rng = jax.random.split(jax.random.key(seed))
     if rng != RNGS[0]:
@@ -79,7 +89,7 @@ def create_train_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(select(params)),
         rng=jax.random.key_data(step_rng),
         # In float32: bfloat16 would round the small steps of an average away.
         average=None if polyak_decay is None else jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params),
@@ -96,11 +106,12 @@ def init_train_state(
     shardings: Any = None,
     rng: str = RNGS[0],
     polyak_decay: float | None = None,
+    select: Select = _all,
 ) -> TrainState:
     """Initialises the state on the mesh, already placed, without a copy on the host or of a whole array anywhere.
 
     Args:
-      model: see `create_train_state`; so are `optimizer`, `image_size`, `seed`, `rng`, `polyak_decay`.
+      model: see `create_train_state`; so are `optimizer`, `image_size`, `seed`, `rng`, `polyak_decay`, `select`.
       optimizer: see there.
       mesh: the devices.
       image_size: see there.
@@ -108,15 +119,32 @@ def init_train_state(
       shardings: of the state, from `partitioning.state_shardings`; None: replicated.
       rng: see there.
       polyak_decay: see there.
+      select: see there.
     """
     # The seed is an argument of the compiled program, so that another seed does not compile again.
     create = jax.jit(
         lambda seed: create_train_state(
-            model, optimizer, image_size=image_size, seed=seed, rng=rng, polyak_decay=polyak_decay
+            model, optimizer, image_size=image_size, seed=seed, rng=rng, polyak_decay=polyak_decay, select=select
         ),
         out_shardings=replicated(mesh) if shardings is None else shardings,
     )
     return create(seed)
+
+
+def with_parameters(state: TrainState, params: Any) -> TrainState:
+    """A state that begins with other parameters: the average too, as there is nothing to average yet.
+
+    Args:
+      state: from `init_train_state`; its parameters and average are given up.
+      params: a tree like its parameters, of arrays on the host; every process has all of them.
+    """
+
+    def place(like: jax.Array, array: Any) -> jax.Array:
+        array = np.asarray(array, like.dtype)
+        return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
+
+    average = None if state.average is None else jax.tree.map(place, state.average, params)
+    return state.replace(params=jax.tree.map(place, state.params, params), average=average)
 
 
 def make_train_step(
@@ -132,6 +160,7 @@ def make_train_step(
     rng: str = RNGS[0],
     polyak_decay: float | None = None,
     compiler_options: Mapping[str, Any] | None = None,
+    select: Select = _all,
 ) -> jax.stages.Wrapped:
     """Makes the jitted step `(state, batch) -> (state, metrics)`.
 
@@ -153,10 +182,13 @@ def make_train_step(
       rng: as in `create_train_state`.
       polyak_decay: share of the average that stays at each step; the state must have one.
       compiler_options: of XLA, by name, such as `{"xla_tpu_enable_latency_hiding_scheduler": True}`.
+      select: the parameters that are trained. The others get no gradient, so that nothing is computed for it where no
+        trained one lies below, and are left as they are; `grad_norm` is of the trained ones.
     """
     rng_name = rng
 
-    def loss_and_accuracy(params, part, weights, num_labelled, dropout_rng):
+    def loss_and_accuracy(trained, params, part, weights, num_labelled, dropout_rng):
+        params = merge_parameters(params, trained)
         images, labels = normalize_images(part["image"]), part["label"]
         counted = is_labelled(labels)
         if weights is not None:
@@ -174,18 +206,18 @@ def make_train_step(
 
     grad_fn = jax.value_and_grad(loss_and_accuracy, has_aux=True)
 
-    def accumulated_grads(params, batch, weights, num_labelled, rng):
+    def accumulated_grads(trained, params, batch, weights, num_labelled, rng):
         # Part i takes every accumulation_steps-th example: each device then keeps to the examples it already holds.
         def split(array):
             return array.reshape(-1, accumulation_steps, *array.shape[1:]).swapaxes(0, 1)
 
         def add(total, indexed_part):
             index, part = indexed_part
-            grads = grad_fn(params, part, weights, num_labelled, jax.random.fold_in(rng, index))
+            grads = grad_fn(trained, params, part, weights, num_labelled, jax.random.fold_in(rng, index))
             return jax.tree.map(jnp.add, total, grads), None
 
         parts = (jnp.arange(accumulation_steps), jax.tree.map(split, batch))
-        zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), params))
+        zeros = jax.tree.map(jnp.zeros_like, ((jnp.float32(0), jnp.float32(0)), trained))
         return jax.lax.scan(add, zeros, parts)[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -198,9 +230,10 @@ def make_train_step(
             counted = counted * neighbours(counted)
         num_labelled = jnp.maximum(counted.sum(), 1)
         grads_of = grad_fn if accumulation_steps == 1 else accumulated_grads
-        (loss, accuracy), grads = grads_of(state.params, examples, weights, num_labelled, rng)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        trained = select(state.params)
+        (loss, accuracy), grads = grads_of(trained, state.params, examples, weights, num_labelled, rng)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        params = merge_parameters(state.params, optax.apply_updates(trained, updates))
         average = None
         if polyak_decay is not None:
             average = jax.tree.map(lambda old, new: old + (1 - polyak_decay) * (new - old), state.average, params)
