@@ -25,7 +25,18 @@ from vit_jax.losses import Loss, make_loss
 from vit_jax.metrics import Progress
 from vit_jax.mixing import Mixing
 from vit_jax.models import create_model
-from vit_jax.train_step import RNGS, TrainState, create_train_state, init_train_state, make_train_step
+from vit_jax.train_step import (
+    RNGS,
+    Select,
+    TrainState,
+    create_train_state,
+    init_train_state,
+    make_train_step,
+    with_parameters,
+)
+from vit_jax.weights import ModelSpec, TransferReport, Weights, get_checkpoint, list_checkpoints, transfer
+from vit_jax.weights import load as load_weights
+from vit_jax.weights.download import cached_path
 from vit_jax.workdir import flatten
 
 logger = logging.getLogger(__name__)
@@ -41,6 +52,7 @@ class Experiment:
       eval_source: evaluation examples, if any.
       num_train_images: length of an epoch.
       num_classes: width of the logits.
+      model_name: what `create_model` was given.
       model: images -> (logits, intermediates).
       abstract_state: shapes, dtypes and shardings of the training state.
       abstract_batch: the same of a batch.
@@ -49,6 +61,9 @@ class Experiment:
       schedule: learning rate by step.
       optimizer: the update.
       num_steps: length of the run.
+      select: the parameters that are trained.
+      initial_params: parameters to begin with, on the host; None: the model's own initialisation.
+      transfer_report: what became of the weights they are from.
     """
 
     mesh: Mesh
@@ -56,6 +71,7 @@ class Experiment:
     eval_source: Source | None
     num_train_images: int
     num_classes: int
+    model_name: str
     model: nn.Module
     abstract_state: TrainState
     abstract_batch: dict[str, jax.ShapeDtypeStruct]
@@ -64,6 +80,9 @@ class Experiment:
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     num_steps: int
+    select: Select
+    initial_params: Any = None
+    transfer_report: TransferReport | None = None
 
 
 def build(
@@ -73,7 +92,8 @@ def build(
 
     Args:
       config: see `vit_jax.config.base_config`.
-      allow_missing_data: do without the data set if the config says how large it is; to plan a run.
+      allow_missing_data: do without the data set if the config says how large it is, and without released weights
+        that were not fetched yet; to plan a run.
       devices: to run on, or to plan for: those of a topology that is described, not here; None: all that are here.
 
     Raises:
@@ -87,6 +107,8 @@ def build(
     mixing = Mixing(config.mixup_alpha, config.cutmix_alpha)
     train_transform(config.data), eval_transform(config.data)  # only to check them before the data are read
     _make_optimizer(config.optimizer, optax.constant_schedule(0.0))  # only to check it before the data are read
+    select = optimizers.select_parameters(config.train_only)
+    spec, weights = _find_weights(config, allow_missing=allow_missing_data)
 
     train_source: Source | None
     eval_source: Source | None
@@ -98,8 +120,19 @@ def build(
         logger.warning("%s", error)
         train_source, eval_source = None, None
     num_train_images = len(train_source) if train_source else config.data.expected_train_images
-    num_classes = _num_classes(config.model, train_source)
-    model = _make_model(config.model, num_classes)
+    num_classes = _num_classes(config, train_source, spec)
+    model = _make_model(config, num_classes, spec)
+    initial_params, report = None, None
+    if weights:
+        _check_classes(config, weights, train_source)
+        initial_params, report = transfer(
+            weights,
+            model,
+            config.data.image_size,
+            keep_head=config.keep_head,
+            keep_pre_logits=True,  # if the model has such a layer
+            seed=config.seed,
+        )
     num_steps = _num_steps(config, num_train_images)
     schedule = _make_schedule(config.optimizer, num_steps)
     optimizer = _make_optimizer(config.optimizer, schedule)
@@ -111,6 +144,7 @@ def build(
             seed=config.seed,
             rng=config.rng,
             polyak_decay=config.polyak_decay,
+            select=select,
         )
     )
     specs = partitioning.parameter_specs(abstract_state.params, mesh, config.sharding, config.sharding_rules)
@@ -122,6 +156,7 @@ def build(
         eval_source=eval_source,
         num_train_images=num_train_images,
         num_classes=num_classes,
+        model_name=config.model.name or (spec.name if spec else ""),
         model=model,
         abstract_state=partitioning.with_sharding(abstract_state, shardings),
         abstract_batch=partitioning.with_sharding(
@@ -138,6 +173,9 @@ def build(
         schedule=schedule,
         optimizer=optimizer,
         num_steps=num_steps,
+        select=select,
+        initial_params=initial_params,
+        transfer_report=report,
     )
 
 
@@ -169,6 +207,7 @@ def make_step(config: ConfigDict, experiment: Experiment) -> jax.stages.Wrapped:
         rng=config.rng,
         polyak_decay=config.polyak_decay,
         compiler_options=_compiler_options(config.compiler_options, experiment.mesh),
+        select=experiment.select,
     )
 
 
@@ -187,7 +226,7 @@ def _compiler_options(pairs: Sequence[Any], mesh: Mesh) -> dict[str, Any]:
 
 def init_state(config: ConfigDict, experiment: Experiment) -> TrainState:
     """The state that a run begins with, on the devices."""
-    return init_train_state(
+    state = init_train_state(
         experiment.model,
         experiment.optimizer,
         experiment.mesh,
@@ -196,7 +235,9 @@ def init_state(config: ConfigDict, experiment: Experiment) -> TrainState:
         shardings=partitioning.shardings_of(experiment.abstract_state),
         rng=config.rng,
         polyak_decay=config.polyak_decay,
+        select=experiment.select,
     )
+    return state if experiment.initial_params is None else with_parameters(state, experiment.initial_params)
 
 
 def make_train_batches(config: ConfigDict, experiment: Experiment) -> TrainBatches:
@@ -271,7 +312,7 @@ def check_fields(config: ConfigDict) -> None:
     """
     fields = flatten(config.to_dict())
     for name, default in flatten(base_config().to_dict()).items():
-        if default is not None and fields[name] is None:
+        if default is not None and fields[name] is None and name != "model.name":
             raise UserError(f"{name} cannot be None; its default is {default!r}.")
 
     def check(names: Sequence[str], is_right: Callable[[Any], bool], expected: str) -> None:
@@ -380,22 +421,57 @@ def open_train_source(data: ConfigDict) -> Source:
     return Mixture([_open_source(data, dataset, data.train_split) for dataset in datasets], weights)
 
 
-def _num_classes(fields: ConfigDict, train_source: Source | None) -> int:
+def _find_weights(config: ConfigDict, *, allow_missing: bool) -> tuple[ModelSpec | None, Weights | None]:
+    """The weights to begin with and the model they are of; the model alone if they are released and not fetched yet."""
+    if config.weights is None:
+        if config.keep_head:
+            raise UserError("keep_head is set, but weights, whose head it is, are not.")
+        return None, None
+    if allow_missing and config.weights in list_checkpoints():
+        released = get_checkpoint(config.weights)
+        if not cached_path(released.url).exists():
+            logger.warning("weights %s are not here yet; a run will fetch them", config.weights)
+            size = (released.image_size, released.image_size)
+            return ModelSpec(released.model, released.num_classes, released.model_overrides, size), None
+    weights = load_weights(config.weights, model=config.model.name)
+    return weights.spec, weights
+
+
+def _num_classes(config: ConfigDict, train_source: Source | None, spec: ModelSpec | None) -> int:
     known = train_source.num_classes if train_source else None
-    num_classes = fields.num_classes or known
+    of_the_head = spec.num_classes if spec and config.keep_head else None
+    num_classes = config.model.num_classes or of_the_head or known
     if num_classes is None:
         why = f"{train_source.name} does not say how many classes it has" if train_source else "the data set is missing"
         raise UserError(f"{why}: set model.num_classes.")
+    if of_the_head is not None and num_classes != of_the_head:
+        raise UserError(f"the head of {config.weights} has {of_the_head} classes, but model.num_classes={num_classes}.")
     if known and num_classes < known:
-        raise UserError(
-            f"model.num_classes {num_classes} is less than the data set's {known} classes. Leave it out, or use at "
-            f"least {known}."
-        )
+        remedy = "Set keep_head=False" if of_the_head else f"Leave model.num_classes out, or use at least {known}"
+        raise UserError(f"{num_classes} classes are less than the data set's {known}. {remedy}.")
     return num_classes
 
 
-def _make_model(fields: ConfigDict, num_classes: int) -> nn.Module:
-    overrides = {name: value for name, value in fields.items() if value is not None}
+def _check_classes(config: ConfigDict, weights: Weights, source: Source | None) -> None:
+    """Raises where the head of a run is kept for other classes than it was trained on."""
+    names = list(source.class_names or ()) if source else []
+    its_names = list(weights.class_names or ()) if weights.format == "run" else []
+    if config.keep_head and names and its_names and names != its_names:
+        raise UserError(
+            f"{config.weights} was trained on other classes ({', '.join(its_names[:3])}, ...) than those of the data "
+            f"({', '.join(names[:3])}, ...), so its head means something else. Set keep_head=False."
+        )
+
+
+def _make_model(config: ConfigDict, num_classes: int, spec: ModelSpec | None) -> nn.Module:
+    overrides: dict[str, Any] = {}
+    if spec:
+        # At fine-tuning the whole head goes, with its hidden layer (section 3.2), unless the config asks for that.
+        left_out = () if config.keep_head else ("pre_logits",)
+        overrides = {"name": spec.name} | {key: value for key, value in spec.overrides.items() if key not in left_out}
+    overrides |= {name: value for name, value in config.model.items() if value is not None}
+    if "name" not in overrides:
+        raise UserError("set model.name, such as --config.model.name=ViT-B/16, or weights, which tell the model.")
     return create_model(**(overrides | {"num_classes": num_classes}))
 
 

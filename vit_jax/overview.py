@@ -35,7 +35,7 @@ def count_parameters(params: Any) -> int:
 
 def describe_run(config: ConfigDict, experiment: Experiment) -> str:
     """A few lines: model, data, length, devices."""
-    source, model = experiment.train_source, config.model
+    source = experiment.train_source
     devices = partitioning.describe_devices(experiment.mesh)
     size = config.data.image_size
     classes = experiment.num_classes
@@ -51,13 +51,19 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
     flops = forward_flops(experiment.model, size)
     exaflops = train_exaflops(experiment.model, size, experiment.num_steps * config.batch_size)
     held = partitioning.bytes_per_device(experiment.abstract_state) / 1e9
+    trained = count_parameters(experiment.select(experiment.abstract_state.params))
+    begun = []
+    if config.weights:
+        anew = ", ".join(experiment.transfer_report.initialised) if experiment.transfer_report else "not read yet"
+        begun = [f"weights   {config.weights}; new: {anew or 'nothing'}; trained: {trained:,} parameters"]
     lines = [
-        f"model     {model.name}, {classes:,} classes, {parameters:,} parameters, images {size}x{size}",
+        f"model     {experiment.model_name}, {classes:,} classes, {parameters:,} parameters, images {size}x{size}",
+        *begun,
         f"data      {data}",
         f"training  {experiment.num_steps:,} steps of {config.batch_size:,} images{accumulation}, {epochs:.4g} epochs; "
         f"{config.optimizer.name}, {config.loss} cross-entropy",
-        f"compute   {flops / 1e9:.4g} GFLOP an image forward (multiply-add = 2), {exaflops:.4g} exaFLOP in all at 3 x "
-        "forward",
+        f"compute   {flops / 1e9:.4g} GFLOP an image forward (multiply-add = 2), {exaflops:.4g} exaFLOP in all at "
+        f"{'most ' if trained < parameters else ''}3 x forward",
         f"devices   {devices['num_devices']} x {devices['device_kind']} in {devices['num_processes']} process(es), "
         + "mesh "
         + " x ".join(f"{name} {size}" for name, size in devices["mesh"].items())
@@ -134,10 +140,12 @@ def describe_decay(experiment: Experiment) -> str:
 
 def dry_run(config: ConfigDict, experiment: Experiment) -> str:
     """All of the above, with the resolved config."""
-    paper = paper_count(config.model.name)
+    paper = paper_count(experiment.model_name)
+    report = experiment.transfer_report
     return "\n\n".join(
         [
             "# Resolved config\n" + str(config).strip(),
+            *([f"# Weights\n{report}"] if report else []),
             "# Parameters\n" + parameter_table(experiment) + (f"\n{paper}" if paper else ""),
             "# Weight decay\n" + describe_decay(experiment),
             "# Learning rate\n" + schedule_table(config, experiment),

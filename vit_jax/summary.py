@@ -28,7 +28,7 @@ def summarize(config: ConfigDict, workdir: AnyPath, experiment: Experiment, *, s
     for row in rows:
         last |= row
     summary: dict[str, Any] = {
-        "model": config.model.name,
+        "model": experiment.model_name,
         "parameters": count_parameters(experiment.abstract_state.params),
         "dataset": config.data.dataset,
         "steps": experiment.num_steps,
@@ -54,7 +54,7 @@ def summarize(config: ConfigDict, workdir: AnyPath, experiment: Experiment, *, s
     if starts := read_starts(workdir):
         summary |= describe_cost(total_cost(starts))
         num_images = experiment.num_steps * config.batch_size
-        if (published := paper_core_days(config.model.name, config.data.image_size, num_images)) is not None:
+        if (published := paper_core_days(experiment.model_name, config.data.image_size, num_images)) is not None:
             summary["paper_tpuv3_core_days"] = published
     summary["seconds_of_this_start"] = seconds
     return summary

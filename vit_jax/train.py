@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import dataclasses
 import logging
 import time
 from typing import Any
@@ -75,6 +76,7 @@ def train(
         else:
             step, saved = 0, {}
             state = experiments.init_state(config, experiment)
+        experiment = dataclasses.replace(experiment, initial_params=None)  # a copy on the host, of no more use
         best.drop_after(step)
         best_accuracy = (best.latest_extra() or {"accuracy": -1.0})["accuracy"]
 

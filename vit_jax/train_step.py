@@ -1,5 +1,6 @@
 """The training step: state, losses, gradients, update. Pure functions and one jitted, donated step over a mesh."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -144,7 +145,7 @@ def with_parameters(state: TrainState, params: Any) -> TrainState:
         return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
 
     average = None if state.average is None else jax.tree.map(place, state.average, params)
-    return state.replace(params=jax.tree.map(place, state.params, params), average=average)
+    return dataclasses.replace(state, params=jax.tree.map(place, state.params, params), average=average)
 
 
 def make_train_step(

@@ -223,7 +223,7 @@ def _row(config: ConfigDict, topology: Topology, num_devices: int, task: str, **
     return PlanRow(
         topology=topology.name,
         task=task,
-        model=config.model.name,
+        model=config.model.name or config.weights,
         image_size=config.data.image_size,
         batch_size=config.batch_size,
         num_devices=num_devices,
