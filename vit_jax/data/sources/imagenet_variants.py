@@ -1,0 +1,381 @@
+"""ImageNet's other test sets, with labels among ImageNet's 1,000 classes. docs/imagenet_variants.md says more of each.
+
+They are opened as their authors publish them or as TFDS prepares them, and what is there is compared with what they
+published: a test set that lacks a class would give a number that looks right.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import logging
+import os
+import pathlib
+import zipfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import cast
+
+import numpy as np
+
+from vit_jax.data import images
+from vit_jax.data.sources import find_path, open_source
+from vit_jax.data.sources.base import Example, MissingDataError, Source, fingerprint_of
+from vit_jax.data.sources.folders import ImageFolderSource
+from vit_jax.data.sources.real import NUM_CLASSES, RealLabels, load_real_labels
+from vit_jax.data.sources.tfds import prepared_folder
+from vit_jax.errors import UserError, unknown_name
+from vit_jax.host import num_cpus
+from vit_jax.published.class_names import class_names, wordnet_ids
+
+logger = logging.getLogger(__name__)
+
+_TFDS = "tfds:"
+_IMAGENET = "imagenet2012"
+_SHOWN = 5  # names in a message
+_NOT_IMAGES = ("README", "LICENSE")  # beside the folders of classes, with any suffix
+
+# ObjectNet's images have a red border, which tells that they must not be trained on: "1 pixel" by the licence
+# (the card of timm/objectnet on huggingface.co quotes it), of which the authors' own loader cuts 2
+# (abarbu/objectnet-template-pytorch, objectnet_pytorch_dataloader.py), as do the other evaluations of it that we read.
+OBJECTNET_BORDER = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A test set for models with ImageNet's 1,000 classes.
+
+    Attributes:
+      source: its images; labels count as ImageNet's, by WordNet id. Where an image has several, any of them is right.
+      classes: the only ones whose logits compete, ascending; None for all 1,000.
+    """
+
+    source: Source
+    classes: tuple[int, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Published:
+    """What the authors say of a test set.
+
+    Attributes:
+      num_images: how many images.
+      num_folders: how many folders, one a class.
+      get: where it comes from.
+    """
+
+    num_images: int
+    num_folders: int
+    get: str
+
+
+# Numbers of images and classes, and where to get them:
+# - ReaL: README.md of google-research/reassessed-imagenet.
+# - ImageNet-V2: README.md of modestyachts/ImageNetV2 (three test sets of 10,000); the addresses of the archives and the
+#   names of folders are in imagenet_v2_dataset_builder.py of tensorflow/datasets.
+# - ImageNet-R: README.md of hendrycks/imagenet-r. ImageNet-A: eval.py of hendrycks/natural-adv-examples (200 classes);
+#   7,500 images as in results/README.md of huggingface/pytorch-image-models.
+# - ImageNet-Sketch: 50,889 files as TFDS counts them (datasets/imagenet_sketch/README.md of tensorflow/datasets); the
+#   authors' README speaks of 50,000.
+# - ObjectNet: 18,574 images of 113 folders overlap (locuslab/FLYP, issue 7; 113 is the length of
+#   mapping_files/additional_mappping_files/objectnet_id_overlap.json in abarbu/objectnet-template-tensorflow).
+_PUBLISHED = {
+    "real": _Published(
+        50_000, NUM_CLASSES, "https://raw.githubusercontent.com/google-research/reassessed-imagenet/master/real.json"
+    ),
+    "imagenet_v2": _Published(10_000, NUM_CLASSES, "https://huggingface.co/datasets/vaishaal/ImageNetV2"),
+    "imagenet_r": _Published(30_000, 200, "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar"),
+    "imagenet_a": _Published(7_500, 200, "https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar"),
+    "imagenet_sketch": _Published(50_889, NUM_CLASSES, "https://github.com/HaohanWang/ImageNet-Sketch"),
+    "objectnet": _Published(18_574, 113, "https://objectnet.dev/download.html"),
+}
+VARIANTS = tuple(_PUBLISHED)
+
+
+def open_variant(
+    name: str, place: str, *, validation: str | None = None, validation_split: str = "validation"
+) -> Variant:
+    """Opens one of ImageNet's other test sets. Nothing is downloaded or unpacked.
+
+    Args:
+      name: one of `VARIANTS`.
+      place: where it is, one of
+        - "tfds:<name>[/<config>][:<version>]", or the folder, of what TFDS has prepared; there is no ObjectNet in it;
+        - the folder that the authors' archive unpacks to, or one around it; a zip file too, but not of ObjectNet;
+        - for "real", `real.json`, or "tfds:imagenet2012_real", which has the images as well.
+        A relative path that does not exist is looked for in `$VIT_JAX_DATA` too.
+      validation: for "real" with `real.json`: the data set that the labels are for, as `open_source` takes it.
+      validation_split: its split.
+
+    Returns:
+      the test set. A number of images that is not the published one is told in a warning.
+
+    Raises:
+      MissingDataError: it is not there.
+      UserError: there is no such test set, or what is there is something else or not all of it.
+    """
+    if name not in _PUBLISHED:
+        raise unknown_name("variant of ImageNet", name, VARIANTS)
+    classes: tuple[int, ...] | None = None
+    source: Source
+    if name == "real":
+        source = _open_real(place, validation, validation_split)
+    elif name == "objectnet":
+        source = _open_objectnet(place)
+    else:
+        if _is_prepared(place):
+            source = _open_prepared(name, place)
+            occurring = _labels_that_occur(source)
+        else:
+            source = _open_folders(name, place)
+            occurring = source.occurring
+        published = _PUBLISHED[name]
+        if len(occurring) != published.num_folders:
+            raise UserError(
+                f"{place} has images of {len(occurring)} classes; {name} has {published.num_folders}. Copy or unpack "
+                f"all of it; it is from {published.get}."
+            )
+        # With all 1,000 logits a prediction may be a class that no image has. The authors leave those out: eval.py of
+        # hendrycks/imagenet-r (imagenet_r_mask) and of hendrycks/natural-adv-examples (indices_in_1k).
+        classes = occurring if len(occurring) < NUM_CLASSES else None
+    expected = _PUBLISHED[name].num_images
+    if len(source) != expected:
+        logger.warning(
+            "%s: %s has %d images, the published test set %d. Numbers of the two cannot be compared.",
+            *(name, place, len(source), expected),
+        )
+    return Variant(source, classes)
+
+
+# ---- Prepared by TFDS.
+
+
+def _is_prepared(place: str) -> bool:
+    if place.startswith(_TFDS):
+        return True
+    path = find_path(place)
+    return path is not None and prepared_folder(path) is not None
+
+
+def _open_prepared(name: str, place: str, split: str = "test", label_key: str | None = None) -> Source:
+    how = f"It is prepared by: python -m vit_jax.data.prepare tfds {place.removeprefix(_TFDS).partition(':')[0]}"
+    source = open_source(place, split, how, label_key=label_key)
+    # Labels are ImageNet's numbers in all of them: the builders in tensorflow/datasets share imagenet2012's list of
+    # names, which are WordNet ids.
+    if list(source.class_names or ()) != list(wordnet_ids(_IMAGENET)):
+        raise UserError(
+            f"{place} should have ImageNet's 1,000 WordNet ids as its classes, as TFDS's {name} has; it has "
+            f"{source.num_classes} classes{f', such as {source.class_names[0]!r}' if source.class_names else ''}."
+        )
+    return source
+
+
+def _labels_that_occur(source: Source) -> tuple[int, ...]:
+    """Reads all records, as the names of TFDS's files do not say which classes are there; decodes no image."""
+    with concurrent.futures.ThreadPoolExecutor(num_cpus()) as pool:
+        labels = pool.map(lambda index: source[index]["label"], range(len(source)))
+        return tuple(sorted({cast(int, label) for label in labels} - {-1}))
+
+
+# ---- As the authors publish them.
+
+
+class _ClassFolders(ImageFolderSource):
+    """Folders of classes, perhaps not all of them, that may have a README beside them, as that of ImageNet-R has."""
+
+    def __init__(self, path: str | os.PathLike[str], split: str, wanted: Collection[str] | None = None):
+        """See `ImageFolderSource`; `wanted` are the folders that count, None for all."""
+        self._wanted = wanted
+        super().__init__(path, split)
+
+    def _keep(self, classes: Iterable[tuple[str, list[str]]], misplaced: list[str]) -> None:
+        # In place, as folders within those of classes are noticed while the classes are gone through.
+        misplaced[:] = [path for path in misplaced if pathlib.PurePath(path).stem not in _NOT_IMAGES]
+        super()._keep(
+            ((name, files) for name, files in classes if self._wanted is None or name in self._wanted), misplaced
+        )
+
+
+class _ImageNetLabels:
+    """Folders of images, labelled with ImageNet's classes."""
+
+    def __init__(self, folders: _ClassFolders, classes: Mapping[str, tuple[int, ...]], *, name: str, border: int = 0):
+        """Reads nothing.
+
+        Args:
+          folders: the images.
+          classes: ImageNet's classes that are right for the images of a folder.
+          name: see `Source`.
+          border: pixels that are cut off at each side; then images are given decoded.
+        """
+        self._folders, self._border = folders, border
+        self._labels = [classes[folder] for folder in folders.class_names]
+        self.name, self.split, self.splits = name, "test", ["test"]
+        self.class_names, self.num_classes = wordnet_ids(_IMAGENET), NUM_CLASSES
+        self.max_labels = max(map(len, self._labels))
+        self.occurring = tuple(sorted({label for labels in self._labels for label in labels}))
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._folders[index]
+        labels = self._labels[cast(int, example["label"])]
+        if self._border:
+            example["image"] = _without_border(cast(bytes, example["image"]), self._border)
+        example["label"] = labels if self.max_labels > 1 else labels[0]
+        return example
+
+    def fingerprint(self) -> str:
+        """Changes with the list of files and with their labels."""
+        return fingerprint_of([self._folders.fingerprint(), self._labels, self._border])
+
+    def where(self, index: int) -> str:
+        """The path of the image."""
+        return self._folders.where(index)
+
+
+def _without_border(encoded: bytes, border: int) -> np.ndarray:
+    image = images.decode(encoded)
+    if min(image.shape[:2]) <= 2 * border:
+        raise images.ImageError(f"an image of {image.shape[0]} x {image.shape[1]} pixels is nothing but border")
+    return image[border:-border, border:-border]
+
+
+def _open_folders(name: str, place: str) -> _ImageNetLabels:
+    path, published = _existing(name, place), _PUBLISHED[name]
+    ids = wordnet_ids(_IMAGENET)
+    if name == "imagenet_v2":
+        # Folders are called 0 to 999 after the class; sorted as text, 10 comes before 2 (tensorflow/datasets,
+        # imagenet_v2_dataset_builder.py).
+        classes = {str(label): (label,) for label in range(NUM_CLASSES)}
+        called = "after classes, '0' to '999'"
+    else:
+        classes = {wordnet_id: (label,) for label, wordnet_id in enumerate(ids)}
+        called = f"after WordNet ids of ImageNet, such as {ids[0]!r}"
+    expected = (
+        f"{name} has {published.num_folders:,} folders called {called}, with the images right in them; it is from "
+        f"{published.get}."
+    )
+    folders = _ClassFolders(*_around_classes(path, classes, expected))
+    if unknown := [folder for folder in folders.class_names if folder not in classes]:
+        raise UserError(f"{path} has folders that should not be there: {_shorten(unknown)}. {expected}")
+    missing = sorted(set(classes) - set(folders.class_names))
+    if len(classes) == published.num_folders and missing:
+        raise UserError(f"{path} lacks {len(missing):,} folders: {_shorten(missing)}. {expected}")
+    return _ImageNetLabels(folders, classes, name=str(path))
+
+
+def _existing(name: str, place: str) -> pathlib.Path:
+    path = find_path(place)
+    if path is None:
+        raise MissingDataError(f"{name} is not at {place!r}. It is from {_PUBLISHED[name].get}.")
+    return pathlib.Path(os.path.abspath(path))  # a relative path need not say the name of its last folder
+
+
+def _around_classes(path: pathlib.Path, classes: Collection[str], expected: str) -> tuple[pathlib.Path, str]:
+    """What `ImageFolderSource` calls data set and split, so that the folders of classes are those of the split."""
+    try:
+        if path.is_dir():
+            folders = [entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")]
+        else:
+            with zipfile.ZipFile(path) as archive:
+                tops = {name.split("/")[0] for name in archive.namelist() if "/" in name}
+            folders = [name for name in tops if not name.startswith((".", "__MACOSX"))]
+    except (OSError, zipfile.BadZipFile) as error:
+        advice = " Unpack it: tar -xf" if ".tar" in path.name or path.suffix == ".tgz" else ""
+        raise UserError(f"cannot read {path} as a folder or zip file: {error}.{advice} {expected}") from error
+    at_top = any(folder in classes for folder in folders)
+    if at_top and path.is_dir():
+        return path.parent, path.name
+    if at_top:
+        raise UserError(f"{path} has the folders of classes at its top: zip the folder around them. {expected}")
+    if len(folders) != 1:
+        raise UserError(f"{path} has other folders than expected: {_shorten(sorted(folders)) or 'none'}. {expected}")
+    return path, folders[0]
+
+
+def _shorten(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + rest
+
+
+# ---- ReaL.
+
+
+def _open_real(place: str, validation: str | None, split: str) -> Source:
+    if _is_prepared(place):
+        return _open_prepared("imagenet2012_real", place, split, label_key="real_label")
+    path = _existing("real", place)
+    if validation is None:
+        raise UserError(f"{place} has labels of ImageNet's validation images; name the data set that has the images.")
+    return RealLabels(open_source(validation, split), load_real_labels(path))
+
+
+# ---- ObjectNet.
+
+_FOLDERS, _OVERLAP = "folder_to_objectnet_label.json", "objectnet_to_imagenet_1k.json"
+
+
+def _open_objectnet(place: str) -> Source:
+    path, published = None if place.startswith(_TFDS) else _existing("objectnet", place), _PUBLISHED["objectnet"]
+    expected = (
+        f"ObjectNet is a folder with images/<object>/<image>.png and mappings/, which has {_FOLDERS} and {_OVERLAP}. "
+        f"Get it from {published.get}, which has the password to unpack it with: unzip objectnet-1.0.zip"
+    )
+    if path is None:
+        raise UserError(f"TFDS has no ObjectNet, so {place!r} cannot be. {expected}")
+    root = next((each for each in (path, path / "objectnet-1.0") if (each / "images").is_dir()), None)
+    if root is None:
+        raise UserError(f"{path} has no folder images/. {expected}")
+    classes = _objectnet_classes(root / "mappings", expected)
+    if missing := sorted(folder for folder in classes if not (root / "images" / folder).is_dir()):
+        raise UserError(f"{root / 'images'} lacks {len(missing)} folders: {_shorten(missing)}. {expected}")
+    folders = _ClassFolders(root, "images", classes)
+    return _ImageNetLabels(folders, classes, name=str(root), border=OBJECTNET_BORDER)
+
+
+def _objectnet_classes(mappings: pathlib.Path, expected: str) -> dict[str, tuple[int, ...]]:
+    """ImageNet's classes for each folder of ObjectNet that has some.
+
+    One of the authors' files names the object in each folder, another, for objects that overlap, ImageNet's classes by
+    their words, with "; " between them. All 125 classes that are named so are unique among the words of ImageNet's
+    classes, and that gives the numbers which the authors' imagenet_pytorch_id_to_objectnet_id.json has
+    (abarbu/objectnet-template-tensorflow, mapping_files). So two more files, with numbers, are not needed.
+    """
+    labels = _read_mapping(mappings / _FOLDERS, expected)
+    overlap = _read_mapping(mappings / _OVERLAP, expected)
+    folder_of = {label: folder for folder, label in labels.items()}
+    if unknown := sorted(set(overlap) - set(folder_of)):
+        raise UserError(f"{mappings / _OVERLAP} has objects that {_FOLDERS} does not have: {_shorten(unknown)}.")
+    number_of = _numbers_by_words()
+    classes = {}
+    for label, words in overlap.items():
+        several = [each.strip() for each in words.split(";")]
+        if unknown := [each for each in several if each not in number_of]:
+            raise UserError(
+                f"{mappings / _OVERLAP} maps {label!r} to what is not one of ImageNet's classes: {_shorten(unknown)}."
+            )
+        classes[folder_of[label]] = tuple(number_of[each] for each in several)
+    if len(classes) != _PUBLISHED["objectnet"].num_folders:
+        raise UserError(
+            f"{mappings / _OVERLAP} has {len(classes)} objects; {_PUBLISHED['objectnet'].num_folders} overlap with "
+            f"ImageNet. {expected}"
+        )
+    return classes
+
+
+def _read_mapping(path: pathlib.Path, expected: str) -> dict[str, str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}. {expected}") from error
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise UserError(f"{path} should be a JSON object of names by names. {expected}")
+    return content
+
+
+@functools.cache
+def _numbers_by_words() -> Mapping[str, int]:
+    """ImageNet's classes by their words, without those that share them ("crane", the bird and the machine)."""
+    words = class_names(_IMAGENET)
+    return {each: number for number, each in enumerate(words) if words.count(each) == 1}
