@@ -26,7 +26,7 @@ import time
 import uuid
 import weakref
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -219,8 +219,12 @@ class ExampleKeys:
     file_name: str | None
 
 
+# What a label may be made of: the values of each feature of a record by its name, flat, whatever their shape was.
+Features = Mapping[str, Sequence[Any]]
+
+
 class RecordSource:
-    """Records that are `tf.train.Example`: an encoded image and one or many label ids."""
+    """Records that are `tf.train.Example`: an encoded image and one or many label ids, or what a label follows from."""
 
     def __init__(
         self,
@@ -234,6 +238,8 @@ class RecordSource:
         class_names: Sequence[str] | None,
         num_classes: int | None,
         max_labels: int,
+        derive_label: Callable[[Features], int] | None = None,
+        derive_image: Callable[[bytes], np.ndarray] | None = None,
     ):
         """Reads nothing.
 
@@ -247,6 +253,10 @@ class RecordSource:
           class_names: by label.
           num_classes: labels must be less, where it is known.
           max_labels: an example must not have more. If it is 1, labels are numbers, otherwise lists.
+          derive_label: makes the label of the features of a record, instead of reading it under `keys.label`; raises
+            KeyError or ValueError where that cannot be. A function that can be pickled, as the next.
+          derive_image: makes the pixels of the encoded image, uint8 `[height, width, 3]`, where they are not as they
+            should be.
         """
         self._files, self._keys = files, keys
         self._ranges = list(ranges)
@@ -254,6 +264,7 @@ class RecordSource:
         self._sizes = [os.path.getsize(files.paths[file]) for file, _, _ in ranges]
         self.name, self.split, self.splits = name, split, list(splits)
         self.class_names, self.num_classes, self.max_labels = class_names, num_classes, max_labels
+        self._derive_label, self._derive_image = derive_label, derive_image
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -268,7 +279,7 @@ class RecordSource:
         except Exception as error:  # whatever a damaged file does to the readers
             raise BadRecordError(f"cannot read {self.where(index)}: {_reason(error)}.") from error
         labels = self._labels(features, index)
-        example: Example = {"image": image, "label": labels}
+        example: Example = {"image": self._derive_image(image) if self._derive_image else image, "label": labels}
         if self.max_labels == 1:
             example["label"] = labels[0] if labels else NO_LABEL
         if self._keys.file_name and self._keys.file_name in features:
@@ -293,9 +304,13 @@ class RecordSource:
         return file, last + index - self._ends[number]
 
     def _labels(self, features: Mapping[str, Any], index: int) -> list[int]:
-        if self._keys.label is None or self._keys.label not in features:
+        if self._derive_label is not None:
+            labels = [self._derived(self._derive_label, features, index)]
+        elif self._keys.label is None or self._keys.label not in features:
             return []
-        labels = [label for label in dict.fromkeys(features[self._keys.label].int64_list.value) if label != NO_LABEL]
+        else:
+            values = features[self._keys.label].int64_list.value
+            labels = [label for label in dict.fromkeys(values) if label != NO_LABEL]
         if len(labels) > self.max_labels:
             raise UserError(
                 f"{self.where(index)} has {len(labels)} labels, but data.max_labels is {self.max_labels}. Set it to "
@@ -309,6 +324,21 @@ class RecordSource:
                     "less one. Mend the data, or the number of classes."
                 )
         return labels
+
+    def _derived(self, derive: Callable[[Features], int], features: Mapping[str, Any], index: int) -> int:
+        values = {
+            name: getattr(feature, kind).value if (kind := feature.WhichOneof("kind")) else ()
+            for name, feature in features.items()
+        }
+        try:
+            return derive(values)
+        except KeyError as error:
+            raise UserError(
+                f"{self.where(index)} has no feature {error}, which its label follows from, but "
+                f"{', '.join(sorted(values)) or 'nothing'}. It is another data set, or another version of it."
+            ) from error
+        except ValueError as error:
+            raise UserError(f"{self.where(index)} can have no label: {_reason(error)}.") from error
 
 
 @functools.cache

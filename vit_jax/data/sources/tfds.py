@@ -6,12 +6,15 @@ reader of array_record that is, does not read tfrecord.
 """
 
 import contextlib
+import fnmatch
 import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from vit_jax.data.sources.base import MissingDataError
 from vit_jax.data.sources.records import (
@@ -19,6 +22,7 @@ from vit_jax.data.sources.records import (
     IMAGE_KEYS,
     LABEL_KEYS,
     ExampleKeys,
+    Features,
     RecordSource,
     manifest_max_labels,
     open_record_files,
@@ -42,6 +46,8 @@ def open_tfds(
     label_key: str | None = None,
     num_classes: int | None = None,
     max_labels: int | None = None,
+    derive_label: Callable[[Features], int] | None = None,
+    derive_image: Callable[[bytes], np.ndarray] | None = None,
 ) -> RecordSource:
     """Opens a split of a prepared data set, its examples in the order of the files.
 
@@ -53,6 +59,9 @@ def open_tfds(
       num_classes: number of classes, where the data set does not say; no less than it says.
       max_labels: the most labels an image has, if it may have several; None: as `manifest.json` in the folder says,
         otherwise the number of classes, but no more than 32.
+      derive_label: makes a class from 0 to `num_classes` less one of the features of a record, where no feature of
+        classes is the label; see `RecordSource`.
+      derive_image: see `RecordSource`.
 
     Raises:
       UserError: the data set is damaged or of another format, or there is no such split or feature.
@@ -66,7 +75,7 @@ def open_tfds(
             f"{folder} is prepared as {file_format}; known are {' and '.join(_FORMATS)}. Prepare it again: "
             f"python -m vit_jax.data.prepare tfds {info.name}"
         )
-    keys, feature, many = _choose_features(info.features, image_key, label_key, name)
+    keys, feature, many = _choose_features(info.features, image_key, label_key, name, derived=derive_label is not None)
     class_names: list[str] | None = None
     if feature is not None and feature.num_classes is not None:
         if num_classes is not None and num_classes < feature.num_classes:
@@ -103,7 +112,18 @@ def open_tfds(
         class_names=class_names,
         num_classes=num_classes,
         max_labels=max_labels,
+        derive_label=derive_label,
+        derive_image=derive_image,
     )
+
+
+def split_sizes(folder: pathlib.Path) -> dict[str, int]:
+    """How many examples each split of a prepared data set has.
+
+    Raises:
+      UserError: its description is damaged.
+    """
+    return {name: sum(split.shard_lengths) for name, split in _builder(folder).info.splits.items()}
 
 
 def _builder(folder: pathlib.Path) -> Any:
@@ -119,7 +139,7 @@ def _builder(folder: pathlib.Path) -> Any:
 
 
 def _choose_features(
-    features: Any, image_key: str | None, label_key: str | None, name: str
+    features: Any, image_key: str | None, label_key: str | None, name: str, *, derived: bool
 ) -> tuple[ExampleKeys, Any, bool]:
     """The keys, the `ClassLabel` of the label if there is one, and whether an image may have several."""
     from tensorflow_datasets import features as tfds_features
@@ -132,6 +152,9 @@ def _choose_features(
         wanted = images
     if not wanted:
         raise unknown_name(f"image feature (data.image_key) of {name}", image_key or "image", images or features)
+    file_name = next((key for key in FILE_NAME_KEYS if isinstance(features.get(key), tfds_features.Text)), None)
+    if derived:
+        return ExampleKeys(wanted[0], None, file_name), None, False
 
     classes: dict[str, Any] = {}
     several = set()
@@ -151,7 +174,6 @@ def _choose_features(
         logger.warning(
             "%s: no feature has classes, so all images are without label: %s.", name, ", ".join(sorted(features))
         )
-    file_name = next((key for key in FILE_NAME_KEYS if isinstance(features.get(key), tfds_features.Text)), None)
     return ExampleKeys(wanted[0], label, file_name), classes.get(label or ""), label in several
 
 
@@ -169,6 +191,7 @@ def find_tfds(dataset: str) -> pathlib.Path | None:
 
     Args:
       dataset: <name>[/<config>][:<version>], e.g. "imagenet2012", "cifar10:3.0.2", "imagenet2012_subset/10pct:5.1.0".
+        Of a version with stars, "cifar10:3.*.*", it is the newest that fits, as in TFDS.
 
     Raises:
       UserError: it has several configs, and none is given.
@@ -179,7 +202,7 @@ def find_tfds(dataset: str) -> pathlib.Path | None:
         found = {
             path.relative_to(folder / name): path
             for path in _versions_below(folder / name)
-            if version in ("", path.name)
+            if fnmatch.fnmatchcase(path.name, version or "*")
         }
         configs = {path.parts[0] if len(path.parts) > 1 else "" for path in found}
         if not config and len(configs) > 1:
