@@ -1,0 +1,97 @@
+"""What a sweep tries, how it chooses, and what is run in the end."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Describes a sweep over a config. Fields are the config's, with dots: "optimizer.learning_rate".
+
+    Attributes:
+      choose: the grid: values by field, of which every combination is tried; or a list of combinations. Of values of
+        `seed` the mean counts. Empty, or of one combination: there is nothing to choose.
+      final: fields of the final runs; usually `{"data.train_split": "train", "data.eval_split": "test"}`.
+      seeds: number of final runs: `config.seed` and those that follow it. 0: only choose.
+      metric: what to choose by, at the end of a run: "accuracy" or another metric of the evaluation split, or a full
+        name of `metrics.jsonl`. The largest is the best; of a name that ends in "loss", the smallest.
+      tasks: the argument of the config (what follows the colon) by task, each chosen for and finished by itself.
+        Empty: the config as it was given is the only task.
+      groups: names of tasks by group, to take means over, beside the mean over all.
+    """
+
+    choose: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    final: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seeds: int = 3
+    metric: str = "accuracy"
+    tasks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    groups: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.choose, Mapping):
+            for field, values in self.choose.items():
+                if isinstance(values, str) or not isinstance(values, Sequence):
+                    raise UserError(f"the grid takes a list of values for {field}, got {values!r}.")
+                if not values:
+                    raise UserError(f"the grid has no value for {field}; give at least one, or leave the field out.")
+        if self.seeds < 0:
+            raise UserError(f"seeds must be 0 (only choose) or more, got {self.seeds}.")
+        if not self.metric:
+            raise UserError("the metric to choose by is empty; the default is 'accuracy'.")
+        if "seed" in self.final:
+            raise UserError("the final runs' seeds are config.seed and those that follow it; leave seed out of final.")
+        for field in self.fields:
+            if field in self.final:
+                raise UserError(f"{field} is chosen by the grid, so final cannot set it as well.")
+        for group, tasks in self.groups.items():
+            for task in tasks:
+                if task not in self.tasks:
+                    raise UserError(f"the group {group!r} has {task!r}, which is no task of the sweep.")
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields of the grid."""
+        return list(dict.fromkeys(field for combination in self.combinations() for field in combination))
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """All combinations of the grid, in its order: of several fields the last one changes fastest."""
+        if isinstance(self.choose, Mapping):
+            return [dict(zip(self.choose, values, strict=True)) for values in itertools.product(*self.choose.values())]
+        return [dict(combination) for combination in self.choose] or [{}]
+
+
+def split_list(text: str) -> list[str]:
+    """Splits at the commas that are not inside of brackets."""
+    parts, depth, start = [], 0, 0
+    for position, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append(text[start:position])
+            start = position + 1
+    return [part for part in (*parts, text[start:]) if part]
+
+
+def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Reads `--grid=field=value,value`, given once a field."""
+    grid: dict[str, list[str]] = {}
+    for text in texts:
+        field, equals, values = text.partition("=")
+        if not equals or not field:
+            raise UserError(f"--grid takes field=value,value,..., got {text!r}.")
+        if field in grid:
+            raise UserError(f"--grid gives {field} twice; put all its values into one.")
+        grid[field] = split_list(values)
+    return grid
+
+
+def parse_final(text: str) -> dict[str, str]:
+    """Reads `--final=field=value,field=value`."""
+    pairs = [re.fullmatch(r"([\w.]+)=(.*)", pair) for pair in split_list(text)]
+    if not all(pairs):
+        raise UserError(f"--final takes field=value,field=value,..., got {text!r}.")
+    return {pair[1]: pair[2] for pair in pairs if pair}
