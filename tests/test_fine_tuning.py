@@ -1,0 +1,149 @@
+"""Runs that begin with weights (section 3.2 of the paper)."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vit_jax import experiment as experiments
+from vit_jax import overview
+from vit_jax.checkpoints import Checkpoints
+from vit_jax.config import base_config
+from vit_jax.errors import UserError
+from vit_jax.models import create_model
+from vit_jax.models.position_embeddings import interpolate_position_embedding
+from vit_jax.train import train
+from vit_jax.weights import from_params, save
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A ViT of 7 classes for images of 16 pixels, in a file."""
+    model = create_model(
+        "ViT-Ti/4", num_classes=7, num_layers=2, hidden_dim=32, mlp_dim=32, num_heads=2, pre_logits=True
+    )
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"])
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape, scale=0.2).astype(np.float32), shapes)
+    kept = {"num_layers": 2, "hidden_dim": 32, "mlp_dim": 32, "num_heads": 2, "pre_logits": True}
+    path = tmp_path_factory.mktemp("weights") / "pretrained.npz"
+    save(from_params("ViT-Ti/4", params, image_size=16, **kept), path)
+    return str(path), params
+
+
+@pytest.fixture
+def config(weights):
+    config = base_config()
+    config.weights = weights[0]
+    with config.ignore_type():
+        config.model.name = None
+    config.data.image_size = 24
+    config.data.inception_crop = False
+    config.data.eval_split = "test"
+    config.batch_size = 32
+    config.eval_batch_size = 360
+    config.steps = 4
+    config.log_every_steps = 1
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.03
+    config.optimizer.momentum_dtype = "bfloat16"
+    config.optimizer.clip_norm = 1.0
+    return config
+
+
+def begin(config):
+    built = experiments.build(config)
+    return built, jax.device_get(experiments.init_state(config, built))
+
+
+def test_fine_tuning_begins_with_a_head_of_zeros_and_interpolated_position_embeddings(config, weights):
+    config.polyak_decay = 0.9
+    built, state = begin(config)
+    before = weights[1]
+    assert (built.model_name, built.num_classes, built.model.num_layers) == ("ViT-Ti/4", 10, 2)
+    assert "pre_logits" not in state.params
+    assert state.params["head"]["kernel"].shape == (32, 10)
+    assert not np.any(state.params["head"]["kernel"])
+    positions = before["Transformer"]["posembed_input"]["pos_embedding"]
+    expected = interpolate_position_embedding(positions, (6, 6), num_prefix_tokens=1, old_grid=(4, 4))
+    np.testing.assert_array_equal(state.params["Transformer"]["posembed_input"]["pos_embedding"], expected)
+    for part in ("cls", "embedding"):
+        jax.tree.map(np.testing.assert_array_equal, state.params[part], before[part])
+    jax.tree.map(np.testing.assert_array_equal, state.average, state.params)
+
+
+def test_head_is_kept_where_asked_with_its_hidden_layer(config, weights):
+    config.keep_head = True
+    config.model.num_classes = 7
+    config.data.dataset = "digits"
+    with pytest.raises(UserError, match=r"7 classes are less than the data set's 10\. Set keep_head=False"):
+        experiments.build(config)
+
+
+def test_linear_probe_moves_the_head_alone(config, weights, tmp_path):
+    config.train_only = ("^head/",)
+    config.model.pre_logits = True  # the representation of the paper's linear evaluation
+    train(config, tmp_path / "run")
+    built = experiments.build(config)
+    begun = jax.device_get(experiments.init_state(config, built)).params
+    with Checkpoints(tmp_path / "run" / "checkpoints", keep=1) as checkpoints:
+        _, state, _ = checkpoints.restore_latest(built.abstract_state)
+    ended = jax.device_get(state.params)
+    assert np.any(ended["head"]["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, ended | {"head": 0}, begun | {"head": 0})
+    jax.tree.map(np.testing.assert_array_equal, ended["pre_logits"], weights[1]["pre_logits"])
+
+
+def test_dry_run_tells_what_becomes_of_the_weights(config):
+    text = overview.dry_run(config, experiments.build(config))
+    assert "resized         1  Transformer/posembed_input/pos_embedding (1, 17, 32) -> (1, 37, 32)" in text
+    assert "dropped         4  head/bias, head/kernel, pre_logits/bias, pre_logits/kernel" in text
+    assert "new: head/bias, head/kernel" in text
+
+
+def test_fine_tuning_goes_on_to_the_bit_after_an_interruption(config, tmp_path):
+    train(config, tmp_path / "whole")
+    config.checkpoint.every_steps = 2
+    train(config, tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "4")
+    train(config, tmp_path / "parts")  # from the checkpoint of step 2
+    rows = {}
+    for name in ("whole", "parts"):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        rows[name] = [
+            {key: value for key, value in json.loads(line).items() if not key.startswith("time/")} for line in lines
+        ]
+    assert len((tmp_path / "parts" / "starts.jsonl").read_text().splitlines()) == 2
+    assert rows["parts"] == rows["whole"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.name": "ViT-S/16"}, "this is ViT-Ti/4.*not ViT-S/16"),
+        ({"model.num_layers": 3}, "encoderblock_2"),
+        ({"data.image_size": 26}, "26"),
+        ({"weights": "/nowhere/weights.npz"}, "/nowhere"),
+        ({"weights": None, "keep_head": True}, "keep_head is set, but weights"),
+        ({"weights": None}, "set model.name"),
+        ({"train_only": ("^neck/",)}, "found in no name"),
+        ({"keep_head": True, "model.num_classes": 12}, "has 7 classes, but model.num_classes=12"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(config, changes, message):
+    with config.ignore_type():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message):
+        experiments.build(config)
+
+
+def test_released_weights_that_are_not_here_do_not_keep_from_planning(config, monkeypatch, tmp_path):
+    monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path))
+    config.weights = "augreg_ti16_i21k"
+    config.data.image_size = 32
+    built = experiments.build(config, allow_missing_data=True)
+    assert (built.model_name, built.transfer_report) == ("ViT-Ti/16", None)
+    assert "not read yet" in overview.describe_run(config, built)
