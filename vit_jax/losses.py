@@ -33,9 +33,18 @@ def is_labelled(labels: jax.Array) -> jax.Array:
     return (_rows(labels) != NO_LABEL).any(axis=1).astype(jnp.float32)
 
 
-def is_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """float32 `[batch]`: 1 where the likeliest class is among the labels (precision@1; ReaL accuracy)."""
-    return (_rows(labels) == logits.argmax(axis=-1)[:, None]).any(axis=1).astype(jnp.float32)
+def is_correct(logits: jax.Array, labels: jax.Array, top: int = 1) -> jax.Array:
+    """float32 `[batch]`: 1 where one of the likeliest classes is among the labels (precision@1; ReaL accuracy).
+
+    Args:
+      logits: `[batch, num_classes]`.
+      labels: of the images.
+      top: how many of the likeliest classes; of equal logits those of lower classes come first.
+    """
+    if top == 1:
+        return (_rows(labels) == logits.argmax(axis=-1)[:, None]).any(axis=1).astype(jnp.float32)
+    _, likeliest = jax.lax.top_k(logits, min(top, logits.shape[-1]))
+    return (_rows(labels)[:, :, None] == likeliest[:, None, :]).any(axis=(1, 2)).astype(jnp.float32)
 
 
 def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,15 @@ from vit_jax.evaluators.classification import ClassificationEvaluator
 from vit_jax.losses import make_loss
 from vit_jax.models import create_model
 from vit_jax.train_step import TrainState, normalize_images
+
+
+class Pixels(nn.Module):
+    """A model whose logits are the first pixels of the image."""
+
+    num_classes: int
+
+    def __call__(self, images, train=False):
+        return images.reshape(len(images), -1)[:, : self.num_classes], {}
 
 
 class RandomSource:
@@ -76,3 +86,34 @@ def test_split_without_any_label_is_an_error():
     batches = EvalBatches(NoLabels(), EvalTransform(8), partitioning.batch_sharding(mesh), batch_size=8)
     with pytest.raises(UserError, match="none of the images to evaluate has a label"):
         dict(ClassificationEvaluator(model, batches, make_loss("softmax"), mesh).run(state))
+
+
+@pytest.mark.parametrize("classes", [None, (2, 3, 5, 7, 11, 13, 17, 19)])
+def test_top_5_and_classes_that_compete(classes):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (100, 4, 4, 3), dtype=np.uint8)
+    labels = rng.choice(range(20) if classes is None else classes, 100)
+
+    class ManyClasses(RandomSource):
+        num_classes = 20
+
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, index):
+            return {"image": images[index], "label": int(labels[index])}
+
+    mesh = partitioning.make_mesh(jax.devices()[:8])
+    batches = EvalBatches(ManyClasses(), EvalTransform(4), partitioning.batch_sharding(mesh), batch_size=16)
+    state = TrainState(step=jnp.int32(0), params={}, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
+    evaluator = ClassificationEvaluator(Pixels(20), batches, make_loss("softmax"), mesh, classes=classes)
+    found = dict(evaluator.run(state))
+
+    logits = images.reshape(100, -1)[:, :20].astype(float)
+    kept = list(range(20)) if classes is None else list(classes)
+    order = np.array(kept)[np.argsort(-logits[:, kept], axis=1, kind="stable")]
+    assert found["accuracy"] == pytest.approx(np.mean(order[:, 0] == labels))
+    assert found["top5_accuracy"] == pytest.approx(np.mean((order[:, :5] == labels[:, None]).any(1)))
+    scaled = logits[:, kept] / 127.5 - 1
+    own = scaled[np.arange(100), [kept.index(label) for label in labels]]
+    assert found["loss"] == pytest.approx(np.mean(np.log(np.exp(scaled).sum(1)) - own), rel=1e-5)

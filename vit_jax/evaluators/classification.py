@@ -1,7 +1,7 @@
 """Accuracy and loss on a labelled split, every example that has a label counted exactly once."""
 
 import collections
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,10 +15,11 @@ from vit_jax.partitioning import batch_sharding, replicated, within
 from vit_jax.train_step import TrainState, normalize_images
 
 _BATCHES_AHEAD = 4
+_NEVER = -1e30  # a logit that never wins; minus infinity would make the loss of it not a number
 
 
 class ClassificationEvaluator:
-    """Top-1 accuracy and mean loss.
+    """Top-1 and top-5 accuracy, and mean loss.
 
     Where images have several labels, any of them is right: precision@1 of multi-label data, and ReaL accuracy.
     """
@@ -30,6 +31,7 @@ class ClassificationEvaluator:
         loss_fn: Loss,
         mesh: Mesh,
         shardings: Any = None,
+        classes: Sequence[int] | None = None,
     ):
         """Makes the evaluator; compiles at the first run.
 
@@ -39,21 +41,32 @@ class ClassificationEvaluator:
           loss_fn: from `losses.make_loss`.
           mesh: the devices.
           shardings: of the parameters; None: replicated.
+          classes: the logits that compete, for test sets of some of the model's classes; None: all.
         """
         self._batches = batches
+        self._num_competing = len(classes) if classes is not None else model.num_classes
         everywhere = replicated(mesh)
         self._totals = jax.jit(
-            lambda: {"examples": jnp.int32(0), "correct": jnp.int32(0), "loss": jnp.float32(0)},
+            lambda: {
+                **{name: jnp.int32(0) for name in ("examples", "correct", "top5_correct")},
+                "loss": jnp.float32(0),
+            },
             out_shardings=everywhere,
         )
 
         def add(params, batch, totals):
             logits, _ = model.apply({"params": params}, normalize_images(batch["image"]), train=False)
+            if classes is not None:
+                competes = jnp.zeros(logits.shape[-1], bool).at[jnp.array(classes)].set(True)
+                logits = jnp.where(competes, logits, _NEVER)
             mask = batch["mask"] * is_labelled(batch["label"])
-            correct = is_correct(logits, batch["label"]) * mask
+            right = {"correct": 1, "top5_correct": 5}
             return {
                 "examples": totals["examples"] + mask.sum().astype(jnp.int32),
-                "correct": totals["correct"] + correct.sum().astype(jnp.int32),
+                **{
+                    name: totals[name] + (is_correct(logits, batch["label"], top) * mask).sum().astype(jnp.int32)
+                    for name, top in right.items()
+                },
                 "loss": totals["loss"] + (loss_fn(logits, batch["label"]) * mask).sum(),
             }
 
@@ -64,7 +77,7 @@ class ClassificationEvaluator:
         )
 
     def run(self, state: TrainState) -> Iterator[tuple[str, float]]:
-        """Yields `accuracy`, `loss` and `examples`.
+        """Yields `accuracy`, `top5_accuracy` (where there are more than five classes), `loss` and `examples`.
 
         Raises:
           UserError: no example has a label.
@@ -82,5 +95,7 @@ class ClassificationEvaluator:
         if not examples:
             raise UserError("none of the images to evaluate has a label; see to the data, or set data.eval_split=None.")
         yield "accuracy", float(totals["correct"]) / examples
+        if self._num_competing > 5:
+            yield "top5_accuracy", float(totals["top5_correct"]) / examples
         yield "loss", float(totals["loss"]) / examples
         yield "examples", examples
