@@ -374,3 +374,29 @@ def test_cifar10_zip_is_read_whole():
     assert images.shape == (1000, 32, 32, 3)
     mean = images.mean(axis=(0, 1, 2))
     np.testing.assert_allclose(mean / 255, [0.491, 0.482, 0.447], atol=0.01)  # the known mean of CIFAR-10
+
+
+@pytest.mark.parametrize("in_zip", [False, True])
+def test_folders_of_classes_without_splits_are_one_split(tmp_path, in_zip):
+    root = tmp_path / "pets"
+    for name, shade in (("cat/a.png", 10), ("cat/b.png", 20), ("dog/c.png", 30), ("dog/d.png", 40)):
+        write_image(root / name, shade)
+    (root / "README.txt").write_text("pets")
+    place = root
+    if in_zip:
+        place = tmp_path / "pets.zip"
+        with zipfile.ZipFile(place, "w") as archive:
+            for path in sorted(root.rglob("*.*")):
+                archive.write(path, path.relative_to(root))
+    source = open_source(str(place), "all")
+    assert (source.splits, source.class_names, len(source)) == (["all"], ["cat", "dog"], 4)
+    assert [source[i]["label"] for i in range(4)] == [0, 0, 1, 1]
+    assert source[2]["image"] == (root / "dog/c.png").read_bytes()
+    assert source.where(3).startswith(str(root / "dog/d.png") if not in_zip else "'dog/d.png'")
+    parts = [open_source(str(place), spec) for spec in ("all[:75%]", "all[75%:]")]
+    images = [part[i]["image"] for part in parts for i in range(len(part))]
+    assert (len(parts[0]), len(set(images))) == (3, 4)
+    with pytest.raises(
+        UserError, match=r"has no split 'train': it has folders of classes \('cat', 'dog'\).*'all\[:90%\]'"
+    ):
+        open_source(str(place), "train")

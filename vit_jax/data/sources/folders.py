@@ -13,6 +13,7 @@ import numpy as np
 
 from vit_jax.data.sources.base import BadRecordError, Example, fingerprint_of
 from vit_jax.data.sources.records import PositionedFile
+from vit_jax.data.sources.splits import ALL
 from vit_jax.errors import UserError, unknown_name
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -25,8 +26,9 @@ _MEMBER = np.dtype([("offset", np.int64), ("size", np.int64), ("crc", np.uint32)
 class ImageFolderSource:
     """`<split>/<class>/<image>` in a folder or in a zip file, which need not be unpacked.
 
-    Classes and images are sorted by name, so labels and order are the same everywhere. A single folder around the
-    splits is looked through. An image takes the bytes of its name and 5 more of memory, and 21 more in a zip file.
+    Without splits, `<class>/<image>`, all is one split, "all". Classes and images are sorted by name, so labels and
+    order are the same everywhere. A single folder around the splits is looked through. An image takes the bytes of its
+    name and 5 more of memory, and 21 more in a zip file.
     """
 
     def __init__(self, path: str | os.PathLike[str], split: str):
@@ -38,6 +40,7 @@ class ImageFolderSource:
         """
         self._root = pathlib.Path(path)
         self.name, self.split = str(path), split
+        self._base = f"{split}/"  # between the root and the classes
         self._zip: PositionedFile | None = None
         self._names: list[str] = []  # by class, joined: names of files have no "/" in them
         try:
@@ -67,7 +70,7 @@ class ImageFolderSource:
 
     def fingerprint(self) -> str:
         """Changes when the list of files does."""
-        folders = [f"{self.split}/{name}/" for name in self.class_names]
+        folders = [f"{self._base}{name}/" for name in self.class_names]
         return fingerprint_of(
             folder + names.replace("/", f"\n{folder}") for folder, names in zip(folders, self._names, strict=True)
         )
@@ -85,7 +88,7 @@ class ImageFolderSource:
         return label, names[start:] if end < 0 else names[start:end]
 
     def _file(self, label: int, name: str) -> str:
-        return f"{self.split}/{self.class_names[label]}/{name}"
+        return f"{self._base}{self.class_names[label]}/{name}"
 
     def _list_folder(self) -> None:
         splits = _folders(self._root)
@@ -93,24 +96,24 @@ class ImageFolderSource:
             inner = _folders(self._root / splits[0])
             if self._are_splits(inner):
                 self._root, splits = self._root / splits[0], inner
-        self._check_splits(splits)
+        self._check_splits(splits, self._root)
         misplaced = []
 
         def files_of(name: str) -> list[str]:
             files = []
-            for entry in os.scandir(self._root / self.split / name):
+            for entry in os.scandir(self._root / self._base / name):
                 if entry.is_dir() and _is_visible(entry.name):
-                    misplaced.append(f"{self.split}/{name}/{entry.name}/")
+                    misplaced.append(f"{self._base}{name}/{entry.name}/")
                 elif _is_visible(entry.name):
                     files.append(entry.name)
             return sorted(files)
 
         classes = []
-        for entry in os.scandir(self._root / self.split):
+        for entry in os.scandir(self._root / self._base):
             if entry.is_dir() and _is_visible(entry.name):
                 classes.append(entry.name)
-            elif _is_visible(entry.name):
-                misplaced.append(f"{self.split}/{entry.name}")
+            elif _is_visible(entry.name) and self._base:  # beside folders of classes a README may lie
+                misplaced.append(f"{self._base}{entry.name}")
         self._keep(((name, files_of(name)) for name in sorted(classes)), misplaced)
 
     def _list_zip(self) -> None:
@@ -124,13 +127,16 @@ class ImageFolderSource:
         inner = {path.split("/")[1] for path in members if "/" in path}
         around = f"{top.pop()}/" if self.split not in top and len(top) == 1 and self._are_splits(inner) else ""
         members = {path.removeprefix(around): member for path, member in members.items()}
-        self._check_splits({path.split("/")[0] for path in members if "/" in path})
+        names = {path.split("/")[0] for path in members if "/" in path}
+        self._check_splits(names, zipfile.Path(self._root))
         classes: dict[str, list[str]] = {}
         misplaced = []
         for path in members:
-            split, *rest = path.rstrip("/").split("/")
-            if split != self.split or not rest:
+            if not path.startswith(self._base) or not (inside := path.removeprefix(self._base)):
                 continue
+            rest = inside.rstrip("/").split("/")
+            if len(rest) == 1 and not self._base and not path.endswith("/"):
+                continue  # beside folders of classes a README may lie
             if len(rest) == 1 and path.endswith("/"):
                 classes.setdefault(rest[0], [])
             elif len(rest) == 2 and not path.endswith("/"):
@@ -155,10 +161,18 @@ class ImageFolderSource:
         """Whether folders within a single folder look like splits; otherwise they are the classes of the only one."""
         return bool({self.split, *_USUAL_SPLITS}.intersection(names))
 
-    def _check_splits(self, splits: Iterable[str]) -> None:
+    def _check_splits(self, splits: Iterable[str], tree: pathlib.Path | zipfile.Path) -> None:
         self.splits: Sequence[str] = sorted(splits)
         if not self.splits:
             raise UserError(f"{self.name} is empty; images should lie in <split>/<class>/, e.g. train/cat/1.jpg.")
+        if self.split not in self.splits and _are_classes(tree, self.splits):
+            if self.split != ALL:
+                raise UserError(
+                    f"{self.name} has no split {self.split!r}: it has folders of classes "
+                    f"({_shorten(list(self.splits))}) and no splits. Take {ALL!r}, or parts of it such as 'all[:90%]' "
+                    "and 'all[90%:]'."
+                )
+            self.splits, self._base = [ALL], ""
         if self.split not in self.splits:
             raise unknown_name(f"split of {self.name}", self.split, self.splits)
 
@@ -177,14 +191,14 @@ class ImageFolderSource:
             starts.append(np.cumsum(lengths, dtype=np.uint32) - lengths)
             if not files:
                 empty.append(name)
-            strangers += [f"{self.split}/{name}/{file}" for file in files if not file.lower().endswith(IMAGE_SUFFIXES)]
+            strangers += [f"{self._base}{name}/{file}" for file in files if not file.lower().endswith(IMAGE_SUFFIXES)]
         self._starts = np.concatenate(starts)
         self._ends = list(itertools.accumulate(counts))
 
         where = f"{self.name}, split {self.split!r},"
         if misplaced:
             raise UserError(
-                f"{where} should hold a folder per class with the images right in it ({self.split}/<class>/<image>), "
+                f"{where} should hold a folder per class with the images right in it ({self._base}<class>/<image>), "
                 f"but has {_shorten(sorted(misplaced))}."
             )
         if strangers:
@@ -201,7 +215,8 @@ class ImageFolderSource:
 def list_splits(path: str | os.PathLike[str]) -> list[str]:
     """The splits of a folder or zip file of images, where no name of a split says what is one.
 
-    A single folder is one around the splits if it has one with a usual name, such as "train".
+    A single folder is one around the splits if it has one with a usual name, such as "train". If there are folders of
+    classes instead of splits, "all" is the only split.
 
     Raises:
       UserError: the folder or zip file cannot be read.
@@ -211,9 +226,22 @@ def list_splits(path: str | os.PathLike[str]) -> list[str]:
         tree = root if root.is_dir() else zipfile.Path(root)
         splits = _folders(tree)
         inner = _folders(tree / splits[0]) if len(splits) == 1 else []
+        if _are_classes(tree, splits):
+            return [ALL]
     except (OSError, zipfile.BadZipFile) as error:
         raise _unreadable(root, error) from error
     return inner if _USUAL_SPLITS.intersection(inner) else splits
+
+
+def _are_classes(tree: pathlib.Path | zipfile.Path, names: Sequence[str]) -> bool:
+    """Whether images lie right in the folders of these names, which then are classes rather than splits."""
+    if _USUAL_SPLITS.intersection(names):
+        return False
+    for name in names:
+        for entry in (tree / name).iterdir():
+            if _is_visible(entry.name):
+                return not entry.is_dir() and entry.name.lower().endswith(IMAGE_SUFFIXES)
+    return False
 
 
 def _unreadable(path: pathlib.Path, error: Exception) -> UserError:
