@@ -1,0 +1,186 @@
+"""What is trained on, for how long and evaluated on what when a model is transferred (table 4, section B.1.1)."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from vit_jax.data.sources import find_path, open_source
+from vit_jax.data.sources.folders import list_splits
+from vit_jax.data.sources.splits import ALL
+from vit_jax.data.sources.tfds import find_tfds, prepared_folder
+from vit_jax.errors import UserError, unknown_name
+from vit_jax.published.paper import TABLE_4
+
+STAGES = ("final", "choose")
+SMALL_AREA = 96 * 96  # pixels; BiT-HyperRule takes smaller images to a lower resolution
+
+# Splits by the names people give them.
+_TRAIN = ("train", "training")
+_VALIDATION = ("validation", "valid", "val")
+_TEST = ("test", "testing")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferTask:
+    """A data set to transfer to.
+
+    Attributes:
+      dataset: as `config.data.dataset`.
+      splits: by stage the split to train on and that to evaluate on. "choose" is for the learning rate, on a held-out
+        part of the training data; "final" trains on all of them.
+      num_images: to train on, by stage; None where nobody published it.
+      num_classes: None where the data say it.
+      steps: length of fine-tuning.
+      learning_rates: to choose from.
+      small_images: whether the images have fewer than 96x96 pixels.
+    """
+
+    dataset: str
+    splits: Mapping[str, tuple[str, str]]
+    num_images: Mapping[str, int | None]
+    num_classes: int | None
+    steps: int
+    learning_rates: tuple[float, ...]
+    small_images: bool = False
+
+
+def _known(
+    name: str, table: str, train: str, test: str, *, images: int, classes: int, held_out: int, small: bool = False
+) -> TransferTask:
+    """A row of table 4; `held_out` percent of the training images choose the learning rate."""
+    row = TABLE_4[table]
+    kept = images - round(images * held_out / 100)
+    if "+" in train:  # in both parts alike
+        parts = train.split("+")
+        choose = "+".join(f"{part}[:{100 - held_out}%]" for part in parts)
+        validation = "+".join(f"{part}[{100 - held_out}%:]" for part in parts)
+    else:
+        choose, validation = f"{train}[:{100 - held_out}%]", f"{train}[{100 - held_out}%:]"
+    return TransferTask(
+        dataset=f"tfds:{name}",
+        splits={"choose": (choose, validation), "final": (train, test)},
+        num_images={"choose": kept, "final": images},
+        num_classes=classes,
+        steps=row.steps,
+        learning_rates=row.learning_rates,
+        small_images=small,
+    )
+
+
+# Numbers of images are those of TFDS. Flowers-102 has 1,020 images each in train and validation; BiT, whose tasks the
+# paper took over, trains on both.
+TASKS = {
+    "imagenet2012": _known(
+        "imagenet2012", "ImageNet", "train", "validation", images=1_281_167, classes=1000, held_out=1
+    ),
+    "cifar10": _known("cifar10", "CIFAR-10", "train", "test", images=50_000, classes=10, held_out=2, small=True),
+    "cifar100": _known("cifar100", "CIFAR-100", "train", "test", images=50_000, classes=100, held_out=2, small=True),
+    "pets": _known("oxford_iiit_pet", "Pets", "train", "test", images=3_680, classes=37, held_out=10),
+    "flowers": _known(
+        "oxford_flowers102", "Flowers-102", "train+validation", "test", images=2_040, classes=102, held_out=10
+    ),
+}
+
+
+def hyper_rule_steps(num_images: int) -> int:
+    """BiT-HyperRule's length of fine-tuning for so many training images (Kolesnikov et al., 2020, section 3.3)."""
+    return 500 if num_images < 20_000 else 10_000 if num_images < 500_000 else 20_000
+
+
+def hyper_rule_schedule(steps: int) -> tuple[int, tuple[float, ...]]:
+    """BiT-HyperRule's warm-up, in steps, and the shares of the run after which the learning rate drops."""
+    return (steps // 5, (0.4, 0.6, 0.8)) if steps <= 500 else (min(500, steps // 20), (0.3, 0.6, 0.9))
+
+
+def held_out_percent(num_images: int) -> int:
+    """The share that chooses the learning rate: as the paper's for data sets of that size."""
+    return 10 if num_images < 20_000 else 2 if num_images < 500_000 else 1
+
+
+def transfer_task(dataset: str) -> TransferTask:
+    """The task of a data set.
+
+    Args:
+      dataset: one of `TASKS`, "tfds:<name>", or the path of an image folder or zip file.
+
+    Returns:
+      Table 4's, or for other data sets the same protocol: its steps by the number of training images; a validation
+      split chooses the learning rate where there is one beside a test split, otherwise a held-out part of the training
+      images does. Images without splits are split: a tenth to test on, a tenth to choose on.
+
+    Raises:
+      UserError: there is no such data set, or one without anything to train on.
+    """
+    if dataset in TASKS:
+        return TASKS[dataset]
+    splits = _splits(dataset)
+    if splits is None:
+        if not dataset.startswith("tfds:") and "/" not in dataset and "." not in dataset:
+            raise unknown_name("data set to transfer to (and no such folder)", dataset, TASKS)
+        splits = ["train", "test"]  # an error says what is missing when the data are opened
+    if splits == [ALL]:
+        count = _count(dataset, ALL)
+        return _task(
+            dataset, {"choose": ("all[:80%]", "all[80%:90%]"), "final": ("all[:90%]", "all[90%:]")}, count, 0.9
+        )
+    train = _find(splits, _TRAIN)
+    validation, test = _find(splits, _VALIDATION), _find(splits, _TEST)
+    if train is None:
+        raise UserError(
+            f"{dataset} has the splits {', '.join(splits)}, and none of them is called {' or '.join(_TRAIN)}. Name the "
+            "splits yourself: --config.data.train_split=... --config.data.eval_split=..."
+        )
+    count = _count(dataset, train)
+    if test is None and validation is None:
+        raise UserError(
+            f"{dataset} has the splits {', '.join(splits)}, and none to test on. Add one, or put all classes right "
+            "into the folder: then a tenth of the images is held out."
+        )
+    if test is not None and validation is not None:
+        both = count + (_count(dataset, validation) or 0) if count else None
+        choose, final = (train, validation), (f"{train}+{validation}", test)
+        return _task(dataset, {"choose": choose, "final": final}, both)
+    percent = held_out_percent(count or 0)
+    choose = (f"{train}[:{100 - percent}%]", f"{train}[{100 - percent}%:]")
+    final = (train, test or validation or "")
+    return _task(dataset, {"choose": choose, "final": final}, count)
+
+
+def _task(dataset: str, splits: Mapping[str, tuple[str, str]], count: int | None, share: float = 1.0) -> TransferTask:
+    """The task of a data set with so many images, of which a share is for the final training."""
+    return TransferTask(
+        dataset=dataset,
+        splits=splits,
+        num_images={"choose": None, "final": None},
+        num_classes=None,
+        steps=hyper_rule_steps(round((count or 0) * share)),
+        learning_rates=TABLE_4["Pets"].learning_rates,
+    )
+
+
+def _find(splits: list[str], names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if name in splits), None)
+
+
+def _splits(dataset: str) -> list[str] | None:
+    """Names of the splits; None where the data set is not here."""
+    if dataset == "digits":
+        return ["train", "test"]
+    if dataset.startswith("tfds:"):
+        folder = find_tfds(dataset.removeprefix("tfds:"))
+    else:
+        path = find_path(dataset)
+        if path is None:
+            return None
+        folder = prepared_folder(path)
+        if folder is None:
+            return list_splits(path)
+    if folder is None:
+        return None
+    import tensorflow_datasets as tfds  # takes a third of a second; without TensorFlow
+
+    return sorted(tfds.builder_from_directory(folder).info.splits)
+
+
+def _count(dataset: str, split: str) -> int | None:
+    """Number of images of a split; None where the data set is not here."""
+    return None if _splits(dataset) is None else len(open_source(dataset, split))
