@@ -182,10 +182,11 @@ def test_folder_around_the_archives_folder_will_do(renditions):
     assert source.fingerprint() == open_variant("imagenet_a", str(renditions)).source.fingerprint()
 
 
-def test_zip_file_with_one_folder_around_the_classes_is_read_as_it_is(tmp_path):
+@pytest.mark.parametrize("around", ["sketch/", ""])
+def test_zip_file_is_read_as_it_is(tmp_path, around):
     with zipfile.ZipFile(tmp_path / "sketch.zip", "w") as archive:
         for wordnet_id in reversed(IDS):
-            archive.writestr(f"sketch/{wordnet_id}/sketch_0.JPEG", wordnet_id)
+            archive.writestr(f"{around}{wordnet_id}/sketch_0.JPEG", wordnet_id)
     variant = open_variant("imagenet_sketch", str(tmp_path / "sketch.zip"))
     assert variant.classes is None
     for i in (0, 1, 500, 999):
@@ -228,13 +229,6 @@ def test_archive_that_is_not_unpacked_is_refused(tmp_path):
     (tmp_path / "imagenet-a.tar").write_bytes(b"an archive")
     with pytest.raises(UserError, match=r"imagenet-a.tar .* not a zip file. Unpack it: tar -xf"):
         open_variant("imagenet_a", str(tmp_path / "imagenet-a.tar"))
-
-
-def test_zip_file_without_a_folder_around_the_classes_is_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "sketch.zip", "w") as archive:
-        archive.writestr(f"{IDS[0]}/sketch_0.JPEG", "")
-    with pytest.raises(UserError, match="zip the folder around them"):
-        open_variant("imagenet_sketch", str(tmp_path / "sketch.zip"))
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -22,6 +22,7 @@ from vit_jax.data.sources import find_path, open_source
 from vit_jax.data.sources.base import Example, MissingDataError, Source, fingerprint_of
 from vit_jax.data.sources.folders import ImageFolderSource
 from vit_jax.data.sources.real import NUM_CLASSES, RealLabels, load_real_labels
+from vit_jax.data.sources.splits import ALL
 from vit_jax.data.sources.tfds import prepared_folder
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.host import num_cpus
@@ -284,11 +285,8 @@ def _around_classes(path: pathlib.Path, classes: Collection[str], expected: str)
     except (OSError, zipfile.BadZipFile) as error:
         advice = " Unpack it: tar -xf" if ".tar" in path.name or path.suffix == ".tgz" else ""
         raise UserError(f"cannot read {path} as a folder or zip file: {error}.{advice} {expected}") from error
-    at_top = any(folder in classes for folder in folders)
-    if at_top and path.is_dir():
-        return path.parent, path.name
-    if at_top:
-        raise UserError(f"{path} has the folders of classes at its top: zip the folder around them. {expected}")
+    if any(folder in classes for folder in folders):
+        return (path.parent, path.name) if path.is_dir() else (path, ALL)
     if len(folders) != 1:
         raise UserError(f"{path} has other folders than expected: {_shorten(sorted(folders)) or 'none'}. {expected}")
     return path, folders[0]
