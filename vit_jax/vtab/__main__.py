@@ -90,17 +90,18 @@ def _check(args: argparse.Namespace) -> int:
     if args.ours:
         ours = read_manifest(args.ours)
     else:
-        tasks = [task for task in _choose(args.tasks) if task.id in theirs["tasks"]]
-        ours = make_manifest(tasks)
-    common = ours["tasks"].keys() & theirs["tasks"].keys()
+        ours = make_manifest(task for task in _choose(args.tasks) if task.id in theirs["tasks"])
+    wanted = args.tasks.split(",") if args.tasks else TASKS
+    common = [task for task in wanted if task in ours["tasks"] and task in theirs["tasks"]]
     if not common:
-        raise UserError(f"nothing to compare: {args.theirs} has {', '.join(theirs['tasks']) or 'no tasks'}.")
-    lines = list(differences(ours, theirs))
+        there, here = (", ".join(manifest["tasks"]) or "no task" for manifest in (theirs, ours))
+        raise UserError(f"there is nothing to compare: {args.theirs} has {there}, to be compared with {here}.")
+    lines = [line for task in common for line in differences(ours["tasks"][task], theirs["tasks"][task], task)]
     for line in lines:
         print(line)
     if lines and ours["decoder"] != theirs["decoder"]:
         print(
-            f"Decoded by {ours['decoder']} here, by {theirs['decoder']} there: pixels of JPEGs may differ by that alone."
+            f"decoded by {ours['decoder']} here, by {theirs['decoder']} there, which alone may change a JPEG's pixels"
         )
     same = [task for task in common if ours["tasks"][task]["digest"] == theirs["tasks"][task]["digest"]]
     print(f"{len(same)} of {len(common)} tasks have the same thousand examples in the same order")

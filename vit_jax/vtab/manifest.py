@@ -5,6 +5,7 @@ matter, as array_record or tfrecord, in how many files. A JPEG's pixels depend o
 did.
 """
 
+import collections
 import concurrent.futures
 import hashlib
 import json
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
+import cv2
 
 from vit_jax.data.images import decode
 from vit_jax.data.sources.base import NO_LABEL, Source
@@ -43,7 +44,7 @@ def make_manifest(tasks: Iterable[Task]) -> dict[str, Any]:
 
 def decoder() -> str:
     """What decodes images here: a JPEG's pixels may change with it."""
-    return f"simplejpeg {version('simplejpeg')}, opencv-python-headless {version('opencv-python-headless')}"
+    return f"simplejpeg {version('simplejpeg')}, OpenCV {cv2.__version__}"
 
 
 def write_manifest(manifest: Mapping[str, Any], path: pathlib.Path) -> None:
@@ -72,30 +73,28 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     return manifest
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
-    """Compares two manifests, task by task; a line for each task that differs, and the first examples that do.
-
-    Tasks that only one of them has are not compared.
-    """
-    for task, entry in ours["tasks"].items():
-        other = theirs["tasks"].get(task)
-        if other is None or entry["digest"] == other["digest"]:
-            continue
-        mine, its = (list(zip(one["pixels"], one["labels"], strict=True)) for one in (entry, other))
-        if len(mine) != len(its):
-            yield f"{task}: {len(mine):,} examples here, {len(its):,} there"
-            continue
-        if sorted(mine) == sorted(its):
-            yield f"{task}: the same examples in another order"
-            continue
-        differing = [i for i, pair in enumerate(zip(mine, its, strict=True)) if pair[0] != pair[1]]
-        missing = len(set(mine) - set(its))
-        yield f"{task}: {len(differing):,} of {len(mine):,} examples differ; {missing:,} are not there at all"
-        for i in differing[:_NAMED]:
-            (pixels, label), (other_pixels, other_label) = mine[i], its[i]
-            what = [f"label {label} here, {other_label} there"] if label != other_label else []
-            what += ["other pixels"] if pixels != other_pixels else []
-            yield f"  {_name(i)}: {', '.join(what)}"
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], task: str) -> Iterator[str]:
+    """Tells how a task's entry in one manifest differs from that in another; the first examples that do by name."""
+    if ours["digest"] == theirs["digest"]:
+        return
+    mine, its = (list(zip(entry["pixels"], entry["labels"], strict=True)) for entry in (ours, theirs))
+    if sorted(mine) == sorted(its):
+        yield f"{task}: the same examples in another order"
+        return
+    if len(mine) != len(its):
+        yield f"{task}: {len(mine):,} examples here, {len(its):,} there"
+        return
+    differing = [i for i in range(len(mine)) if mine[i] != its[i]]
+    absent = sum((collections.Counter(mine) - collections.Counter(its)).values())
+    yield (
+        f"{task}: {len(differing):,} of {len(mine):,} examples differ, {absent:,} are not there at all "
+        f"({ours['data']} here, {theirs['data']} there)"
+    )
+    for i in differing[:_NAMED]:
+        (pixels, label), (other_pixels, other_label) = mine[i], its[i]
+        what = [f"label {label} here, {other_label} there"] if label != other_label else []
+        what += ["other pixels"] if pixels != other_pixels else []
+        yield f"  {_name(i)}: {', '.join(what)}"
 
 
 def _name(index: int) -> str:
@@ -121,7 +120,7 @@ def _digest_example(source: Source, index: int) -> tuple[str, int]:
     except UserError as error:
         raise UserError(f"cannot read {source.where(index)}: {error}") from error
     digest = hashlib.sha256(f"{pixels.shape} ".encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(pixels.tobytes())
     return digest.hexdigest()[:16], label if isinstance(label, int) else NO_LABEL
 
 

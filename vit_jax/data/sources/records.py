@@ -279,7 +279,9 @@ class RecordSource:
         except Exception as error:  # whatever a damaged file does to the readers
             raise BadRecordError(f"cannot read {self.where(index)}: {_reason(error)}.") from error
         labels = self._labels(features, index)
-        example: Example = {"image": self._derive_image(image) if self._derive_image else image, "label": labels}
+        example: Example = {"image": image, "label": labels}
+        if self._derive_image is not None:
+            example["image"] = self._pixels(self._derive_image, image, index)
         if self.max_labels == 1:
             example["label"] = labels[0] if labels else NO_LABEL
         if self._keys.file_name and self._keys.file_name in features:
@@ -324,6 +326,12 @@ class RecordSource:
                     "less one. Mend the data, or the number of classes."
                 )
         return labels
+
+    def _pixels(self, derive: Callable[[bytes], np.ndarray], encoded: bytes, index: int) -> np.ndarray:
+        try:
+            return derive(encoded)
+        except UserError as error:
+            raise BadRecordError(f"cannot read {self.where(index)}: {_reason(error)}.") from error
 
     def _derived(self, derive: Callable[[Features], int], features: Mapping[str, Any], index: int) -> int:
         values = {
