@@ -264,6 +264,9 @@ TABLE_9_MEANS = {("ViT-H/14", "JFT-300M"): 77.6, ("ViT-L/16", "JFT-300M"): 76.3,
 # Appendix D.9: ObjectNet.
 OBJECTNET = {("ViT-H/14", "JFT-300M"): {"top-1": 61.7, "top-5": 82.1}}
 
+# Appendix B.1.2: ImageNet top-1 of ViT-B/16 after masked patch prediction on JFT-300M.
+MASKED_PATCH_IMAGENET = {"ViT-B/16": 79.9}
+
 # Not in the paper: its authors' answers in the issues of google-research/vision_transformer.
 # Precision at 1 of the released models on the validation split of ImageNet-21k:
 IMAGENET21K_PRECISION = {"ViT-B/16": 47.88, "ViT-B/32": 44.04, "ViT-L/16": 49.90, "ViT-L/32": 45.42, "ViT-H/14": 49.06}

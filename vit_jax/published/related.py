@@ -14,6 +14,25 @@ BIT_MILLIONS_1000_CLASSES = {"R50x3": 217.32, "R101x3": 387.93, "R152x2": 236.34
 # timm/resnetv2_{50x1,101x1,101x3}_bit.goog_in21k on huggingface.co.
 BIT_MILLIONS_21843_CLASSES = {"R50x1": 68.3, "R101x1": 87.2, "R101x3": 516.0}
 
+# ObjectNet by BiT's table 6: the shorter side resized to 512, a central crop of 480, all of the image rather than the
+# object's bounding box. The row R101x1 is left out for JFT-300M: it repeats that of R101x3, 54.6 and 75.6.
+BIT_OBJECTNET = {
+    ("R50x1", "ImageNet"): {"top-1": 30.8, "top-5": 51.8},
+    ("R101x1", "ImageNet"): {"top-1": 32.2, "top-5": 54.2},
+    ("R50x3", "ImageNet"): {"top-1": 33.7, "top-5": 54.7},
+    ("R101x3", "ImageNet"): {"top-1": 34.6, "top-5": 56.4},
+    ("R152x4", "ImageNet"): {"top-1": 36.0, "top-5": 57.0},
+    ("R50x1", "ImageNet-21k"): {"top-1": 35.0, "top-5": 56.4},
+    ("R101x1", "ImageNet-21k"): {"top-1": 39.2, "top-5": 61.3},
+    ("R50x3", "ImageNet-21k"): {"top-1": 40.3, "top-5": 62.4},
+    ("R101x3", "ImageNet-21k"): {"top-1": 44.3, "top-5": 66.4},
+    ("R152x4", "ImageNet-21k"): {"top-1": 47.0, "top-5": 69.0},
+    ("R50x1", "JFT-300M"): {"top-1": 37.6, "top-5": 59.5},
+    ("R50x3", "JFT-300M"): {"top-1": 49.1, "top-5": 71.1},
+    ("R101x3", "JFT-300M"): {"top-1": 54.6, "top-5": 75.6},
+    ("R152x4", "JFT-300M"): {"top-1": 58.7, "top-5": 80.0},
+}
+
 # AugReg (Steiner et al., 2021): ImageNet top-1 after pre-training on ImageNet-21k and fine-tuning at 384, of the
 # checkpoints that its authors recommend; from the README of google-research/vision_transformer.
 AUGREG_IMAGENET = {

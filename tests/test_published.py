@@ -1,0 +1,32 @@
+"""Published numbers, where they are given twice or in words as well."""
+
+import pytest
+
+from vit_jax.models import list_models
+from vit_jax.published import paper, related
+
+
+def test_masked_patch_prediction_lies_as_far_from_table_5_as_the_text_says():
+    score = paper.MASKED_PATCH_IMAGENET["ViT-B/16"]
+    column = paper.TABLE_5_MODELS.index("ViT-B/16")
+    assert score - paper.TABLE_5["ImageNet"]["ImageNet"][column] == pytest.approx(2, abs=0.05)
+    assert round(paper.TABLE_5["JFT-300M"]["ImageNet"][column] - score) == 4
+
+
+@pytest.mark.parametrize("metric", ["top-1", "top-5"])
+def test_bit_on_objectnet_grows_with_the_model_and_with_the_data_as_the_text_says(metric):
+    scores = {column: score[metric] for column, score in related.BIT_OBJECTNET.items()}
+    for data in ("ImageNet", "ImageNet-21k", "JFT-300M"):
+        of_models = [scores[model, data] for model in ("R50x1", "R50x3", "R101x3", "R152x4")]
+        assert of_models == sorted(of_models)
+    for model in ("R50x1", "R50x3", "R101x3", "R152x4"):
+        of_data = [scores[model, data] for data in ("ImageNet", "ImageNet-21k", "JFT-300M")]
+        assert of_data == sorted(of_data)
+    assert all(each["top-1"] < each["top-5"] for each in related.BIT_OBJECTNET.values())
+    # Section 3.6 of BiT says 80.0 too; ViT-H/14 is above.
+    assert scores["R152x4", "JFT-300M"] < paper.OBJECTNET["ViT-H/14", "JFT-300M"][metric]
+    assert related.BIT_OBJECTNET["R152x4", "JFT-300M"]["top-5"] == 80.0
+
+
+def test_numbers_on_objectnet_are_of_models_there_are():
+    assert {model for model, _ in (*related.BIT_OBJECTNET, *paper.OBJECTNET)} <= set(list_models())
