@@ -4,10 +4,13 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import hashing
 
+from tests.conftest import ROOT
 from vit_jax.data.sources.splits import resolve
 from vit_jax.errors import UserError
 from vit_jax.published import paper
 from vit_jax.vtab import GROUPS, TASKS, get_task, group_means
+
+DOCUMENT = (ROOT / "docs" / "vtab.md").read_text()
 
 # The thousand examples and the test set as google-research/scenic's config "Plain ViT on VTAB" has them, by number.
 SCENIC = {
@@ -114,6 +117,14 @@ def test_tasks_that_do_not_bear_flips_and_crops_are_those_of_bit():
         "kitti_distance",
         "dsprites_location",
     }
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_task_is_in_the_table_of_the_documentation(name):
+    task, data = TASKS[name], TASKS[name].data
+    (row,) = [line for line in DOCUMENT.splitlines() if line.startswith(f"| `{name}` | {task.name} |")]
+    assert row.startswith(f"| `{name}` | {task.name} | {task.num_classes} |")
+    assert row.endswith(f"| `{data.name}` {data.versions[0]} | `{data.splits['val200']}` | `{data.splits['test']}` |")
 
 
 def test_unknown_task_is_refused_with_the_nearest():
