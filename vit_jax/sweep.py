@@ -153,10 +153,6 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit status."""
     args, fields = make_parser().parse_known_args(arguments)
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout, force=True
-    )
-    logging.getLogger("vit_jax").setLevel(logging.INFO)
     try:
         for field in fields:
             field_of(field)
@@ -218,4 +214,6 @@ def _space(collected: Sequence[results.TaskResult]) -> str:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    logging.getLogger("vit_jax").setLevel(logging.INFO)
     sys.exit(main(sys.argv[1:]))

@@ -64,7 +64,7 @@ class Children:
           FailedRunError: it ended with an error.
           Stopped: a signal came to this process, and was passed on; or to the run alone.
         """
-        self._wait_for_others(run)
+        self.wait_for_others(run)
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
             # A pipe would have to be read all the time, and would stay open as long as any process of the run's lives.
             self._child = subprocess.Popen(  # noqa: S603 - our own command
@@ -87,9 +87,9 @@ class Children:
             if status in (128 + signum, -signum):
                 raise Stopped(signum)
         if status:
-            raise FailedRunError(_reason(status, said))
+            raise FailedRunError(reason_of(status, said))
 
-    def _wait_for_others(self, run: Run) -> None:
+    def wait_for_others(self, run: Run) -> None:
         """Waits as long as another process trains this run: one of another machine, or of a start that was killed."""
         told = False
         while True:
@@ -114,7 +114,7 @@ def _end_with_parent() -> Callable[[], Any] | None:
     return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _reason(status: int, said: str) -> str:
+def reason_of(status: int, said: str) -> str:
     """Why a process failed, from its exit status and what it wrote to stderr."""
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"

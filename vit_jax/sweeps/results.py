@@ -86,7 +86,7 @@ def _choose(task: Task, trials: Sequence[tuple[Run, Result]]) -> tuple[dict[str,
     """The best candidate, None if there is none, and what is to be said of it."""
     means: list[tuple[float, dict[str, Any]]] = []
     for candidate in task.candidates:
-        own = [(run, result) for run, result in trials if candidate.items() <= run.overrides.items()]
+        own = [(run, result) for run, result in trials if run.candidate == candidate]
         if all(result.status == "finished" for _, result in own):
             means.append((statistics.fmean(result.metrics[task.metric_of(run)] for run, result in own), candidate))
     notes = [
@@ -102,7 +102,7 @@ def _choose(task: Task, trials: Sequence[tuple[Run, Result]]) -> tuple[dict[str,
         others = "; ".join(map(_show_values, ties))
         notes.append(f"{_show_values(chosen)} is no better than {others}, but comes first in the grid.")
     for field, value in chosen.items():
-        tried = [candidate[field] for candidate in task.candidates]
+        tried = [candidate[field] for candidate in task.candidates if field in candidate]
         if any(isinstance(each, bool) or not isinstance(each, int | float) for each in tried) or len(set(tried)) < 2:
             continue
         for extreme, word, beyond in ((min, "smallest", "smaller"), (max, "largest", "larger")):
@@ -204,9 +204,8 @@ def _trial_table(result: TaskResult, name: str) -> list[str]:
     fields = list(dict.fromkeys(field for run, _ in result.trials for field in run.overrides))
 
     def row(run: Run, trial: Result) -> list[str]:
-        chosen = result.chosen is not None and result.chosen.items() <= run.overrides.items()
         value = _show(name, trial.metrics[name]) if name in trial.metrics else ""
-        status = "chosen" if chosen else trial.status
+        status = "chosen" if run.candidate == result.chosen else trial.status
         return [*(str(run.overrides.get(field, "")) for field in fields), value, status]
 
     return _table([*fields, name, ""], [row(*each) for each in result.trials])

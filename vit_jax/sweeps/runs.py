@@ -133,6 +133,11 @@ class Run:
         """Its seed."""
         return self.config.seed
 
+    @property
+    def candidate(self) -> dict[str, Any]:
+        """What it stands for where values are chosen: its overrides without the seed."""
+        return {field: value for field, value in self.overrides.items() if field != "seed"}
+
     def command(self, python: str = "python") -> list[str]:
         """What trains it, on any machine that sees the workdir."""
         return [python, "-m", "vit_jax.main", *self.arguments, f"--workdir={self.path}"]
@@ -294,8 +299,7 @@ def _make_task(name: str, place: str, sweep: Sweep, arguments: Sequence[str], pa
         run = _make_run(place, arguments, combination, {**space, **combination}, path)
         run = dataclasses.replace(run, path=path / "trials" / slug(run.overrides))
         trials.setdefault(slug(run.overrides), run)
-        candidate = {field: value for field, value in run.overrides.items() if field != "seed"}
-        candidates.setdefault(slug(candidate), candidate)
+        candidates.setdefault(slug(run.candidate), run.candidate)
     choosing = len(trials) > 1 or not sweep.seeds
     task = Task(
         name=name,
@@ -308,7 +312,8 @@ def _make_task(name: str, place: str, sweep: Sweep, arguments: Sequence[str], pa
         candidates=list(candidates.values()),
     )
     _check_splits(task)
-    for run in (*task.trials, *(run for candidate in task.candidates for run in task.final_runs(candidate))):
+    begun = task.candidates if (path / "final").exists() else []
+    for run in (*task.trials, *(run for candidate in begun for run in task.final_runs(candidate))):
         run.check()
     return task
 
