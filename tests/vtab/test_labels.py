@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from vit_jax.data.images import ImageError
 from vit_jax.vtab import labels
 
 CAR, VAN, TRUCK, PEDESTRIAN, TRAM = 0, 1, 2, 3, 6
@@ -177,6 +178,11 @@ def test_all_images_of_dsprites_fall_evenly_into_the_classes():
     by_orientation = np.bincount([orientation for orientation, _ in found]) * 3 * 6 * 32
     assert by_orientation.tolist() == [55_296, 36_864] * 8
     assert by_orientation.sum() == by_location.sum() == 737_280
+
+
+def test_pixels_that_dsprites_does_not_have_are_refused():
+    with pytest.raises(ImageError, match="it has pixels of 255, but those of dSprites are 0 and 1"):
+        labels.dsprites_pixels(cv2.imencode(".png", np.full((64, 64, 1), 255, np.uint8))[1].tobytes())
 
 
 def test_dsprites_pixels_are_black_and_white():

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import cv2
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.vtab import prepared
-from vit_jax.data.sources import BadRecordError
+from vit_jax.errors import UserError
 from vit_jax.vtab import TASKS
 from vit_jax.vtab.__main__ import main
 from vit_jax.vtab.manifest import make_manifest, read_manifest
@@ -219,7 +220,8 @@ def test_manifest_of_nothing_says_how_to_get_data(tmp_path, use, capsys):
     assert not (tmp_path / "x.json").exists()
 
 
-def test_image_that_cannot_be_decoded_is_named(ours, made, features):
+@pytest.mark.parametrize("pixels", [None, TASKS["dsprites_location"].pixels])
+def test_image_that_cannot_be_decoded_is_named(ours, made, features, pixels):
     ours(with_changed(made, at_2=example(features, 2, image=b"\x89PNG\r\n\x1a\n")))
-    with pytest.raises(BadRecordError, match=r"cannot read record 2 of .*dsprites-train.*: not an image"):
-        make_manifest([TASKS["dsprites_location"]])
+    with pytest.raises(UserError, match=r"cannot read record 2 of .*dsprites-train.*: not an image"):
+        make_manifest([dataclasses.replace(TASKS["dsprites_location"], pixels=pixels)])

@@ -68,12 +68,19 @@ def prepare(data_dir, name, **records):
     features = prepared.features_of(task.data.name, data_dir)
     given = [records.get(split, {}) for split in ("train800", "val200", "test")]
     places = [("train", 0), *PLACES[name]]
+    if task.data.name == "dsprites":
+        given = [{"image": sprite(seed)} | fields for seed, fields in enumerate(given)]
     examples = {
         place: prepared.example(features, seed, **fields)
         for seed, (place, fields) in enumerate(zip(places, given, strict=True))
     }
     folder = prepared.write(data_dir, task.data.name, pieces_of(sizes_of(task), examples))
     return folder, [examples[place] for place in places]
+
+
+def sprite(seed):
+    """An image as dSprites has them, of zeros and ones."""
+    return prepared.png(np.random.default_rng(seed).integers(0, 2, (64, 64, 1), np.uint8))
 
 
 def three(name):
@@ -164,16 +171,16 @@ def test_image_of_smallnorb_is_that_of_the_first_camera(data_dir):
 
 
 def test_dsprites_is_black_and_white_and_labelled_by_its_grid(data_dir):
-    sprite = np.zeros((64, 64, 1), np.uint8)
-    sprite[10:20, 30:40] = 1
+    pixels = np.zeros((64, 64, 1), np.uint8)
+    pixels[10:20, 30:40] = 1
     prepare(
         data_dir,
         "dsprites_location",
-        train800={"image": prepared.png(sprite), "label_x_position": 31, "label_orientation": 7},
+        train800={"image": prepared.png(pixels), "label_x_position": 31, "label_orientation": 7},
     )
     location, orientation = (open_vtab(f"dsprites_{what}", "train800[:1]")[0] for what in ("location", "orientation"))
     assert (location["label"], orientation["label"]) == (15, 2)
-    np.testing.assert_array_equal(location["image"], np.repeat(255 * sprite, 3, axis=-1))
+    np.testing.assert_array_equal(location["image"], np.repeat(255 * pixels, 3, axis=-1))
 
 
 # ---- Splits.
@@ -222,6 +229,7 @@ def test_task_that_is_not_prepared_says_how_to_prepare_it(data_dir, name):
     text, data = str(error.value), TASKS[name].data
     assert f"tfds:{data.name} is not prepared in any of {data_dir}" in text
     assert f"python -m vit_jax.data.prepare tfds {data.name}" in text
+    assert ("--manual_dir=<folder>\n" in text) == (name in ("resisc45", "retinopathy"))
     assert text.endswith(data.by_hand)
 
 

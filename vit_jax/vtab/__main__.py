@@ -91,7 +91,7 @@ def _check(args: argparse.Namespace) -> int:
         ours = read_manifest(args.ours)
     else:
         ours = make_manifest(task for task in _choose(args.tasks) if task.id in theirs["tasks"])
-    wanted = args.tasks.split(",") if args.tasks else TASKS
+    wanted = [get_task(name).id for name in args.tasks.split(",")] if args.tasks else list(TASKS)
     common = [task for task in wanted if task in ours["tasks"] and task in theirs["tasks"]]
     if not common:
         there, here = (", ".join(manifest["tasks"]) or "no task" for manifest in (theirs, ours))

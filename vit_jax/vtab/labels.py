@@ -8,7 +8,7 @@ import bisect
 
 import numpy as np
 
-from vit_jax.data.images import decode
+from vit_jax.data.images import ImageError, decode
 from vit_jax.data.sources.records import Features
 
 # Lower ends of the bins, exclusive: a distance of exactly 8 is still in the first. clevr.py and kitti.py.
@@ -66,8 +66,15 @@ def dsprites_orientation(features: Features) -> int:
 
 
 def dsprites_pixels(encoded: bytes) -> np.ndarray:
-    """Black and white of the zeros and ones that dSprites has as pixels: uint8 `[64, 64, 3]`."""
-    return decode(encoded) * np.uint8(255)
+    """Black and white of the zeros and ones that dSprites has as pixels: uint8 `[64, 64, 3]`.
+
+    Raises:
+      ImageError: it has other pixels, so it is no image of dSprites, or was changed already.
+    """
+    pixels = decode(encoded)
+    if pixels.max() > 1:
+        raise ImageError(f"it has pixels of {pixels.max()}, but those of dSprites are 0 and 1")
+    return pixels * np.uint8(255)
 
 
 def _bin(value: float, lower_ends: tuple[float, ...]) -> int:

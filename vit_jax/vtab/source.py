@@ -49,9 +49,7 @@ def find_data(data: DataSet) -> pathlib.Path | None:
 
 def how_to_prepare(data: DataSet) -> str:
     """What to type to prepare a data set, for people."""
-    command = f"    python -m vit_jax.data.prepare tfds {data.name}" + (
-        " --manual_dir=<folder>" if "--manual_dir" in data.by_hand else ""
-    )
+    command = f"    python -m vit_jax.data.prepare tfds {data.name}{' --manual_dir=<folder>' if data.manual else ''}"
     return f"Prepare it, or set TFDS_DATA_DIR to where it is:\n{command}\n{data.by_hand}".rstrip()
 
 

@@ -37,6 +37,7 @@ class DataSet:
       splits: VTAB's splits, each as one of TFDS's, or as slices of them by number. "train", "validation" and "test"
         have all examples, "train800", "val200" and "train800val200" are those of VTAB-1k.
       by_hand: what to do where TFDS cannot download it alone, and what is particular about it.
+      manual: whether TFDS always wants a folder with what was fetched by hand.
     """
 
     name: str
@@ -44,6 +45,7 @@ class DataSet:
     sizes: Mapping[str, tuple[int, ...]]
     splits: Mapping[str, str]
     by_hand: str = ""
+    manual: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +165,7 @@ _RESISC45 = DataSet(
     "It cannot be downloaded by a program. Fetch NWPU-RESISC45.rar from "
     "https://1drv.ms/u/s!AmgKYzARBl5ca3HNaHIlzp_IXjs or from where https://gcheng-nwpu.github.io/#Datasets points, "
     "unpack it, and pass --manual_dir=<the folder that has NWPU-RESISC45/<class>/*.jpg>.",
+    manual=True,
 )
 _RETINOPATHY = DataSet(
     "diabetic_retinopathy_detection/btgraham-300",
@@ -175,6 +178,7 @@ _RETINOPATHY = DataSet(
     "test.zip; unpack them into train/ and test/, sample.zip into sample/, and put trainLabels.csv beside them; pass "
     "--manual_dir=<that folder>. Images are resized and encoded anew by OpenCV, so that pixels may depend on its "
     "version: compare manifests.",
+    manual=True,
 )
 _CLEVR = DataSet(
     "clevr",
