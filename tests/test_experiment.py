@@ -59,7 +59,8 @@ def test_real_labels_replace_those_of_the_validation_split(tmp_path):
     config.data.eval_labels = str(tmp_path / "real.json")
     built = experiment.build(config)
     state = init_train_state(built.model, built.optimizer, built.mesh, image_size=8, seed=0)
-    found = dict(experiment.make_evaluator(config, built).run(state))
+    (evaluation,) = experiment.make_evaluations(config, built.model, built.mesh, built.eval_source)
+    found = dict(evaluation.evaluator.run(state))
     assert found["examples"] == 3  # of all other images no label is right
     assert found["accuracy"] == pytest.approx(2 / 3)  # the head starts at zero, so that class 0 is said
 

@@ -16,7 +16,8 @@ from vit_jax.errors import UserError
 from vit_jax.models import create_model
 from vit_jax.models.position_embeddings import interpolate_position_embedding
 from vit_jax.train import train
-from vit_jax.weights import from_params, save
+from vit_jax.weights import from_params, load, save
+from vit_jax.workdir import flatten
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,23 @@ def test_head_is_kept_where_asked_with_its_hidden_layer(config, weights):
     config.data.dataset = "digits"
     with pytest.raises(UserError, match=r"7 classes are less than the data set's 10\. Set keep_head=False"):
         experiments.build(config)
+
+
+def test_weights_of_a_fine_tuned_run_say_what_its_model_is(config, weights, tmp_path):
+    config.polyak_decay = 0.5
+    config.checkpoint.keep_best = False
+    train(config, tmp_path / "run")
+    loaded = load(tmp_path / "run")
+    assert (loaded.spec.name, loaded.spec.num_classes, loaded.spec.overrides["num_layers"]) == ("ViT-Ti/4", 10, 2)
+    assert loaded.spec.image_size == (24, 24)
+    again = base_config()
+    again.update_from_flattened_dict(flatten(config.to_dict()))
+    again.weights = str(tmp_path / "run")
+    again.keep_head = True
+    _, state = begin(again)
+    with Checkpoints(tmp_path / "run" / "checkpoints", keep=1) as checkpoints:
+        _, last, _ = checkpoints.restore_latest(experiments.build(config).abstract_state)
+    jax.tree.map(np.testing.assert_array_equal, state.params, jax.device_get(last.average))
 
 
 def test_linear_probe_moves_the_head_alone(config, weights, tmp_path):

@@ -153,14 +153,14 @@ def test_checkpoints_of_later_steps_can_be_dropped(directory):
 
 
 def test_rows_of_metrics_before_the_flush_survive_a_kill_and_later_ones_are_made_again(run):
-    killed = MetricWriter(run, step=0, eval_split="test")
+    killed = MetricWriter(run, step=0)
     killed.write(50, {"train/loss": 1.0})
     killed.write(100, {"train/loss": 0.5})
     killed.flush()  # before a checkpoint
     killed.write(100, {"test/accuracy": 0.5})
     killed.write(150, {"train/loss": 0.4})
     assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [50, 100]
-    with MetricWriter(run, step=100, eval_split="test") as writer:
+    with MetricWriter(run, step=100) as writer:
         writer.write(150, {"train/loss": 0.3})
     assert read_jsonl(run / "metrics.jsonl") == [
         {"step": 50, "train/loss": 1.0},

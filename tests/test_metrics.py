@@ -59,13 +59,13 @@ def test_value_that_is_not_finite_is_an_error_that_names_the_step(value):
 
 
 def test_rows_that_will_be_made_again_are_dropped_on_resume(tmp_path):
-    with MetricWriter(tmp_path, step=0, eval_split="test") as writer:
+    with MetricWriter(tmp_path, step=0) as writer:
         for step in (50, 100, 150):
             writer.write(step, {"train/loss": 1.0 / step})
         writer.write(100, {"test/accuracy": 0.5})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 200, "train/lo')  # cut off by a kill
-    with MetricWriter(tmp_path, step=100, eval_split="test") as writer:
+    with MetricWriter(tmp_path, step=100) as writer:
         writer.write(150, {"train/loss": 7.0})
     rows = metrics.read_jsonl(tmp_path / "metrics.jsonl")
     assert rows == [

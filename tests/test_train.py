@@ -130,15 +130,16 @@ def test_all_processes_must_have_the_same_data(config, tmp_path, monkeypatch):
 
 def test_average_of_the_parameters_is_what_is_evaluated(config, tmp_path, monkeypatch):
     seen = []
-    make_evaluator = experiments.make_evaluator
+    make_evaluations = experiments.make_evaluations
 
     def make_spy(*args, **kwargs):
-        evaluator = make_evaluator(*args, **kwargs)
+        (evaluation,) = make_evaluations(*args, **kwargs)
+        evaluator = evaluation.evaluator
         add = evaluator._add
         evaluator._add = lambda params, *rest: seen.append(np.asarray(params["head"]["bias"])) or add(params, *rest)
-        return evaluator
+        return [evaluation]
 
-    monkeypatch.setattr(experiments, "make_evaluator", make_spy)
+    monkeypatch.setattr(experiments, "make_evaluations", make_spy)
     states = []
     make_step = experiments.make_step
 

@@ -374,16 +374,17 @@ def _rename(source: AnyPath, target: AnyPath) -> None:
 
 
 def read_parameters(directory: AnyPath) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
-    """Reads the newest checkpoint of parameters alone, such as those of `<workdir>/best`, and changes nothing there.
+    """Reads the newest checkpoint's parameters, such as those of `<workdir>/best`, and changes nothing there.
 
     Args:
-      directory: where the checkpoints lie; a run may be writing others meanwhile.
+      directory: where the checkpoints lie; a run may be writing others meanwhile. Of whole training states the
+        parameters are read that would be evaluated: the average, if there is one.
 
     Returns:
       step, nested parameters as NumPy arrays, and the extra data; None if there is no checkpoint.
 
     Raises:
-      UserError: it is damaged, or has more than parameters.
+      UserError: it is damaged.
     """
     if not directory.is_dir():
         return None
@@ -395,6 +396,13 @@ def read_parameters(directory: AnyPath) -> tuple[int, dict[str, Any], dict[str, 
         try:
             extra = manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
             described = extra.pop("arrays")
+            part = next(
+                (name for name in ("average", "params") if any(p.startswith(f".{name}[") for p in described)), ""
+            )
+            prefix = f".{part}" if part else ""
+            described = {
+                path.removeprefix(prefix): array for path, array in described.items() if path.startswith(f"{prefix}[")
+            }
             like: dict[str, Any] = {}
             for path, array in described.items():
                 *modules, leaf = re.findall(r"\['([^']+)'\]", path)
@@ -404,8 +412,13 @@ def read_parameters(directory: AnyPath) -> tuple[int, dict[str, Any], dict[str, 
                 node[leaf] = jax.ShapeDtypeStruct(
                     array["shape"], array["dtype"], sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
                 )
-            args = ocp.args.Composite(tree=ocp.args.StandardRestore(like))
-            tree = manager.restore(step, args=args)["tree"]
+            wanted = {part: like} if part else like
+            args = ocp.args.PyTreeRestore(
+                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+            )
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                tree = checkpointer.restore(_absolute(directory) / str(step) / "tree", args=args)
+            tree = tree[part] if part else tree
         except Exception as error:  # Orbax and TensorStore have no common error for damaged files
             reason = re.sub(r"\s+", " ", str(error))[:200]
             raise UserError(f"cannot read the checkpoint of step {step} in {directory}: {reason}") from error

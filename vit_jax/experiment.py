@@ -18,8 +18,11 @@ from vit_jax.data.augment import RandAugment
 from vit_jax.data.images import EvalTransform, TrainTransform
 from vit_jax.data.pipeline import EvalBatches, TrainBatches
 from vit_jax.data.sources import MissingDataError, RealLabels, Source, load_real_labels, open_source
+from vit_jax.data.sources.imagenet_variants import VARIANTS, open_variant
 from vit_jax.data.sources.mixture import Mixture
+from vit_jax.data.sources.real import NUM_CLASSES as NUM_IMAGENET_CLASSES
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.evaluators import Evaluator
 from vit_jax.evaluators.classification import ClassificationEvaluator
 from vit_jax.losses import Loss, make_loss
 from vit_jax.metrics import Progress
@@ -52,7 +55,7 @@ class Experiment:
       eval_source: evaluation examples, if any.
       num_train_images: length of an epoch.
       num_classes: width of the logits.
-      model_name: what `create_model` was given.
+      model_fields: what `create_model` was given.
       model: images -> (logits, intermediates).
       abstract_state: shapes, dtypes and shardings of the training state.
       abstract_batch: the same of a batch.
@@ -71,7 +74,7 @@ class Experiment:
     eval_source: Source | None
     num_train_images: int
     num_classes: int
-    model_name: str
+    model_fields: dict[str, Any]
     model: nn.Module
     abstract_state: TrainState
     abstract_batch: dict[str, jax.ShapeDtypeStruct]
@@ -83,6 +86,11 @@ class Experiment:
     select: Select
     initial_params: Any = None
     transfer_report: TransferReport | None = None
+
+    @property
+    def model_name(self) -> str:
+        """Such as "ViT-B/16"."""
+        return self.model_fields["name"]
 
 
 def build(
@@ -121,7 +129,8 @@ def build(
         train_source, eval_source = None, None
     num_train_images = len(train_source) if train_source else config.data.expected_train_images
     num_classes = _num_classes(config, train_source, spec)
-    model = _make_model(config, num_classes, spec)
+    model_fields = _model_fields(config, num_classes, spec)
+    model = create_model(**model_fields)
     initial_params, report = None, None
     if weights:
         _check_classes(config, weights, train_source)
@@ -156,7 +165,7 @@ def build(
         eval_source=eval_source,
         num_train_images=num_train_images,
         num_classes=num_classes,
-        model_name=config.model.name or (spec.name if spec else ""),
+        model_fields=model_fields,
         model=model,
         abstract_state=partitioning.with_sharding(abstract_state, shardings),
         abstract_batch=partitioning.with_sharding(
@@ -258,30 +267,80 @@ def make_train_batches(config: ConfigDict, experiment: Experiment) -> TrainBatch
     )
 
 
-def make_evaluator(
-    config: ConfigDict, experiment: Experiment, before_each_batch: Callable[[], None] = lambda: None
-) -> ClassificationEvaluator | None:
-    """Classification of the evaluation split, if any; its loss is without label smoothing.
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """An evaluator and when it runs.
+
+    Attributes:
+      name: what its metrics' names begin with.
+      evaluator: see there.
+      every_steps: how often; None: at the end only.
+      is_main: whether its accuracy says which parameters are the best.
+    """
+
+    name: str
+    evaluator: Evaluator
+    every_steps: int | None
+    is_main: bool = False
+
+
+def make_evaluations(
+    config: ConfigDict,
+    model: nn.Module,
+    mesh: Mesh,
+    eval_source: Source | None,
+    *,
+    shardings: Any = None,
+    before_each_batch: Callable[[], None] = lambda: None,
+) -> list[Evaluation]:
+    """What is evaluated: classification of the evaluation split, then what else the config asks for.
 
     Args:
       config: see `vit_jax.config.base_config`.
-      experiment: from `build`.
+      model: images -> (logits, intermediates).
+      mesh: the devices.
+      eval_source: evaluation examples; None: there are none.
+      shardings: of the parameters; None: replicated.
       before_each_batch: called between batches; may raise to end an evaluation.
+
+    Raises:
+      UserError: data are missing, or are not as they should be.
     """
-    if experiment.eval_source is None:
-        return None
-    batches = EvalBatches(
-        experiment.eval_source,
-        eval_transform(config.data),
-        partitioning.batch_sharding(experiment.mesh),
-        batch_size=config.eval_batch_size or config.batch_size,
-        num_classes=experiment.num_classes,
-        num_threads=config.data.num_threads,
-        max_bad_records=config.data.max_bad_records,
-    )
-    progress = Progress(batches, f"evaluation on {config.data.eval_split}", before_each=before_each_batch)
-    shardings = partitioning.shardings_of(experiment.abstract_state.evaluated)
-    return ClassificationEvaluator(experiment.model, progress, make_loss(config.loss), experiment.mesh, shardings)
+    batch_size = config.eval_batch_size or config.batch_size
+
+    def classification(
+        name: str, source: Source, classes: Sequence[int] | None = None, num_classes: int | None = None
+    ) -> ClassificationEvaluator:
+        batches = EvalBatches(
+            source,
+            eval_transform(config.data),
+            partitioning.batch_sharding(mesh),
+            batch_size=batch_size,
+            num_classes=num_classes or model.num_classes,
+            num_threads=config.data.num_threads,
+            max_bad_records=config.data.max_bad_records,
+        )
+        progress = Progress(batches, f"evaluation on {name}", before_each=before_each_batch)
+        return ClassificationEvaluator(model, progress, make_loss(config.loss), mesh, shardings, classes)
+
+    evaluations = []
+    if eval_source is not None:
+        name = config.data.eval_split
+        evaluator = classification(name, eval_source)
+        evaluations.append(Evaluation(name, evaluator, config.eval_every_steps, is_main=True))
+    for name in VARIANTS:
+        if place := config.variants[name]:
+            if model.num_classes != NUM_IMAGENET_CLASSES:
+                raise UserError(
+                    f"variants.{name} is for models with ImageNet's {NUM_IMAGENET_CLASSES:,} classes; this one has "
+                    f"{model.num_classes:,}."
+                )
+            variant = open_variant(
+                name, place, validation=config.data.dataset, validation_split=config.data.eval_split or "validation"
+            )
+            evaluator = classification(name, variant.source, variant.classes)
+            evaluations.append(Evaluation(name, evaluator, config.variants.every_steps))
+    return evaluations
 
 
 _AT_LEAST_ONE = (
@@ -463,7 +522,8 @@ def _check_classes(config: ConfigDict, weights: Weights, source: Source | None) 
         )
 
 
-def _make_model(config: ConfigDict, num_classes: int, spec: ModelSpec | None) -> nn.Module:
+def _model_fields(config: ConfigDict, num_classes: int, spec: ModelSpec | None) -> dict[str, Any]:
+    """What the model is made with: the config's fields, and where these are None, what the weights say."""
     overrides: dict[str, Any] = {}
     if spec:
         # At fine-tuning the whole head goes, with its hidden layer (section 3.2), unless the config asks for that.
@@ -472,7 +532,7 @@ def _make_model(config: ConfigDict, num_classes: int, spec: ModelSpec | None) ->
     overrides |= {name: value for name, value in config.model.items() if value is not None}
     if "name" not in overrides:
         raise UserError("set model.name, such as --config.model.name=ViT-B/16, or weights, which tell the model.")
-    return create_model(**(overrides | {"num_classes": num_classes}))
+    return overrides | {"num_classes": num_classes}
 
 
 def _num_steps(config: ConfigDict, num_train_images: int) -> int:

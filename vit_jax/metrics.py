@@ -25,6 +25,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 # Names of metrics that depend on the machine and the hour; all others are the same in every run of a config and seed.
 TIME_PREFIX = "time/"
+TRAIN_PREFIX = "train/"
 
 
 _WORTH_TELLING = 0.02  # share of time spent waiting for input
@@ -128,18 +129,17 @@ class MetricWriter:
     every `flush` and at most once a minute in between.
     """
 
-    def __init__(self, workdir: AnyPath, *, step: int, eval_split: str | None = None):
+    def __init__(self, workdir: AnyPath, *, step: int):
         """Opens the files and drops the rows that will be made again: a killed run may be ahead of its checkpoint.
 
         Args:
           workdir: the run's folder.
           step: the step the run starts from. An evaluation there will be made again too.
-          eval_split: prefix of an evaluation's metrics.
         """
         from tensorboardX import SummaryWriter
 
         def stays(row: dict[str, Any]) -> bool:
-            evaluated = any(name.startswith(f"{eval_split}/") for name in row)
+            evaluated = any(not name.startswith((TRAIN_PREFIX, TIME_PREFIX)) for name in row if name != "step")
             return row["step"] < step or (row["step"] == step and not evaluated)
 
         self._remote = workdir if is_remote(workdir) else None
@@ -276,7 +276,7 @@ def format_row(step: int, num_steps: int, metrics: Mapping[str, float]) -> str:
             if value < _GOODPUT_WORTH_TELLING:
                 parts.append(_tell_goodput(value, metrics))
         elif not name.startswith(TIME_PREFIX):
-            parts.append(f"{name.removeprefix('train/')} {value:.4g}")
+            parts.append(f"{name.removeprefix(TRAIN_PREFIX)} {value:.4g}")
     return "  ".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import time
 from typing import Any
@@ -61,7 +62,14 @@ def train(
         logger.info("%s", overview.describe_run(config, experiment))
         watchdog = cleanup.enter_context(Watchdog(config.watchdog_seconds, path))
         batches = cleanup.enter_context(contextlib.closing(experiments.make_train_batches(config, experiment)))
-        evaluator = experiments.make_evaluator(config, experiment, before_each_batch=stop.check)
+        evaluations = experiments.make_evaluations(
+            config,
+            experiment.model,
+            mesh,
+            experiment.eval_source,
+            shardings=partitioning.shardings_of(experiment.abstract_state.evaluated),
+            before_each_batch=stop.check,
+        )
         train_step = experiments.make_step(config, experiment)
         checkpoints = cleanup.enter_context(Checkpoints(path / "checkpoints", keep=config.checkpoint.keep))
         best = cleanup.enter_context(Checkpoints(path / "best", keep=2))  # the one before, should the newest be dropped
@@ -101,7 +109,8 @@ def train(
         writer = None
         if is_main:
             workdir.record_start(path, config, step=step, devices=partitioning.describe_devices(mesh))
-            writer = cleanup.enter_context(MetricWriter(path, step=step, eval_split=config.data.eval_split))
+            workdir.write_atomically(path / "model.json", json.dumps(experiment.model_fields, indent=1) + "\n")
+            writer = cleanup.enter_context(MetricWriter(path, step=step))
 
         def log(step: int, metrics: dict[str, float]) -> None:
             if writer:
@@ -138,18 +147,20 @@ def train(
 
         def evaluate() -> None:
             nonlocal best_accuracy
-            if evaluator is None:
+            due = [each for each in evaluations if is_due(each.every_steps)]
+            if not due:
                 return
             step_metrics.drain()
             with ledger.spent_on("evaluation"), watchdog.allow("evaluation"):
-                evaluated = dict(evaluator.run(state))
-                log(step, {f"{config.data.eval_split}/{name}": value for name, value in evaluated.items()})
-                if config.checkpoint.keep_best and evaluated["accuracy"] > best_accuracy:
-                    best_accuracy = evaluated["accuracy"]
-                    with ledger.spent_on("checkpoint"):
-                        if distributed.process_count() > 1:
-                            checkpoints.wait()  # Orbax's threads for the two would wait at each other's barriers
-                        best.save(step, state.evaluated, {"accuracy": best_accuracy})
+                for each in due:
+                    evaluated = dict(each.evaluator.run(state))
+                    log(step, {f"{each.name}/{name}": value for name, value in evaluated.items()})
+                    if each.is_main and config.checkpoint.keep_best and evaluated["accuracy"] > best_accuracy:
+                        best_accuracy = evaluated["accuracy"]
+                        with ledger.spent_on("checkpoint"):
+                            if distributed.process_count() > 1:
+                                checkpoints.wait()  # Orbax's threads for the two would wait at each other's barriers
+                            best.save(step, state.evaluated, {"accuracy": best_accuracy})
                 draw()
             throughput.restart(step)
 
@@ -170,7 +181,7 @@ def train(
         def take_steps() -> None:
             nonlocal step, state, position
             metrics = None
-            if step and is_due(config.eval_every_steps):
+            if step:
                 evaluate()  # an earlier start may have ended in the middle of it
             while step < num_steps:
                 stop.check()
@@ -194,8 +205,7 @@ def train(
                     throughput.restart(step)
                 if is_due(config.checkpoint.every_steps):
                     save()
-                if is_due(config.eval_every_steps):
-                    evaluate()
+                evaluate()
 
         def end(error: Exception) -> None:
             """Does what there is to do before an error leaves."""

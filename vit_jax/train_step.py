@@ -132,6 +132,21 @@ def init_train_state(
     return create(seed)
 
 
+def place_parameters(params: Any, like: Any) -> Any:
+    """Puts parameters on the devices.
+
+    Args:
+      params: arrays on the host; every process has all of them.
+      like: a tree of arrays, or shapes, that says dtypes and shardings.
+    """
+
+    def place(like: Any, array: Any) -> jax.Array:
+        array = np.asarray(array, like.dtype)
+        return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
+
+    return jax.tree.map(place, like, params)
+
+
 def with_parameters(state: TrainState, params: Any) -> TrainState:
     """A state that begins with other parameters: the average too, as there is nothing to average yet.
 
@@ -139,13 +154,8 @@ def with_parameters(state: TrainState, params: Any) -> TrainState:
       state: from `init_train_state`; its parameters and average are given up.
       params: a tree like its parameters, of arrays on the host; every process has all of them.
     """
-
-    def place(like: jax.Array, array: Any) -> jax.Array:
-        array = np.asarray(array, like.dtype)
-        return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
-
-    average = None if state.average is None else jax.tree.map(place, state.average, params)
-    return dataclasses.replace(state, params=jax.tree.map(place, state.params, params), average=average)
+    average = None if state.average is None else place_parameters(params, state.average)
+    return dataclasses.replace(state, params=place_parameters(params, state.params), average=average)
 
 
 def make_train_step(

@@ -1,6 +1,7 @@
 """The workdir: one run's folder, and the record of how it came about.
 
 config.json      the resolved config; a workdir belongs to one config
+model.json       what the model was made with: the config's fields, and those that its weights say
 starts.jsonl     one line a start: time, command, package versions, git commit, devices
 metrics.jsonl    what was measured, by step
 tensorboard/     the same as TensorBoard events

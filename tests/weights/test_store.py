@@ -775,9 +775,27 @@ def test_a_run_is_saved_like_any_weights(finished, tmp_path):
     assert_same(found.arrays, weights.arrays)
 
 
-def test_a_run_without_best_parameters_is_told(run):
+def test_a_run_without_best_parameters_gives_its_last_ones(run, finished):
+    expected = load(finished).arrays
     shutil.rmtree(run / "best")
-    refuses("has no best parameters yet.*first evaluation.*data.eval_split", run)
+    # The best parameters of this run are its last.
+    assert read_parameters(run / "checkpoints")[0] == read_parameters(finished / "best")[0]
+    assert_same(load(run).arrays, expected)
+
+
+def test_a_run_without_checkpoints_is_told(run):
+    shutil.rmtree(run / "best")
+    shutil.rmtree(run / "checkpoints")
+    refuses("has no parameters yet: no checkpoint was saved", run)
+
+
+def test_damaged_parameters_of_a_run_are_noticed(run):
+    shutil.rmtree(run / "best")
+    largest = max((run / "checkpoints").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    refuses("cannot read the checkpoint of step|is damaged", run)
 
 
 def test_a_run_of_another_model_than_asked_for_is_refused(finished):

@@ -143,7 +143,7 @@ def load(
     Args:
       place: name of a released checkpoint (`list_checkpoints()`); or path, http(s):// or gs:// address of a .npz or
         .safetensors file; or path of a folder as Hugging Face and timm publish them; or workdir of a run of this
-        project, gs:// too (its best parameters).
+        project, gs:// too (its best parameters, or else the last).
       model: what they should be for, such as "ViT-B/16"; None: told by the arrays.
       image_size: height and width of the images they were trained on, where it was not a square.
       format: a key of `formats.FORMATS`; None: told by the names.
@@ -366,19 +366,19 @@ def _workdir_in_bucket(place: str) -> AnyPath:
 
 
 def _load_run(workdir: AnyPath) -> Weights:
-    """The best parameters of a run of this project."""
+    """The best parameters of a run of this project, or the last ones where none were kept as the best."""
     from vit_jax.checkpoints import read_parameters
     from vit_jax.data.sources import open_source
 
     config = read_json(workdir / "config.json")
-    found = read_parameters(workdir / "best")
+    found = read_parameters(workdir / "best") or read_parameters(workdir / "checkpoints")
     if found is None:
-        raise UserError(
-            f"{workdir} has no best parameters yet. They are saved at the first evaluation, if data.eval_split is set "
-            "and checkpoint.keep_best is not switched off."
-        )
+        raise UserError(f"{workdir} has no parameters yet: no checkpoint was saved.")
     _, params, _ = found
-    model, data = config["model"], config["data"]
+    data = config["data"]
+    # A config may leave to the weights it begins with what its model is.
+    made = workdir / "model.json"
+    model = read_json(made) if made.exists() else config["model"]
     overrides = {name: value for name, value in model.items() if value is not None}
     name = overrides.pop("name")
     overrides.pop("num_classes", None)
