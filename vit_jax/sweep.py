@@ -182,18 +182,22 @@ def main(arguments: Sequence[str]) -> int:
 def _tell(collected: Sequence[results.TaskResult], path: AnyPath) -> int:
     """Prints the tables and what is still missing; returns the exit status."""
     print(f"\n{results.to_markdown(collected)}")
+    print(f"More in {path}: sweep.md, sweep.json, and a folder for each run. {_space(collected)}".rstrip())
     missing = [run for result in collected for run in result.due]
     if missing:
-        print("Still to be run:")
+        print("\nStill to be run, here by the same command again, or anywhere by:")
     for run in missing:
         print(f"  {run.command_line()}")
-    incomplete = [result.task.name for result in collected if not result.is_complete]
-    if incomplete and not missing:
-        diverged = [run for result in collected for run, each in (*result.trials, *result.final)
-                    if each.status == "diverged"]  # fmt: skip
-        print(f"Incomplete: {', '.join(incomplete)}. Runs that diverged are not tried again: remove their folders if "
-              f"they should be: {', '.join(str(run.path) for run in diverged)}")  # fmt: skip
-    print(f"More in {path}: sweep.md, sweep.json, and a folder for each run. {_space(collected)}")
+    sys.stdout.flush()
+    incomplete = [result for result in collected if not result.is_complete]
+    for result in incomplete:
+        diverged = [run for run, each in (*result.trials, *result.final) if each.status == "diverged"]
+        if diverged and not result.due:
+            folders = ", ".join(str(run.path) for run in diverged)
+            hint = f"runs that diverged are not tried again, unless their folders are removed: {folders}."
+        else:
+            hint = f"{len(result.due)} runs are missing."
+        report(UserError(f"{result.task.name} is incomplete: {hint}"))
     return 1 if incomplete else 0
 
 

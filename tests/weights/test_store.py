@@ -793,7 +793,8 @@ def test_damaged_parameters_of_a_run_are_noticed(run):
     shutil.rmtree(run / "best")
     largest = max((run / "checkpoints").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
     content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
+    for place in range(1000, len(content), len(content) // 20):  # the optimizer's part is not read
+        content[place] ^= 1
     largest.write_bytes(content)
     refuses("cannot read the checkpoint of step|is damaged", run)
 

@@ -42,9 +42,9 @@ class TaskResult:
         return self.chosen is not None and all(result.status == "finished" for _, result in self.final)
 
     def values(self, name: str) -> list[float]:
-        """A metric of the final runs, in the order of their seeds; [] if they are not complete or not all have it."""
-        values = [result.metrics[name] for _, result in self.final if name in result.metrics]
-        return values if self.is_complete and len(values) == len(self.final) else []
+        """A metric of the final runs, in the order of their seeds; [] if not all are there and have a finite one."""
+        values = [result.metrics.get(name, math.nan) for _, result in self.final]
+        return values if self.is_complete and all(map(math.isfinite, values)) else []
 
     @property
     def metric_values(self) -> list[float]:
@@ -251,5 +251,5 @@ def _show_values(overrides: Mapping[str, Any]) -> str:
 
 def write(results: Sequence[TaskResult], path: AnyPath) -> None:
     """Writes `sweep.json` and `sweep.md` into the sweep's folder."""
-    write_atomically(path / "sweep.json", json.dumps(to_json(results, path), indent=2, allow_nan=False) + "\n")
+    write_atomically(path / "sweep.json", json.dumps(to_json(results, path), indent=2) + "\n")
     write_atomically(path / "sweep.md", to_markdown(results))
