@@ -791,7 +791,10 @@ def test_a_run_without_checkpoints_is_told(run):
 
 def test_damaged_parameters_of_a_run_are_noticed(run):
     shutil.rmtree(run / "best")
-    largest = max((run / "checkpoints").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    step, _, _ = read_parameters(run / "checkpoints")
+    largest = max(
+        (run / "checkpoints" / str(step)).rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0
+    )
     content = bytearray(largest.read_bytes())
     for place in range(1000, len(content), len(content) // 20):  # the optimizer's part is not read
         content[place] ^= 1
