@@ -343,6 +343,67 @@ def make_evaluations(
     return evaluations
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluationOnly:
+    """What there is to evaluate parameters that are not trained.
+
+    Attributes:
+      mesh: the devices.
+      model_name: such as "ViT-B/16".
+      params: on the host.
+      abstract_params: their shapes, dtypes and shardings.
+      description: of the weights, a line.
+      evaluations: what is measured.
+    """
+
+    mesh: Mesh
+    model_name: str
+    params: Any
+    abstract_params: Any
+    description: str
+    evaluations: list[Evaluation]
+
+
+def build_evaluation(config: ConfigDict, place: str) -> EvaluationOnly:
+    """Makes what evaluates weights, head and all, at the config's image size; needs no training data.
+
+    Args:
+      config: see `vit_jax.config.base_config`.
+      place: of the weights, as `config.weights`.
+
+    Raises:
+      UserError: something in the config, the weights or the data is not as it should be.
+    """
+    check_fields(config)
+    mesh = partitioning.make_mesh(None, data=config.mesh.data, model=config.mesh.model)
+    partitioning.check_batch_size(config.eval_batch_size or config.batch_size, mesh, field="eval_batch_size")
+    weights = load_weights(place, model=config.model.name)
+    eval_source = None
+    if config.data.eval_split is not None:
+        eval_source = _open_eval_source(config.data)
+    with_head = ConfigDict({**config, "keep_head": True, "weights": place}, type_safe=False)
+    num_classes = weights.spec.num_classes
+    if eval_source is not None:
+        if num_classes == 0:
+            raise UserError(f"{place} has no head to classify with; set data.eval_split=None, or fine-tune it first.")
+        num_classes = _num_classes(with_head, eval_source, weights.spec)
+        _check_classes(with_head, weights, eval_source)
+    model_fields = _model_fields(with_head, num_classes, weights.spec)
+    model = create_model(**model_fields)
+    params, _ = transfer(weights, model, config.data.image_size, keep_head=True, keep_pre_logits=True)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    specs = partitioning.parameter_specs(shapes, mesh, config.sharding, config.sharding_rules)
+    shardings = partitioning.state_shardings(shapes, mesh, specs)
+    return EvaluationOnly(
+        mesh=mesh,
+        model_name=model_fields["name"],
+        params=params,
+        abstract_params=partitioning.with_sharding(shapes, shardings),
+        description=str(weights.spec),
+        evaluations=make_evaluations(config, model, mesh, eval_source, shardings=shardings),
+    )
+
+
 _AT_LEAST_ONE = (
     *("log_every_steps", "eval_every_steps", "eval_batch_size", "checkpoint.every_steps", "checkpoint.keep"),
     *("profile.first_step", "profile.num_steps"),
@@ -439,7 +500,7 @@ def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
         if data.eval_labels:
             raise UserError("data.eval_labels is set, but data.eval_split, whose labels they are, is not.")
         return train_source, None
-    eval_source = _open_source(data, data.dataset, data.eval_split)
+    eval_source = _open_eval_source(data)
     if eval_source.class_names and train_source.class_names:
         differing = sorted(set(train_source.class_names) ^ set(eval_source.class_names))
         if list(eval_source.class_names) != list(train_source.class_names):
@@ -448,9 +509,12 @@ def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
                 f"to evaluate on, have different classes, so labels would not mean the same: {len(differing)} are in "
                 f"one of them only, such as {differing[:5]}."
             )
-    if data.eval_labels:
-        eval_source = RealLabels(eval_source, load_real_labels(data.eval_labels))
     return train_source, eval_source
+
+
+def _open_eval_source(data: ConfigDict) -> Source:
+    source = _open_source(data, data.dataset, data.eval_split)
+    return RealLabels(source, load_real_labels(data.eval_labels)) if data.eval_labels else source
 
 
 def _open_source(data: ConfigDict, dataset: str, split: str) -> Source:
@@ -506,7 +570,11 @@ def _num_classes(config: ConfigDict, train_source: Source | None, spec: ModelSpe
     if of_the_head is not None and num_classes != of_the_head:
         raise UserError(f"the head of {config.weights} has {of_the_head} classes, but model.num_classes={num_classes}.")
     if known and num_classes < known:
-        remedy = "Set keep_head=False" if of_the_head else f"Leave model.num_classes out, or use at least {known}"
+        remedy = (
+            "Set keep_head=False, to train a new head"
+            if of_the_head
+            else f"Leave model.num_classes out, or use at least {known}"
+        )
         raise UserError(f"{num_classes} classes are less than the data set's {known}. {remedy}.")
     return num_classes
 

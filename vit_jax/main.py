@@ -10,6 +10,9 @@ A config file may take arguments after a colon, and any of its fields can be set
 Look before you train: --dry_run prints the resolved config, the parameters, which of them weight decay touches, the
 learning rate along the run, how the state lies on the devices of this process, and what would be trained, and ends.
 
+Evaluate without training: --mode=eval measures --config.weights (a released checkpoint, a file, the workdir of a run),
+or else the run in --workdir, on all that the config evaluates.
+
 The same command in the same --workdir goes on where the last start ended, to the bit. SIGTERM or Ctrl-C save and end
 the run with status 143 or 130; mistakes end it with status 1 and one message. vit_jax/config.py lists all fields.
 
@@ -33,6 +36,7 @@ from vit_jax.accounting import Ledger, process_age
 from vit_jax.command_line import define_config, report
 from vit_jax.command_line import parse as parse_flags
 from vit_jax.errors import UserError
+from vit_jax.evaluate import evaluate, format_metrics
 from vit_jax.stopping import Stopped
 from vit_jax.train import train
 from vit_jax.workdir import parse
@@ -41,6 +45,7 @@ _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder (or gs://bucket/folder) for checkpoints, metrics and results; made if need be."
 )
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or only evaluate.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be trained, and end.")
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "Go on in a workdir that belongs to another config."
@@ -52,7 +57,10 @@ _LOST_AFTER = flags.DEFINE_float("lost_after_seconds", 60.0, "A process without 
 
 
 def _check_flags() -> None:
-    if not _DRY_RUN.value and not _WORKDIR.value:
+    if _MODE.value == "eval":
+        if not _WORKDIR.value and not _CONFIG.value.weights:
+            raise UserError("nothing to evaluate: set --config.weights to a checkpoint, or --workdir to that of a run.")
+    elif not _DRY_RUN.value and not _WORKDIR.value:
         raise UserError("--workdir is missing, e.g. --workdir=runs/my-run; or pass --dry_run.")
 
 
@@ -85,17 +93,23 @@ def _main() -> int:
         if _DRY_RUN.value:
             print(overview.dry_run(_CONFIG.value, experiment.build(_CONFIG.value, allow_missing_data=True)))
             return 0
-        return _train(ledger)
+        return _run(ledger)
     except Exception as error:
         return _fail(error)
 
 
-def _train(ledger: Ledger) -> int:
+def _run(ledger: Ledger) -> int:
     distributed.initialize(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, lost_after_seconds=_LOST_AFTER.value
     )
     if not distributed.is_main_process():
         logging.getLogger("vit_jax").setLevel(logging.WARNING)  # all say the same; one is enough
+    if _MODE.value == "eval":
+        result = evaluate(_CONFIG.value, parse(_WORKDIR.value) if _WORKDIR.value else None)
+        distributed.shutdown()
+        if distributed.is_main_process():
+            print(f"\n{format_metrics(result['metrics'])}\n")
+        return 0
     workdir = parse(_WORKDIR.value or "")
     result, status = {}, 0
     try:

@@ -1,0 +1,79 @@
+"""Evaluation alone: parameters of any format, on whatever a config evaluates."""
+
+import datetime
+import json
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vit_jax import distributed, partitioning
+from vit_jax import experiment as experiments
+from vit_jax.errors import UserError
+from vit_jax.train_step import TrainState, place_parameters
+from vit_jax.workdir import AnyPath, write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(config: ConfigDict, path: AnyPath | None = None) -> dict[str, Any]:
+    """Evaluates `config.weights`, or else the parameters of the run in a workdir.
+
+    With several processes (`distributed.initialize`) all must call it alike.
+
+    Args:
+      config: see `vit_jax.config.base_config`; of its fields only those of model, data and evaluations count.
+      path: a workdir, for `evaluation.json`; None: nothing is written.
+
+    Returns:
+      "weights", "model", "image_size", "parameters", and by name the "metrics".
+
+    Raises:
+      UserError: something the user can mend.
+    """
+    place = config.weights or (str(path) if path else None)
+    if place is None:
+        raise UserError("nothing to evaluate: set --config.weights to a checkpoint, or --workdir to that of a run.")
+    built = experiments.build_evaluation(config, place)
+    if not built.evaluations:
+        raise UserError(
+            "the config evaluates nothing: set data.eval_split, fewshot.datasets or one of variants (vit_jax/config.py "
+            "lists them)."
+        )
+    logger.info("%s: %s", place, built.description)
+    params = place_parameters(built.params, built.abstract_params)
+    state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
+    metrics: dict[str, float] = {}
+    for each in built.evaluations:
+        found = {f"{each.name}/{name}": value for name, value in each.evaluator.run(state)}
+        logger.info("%s", "  ".join(f"{name} {value:.5g}" for name, value in found.items()))
+        metrics |= found
+    result = {
+        "weights": place,
+        "model": built.model_name,
+        "image_size": config.data.image_size,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "devices": partitioning.describe_devices(built.mesh),
+        "metrics": metrics,
+    }
+    if path is not None and distributed.is_main_process():
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / "evaluation.json", json.dumps(result | {"config": json.loads(config.to_json())}) + "\n")
+    return result
+
+
+def format_metrics(metrics: dict[str, float]) -> str:
+    """The metrics as a markdown table that also reads well in a terminal."""
+
+    def show(name: str, value: float) -> str:
+        if name.endswith("examples"):
+            return f"{value:,.0f}"
+        return f"{value:.4f}" if "loss" in name else f"{100 * value:.2f} %"
+
+    rows = [(name, show(name, value)) for name, value in metrics.items()]
+    left, right = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = [f"| {'':{left}} | {'':{right}} |", f"|-{'-' * left}-|-{'-' * right}:|"]
+    return "\n".join(lines + [f"| {name:{left}} | {value:>{right}} |" for name, value in rows])
