@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _TFDS = "tfds:"
+_VTAB = "vtab:"
 
 
 def open_source(
@@ -49,6 +50,7 @@ def open_source(
     Args:
       dataset: one of
         - "digits", which is embedded;
+        - "vtab:<task>", a task of VTAB (docs/vtab.md);
         - "tfds:<name>[/<config>][:<version>]", a data set that TFDS has prepared (see `tfds.data_folders` for where);
         - the path of an image folder or zip file, `<split>/<class>/<image>`, or of a folder that TFDS has prepared;
         - files of examples, tfrecord or array_record, as a pattern: "/data/web/*.array_record*". Several patterns
@@ -78,6 +80,10 @@ def open_source(
         if folder := find_tfds(name):
             return open_tfds(folder, split, **options)
         raise not_prepared(name, how_to_prepare)
+    if dataset.startswith(_VTAB):
+        from vit_jax.vtab import open_vtab  # which is made of the sources here
+
+        return open_vtab(dataset.removeprefix(_VTAB), split)
     source: Source
     if dataset == "digits":
         source = open_parts(split, DigitsSource, lambda: DigitsSource.SPLITS, data_set=dataset)
