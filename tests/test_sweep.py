@@ -284,11 +284,17 @@ def test_error_on_another_machine_counts_as_failed_until_the_run_has_gone_on(tmp
 
 def hold(folder):
     """A process that works in a folder, until half a second after its input ends."""
+    code = """if True:
+        import fcntl, sys, time
+        lock = open(sys.argv[1], "w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        print("locked", flush=True)
+        sys.stdin.read()
+        time.sleep(0.5)
+    """
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import fcntl, sys, time; lock = open(sys.argv[1], 'w')\nfcntl.flock(lock, fcntl.LOCK_EX)\n"
-         "print('locked', flush=True); sys.stdin.read(); time.sleep(0.5)", str(folder / ".lock")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code, str(folder / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout.readline() == "locked\n"
     return holder
 

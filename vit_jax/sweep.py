@@ -24,6 +24,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -171,12 +172,15 @@ def main(arguments: Sequence[str]) -> int:
         else:
             with Children() as children:
                 collected = run_sweep(tasks, path, children.train)
+        return _tell(collected, path)
+    except BrokenPipeError:  # such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Stopped as stopped:
         logger.info("%s: run the same command to go on", stopped)
         return 128 + stopped.signum
     except (UserError, OSError) as error:
         return report(error)
-    return _tell(collected, path)
 
 
 def _tell(collected: Sequence[results.TaskResult], path: AnyPath) -> int:
@@ -190,15 +194,18 @@ def _tell(collected: Sequence[results.TaskResult], path: AnyPath) -> int:
         print(f"  {run.command_line()}")
     sys.stdout.flush()
     incomplete = [result for result in collected if not result.is_complete]
-    for result in incomplete:
-        diverged = [run for run, each in (*result.trials, *result.final) if each.status == "diverged"]
-        if diverged and not result.due:
-            folders = ", ".join(str(run.path) for run in diverged)
-            hint = f"runs that diverged are not tried again, unless their folders are removed: {folders}."
-        else:
-            hint = f"{len(result.due)} runs are missing."
-        report(UserError(f"{result.task.name} is incomplete: {hint}"))
-    return 1 if incomplete else 0
+    if not incomplete:
+        return 0
+    names = ", ".join(result.task.name for result in incomplete)
+    missing = [run for result in incomplete for run in result.due]
+    hint = f"{len(missing)} runs can be run now"
+    if not missing:
+        gone = [
+            run for result in incomplete for run, each in (*result.trials, *result.final) if each.status == "diverged"
+        ]
+        folders = ", ".join(str(run.path) for run in gone)
+        hint = f"runs that diverged are not tried again, unless their folders are removed: {folders}"
+    return report(UserError(f"incomplete: {names}; {hint}."))
 
 
 def _space(collected: Sequence[results.TaskResult]) -> str:
