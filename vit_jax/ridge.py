@@ -249,7 +249,8 @@ class _Ladder:
             self._offsets.append(1.01 * _UNIT * (8 * centre * (weight + missing) + (len(l2) + 4) * np.abs(shown)))
             self._is_enough.append(bool((missing <= rounding).all()))
         self._rungs: list[np.ndarray] = []
-        self._mean, self._scale = solution.mean.astype(np.float32), solution.scale.astype(np.float32)
+        with np.errstate(over="ignore"):  # see _climb
+            self._mean, self._scale = solution.mean.astype(np.float32), solution.scale.astype(np.float32)
 
     def count_first(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """How often the true class has the highest score, for each l2 value."""

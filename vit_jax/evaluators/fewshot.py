@@ -222,9 +222,7 @@ class FewShotEvaluator:
         accuracies: dict[str, list[np.ndarray]] = {"test": [], "validation": []}
         for seed in self._seeds:
             rows = self._rows[seed, k]
-            rows = rows[
-                drawn.labels[rows] != NO_LABEL
-            ]  # without images that could not be read, if these may be left out
+            rows = rows[drawn.labels[rows] != NO_LABEL]  # what could be read
             solution = solve_ridge(
                 drawn.arrays[representation][rows],
                 drawn.labels[rows],
