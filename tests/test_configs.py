@@ -17,7 +17,7 @@ from vit_jax.models import create_model
 from vit_jax.published import paper
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-PRE_TRAINING = [path for path in CONFIGS if path.stem not in ("quickstart", "cifar10")]
+PRE_TRAINING = [path for path in CONFIGS if path.stem not in ("quickstart", "cifar10", "transfer", "vtab")]
 INDEX = (ROOT / "docs" / "configs.md").read_text()
 
 # Where the runs of the paper are: by data, and on JFT by model.
@@ -67,7 +67,7 @@ def test_config_builds_without_its_data(path, monkeypatch):
     monkeypatch.delenv("VIT_JAX_DATA", raising=False)
     config = load(path).get_config()
     built = experiment.build(config, allow_missing_data=True, devices=jax.devices()[:1])
-    assert config.model.name in overview.dry_run(config, built)
+    assert built.model_name in overview.dry_run(config, built)
     if path in PRE_TRAINING:
         assert built.num_steps == num_steps(config)
 
@@ -282,3 +282,50 @@ def test_subset_of_the_data_size_study_is_as_long_as_the_whole(run_main):
     assert "9,000,000 images expected" in output
     whole = num_steps(run_of("vit_jft.py:model=ViT-B/32"))
     assert f"{whole:,} steps" in output
+
+
+@pytest.mark.parametrize(
+    ("dataset", "row", "rates"),
+    [
+        ("imagenet2012", "ImageNet", (0.003, 0.01, 0.03)),
+        ("cifar100", "CIFAR-100", (0.001, 0.003, 0.01, 0.03)),
+        ("cifar10", "CIFAR-10", (0.001, 0.003, 0.01, 0.03)),
+        ("pets", "Pets", (0.001, 0.003, 0.01, 0.03)),
+        ("flowers", "Flowers-102", (0.001, 0.003, 0.01, 0.03)),
+    ],
+)
+def test_fine_tuning_is_its_row_of_table_4(dataset, row, rates):
+    page = load(ROOT / "configs" / "transfer.py")
+    config = page.get_config(f"dataset={dataset}")
+    optimizer = config.optimizer
+    assert (config.steps, config.batch_size, config.data.image_size) == (paper.TABLE_4[row].steps, 512, 384)
+    assert (optimizer.name, optimizer.momentum, optimizer.momentum_dtype) == ("sgd", 0.9, "bfloat16")
+    assert (optimizer.schedule, optimizer.weight_decay, optimizer.clip_norm) == ("cosine", 0.0, 1.0)
+    assert config.loss == "softmax"
+    sweep = page.get_sweep(f"dataset={dataset}")
+    assert sweep.choose == {"optimizer.learning_rate": rates}
+    assert set(rates) <= set(paper.TABLE_4[row].learning_rates)
+    assert sweep.seeds == 3
+    (argument,) = sweep.tasks.values()
+    chosen = page.get_config(argument)
+    assert chosen.data.train_split != config.data.train_split
+    assert config.data.train_split == sweep.final["data.train_split"]
+    assert chosen.steps == config.steps
+
+
+def test_resnets_try_the_highest_learning_rate_on_imagenet_too():
+    page = load(ROOT / "configs" / "transfer.py")
+    for weights in ("weights=bit_m_r50x1", "weights=vit_r50b16_i21k", "weights=none,model=R50x1"):
+        assert page.get_sweep(f"dataset=imagenet2012,{weights}").choose["optimizer.learning_rate"][-1] == 0.06
+
+
+@pytest.mark.parametrize(
+    ("dataset", "size", "crop_from", "mixup", "steps"),
+    [("cifar10", 128, 160, 0.1, 10_000), ("pets", 480, 512, 0.0, 500), ("imagenet2012", 480, 512, 0.1, 20_000)],
+)
+def test_hyper_rule_of_bit_is_an_argument_of_fine_tuning(dataset, size, crop_from, mixup, steps):
+    config = run_of(f"transfer.py:dataset={dataset},weights=bit_m_r50x1,rule=bit")
+    data = config.data
+    assert (data.image_size, data.random_crop_from, data.inception_crop) == (size, crop_from, False)
+    assert (config.mixup_alpha, config.steps, config.optimizer.learning_rate) == (mixup, steps, 0.003)
+    assert config.optimizer.schedule == "drops"

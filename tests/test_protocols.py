@@ -1,0 +1,103 @@
+import jax
+import numpy as np
+import pytest
+
+from tests.data.test_sources import write_image
+from vit_jax import optimizers
+from vit_jax.data.sources import open_source
+from vit_jax.errors import UserError
+from vit_jax.protocols import TASKS, hyper_rule_schedule, hyper_rule_steps, transfer_task
+
+
+def make_folder(root, *places):
+    for number, place in enumerate(places):
+        write_image(root / f"{place}.png", 3 * number % 250)
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "held_out"),
+    [("cifar100", 50_000, 1000), ("pets", 3680, 368), ("flowers", 2040, 204), ("imagenet2012", 1_281_167, 12_812)],
+)
+def test_the_papers_tasks_hold_out_a_small_part_of_train(name, images, held_out):
+    task = TASKS[name]
+    assert (task.num_images["final"], task.num_images["choose"]) == (images, images - held_out)
+    assert "test" not in task.splits["choose"][1]
+
+
+def test_splits_of_flowers_hold_out_a_tenth_of_both_parts():
+    assert TASKS["flowers"].splits["choose"] == (
+        "train[:90%]+validation[:90%]",
+        "train[90%:]+validation[90%:]",
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_images", "steps", "warmup", "drops"),
+    [
+        (19_999, 500, 100, (200, 300, 400)),
+        (20_000, 10_000, 500, (3000, 6000, 9000)),
+        (499_999, 10_000, 500, (3000, 6000, 9000)),
+        (500_000, 20_000, 500, (6000, 12_000, 18_000)),
+    ],
+)
+def test_hyper_rule_is_that_of_bit(num_images, steps, warmup, drops):
+    assert hyper_rule_steps(num_images) == steps
+    found_warmup, drop_at = hyper_rule_schedule(steps)
+    schedule = optimizers.make_schedule(
+        "drops", learning_rate=0.003, num_steps=steps, warmup_steps=found_warmup, drop_at=drop_at
+    )
+    points = [0, warmup // 2, warmup, *(step - 1 for step in drops), *drops, steps - 1]
+    expected = [0, 0.0015, 0.003, 3e-3, 3e-4, 3e-5, 3e-4, 3e-5, 3e-6, 3e-6]
+    np.testing.assert_allclose(jax.vmap(schedule)(np.array(points)), expected, rtol=1e-5)
+
+
+def test_a_folder_of_classes_is_split_into_what_has_nothing_in_common(tmp_path):
+    folder = make_folder(tmp_path / "pets", *(f"{name}/{i}" for name in ("cat", "dog") for i in range(40)))
+    task = transfer_task(folder)
+    parts = {
+        name: {open_source(folder, split)[i]["image"] for i in range(len(open_source(folder, split)))}
+        for name, split in zip(
+            ("train", "validation", "all", "test"), (*task.splits["choose"], *task.splits["final"]), strict=True
+        )
+    }
+    assert {name: len(part) for name, part in parts.items()} == {"train": 64, "validation": 8, "all": 72, "test": 8}
+    assert parts["all"] == parts["train"] | parts["validation"]
+    assert not parts["all"] & parts["test"]
+    assert not parts["train"] & parts["validation"]
+    assert task.steps == 500
+
+
+@pytest.mark.parametrize(
+    ("splits", "choose", "final"),
+    [
+        (("train", "test"), ("train[:90%]", "train[90%:]"), ("train", "test")),
+        (("train", "val"), ("train[:90%]", "train[90%:]"), ("train", "val")),
+        (("train", "val", "test"), ("train", "val"), ("train+val", "test")),
+        (("training", "validation", "test"), ("training", "validation"), ("training+validation", "test")),
+    ],
+)
+def test_splits_of_a_folder_are_found_by_their_usual_names(tmp_path, splits, choose, final):
+    folder = make_folder(tmp_path, *(f"{split}/{name}/1" for split in splits for name in ("cat", "dog")))
+    assert transfer_task(folder).splits == {"choose": choose, "final": final}
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (("train/cat/1", "train/dog/1"), "and none to test on"),
+        (("a/cat/1", "b/cat/1"), "none of them is called train or training"),
+    ],
+)
+def test_a_folder_without_what_is_needed_is_told(tmp_path, places, message):
+    with pytest.raises(UserError, match=message):
+        transfer_task(make_folder(tmp_path, *places))
+
+
+def test_a_mistyped_task_is_told_with_the_nearest():
+    with pytest.raises(UserError, match="Did you mean 'cifar100'"):
+        transfer_task("cifar1000")
+
+
+def test_digits_are_a_task_too():
+    assert transfer_task("digits").splits["final"] == ("train", "test")
