@@ -17,7 +17,9 @@ from vit_jax.models import create_model
 from vit_jax.published import paper
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-PRE_TRAINING = [path for path in CONFIGS if path.stem not in ("quickstart", "cifar10", "transfer", "vtab")]
+PRE_TRAINING = [
+    path for path in CONFIGS if path.stem not in ("quickstart", "cifar10", "transfer", "vtab", "small_transfer")
+]
 INDEX = (ROOT / "docs" / "configs.md").read_text()
 
 # Where the runs of the paper are: by data, and on JFT by model.
