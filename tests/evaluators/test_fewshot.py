@@ -1,0 +1,407 @@
+"""Features by name, and the few-shot evaluation on them."""
+
+import functools
+import json
+
+import cv2
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import multiprocess
+from vit_jax import partitioning
+from vit_jax.data.images import EvalTransform, central_crop, resize
+from vit_jax.data.sources.base import NO_LABEL, BadRecordError
+from vit_jax.errors import UserError
+from vit_jax.evaluators import fewshot
+from vit_jax.evaluators.features import FeatureExtractor, representation_shapes
+from vit_jax.evaluators.fewshot import FewShotEvaluator, SquareTransform, draw_shots, read_labels
+from vit_jax.models import create_model
+from vit_jax.train_step import TrainState, normalize_images
+
+CLASSES, SIZE = 4, 8
+
+
+class Images:
+    """Encoded pictures whose colour tells the class, with noise."""
+
+    name, splits, class_names, num_classes, max_labels = "pictures", ("a",), ["ant", "bee", "cat", "dog"], CLASSES, 1
+
+    def __init__(self, split, length, labels=None, unreadable=(), turned=0):
+        self.split, self._length, self._labels, self._unreadable = split, length, labels, unreadable
+        self._turned = turned  # how far labels are from what the pictures show
+        self.read = []
+
+    def __len__(self):
+        return self._length
+
+    def shown(self, index):
+        return index * 7 % CLASSES if self._labels is None else self._labels[index]
+
+    def label(self, index):
+        return (self.shown(index) + self._turned) % CLASSES if self._turned else self.shown(index)
+
+    def pixels(self, index):
+        rng = np.random.default_rng([index, len(self.split)])
+        colour = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220], [120, 120, 120]])[self.shown(index)]
+        noise = rng.integers(-110, 110, (SIZE, SIZE, 3)) + rng.integers(-80, 80, 3)
+        return (colour + noise).clip(0, 255).astype(np.uint8)
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        if index in self._unreadable:
+            raise BadRecordError(f"cannot read picture {index}.")
+        image = cv2.imencode(".png", self.pixels(index)[..., ::-1])[1].tobytes()
+        return {"image": image, "label": self.label(index)}
+
+    def fingerprint(self):
+        return self.split
+
+    def where(self, index):
+        return f"picture {index}"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_model("ViT-Ti/4", num_classes=2, num_layers=1, hidden_dim=8, mlp_dim=8, num_heads=2)
+
+
+@pytest.fixture(scope="module")
+def state(model):
+    params = model.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
+    params["cls"] = jax.random.normal(jax.random.key(1), params["cls"].shape)
+    return TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return partitioning.make_mesh(jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def outputs(model, state):
+    """Intermediates of all pictures of a source."""
+    apply = jax.jit(lambda images: model.apply({"params": state.params}, normalize_images(images))[1])
+
+    @functools.cache
+    def of(split, length):
+        source = Images(split, length)
+        return jax.device_get(apply(np.stack([source.pixels(index) for index in range(length)])))
+
+    return lambda source: of(source.split, len(source))
+
+
+# Features.
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 8), (8, 16), (8, 5)])
+def test_features_are_those_of_each_example_once_in_the_order_of_the_source(model, state, outputs, devices, batch_size):
+    source, on = Images("test", 21), partitioning.make_mesh(jax.devices()[:devices])
+    extract = FeatureExtractor(model, ("pre_logits", "encoded"), on, image_size=SIZE)
+    found = extract(state.params, source, EvalTransform(SIZE), batch_size=batch_size)
+    expected = outputs(source)
+    assert found.labels.tolist() == [source.label(index) for index in range(21)]
+    np.testing.assert_allclose(found.arrays["pre_logits"], expected["pre_logits"], rtol=1e-5, atol=1e-5)
+    # Tokens are averaged.
+    np.testing.assert_allclose(found.arrays["encoded"], expected["encoded"].mean(axis=1), rtol=1e-5, atol=1e-5)
+    assert {array.dtype for array in found.arrays.values()} == {np.dtype(np.float32)}
+
+
+def test_features_of_more_batches_than_are_under_way_lie_in_order(model, state, mesh):
+    source = Images("test", 45)
+    extract = FeatureExtractor(model, ["pre_logits"], mesh, image_size=SIZE)
+    whole = extract(state.params, source, EvalTransform(SIZE), batch_size=45)
+    parts = extract(state.params, source, EvalTransform(SIZE), batch_size=4)
+    np.testing.assert_allclose(parts.arrays["pre_logits"], whole.arrays["pre_logits"], rtol=1e-5, atol=1e-5)
+
+
+def test_feature_maps_are_averaged_over_positions(mesh):
+    class Maps(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train=False):
+            x = nn.Conv(3, (1, 1), dtype=jnp.bfloat16)(images)
+            return x.mean(axis=(1, 2, 3)), {"map": x}
+
+    model = Maps()
+    params = model.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
+    source = Images("test", 3)
+    found = FeatureExtractor(model, ["map"], mesh, image_size=SIZE)(params, source, EvalTransform(SIZE), batch_size=4)
+    _, out = model.apply({"params": params}, normalize_images(np.stack([source.pixels(i) for i in range(3)])))
+    expected = np.asarray(out["map"], np.float32).mean(axis=(1, 2))
+    np.testing.assert_allclose(found.arrays["map"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_representations_are_all_intermediates_but_attention():
+    model = create_model(
+        "ViT-Ti/4", num_classes=2, num_layers=2, hidden_dim=8, mlp_dim=8, num_heads=2, return_attention=True
+    )
+    shapes = representation_shapes(model, SIZE)
+    assert set(shapes) == {"patch_embeddings", "encoder_input", "block_0", "block_1", "encoded", "pre_logits"}
+    assert shapes["pre_logits"] == (8,)
+    assert shapes["encoded"] == (5, 8)
+
+
+def test_unknown_representation_is_an_error_with_the_nearest_name(model, mesh):
+    with pytest.raises(UserError, match=r"unknown representation 'prelogits'. Did you mean 'pre_logits'\?"):
+        FeatureExtractor(model, ["prelogits"], mesh, image_size=SIZE)
+    with pytest.raises(UserError, match="one or more names"):
+        FeatureExtractor(model, "pre_logits", mesh, image_size=SIZE)
+
+
+def test_parameters_for_another_image_size_are_an_error(model, state, mesh):
+    extract = FeatureExtractor(model, ["pre_logits"], mesh, image_size=12)
+    with pytest.raises(UserError, match="the parameters are not for images of 12 x 12 pixels"):
+        extract(state.params, Images("test", 3), EvalTransform(12), batch_size=4)
+
+
+# What is drawn.
+
+
+def test_draws_are_those_of_the_released_evaluator_and_fewer_shots_are_among_more():
+    labels = np.random.default_rng(5).integers(3, size=40)
+    labels[7] = NO_LABEL
+    for seed in (0, 1):
+        generator = np.random.default_rng(seed)
+        permuted = [generator.permutation(np.where(labels == label)[0]) for label in range(3)]
+        for shots in (1, 4):
+            expected = np.concatenate([each[:shots] for each in permuted])
+            assert draw_shots(labels, 3, shots, seed).tolist() == expected.tolist()
+    assert set(draw_shots(labels, 3, 1, 0)) < set(draw_shots(labels, 3, 4, 0))
+
+
+def test_draws_stay_what_they_are():
+    # NumPy may change its generators; then so would published numbers.
+    assert draw_shots(np.arange(30) % 3, 3, 2, seed=0).tolist() == [12, 18, 7, 28, 17, 14]
+
+
+def test_labels_are_read_without_decoding(monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", None)
+    source = Images("pool", 30)
+    assert read_labels(source).tolist() == [source.label(index) for index in range(30)]
+
+
+def test_labels_that_a_source_knows_are_not_read():
+    source = Images("pool", 30)
+    source.labels = lambda: [1] * 30
+    assert read_labels(source).tolist() == [1] * 30
+    assert not source.read
+
+
+def test_transform_resizes_to_a_square_and_crops():
+    image = np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)
+    encoded = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+    expected = central_crop(resize(image, 16, 16), 12)
+    for given in (image, encoded):
+        np.testing.assert_array_equal(SquareTransform(image_size=12, resize_small=16)(given), expected)
+        np.testing.assert_array_equal(SquareTransform(image_size=12)(given), resize(image, 12, 12))
+
+
+# The evaluation.
+
+OPTIONS = {"image_size": SIZE, "resize_small": None, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def by_hand(outputs):
+    """Accuracy of a plain solution."""
+
+    def accuracy(pool, test, shots, seed, l2):
+        labels = np.array([pool.label(index) for index in range(len(pool))])
+        rows = draw_shots(labels, CLASSES, shots, seed)
+        train, x = (outputs(source)["pre_logits"].astype(np.float64) for source in (pool, test))
+        train = train[rows]
+        mean, std = train.mean(axis=0), train.std(axis=0) + 1e-5
+        train, x = (np.insert((array - mean) / std, 0, 100.0, axis=1) for array in (train, x))
+        targets = 2 * np.eye(CLASSES)[labels[rows]] - 1
+        weights = np.linalg.solve(train.T @ train + l2 * np.eye(len(train.T)), train.T @ targets)
+        return np.mean((x @ weights).argmax(axis=1) == [test.label(index) for index in range(len(test))])
+
+    return accuracy
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_accuracies_are_those_of_plain_solutions(model, state, by_hand, devices):
+    pool, test = Images("pool", 60), Images("test", 83)
+    on = partitioning.make_mesh(jax.devices()[:devices])
+    evaluator = FewShotEvaluator(model, pool, test, on, shots=(1, 5), l2=(16.0,), seeds=3, **OPTIONS)
+    found = dict(evaluator.run(state))
+    for shots in (1, 5):
+        expected = [by_hand(pool, test, shots, seed, 16.0) for seed in range(3)]
+        assert found[f"pre_logits/{shots}shot"] == pytest.approx(np.mean(expected))
+        assert found[f"pre_logits/{shots}shot_std"] == pytest.approx(np.std(expected, ddof=1))
+        assert 0.3 < np.mean(expected) < 0.98
+    assert list(found) == [f"pre_logits/{name}" for name in ("1shot", "1shot_std", "5shot", "5shot_std")]
+
+
+def test_only_the_images_drawn_go_through_the_model_and_each_once(model, state, mesh, monkeypatch):
+    decoded = []
+    decode = fewshot.decode
+    monkeypatch.setattr(fewshot, "decode", lambda image: decoded.append(image) or decode(image))
+    pool, test = Images("pool", 200), Images("test", 20)
+    evaluator = FewShotEvaluator(model, pool, test, mesh, shots=(1, 3), seeds=2, **OPTIONS)
+    assert not decoded
+    pool.read.clear()
+    dict(evaluator.run(state))
+    labels = read_labels(Images("pool", 200))
+    drawn = np.unique(np.concatenate([draw_shots(labels, CLASSES, 3, seed) for seed in range(2)]))
+    assert sorted(pool.read) == drawn.tolist()
+    assert len(decoded) == len(drawn) + 20
+
+
+def test_of_several_l2_values_none_is_the_result_without_validation(model, state, mesh, by_hand):
+    pool, test = Images("pool", 60), Images("test", 83)
+    evaluator = FewShotEvaluator(model, pool, test, mesh, shots=(5,), l2=(1.0, 2.0**20), seeds=[4], **OPTIONS)
+    found = dict(evaluator.run(state))
+    assert list(found) == ["pre_logits/5shot/l2=1", "pre_logits/5shot/l2=1.04858e+06"]
+    assert found["pre_logits/5shot/l2=1"] == by_hand(pool, test, 5, 4, 1.0)
+
+
+def test_l2_is_chosen_on_the_validation_split(model, state, mesh, by_hand):
+    pool, test = Images("pool", 60), Images("test", 83)
+    grid = (1e-4, 1.0, 2.0**20)
+    chosen = []
+    for validation in (Images("v", 50), Images("v", 50, turned=1)):  # where wrong is right, another l2 is the best
+        evaluator = FewShotEvaluator(
+            model, pool, test, mesh, validation=validation, shots=(5,), l2=grid, seeds=2, **OPTIONS
+        )
+        found = dict(evaluator.run(state))
+        on_validation = [np.mean([by_hand(pool, validation, 5, seed, l2) for seed in range(2)]) for l2 in grid]
+        best = grid[int(np.argmax(on_validation))]
+        chosen.append(best)
+        assert found["pre_logits/5shot_l2"] == best
+        assert found["pre_logits/5shot"] == found[f"pre_logits/5shot/l2={best:g}"]
+        assert found["pre_logits/5shot_std"] == found[f"pre_logits/5shot/l2={best:g}_std"]
+    assert chosen[0] != chosen[1]
+
+
+def test_several_representations_at_once(model, state, mesh):
+    pool, test = Images("pool", 60), Images("test", 40)
+    names = ("pre_logits", "encoded", "block_0")
+    together = FewShotEvaluator(model, pool, test, mesh, shots=(3,), seeds=1, representations=names, **OPTIONS)
+    found = dict(together.run(state))
+    assert list(found) == [f"{name}/3shot" for name in names]
+    alone = FewShotEvaluator(model, pool, test, mesh, shots=(3,), seeds=1, representations=names[1:2], **OPTIONS)
+    assert dict(alone.run(state)) == {"encoded/3shot": found["encoded/3shot"]}
+
+
+def test_images_without_label_do_not_count(model, state, mesh):
+    pool, test = Images("pool", 60), Images("test", 40)
+    expected = dict(FewShotEvaluator(model, pool, test, mesh, shots=(3,), seeds=1, **OPTIONS).run(state))
+    labels = [test.label(index) for index in range(40)]
+    more = Images("test", 50, labels + [NO_LABEL] * 10)
+    assert dict(FewShotEvaluator(model, pool, more, mesh, shots=(3,), seeds=1, **OPTIONS).run(state)) == expected
+
+
+def test_unreadable_images_are_left_out_if_that_is_allowed(model, state, mesh):
+    test = Images("test", 40)
+    shots = {"shots": (3,), "seeds": 1, **OPTIONS}
+    drawn = draw_shots(read_labels(Images("pool", 60)), CLASSES, 3, 0)
+    pool = Images("pool", 60)
+    evaluator = FewShotEvaluator(model, pool, test, mesh, max_bad_records=1, **shots)
+    pool._unreadable = (drawn[0],)  # damaged after its label was read
+    with_one_less = dict(evaluator.run(state))["pre_logits/3shot"]
+    assert 0.3 < with_one_less <= 1
+    evaluator = FewShotEvaluator(model, Images("pool", 60), test, mesh, **shots)
+    evaluator._drawn._parts[0][0]._unreadable = (drawn[0],)
+    with pytest.raises(UserError, match=f"cannot read picture {drawn[0]}"):
+        dict(evaluator.run(state))
+    with pytest.raises(UserError, match="cannot read picture 5"):
+        FewShotEvaluator(model, Images("pool", 60, unreadable=(5,)), test, mesh, **shots)
+
+
+# Bad input, found before anything is computed.
+
+
+def test_more_shots_than_a_class_has_are_an_error_that_names_it(model, mesh):
+    pool = Images("pool", 32, [0, 1, 2, 3, 0, 1, 3, 3] * 4)
+    with pytest.raises(
+        UserError, match=r"class 2 \('cat'\) of pictures/pool has 4 examples, fewer than 9 shots, and 2"
+    ):
+        FewShotEvaluator(model, pool, Images("test", 8), mesh, shots=(1, 9), **OPTIONS)
+
+
+def test_all_examples_are_taken_of_small_classes_if_asked_for(model, state, mesh):
+    pool, test = Images("pool", 32, [0, 1, 2, 3, 0, 1, 3, 3] * 4), Images("test", 40)
+    evaluator = FewShotEvaluator(model, pool, test, mesh, shots=(9,), seeds=1, take_all=True, **OPTIONS)
+    pool.read.clear()
+    dict(evaluator.run(state))
+    assert len(pool.read) == 8 + 8 + 4 + 9
+
+
+def test_class_without_example_is_an_error_even_then(model, mesh):
+    pool = Images("pool", 20, [0, 3] * 10)
+    with pytest.raises(UserError, match=r"class 1 \('bee'\) of pictures/pool has no example, nor 1 other classes"):
+        FewShotEvaluator(model, pool, Images("test", 8), mesh, shots=(1,), take_all=True, **OPTIONS)
+    with pytest.raises(UserError, match="no image of pictures/pool has a label"):
+        FewShotEvaluator(model, Images("pool", 3, [NO_LABEL] * 3), Images("test", 8), mesh, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shots": ()}, "shots must be different numbers of at least 1"),
+        ({"shots": (0, 1)}, "shots must be different numbers of at least 1"),
+        ({"l2": (1.0, 0.0)}, "l2 must be different numbers of more than 0"),
+        ({"l2": (1.0, 1.0)}, "l2 must be different numbers of more than 0"),
+        ({"seeds": 0}, "seeds must be a number of at least 1"),
+        ({"seeds": (-1,)}, "seeds must be a number of at least 1"),
+        ({"representations": ("logit",)}, "unknown representation 'logit'"),
+    ],
+)
+def test_options_out_of_range_are_refused(model, mesh, changes, message):
+    with pytest.raises(UserError, match=message):
+        FewShotEvaluator(model, Images("pool", 8), Images("test", 8), mesh, **OPTIONS, **changes)
+
+
+def test_splits_of_other_classes_or_with_several_labels_are_refused(model, mesh):
+    pool, other = Images("pool", 8), Images("test", 8)
+    other.class_names = ["ant", "bee", "cow", "dog"]
+    with pytest.raises(UserError, match="pictures/pool and pictures/test have different classes"):
+        FewShotEvaluator(model, pool, other, mesh, **OPTIONS)
+    several = Images("test", 8)
+    several.max_labels = 3
+    for splits in ((pool, several), (several, pool)):
+        with pytest.raises(UserError, match="pictures/test may have up to 3 labels"):
+            FewShotEvaluator(model, *splits, mesh, **OPTIONS)
+
+
+# Several processes.
+
+PROGRAM = """\
+import json
+import jax, jax.numpy as jnp
+from tests.evaluators.test_fewshot import evaluate_digits
+from vit_jax import distributed
+distributed.initialize()
+print("found", json.dumps(evaluate_digits()), flush=True)
+distributed.shutdown()
+"""
+
+
+def evaluate_digits():
+    from vit_jax.data.sources import open_source
+
+    model = create_model("ViT-Ti/4", num_classes=2, num_layers=1, hidden_dim=16, mlp_dim=16, num_heads=2)
+    mesh = partitioning.make_mesh()
+    init = jax.jit(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))["params"],
+        out_shardings=partitioning.replicated(mesh),
+    )
+    state = TrainState(step=0, params=init(), opt_state=(), rng=None)
+    pool, test = open_source("digits", "train"), open_source("digits", "test")
+    evaluator = FewShotEvaluator(
+        model, pool, test, mesh, shots=(2, 5), representations=("pre_logits", "encoded"), **OPTIONS
+    )
+    return dict(evaluator.run(state))
+
+
+def test_two_processes_find_what_one_finds(tmp_path):
+    with multiprocess.start(PROGRAM, tmp_path) as processes:
+        ended = processes.all_ended()
+    assert [each.returncode for each in ended] == [0, 0], ended
+    found = [json.loads(each.output.split("found ", 1)[1].splitlines()[0]) for each in ended]
+    assert found[0] == found[1]
+    assert found[0] == pytest.approx(evaluate_digits(), abs=0.01)  # an image on the border may fall to the other side
+    assert found[0]["encoded/5shot"] > 0.3
