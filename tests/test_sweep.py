@@ -20,7 +20,7 @@ from vit_jax import sweep as command
 from vit_jax.errors import UserError
 from vit_jax.sweeps import Sweep, results
 from vit_jax.sweeps.children import Children, FailedRunError, reason_of
-from vit_jax.sweeps.runs import load_config, make_tasks, slug
+from vit_jax.sweeps.runs import field_of, load_config, make_tasks, slug
 from vit_jax.train import train
 
 TINY = "tests/configs/tiny.py:steps=3"
@@ -167,7 +167,7 @@ def test_of_a_loss_the_smallest_is_chosen(tmp_path):
 
 
 def test_metric_that_is_not_finite_is_never_chosen(tmp_path):
-    assert choose(tmp_path, (0.1, float("nan"), 0.2)).chosen == {RATE: 0.1}
+    assert choose(tmp_path, (float("nan"), 0.1, 0.2)).chosen == {RATE: 0.1}
 
 
 def test_of_seeds_in_the_grid_the_mean_counts(tmp_path):
@@ -375,8 +375,9 @@ def test_reason_of_a_failure_is_what_the_run_said_last(status, said, reason):
     assert reason_of(status, said) == reason
 
 
-def test_run_that_another_process_trains_is_waited_for(copied):
-    (task,) = make_tasks(SWEEP, TINY, FIELDS, copied)
+def test_run_that_another_process_trains_is_waited_for(tmp_path):
+    (task,) = make_tasks(SWEEP, TINY, FIELDS, tmp_path)
+    task.trials[0].path.mkdir(parents=True)
     holder, begin = hold(task.trials[0].path), time.time()
     holder.stdin.close()  # in half a second it lets go
     Children().wait_for_others(task.trials[0])
@@ -399,6 +400,7 @@ def printed_configs(path, capsys):
     for line in capsys.readouterr().out.splitlines():
         python, flag, module, config, *fields, workdir = shlex.split(line)
         assert (python, flag, module) == ("python", "-m", "vit_jax.main")
+        assert len(set(map(field_of, fields))) == len(fields)  # none says two things
         loaded = load_config(config.removeprefix("--config="), fields)
         found[workdir.removeprefix(f"--workdir={path}/")] = loaded
     return found
