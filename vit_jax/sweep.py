@@ -225,6 +225,8 @@ def _space(collected: Sequence[results.TaskResult]) -> str:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout, force=True
+    )
     logging.getLogger("vit_jax").setLevel(logging.INFO)
     sys.exit(main(sys.argv[1:]))

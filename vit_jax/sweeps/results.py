@@ -195,7 +195,7 @@ def to_markdown(results: Sequence[TaskResult]) -> str:
             shown = _plus_minus(name, statistics.fmean(values), _std(values)) if values else "incomplete"
             rows.append([result.task.name, _show_values(result.chosen or {}), shown])
         lines += ["## Over the tasks", "", *_table(["", "chosen", name], rows), ""]
-    if any(result.final for result in results):
+    if any(len(result.final) > 1 for result in results):
         lines += ["± is the sample standard deviation (n - 1) over the final runs' seeds.", ""]
     return "\n".join(lines)
 
