@@ -95,3 +95,29 @@ def test_weights_without_a_head_are_told(config, weights, tmp_path):
     config.weights = str(tmp_path / "headless.npz")
     with pytest.raises(UserError, match="has no head to classify with"):
         evaluate(config)
+
+
+def test_few_shot_accuracies_are_an_evaluation_like_others(config, weights, tmp_path):
+    config.weights = weights[2]
+    config.data.eval_split = None
+    config.fewshot.datasets = ("digits",)
+    config.fewshot.shots = (1, 10)
+    config.fewshot.crop_from = 8
+    metrics = evaluate(config)["metrics"]
+    assert set(metrics) == {
+        f"fewshot/digits/pre_logits/{shots}shot{what}" for shots in (1, 10) for what in ("", "_std")
+    }
+    assert 0.2 < metrics["fewshot/digits/pre_logits/1shot"] < metrics["fewshot/digits/pre_logits/10shot"] < 1
+
+
+def test_few_shot_accuracies_are_measured_along_a_run(config, weights, tmp_path):
+    config.weights = weights[2]
+    config.data.eval_split = None
+    config.fewshot.datasets = ("digits",)
+    config.fewshot.shots = (1,)
+    config.fewshot.seeds = 1
+    config.fewshot.every_steps = 2
+    config.steps = 3
+    train(config, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "fewshot/digits/pre_logits/1shot" in row] == [2, 3]

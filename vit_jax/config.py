@@ -128,8 +128,8 @@ def base_config() -> ConfigDict:
     config.fewshot.l2 = (2.0**10,)  # regularisation
     config.fewshot.seeds = 3  # draws of images
     config.fewshot.representations = ("pre_logits",)  # names of intermediates of the model
-    config.fewshot.crop_from = 256  # images are resized to a square of this side, and the centre is taken
-    config.fewshot.image_size = 224  # of that centre
+    config.fewshot.image_size = placeholder(int)  # None: data.image_size
+    config.fewshot.crop_from = placeholder(int)  # side of the square whose centre is taken; None: 256 to 224 pixels
     config.fewshot.whiten = True  # by mean and standard deviation of the images drawn
     config.fewshot.bias = 100.0  # a feature so large that its weight is hardly regularised; 0: no bias
     config.fewshot.every_steps = placeholder(int)  # None: at the end only

@@ -24,6 +24,7 @@ from vit_jax.data.sources.real import NUM_CLASSES as NUM_IMAGENET_CLASSES
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.evaluators import Evaluator
 from vit_jax.evaluators.classification import ClassificationEvaluator
+from vit_jax.evaluators.fewshot import FewShotEvaluator
 from vit_jax.losses import Loss, make_loss
 from vit_jax.metrics import Progress
 from vit_jax.mixing import Mixing
@@ -340,7 +341,49 @@ def make_evaluations(
             )
             evaluator = classification(name, variant.source, variant.classes)
             evaluations.append(Evaluation(name, evaluator, config.variants.every_steps))
+    for dataset in config.fewshot.datasets:
+        fewshot = _make_fewshot(config, dataset, model, mesh, shardings, before_each_batch)
+        evaluations.append(Evaluation(f"fewshot/{_short_name(dataset)}", fewshot, config.fewshot.every_steps))
     return evaluations
+
+
+def _make_fewshot(
+    config: ConfigDict,
+    dataset: str,
+    model: nn.Module,
+    mesh: Mesh,
+    shardings: Any,
+    before_each_batch: Callable[[], None],
+) -> FewShotEvaluator:
+    fields = config.fewshot
+    image_size = fields.image_size or config.data.image_size
+    return FewShotEvaluator(
+        model,
+        open_source(dataset, fields.train_split),
+        open_source(dataset, fields.test_split),
+        mesh,
+        validation=open_source(dataset, fields.validation_split) if fields.validation_split else None,
+        shots=fields.shots,
+        l2=fields.l2,
+        seeds=fields.seeds,
+        representations=fields.representations,
+        resize_small=fields.crop_from or round(image_size * 256 / 224),
+        image_size=image_size,
+        resize=config.data.eval_resize,
+        whiten=fields.whiten,
+        bias=fields.bias,
+        batch_size=config.eval_batch_size or config.batch_size,
+        shardings=shardings,
+        num_threads=config.data.num_threads,
+        max_bad_records=config.data.max_bad_records,
+        before_each_batch=before_each_batch,
+    )
+
+
+def _short_name(dataset: str) -> str:
+    """A data set in the names of metrics: without the folder, or without "tfds:"."""
+    prefix, colon, name = dataset.partition(":")
+    return name if colon and prefix in ("tfds", "vtab") else dataset.rstrip("/").rpartition("/")[2]
 
 
 @dataclasses.dataclass(frozen=True)
