@@ -1,7 +1,9 @@
 """Sweeps: what is run, what is chosen, how one goes on, what is told."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import shlex
 import shutil
@@ -306,19 +308,33 @@ def processes_below(pid):
     return [int(child) for path in children for child in path.read_text().split()]
 
 
-@pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-def test_kill_and_sigterm_in_the_middle_of_a_run_lose_nothing(tmp_path, compilation_cache):
-    path = tmp_path / "sweep"
-    arguments = (
-        "--config=tests/configs/tiny.py:steps=400,checkpoint=40", f"--workdir={path}", "--grid=seed=7", "--seeds=0"
-    )  # fmt: skip
-    workdir = path / "trials" / "seed=7"
+@pytest.fixture
+def start_sweep(compilation_cache):
+    """Starts `python -m vit_jax.sweep` in the background; ends it with the test."""
+    processes = []
 
-    def start():
-        return subprocess.Popen(
+    def start(*arguments):
+        processes.append(subprocess.Popen(
             [sys.executable, "-m", "vit_jax.sweep", *arguments], env=main_environment(compilation_cache),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+        ))  # fmt: skip
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            for pid in (process.pid, *processes_below(process.pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.communicate()
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+def test_kill_and_sigterm_in_the_middle_of_a_run_lose_nothing(tmp_path, start_sweep):
+    path = tmp_path / "sweep"
+    place = "tests/configs/tiny.py:steps=400,checkpoint=40"
+    arguments = (f"--config={place}", f"--workdir={path}", "--grid=seed=7", "--seeds=0")
+    workdir = path / "trials" / "seed=7"
 
     def count_rows():
         metrics = workdir / "metrics.jsonl"
@@ -335,7 +351,7 @@ def test_kill_and_sigterm_in_the_middle_of_a_run_lose_nothing(tmp_path, compilat
             assert time.time() < deadline
             time.sleep(0.01)
 
-    process = start()
+    process = start_sweep(*arguments)
     wait_for_a_row(process, 1)
     (child,) = processes_below(process.pid)
     process.kill()
@@ -345,7 +361,7 @@ def test_kill_and_sigterm_in_the_middle_of_a_run_lose_nothing(tmp_path, compilat
         assert time.time() < deadline  # nobody would know that it still trains
         time.sleep(0.01)
 
-    process = start()
+    process = start_sweep(*arguments)
     wait_for_a_row(process, 2)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
@@ -358,7 +374,6 @@ def test_kill_and_sigterm_in_the_middle_of_a_run_lose_nothing(tmp_path, compilat
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(3, saved + 1, 3))
     assert read(path)["trials"][0]["status"] == "unfinished"
     config = json.loads((workdir / "config.json").read_text())
-    place = "tests/configs/tiny.py:steps=400,checkpoint=40"
     (task,) = make_tasks(Sweep(choose={"seed": (7,)}, seeds=0), place, (), path)
     assert config == json.loads(task.trials[0].config.to_json())
 
