@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests import multiprocess
 from vit_jax.config import base_config
 from vit_jax.data.images import EvalTransform
 from vit_jax.data.sources import open_source
@@ -121,3 +122,40 @@ def test_few_shot_accuracies_are_measured_along_a_run(config, weights, tmp_path)
     train(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "fewshot/digits/pre_logits/1shot" in row] == [2, 3]
+
+
+@pytest.mark.parametrize("batch_size", [16, 104, 2000])
+def test_every_example_counts_once_whatever_the_batch_size(config, weights, batch_size):
+    config.weights = weights[2]
+    config.data.eval_split = "all"
+    config.eval_batch_size = batch_size
+    metrics = evaluate(config)["metrics"]
+    assert metrics["all/examples"] == 1797
+    config.eval_batch_size = 1800  # all at once
+    expected = evaluate(config)["metrics"]
+    assert metrics["all/accuracy"] == expected["all/accuracy"]
+    assert metrics["all/top5_accuracy"] == expected["all/top5_accuracy"]
+
+
+def test_several_processes_count_the_same(config, weights, tmp_path, compilation_cache):
+    arguments = [
+        *("--config=configs/quickstart.py", "--mode=eval", f"--config.weights={weights[2]}"),
+        *("--config.model.name=None", "--config.model.num_layers=None", "--config.model.hidden_dim=None"),
+        *("--config.model.mlp_dim=None", "--config.model.num_heads=None", "--config.model.pool=None"),
+        *("--config.data.image_size=8", "--config.data.eval_split=all", "--config.eval_batch_size=66"),
+        *("--config.fewshot.datasets=('digits',)", "--config.fewshot.shots=(5,)", "--config.fewshot.crop_from=8"),
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    with multiprocess.start_main(arguments, tmp_path, 3, 2, compilation_cache) as processes:
+        ended = processes.all_ended()
+    assert [each.returncode for each in ended] == [0, 0, 0], ended
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())["metrics"]
+    config.weights = weights[2]
+    config.data.eval_split = "all"
+    config.fewshot.datasets = ("digits",)
+    config.fewshot.shots = (5,)
+    config.fewshot.crop_from = 8
+    expected = evaluate(config)["metrics"]
+    assert found["all/examples"] == 1797
+    for name in ("all/accuracy", "all/top5_accuracy", "fewshot/digits/pre_logits/5shot"):
+        assert found[name] == expected[name]
