@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import jax
 import numpy as np
@@ -114,6 +115,9 @@ def test_state_that_is_not_finite_is_kept_apart_and_says_so(config, tmp_path):
     config.eval_every_steps = None
     with pytest.raises(UserError, match=r"(?s)at step \d.*checkpoint.*learning_rate.*emergency/\d+ for a closer look"):
         train(config, tmp_path)
+    assert re.fullmatch(
+        r"\S+ is (nan|inf) at step \d+.*", json.loads((tmp_path / "failure.json").read_text())["reason"]
+    )
     (step,) = steps_in(tmp_path / "emergency")
     assert step not in steps_in(tmp_path / "checkpoints")
 

@@ -110,6 +110,7 @@ def train(
         if is_main:
             workdir.record_start(path, config, step=step, devices=partitioning.describe_devices(mesh))
             workdir.write_atomically(path / "model.json", json.dumps(experiment.model_fields, indent=1) + "\n")
+            (path / workdir.FAILURE).unlink(missing_ok=True)
             writer = cleanup.enter_context(MetricWriter(path, step=step))
 
         def log(step: int, metrics: dict[str, float]) -> None:
@@ -213,6 +214,8 @@ def train(
                 wait_for_checkpoints()
                 last_good = _last_good(checkpoints, error.step)
                 saved_to = _save_in_emergency(path, step, state, describe_position())
+                if is_main:
+                    workdir.write_atomically(path / workdir.FAILURE, json.dumps({"reason": str(error)}) + "\n")
                 raise UserError(f"{error} {last_good} {saved_to}") from error
             together = isinstance(error, Stopped) or distributed.process_count() == 1
             if step < first_step or not together:

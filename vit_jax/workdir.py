@@ -9,6 +9,7 @@ curves.png       the same as a picture
 checkpoints/     states to resume from
 best/            the parameters of the best evaluation
 emergency/       the state of a run that failed, to look into
+failure.json     why its loss was not finite
 accounting.json  what each start cost
 profile/         traces of steps (docs/profiling.md)
 stacks-*.txt     what each thread was doing when a step hung
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 # A place on a disk, or an `epath.Path` of a bucket; both have the methods that are used here.
 AnyPath: TypeAlias = pathlib.Path | epath.Path
+
+FAILURE = "failure.json"
 
 PACKAGES = ("vit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "simplejpeg",
             "opencv-python-headless", "pillow", "tensorflow-datasets", "array_record", "scikit-learn", "ml_collections",

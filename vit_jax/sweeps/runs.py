@@ -18,12 +18,11 @@ from vit_jax.errors import UserError, unknown_name
 from vit_jax.experiment import check_fields
 from vit_jax.metrics import TIME_PREFIX, read_jsonl
 from vit_jax.sweeps.description import Sweep
-from vit_jax.workdir import AnyPath, check_config, flatten, is_remote, write_atomically
+from vit_jax.workdir import FAILURE, AnyPath, check_config, flatten, is_remote, write_atomically
 
 # While choosing, only what a run needs to go on: the choice is by the end of a run, and there are many.
 _WHILE_CHOOSING = {"checkpoint.keep": 1, "checkpoint.keep_best": False}
 
-_FAILURE = "failure.json"
 _DIVERGED = re.compile(r"\S+ is (nan|inf|-inf) at step \d+")  # as `vit_jax.metrics.NonFiniteError` says it
 _SLUG_LENGTH = 120  # file systems take 255 bytes
 
@@ -167,8 +166,8 @@ class Run:
             metrics = {name: value for name, value in last.items() if not name.startswith(TIME_PREFIX)}
             metrics.pop("step", None)
             return Result("finished", metrics)
-        if (self.path / _FAILURE).exists():
-            reason = json.loads((self.path / _FAILURE).read_text())["reason"]
+        if (self.path / FAILURE).exists():
+            reason = json.loads((self.path / FAILURE).read_text())["reason"]
             diverged = _DIVERGED.search(reason)
             return Result("diverged", reason=diverged[0]) if diverged else Result("failed", reason=reason)
         if not (self.path / "config.json").exists():
@@ -183,11 +182,11 @@ class Run:
         """Writes down why it failed."""
         if not is_remote(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / _FAILURE, json.dumps({"reason": reason}, indent=2) + "\n")
+        write_atomically(self.path / FAILURE, json.dumps({"reason": reason}, indent=2) + "\n")
 
     def forget_failure(self) -> None:
         """Makes it one that may be tried again."""
-        (self.path / _FAILURE).unlink(missing_ok=True)
+        (self.path / FAILURE).unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True)
