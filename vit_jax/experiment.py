@@ -367,7 +367,7 @@ def _make_fewshot(
         l2=fields.l2,
         seeds=fields.seeds,
         representations=fields.representations,
-        resize_small=fields.crop_from or round(image_size * 256 / 224),
+        crop_from=fields.crop_from or round(image_size * 256 / 224),
         image_size=image_size,
         resize=config.data.eval_resize,
         whiten=fields.whiten,

@@ -12,12 +12,13 @@ import pytest
 
 from tests import multiprocess
 from vit_jax import partitioning
-from vit_jax.data.images import EvalTransform, central_crop, resize
+from vit_jax.data import images
+from vit_jax.data.images import EvalTransform
+from vit_jax.data.sources import ImageFolderSource, open_source
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError
 from vit_jax.errors import UserError
-from vit_jax.evaluators import fewshot
 from vit_jax.evaluators.features import FeatureExtractor, representation_shapes
-from vit_jax.evaluators.fewshot import FewShotEvaluator, SquareTransform, draw_shots, read_labels
+from vit_jax.evaluators.fewshot import FewShotEvaluator, draw_shots, read_labels
 from vit_jax.models import create_model
 from vit_jax.train_step import TrainState, normalize_images
 
@@ -184,23 +185,24 @@ def test_labels_are_read_without_decoding(monkeypatch):
 
 def test_labels_that_a_source_knows_are_not_read():
     source = Images("pool", 30)
-    source.labels = lambda: [1] * 30
+    source.labels = lambda: np.ones(30, int)
     assert read_labels(source).tolist() == [1] * 30
     assert not source.read
 
 
-def test_transform_resizes_to_a_square_and_crops():
-    image = np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)
-    encoded = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
-    expected = central_crop(resize(image, 16, 16), 12)
-    for given in (image, encoded):
-        np.testing.assert_array_equal(SquareTransform(image_size=12, resize_small=16)(given), expected)
-        np.testing.assert_array_equal(SquareTransform(image_size=12)(given), resize(image, 12, 12))
+@pytest.mark.parametrize("split", ["all", "all[25%:]+all[:10%]"])
+def test_a_folder_knows_its_labels(tmp_path, split, monkeypatch):
+    for number in range(20):
+        path = tmp_path / f"{number % 3}" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    source = open_source(str(tmp_path), split)
+    expected = [source[index]["label"] for index in range(len(source))]
+    monkeypatch.setattr(ImageFolderSource, "__getitem__", None)
+    assert read_labels(source).tolist() == expected
 
 
-# The evaluation.
-
-OPTIONS = {"image_size": SIZE, "resize_small": None, "batch_size": 16}
+OPTIONS = {"image_size": SIZE, "crop_from": None, "batch_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +239,8 @@ def test_accuracies_are_those_of_plain_solutions(model, state, by_hand, devices)
 
 def test_only_the_images_drawn_go_through_the_model_and_each_once(model, state, mesh, monkeypatch):
     decoded = []
-    decode = fewshot.decode
-    monkeypatch.setattr(fewshot, "decode", lambda image: decoded.append(image) or decode(image))
+    decode = images.decode
+    monkeypatch.setattr(images, "decode", lambda image: decoded.append(image) or decode(image))
     pool, test = Images("pool", 200), Images("test", 20)
     evaluator = FewShotEvaluator(model, pool, test, mesh, shots=(1, 3), seeds=2, **OPTIONS)
     assert not decoded

@@ -6,7 +6,6 @@ evaluator (google-research/big_vision, evaluators/fewshot_lsr.py and configs/com
 """
 
 import concurrent.futures
-import dataclasses
 import logging
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ import flax.linen as nn
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax.data.images import EvalTransform, central_crop, decode, resize
+from vit_jax.data.images import EvalTransform
 from vit_jax.data.pipeline import BadRecords
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Source
 from vit_jax.data.sources.splits import SlicedSource
@@ -32,25 +31,10 @@ L2 = 2.0**10
 NUM_SEEDS = 3
 
 
-@dataclasses.dataclass(frozen=True)
-class SquareTransform(EvalTransform):
-    """Resizes the whole image to a square, whatever its shape, and cuts the central `image_size` x `image_size` out.
-
-    The side of that square is `resize_small`; None: `image_size`, and nothing is cut off.
-    """
-
-    def __call__(self, image: bytes | np.ndarray) -> np.ndarray:
-        """Maps an encoded file, or decoded uint8 `[height, width, 3]`, to uint8 `[image_size, image_size, 3]`."""
-        if isinstance(image, bytes):
-            image = decode(image)
-        side = self.resize_small or self.image_size
-        return central_crop(resize(image, side, side, self.resize), self.image_size)
-
-
 def read_labels(source: Source, *, num_threads: int = 16, max_bad_records: int = 0) -> np.ndarray:
     """Labels of all examples, int64 `[examples]`, `NO_LABEL` where there is none. No image is decoded.
 
-    A source that knows its labels without reading the examples may say so by a method `labels()`.
+    Sources that know their labels without reading the examples say so by a method `labels()`, which may give None.
 
     Args:
       source: with one label an image.
@@ -61,8 +45,8 @@ def read_labels(source: Source, *, num_threads: int = 16, max_bad_records: int =
       UserError: images have several labels, or more examples cannot be read.
     """
     _check_single_label(source)
-    if hasattr(source, "labels"):
-        return np.asarray(source.labels(), np.int64)
+    if hasattr(source, "labels") and (known := source.labels()) is not None:
+        return known
     bad: dict[int, str] = {}
 
     def read(index: int) -> int:
@@ -124,7 +108,7 @@ class FewShotEvaluator:
         l2: Sequence[float] = (L2,),
         seeds: int | Sequence[int] = NUM_SEEDS,
         representations: Sequence[str] = ("pre_logits",),
-        resize_small: int | None = 256,
+        crop_from: int | None = 256,
         image_size: int = 224,
         resize: str = "bilinear",
         whiten: bool = True,
@@ -148,7 +132,8 @@ class FewShotEvaluator:
           l2: regularisations.
           seeds: of the draws, or their number: 0, 1, ...
           representations: see `FeatureExtractor`.
-          resize_small: see `SquareTransform`.
+          crop_from: side, in pixels, of the square that images are resized to and whose centre is taken; None: they are
+            resized to `image_size` and nothing is cut off.
           image_size: side of the images that the model sees, in pixels.
           resize: method of `data.images.resize`.
           whiten: see `ridge.solve_ridge`.
@@ -175,7 +160,7 @@ class FewShotEvaluator:
                 _check_single_label(other)
         self._test, self._validation = test, validation
         self._extract = FeatureExtractor(model, representations, mesh, image_size=image_size, shardings=shardings)
-        self._transform = SquareTransform(image_size=image_size, resize_small=resize_small, resize=resize)
+        self._transform = EvalTransform(image_size, resize=resize, crop_from=crop_from)
         self._how: dict[str, Any] = {
             "batch_size": batch_size,
             "num_threads": num_threads,

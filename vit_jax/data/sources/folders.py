@@ -68,6 +68,10 @@ class ImageFolderSource:
             raise BadRecordError(f"cannot read {self.where(index)}: {error}.") from error
         return {"image": content, "label": label, "file_name": name}
 
+    def labels(self) -> np.ndarray:
+        """The labels of all examples, int64 `[examples]`; reads none."""
+        return np.repeat(np.arange(len(self._ends)), np.diff(self._ends, prepend=0))
+
     def fingerprint(self) -> str:
         """Changes when the list of files does."""
         folders = [f"{self._base}{name}/" for name in self.class_names]

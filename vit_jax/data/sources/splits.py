@@ -136,6 +136,16 @@ class SlicedSource:
         source, inner = self._locate(index)
         return source[inner]
 
+    def labels(self) -> np.ndarray | None:
+        """The labels of all examples, int64 `[examples]`, if the sources know them without reading; otherwise None."""
+        parts = []
+        for source, examples in self._parts:
+            known = source.labels() if hasattr(source, "labels") else None
+            if known is None:
+                return None
+            parts.append(known[np.asarray(examples)])
+        return np.concatenate(parts)
+
     def fingerprint(self) -> str:
         """Changes with the sources and with the slices."""
         return fingerprint_of(
