@@ -210,30 +210,26 @@ def _write_beside(figure: "Figure", axes: "Axes", labels: Sequence[tuple[float, 
         return 10 * outside + sum(hit.width * hit.height for hit in hits)
 
     for x, y, text, color in labels:
-        best: tuple[float, tuple[int, int], int] | None = None
         note = axes.annotate(
-            text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=7, color=color, va="center"
+            text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=7, color=color, va="center", ha="left"
         )
+        note.set_in_layout(False)  # or the axes would move away from under what was settled
+        here = note.get_window_extent(canvas.get_renderer())
+        scale = figure.dpi / 72  # pixels a point
+        ranked = []
         for distance in (6, 13, 22, 32, 44):
             for across, up in ((1, 0), (-1, 0), (1, 0.7), (-1, 0.7), (1, -0.7), (-1, -0.7), (0, 1), (0, -1)):
                 offset = (round(across * distance), round(up * distance))
-                note.set_position(offset)
-                note.set_horizontalalignment(_ALIGNMENT[across])
-                cost = covered(note.get_window_extent(canvas.get_renderer())) + distance / 10
-                if best is None or cost < best[0]:
-                    best = (cost, offset, across)
-        if best is not None:
-            note.set_position(best[1])
-            note.set_horizontalalignment(_ALIGNMENT[best[2]])
-            if max(map(abs, best[1])) > 15:
-                axes.annotate(
-                    "",
-                    (x, y),
-                    xytext=best[1],
-                    textcoords="offset points",
-                    arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.4},
-                )
-        taken.append(note.get_window_extent(canvas.get_renderer()))
+                begins = {1: 0.0, 0: here.width / 2, -1: here.width}[across]  # left of where the offset leads
+                box = here.translated(offset[0] * scale - begins, offset[1] * scale)
+                ranked.append((covered(box) + distance / 10, offset, across, box))
+        _, offset, across, box = min(ranked, key=lambda each: each[0])
+        note.set_position(offset)
+        note.set_horizontalalignment(_ALIGNMENT[across])
+        if max(map(abs, offset)) > 15:
+            arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.4}
+            axes.annotate("", (x, y), xytext=offset, textcoords="offset points", arrowprops=arrow)
+        taken.append(box)
 
 
 def _average(row: paper.JftScaling) -> float:
