@@ -49,10 +49,10 @@ def real(tmp_path_factory, compilation_cache):
     tasks = make_tasks(Sweep(seeds=2), "tests/configs/tiny.py:steps=2", arguments, folder / "sweep")
     sweep_command.run_sweep(tasks, folder / "sweep", lambda run: train(run.config, run.path))
     pre = folder / "sweep" / "final" / "seed_0"
-    train(config_of(weights=str(pre), data__image_size=12, seed=5, model__name=None), folder / "fine")
+    train(config_of(weights=str(pre), seed=5, model__name=None), folder / "fine")
     few_shot = {"fewshot__datasets": ("digits",), "fewshot__shots": (2,), "fewshot__seeds": 2}
-    few_shot |= {"fewshot__crop_from": 12, "fewshot__image_size": 12, "data__eval_split": None}
-    config = config_of(weights=str(folder / "fine"), data__image_size=12, model__name=None, **few_shot)
+    few_shot |= {"fewshot__crop_from": 8, "fewshot__image_size": 8, "data__eval_split": None}
+    config = config_of(weights=str(folder / "fine"), model__name=None, **few_shot)
     evaluate(config, folder / "few_shot")
     yield folder
     jax.config.update("jax_compilation_cache_dir", None)
@@ -69,7 +69,7 @@ def test_real_run_is_read_with_what_it_began_with(real):
     assert fine.values[ACCURACY].value == next(
         row["test/accuracy"] for row in reversed(lines) if "test/accuracy" in row
     )
-    assert (fine.steps, fine.seed, fine.batch_size, fine.image_size, fine.examples) == (2, 5, 16, 12, 360)
+    assert (fine.steps, fine.seed, fine.batch_size, fine.image_size, fine.examples) == (2, 5, 16, 8, 360)
     assert (fine.before.data, fine.before.num_images, fine.trained_on) == ("digits", 1437, "digits")
     assert fine.model == "ViT-Ti/4 (hidden_dim=16, mlp_dim=32, num_heads=2, num_layers=1)"
     headless = create_model("ViT-Ti/4", num_classes=0, hidden_dim=16, mlp_dim=32, num_heads=2, num_layers=1)
@@ -82,7 +82,7 @@ def test_real_evaluation_adds_to_the_run_it_is_of(real):
     value = records["fine"].values["2-shot digits"]
     assert value.value == metrics["fewshot/digits/pre_logits/2shot"]
     assert value.std == metrics["fewshot/digits/pre_logits/2shot_std"]
-    assert value.notes == ("few-shot images at 12 pixels, usually 224",)
+    assert value.notes == ("few-shot images at 8 pixels, usually 224",)
     assert "few_shot" not in records
 
 
