@@ -52,7 +52,7 @@ def make_report(found: Found, out: AnyPath | None = None, *, show_all: bool = Fa
             pictures = figures.draw_all(found.records, models, show_all=show_all)
             for name, (title, png) in pictures.items():
                 write_atomically(out / f"{name}.png", png)
-                sections.append(f"## {title}\n\n![{title}]({name}.png)\n")
+                sections.append(f"## {title}\n\n![{title}]({name}.png)\n\nNotes on our numbers are below the tables.\n")
             write_atomically(out / "report.md", "\n".join(["# Report", "", *sections]))
         except OSError as error:
             raise UserError(f"cannot write to {out}: {error.strerror or error}. Choose another --out.") from error

@@ -25,7 +25,7 @@ from vit_jax.models import create_model
 from vit_jax.reporting.names import data_set_name, model_label, pre_training_name
 from vit_jax.reporting.records import ACCURACY, REAL, find
 from vit_jax.reporting.scores import group
-from vit_jax.reporting.tables import pre_trained_models, results_table
+from vit_jax.reporting.tables import common_folder, pre_trained_models, results_table
 from vit_jax.sweeps import Sweep
 from vit_jax.sweeps.runs import make_tasks
 from vit_jax.train import train
@@ -220,9 +220,10 @@ def test_how_a_run_was_spread_over_hardware_sets_nothing_apart(tmp_path):
 
 def test_numbers_of_a_run_are_those_of_its_end(tmp_path):
     path = write_fine_tuning(tmp_path, "cifar10", 0.9)
-    (path / "metrics.jsonl").write_text('{"step": 10, "test/accuracy": 1.0}\n' + (path / "metrics.jsonl").read_text())
+    earlier = '{"step": 10, "test/accuracy": 1.0, "objectnet/accuracy": 1.0}\n'
+    (path / "metrics.jsonl").write_text(earlier + (path / "metrics.jsonl").read_text())
     (record,) = find([str(tmp_path)]).records
-    assert record.values[ACCURACY].value == 0.9
+    assert record.values[ACCURACY].value == 0.9 and "ObjectNet" not in record.values
 
 
 def test_real_labels_in_place_of_the_usual_ones_are_no_imagenet_accuracy(tmp_path):
@@ -312,6 +313,18 @@ def test_results_of_a_users_own_folder_have_a_line_each(tmp_path):
     listing = results_table(find([str(tmp_path)]).records)
     (row,) = listing.rows
     assert row[:8] == ["ViT-Ti/16", "ImageNet-21k", "birds", "test", "224", "9", "0, 1", "60.00 ± 14.14"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "common"),
+    [
+        (("gs://bucket/sweep/seed_0", "gs://bucket/sweep/seed_1"), "gs://bucket/sweep"),
+        (("runs/a", "/elsewhere/b"), "..."),
+        (("runs/seed_1", "runs/seed_10"), "runs"),
+    ],
+)
+def test_folder_that_runs_have_in_common(folders, common):
+    assert common_folder(folders) == common
 
 
 @pytest.mark.parametrize(

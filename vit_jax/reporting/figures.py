@@ -102,7 +102,7 @@ def figure_3(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | 
     names = sorted({model.model for model, _ in ours}, key=lambda name: (name not in _COLORS, name))
     styles = _styles_of(names)
     for place, name in enumerate(names):
-        shift = 0.03 + 0.3 * (place + 1) / (len(names) + 1)  # beside the paper's points, and beside each other
+        shift = min(0.07, 0.33 / len(names)) * (place + 1)  # beside the paper's points, and beside each other
         own = [(data.index(model.data) + shift, score) for model, score in ours if model.model == name]
         _stars(axes, own, *styles[name], label=f"{name}, ours")
     axes.set_xticks(range(len(data)), data)

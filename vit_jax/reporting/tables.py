@@ -1,8 +1,8 @@
 """The paper's tables with ours beside them, and lists of all that was found."""
 
 import dataclasses
+import itertools
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 
 from vit_jax.protocols import TASKS
@@ -398,7 +398,7 @@ def results_table(records: Sequence[Record]) -> Listing:
         measured = [result.ours(name) for name in names]
         folder = str(result.first.path)
         if len(result.records) > 1:
-            folder = f"{os.path.commonpath([str(each.path) for each in result.records])} ({len(result.records)})"
+            folder = f"{common_folder([str(each.path) for each in result.records])} ({len(result.records)})"
         rows.append([*map(_text, told), seeds, *map(_show, measured), folder])
         paths = " ".join(str(each.path) for each in result.records)
         numbers = [number for ours in measured for number in ((ours.mean, ours.std) if ours else (None, None))]
@@ -411,6 +411,13 @@ def results_table(records: Sequence[Record]) -> Listing:
     headings = [*_DESCRIBED, "seeds", *names, "folder"]
     of_values = [*_DESCRIBED, "seeds", *(each for name in names for each in (name, f"{name} ±")), "folders"]
     return Listing("results", "Results, percent: a line for each setting", headings, rows, of_values, values, remarks)
+
+
+def common_folder(folders: Sequence[str]) -> str:
+    """The folder that several are in, "..." where they have nothing in common; of buckets, too."""
+    parts = zip(*(folder.split("/") for folder in folders), strict=False)
+    shared = itertools.takewhile(lambda each: len(set(each)) == 1, parts)
+    return "/".join(each[0] for each in shared) or "..."
 
 
 def runs_table(records: Sequence[Record]) -> Listing:
