@@ -13,7 +13,7 @@ from vit_jax.vtab import TASKS as VTAB_TASKS
 UNKNOWN = "unknown"
 _VTAB = "vtab:"
 
-# By the names in TFDS; the last four are what the configs of this project and `data.prepare` call them.
+# By the names in TFDS; the last three are what the configs of this project and `data.prepare` call them.
 _DATA_SETS = {
     "imagenet2012": "ImageNet",
     "cifar10": "CIFAR-10",
