@@ -165,3 +165,10 @@ def test_released_weights_that_are_not_here_do_not_keep_from_planning(config, mo
     built = experiments.build(config, allow_missing_data=True)
     assert (built.model_name, built.transfer_report) == ("ViT-Ti/16", None)
     assert "not read yet" in overview.describe_run(config, built)
+
+
+def test_a_config_may_name_the_model_of_weights_with_attributes_of_their_own(config):
+    config.model.name = "ViT-Ti/4"
+    assert experiments.build(config).model.num_layers == 2
+    config.model.num_layers = 2
+    assert experiments.build(config).model.hidden_dim == 32

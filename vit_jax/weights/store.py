@@ -344,6 +344,8 @@ def _data_of_head(released: ReleasedCheckpoint | None, spec: ModelSpec) -> str |
 
 def _check_asked(weights: Weights, name: str) -> None:
     """Raises unless the weights are of the model of that name, whatever its head; names the first differences."""
+    if weights.spec.name == name:
+        return  # with attributes of its own, perhaps
     # What a name does not say is a matter of the file: pool, position embeddings, pre-logits.
     dimensions = ("num_layers", "hidden_dim", "mlp_dim", "num_heads", "resnet", "patch_size", "stages")
     attributes = {key for key in vars(create_model(name, num_classes=0))} - set(dimensions)
