@@ -1,5 +1,6 @@
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from tests.data.test_sources import write_image
@@ -92,6 +93,15 @@ def test_splits_of_a_folder_are_found_by_their_usual_names(tmp_path, splits, cho
 def test_a_folder_without_what_is_needed_is_told(tmp_path, places, message):
     with pytest.raises(UserError, match=message):
         transfer_task(make_folder(tmp_path, *places))
+
+
+@pytest.mark.parametrize(("side", "small"), [(95, True), (96, False)])
+def test_images_under_96x96_are_small_to_bits_rule(tmp_path, side, small):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            PIL.Image.new("RGB", (side, side)).save(tmp_path / name / f"{number}.png")
+    assert transfer_task(str(tmp_path)).small_images is small
 
 
 def test_a_mistyped_task_is_told_with_the_nearest():

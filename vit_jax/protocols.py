@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Mapping
 
-from vit_jax.data.sources import find_path, open_source
+from vit_jax.data.images import decode
+from vit_jax.data.sources import Source, find_path, open_source
 from vit_jax.data.sources.folders import list_splits
 from vit_jax.data.sources.splits import ALL
 from vit_jax.data.sources.tfds import find_tfds, prepared_folder
@@ -118,10 +119,8 @@ def transfer_task(dataset: str) -> TransferTask:
             raise unknown_name("data set to transfer to (and no such folder)", dataset, TASKS)
         splits = ["train", "test"]  # an error says what is missing when the data are opened
     if splits == [ALL]:
-        count = _count(dataset, ALL)
-        return _task(
-            dataset, {"choose": ("all[:80%]", "all[80%:90%]"), "final": ("all[:90%]", "all[90%:]")}, count, 0.9
-        )
+        parts = {"choose": ("all[:80%]", "all[80%:90%]"), "final": ("all[:90%]", "all[90%:]")}
+        return _task(dataset, parts, ALL, _count(dataset, ALL), 0.9)
     train = _find(splits, _TRAIN)
     validation, test = _find(splits, _VALIDATION), _find(splits, _TEST)
     if train is None:
@@ -138,15 +137,17 @@ def transfer_task(dataset: str) -> TransferTask:
     if test is not None and validation is not None:
         both = count + (_count(dataset, validation) or 0) if count else None
         choose, final = (train, validation), (f"{train}+{validation}", test)
-        return _task(dataset, {"choose": choose, "final": final}, both)
+        return _task(dataset, {"choose": choose, "final": final}, train, both)
     percent = held_out_percent(count or 0)
     choose = (f"{train}[:{100 - percent}%]", f"{train}[{100 - percent}%:]")
     final = (train, test or validation or "")
-    return _task(dataset, {"choose": choose, "final": final}, count)
+    return _task(dataset, {"choose": choose, "final": final}, train, count)
 
 
-def _task(dataset: str, splits: Mapping[str, tuple[str, str]], count: int | None, share: float = 1.0) -> TransferTask:
-    """The task of a data set with so many images, of which a share is for the final training."""
+def _task(
+    dataset: str, splits: Mapping[str, tuple[str, str]], train: str, count: int | None, share: float = 1.0
+) -> TransferTask:
+    """The task of a data set with so many images, of which a share is for the final training; `train` has some."""
     return TransferTask(
         dataset=dataset,
         splits=splits,
@@ -154,7 +155,15 @@ def _task(dataset: str, splits: Mapping[str, tuple[str, str]], count: int | None
         num_classes=None,
         steps=hyper_rule_steps(round((count or 0) * share)),
         learning_rates=TABLE_4["Pets"].learning_rates,
+        small_images=count is not None and _is_small(open_source(dataset, train)),
     )
+
+
+def _is_small(source: Source) -> bool:
+    """Whether the first image is."""
+    image = source[0]["image"]
+    height, width, _ = (decode(image) if isinstance(image, bytes) else image).shape
+    return height * width < SMALL_AREA
 
 
 def _find(splits: list[str], names: tuple[str, ...]) -> str | None:
