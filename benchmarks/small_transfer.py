@@ -59,16 +59,16 @@ class Arm:
 NETWORKS = (
     Network("vit_cls", "model=vit,pool=cls", "ViT, class token"),
     Network("vit_gap", "model=vit,pool=gap", "ViT, GAP"),
-    Network("bit", "model=bit", "BiT R26x1"),
+    Network("bit", "model=bit", "BiT R20x1"),
 )
 ARMS = (
     Arm("vit_cls_48", "vit_cls", 48, True, "ViT, class token, 48 px"),
     Arm("vit_cls_32", "vit_cls", 32, True, "ViT, class token, 32 px"),
     Arm("vit_cls_48_polyak", "vit_cls", 48, True, "ViT, class token, 48 px, Polyak average", polyak=0.95),
     Arm("vit_gap_48", "vit_gap", 48, True, "ViT, GAP, 48 px"),
-    Arm("bit_48", "bit", 48, True, "BiT R26x1, 48 px"),
+    Arm("bit_48", "bit", 48, True, "BiT R20x1, 48 px"),
     Arm("vit_cls_48_scratch", "vit_cls", 48, False, "ViT, class token, 48 px, from scratch"),
-    Arm("bit_48_scratch", "bit", 48, False, "BiT R26x1, 48 px, from scratch"),
+    Arm("bit_48_scratch", "bit", 48, False, "BiT R20x1, 48 px, from scratch"),
 )
 
 
@@ -134,7 +134,10 @@ class Study:
         command = [sys.executable, "-m", f"vit_jax.{module}", f"--workdir={folder}", *arguments]
         print("$", " ".join(command[1:]), flush=True)
         environment = os.environ | {"VIT_JAX_DATA": str(self._out / "data")}
-        subprocess.run(command, cwd=ROOT, env=environment, check=True)
+        status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        if status:  # the command has said why; 143 and 130: it was ended by a signal, with its state saved
+            print(f"{folder} ended with status {status}; the same command goes on from there.", file=sys.stderr)
+            sys.exit(status)
 
     def _pretrain(self, network: Network, seed: int) -> None:
         config = f"--config=configs/small_transfer.py:stage=pretrain,{network.arguments}"

@@ -32,6 +32,7 @@ def base_config() -> ConfigDict:
     config.model.hidden_dim = placeholder(int)
     config.model.mlp_dim = placeholder(int)
     config.model.num_heads = placeholder(int)
+    config.model.stages = placeholder(tuple)  # of a ResNet: units of each stage; None: as the model's name says
     config.model.pool = placeholder(
         str
     )  # "cls" (the default): class token; "gap": mean of all tokens; "map": attention
