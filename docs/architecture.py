@@ -16,6 +16,7 @@ BOXES = {
     "experiment": (4.55, 6.3, 2.7, 0.9, "loop", "experiment.build", "makes and checks the parts"),
     "model": (7.5, 6.3, 1.9, 0.9, "model", "model", "images → logits"),
     "optimizer": (9.9, 6.3, 2.2, 0.9, "model", "optimizer", "schedule, clip, decay"),
+    "weights": (12.2, 6.3, 1.9, 0.9, "model", "weights", "released, or a run's"),
     "source": (1.45, 4.7, 2.3, 1.1, "data", "source", "TFDS, records, folder, zip:\nsource[i] → bytes, labels"),
     "stream": (1.45, 3.1, 2.3, 1.1, "data", "index stream", "position → example, by seed;\nthis process's rows"),
     "load": (4.55, 3.9, 2.7, 1.5, "data", "one map a batch",
@@ -24,6 +25,8 @@ BOXES = {
              "jit over the mesh, donated:\nnormalise, mix, loss,\ngradients, update, metrics"),
     "plan": (12.1, 3.9, 2.0, 1.5, "loop", "plan",
              "compiles the same\nstep for hardware\nthat is not there"),
+    "sweep": (12.1, 1.95, 2.0, 0.9, "loop", "sweep", "tries, chooses, repeats"),
+    "report": (12.1, 0.55, 2.0, 0.9, "loop", "report", "beside the paper's"),
     "loop": (8.7, 1.95, 3.2, 0.9, "loop", "train: the loop", "dispatches, never waits"),
     "metrics": (8.7, 0.55, 3.2, 0.9, "disk", "metrics", "terminal, JSON lines, TensorBoard"),
     "checkpoints": (4.55, 0.55, 2.7, 0.9, "disk", "checkpoints", "state + data position"),
@@ -47,6 +50,9 @@ ARROWS = [
     ((5.9, 1.8), (7.1, 1.8), "values", (6.5, 1.66), 0),
     ((7.3, 1.5), (5.9, 0.7), "state", (6.85, 0.98), 0),
     ((8.7, 1.5), (8.7, 1.0), "", None, 0),
+    ((12.0, 5.85), (9.9, 4.65), "first parameters", (11.85, 5.2), 0),
+    ((11.1, 1.95), (10.3, 1.95), "configs", (10.7, 2.1), 0),
+    ((10.3, 0.55), (11.1, 0.55), "rows", (10.7, 0.7), 0),
     ((10.3, 3.9), (11.1, 3.9), "shapes", (10.7, 4.05), 0),
 ]
 
