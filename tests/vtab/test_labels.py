@@ -163,6 +163,15 @@ def test_labels_of_dsprites_follow_from_the_number_of_an_image(number, orientati
     assert labels.dsprites_location(features) == location
 
 
+@pytest.mark.parametrize(
+    ("rule", "feature"),
+    [(labels.dsprites_location, "label_x_position"), (labels.dsprites_orientation, "label_orientation")],
+)
+def test_record_of_dsprites_without_the_value_is_refused(rule, feature):
+    with pytest.raises(ValueError, match=f"{feature} has 0 values instead of one"):
+        rule({feature: []})
+
+
 def test_all_images_of_dsprites_fall_evenly_into_the_classes():
     grid = itertools.product(range(40), range(32))
     found = [

@@ -6,6 +6,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from tensorflow_datasets.proto import tf_example_pb2
 
 from tests.vtab import prepared
 from vit_jax.data.images import decode
@@ -88,14 +89,29 @@ def three(name):
     return [open_vtab(name, split)[0] for split in ("train800[:1]", "val200[:1]", "test[-1:]")]
 
 
+@pytest.fixture(scope="module")
+def all_prepared(tmp_path_factory):
+    """A folder with all data sets, and the three examples of each by its name."""
+    folder = tmp_path_factory.mktemp("all")
+    names = {task.data.name: name for name, task in TASKS.items()}
+    return folder, {data: prepare(folder, name)[1] for data, name in names.items()}
+
+
+@pytest.fixture
+def written(all_prepared, data_dir, monkeypatch):
+    """The examples of `all_prepared`, which is the only folder of data sets."""
+    folder, examples = all_prepared
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
+    return examples
+
+
 # ---- Records with the real features.
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_split_gives_the_image_and_a_label_of_the_record_at_its_place(data_dir, name):
-    _, written = prepare(data_dir, name)
+def test_split_gives_the_image_and_a_label_of_the_record_at_its_place(written, name):
     task = TASKS[name]
-    for found, record in zip(three(name), written, strict=True):
+    for found, record in zip(three(name), written[task.data.name], strict=True):
         if task.pixels is None:
             assert found["image"] == record["image"]
         else:
@@ -106,8 +122,7 @@ def test_split_gives_the_image_and_a_label_of_the_record_at_its_place(data_dir, 
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_source_knows_its_task(data_dir, name):
-    prepare(data_dir, name)
+def test_source_knows_its_task(written, name):
     source = open_vtab(name, "train800[:1]")
     assert (source.name, source.split, len(source)) == (f"vtab:{name}", "train800[:1]", 1)
     assert {"train", "validation", "test", "train800", "val200", "train800val200"} == set(source.splits)
@@ -205,14 +220,12 @@ def test_thousand_are_the_800_and_the_200(data_dir):
         ("train800[800:]", r"split 'train800\[800:\]' of vtab:pets is empty"),
     ],
 )
-def test_split_that_there_is_not_is_refused(data_dir, split, message):
-    prepare(data_dir, "pets")
+def test_split_that_there_is_not_is_refused(written, split, message):
     with pytest.raises(UserError, match=message):
         open_vtab("pets", split)
 
 
-def test_source_can_be_sent_to_another_process(data_dir):
-    prepare(data_dir, "dsprites_location")
+def test_source_can_be_sent_to_another_process(written):
     source = open_vtab("dsprites_location", "train800[:1]")
     copy = pickle.loads(pickle.dumps(source))
     assert copy[0]["label"] == source[0]["label"]
@@ -229,7 +242,7 @@ def test_task_that_is_not_prepared_says_how_to_prepare_it(data_dir, name):
     text, data = str(error.value), TASKS[name].data
     assert f"tfds:{data.name} is not prepared in any of {data_dir}" in text
     assert f"python -m vit_jax.data.prepare tfds {data.name}" in text
-    assert ("--manual_dir=<folder>\n" in text) == (name in ("resisc45", "retinopathy"))
+    assert ("--manual_dir=<folder>\n" in text) == (name in ("resisc45", "retinopathy", "sun397"))
     assert text.endswith(data.by_hand)
 
 
@@ -239,7 +252,8 @@ def test_task_that_is_not_prepared_says_how_to_prepare_it(data_dir, name):
         ("retinopathy", ("Kaggle", "train.zip", "--manual_dir=")),
         ("resisc45", ("NWPU-RESISC45", "--manual_dir=")),
         ("eurosat", ("zenodo", "EuroSAT.zip", "--manual_dir=")),
-        ("sun397", ("SUN397.tar.gz", "--manual_dir=")),
+        ("sun397", ("404", "SUN397.tar.gz", "Partitions.zip", "--manual_dir=")),
+        ("smallnorb_azimuth", ("six files", "--manual_dir=")),
         ("caltech101", ("data.caltech.edu",)),
     ],
 )
@@ -247,6 +261,15 @@ def test_data_set_that_takes_hands_says_what_to_do(data_dir, name, hints):
     with pytest.raises(MissingDataError) as error:
         open_vtab(name, "train800")
     assert all(hint in str(error.value) for hint in hints)
+
+
+def test_data_set_that_is_not_prepared_is_not_taken_for_a_mistyped_one(data_dir):
+    prepare(data_dir, "dmlab")
+    with pytest.raises(
+        MissingDataError, match=r"(?s)tfds:dtd is not prepared in any of .*data\.prepare tfds dtd$"
+    ) as error:
+        open_vtab("dtd", "train800")
+    assert "dmlab" not in str(error.value)
 
 
 def change(folder, version):
@@ -289,8 +312,7 @@ def test_sun397_without_the_image_that_newer_tfds_leaves_out_is_accepted(data_di
     assert open_vtab("sun397", "train[:1]")[0]["label"] == record["label"]
 
 
-def test_other_number_of_classes_is_refused(data_dir):
-    prepare(data_dir, "dmlab")
+def test_other_number_of_classes_is_refused(written):
     task = dataclasses.replace(TASKS["dmlab"], num_classes=7)
     with pytest.raises(UserError, match=r"vtab:dmlab has 7 classes, but .*dmlab/2.0.1 has 6"):
         open_vtab(task, "train800[:1]")
@@ -302,13 +324,40 @@ def test_label_that_cannot_be_told_names_the_record(data_dir):
         open_vtab("clevr_count", "train800[:1]")[0]
 
 
-def test_feature_that_a_label_wants_and_is_not_there_is_named(data_dir):
-    prepare(data_dir, "dtd")
+def test_feature_that_a_label_wants_and_is_not_there_is_named(written):
     task = dataclasses.replace(TASKS["dtd"], label=TASKS["clevr_count"].label)
     with pytest.raises(
         UserError, match=r"has no feature 'objects/size', which its label follows from, but file_name, im"
     ):
         open_vtab(task, "train800[:1]")[0]
+
+
+@pytest.mark.parametrize("label", [-1, None])
+def test_record_without_its_label_is_named(data_dir, label):
+    features = prepared.features_of("dtd", data_dir)
+    record = tf_example_pb2.Example.FromString(
+        prepared.serialize(features, prepared.example(features, 0, **{"label": label} if label else {}))
+    )
+    if label is None:
+        del record.features.feature["label"]
+    files = pieces_of(sizes_of(TASKS["dtd"]), {("train", 0): record.SerializeToString()})
+    prepared.write(data_dir, "dtd", files)
+    with pytest.raises(UserError, match=r"record 0 of .*dtd-train.* has no label: its 'label' is missing, empty or -1"):
+        open_vtab("dtd", "train800[:1]")[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("clevr_count", "clevr_distance"),  # a function for each label
+        ("dsprites_location", "dsprites_orientation"),
+        ("smallnorb_azimuth", "smallnorb_elevation"),  # a feature for each label
+    ],
+)
+def test_tasks_of_one_data_set_have_fingerprints_of_their_own(written, first, second):
+    sources = [open_vtab(name, "train800[:1]") for name in (first, first, second)]
+    same, again, other = (source.fingerprint() for source in sources)
+    assert same == again != other
 
 
 def test_label_beyond_the_classes_is_refused(data_dir):
@@ -318,8 +367,7 @@ def test_label_beyond_the_classes_is_refused(data_dir):
         open_vtab(task, "train800[:1]")[0]
 
 
-def test_grey_image_becomes_three_channels(data_dir):
-    _, written = prepare(data_dir, "smallnorb_elevation")
+def test_grey_image_becomes_three_channels(written):
     image = three("smallnorb_elevation")[0]["image"]
-    grey = cv2.imdecode(np.frombuffer(written[0]["image"], np.uint8), cv2.IMREAD_GRAYSCALE)
+    grey = cv2.imdecode(np.frombuffer(written["smallnorb"][0]["image"], np.uint8), cv2.IMREAD_GRAYSCALE)
     np.testing.assert_array_equal(decode(image), np.repeat(grey[..., None], 3, axis=-1))

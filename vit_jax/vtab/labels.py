@@ -56,13 +56,21 @@ def kitti_distance(features: Features) -> int:
 
 
 def dsprites_location(features: Features) -> int:
-    """The horizontal position, 32 values in 16 classes."""
-    return features["label_x_position"][0] * 16 // 32
+    """The horizontal position, 32 values in 16 classes.
+
+    Raises:
+      ValueError: there is none.
+    """
+    return _only(features, "label_x_position") * 16 // 32
 
 
 def dsprites_orientation(features: Features) -> int:
-    """The orientation, 40 values in 16 classes of two or three values each: 0-2, 3-4, 5-7, ..."""
-    return features["label_orientation"][0] * 16 // 40
+    """The orientation, 40 values in 16 classes of two or three values each: 0-2, 3-4, 5-7, ...
+
+    Raises:
+      ValueError: there is none.
+    """
+    return _only(features, "label_orientation") * 16 // 40
 
 
 def dsprites_pixels(encoded: bytes) -> np.ndarray:
@@ -75,6 +83,12 @@ def dsprites_pixels(encoded: bytes) -> np.ndarray:
     if pixels.max() > 1:
         raise ImageError(f"it has pixels of {pixels.max()}, but those of dSprites are 0 and 1")
     return pixels * np.uint8(255)
+
+
+def _only(features: Features, name: str) -> int:
+    if len(values := features[name]) != 1:
+        raise ValueError(f"{name} has {len(values)} values instead of one")
+    return values[0]
 
 
 def _bin(value: float, lower_ends: tuple[float, ...]) -> int:

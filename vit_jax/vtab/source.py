@@ -33,6 +33,7 @@ def open_vtab(task: str | Task, split: str) -> Source:
         "+".join(f"{part.split}[{part.start}:{part.stop}]" for part in wanted),
         image_key="image",
         num_classes=task.num_classes,
+        all_labelled=True,
         **{"label_key": task.label} if isinstance(task.label, str) else {"derive_label": task.label},
         derive_image=task.pixels,
     )
@@ -59,7 +60,7 @@ def _missing(data: DataSet) -> MissingDataError:
             f"VTAB has version {' or '.join(data.versions)} of tfds:{data.name}; {other} is another. "
             f"{how_to_prepare(data)}"
         )
-    return not_prepared(data.name, how_to_prepare(data))
+    return not_prepared(data.name, how_to_prepare(data), suggest=False)
 
 
 def _checked_sizes(data: DataSet, folder: pathlib.Path) -> dict[str, int]:

@@ -238,6 +238,7 @@ class RecordSource:
         class_names: Sequence[str] | None,
         num_classes: int | None,
         max_labels: int,
+        all_labelled: bool = False,
         derive_label: Callable[[Features], int] | None = None,
         derive_image: Callable[[bytes], np.ndarray] | None = None,
     ):
@@ -253,8 +254,10 @@ class RecordSource:
           class_names: by label.
           num_classes: labels must be less, where it is known.
           max_labels: an example must not have more. If it is 1, labels are numbers, otherwise lists.
+          all_labelled: an example without label is an error, not left without.
           derive_label: makes the label of the features of a record, instead of reading it under `keys.label`; raises
-            KeyError or ValueError where that cannot be. A function that can be pickled, as the next.
+            KeyError or ValueError where that cannot be. A function of a module, as the next, so that it can be pickled
+            and has a name.
           derive_image: makes the pixels of the encoded image, uint8 `[height, width, 3]`, where they are not as they
             should be.
         """
@@ -264,7 +267,7 @@ class RecordSource:
         self._sizes = [os.path.getsize(files.paths[file]) for file, _, _ in ranges]
         self.name, self.split, self.splits = name, split, list(splits)
         self.class_names, self.num_classes, self.max_labels = class_names, num_classes, max_labels
-        self._derive_label, self._derive_image = derive_label, derive_image
+        self._all_labelled, self._derive_label, self._derive_image = all_labelled, derive_label, derive_image
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -289,11 +292,16 @@ class RecordSource:
         return example
 
     def fingerprint(self) -> str:
-        """Changes with names and sizes of the files and with what is taken of each, not with the folder."""
-        return fingerprint_of(
+        """Changes with names and sizes of the files, what is taken of each, and what image and label are made of.
+
+        It does not change with the folder.
+        """
+        derived = (rule.__qualname__ if rule else None for rule in (self._derive_label, self._derive_image))
+        files = (
             f"{pathlib.PurePath(self._files.paths[file]).name} {size} [{first}:{last}]"
             for (file, first, last), size in zip(self._ranges, self._sizes, strict=True)
         )
+        return fingerprint_of([*files, self._keys.image, self._keys.label, *derived])
 
     def where(self, index: int) -> str:
         """File and record, and the offset where the format has one."""
@@ -308,11 +316,15 @@ class RecordSource:
     def _labels(self, features: Mapping[str, Any], index: int) -> list[int]:
         if self._derive_label is not None:
             labels = [self._derived(self._derive_label, features, index)]
-        elif self._keys.label is None or self._keys.label not in features:
-            return []
         else:
-            values = features[self._keys.label].int64_list.value
+            key = self._keys.label
+            values = features[key].int64_list.value if key is not None and key in features else ()
             labels = [label for label in dict.fromkeys(values) if label != NO_LABEL]
+        if self._all_labelled and not labels:
+            raise UserError(
+                f"{self.where(index)} has no label: its {self._keys.label!r} is missing, empty or {NO_LABEL}, but all "
+                "images of this data set should have one. Copy or prepare it again."
+            )
         if len(labels) > self.max_labels:
             raise UserError(
                 f"{self.where(index)} has {len(labels)} labels, but data.max_labels is {self.max_labels}. Set it to "

@@ -46,6 +46,7 @@ def open_tfds(
     label_key: str | None = None,
     num_classes: int | None = None,
     max_labels: int | None = None,
+    all_labelled: bool = False,
     derive_label: Callable[[Features], int] | None = None,
     derive_image: Callable[[bytes], np.ndarray] | None = None,
 ) -> RecordSource:
@@ -59,6 +60,7 @@ def open_tfds(
       num_classes: number of classes, where the data set does not say; no less than it says.
       max_labels: the most labels an image has, if it may have several; None: as `manifest.json` in the folder says,
         otherwise the number of classes, but no more than 32.
+      all_labelled: see `RecordSource`.
       derive_label: makes a class from 0 to `num_classes` less one of the features of a record, where no feature of
         classes is the label; see `RecordSource`.
       derive_image: see `RecordSource`.
@@ -112,6 +114,7 @@ def open_tfds(
         class_names=class_names,
         num_classes=num_classes,
         max_labels=max_labels,
+        all_labelled=all_labelled,
         derive_label=derive_label,
         derive_image=derive_image,
     )
@@ -219,8 +222,8 @@ def find_tfds(dataset: str) -> pathlib.Path | None:
 _PREPARE = "    python -m vit_jax.data.prepare tfds"
 
 
-def not_prepared(dataset: str, how_to_prepare: str = "") -> MissingDataError:
-    """The error for a data set that is not prepared: what is, and how to prepare it."""
+def not_prepared(dataset: str, how_to_prepare: str = "", *, suggest: bool = True) -> MissingDataError:
+    """The error for a data set that is not prepared: how to prepare it and, if its name may be wrong, what there is."""
     name = dataset.partition(":")[0]
     known = {
         "tfds:" + "/".join(path.relative_to(folder).parts[:-1])
@@ -229,7 +232,7 @@ def not_prepared(dataset: str, how_to_prepare: str = "") -> MissingDataError:
         for path in _versions_below(entry)
     }
     looked = ", ".join(map(str, data_folders()))
-    nearest = f"\n{unknown_name('prepared data set', f'tfds:{dataset}', known)}" if known else ""
+    nearest = f"\n{unknown_name('prepared data set', f'tfds:{dataset}', known)}" if known and suggest else ""
     for folder in data_folders():
         if begun := sorted((folder / name).glob("*.incomplete")) if name else []:
             return MissingDataError(
