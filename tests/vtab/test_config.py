@@ -115,16 +115,14 @@ def test_sweep_chooses_nothing_and_repeats_three_times_as_the_paper():
 @pytest.mark.parametrize("stage", ["choose", "final"])
 def test_config_trains_on_the_examples_of_its_task(no_data, stage):
     features = prepared.features_of("kitti", no_data)
-    train, validation, test = (
-        [prepared.example(features, seed + number) for number in range(count)]
-        for seed, count in ((0, 800), (1000, 200), (2000, 20))
-    )
-    files = {"train": [train, 5547], "validation": [validation, 223], "test": [test, 691]}
+    examples = [prepared.example(features, number) for number in range(3)]
+    train, validation, test = (prepared.serialize(features, one) for one in examples)
+    files = {"train": [[train] * 800, 5547], "validation": [[validation] * 200, 223], "test": [[test] * 20, 691]}
     prepared.write(no_data, "kitti", files)
     config = small(f"task=kitti_distance,resolution=32,stage={stage}")
     config.data.eval_split = {"choose": "val200", "final": "test[:20]"}[stage]  # the rest is not there
     built = experiment.build(config)
     assert len(built.train_source) == {"choose": 800, "final": 1000}[stage]
     assert len(built.eval_source) == {"choose": 200, "final": 20}[stage]
-    first = {"choose": validation, "final": test}[stage][0]
-    assert built.eval_source[0]["image"] == first["image"]
+    assert built.train_source[799]["image"] == examples[0]["image"]
+    assert built.eval_source[0]["image"] == examples[{"choose": 1, "final": 2}[stage]]["image"]

@@ -1,4 +1,7 @@
+import contextlib
 import dataclasses
+import hashlib
+import io
 import json
 
 import cv2
@@ -7,7 +10,7 @@ import pytest
 
 from tests.vtab import prepared
 from vit_jax.errors import UserError
-from vit_jax.vtab import TASKS
+from vit_jax.vtab import TASKS, open_vtab
 from vit_jax.vtab.__main__ import main
 from vit_jax.vtab.manifest import make_manifest, read_manifest
 
@@ -63,14 +66,23 @@ def folder(made, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def theirs(folder, use):
-    """A manifest of it; made once."""
-    path = folder / "theirs.json"
-    use(folder)
-    if not path.exists():
+@pytest.fixture(scope="module")
+def written(folder):
+    """The command that writes a manifest of it: the file, and what was printed."""
+    path, printed = folder / "theirs.json", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("TFDS_DATA_DIR", str(folder))
+        patch.setenv("HOME", str(folder))
+        patch.delenv("VIT_JAX_DATA", raising=False)
         assert main(["manifest", f"--out={path}"]) == 0
-    return path
+    return path, printed.getvalue()
+
+
+@pytest.fixture
+def theirs(written, use, folder):
+    """A manifest of the data set, which lies here too."""
+    use(folder)
+    return written[0]
 
 
 @pytest.fixture
@@ -97,10 +109,28 @@ def rewritten(path, tmp_path, change):
     return copy
 
 
-def test_manifest_is_of_all_tasks_that_are_prepared(folder, use, tmp_path, capsys):
-    use(folder)
-    assert main(["manifest", f"--out={tmp_path / 'new.json'}"]) == 0
-    content = read_manifest(tmp_path / "new.json")
+def with_other_pixels(*numbers):
+    """Changes what a manifest says of some examples' pixels, and its digest, as if they were others."""
+
+    def change(content):
+        for entry in content["tasks"].values():
+            for number in numbers:
+                entry["pixels"][number] = f"{number:016x}"
+            entry["digest"] = digest_of(entry)
+        return content
+
+    return change
+
+
+def digest_of(entry):
+    """The digest over all examples: a line for each with the digest of its pixels and its label."""
+    lines = [f"{pixels} {label}\n" for pixels, label in zip(entry["pixels"], entry["labels"], strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def test_manifest_is_of_all_tasks_that_are_prepared(written):
+    path, printed = written
+    content = read_manifest(path)
     assert list(content["tasks"]) == ["dsprites_location", "dsprites_orientation"]
     assert "OpenCV" in content["decoder"]
     location, orientation = content["tasks"].values()
@@ -109,21 +139,32 @@ def test_manifest_is_of_all_tasks_that_are_prepared(folder, use, tmp_path, capsy
     assert orientation["labels"][:5] == [0, 0, 0, 1, 1]
     assert location["pixels"] == orientation["pixels"]
     assert len(set(location["pixels"])) == 1000
-    printed = capsys.readouterr().out
     assert f"dsprites_location     {location['digest'][:16]}  dsprites:2.0.0" in printed
     assert "2 of 19 tasks in" in printed
 
 
-def test_same_examples_in_other_files_and_other_compression_have_the_same_digests(
-    theirs, ours, made, features, tmp_path, capsys
-):
-    uncompressed = [example(features, number, compression=0) for number in range(1000)]
-    assert all(len(a) != len(b) for a, b in zip(made, uncompressed, strict=True))
-    ours(uncompressed, first=300)
-    assert main(["manifest", f"--out={tmp_path / 'ours.json'}"]) == 0
-    assert (tmp_path / "ours.json").read_bytes() == theirs.read_bytes()
-    assert main(["check", str(theirs)]) == 0
-    assert "2 of 2 tasks have the same thousand examples" in capsys.readouterr().out
+def test_label_of_location_is_where_the_sprite_is(folder, use):
+    use(folder)
+    source = open_vtab("dsprites_location", "train800val200")
+    for number in range(0, 1000, 37):  # each sprite is in one of 32 places of two columns, two places to a class
+        columns = np.flatnonzero(source[number]["image"].any(axis=(0, 2)))
+        assert {column // 4 for column in columns} == {source[number]["label"]}
+
+
+def test_digests_are_of_shape_pixels_and_labels_and_so_the_same_on_all_machines(written):
+    entry = read_manifest(written[0])["tasks"]["dsprites_location"]
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[62:, 14:16] = 255 * SPRITE[..., None]  # number 999 is at x = 7, y = 31
+    assert entry["pixels"][999] == hashlib.sha256(b"(64, 64, 3) " + pixels.tobytes()).hexdigest()[:16]
+    assert entry["digest"] == digest_of(entry)
+
+
+def test_same_examples_in_other_files_and_other_compression_have_the_same_digests(theirs, ours, made, features, capsys):
+    others = [example(features, number, compression=0) for number in range(20)]
+    assert all(len(a) != len(b) for a, b in zip(made, others, strict=False))
+    ours([*others, *made[20:]], first=300)
+    assert main(["check", str(theirs), "--tasks=dsprites_location"]) == 0
+    assert "1 of 1 tasks have the same thousand examples" in capsys.readouterr().out
 
 
 def test_examples_with_another_label_or_pixel_are_named(theirs, ours, made, features, capsys):
@@ -139,27 +180,33 @@ def test_examples_with_another_label_or_pixel_are_named(theirs, ours, made, feat
     ]
 
 
-def test_other_order_is_told_from_other_examples(theirs, ours, made, capsys):
-    ours([made[1], made[0], *made[2:]])
-    assert main(["check", str(theirs)]) == 1
+def test_other_order_is_told_from_other_examples(theirs, tmp_path, capsys):
+    def swap(content):
+        for entry in content["tasks"].values():
+            for values in (entry["pixels"], entry["labels"]):
+                values[0], values[1] = values[1], values[0]
+            entry["digest"] = digest_of(entry)
+        return content
+
+    assert main(["check", str(theirs), str(rewritten(theirs, tmp_path, swap))]) == 1
     assert "dsprites_location: the same examples in another order\n" in capsys.readouterr().out
 
 
-def test_only_the_first_examples_that_differ_are_named(theirs, ours, made, features, capsys):
-    ours([*made[:10], *(example(features, number, corner=1) for number in range(10, 1000))])
-    assert main(["check", str(theirs), "--tasks=dsprites_location"]) == 1
+def test_only_the_first_examples_that_differ_are_named(theirs, tmp_path, capsys):
+    ours = rewritten(theirs, tmp_path, with_other_pixels(*range(10, 1000)))
+    assert main(["check", str(theirs), str(ours), "--tasks=dsprites_location"]) == 1
     printed = capsys.readouterr().out
     assert "990 of 1,000 examples differ" in printed
     named = [line.split(":")[0].strip() for line in printed.splitlines() if line.startswith("  ")]
     assert named == [f"train800[{i}]" for i in (10, 11, 12, 13, 14)]
 
 
-def test_other_decoder_is_told_where_pixels_differ(theirs, ours, made, features, tmp_path, capsys):
+def test_other_decoder_is_told_where_pixels_differ(theirs, tmp_path, capsys):
     foreign = rewritten(theirs, tmp_path, lambda content: content | {"decoder": "TensorFlow 2.21"})
-    assert main(["check", str(foreign)]) == 0
+    assert main(["check", str(theirs), str(foreign)]) == 0
     assert "TensorFlow" not in capsys.readouterr().out
-    ours(with_changed(made, at_3=example(features, 3, corner=1)))
-    assert main(["check", str(foreign)]) == 1
+    foreign = rewritten(foreign, tmp_path, with_other_pixels(3))
+    assert main(["check", str(foreign), str(theirs)]) == 1
     assert "by TensorFlow 2.21 there, which alone may change a JPEG's pixels" in capsys.readouterr().out
 
 
@@ -167,6 +214,20 @@ def test_two_files_are_compared_without_the_data(theirs, use, tmp_path, capsys):
     use(tmp_path)
     assert main(["check", str(theirs), str(theirs)]) == 0
     assert "2 of 2 tasks" in capsys.readouterr().out
+
+
+def test_tasks_that_only_one_side_has_are_named(theirs, tmp_path, capsys):
+    def add(content):
+        content["tasks"]["dtd"] = content["tasks"].pop("dsprites_location")
+        return content
+
+    other = str(rewritten(theirs, tmp_path, add))
+    for pair in ([str(theirs), other], [other, str(theirs)], [other]):
+        assert main(["check", *pair]) == 0
+        printed = capsys.readouterr().out.splitlines()
+        assert printed[0].startswith("not compared, because not both have them: ")
+        assert "dtd" in printed[0]
+        assert printed[1] == "1 of 1 tasks have the same thousand examples in the same order"
 
 
 def test_manifest_that_was_changed_is_refused(theirs, tmp_path, capsys):
@@ -218,6 +279,12 @@ def test_manifest_of_nothing_says_how_to_get_data(tmp_path, use, capsys):
     assert main(["manifest", "--tasks=resisc45", f"--out={tmp_path / 'x.json'}"]) == 1
     assert "NWPU-RESISC45" in capsys.readouterr().err
     assert not (tmp_path / "x.json").exists()
+
+
+def test_manifest_without_a_folder_to_lie_in_is_refused_before_all_is_read(folder, use, capsys):
+    use(folder)
+    assert main(["manifest", "--tasks=resisc45", f"--out={folder / 'none' / 'x.json'}"]) == 1
+    assert f"there is no folder {folder / 'none'}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("pixels", [None, TASKS["dsprites_location"].pixels])

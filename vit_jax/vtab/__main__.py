@@ -77,6 +77,8 @@ def _choose(given: str | None) -> list[Task]:
 
 
 def _manifest(tasks: list[Task], out: pathlib.Path) -> int:
+    if not out.parent.is_dir():  # before all is read
+        raise UserError(f"cannot write {out}: there is no folder {out.parent}. Make it, or choose another --out.")
     manifest = make_manifest(tasks)
     write_manifest(manifest, out)
     for task, entry in manifest["tasks"].items():
@@ -91,7 +93,8 @@ def _check(args: argparse.Namespace) -> int:
         ours = read_manifest(args.ours)
     else:
         ours = make_manifest(task for task in _choose(args.tasks) if task.id in theirs["tasks"])
-    wanted = [get_task(name).id for name in args.tasks.split(",")] if args.tasks else list(TASKS)
+    every = dict.fromkeys([*theirs["tasks"], *ours["tasks"]])
+    wanted = [get_task(name).id for name in args.tasks.split(",")] if args.tasks else list(every)
     common = [task for task in wanted if task in ours["tasks"] and task in theirs["tasks"]]
     if not common:
         there, here = (", ".join(manifest["tasks"]) or "no task" for manifest in (theirs, ours))
@@ -103,6 +106,8 @@ def _check(args: argparse.Namespace) -> int:
         print(
             f"decoded by {ours['decoder']} here, by {theirs['decoder']} there, which alone may change a JPEG's pixels"
         )
+    if left := [task for task in wanted if task not in common]:
+        print(f"not compared, because not both have them: {', '.join(left)}")
     same = [task for task in common if ours["tasks"][task]["digest"] == theirs["tasks"][task]["digest"]]
     print(f"{len(same)} of {len(common)} tasks have the same thousand examples in the same order")
     return 0 if len(same) == len(common) else 1

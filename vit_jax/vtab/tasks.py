@@ -37,7 +37,7 @@ class DataSet:
       splits: VTAB's splits, each as one of TFDS's, or as slices of them by number. "train", "validation" and "test"
         have all examples, "train800", "val200" and "train800val200" are those of VTAB-1k.
       by_hand: what to do where TFDS cannot download it alone, and what is particular about it.
-      manual: whether TFDS always wants a folder with what was fetched by hand.
+      manual: whether it takes a folder with what was fetched by hand, because TFDS cannot download it.
     """
 
     name: str
@@ -116,8 +116,8 @@ _CALTECH101 = DataSet(
     {"train": (3060,), "test": (6084,)},
     carved(3060, 90),
     # caltech101_dataset_builder.py of TFDS, issue 4001 of tensorflow/datasets
-    "It moved to data.caltech.edu, which TFDS knows from version 3.0.2 of the data set on. The 30 images of a class "
-    "for training are drawn from a listing of its folder, whose order is the file system's: compare manifests.",
+    "It moved to data.caltech.edu, which TFDS knows from version 3.0.2 of the data set on. The 30 images of each class "
+    "for training are drawn from listings of folders, whose order is the file system's: compare manifests.",
 )
 _CIFAR100 = DataSet("cifar100", ("3.*.*",), {"train": (50_000,), "test": (10_000,)}, carved(50_000, 90))
 _DTD = DataSet("dtd", ("3.*.*",), {"train": (1880,), "validation": (1880,), "test": (1880,)}, _OWN)
@@ -137,10 +137,13 @@ _SUN397 = DataSet(
     # sun397_dataset_builder.py leaves an image out that cannot be decoded; it is number 66,481 of train.
     {"train": (76_128, 76_127), "validation": (10_875,), "test": (21_750,)},
     _OWN,
-    # issue 4807 of tensorflow/datasets
-    "36 GiB from Princeton, where others have met a NonMatchingChecksumError. A SUN397.tar.gz fetched in another way "
-    "is taken from the folder passed as --manual_dir=<folder>. Images are resized and encoded anew by OpenCV, so that "
+    # issue 9348 of pytorch/vision, issue 9 of Tianfu18/diff-feats-pose; sun397_dataset_builder.py, checksums.tsv
+    "It cannot be downloaded any more: its address at Princeton and a copy at MIT have answered 404 since 2025. Put "
+    "SUN397.tar.gz (39,077,296,924 bytes; some have pointed to https://opendatalab.com/OpenDataLab/SUN397) and "
+    "Partitions.zip (18,293,705 bytes; wanted, though not used) of its site into a folder and pass "
+    "--manual_dir=<that folder>; TFDS compares their checksums. Images are resized and encoded anew by OpenCV, so that "
     "pixels may depend on its version: compare manifests.",
+    manual=True,
 )
 _SVHN = DataSet("svhn_cropped", ("3.*.*",), {"train": (73_257,), "test": (26_032,)}, carved(73_257, 90))
 _CAMELYON = DataSet(
@@ -203,6 +206,9 @@ _SMALLNORB = DataSet(
     {"train": (24_300,), "test": (24_300,)},
     # Validation examples are half of test: other toys than in train.
     {**splits_of("train", "test", 0, "test[12150:]"), "validation": "test[:12150]"},
+    # issue 5336 of tensorflow/datasets
+    "Its server, cs.nyu.edu, has been out of reach at times. Its six files *.mat.gz, fetched in another way, are taken "
+    "from the folder passed as --manual_dir=<folder>, if their checksums are those of the first.",
 )
 
 TASKS: dict[str, Task] = {
