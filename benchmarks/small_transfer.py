@@ -26,6 +26,8 @@ import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 
+from matplotlib.figure import Figure
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SEEDS = (0, 1, 2)
 SHOTS = (1, 5, 10, 25)
@@ -193,34 +195,66 @@ class Study:
                 found.append(content.get("metrics", content)[name])
         return found
 
+    def upstream_accuracies(self, network: Network) -> list[float]:
+        """Of the pre-trained networks, on the classes that they were trained on."""
+        folders = [self.upstream(network.name, seed) for seed in SEEDS]
+        return self.accuracies(folders, "summary.json", "test/accuracy")
+
+    def fewshot_accuracies(self, network: Network, shots: int, *, pretrained: bool) -> list[float]:
+        """Of linear classifiers on the other classes."""
+        folders = [self.fewshot(network.name, seed, pretrained=pretrained) for seed in SEEDS]
+        return self.accuracies(folders, "evaluation.json", f"fewshot/downstream.zip/pre_logits/{shots}shot")
+
+    def final_accuracies(self, arm: Arm) -> list[float]:
+        """Of the fine-tuned networks on the other classes."""
+        folders = [self.final(arm, seed) for seed in SEEDS]
+        return self.accuracies(folders, "summary.json", "test/accuracy")
+
     def tables(self) -> Iterator[tuple[str, str]]:
         """Names and contents of the tables of docs/results.md."""
-        rows = [
-            [
-                network.title,
-                _show(
-                    self.accuracies(
-                        [self.upstream(network.name, seed) for seed in SEEDS], "summary.json", "test/accuracy"
-                    )
-                ),
-            ]
-            for network in NETWORKS
-        ]
+        rows = [[network.title, _show(self.upstream_accuracies(network))] for network in NETWORKS]
         yield "upstream", _table(["pre-trained on five classes", "accuracy on these"], rows)
         rows = []
         for network in NETWORKS:
             for pretrained in (True, False):
-                folders = [self.fewshot(network.name, seed, pretrained=pretrained) for seed in SEEDS]
                 title = network.title if pretrained else f"{network.title}, not trained"
-                names = [f"fewshot/downstream.zip/pre_logits/{shots}shot" for shots in SHOTS]
-                rows.append([title, *(_show(self.accuracies(folders, "evaluation.json", name)) for name in names)])
+                cells = [_show(self.fewshot_accuracies(network, shots, pretrained=pretrained)) for shots in SHOTS]
+                rows.append([title, *cells])
         yield "fewshot", _table(["representation", *(f"{shots}-shot" for shots in SHOTS)], rows)
         rows = []
         for arm in ARMS:
-            folders = [self.final(arm, seed) for seed in SEEDS]
             rate = f"{self.learning_rate(arm):g}" if (self.choice(arm) / "sweep.json").exists() else ""
-            rows.append([arm.title, rate, _show(self.accuracies(folders, "summary.json", "test/accuracy"))])
+            rows.append([arm.title, rate, _show(self.final_accuracies(arm))])
         yield "finetune", _table(["fine-tuned on 2,000 images of the other five", "learning rate", "accuracy"], rows)
+
+    def picture(self) -> Figure:
+        """Few-shot accuracy by shots, and the accuracy of each fine-tuned network."""
+        figure = Figure(figsize=(11, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for index, network in enumerate(NETWORKS):
+            for pretrained, line in ((True, "-o"), (False, "--o")):
+                found = {shots: self.fewshot_accuracies(network, shots, pretrained=pretrained) for shots in SHOTS}
+                found = {shots: values for shots, values in found.items() if values}
+                means = [100 * statistics.fmean(values) for values in found.values()]
+                title = network.title if pretrained else f"{network.title}, not trained"
+                left.plot(list(found), means, line, color=f"C{index}", label=title, markersize=4)
+        left.set(title="Linear classifiers in closed form", xlabel="images of a class", ylabel="accuracy, %")
+        left.set_xscale("log")
+        left.set_xticks(SHOTS, [str(shots) for shots in SHOTS])
+        left.minorticks_off()
+        left.grid(alpha=0.3)
+        left.legend(fontsize=8)
+        for row, arm in enumerate(ARMS):
+            values = [100 * value for value in self.final_accuracies(arm)]
+            color = f"C{[network.name for network in NETWORKS].index(arm.network)}"
+            right.plot(values, [row] * len(values), "o", color=color, markersize=5, alpha=0.7)
+            if values:
+                right.plot([statistics.fmean(values)] * 2, [row - 0.3, row + 0.3], color=color)
+        right.set(title="Fine-tuned: three networks, and their mean", xlabel="accuracy, %")
+        right.set_yticks(range(len(ARMS)), [arm.title for arm in ARMS])
+        right.invert_yaxis()
+        right.grid(alpha=0.3)
+        return figure
 
 
 def _show(values: Sequence[float]) -> str:
@@ -241,7 +275,7 @@ def main() -> int:
     parser.add_argument("--data", type=pathlib.Path, help="zip file of CIFAR-10's images")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of all runs")
     parser.add_argument("--only", default="", help="only runs whose folder has this in its name")
-    parser.add_argument("--report", action="store_true", help="run nothing, write the tables into --docs")
+    parser.add_argument("--report", action="store_true", help="run nothing, write tables and picture into --docs")
     parser.add_argument("--docs", type=pathlib.Path, default=pathlib.Path("docs"))
     arguments = parser.parse_args()
     study = Study(arguments.out.absolute(), arguments.only)
@@ -254,6 +288,7 @@ def main() -> int:
             _, _, after = rest.partition(end)
             text = f"{before}{begin}\n\n{table}\n\n{end}{after}"
         page.write_text(text)
+        study.picture().savefig(arguments.docs / "images" / "results.png", dpi=110)
         return 0
     if arguments.data is None:
         parser.error("--data is missing: the zip file of CIFAR-10's images.")
