@@ -7,6 +7,7 @@ In a bucket, where folders cannot be renamed, Orbax writes in place and an objec
 a folder is no checkpoint.
 """
 
+import contextlib
 import errno
 import functools
 import logging
@@ -14,13 +15,14 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -373,6 +375,19 @@ def _rename(source: AnyPath, target: AnyPath) -> None:
     files.rm(str(source), recursive=True)
 
 
+@contextlib.contextmanager
+def _open_for_reading(directory: AnyPath) -> Iterator[ocp.CheckpointManager]:
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns, three times, that it will not write
+    try:
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        manager = ocp.CheckpointManager(_absolute(directory), options=options, item_names=("tree", "extra"))
+    finally:
+        absl_logging.set_verbosity(verbosity)
+    with manager:
+        yield manager
+
+
 def read_parameters(directory: AnyPath) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
     """Reads the newest checkpoint's parameters, such as those of `<workdir>/best`, and changes nothing there.
 
@@ -388,8 +403,7 @@ def read_parameters(directory: AnyPath) -> tuple[int, dict[str, Any], dict[str, 
     """
     if not directory.is_dir():
         return None
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(_absolute(directory), options=options, item_names=("tree", "extra")) as manager:
+    with _open_for_reading(directory) as manager:
         step = manager.latest_step()
         if step is None:
             return None
