@@ -2,15 +2,18 @@
 
 import contextlib
 import json
+import re
 
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from tests.data.test_sources import write_image
 from vit_jax import experiment, overview
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
 from vit_jax.train_step import init_train_state
+from vit_jax.workdir import flatten
 
 
 def digits_config(**changes):
@@ -96,6 +99,7 @@ def test_real_labels_replace_those_of_the_validation_split(tmp_path):
         ({"data.train_split": "train[:0%]"}, r"split 'train\[:0%\]' of digits is empty"),
         ({"steps": None}, "set one of epochs, steps and images"),
         ({"steps": 0}, "0 steps long"),
+        ({"optimizer.layer_decay": 0.0}, "optimizer.layer_decay must be more than 0 and at most 1"),
         ({"optimizer.warmup_steps": 2}, "warmup_steps 2 must be less than"),
         ({"log_every_steps": 0}, "log_every_steps must be at least 1"),
         ({"checkpoint.keep": 0}, "checkpoint.keep must be at least 1"),
@@ -118,6 +122,20 @@ def test_real_labels_replace_those_of_the_validation_split(tmp_path):
 def test_mistake_in_a_config_is_one_clear_error(changes, message):
     with pytest.raises(UserError, match=message):
         experiment.build(digits_config(**changes))
+
+
+def test_learning_rates_of_layers_decay_as_the_config_says():
+    config = digits_config(**{"optimizer.layer_decay": 0.5, "optimizer.name": "sgd", "optimizer.learning_rate": 0.1})
+    optimizer = experiment.build(config).optimizer
+    params = {name: {"kernel": np.ones(2, np.float32)} for name in ("embedding", "head")}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["embedding"]["kernel"], 0.5 * updates["head"]["kernel"])
+
+
+def test_every_field_of_a_config_is_read():
+    code = "".join((ROOT / "vit_jax" / f"{name}.py").read_text() for name in ("experiment", "train", "evaluate"))
+    names = [name for name in flatten(base_config().to_dict()) if not name.startswith(("model.", "variants."))]
+    assert [name for name in names if not re.search(rf"\.{name.split('.')[-1]}\b", code)] == []
 
 
 def test_splits_with_different_classes_are_refused(tmp_path):

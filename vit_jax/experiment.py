@@ -129,12 +129,16 @@ def build(
         logger.warning("%s", error)
         train_source, eval_source = None, None
     num_train_images = len(train_source) if train_source else config.data.expected_train_images
-    num_classes = _num_classes(config, train_source, spec)
+    if spec and config.keep_head:
+        num_classes = _kept_classes(config, config.weights, spec, train_source, "Set keep_head=False, for a new head")
+    else:
+        num_classes = _num_classes(config, train_source)
     model_fields = _model_fields(config, num_classes, spec)
     model = create_model(**model_fields)
     initial_params, report = None, None
     if weights:
-        _check_classes(config, weights, train_source)
+        if config.keep_head:
+            _check_class_names(weights, train_source, "Set keep_head=False, for a new head")
         initial_params, report = transfer(
             weights,
             model,
@@ -392,7 +396,7 @@ class EvaluationOnly:
 
     Attributes:
       mesh: the devices.
-      model_name: such as "ViT-B/16".
+      model_fields: what `create_model` was given.
       params: on the host.
       abstract_params: their shapes, dtypes and shardings.
       description: of the weights, a line.
@@ -400,7 +404,7 @@ class EvaluationOnly:
     """
 
     mesh: Mesh
-    model_name: str
+    model_fields: dict[str, Any]
     params: Any
     abstract_params: Any
     description: str
@@ -422,15 +426,13 @@ def build_evaluation(config: ConfigDict, place: str) -> EvaluationOnly:
     partitioning.check_batch_size(config.eval_batch_size or config.batch_size, mesh, field="eval_batch_size")
     weights = load_weights(place, model=config.model.name)
     eval_source = None
+    num_classes = weights.spec.num_classes
     if config.data.eval_split is not None:
         eval_source = _open_eval_source(config.data)
-    with_head = ConfigDict({**config, "keep_head": True, "weights": place}, type_safe=False)
-    num_classes = weights.spec.num_classes
-    if eval_source is not None:
-        if num_classes == 0:
-            raise UserError(f"{place} has no head to classify with; set data.eval_split=None, or fine-tune it first.")
-        num_classes = _num_classes(with_head, eval_source, weights.spec)
-        _check_classes(with_head, weights, eval_source)
+        remedy = "Fine-tune it first, or set data.eval_split=None"
+        num_classes = _kept_classes(config, place, weights.spec, eval_source, remedy)
+        _check_class_names(weights, eval_source, remedy)
+    with_head = ConfigDict({**config, "keep_head": True}, type_safe=False)
     model_fields = _model_fields(with_head, num_classes, weights.spec)
     model = create_model(**model_fields)
     params, _ = transfer(weights, model, config.data.image_size, keep_head=True, keep_pre_logits=True)
@@ -439,7 +441,7 @@ def build_evaluation(config: ConfigDict, place: str) -> EvaluationOnly:
     shardings = partitioning.state_shardings(shapes, mesh, specs)
     return EvaluationOnly(
         mesh=mesh,
-        model_name=model_fields["name"],
+        model_fields=model_fields,
         params=params,
         abstract_params=partitioning.with_sharding(shapes, shardings),
         description=str(weights.spec),
@@ -490,6 +492,7 @@ def check_fields(config: ConfigDict) -> None:
         ["data.num_workers", "data.max_bad_records", "data.randaugment_layers"], lambda value: value >= 0, "at least 0"
     )
     check(["data.crop_min_area"], lambda value: 0 < value <= 1, "more than 0 and at most 1")
+    check(["optimizer.layer_decay"], lambda value: 0 < value <= 1, "more than 0 and at most 1, or None for none")
     check(["optimizer.clip_norm"], lambda value: value > 0, "more than 0, or None for no clipping")
     check(_DTYPES, ("float32", "bfloat16", "float16").__contains__, "'float32', 'bfloat16' or 'float16'")
     if config.rng not in RNGS:
@@ -603,33 +606,47 @@ def _find_weights(config: ConfigDict, *, allow_missing: bool) -> tuple[ModelSpec
     return weights.spec, weights
 
 
-def _num_classes(config: ConfigDict, train_source: Source | None, spec: ModelSpec | None) -> int:
+def _num_classes(config: ConfigDict, train_source: Source | None) -> int:
+    """Width of a new head."""
     known = train_source.num_classes if train_source else None
-    of_the_head = spec.num_classes if spec and config.keep_head else None
-    num_classes = config.model.num_classes or of_the_head or known
+    num_classes = config.model.num_classes or known
     if num_classes is None:
         why = f"{train_source.name} does not say how many classes it has" if train_source else "the data set is missing"
         raise UserError(f"{why}: set model.num_classes.")
-    if of_the_head is not None and num_classes != of_the_head:
-        raise UserError(f"the head of {config.weights} has {of_the_head} classes, but model.num_classes={num_classes}.")
     if known and num_classes < known:
-        remedy = (
-            "Set keep_head=False, to train a new head"
-            if of_the_head
-            else f"Leave model.num_classes out, or use at least {known}"
+        raise UserError(
+            f"model.num_classes {num_classes} is less than the data set's {known}. Leave it out, or use at least "
+            f"{known}."
         )
-        raise UserError(f"{num_classes} classes are less than the data set's {known}. {remedy}.")
     return num_classes
 
 
-def _check_classes(config: ConfigDict, weights: Weights, source: Source | None) -> None:
-    """Raises where the head of a run is kept for other classes than it was trained on."""
+def _kept_classes(config: ConfigDict, place: str, spec: ModelSpec, source: Source | None, remedy: str) -> int:
+    """Width of a head that is kept; raises where it is another than the data or the config want."""
+    kept, asked = spec.num_classes, config.model.num_classes
+    known = source.num_classes if source else None
+    if not kept:
+        raise UserError(f"{place} has no head to classify with. {remedy}.")
+    if asked and asked != kept:
+        raise UserError(f"the head of {place} has {kept} classes, but model.num_classes={asked}. {remedy}.")
+    if known and kept < known:
+        raise UserError(f"{kept} classes, of the head of {place}, are less than the data set's {known}. {remedy}.")
+    if known and kept > known and not asked:
+        raise UserError(
+            f"the head of {place} has {kept} classes, and the data set {known}, so they are hardly the same. {remedy}. "
+            f"If the data set's are the first of the head's, say so: --config.model.num_classes={kept}."
+        )
+    return kept
+
+
+def _check_class_names(weights: Weights, source: Source | None, remedy: str) -> None:
+    """Raises where a head is kept for other classes than it was trained on."""
     names = list(source.class_names or ()) if source else []
     its_names = list(weights.class_names or ()) if weights.format == "run" else []
-    if config.keep_head and names and its_names and names != its_names:
+    if names and its_names and names != its_names:
         raise UserError(
-            f"{config.weights} was trained on other classes ({', '.join(its_names[:3])}, ...) than those of the data "
-            f"({', '.join(names[:3])}, ...), so its head means something else. Set keep_head=False."
+            f"{weights.source} was trained on other classes ({', '.join(its_names[:3])}, ...) than those of the data "
+            f"({', '.join(names[:3])}, ...), so its head means something else. {remedy}."
         )
 
 
@@ -683,4 +700,5 @@ def _make_optimizer(fields: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
         eps=fields.eps,
         momentum=fields.momentum,
         momentum_dtype=fields.momentum_dtype,
+        layer_decay=fields.layer_decay,
     )

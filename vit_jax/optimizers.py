@@ -44,7 +44,8 @@ def make_schedule(
     if (name == "drops") != bool(drops) or not all(warmup_steps <= step < num_steps for step in drops):
         raise UserError(
             "optimizer.drop_at takes shares of the run, after the warm-up and below 1, such as (0.3, 0.6, 0.9), and "
-            f"belongs to the schedule 'drops'; got {tuple(drop_at)} with the schedule {name!r}."
+            f"belongs to the schedule 'drops'; got {tuple(drop_at)} with the schedule {name!r} in a run of {num_steps} "
+            "steps."
         )
     decay_steps = num_steps - warmup_steps
     decays = {
