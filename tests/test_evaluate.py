@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests import multiprocess
+from tests.data.test_sources import write_image
 from vit_jax.config import base_config
 from vit_jax.data.images import EvalTransform
 from vit_jax.data.sources import open_source
@@ -18,8 +19,7 @@ from vit_jax.train_step import normalize_images
 from vit_jax.weights import from_params, load, save
 
 
-@pytest.fixture
-def config():
+def of_digits():
     config = base_config()
     with config.ignore_type():
         config.model.name = None
@@ -28,6 +28,11 @@ def config():
     config.batch_size = 16
     config.eval_batch_size = 64
     return config
+
+
+@pytest.fixture
+def config():
+    return of_digits()
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +63,47 @@ def test_any_checkpoint_is_evaluated_with_its_own_head(config, weights, tmp_path
     written = json.loads((tmp_path / "evaluation.json").read_text())
     assert written["metrics"] == metrics
     assert (written["weights"], written["model"]) == (weights[2], "ViT-Ti/4")
+    assert written["model_fields"]["hidden_dim"] == 16
     assert f"{100 * metrics['test/accuracy']:.2f} %" in format_metrics(metrics)
 
 
-def test_a_run_is_evaluated_in_its_workdir_as_at_its_end(config, weights, tmp_path):
+@pytest.fixture(scope="module")
+def run(weights, tmp_path_factory):
+    config = of_digits()
     config.weights = weights[2]
     config.steps = 3
     config.checkpoint.keep_best = False
     config.polyak_decay = 0.9
-    summary = train(config, tmp_path / "run")
-    config.weights = None
-    metrics = evaluate(config, tmp_path / "run")["metrics"]
-    for name in ("test/accuracy", "test/loss", "test/examples"):
-        assert metrics[name] == pytest.approx(summary[name], rel=1e-6)
+    config.optimizer.learning_rate = 0.01
+    config.fewshot.datasets = ("digits",)
+    config.fewshot.shots = (1,)
+    config.fewshot.seeds = 1
+    config.fewshot.crop_from = 8
+    config.fewshot.every_steps = 2
+    path = tmp_path_factory.mktemp("runs") / "run"
+    train(config, path)
+    return config, path, [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_is_evaluated_in_its_workdir_as_at_its_end_by_the_command_that_trained_it(run):
+    config, path, rows = run
+    result = evaluate(config, path)
+    assert result["weights"] == str(path)
+    last = {name: value for row in rows if row["step"] == 3 for name, value in row.items()}
+    assert set(result["metrics"]) < set(last)
+    for name, value in result["metrics"].items():
+        assert value == pytest.approx(last[name], rel=1e-6)
+    assert result["model_fields"] == json.loads((path / "model.json").read_text())
+
+
+def test_other_weights_are_not_taken_for_those_of_the_run_in_a_workdir(run, config):
+    config.weights = "augreg_ti16_i21k"
+    with pytest.raises(UserError, match=r"is the workdir of a run, and weights are augreg_ti16_i21k"):
+        evaluate(config, run[1])
+
+
+def test_few_shot_accuracies_are_measured_along_a_run(run):
+    assert [row["step"] for row in run[2] if "fewshot/digits/pre_logits/1shot" in row] == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -89,6 +122,18 @@ def test_what_cannot_be_evaluated_is_told(config, weights, changes, message):
         config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
         evaluate(config)
+
+
+def test_head_for_other_classes_is_told(config, weights, tmp_path):
+    for name in "abc":
+        write_image(tmp_path / "test" / name / "1.jpg", 1)
+    config.data.dataset, config.weights = str(tmp_path), weights[2]
+    with pytest.raises(
+        UserError, match=r"has 10 classes, and the data set 3.*Fine-tune it first.*model.num_classes=10"
+    ):
+        evaluate(config)
+    config.model.num_classes = 10  # of which these are the first three
+    assert evaluate(config)["metrics"]["test/examples"] == 3
 
 
 def test_weights_without_a_head_are_told(config, weights, tmp_path):
@@ -111,33 +156,32 @@ def test_few_shot_accuracies_are_an_evaluation_like_others(config, weights, tmp_
     assert 0.2 < metrics["fewshot/digits/pre_logits/1shot"] < metrics["fewshot/digits/pre_logits/10shot"] < 1
 
 
-def test_few_shot_accuracies_are_measured_along_a_run(config, weights, tmp_path):
+@pytest.fixture(scope="module")
+def all_at_once(weights):
+    """What is measured of all digits in one batch."""
+    config = of_digits()
     config.weights = weights[2]
-    config.data.eval_split = None
+    config.data.eval_split = "all"
+    config.eval_batch_size = 1800
     config.fewshot.datasets = ("digits",)
-    config.fewshot.shots = (1,)
-    config.fewshot.seeds = 1
-    config.fewshot.every_steps = 2
-    config.steps = 3
-    train(config, tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "fewshot/digits/pre_logits/1shot" in row] == [2, 3]
+    config.fewshot.shots = (5,)
+    config.fewshot.crop_from = 8
+    metrics = evaluate(config)["metrics"]
+    assert metrics["all/examples"] == 1797
+    return metrics
 
 
-@pytest.mark.parametrize("batch_size", [16, 104, 2000])
-def test_every_example_counts_once_whatever_the_batch_size(config, weights, batch_size):
+@pytest.mark.parametrize("batch_size", [16, 104])
+def test_every_example_counts_once_whatever_the_batch_size(config, weights, all_at_once, batch_size):
     config.weights = weights[2]
     config.data.eval_split = "all"
     config.eval_batch_size = batch_size
     metrics = evaluate(config)["metrics"]
-    assert metrics["all/examples"] == 1797
-    config.eval_batch_size = 1800  # all at once
-    expected = evaluate(config)["metrics"]
-    assert metrics["all/accuracy"] == expected["all/accuracy"]
-    assert metrics["all/top5_accuracy"] == expected["all/top5_accuracy"]
+    for name in ("all/examples", "all/accuracy", "all/top5_accuracy"):
+        assert metrics[name] == all_at_once[name]
 
 
-def test_several_processes_count_the_same(config, weights, tmp_path, compilation_cache):
+def test_several_processes_count_the_same(weights, all_at_once, tmp_path, compilation_cache):
     arguments = [
         *("--config=configs/quickstart.py", "--mode=eval", f"--config.weights={weights[2]}"),
         *("--config.model.name=None", "--config.model.num_layers=None", "--config.model.hidden_dim=None"),
@@ -150,12 +194,5 @@ def test_several_processes_count_the_same(config, weights, tmp_path, compilation
         ended = processes.all_ended()
     assert [each.returncode for each in ended] == [0, 0, 0], ended
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())["metrics"]
-    config.weights = weights[2]
-    config.data.eval_split = "all"
-    config.fewshot.datasets = ("digits",)
-    config.fewshot.shots = (5,)
-    config.fewshot.crop_from = 8
-    expected = evaluate(config)["metrics"]
-    assert found["all/examples"] == 1797
-    for name in ("all/accuracy", "all/top5_accuracy", "fewshot/digits/pre_logits/5shot"):
-        assert found[name] == expected[name]
+    for name in ("all/examples", "all/accuracy", "all/top5_accuracy", "fewshot/digits/pre_logits/5shot"):
+        assert found[name] == all_at_once[name]

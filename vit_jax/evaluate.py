@@ -13,13 +13,14 @@ from vit_jax import distributed, partitioning
 from vit_jax import experiment as experiments
 from vit_jax.errors import UserError
 from vit_jax.train_step import TrainState, place_parameters
+from vit_jax.weights.files import read_json
 from vit_jax.workdir import AnyPath, write_atomically
 
 logger = logging.getLogger(__name__)
 
 
 def evaluate(config: ConfigDict, path: AnyPath | None = None) -> dict[str, Any]:
-    """Evaluates `config.weights`, or else the parameters of the run in a workdir.
+    """Evaluates the run in a workdir, if there is one, or else `config.weights`.
 
     With several processes (`distributed.initialize`) all must call it alike.
 
@@ -28,14 +29,13 @@ def evaluate(config: ConfigDict, path: AnyPath | None = None) -> dict[str, Any]:
       path: a workdir, for `evaluation.json`; None: nothing is written.
 
     Returns:
-      "weights", "model", "image_size", "parameters", and by name the "metrics".
+      "weights", "model", "model_fields" (as in a run's model.json), "image_size", "parameters", "time", "devices", and
+      by name the "metrics".
 
     Raises:
       UserError: something the user can mend.
     """
-    place = config.weights or (str(path) if path else None)
-    if place is None:
-        raise UserError("nothing to evaluate: set --config.weights to a checkpoint, or --workdir to that of a run.")
+    place = _what(config.weights, path)
     built = experiments.build_evaluation(config, place)
     if not built.evaluations:
         raise UserError(
@@ -52,7 +52,8 @@ def evaluate(config: ConfigDict, path: AnyPath | None = None) -> dict[str, Any]:
         metrics |= found
     result = {
         "weights": place,
-        "model": built.model_name,
+        "model": built.model_fields["name"],
+        "model_fields": built.model_fields,
         "image_size": config.data.image_size,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -63,6 +64,25 @@ def evaluate(config: ConfigDict, path: AnyPath | None = None) -> dict[str, Any]:
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / "evaluation.json", json.dumps(result | {"config": json.loads(config.to_json())}) + "\n")
     return result
+
+
+def _what(weights: str | None, path: AnyPath | None) -> str:
+    """The place of the parameters to evaluate.
+
+    The command that trained a run may be given again to evaluate it, although its weights are what the run began with.
+    """
+    if path is None or not (path / "starts.jsonl").is_file():
+        place = weights or (str(path) if path else None)
+        if place is None:
+            raise UserError("nothing to evaluate: set --config.weights to a checkpoint, or --workdir to that of a run.")
+        return place
+    began_with = read_json(path / "config.json").get("weights")
+    if weights is not None and weights != began_with and weights.rstrip("/") != str(path):
+        raise UserError(
+            f"{path} is the workdir of a run, and weights are {weights}. Pass --config.weights=None to evaluate the "
+            "run, or another --workdir to evaluate these weights."
+        )
+    return str(path)
 
 
 def format_metrics(metrics: dict[str, float]) -> str:

@@ -10,8 +10,8 @@ A config file may take arguments after a colon, and any of its fields can be set
 Look before you train: --dry_run prints the resolved config, the parameters, which of them weight decay touches, the
 learning rate along the run, how the state lies on the devices of this process, and what would be trained, and ends.
 
-Evaluate without training: --mode=eval measures --config.weights (a released checkpoint, a file, the workdir of a run),
-or else the run in --workdir, on all that the config evaluates.
+Evaluate without training: --mode=eval measures the run in --workdir, if there is one, or else --config.weights (a
+released checkpoint, a file, the workdir of a run), on all that the config evaluates.
 
 The same command in the same --workdir goes on where the last start ended, to the bit. SIGTERM or Ctrl-C save and end
 the run with status 143 or 130; mistakes end it with status 1 and one message. vit_jax/config.py lists all fields.
@@ -106,8 +106,9 @@ def _run(ledger: Ledger) -> int:
         logging.getLogger("vit_jax").setLevel(logging.WARNING)  # all say the same; one is enough
     if _MODE.value == "eval":
         result = evaluate(_CONFIG.value, parse(_WORKDIR.value) if _WORKDIR.value else None)
+        is_main_process = distributed.is_main_process()  # nobody is another one once all have parted
         distributed.shutdown()
-        if distributed.is_main_process():
+        if is_main_process:
             print(f"\n{format_metrics(result['metrics'])}\n")
         return 0
     workdir = parse(_WORKDIR.value or "")
