@@ -1,5 +1,7 @@
 """Runs that begin with weights (section 3.2 of the paper)."""
 
+import contextlib
+import itertools
 import json
 import shutil
 
@@ -8,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.data.test_sources import write_image
+from tests.test_train import compiled_once
+from vit_jax import checkpoints, overview
 from vit_jax import experiment as experiments
-from vit_jax import overview
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
@@ -35,8 +39,7 @@ def weights(tmp_path_factory):
     return str(path), params
 
 
-@pytest.fixture
-def config(weights):
+def fine_tuning(weights):
     config = base_config()
     config.weights = weights[0]
     with config.ignore_type():
@@ -53,6 +56,24 @@ def config(weights):
     config.optimizer.momentum_dtype = "bfloat16"
     config.optimizer.clip_norm = 1.0
     return config
+
+
+@pytest.fixture
+def config(weights):
+    return fine_tuning(weights)
+
+
+@pytest.fixture(scope="module")
+def run(weights, tmp_path_factory, compilation_cache):
+    """A run of four steps, with a checkpoint of the second as well, and its config."""
+    config = fine_tuning(weights)
+    config.polyak_decay = 0.5
+    config.checkpoint.every_steps = 2
+    config.checkpoint.keep_best = False
+    path = tmp_path_factory.mktemp("runs") / "run"
+    with compiled_once(compilation_cache):
+        train(config, path)
+        yield config, path
 
 
 def begin(config):
@@ -76,39 +97,61 @@ def test_fine_tuning_begins_with_a_head_of_zeros_and_interpolated_position_embed
     jax.tree.map(np.testing.assert_array_equal, state.average, state.params)
 
 
-def test_head_is_kept_where_asked_with_its_hidden_layer(config, weights):
+@pytest.mark.parametrize("num_classes", [None, 7])
+def test_head_is_kept_where_asked_with_its_hidden_layer(config, weights, tmp_path, num_classes):
+    for split, name in itertools.product(("train", "test"), "abcde" if num_classes else "abcdefg"):
+        write_image(tmp_path / split / name / "1.jpg", 1)
+    config.data.dataset = str(tmp_path)
     config.keep_head = True
-    config.model.num_classes = 7
-    config.data.dataset = "digits"
-    with pytest.raises(UserError, match=r"7 classes are less than the data set's 10\. Set keep_head=False"):
-        experiments.build(config)
+    config.model.num_classes = num_classes  # of which the data have the first
+    _, state = begin(config)
+    for part in ("head", "pre_logits"):
+        jax.tree.map(np.testing.assert_array_equal, state.params[part], weights[1][part])
 
 
-def test_weights_of_a_fine_tuned_run_say_what_its_model_is(config, weights, tmp_path):
-    config.polyak_decay = 0.5
-    config.checkpoint.keep_best = False
-    train(config, tmp_path / "run")
-    loaded = load(tmp_path / "run")
+def test_weights_of_a_fine_tuned_run_say_what_its_model_is(run):
+    config, path = run
+    loaded = load(path)
     assert (loaded.spec.name, loaded.spec.num_classes, loaded.spec.overrides["num_layers"]) == ("ViT-Ti/4", 10, 2)
     assert loaded.spec.image_size == (24, 24)
     again = base_config()
     again.update_from_flattened_dict(flatten(config.to_dict()))
-    again.weights = str(tmp_path / "run")
+    again.weights = str(path)
     again.keep_head = True
     _, state = begin(again)
-    with Checkpoints(tmp_path / "run" / "checkpoints", keep=1) as checkpoints:
-        _, last, _ = checkpoints.restore_latest(experiments.build(config).abstract_state)
+    with Checkpoints(path / "checkpoints", keep=1) as kept:
+        _, last, _ = kept.restore_latest(experiments.build(config).abstract_state)
     jax.tree.map(np.testing.assert_array_equal, state.params, jax.device_get(last.average))
 
 
-def test_linear_probe_moves_the_head_alone(config, weights, tmp_path):
+def test_attributes_of_a_runs_model_are_tuples_again(tmp_path, monkeypatch):
+    model = create_model("R26x1", num_classes=10, stages=(1,))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"])
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    monkeypatch.setattr(checkpoints, "read_parameters", lambda path: (1, params, {}))
+    config = base_config()
+    config.data.image_size = 16
+    (tmp_path / "starts.jsonl").touch()
+    (tmp_path / "config.json").write_text(config.to_json())
+    (tmp_path / "model.json").write_text(json.dumps({"name": "R26x1", "stages": [1], "num_classes": 10}))
+    assert load(tmp_path).spec.overrides == {"stages": (1,)}
+    assert load(tmp_path).spec.create() == model
+    config.weights = str(tmp_path)
+    with config.ignore_type():
+        config.model.name = None
+    config.steps = 1
+    assert experiments.build(config).model.stages == (1,)
+
+
+def test_linear_probe_moves_the_head_alone(config, weights):
     config.train_only = ("^head/",)
     config.model.pre_logits = True  # the representation of the paper's linear evaluation
-    train(config, tmp_path / "run")
-    built = experiments.build(config)
-    begun = jax.device_get(experiments.init_state(config, built)).params
-    with Checkpoints(tmp_path / "run" / "checkpoints", keep=1) as checkpoints:
-        _, state, _ = checkpoints.restore_latest(built.abstract_state)
+    built, begun = begin(config)
+    begun, state = begun.params, experiments.init_state(config, built)
+    step = experiments.make_step(config, built)
+    with contextlib.closing(experiments.make_train_batches(config, built)) as batches:
+        for _ in range(2):
+            state, _ = step(state, next(batches))
     ended = jax.device_get(state.params)
     assert np.any(ended["head"]["kernel"])
     jax.tree.map(np.testing.assert_array_equal, ended | {"head": 0}, begun | {"head": 0})
@@ -122,20 +165,20 @@ def test_dry_run_tells_what_becomes_of_the_weights(config):
     assert "new: head/bias, head/kernel" in text
 
 
-def test_fine_tuning_goes_on_to_the_bit_after_an_interruption(config, tmp_path):
-    train(config, tmp_path / "whole")
-    config.checkpoint.every_steps = 2
-    train(config, tmp_path / "parts")
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "4")
-    train(config, tmp_path / "parts")  # from the checkpoint of step 2
+def test_fine_tuning_goes_on_to_the_bit_after_an_interruption(run, tmp_path):
+    config, whole = run
+    parts = tmp_path / "parts"
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "4")
+    train(config, parts)  # from the checkpoint of step 2
     rows = {}
-    for name in ("whole", "parts"):
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        rows[name] = [
+    for path in (whole, parts):
+        lines = (path / "metrics.jsonl").read_text().splitlines()
+        rows[path] = [
             {key: value for key, value in json.loads(line).items() if not key.startswith("time/")} for line in lines
         ]
-    assert len((tmp_path / "parts" / "starts.jsonl").read_text().splitlines()) == 2
-    assert rows["parts"] == rows["whole"]
+    assert [json.loads(line)["step"] for line in (parts / "starts.jsonl").read_text().splitlines()] == [0, 2]
+    assert rows[parts] == rows[whole]
 
 
 @pytest.mark.parametrize(
@@ -149,6 +192,7 @@ def test_fine_tuning_goes_on_to_the_bit_after_an_interruption(config, tmp_path):
         ({"weights": None}, "set model.name"),
         ({"train_only": ("^neck/",)}, "found in no name"),
         ({"keep_head": True, "model.num_classes": 12}, "has 7 classes, but model.num_classes=12"),
+        ({"keep_head": True}, r"7 classes, of the head of \S+, are less than the data set's 10\. Set keep_head=False"),
     ],
 )
 def test_what_does_not_go_together_is_refused(config, changes, message):

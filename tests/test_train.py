@@ -1,5 +1,6 @@
 """The loop, called as from a notebook: what is left behind when something fails."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -18,14 +19,21 @@ from vit_jax.train import train
 STEPS = 12
 
 
-@pytest.fixture(autouse=True)
-def compiled_once(compilation_cache):
+@contextlib.contextmanager
+def compiled_once(folder):
+    """Keeps compiled programs in a folder, for runs that compile the same ones."""
     cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     yield
     jax.config.update("jax_compilation_cache_dir", None)
     cache.reset_cache()
+
+
+@pytest.fixture(autouse=True)
+def with_cache(compilation_cache):
+    with compiled_once(compilation_cache):
+        yield
 
 
 @pytest.fixture

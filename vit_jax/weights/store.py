@@ -183,7 +183,7 @@ def _load_file(
     format_name: str | None,
 ) -> Weights:
     facts = folders.read_facts(path) if path.is_dir() else Facts()
-    file = folders.model_file(path) if path.is_dir() else path
+    file = _file_in(path) if path.is_dir() else path
     arrays, description = read_arrays(file)
     layout = find_format(arrays, format_name)
     spec_given = _described_spec(description, file)
@@ -226,6 +226,13 @@ def _load_file(
     if names is not None and len(names) != spec.num_classes:
         raise UserError(f"{path}: {len(names)} class names for {spec.num_classes} logits.")
     return Weights(spec, ours, preprocessing, names, layout.name, notes=facts.notes + notes)
+
+
+def _file_in(folder: pathlib.Path) -> pathlib.Path:
+    try:
+        return folders.model_file(folder)
+    except UserError as error:
+        raise UserError(f"{error} Nor has it a starts.jsonl, as the workdir of a run has.") from error
 
 
 def _check_arrays(
@@ -279,9 +286,7 @@ def _described_spec(description: dict[str, Any], file: pathlib.Path) -> ModelSpe
     if not description:
         return None
     try:
-        overrides = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in description["overrides"].items()
-        }
+        overrides = _from_json(description["overrides"])
         size = description["image_size"]
         height_width = (int(size[0]), int(size[1])) if size else None
         num_classes = int(description["num_classes"])
@@ -296,6 +301,11 @@ def _described_spec(description: dict[str, Any], file: pathlib.Path) -> ModelSpe
             raise
         raise UserError(f"the description of {file} is damaged: {error!r}. Delete or mend it.") from error
     return spec
+
+
+def _from_json(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Attributes of a model as they were before JSON made lists of tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
 
 
 def _described_facts(description: dict[str, Any], spec: ModelSpec) -> Facts:
@@ -373,6 +383,8 @@ def _load_run(workdir: AnyPath) -> Weights:
     from vit_jax.data.sources import open_source
 
     config = read_json(workdir / "config.json")
+    if "data" not in config:
+        raise UserError(f"{workdir} is the workdir of a run, but config.json is missing or is not that of a run.")
     found = read_parameters(workdir / "best") or read_parameters(workdir / "checkpoints")
     if found is None:
         raise UserError(f"{workdir} has no parameters yet: no checkpoint was saved.")
@@ -381,8 +393,10 @@ def _load_run(workdir: AnyPath) -> Weights:
     # A config may leave to the weights it begins with what its model is.
     made = workdir / "model.json"
     model = read_json(made) if made.exists() else config["model"]
-    overrides = {name: value for name, value in model.items() if value is not None}
-    name = overrides.pop("name")
+    overrides = _from_json({name: value for name, value in model.items() if value is not None})
+    name = overrides.pop("name", None)
+    if name is None:
+        raise UserError(f"{workdir} does not say which model it trained: model.json is missing or damaged.")
     overrides.pop("num_classes", None)
     for plain in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "head_bias"):
         overrides.pop(plain, None)  # of training alone
