@@ -12,10 +12,11 @@ Takes     not measured on an accelerator
 Reaches   in the paper, pre-trained on ImageNet-21k, mean of three runs at 384 (table 5): ViT-B/16 CIFAR-10 98.95 %,
           CIFAR-100 91.67 %, ImageNet 83.97 %, Pets 94.43 %, Flowers 99.38 %. Not reproduced here
 Arguments dataset    imagenet2012, cifar10, cifar100, pets, flowers, tfds:<name>, or the path of a folder or zip file
+          train,test names of its splits, where they are not called so. A validation split chooses the learning rate
           weights    as --config.weights; none: from scratch
           model      where the weights do not tell it
           resolution in pixels; the paper: 384, and for table 2's ImageNet 512 (L/16) or 518 (H/14), with
-                     --config.polyak_decay=0.9999
+                     --config.polyak_decay=0.9999. Of 384 pixels H/14's patches cover 378: resolution=378
           stage      final (the default): train on all training images and evaluate on the test set; choose: hold a part
                      of them out to choose the learning rate on. The second command does both: it tries table 4's
                      learning rates, then trains three times with the best
@@ -40,10 +41,13 @@ from vit_jax.errors import UserError, unknown_name
 from vit_jax.protocols import STAGES, hyper_rule_schedule, transfer_task
 from vit_jax.sweeps import Sweep
 from vit_jax.weights import get_checkpoint, list_checkpoints
+from vit_jax.weights.files import read_json
 
 ONLY_FOR_RESNETS = 0.06  # of the learning rates on ImageNet: table 4's footnote
 ARGUMENTS = {
     "dataset": "cifar10",
+    "train": "",
+    "test": "",
     "weights": "vit_b16_i21k",
     "model": "",
     "resolution": 0,
@@ -65,7 +69,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         raise unknown_name("stage", argument.stage, STAGES)
     if argument.rule not in ("vit", "bit"):
         raise UserError(f"rule is vit or bit, got {argument.rule!r}.")
-    task = transfer_task(argument.dataset)
+    task = transfer_task(argument.dataset, train=argument.train, test=argument.test)
     steps = argument.steps or task.steps
     config = base_config()
 
@@ -98,7 +102,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.data.image_size = argument.resolution or (128 if task.small_images else 480)
         config.data.inception_crop = False
         config.data.random_crop_from = round(config.data.image_size * (160 / 128 if task.small_images else 512 / 480))
-        config.mixup_alpha = 0.0 if steps <= 500 else 0.1
+        config.mixup_alpha = 0.0 if task.steps <= 500 else 0.1
+        config.optimizer.momentum_dtype = "float32"
         config.optimizer.learning_rate = 0.003
         config.optimizer.schedule = "drops"
         config.optimizer.warmup_steps, config.optimizer.drop_at = hyper_rule_schedule(steps)
@@ -116,7 +121,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
 def get_sweep(argument: str | None = None) -> Sweep:
     """Table 4's learning rates on a held-out part of the training images, then three runs on all of them."""
     given = parse_config_string(argument, **ARGUMENTS)
-    task = transfer_task(given.dataset)
+    task = transfer_task(given.dataset, train=given.train, test=given.test)
     rates = task.learning_rates if given.rule == "vit" else (0.003,)
     if not _begins_with_resnet(given.model, given.weights):
         rates = tuple(rate for rate in rates if rate != ONLY_FOR_RESNETS)
@@ -139,4 +144,6 @@ def get_sweep(argument: str | None = None) -> Sweep:
 def _begins_with_resnet(model: str, weights: str) -> bool:
     if not model and weights in list_checkpoints():
         model = get_checkpoint(weights).model
+    elif not model:
+        model = read_json(pathlib.Path(weights) / "model.json").get("name", "")  # of a run
     return model.startswith("R")

@@ -73,26 +73,50 @@ def test_a_folder_of_classes_is_split_into_what_has_nothing_in_common(tmp_path):
     ("splits", "choose", "final"),
     [
         (("train", "test"), ("train[:90%]", "train[90%:]"), ("train", "test")),
+        (("train",), ("train[:80%]", "train[80%:90%]"), ("train[:90%]", "train[90%:]")),
         (("train", "val"), ("train[:90%]", "train[90%:]"), ("train", "val")),
         (("train", "val", "test"), ("train", "val"), ("train+val", "test")),
         (("training", "validation", "test"), ("training", "validation"), ("training+validation", "test")),
     ],
 )
 def test_splits_of_a_folder_are_found_by_their_usual_names(tmp_path, splits, choose, final):
-    folder = make_folder(tmp_path, *(f"{split}/{name}/1" for split in splits for name in ("cat", "dog")))
+    folder = make_folder(
+        tmp_path, *(f"{split}/{name}/{i}" for split in splits for name in ("cat", "dog") for i in "12345")
+    )
     assert transfer_task(folder).splits == {"choose": choose, "final": final}
+
+
+def test_splits_of_other_names_can_be_named(tmp_path):
+    folder = make_folder(
+        tmp_path, *(f"{split}/{name}/1" for split in ("fit", "held_out", "val") for name in ("cat", "dog"))
+    )
+    with pytest.raises(UserError, match=r"has the splits fit, held_out, val.*,train=fit,test=val"):
+        transfer_task(folder)
+    task = transfer_task(folder, train="fit", test="held_out")
+    assert task.splits == {"choose": ("fit", "val"), "final": ("fit+val", "held_out")}
+    with pytest.raises(UserError, match="name tfds:cifar10 to choose others"):
+        transfer_task("cifar10", train="fit")
 
 
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        (("train/cat/1", "train/dog/1"), "and none to test on"),
-        (("a/cat/1", "b/cat/1"), "none of them is called train or training"),
+        (("cat/1", "dog/1"), "has 2 images, too few to hold a tenth out"),
+        (("a/cat/1", "b/cat/1"), "None of them is called train or training; say which is to train on"),
+        (("train/cat/1", "extra/cat/1"), "None of them is called test or testing.*,train=train,test=extra"),
+        (("train/cat/1", "test/cat/1"), r"has a single class \(cat\)"),
+        ((), "has no folders; images should lie in"),
     ],
 )
 def test_a_folder_without_what_is_needed_is_told(tmp_path, places, message):
     with pytest.raises(UserError, match=message):
         transfer_task(make_folder(tmp_path, *places))
+
+
+def test_an_image_that_cannot_be_read_is_left_for_training_to_tell(tmp_path):
+    folder = make_folder(tmp_path, *(f"{name}/{i}" for name in ("cat", "dog") for i in range(5)))
+    (tmp_path / "cat" / "0.png").write_bytes(b"")
+    assert transfer_task(folder).small_images
 
 
 @pytest.mark.parametrize(("side", "small"), [(95, True), (96, False)])

@@ -1,17 +1,19 @@
 """What is trained on, for how long and evaluated on what when a model is transferred (table 4, section B.1.1)."""
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Mapping
 
-from vit_jax.data.images import decode
+from vit_jax.data.images import size_of
 from vit_jax.data.sources import Source, find_path, open_source
 from vit_jax.data.sources.folders import list_splits
-from vit_jax.data.sources.splits import ALL
 from vit_jax.data.sources.tfds import find_tfds, prepared_folder
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.published.paper import TABLE_4
 
 STAGES = ("final", "choose")
+FEWEST_TO_SPLIT = 10  # images, so that each part gets one
 SMALL_AREA = 96 * 96  # pixels; BiT-HyperRule takes smaller images to a lower resolution
 
 # Splits by the names people give them.
@@ -97,44 +99,54 @@ def held_out_percent(num_images: int) -> int:
     return 10 if num_images < 20_000 else 2 if num_images < 500_000 else 1
 
 
-def transfer_task(dataset: str) -> TransferTask:
+def transfer_task(dataset: str, *, train: str = "", test: str = "") -> TransferTask:
     """The task of a data set.
 
     Args:
       dataset: one of `TASKS`, "tfds:<name>", or the path of an image folder or zip file.
+      train: name of the split to train on; "": what is usual.
+      test: name of the split to test on; "": what is usual.
 
     Returns:
       Table 4's, or for other data sets the same protocol: its steps by the number of training images; a validation
       split chooses the learning rate where there is one beside a test split, otherwise a held-out part of the training
-      images does. Images without splits are split: a tenth to test on, a tenth to choose on.
+      images does. Images without splits, or of a single one, are split: a tenth to test on, a tenth to choose on.
 
     Raises:
-      UserError: there is no such data set, or one without anything to train on.
+      UserError: there is no such data set, or one without anything to train on, to test on or to tell apart.
     """
     if dataset in TASKS:
+        if train or test:
+            raise UserError(f"the splits of {dataset} are the paper's; name {TASKS[dataset].dataset} to choose others.")
         return TASKS[dataset]
     splits = _splits(dataset)
     if splits is None:
         if not dataset.startswith("tfds:") and "/" not in dataset and "." not in dataset:
             raise unknown_name("data set to transfer to (and no such folder)", dataset, TASKS)
         splits = ["train", "test"]  # an error says what is missing when the data are opened
-    if splits == [ALL]:
-        parts = {"choose": ("all[:80%]", "all[80%:90%]"), "final": ("all[:90%]", "all[90%:]")}
-        return _task(dataset, parts, ALL, _count(dataset, ALL), 0.9)
-    train = _find(splits, _TRAIN)
-    validation, test = _find(splits, _VALIDATION), _find(splits, _TEST)
-    if train is None:
+    if not splits:
+        raise UserError(f"{dataset} has no folders; images should lie in <class>/ or <split>/<class>/, e.g. cat/1.jpg.")
+    if len(splits) == 1 and not test:
+        whole = train or splits[0]
+        count = _count(dataset, whole)
+        if count is not None and count < FEWEST_TO_SPLIT:
+            raise UserError(
+                f"{dataset} has {count} images, too few to hold a tenth out to test on. Add some, at least "
+                f"{FEWEST_TO_SPLIT} in all, or divide them into folders train/<class>/ and test/<class>/."
+            )
+        choose, final = (f"{whole}[:80%]", f"{whole}[80%:90%]"), (f"{whole}[:90%]", f"{whole}[90%:]")
+        return _task(dataset, {"choose": choose, "final": final}, whole, count, 0.9)
+    found, validation = train or _find(splits, _TRAIN), _find(splits, _VALIDATION)
+    test = test or _find(splits, _TEST)
+    if not found or not (test or validation):
+        others = [split for split in splits if split != found]
         raise UserError(
-            f"{dataset} has the splits {', '.join(splits)}, and none of them is called {' or '.join(_TRAIN)}. Name the "
-            "splits yourself: --config.data.train_split=... --config.data.eval_split=..."
+            f"{dataset} has the splits {', '.join(splits)}. None of them is called "
+            f"{' or '.join(_TEST if found else _TRAIN)}; say which is to {'test' if found else 'train'} on, such as "
+            f"--config=...:dataset={dataset},train={found or others[0]},test={test or validation or others[-1]}"
         )
-    count = _count(dataset, train)
-    if test is None and validation is None:
-        raise UserError(
-            f"{dataset} has the splits {', '.join(splits)}, and none to test on. Add one, or put all classes right "
-            "into the folder: then a tenth of the images is held out."
-        )
-    if test is not None and validation is not None:
+    train, count = found, _count(dataset, found)
+    if test and validation and validation not in (train, test):
         both = count + (_count(dataset, validation) or 0) if count else None
         choose, final = (train, validation), (f"{train}+{validation}", test)
         return _task(dataset, {"choose": choose, "final": final}, train, both)
@@ -148,6 +160,10 @@ def _task(
     dataset: str, splits: Mapping[str, tuple[str, str]], train: str, count: int | None, share: float = 1.0
 ) -> TransferTask:
     """The task of a data set with so many images, of which a share is for the final training; `train` has some."""
+    source = open_source(dataset, train) if count is not None else None
+    if source and source.num_classes == 1:
+        names = ", ".join(source.class_names or ())
+        raise UserError(f"{dataset} has a single class ({names}), so there is nothing to tell apart. Add another.")
     return TransferTask(
         dataset=dataset,
         splits=splits,
@@ -155,19 +171,21 @@ def _task(
         num_classes=None,
         steps=hyper_rule_steps(round((count or 0) * share)),
         learning_rates=TABLE_4["Pets"].learning_rates,
-        small_images=count is not None and _is_small(open_source(dataset, train)),
+        small_images=source is not None and _is_small(source),
     )
 
 
 def _is_small(source: Source) -> bool:
-    """Whether the first image is."""
-    image = source[0]["image"]
-    height, width, _ = (decode(image) if isinstance(image, bytes) else image).shape
-    return height * width < SMALL_AREA
+    """Whether the first image is that can be read."""
+    for index in range(min(len(source), 100)):
+        with contextlib.suppress(UserError):  # training tells which cannot
+            image = source[index]["image"]
+            return math.prod(size_of(image) if isinstance(image, bytes) else image.shape[:2]) < SMALL_AREA
+    return False
 
 
-def _find(splits: list[str], names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if name in splits), None)
+def _find(splits: list[str], names: tuple[str, ...]) -> str:
+    return next((name for name in names if name in splits), "")
 
 
 def _splits(dataset: str) -> list[str] | None:
