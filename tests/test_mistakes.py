@@ -1,10 +1,13 @@
 import csv
+import json
+import shutil
 
 import numpy as np
 import pytest
 import sklearn.metrics
 from PIL import Image
 
+from tests.data.test_sources import write_image
 from vit_jax import mistakes
 from vit_jax.config import base_config
 from vit_jax.train import train
@@ -31,7 +34,8 @@ def run(tmp_path_factory):
     config.data.eval_split = "test"
     config.data.image_size = 8
     config.model.name = "ViT-Ti/4"
-    config.model.num_layers = 1
+    config.model.num_layers, config.model.hidden_dim, config.model.mlp_dim, config.model.num_heads = 1, 16, 16, 2
+    config.checkpoint.keep_best = False
     config.batch_size, config.eval_batch_size, config.steps = 32, 360, 3
     path = tmp_path_factory.mktemp("run") / "run"
     return path, train(config, path)
@@ -57,6 +61,18 @@ def test_a_run_gets_its_pictures_and_a_table_of_all_images(run, capsys):
 def test_wrong_arguments_are_told(run, capsys, arguments, message):
     assert mistakes.main([str(run[0]), *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_image_that_cannot_be_read_is_named(run, tmp_path, capsys):
+    for name in range(10):
+        write_image(tmp_path / "test" / str(name) / "1.jpg", 1)
+    (tmp_path / "test" / "7" / "1.jpg").write_bytes(b"nonsense")
+    shutil.copytree(run[0], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["data"]["dataset"] = str(tmp_path)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert mistakes.main([str(tmp_path / "run")]) == 1
+    assert f"cannot read {tmp_path}/test/7/1.jpg: not an image" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path, capsys):

@@ -19,10 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from absl import logging as absl_logging
 
 from vit_jax import partitioning
-from vit_jax.data.images import decode
-from vit_jax.data.sources import NO_LABEL, Source, open_source
+from vit_jax.data.images import ImageError, decode
+from vit_jax.data.sources import NO_LABEL, Example, Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.host import num_cpus
 from vit_jax.predict import Predictor
@@ -47,15 +48,24 @@ def predict_source(predictor: Predictor, source: Source) -> tuple[np.ndarray, np
 
     def read(index: int) -> np.ndarray:
         example = source[index]
-        image, label = example["image"], example["label"]
+        label = example["label"]
         labels[index] = label if isinstance(label, int | np.integer) else next(iter(label), NO_LABEL)
-        return predictor.preprocessing(decode(image) if isinstance(image, bytes) else image)
+        return _as_seen(predictor, source, index, example)
 
     with ThreadPoolExecutor(num_cpus()) as pool:
         for start in range(0, len(source), predictor.batch_size):
             indices = range(start, min(start + predictor.batch_size, len(source)))
             probabilities.append(predictor(np.stack(list(pool.map(read, indices)))))
     return np.concatenate(probabilities), labels
+
+
+def _as_seen(predictor: Predictor, source: Source, index: int, example: Example) -> np.ndarray:
+    """The image of an example as the model sees it."""
+    image = example["image"]
+    try:
+        return predictor.preprocessing(decode(image) if isinstance(image, bytes) else image)
+    except ImageError as error:
+        raise UserError(f"cannot read {source.where(index)}: {error}. Replace or remove the file.") from error
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
@@ -151,10 +161,7 @@ def write_mistakes(path: AnyPath, weights: Weights, source: Source, *, num_image
     write_atomically(path / "predictions.csv", table.getvalue())
 
     worst = worst_mistakes(probabilities, labels, num_images)
-    pictures = []
-    for index in worst:
-        image = source[int(index)]["image"]
-        pictures.append(predictor.preprocessing(decode(image) if isinstance(image, bytes) else image))
+    pictures = [_as_seen(predictor, source, index, source[index]) for index in map(int, worst)]
     titles = [
         f"{names[labels[index]]}\nsaid {names[predicted[index]]}, {100 * probabilities[index, predicted[index]]:.0f} %"
         for index in worst
@@ -184,6 +191,7 @@ def main(arguments: Sequence[str]) -> int:
         if split is None:
             raise UserError("the run evaluated nothing; name a split, such as --split=test.")
         partitioning.use_compilation_cache()
+        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of reading what it is told only to read
         source = open_source(data["dataset"], split, image_key=data["image_key"], label_key=data["label_key"])
         found = write_mistakes(path, load(path), source, num_images=args.images)
     except UserError as error:
