@@ -58,6 +58,10 @@ def test_settings_are_those_of_table_4():
     assert (optimizer.weight_decay, optimizer.clip_norm) == (0.0, 1.0)
 
 
+def test_last_parameters_count_not_those_that_are_best_on_the_test_set():
+    assert not PAGE.get_config("stage=final").checkpoint.keep_best
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_images_are_cropped_and_flipped_where_the_label_bears_it(name):
     data = PAGE.get_config(f"task={name}").data
