@@ -42,6 +42,11 @@ def constant(features):
     return features
 
 
+def mixed(features):
+    """Features of very different sizes."""
+    return features * 10.0 ** np.linspace(-6, 6, features.shape[1])
+
+
 CASES = {
     "more examples than features": (80, 12, 5, lambda x: x),
     "more features than examples": (30, 50, 5, lambda x: x),
@@ -51,6 +56,8 @@ CASES = {
     "constant features": (80, 12, 5, constant),
     "each example several times": (90, 40, 5, lambda x: x[np.arange(len(x)) % 10]),
     "all features zero": (20, 5, 4, np.zeros_like),
+    "large features": (80, 12, 5, lambda x: 1e6 * x),
+    "small features": (30, 50, 5, lambda x: 1e-6 * x),
 }
 FORMS = {
     "whitened": {},
@@ -70,9 +77,33 @@ def test_scores_are_those_of_a_plain_float64_solution(case, form):
     solution = solve_ridge(train, labels, num_classes=classes, **FORMS[form])
     for l2 in (0.1, 1.0, 2.0**10):
         expected = plain_scores(train, labels, classes, test, l2, **FORMS[form])
-        np.testing.assert_allclose(solution.scores(test, l2), expected, rtol=0, atol=1e-6)
+        tolerance = 1e-6 * np.abs(expected).max()
+        np.testing.assert_allclose(solution.scores(test, l2), expected, rtol=0, atol=tolerance)
         kernel, intercept = solution.weights(l2)
-        np.testing.assert_allclose(test @ kernel + intercept, expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(test @ kernel + intercept, expected, rtol=0, atol=tolerance)
+
+
+def test_whitened_scores_do_not_suffer_from_features_of_very_different_sizes():
+    train, labels = clusters(80, 12, 5, dtype=np.float64)
+    test, _ = clusters(200, 12, 5, seed=1, dtype=np.float64)
+    train, test = mixed(train), mixed(test)
+    expected = plain_scores(train, labels, 5, test, 1e-3)
+    np.testing.assert_allclose(solve_ridge(train, labels).scores(test, 1e-3), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("examples", [80, 9])
+@pytest.mark.parametrize("value", [0.0, 7.3])  # the mean of equal numbers such as 7.3 is another number
+def test_features_that_vary_in_test_examples_only_do_not_count(examples, value):
+    train, labels = clusters(examples, 12, 5, dtype=np.float64)
+    test, _ = clusters(200, 12, 5, seed=1, dtype=np.float64)
+    expected = solve_ridge(train, labels)
+    train = np.insert(train, [0, 3, 12], value, axis=1)
+    test = np.insert(test, [0, 3, 12], np.random.default_rng(0).standard_normal((200, 3)), axis=1)
+    found = solve_ridge(train, labels)
+    np.testing.assert_allclose(
+        found.scores(test, 1e-3), expected.scores(np.delete(test, [0, 4, 14], 1), 1e-3), atol=1e-9
+    )
+    assert not found.weights(1e-3)[0][[0, 4, 14]].any()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -45,7 +45,7 @@ class RidgeSolution:
 
     Attributes:
       mean: of the training features, float64 `[dim]`.
-      scale: 1 / (standard deviation + 1e-5), or ones without whitening, float64 `[dim]`.
+      scale: 1 / (standard deviation + 1e-5), 0 for a constant feature; ones without whitening; float64 `[dim]`.
       eigenvalues: of the Gram matrix, not negative, float64 `[rank]`; `rank` is the less of its two sizes.
       left: float64 `[dim, rank]`, `[dim + 1, rank]` with a constant feature but no whitening.
       right: float64 `[rank, num_classes]`.
@@ -156,8 +156,8 @@ def solve_ridge(
       features: of the training examples, `[examples, dim]`.
       labels: their classes, int `[examples]`.
       num_classes: number of classes, also of those without example; None: the highest label and one.
-      whiten: whether each feature is made to have mean 0 and standard deviation 1 over the training examples; a
-        constant feature then becomes 0.
+      whiten: whether each feature is made to have mean 0 and standard deviation 1 over the training examples; one that
+        is constant there becomes 0 in all examples.
       bias: value of the constant feature that is appended; 0: none is.
 
     Raises:
@@ -175,7 +175,10 @@ def solve_ridge(
     mean, scale = x.mean(axis=0), np.ones(dim)
     if whiten:
         x -= mean
-        scale = 1 / (np.sqrt(np.einsum("nd,nd->d", x, x) / examples) + EPSILON)
+        # A constant feature has no weight, but others than training examples may lie far from it in units of 1e-5, and
+        # what rounding left would count. (The mean of equal numbers need not be exact.)
+        is_constant = (features == features[0]).all(axis=0)
+        scale = np.where(is_constant, 0, 1 / (np.sqrt(np.einsum("nd,nd->d", x, x) / examples) + EPSILON))
         x *= scale
     elif bias:
         x = np.append(x, np.full((examples, 1), float(bias)), axis=1)
@@ -184,10 +187,9 @@ def solve_ridge(
     if examples >= x.shape[1]:
         eigenvalues, left = np.linalg.eigh(x.T @ x)
         # X^T Y, whose columns are twice the sum over a class less the sum over all examples.
-        order, there = np.argsort(labels, kind="stable"), np.flatnonzero(counts)
-        products = np.repeat(-x.sum(axis=0)[:, None], num_classes, axis=1)
-        products[:, there] += 2 * np.add.reduceat(x[order], np.cumsum(counts)[there] - counts[there], axis=0).T
-        right = left.T @ products
+        members = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+        sums = np.stack([x[rows].sum(axis=0) for rows in members])
+        right = left.T @ (2 * sums - sums.sum(axis=0)).T
         left_norms = np.ones(len(eigenvalues))
     else:
         eigenvalues, vectors = np.linalg.eigh(x @ x.T)
@@ -217,7 +219,8 @@ class _Ladder:
         # What is the same for all classes decides nothing.
         self._right = solution.right - solution.right.mean(axis=1, keepdims=True)
         intercepts = solution.intercepts(l2)
-        self._intercepts = intercepts - intercepts.mean(axis=1, keepdims=True)
+        # Not their mean: classes of as many examples have the same intercept, which must become 0 to be left out below.
+        self._intercepts = intercepts - (intercepts.min(axis=1) + intercepts.max(axis=1))[:, None] / 2
 
         # Squared lengths of the columns of `left`, and what rounding in the decomposition may add.
         slack = 16 * len(solution.eigenvalues) * np.finfo(np.float64).eps
