@@ -76,10 +76,12 @@ class FeatureExtractor:
           shardings: of the parameters; None: replicated.
 
         Raises:
-          UserError: the model has no such intermediate, or none is asked for.
+          UserError: the model has no such intermediate, or none is asked for, or one twice.
         """
-        if isinstance(representations, str) or not representations:
-            raise UserError(f"representations are one or more names, such as ('pre_logits',); got {representations!r}.")
+        if isinstance(representations, str) or not representations or len({*representations}) < len(representations):
+            raise UserError(
+                f"representations are one or more different names, such as ('pre_logits',); got {representations!r}."
+            )
         known = representation_shapes(model, image_size)
         for name in representations:
             if name not in known:

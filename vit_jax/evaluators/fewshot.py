@@ -7,8 +7,9 @@ evaluator (google-research/big_vision, evaluators/fewshot_lsr.py and configs/com
 
 import concurrent.futures
 import logging
+import numbers
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -237,23 +238,35 @@ def _mean_and_std(name: str, of_seeds: Sequence[float]) -> Iterator[tuple[str, f
         yield f"{name}_std", statistics.stdev(of_seeds)
 
 
-def _checked_shots(shots: Sequence[int]) -> tuple[int, ...]:
-    if not shots or any(k < 1 for k in shots) or len(set(shots)) != len(shots):
-        raise UserError(f"shots must be different numbers of at least 1, such as {SHOTS}; got {tuple(shots)}.")
-    return tuple(shots)
+def _checked_shots(shots: Any) -> tuple[int, ...]:
+    given = _numbers(shots, numbers.Integral)
+    if not given or min(given) < 1 or len(set(given)) != len(given):
+        raise UserError(f"shots must be different whole numbers of at least 1, such as {SHOTS} or (5,); got {shots!r}.")
+    return given
 
 
-def _checked_l2(l2: Sequence[float]) -> tuple[float, ...]:
-    if not l2 or any(not 0 < each < float("inf") for each in l2) or len({f"{each:g}" for each in l2}) != len(l2):
-        raise UserError(f"l2 must be different numbers of more than 0, such as ({L2:g},); got {tuple(l2)}.")
-    return tuple(float(each) for each in l2)
+def _checked_l2(l2: Any) -> tuple[float, ...]:
+    given = _numbers(l2, numbers.Real)
+    if (
+        not given
+        or any(not 0 < each < float("inf") for each in given)
+        or len({f"{each:g}" for each in given}) < len(given)
+    ):
+        raise UserError(f"l2 must be different numbers of more than 0, such as ({L2:g},); got {l2!r}.")
+    return tuple(float(each) for each in given)
 
 
-def _checked_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    given = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+def _checked_seeds(seeds: Any) -> tuple[int, ...]:
+    given = _numbers(range(seeds) if isinstance(seeds, int) else seeds, numbers.Integral)
     if not given or min(given) < 0 or len(set(given)) != len(given):
         raise UserError(f"seeds must be a number of at least 1, or different seeds of at least 0; got {seeds!r}.")
     return given
+
+
+def _numbers(values: Any, kind: type) -> tuple[Any, ...]:
+    """The values as a tuple; none if they are not all numbers of a kind."""
+    given = tuple(values) if isinstance(values, Iterable) else ()
+    return given if all(isinstance(each, kind) and not isinstance(each, bool) for each in given) else ()
 
 
 def _check_same_classes(pool: Source, other: Source) -> None:
@@ -289,7 +302,7 @@ def _check_counts(pool: Source, labels: np.ndarray, num_classes: int, shots: Seq
     fewest, where = int(counts.min()), f"of {pool.name}/{pool.split}"
     label = int(counts.argmin())
     if not fewest:
-        more = f", nor {np.sum(counts == 0) - 1} other classes" if np.sum(counts == 0) > 1 else ""
+        more = f", nor have {np.sum(counts == 0) - 1} other classes" if np.sum(counts == 0) > 1 else ""
         raise UserError(
             f"{name(label)} {where} has no example{more}, so that nothing can be learnt of it. Take a larger part of "
             "the data to draw from (fewshot.train_split)."
