@@ -90,16 +90,14 @@ def remember(tasks: Sequence[Task], path: AnyPath) -> None:
     Raises:
       UserError: the folder has runs of a sweep that tried something else as well.
     """
-    tried = {task.name: [run.overrides for run in task.trials] for task in tasks}
+    tried = {str(run.path.relative_to(path)): run.overrides for task in tasks for run in task.trials}
     file = path / _DESCRIPTION
     before = json.loads(file.read_text())["tried"] if file.exists() else {}
-    now = json.loads(json.dumps(tried))
-    lost = [f"  {name}: {each}" for name in before for each in before[name] if each not in now.get(name, [])]
-    if lost:
+    if lost := [f"  {folder}" for folder in before if folder not in tried and (path / folder).exists()]:
         raise UserError(
             f"{path} has runs of a sweep that tried more; they would be left out:\n"
             + "\n".join(lost)
-            + "\nA grid may grow: add them to it; or choose another --workdir."
+            + "\nA grid may grow: add their values to it; or choose another --workdir, or remove these folders."
         )
     sweep = dataclasses.asdict(tasks[0].sweep)
     content = {"config": [task.place for task in tasks], "arguments": tasks[0].arguments, **sweep, "tried": tried}
@@ -198,7 +196,7 @@ def _tell(collected: Sequence[results.TaskResult], path: AnyPath) -> int:
         return 0
     names = ", ".join(result.task.name for result in incomplete)
     missing = [run for result in incomplete for run in result.due]
-    hint = f"{len(missing)} runs can be run now"
+    hint = f"{len(missing)} run{'s' * (len(missing) > 1)} can be run now"
     if not missing:
         gone = [
             run for result in incomplete for run, each in (*result.trials, *result.final) if each.status == "diverged"

@@ -6,6 +6,7 @@ one), and what is trained here is the very command that another machine would be
 
 import ctypes
 import logging
+import math
 import re
 import signal
 import subprocess
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# Signals that come within this time are one: `timeout` and some launchers send theirs to a process and again to its
+# group, and what comes to a run twice ends it without saving.
+_SAME_SIGNAL_SECONDS = 1.0
 
 
 class FailedRunError(Exception):
@@ -39,6 +43,7 @@ class Children:
 
     _child: subprocess.Popen | None = None
     _signum: int | None = None
+    _passed_on = -math.inf  # when a signal was, in seconds of `time.monotonic`
 
     def __enter__(self) -> "Children":
         self._before = {each: signal.signal(each, self._receive) for each in _SIGNALS}
@@ -50,8 +55,14 @@ class Children:
 
     def _receive(self, signum: int, _: object) -> None:
         self._signum = signum
-        if self._child is not None:
-            self._child.send_signal(signum)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        now = time.monotonic()
+        if self._child is None or self._signum is None or now - self._passed_on < _SAME_SIGNAL_SECONDS:
+            return
+        self._passed_on = now
+        self._child.send_signal(self._signum)
 
     def _check(self) -> None:
         if self._signum is not None:
@@ -73,8 +84,7 @@ class Children:
                 start_new_session=True,
                 preexec_fn=_end_with_parent(),  # noqa: PLW1509 - it calls the system and takes no lock
             )
-            if self._signum is not None:  # it came while there was nobody to pass it on to
-                self._child.send_signal(self._signum)
+            self._pass_on()  # what came while there was nobody to pass it on to
             try:
                 status = self._child.wait()
             finally:

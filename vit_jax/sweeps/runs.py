@@ -14,6 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from vit_jax.data.sources.splits import resolve
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.experiment import check_fields
 from vit_jax.metrics import TIME_PREFIX, read_jsonl
@@ -25,6 +26,7 @@ _WHILE_CHOOSING = {"checkpoint.keep": 1, "checkpoint.keep_best": False}
 
 _DIVERGED = re.compile(r"\S+ is (nan|inf|-inf) at step \d+")  # as `vit_jax.metrics.NonFiniteError` says it
 _SLUG_LENGTH = 120  # file systems take 255 bytes
+_ANY_LENGTH = 10**9  # of a split, for slices whose data set is not opened
 
 
 def load_module(place: str) -> types.ModuleType:
@@ -326,13 +328,44 @@ def _check_splits(task: Task) -> None:
                 f"data.eval_split is None, so that no run has {task.sweep.metric!r}: set it, for example with "
                 "--config.data.eval_split=validation, or with --final=data.eval_split=test for the final runs."
             )
-    if len(task.candidates) < 2 or not final:
+    if len(task.candidates) < 2:
         return
-    choosing, last = task.trials[0].config.data, final[0].config.data
-    if (choosing.dataset, choosing.eval_split) == (last.dataset, last.eval_split):
+    choosing = task.trials[0].config.data
+    if not task.metric_of(task.trials[0]).startswith(f"{choosing.eval_split}/"):
+        return
+    advice = (
+        "Choose on a held-out part of the training data, and report on the test split, for example with "
+        "--config.data.train_split='train[:90%]' --config.data.eval_split='train[90%:]' "
+        "--final=data.train_split=train,data.eval_split=test; or only choose, with --seeds=0."
+    )
+    if not choosing.mixture and _share_examples(choosing.train_split, choosing.eval_split):
         raise UserError(
-            f"the final runs would be evaluated on {last.eval_split!r}, which is what the values are chosen by. Choose "
-            "on a held-out part of the training data, and report on the test split, for example with "
-            "--config.data.train_split='train[:90%]' --config.data.eval_split='train[90%:]' "
-            "--final=data.train_split=train,data.eval_split=test; or only choose, with --seeds=0."
+            f"the values would be chosen by {choosing.eval_split!r}, which shares examples with "
+            f"{choosing.train_split!r}, what is trained on. {advice}"
         )
+    if not final:
+        return
+    last = final[0].config.data
+    if choosing.dataset == last.dataset and _share_examples(choosing.eval_split, last.eval_split):
+        raise UserError(
+            f"the final runs would be evaluated on {last.eval_split!r}, which shares examples with "
+            f"{choosing.eval_split!r}, what the values are chosen by. {advice}"
+        )
+
+
+def _share_examples(one: str, other: str) -> bool:
+    """Whether two splits of a data set have examples in common, as far as it can be told without opening it."""
+    names = [{term.split("[")[0].strip() for term in split.split("+")} for split in (one, other)]
+    if not names[0] & names[1]:
+        return False
+    try:
+        first, second = (
+            resolve(split, [*names[0] | names[1]], lambda _: [_ANY_LENGTH], data_set="") for split in (one, other)
+        )
+    except UserError:  # such as slices by files
+        return one == other
+    return any(
+        each.split == its.split and max(each.start, its.start) < min(each.stop, its.stop)
+        for each in first
+        for its in second
+    )
