@@ -119,7 +119,7 @@ def test_written_workdirs_look_like_real_ones(real, tmp_path):
     assert theirs["epochs"] == pytest.approx(theirs["steps"] * 16 / 1437)
     evaluation = write_evaluation(tmp_path, "x", {})
     theirs, ours = (json.loads((folder / "evaluation.json").read_text()) for folder in (real / "few_shot", evaluation))
-    assert ours.keys() == theirs.keys()
+    assert ours.keys() <= theirs.keys()
     write_sweep(tmp_path, ["a"], ["b"])
     theirs, ours = (json.loads((folder / "sweep.json").read_text()) for folder in (real / "sweep", tmp_path))
     task = next(iter(theirs["tasks"].values()))
@@ -132,7 +132,7 @@ def test_final_runs_of_a_choice_that_was_given_up_are_no_results(tmp_path):
         write_fine_tuning(tmp_path / name, "cifar10", 0.9)
     write_sweep(tmp_path, ["trials/a"], ["final/b/seed_0"])
     uses = {name: record.use for name, record in by_path(find([str(tmp_path)]), tmp_path).items()}
-    assert uses == {"trials/a": "chooses", "final/a/seed_0": "no longer chosen", "final/b/seed_0": "final"}
+    assert uses == {"trials/a": "chooses", "final/a/seed_0": "not chosen", "final/b/seed_0": "final"}
 
 
 def test_run_that_is_measured_on_training_images_only_chooses(tmp_path):
@@ -194,7 +194,7 @@ def test_same_run_twice_counts_once(tmp_path):
     (result,) = group(find([str(tmp_path)]).records)
     ours = result.ours(ACCURACY)
     assert ours.mean == pytest.approx(92.0) and ours.std == pytest.approx(100 * statistics.stdev((0.90, 0.94)))
-    assert ours.seeds == 2 and ours.notes == ("1 more runs repeat a seed, and are not counted",)
+    assert ours.seeds == 2 and ours.notes == ("runs that repeat a seed, and are not counted: 1",)
 
 
 def test_runs_of_pre_trainings_with_several_seeds_are_averaged(tmp_path):
@@ -274,10 +274,14 @@ def test_folders_that_tell_nothing_are_told_in_a_line_each_and_the_rest_is_read(
     write_json(tmp_path / "damaged" / "config.json", make_config({"steps": 1}))
     write_json(tmp_path / "damaged" / "summary.json", {"steps": 1})
     (tmp_path / "damaged" / "metrics.jsonl").write_text('{"a": 1}\nnot json\n{"step": 1}\n')
+    cut = write_fine_tuning(tmp_path / "cut", "cifar10", 0.9)
+    (cut / "metrics.jsonl").write_text((cut / "metrics.jsonl").read_text()[:-10])
+    diverged = write_run(tmp_path / "nan", "ViT-B/16", {}, steps=10, unfinished=True, data__dataset="digits")
+    write_json(diverged / "failure.json", {"reason": "loss is nan at step 3. Try a lower optimizer.learning_rate."})
     found = find([str(tmp_path)])
     assert list(by_path(found, tmp_path)) == ["good"]
     told = {line.removeprefix(f"{tmp_path}/").split(":")[0]: line for line in found.left_out}
-    assert len(found.left_out) == len(told) == 7
+    assert len(found.left_out) == len(told) == 9
     assert "not finished (step 10)" in told["half"]
     assert "went on after its summary, and is at step 12000" in told["longer"]
     assert "cannot be read" in told["broken/config.json"]
@@ -285,6 +289,8 @@ def test_folders_that_tell_nothing_are_told_in_a_line_each_and_the_rest_is_read(
     assert "not what an evaluation writes" in told["evaluation/evaluation.json"]
     assert "not what a sweep writes" in told["sweep/sweep.json"]
     assert "metrics.jsonl is damaged" in told["damaged"]
+    assert "metrics.jsonl lacks the evaluation of step 10000" in told["cut"]
+    assert told["nan"].endswith("nan: failed: loss is nan at step 3")
 
 
 def test_nothing_there_is_an_error_that_says_what_was_looked_for(tmp_path):

@@ -4,11 +4,13 @@ import csv
 import io
 import itertools
 import json
+import re
 import statistics
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.reporting.workdirs import write_evaluation, write_fine_tuning, write_json, write_run, write_vtab
@@ -251,6 +253,25 @@ def test_table_8_has_few_shot_accuracies_by_position_embedding(tmp_path):
     assert "one model; ± is over draws of few-shot images" in small.ours.notes
 
 
+def test_resnet_has_no_place_among_position_embeddings(tmp_path):
+    few_shot_run(tmp_path, "learned_1d", "stem", 0.5, model="R50x1")
+    assert not table_8(find([str(tmp_path)]).records).has_ours
+
+
+def test_compute_of_a_small_pre_training_is_not_rounded_to_nothing(tmp_path):
+    pre = write_pre_training(tmp_path / "pre", "ViT-Ti/16", images=1000, data__dataset="tfds:birds")
+    write_fine_tuning(tmp_path / "fine", "cifar10", 0.5, model="ViT-Ti/16", weights=pre)
+    text = table_6(models_in(tmp_path)).to_markdown()
+    assert re.search(r"\| 0\.0+[1-9]\d \|$", text, re.MULTILINE)
+
+
+def test_folders_have_the_names_that_were_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pre = write_pre_training(tmp_path / "runs" / "pre")
+    write_fine_tuning(tmp_path / "runs" / "fine", "cifar10", 0.5, weights=pre)
+    assert {str(record.path) for record in find(["runs"]).records} == {"runs/pre", "runs/fine"}
+
+
 def test_average_of_five_is_that_of_table_7(tmp_path):
     """That says which tasks the paper means by it."""
     names = {"ImageNet": "imagenet2012", "CIFAR-10": "cifar10", "CIFAR-100": "cifar100", "Pets": "pets"}
@@ -417,7 +438,9 @@ def test_names_in_figure_5_do_not_cover_each_other(figure_5):
         assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
 
 
-def test_nothing_of_ours_gives_no_picture_unless_asked_for():
+def test_nothing_of_ours_gives_no_picture_unless_asked_for(monkeypatch):
+    monkeypatch.setattr(figures, "_write_beside", lambda *_: None)  # what takes time, as does writing files
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
     assert figures.draw_all([], []) == {}
     assert figures.draw_all([], [], show_all=True).keys() == {"figure_3", "figure_5"}
 

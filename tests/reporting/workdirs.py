@@ -51,6 +51,7 @@ def write_run(
 def write_fine_tuning(path, task, accuracy, *, model="ViT-B/16", weights="vit_b16_i21k", seed=0, real=None, **fields):
     """A final run of configs/transfer.py."""
     dataset, train, split, steps, examples = FINE_TUNING[task]
+    split = fields.get("data__eval_split", split)
     metrics = {f"{split}/accuracy": accuracy, f"{split}/top5_accuracy": 1.0, f"{split}/examples": examples}
     if real is not None:
         metrics |= {"real/accuracy": real, "real/examples": 46_837}
@@ -77,7 +78,9 @@ def write_vtab(path, task, accuracy, *, model="ViT-L/16", weights="vit_l16_i21k"
         "seed": seed,
         "steps": 2_500,
     }
-    return write_run(path, model, {"test/accuracy": accuracy, "test/examples": 700}, **{**defaults, **fields})
+    fields = {**defaults, **fields}
+    split = fields["data__eval_split"]
+    return write_run(path, model, {f"{split}/accuracy": accuracy, f"{split}/examples": 700}, **fields)
 
 
 def write_evaluation(path, weights, metrics, *, model="ViT-B/16", **fields):

@@ -186,6 +186,18 @@ class JftScaling:
     flowers: float
     exaflops: int  # of the whole pre-training
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """By task, named as in table 5."""
+        return {
+            "ImageNet": self.imagenet,
+            "ImageNet ReaL": self.real,
+            "CIFAR-10": self.cifar10,
+            "CIFAR-100": self.cifar100,
+            "Pets": self.pets,
+            "Flowers-102": self.flowers,
+        }
+
 
 TABLE_6 = (
     JftScaling("ViT-B/32", 7, 80.73, 86.27, 98.61, 90.49, 93.40, 99.27, 55),

@@ -5,10 +5,13 @@ The paper gives its figures as curves alone; drawn here is what its tables say, 
 
 import io
 import itertools
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from vit_jax.published import paper
+from vit_jax.reporting.layout import Cell
+from vit_jax.reporting.names import kind_of
 from vit_jax.reporting.records import Record
 from vit_jax.reporting.scores import Ours, group
 from vit_jax.reporting.tables import (
@@ -19,6 +22,7 @@ from vit_jax.reporting.tables import (
     PreTrained,
     average_of_five,
     ours_on,
+    table_5,
 )
 from vit_jax.weights import get_checkpoint
 
@@ -41,6 +45,10 @@ _KINDS = {"ViT": ("o", "C0"), "BiT": ("s", "0.45"), "hybrid": ("D", "C1")}
 # The smallest and the largest BiT that tables give for ImageNet: after ImageNet-21k those of the README of
 # google-research/big_transfer, after JFT-300M those of the paper's tables 6 and 2. There are none after ImageNet.
 _SMALLEST_BIT, _LARGEST_BIT_21K, _LARGEST_BIT = "R50x1", "R152x2", "R152x4"
+
+
+# Characters across a picture 9 inches wide: of names at the axis, and of a legend.
+_ROOM_FOR_DATA, _ROOM_FOR_LEGEND = 60, 140
 
 
 def draw_all(
@@ -78,37 +86,42 @@ def bit_area() -> dict[str, tuple[float, float]]:
 
 
 def figure_3(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | None":
-    """ImageNet after fine-tuning, by what was pre-trained on. BiT is an area, as in the paper."""
-    ours = [(model, score) for model in models if (score := ours_on(model, IMAGENET))]
-    if not ours and not show_all:
+    """ImageNet after fine-tuning, by what was pre-trained on: table 5's row. BiT is an area, as in the paper."""
+    table = table_5(models)
+    cells = {(data, name): cell for ((data, task), name), cell in table.cells.items() if task == IMAGENET}
+    if not any(cell.ours for cell in cells.values()) and not show_all:
         return None
     figure, (axes,) = _figure(1, (9, 5.2))
-    data = [*_DATA, *sorted({model.data for model, _ in ours} - set(_DATA))]
+    data = list(dict.fromkeys([*_DATA, *(each for each, _ in cells)]))
     bit = bit_area()
     axes.fill_between(
         [data.index(each) for each in bit],
         [low for low, _ in bit.values()],
         [high for _, high in bit.values()],
         color="0.9",
-        label=f"BiT, {_SMALLEST_BIT} to {_LARGEST_BIT_21K}\nor {_LARGEST_BIT}",
+        label=f"BiT, {_SMALLEST_BIT} to {_LARGEST_BIT_21K} or {_LARGEST_BIT}",
     )
-    for index, name in enumerate(paper.TABLE_5_MODELS):
+    for name in paper.TABLE_5_MODELS:
         points = [
-            (data.index(each), tasks[IMAGENET][index])
-            for each, tasks in paper.TABLE_5.items()
-            if tasks[IMAGENET][index] is not None
+            (data.index(each), cell.paper.mean) for (each, of), cell in cells.items() if of == name and cell.paper
         ]
         axes.plot(*zip(*points, strict=True), "o-", color=_COLORS[name], ms=5, alpha=0.6, label=f"{name}, table 5")
-    names = sorted({model.model for model, _ in ours}, key=lambda name: (name not in _COLORS, name))
+    names = [name for name in table.columns if any(cells.get((each, name), Cell()).ours for each in data)]
     styles = _styles_of(names)
-    for place, name in enumerate(names):
-        shift = min(0.07, 0.33 / len(names)) * (place + 1)  # beside the paper's points, and beside each other
-        own = [(data.index(model.data) + shift, score) for model, score in ours if model.model == name]
+    step = min(0.08, 0.6 / max(1, len(names)))
+    taken = dict.fromkeys(data, 0)
+    for name in names:
+        own = []
+        for each in data:
+            if ours := cells.get((each, name), Cell()).ours:
+                taken[each] += 1  # beside the paper's points, and beside each other
+                own.append((data.index(each) + step * taken[each], ours))
         _stars(axes, own, *styles[name], label=f"{name}, ours")
-    axes.set_xticks(range(len(data)), data)
-    axes.set_xlim(-0.25, len(data) - 0.55)
+    is_long = sum(map(len, data)) > _ROOM_FOR_DATA
+    axes.set_xticks(range(len(data)), data, rotation=12 if is_long else 0, ha="right" if is_long else "center")
+    axes.set_xlim(-0.2, len(data) - 0.8 + step * max(taken.values()))
     axes.set(xlabel="pre-trained on", ylabel="ImageNet top-1 after fine-tuning, %")
-    figure.legend(fontsize=8, loc="outside right upper")
+    _legend_below(figure, axes)
     return figure
 
 
@@ -124,8 +137,7 @@ def figure_4(records: Sequence[Record]) -> "Figure | None":
             points.setdefault(result.first.model, []).append((origin.num_images, ours))
     if not points:
         return None
-    # Below the picture there is room for names of models that were changed.
-    figure, (axes,) = _figure(1, (8, 4.6 + 0.22 * len(points)))
+    figure, (axes,) = _figure(1, (9, 4.6))
     published = 100 * paper.TABLE_8["learned_1d", "stem"]
     axes.axhline(published, color="0.5", linestyle=":", label=f"{TABLE_8_MODEL}, table 8")
     styles = _styles_of(sorted(points))
@@ -136,39 +148,41 @@ def figure_4(records: Sequence[Record]) -> "Figure | None":
     images = [images for each in points.values() for images, _ in each]
     axes.set_xlim(min([*images, 1e6]) / 1.5, max([*images, 3e8]) * 1.5)
     axes.set(xlabel="images in the pre-training set", ylabel="linear 5-shot ImageNet top-1, %")
-    figure.legend(fontsize=8, loc="outside lower center")
+    _legend_below(figure, axes)
     return figure
 
 
 def figure_5(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | None":
     """The mean over five tasks, and ImageNet, by the exaFLOPs of pre-training."""
-    known = [model for model in models if model.origin.exaflops is not None]
-    panels = [
-        (f"mean of {', '.join(AVERAGE_OF[:-1])} and {AVERAGE_OF[-1]}", average_of_five),
-        (IMAGENET, lambda model: ours_on(model, IMAGENET)),
+    known = [model for model in models if model.origin.exaflops]
+    mean_of_five = f"mean of {', '.join(AVERAGE_OF[:-1])} and {AVERAGE_OF[-1]}"
+    panels = {mean_of_five: AVERAGE_OF, IMAGENET: (IMAGENET,)}
+    ours = [
+        [(model, score) for model in known if (score := average_of_five(model))],
+        [(model, score) for model in known if (score := ours_on(model, IMAGENET))],
     ]
-    ours = [[(model, score) for model in known if (score := measure(model))] for _, measure in panels]
     if not any(ours) and not show_all:
         return None
     figure, all_axes = _figure(2, (14, 6.4))
-    for axes, (title, _), theirs, stars in zip(all_axes, panels, (_average, _imagenet), ours, strict=True):
+    for axes, (title, tasks), stars in zip(all_axes, panels.items(), ours, strict=True):
+        theirs = {row: statistics.fmean(row.scores[task] for task in tasks) for row in paper.TABLE_6}
         axes.set_xscale("log")
         axes.margins(x=0.12, y=0.08)
         labels: list[tuple[float, float, str, str]] = []
         for kind, (marker, color) in _KINDS.items():
-            rows = [row for row in paper.TABLE_6 if _kind(row.model) == kind]
-            points = [(row.exaflops, theirs(row)) for row in rows]
+            rows = [row for row in paper.TABLE_6 if kind_of(row.model) == kind]
+            points = [(row.exaflops, theirs[row]) for row in rows]
             axes.plot(*zip(*points, strict=True), marker, color=color, ms=6, label=f"{kind}, table 6")
             labels += [(*point, row.model, color) for point, row in zip(points, rows, strict=True)]
         for model, score in stars:
             exaflops = model.origin.exaflops or 0.0
-            color = _KINDS[_kind(model.model)][1]
+            color = _KINDS[kind_of(model.model)][1]
             _stars(axes, [(exaflops, score)], color)
             row = next((row for row in paper.TABLE_6 if _is_row_of(model, row)), None)
             if row is None:
                 labels.append((exaflops, score.mean, f"{model.model}, {model.data}", "black"))
             else:  # its name is there
-                axes.plot([row.exaflops, exaflops], [theirs(row), score.mean], color=color, linewidth=0.8)
+                axes.plot([row.exaflops, exaflops], [theirs[row], score.mean], color=color, linewidth=0.8)
         if stars:
             _stars(axes, [], "white", label="ours")
         axes.set(xlabel="exaFLOPs of pre-training", ylabel="top-1 after fine-tuning, %", title=title)
@@ -199,8 +213,9 @@ def _write_beside(figure: "Figure", axes: "Axes", labels: Sequence[tuple[float, 
     legend = axes.get_legend()
     taken = [] if legend is None else [legend.get_window_extent()]
     for line in axes.lines:
+        size = (line.get_markersize() + 2) * figure.dpi / 72
         for x, y in axes.transData.transform(line.get_xydata()):
-            taken.append(Bbox.from_bounds(x - 6, y - 6, 12, 12))
+            taken.append(Bbox.from_bounds(x - size / 2, y - size / 2, size, size))
     frame = axes.get_window_extent()
 
     def covered(box: Bbox) -> float:
@@ -232,20 +247,6 @@ def _write_beside(figure: "Figure", axes: "Axes", labels: Sequence[tuple[float, 
         taken.append(box)
 
 
-def _average(row: paper.JftScaling) -> float:
-    """The mean of a row of table 6 over the tasks of `AVERAGE_OF`."""
-    values = (row.imagenet, row.cifar10, row.cifar100, row.pets, row.flowers)
-    return sum(values) / len(values)
-
-
-def _imagenet(row: paper.JftScaling) -> float:
-    return row.imagenet
-
-
-def _kind(model: str) -> str:
-    return "hybrid" if "+" in model else "BiT" if model.startswith("R") else "ViT"
-
-
 def _figure(panels: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure
 
@@ -254,6 +255,14 @@ def _figure(panels: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]
     for axes in all_axes:
         axes.grid(alpha=0.3)
     return figure, list(all_axes)
+
+
+def _legend_below(figure: "Figure", axes: "Axes") -> None:
+    """A legend in as many columns as its texts leave room for, below a picture that grows by its height."""
+    texts = axes.get_legend_handles_labels()[1]
+    columns = max(1, min(4, _ROOM_FOR_LEGEND // (max(map(len, texts)) + 10)))
+    figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(texts) // columns))
+    figure.legend(fontsize=8, loc="outside lower center", ncols=columns)
 
 
 def _styles_of(names: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -77,6 +77,11 @@ def pre_training_name(dataset: str, split: str, num_images: int | None) -> str:
     return f"{name} ({num_images:,} images)"
 
 
+def kind_of(model: str) -> str:
+    """The family of a model: "ViT", "BiT" or "hybrid"."""
+    return "hybrid" if "+" in model else "BiT" if model.startswith("R") else "ViT"
+
+
 def vtab_task(dataset: str) -> str | None:
     """The id of the VTAB task that a data set is, if it is one."""
     task = dataset.removeprefix(_VTAB)

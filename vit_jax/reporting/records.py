@@ -14,7 +14,7 @@ from vit_jax.protocols import TASKS
 from vit_jax.reporting import origins
 from vit_jax.reporting.names import data_set_name, model_label
 from vit_jax.reporting.origins import Origin
-from vit_jax.workdir import AnyPath, flatten, is_remote, parse
+from vit_jax.workdir import FAILURE, AnyPath, flatten, is_remote, parse
 
 LOOKED_FOR = "config.json and summary.json of a run, evaluation.json of --mode=eval, sweep.json of a sweep"
 
@@ -29,7 +29,7 @@ VARIANT_NAMES = {
 }
 ACCURACY, TOP_5, REAL = "accuracy", "top-5", VARIANT_NAMES["real"]
 
-_SUPERSEDED = "no longer chosen"
+_NOT_CHOSEN = "not chosen"
 _NEVER_RUNS = {"checkpoints", "best", "emergency", "tensorboard", "profile", "diverged"}  # of a run's own folders
 _FEW_SHOT = re.compile(r"fewshot/(?P<where>.+)/(?P<representation>[^/]+)/(?P<shots>\d+)shot(?P<std>_std)?")
 _USUAL_REPRESENTATION = "pre_logits"
@@ -59,19 +59,19 @@ class Record:
       before: where the weights are from that the training began with; None: it began anew.
       origin: where the measured parameters are from, that training included.
       trained_on: the name of the training's data set; "" for weights that were not trained any further.
-      train_split: what it saw of that.
-      evaluated_on: data set and split that `ACCURACY` is of.
+      dataset: that `ACCURACY` is of, as the config has it.
+      evaluated_on: its name, and the split.
+      examples: how many images `ACCURACY` is of.
       image_size: at which it was measured, in pixels.
+      setting: the same for what may be averaged: it differs in seeds alone.
+      values: what was measured, by name: `ACCURACY`, "top-5", names of `VARIANT_NAMES`, "5-shot <data set>".
+      train_split: what the training saw of its data set.
       steps: of the training; None where it is not known.
       batch_size: of it.
       seed: of it.
       polyak_decay: of it.
-      setting: the same for what may be averaged: it differs in seeds alone.
-      values: what was measured, by name: `ACCURACY`, "top-5", names of `VARIANT_NAMES`, "5-shot <data set>".
-      examples: how many images `ACCURACY` is of.
-      use: "final", or why it is no result: it only chooses, or does not count any more.
       partial: patterns of the parameters that were trained, if not all.
-      dataset: that `ACCURACY` is of, as the config has it.
+      use: "final", or why it is no result: it only chooses, or was not chosen.
     """
 
     path: AnyPath
@@ -80,19 +80,19 @@ class Record:
     before: Origin | None
     origin: Origin
     trained_on: str
-    train_split: str
+    dataset: str
     evaluated_on: tuple[str, str | None]
+    examples: int | None
     image_size: int
-    steps: int | None
-    batch_size: int | None
-    seed: int | None
-    polyak_decay: float | None
     setting: str
     values: dict[str, Value]
-    examples: int | None = None
-    use: str = "final"
+    train_split: str = ""
+    steps: int | None = None
+    batch_size: int | None = None
+    seed: int | None = None
+    polyak_decay: float | None = None
     partial: tuple[str, ...] = ()
-    dataset: str = ""
+    use: str = "final"
 
     @property
     def is_result(self) -> bool:
@@ -181,16 +181,16 @@ class _Reader:
     def __init__(self):
         self.left_out: list[str] = []
         self.files: list[AnyPath] = []
-        self._seen: set[str] = set()
+        self._given: dict[str, AnyPath] = {}  # folders that were looked into, as they were named
         self._runs: dict[str, _Run | None] = {}  # by folder; None: there is none that can be read
         self._origins: dict[str, Origin] = {}
 
     def look_into(self, folder: AnyPath) -> None:
         """Notes what is in a folder and below."""
         resolved = _resolved(folder)
-        if resolved in self._seen:
+        if resolved in self._given:
             return
-        self._seen.add(resolved)
+        self._given[resolved] = folder
         try:
             inside = sorted(folder.iterdir(), key=lambda path: path.name)
         except OSError as error:
@@ -228,7 +228,7 @@ class _Reader:
                 except _DamagedError as problem:
                     self.left_out.append(str(problem))
                     continue
-                if of_run and (use := _use_in(uses, parse(of_run))) == _SUPERSEDED:
+                if of_run and (use := _use_in(uses, parse(of_run))) == _NOT_CHOSEN:
                     record = dataclasses.replace(record, use=use)
                 key = of_run or f"{record.origin.key}|{record.setting}"
                 if key in records and _is_of_the_same(records[key], record):
@@ -277,7 +277,7 @@ class _Reader:
         summary = _read_json(folder / "summary.json") if (folder / "summary.json").exists() else {}
         if not isinstance(summary, dict) or not (model is None or (isinstance(model, dict) and "name" in model)):
             raise _DamagedError(f"{folder}: model.json or summary.json is not what a run writes")
-        self._runs[key] = _Run(folder, fields, model, summary)
+        self._runs[key] = _Run(self._given.get(key, folder), fields, model, summary)
         return self._runs[key]
 
     def _find_run(self, place: str) -> _Run | None:
@@ -342,6 +342,9 @@ class _Reader:
         rows = _read_rows(run.path)
         last = max((row["step"] for row in rows), default=0)
         if not run.summary:
+            failed = run.path / FAILURE
+            if failed.exists():  # of what it said, the rest is advice for a new start
+                raise _DamagedError(f"{run.path}: failed: {str(_read_json(failed)['reason']).partition('. ')[0]}")
             raise _DamagedError(f"{run.path}: not finished (step {last})")
         steps = run.summary.get("steps")
         if not isinstance(steps, int) or last > steps:
@@ -350,23 +353,32 @@ class _Reader:
         for row in rows:
             if row["step"] == steps:  # what is evaluated at all is evaluated at the end
                 metrics |= row
+        split = run.fields["data.eval_split"]
+        if split is not None and not any(name.startswith(f"{split}/") for name in metrics):
+            raise _DamagedError(f"{run.path}: finished, but metrics.jsonl lacks the evaluation of step {steps}")
         model = self._model_of(run)
-        label = model_label(model)
         return Record(
             path=run.path,
-            model=label,
+            model=model_label(model),
             fields=model,
-            before=self._origin_of(run.fields["weights"]) if run.fields["weights"] else None,
             origin=self._origin_after(run),
-            trained_on=data_set_name(run.fields["data.dataset"]) if not run.fields["data.mixture"] else "mixture",
-            train_split=run.fields["data.train_split"],
-            steps=steps,
-            batch_size=run.fields["batch_size"],
-            seed=run.fields["seed"],
-            polyak_decay=run.fields["polyak_decay"],
-            partial=tuple(run.fields["train_only"]),
+            **self._training_of(run),
             **_measured(run.fields, metrics, self._origin_after(run)),
         )
+
+    def _training_of(self, run: _Run) -> dict[str, Any]:
+        """The attributes of a record that say how its parameters were trained."""
+        fields = run.fields
+        return {
+            "before": self._origin_of(fields["weights"]) if fields["weights"] else None,
+            "trained_on": data_set_name(fields["data.dataset"]) if not fields["data.mixture"] else "mixture",
+            "train_split": fields["data.train_split"],
+            "steps": run.summary.get("steps"),
+            "batch_size": fields["batch_size"],
+            "seed": fields["seed"],
+            "polyak_decay": fields["polyak_decay"],
+            "partial": tuple(fields["train_only"]),
+        }
 
     def _of_evaluation(self, file: AnyPath) -> tuple[Record, str | None]:
         """The record of an evaluation, and the folder of the run that trained what it is of, if that is known."""
@@ -384,38 +396,18 @@ class _Reader:
         shared |= _measured(fields, metrics, origin)
         run = None if (released := origins.find_released(place)) else self._find_run(place)
         if run is not None:
-            trained = run.fields
             if _kept_best(run):
-                note = f"of the parameters that did best on {trained['data.eval_split']} on the way, not of the last"
+                note = f"of the parameters that did best on {run.fields['data.eval_split']} on the way, not of the last"
                 shared["values"] = {
                     name: dataclasses.replace(value, notes=(*value.notes, note))
                     for name, value in shared["values"].items()
                 }
-            return Record(
-                before=self._origin_of(trained["weights"]) if trained["weights"] else None,
-                trained_on=data_set_name(trained["data.dataset"]) if not trained["data.mixture"] else "mixture",
-                train_split=trained["data.train_split"],
-                steps=run.summary.get("steps"),
-                batch_size=trained["batch_size"],
-                seed=trained["seed"],
-                polyak_decay=trained["polyak_decay"],
-                partial=tuple(trained["train_only"]),
-                **shared,
-            ), _resolved(run.path)
+            return Record(**shared, **self._training_of(run)), _resolved(run.path)
         before, trained_on = origin, ""
         if released and released.finetuning_data:
             before = origins.of_pre_training(released)
             trained_on = data_set_name("tfds:" + released.finetuning_data)
-        return Record(
-            before=before,
-            trained_on=trained_on,
-            train_split="",
-            steps=None,
-            batch_size=None,
-            seed=None,
-            polyak_decay=None,
-            **shared,
-        ), None
+        return Record(before=before, trained_on=trained_on, **shared), None
 
 
 def _read_rows(workdir: AnyPath) -> list[dict[str, Any]]:
@@ -442,7 +434,7 @@ def _use_in(uses: Mapping[str, Mapping[str, str]], folder: AnyPath) -> str | Non
         if key in runs:
             return runs[key]
         if key.startswith(sweep + "/"):
-            return _SUPERSEDED
+            return _NOT_CHOSEN
     return None
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from vit_jax.reporting.records import Record
 
@@ -68,7 +68,7 @@ class Result:
             else:
                 notes.append("one seed")
         if self.repeated:
-            notes.append(f"{self.repeated} more runs repeat a seed, and are not counted")
+            notes.append(f"runs that repeat a seed, and are not counted: {self.repeated}")
         notes += [note for record in self.records for note in record.values[name].notes]
         sources = tuple(str(record.path) for record in self.records)
         return Ours(statistics.fmean(values), std, len(values), tuple(dict.fromkeys(notes)), sources)
@@ -93,27 +93,23 @@ def group(records: Iterable[Record]) -> list[Result]:
     return results
 
 
-def combine(parts: Mapping[str, Result], names: Mapping[str, str] | str, *, unit: float = 100.0) -> Ours | None:
-    """The mean over tasks, and its standard deviation from seed to seed, where all tasks have the same seeds.
+def combine(tasks: Sequence[Result], name: str) -> Ours | None:
+    """The mean over tasks in percent, and its standard deviation from seed to seed, where all have the same seeds.
 
     Args:
-      parts: a result for each task.
-      names: of the measurement, for each task or for all.
-      unit: what a share of 1 is shown as.
+      tasks: a result for each.
+      name: of the measurement, a key of `Record.values`.
     """
-    values = {task: result.by_seed(names if isinstance(names, str) else names[task]) for task, result in parts.items()}
-    if not values or not all(values.values()):
+    values = [result.by_seed(name) for result in tasks]
+    if not values or not all(values):
         return None
-    sources = tuple(str(record.path) for result in parts.values() for record in result.records)
-    seeds = [{seed for seed, _ in each} for each in values.values()]
-    plain = [{seed: value for (seed, _), value in each.items()} for each in values.values()]
-    if all(each == seeds[0] for each in seeds) and all(len(each) == len(seeds[0]) for each in values.values()):
-        means = [unit * statistics.fmean(each[seed] for each in plain) for seed in sorted(seeds[0])]
+    sources = tuple(str(record.path) for result in tasks for record in result.records)
+    if all(each.keys() == values[0].keys() for each in values):
+        means = [100 * statistics.fmean(each[seed] for each in values) for seed in values[0]]
         std = statistics.stdev(means) if len(means) > 1 else None
-        notes = () if len(means) > 1 else ("one seed",)
-        return Ours(statistics.fmean(means), std, len(means), notes, sources)
-    mean = unit * statistics.fmean(statistics.fmean(each.values()) for each in values.values())
-    fewest = min(len(each) for each in values.values())
+        return Ours(statistics.fmean(means), std, len(means), () if len(means) > 1 else ("one seed",), sources)
+    mean = 100 * statistics.fmean(statistics.fmean(each.values()) for each in values)
+    fewest = min(map(len, values))
     return Ours(mean, None, fewest, ("its tasks have different seeds, so there is no ±",), sources)
 
 

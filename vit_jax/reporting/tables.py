@@ -3,13 +3,13 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from vit_jax.protocols import TASKS
 from vit_jax.published import paper
 from vit_jax.published.paper import Score
 from vit_jax.reporting.layout import Cell, Listing, Table
-from vit_jax.reporting.names import UNKNOWN, data_set_name, model_label, vtab_task
+from vit_jax.reporting.names import UNKNOWN, data_set_name, kind_of, model_label, vtab_task
 from vit_jax.reporting.origins import Origin
 from vit_jax.reporting.records import ACCURACY, REAL, Record
 from vit_jax.reporting.scores import Ours, Protocol, Result, choose, combine, group
@@ -98,7 +98,7 @@ def protocol_of(task: str, model: str, *, table_2: bool = False) -> Protocol:
       model: its name.
       table_2: whether as for table 2, where ImageNet is at a higher resolution and with Polyak averaging.
     """
-    is_resnet = model.startswith("R") and "+" not in model  # at BiT's resolutions, if by BiT's rule
+    is_resnet = kind_of(model) == "BiT"  # at BiT's resolutions, if by BiT's rule
     sizes: tuple[int, ...] = () if is_resnet else (_FINE_TUNING_SIZE,)
     if model.endswith("/14"):
         sizes += _SIZES_OF_14
@@ -130,7 +130,7 @@ def vtab_scores(model: PreTrained) -> dict[str, Ours]:
     for name, tasks in members.items():
         if all(task in model.tasks for task in tasks):
             chosen = {task: choose(model.tasks[task], protocol_of(task, model.model)) for task in tasks}
-            ours = combine({task: result for task, (result, _) in chosen.items()}, ACCURACY)
+            ours = combine([result for result, _ in chosen.values()], ACCURACY)
             if ours is not None:
                 notes = dict.fromkeys(note for _, told in chosen.values() for note in told)
                 scores[name] = dataclasses.replace(ours, notes=(*ours.notes, *notes))
@@ -141,8 +141,7 @@ def average_of_five(model: PreTrained) -> Ours | None:
     """The mean over the tasks of `AVERAGE_OF`, if all are there."""
     if not all(task in model.tasks for task in AVERAGE_OF):
         return None
-    chosen = {task: choose(model.tasks[task], protocol_of(task, model.model))[0] for task in AVERAGE_OF}
-    return combine(chosen, ACCURACY)
+    return combine([choose(model.tasks[task], protocol_of(task, model.model))[0] for task in AVERAGE_OF], ACCURACY)
 
 
 def _one_of_each(
@@ -203,9 +202,10 @@ def table_2(models: Sequence[PreTrained]) -> Table:
         table.set(("TPUv3-core-days",), _column(*key), Cell(Score(paper.TPUV3_CORE_DAYS[key]), cost, digits=0))
     own = tuple(f"{_column(*key)}: " for key in paper.TABLE_2)
     table.remarks += [remark for remark in remarks if remark.startswith(own)]
-    table.remarks.append(
-        "± is the sample standard deviation over seeds (n - 1); the paper does not say which it gives."
-    )
+    table.remarks += [
+        "± is the sample standard deviation over seeds (n - 1); the paper does not say which it gives.",
+        "The paper has two numbers for Noisy Student on ImageNet, 88.4 and 88.5.",
+    ]
     return table
 
 
@@ -243,14 +243,6 @@ def _order(key: tuple[str, str]) -> tuple[int, str, str]:
     return (paper.TABLE_5_MODELS.index(model) if known else len(paper.TABLE_5_MODELS), model, data)
 
 
-_TABLE_6: dict[str, Callable[[paper.JftScaling], float]] = {
-    IMAGENET: lambda row: row.imagenet,
-    REAL: lambda row: row.real,
-    "CIFAR-10": lambda row: row.cifar10,
-    "CIFAR-100": lambda row: row.cifar100,
-    "Pets": lambda row: row.pets,
-    "Flowers-102": lambda row: row.flowers,
-}
 _JFT = "JFT-300M"
 _EXAFLOPS = "exaFLOPs"
 
@@ -263,14 +255,14 @@ def table_6(models: Sequence[PreTrained]) -> Table:
         "Table 6: transfer (top-1 in percent) and pre-training compute",
         ("model", "pre-trained on", "epochs"),
         "task",
-        [*_TABLE_6, _EXAFLOPS],
+        [*paper.TABLE_6[0].scores, _EXAFLOPS],
         list(rows),
     )
     for key, row in rows.items():
-        for task, of_row in _TABLE_6.items():
-            table.set(key, task, Cell(Score(of_row(row))))
+        for task, score in row.scores.items():
+            table.set(key, task, Cell(Score(score)))
         table.set(key, _EXAFLOPS, Cell(Score(row.exaflops), digits=0))
-    known = [model for model in models if model.origin.exaflops is not None]
+    known = [model for model in models if model.origin.exaflops]
     # Several pre-trainings of a model may differ in length: a row each.
     by_row: dict[tuple[str, str, str], list[PreTrained]] = {}
     for model in known:
@@ -278,13 +270,12 @@ def table_6(models: Sequence[PreTrained]) -> Table:
     for key in sorted(by_row, key=lambda key: (key not in rows, key)):
         chosen, remarks = _one_of_each(by_row[key], TASK_NAMES)
         for model in chosen.values():
-            for task, of_row in _TABLE_6.items():
+            for task in TASK_NAMES:
                 if ours := ours_on(model, task):
-                    published = Score(of_row(rows[key])) if key in rows else None
-                    table.set(key, task, Cell(published, ours))
+                    table.set(key, task, Cell(Score(rows[key].scores[task]) if key in rows else None, ours))
             cost = Ours(model.origin.exaflops or math.nan, sources=(model.origin.name,))
-            score = Score(rows[key].exaflops) if key in rows else None
-            table.set(key, _EXAFLOPS, Cell(score, cost, digits=0 if cost.mean >= 10 else 6))
+            published = Score(rows[key].exaflops) if key in rows else None
+            table.set(key, _EXAFLOPS, Cell(published, cost, digits=max(0, 1 - math.floor(math.log10(cost.mean)))))
         table.remarks += remarks
     table.remarks.append(
         "Our exaFLOPs are by formula, without the head (python -m vit_jax.analysis.flops --table6); released "
@@ -323,6 +314,8 @@ def table_8(records: Iterable[Record]) -> Table:
         if record.before is not None and record.trained_on:
             continue  # fine-tuned
         model = model_label(record.fields, without=_POSITIONS)
+        if kind_of(model) == "BiT":
+            continue  # it has no position embedding
         kind = str(record.fields.get("position_embedding") or "learned_1d")
         place = str(record.fields.get("position_embedding_at") or "stem")
         candidates.setdefault((model, kind, place), []).append(result)
