@@ -230,6 +230,14 @@ def test_tasks_that_only_one_side_has_are_named(theirs, tmp_path, capsys):
         assert printed[1] == "1 of 1 tasks have the same thousand examples in the same order"
 
 
+def test_task_to_check_that_is_not_prepared_says_how_to_prepare_it(theirs, tmp_path, capsys):
+    def rename(content):
+        return content | {"tasks": {"dtd": content["tasks"]["dsprites_location"]}}
+
+    assert main(["check", str(rewritten(theirs, tmp_path, rename)), "--tasks=dtd"]) == 1
+    assert "python -m vit_jax.data.prepare tfds dtd" in capsys.readouterr().err
+
+
 def test_manifest_that_was_changed_is_refused(theirs, tmp_path, capsys):
     def change(content):
         content["tasks"]["dsprites_location"]["labels"][0] = 7
