@@ -31,6 +31,7 @@ def test_config_string_values_take_the_types_of_their_defaults():
     [
         ("epoch=3", "Did you mean 'epochs'"),
         ("epochs=many", "takes epochs=<float>, got 'epochs=many'"),
+        ("/a/b.zip", "written name=value, got '/a/b.zip'. Names: epochs, fast"),
         ("epochs", "takes epochs=<float>, got 'epochs'"),
         ("fast=maybe", "takes fast=<bool>"),
     ],

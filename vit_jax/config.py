@@ -179,6 +179,8 @@ def parse_config_string(string: str | None, **defaults: Any) -> ConfigDict:
         if not pair:
             continue
         key, equals, value = pair.partition("=")
+        if not equals and key not in defaults:
+            raise UserError(f"config arguments are written name=value, got {pair!r}. Names: {', '.join(defaults)}.")
         if key not in defaults:
             raise unknown_name("config argument", key, defaults)
         kind = type(defaults[key])

@@ -409,8 +409,8 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
             raise UserError("the checkpoint was written by an older version of this code: start in a new workdir.")
         if state["examples"] != self._fingerprint:
             raise UserError(
-                "the data set has changed since the last start: it has other files, or other names of files. Bring "
-                "back what it was to go on, or start in a new workdir."
+                "the data set has changed since the last start: it has other files, other names of files, or "
+                "another rule for labels. Bring back what it was to go on, or start in a new workdir."
             )
         if state["images"] % self._batch_size:
             raise UserError(

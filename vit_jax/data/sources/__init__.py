@@ -80,12 +80,12 @@ def open_source(
         if folder := find_tfds(name):
             return open_tfds(folder, split, **options)
         raise not_prepared(name, how_to_prepare)
+    source: Source
     if dataset.startswith(_VTAB):
         from vit_jax.vtab import open_vtab  # which is made of the sources here
 
-        return open_vtab(dataset.removeprefix(_VTAB), split)
-    source: Source
-    if dataset == "digits":
+        source = open_vtab(dataset.removeprefix(_VTAB), split)
+    elif dataset == "digits":
         source = open_parts(split, DigitsSource, lambda: DigitsSource.SPLITS, data_set=dataset)
     elif path := _existing(dataset):
         if folder := prepared_folder(path):

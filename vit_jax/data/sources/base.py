@@ -72,7 +72,10 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Changes when the list of examples or their order does, so that a run does not go on with other data."""
+        """Changes when the list of examples, their order or what labels are made of does.
+
+        So that a run does not go on with other data.
+        """
         ...
 
     def where(self, index: int) -> str:
