@@ -136,6 +136,25 @@ def test_mean_and_sample_standard_deviation_are_numpys(finished):
         np.testing.assert_allclose(task["std"][name], np.std(values, ddof=1), rtol=1e-12)
 
 
+def test_seeds_of_final_runs_begin_with_the_configs(tmp_path):
+    (task,) = make_tasks(RATES, TINY, (*FIELDS, "--config.seed=5"), tmp_path)
+    assert [run.config.seed for run in task.trials] == [5, 5, 5]
+    assert [run.config.seed for run in task.final_runs(task.candidates[0])] == [5, 6]
+
+
+def test_single_final_run_has_no_deviation(tmp_path):
+    sweep_in(tmp_path, Sweep(final=FINAL, seeds=1), train=pretend)
+    assert read(tmp_path)["std"]["test/accuracy"] is None
+    assert "±" not in (tmp_path / "sweep.md").read_text()
+
+
+def test_metric_of_training_chooses_whatever_is_evaluated(tmp_path):
+    on_test = ("--config.data.eval_split=test",)
+    (task,) = make_tasks(Sweep(choose={RATE: (0.1, 0.2)}, metric="train/loss"), TINY, on_test, tmp_path)
+    leave_trials(task, "train/loss", (2.0, 1.0))
+    assert results.collect(task).chosen == {RATE: 0.2}
+
+
 def test_run_that_diverges_is_told_with_its_reason_and_the_others_go_on(finished):
     assert [trial["status"] for trial in read(finished)["trials"]] == ["finished", "finished", "diverged"]
     assert "loss is nan at step 3" in (finished / "sweep.md").read_text()
@@ -178,6 +197,12 @@ def test_of_seeds_in_the_grid_the_mean_counts(tmp_path):
     (task,) = make_tasks(sweep, TINY, FIELDS, tmp_path)
     leave_trials(task, f"{VALIDATION}/accuracy", (0.1, 0.9, 0.6, 0.6))
     assert results.collect(task).chosen == {RATE: 0.01}
+
+
+def test_value_with_a_seed_that_diverged_is_not_chosen(tmp_path):
+    (task,) = make_tasks(Sweep(choose={RATE: (0.001, 0.01), "seed": (0, 1)}, final=FINAL), TINY, FIELDS, tmp_path)
+    leave_trials(task, f"{VALIDATION}/accuracy", (0.1, 0.1, 0.9, float("nan")))
+    assert results.collect(task).chosen == {RATE: 0.001}
 
 
 def test_nothing_is_chosen_while_trials_are_missing(tmp_path):
@@ -357,34 +382,43 @@ def test_sigterm_in_the_middle_of_a_run_saves_it_and_ends_the_sweep(tmp_path, st
     assert config == json.loads(task.trials[0].config.to_json())
 
 
-class Listener:
-    """In place of a run: writes down its signals, and ends a while after the first."""
+class Program:
+    """A few lines in place of a run."""
 
-    def __init__(self, path):
-        self.path = path / "run"
-        self.heard = path / "heard"
-        self.path.mkdir()
+    def __init__(self, path, code, *arguments):
+        self.path, self.code, self.arguments = path, code, arguments
 
     def command(self, python):
-        code = """if True:
-            import pathlib, signal, sys, time
-            def hear(signum, _):
-                with open(sys.argv[1], "a") as file:
-                    file.write(f"{signum} ")
-            signal.signal(signal.SIGTERM, hear)
-            open(sys.argv[1], "a").close()
-            while not pathlib.Path(sys.argv[1]).read_text():
-                time.sleep(0.01)
-            time.sleep(0.3)
-        """
-        return [python, "-S", "-c", code, str(self.heard)]
+        return [python, "-S", "-c", self.code, *map(str, self.arguments)]
+
+
+@pytest.mark.parametrize("end", ["sys.exit(143)", "os.kill(os.getpid(), 15)"])
+def test_signal_to_the_run_alone_ends_the_sweep(end, tmp_path):
+    with Children() as children, pytest.raises(Stopped, match="SIGTERM"):
+        children.train(Program(tmp_path, f"import os, sys; {end}"))
+
+
+def test_run_that_is_killed_for_its_memory_has_failed(tmp_path):
+    with Children() as children, pytest.raises(FailedRunError, match="ended by SIGKILL"):
+        children.train(Program(tmp_path, "import os; os.kill(os.getpid(), 9)"))
 
 
 def test_signal_that_comes_twice_at_once_is_passed_on_once(tmp_path):
-    run = Listener(tmp_path)
+    heard = tmp_path / "heard"
+    listen = """if True:
+        import pathlib, signal, sys, time
+        def hear(signum, _):
+            with open(sys.argv[1], "a") as file:
+                file.write(f"{signum} ")
+        signal.signal(signal.SIGTERM, hear)
+        open(sys.argv[1], "a").close()
+        while not pathlib.Path(sys.argv[1]).read_text():
+            time.sleep(0.01)
+        time.sleep(0.3)
+    """
 
     def kill():
-        while not run.heard.exists():
+        while not heard.exists():
             time.sleep(0.01)
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -394,9 +428,9 @@ def test_signal_that_comes_twice_at_once_is_passed_on_once(tmp_path):
     with Children() as children:
         killer.start()
         with pytest.raises(Stopped, match="SIGTERM"):
-            children.train(run)
+            children.train(Program(tmp_path, listen, heard))
         killer.join()
-    assert run.heard.read_text().split() == ["15"]
+    assert heard.read_text().split() == ["15"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system has no such signal")
@@ -487,7 +521,7 @@ def test_sweep_in_which_all_diverged_is_an_error_that_says_so(tmp_path, capsys):
         run.record_failure("loss is nan at step 3. No checkpoint was saved before it.")
     assert command.main(command_line(tmp_path, "--collect")) == 1
     output = capsys.readouterr().out
-    assert "Nothing can be chosen" in output
+    assert "Nothing can be chosen" in output and "vit_jax.main" not in output
     assert "loss is nan at step 3" in output
 
 

@@ -60,7 +60,7 @@ def run_sweep(tasks: Sequence[Task], path: AnyPath, train: Callable[[Run], None]
     """
 
     def train_all(task: Task, runs: Sequence[Run]) -> None:
-        due = [run for run in runs if run.read().status not in ("finished", "diverged")]
+        due = [run for run in runs if run.read().is_due]
         for number, run in enumerate(due, 1):
             logger.info("[%d/%d] %s", number, len(due), run.path)
             run.forget_failure()

@@ -91,6 +91,7 @@ def test_what_was_done_in_another_way_is_told_below_the_table(tmp_path):
         "trained on train[:9%], in the paper on train",
     ):
         assert f"- {note}: ImageNet-21k, CIFAR-10 (ViT-B/16).\n" in text
+    assert "±" not in text
 
 
 def test_imagenet_of_table_2_is_the_one_at_512_with_polyak_averaging_and_of_table_5_that_at_384(tmp_path):

@@ -34,7 +34,7 @@ class TaskResult:
     def due(self) -> list[Run]:
         """The runs of this stage, choosing or final, that a start of the sweep would train."""
         stage = self.trials if any(not result.is_over for _, result in self.trials) else [*self.trials, *self.final]
-        return [run for run, result in stage if result.status not in ("finished", "diverged")]
+        return [run for run, result in stage if result.is_due]
 
     @property
     def is_complete(self) -> bool:
@@ -44,7 +44,7 @@ class TaskResult:
     def values(self, name: str) -> list[float]:
         """A metric of the final runs, in the order of their seeds; [] if not all are there and have a finite one."""
         values = [result.metrics.get(name, math.nan) for _, result in self.final]
-        return values if self.is_complete and all(map(math.isfinite, values)) else []
+        return values if all(map(math.isfinite, values)) else []
 
     @property
     def metric_values(self) -> list[float]:

@@ -211,6 +211,11 @@ class Result:
         """Whether it is known how it ends: to run it again would change nothing, or may not."""
         return self.status in ("finished", "diverged", "failed")
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the next start of the sweep would train it, for the first time or again."""
+        return self.status not in ("finished", "diverged")
+
 
 def _newest_step(folder: AnyPath) -> int:
     return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=-1)
