@@ -12,6 +12,7 @@ from tests.data.test_sources import write_image
 from vit_jax import experiment, overview
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
+from vit_jax.mixing import Mixing
 from vit_jax.train_step import init_train_state
 from vit_jax.workdir import flatten
 
@@ -20,7 +21,7 @@ def digits_config(**changes):
     config = base_config()
     config.data.image_size = 8
     config.model.name = "ViT-Ti/4"
-    config.model.num_layers = 1
+    config.model.num_layers, config.model.hidden_dim, config.model.mlp_dim, config.model.num_heads = 1, 16, 16, 2
     config.batch_size = 16
     config.steps = 2
     config.update_from_flattened_dict(changes)
@@ -130,6 +131,16 @@ def test_learning_rates_of_layers_decay_as_the_config_says():
     params = {name: {"kernel": np.ones(2, np.float32)} for name in ("embedding", "head")}
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     np.testing.assert_allclose(updates["embedding"]["kernel"], 0.5 * updates["head"]["kernel"])
+
+
+def test_step_is_made_as_the_config_says(monkeypatch):
+    config = digits_config(accumulation_steps=2, polyak_decay=0.9, rng="rbg", mixup_alpha=0.1, train_only=("^head/",))
+    built = experiment.build(config)
+    monkeypatch.setattr(experiment, "make_train_step", lambda *args, **options: options)
+    options = experiment.make_step(config, built)
+    assert (options["accumulation_steps"], options["polyak_decay"], options["rng"]) == (2, 0.9, "rbg")
+    assert (options["mixing"], options["select"]) == (Mixing(0.1, 0.0), built.select)
+    assert options["select"]({"head": {"bias": 1}, "cls": 2}) == {"head": {"bias": 1}, "cls": None}
 
 
 def test_every_field_of_a_config_is_read():

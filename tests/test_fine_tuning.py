@@ -124,23 +124,65 @@ def test_weights_of_a_fine_tuned_run_say_what_its_model_is(run):
     jax.tree.map(np.testing.assert_array_equal, state.params, jax.device_get(last.average))
 
 
-def test_attributes_of_a_runs_model_are_tuples_again(tmp_path, monkeypatch):
+@pytest.fixture
+def resnet_run(tmp_path, monkeypatch):
+    """What a run of a ResNet of one stage leaves, its best parameters all ones and its last all zeros."""
     model = create_model("R26x1", num_classes=10, stages=(1,))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"])
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    monkeypatch.setattr(checkpoints, "read_parameters", lambda path: (1, params, {}))
+    values = {"best": 1.0, "checkpoints": 0.0}
+    monkeypatch.setattr(
+        checkpoints,
+        "read_parameters",
+        lambda path: (1, jax.tree.map(lambda leaf: np.full(leaf.shape, values[path.name], leaf.dtype), shapes), {}),
+    )
     config = base_config()
     config.data.image_size = 16
     (tmp_path / "starts.jsonl").touch()
     (tmp_path / "config.json").write_text(config.to_json())
     (tmp_path / "model.json").write_text(json.dumps({"name": "R26x1", "stages": [1], "num_classes": 10}))
-    assert load(tmp_path).spec.overrides == {"stages": (1,)}
-    assert load(tmp_path).spec.create() == model
-    config.weights = str(tmp_path)
-    with config.ignore_type():
-        config.model.name = None
-    config.steps = 1
-    assert experiments.build(config).model.stages == (1,)
+    return tmp_path, model
+
+
+def test_attributes_of_a_runs_model_are_tuples_again(resnet_run, config):
+    path, model = resnet_run
+    assert load(path).spec.overrides == {"stages": (1,)}
+    assert load(path).spec.create() == model
+    config.weights, config.data.image_size = str(path), 16
+    assert experiments.build(config).model == model
+
+
+def test_the_best_parameters_of_a_run_are_loaded_where_there_are_some(resnet_run):
+    assert np.all(load(resnet_run[0]).arrays["head/bias"] == 1)
+
+
+def test_head_of_a_run_is_not_kept_for_classes_of_other_names(resnet_run, config, tmp_path):
+    for split, name in itertools.product(("train", "test"), "abcdefghij"):
+        write_image(tmp_path / "data" / split / name / "1.jpg", 1)
+    config.weights, config.keep_head, config.data.dataset = str(resnet_run[0]), True, str(tmp_path / "data")
+    config.data.image_size = 16
+    with pytest.raises(
+        UserError, match=r"was trained on other classes \(0, 1, 2, ...\) than those of the data \(a, b, c"
+    ):
+        experiments.build(config)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "{}", "config.json is missing or is not that of a run"),
+        ("model.json", "{}", "does not say which model it trained"),
+        ("model.json", '{"name": "R2', "model.json is damaged"),
+    ],
+)
+def test_damaged_workdir_is_told(resnet_run, file, content, message):
+    (resnet_run[0] / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        load(resnet_run[0])
+
+
+def test_folder_that_is_neither_weights_nor_a_run_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"has no model\.safetensors.*Nor has it a starts\.jsonl"):
+        load(tmp_path)
 
 
 def test_linear_probe_moves_the_head_alone(config, weights):

@@ -46,6 +46,8 @@ def test_a_run_gets_its_pictures_and_a_table_of_all_images(run, capsys):
     assert mistakes.main([str(path), "--images=7"]) == 0
     rows = list(csv.DictReader((path / "predictions.csv").open()))
     assert len(rows) == 360
+    chances = np.array([[float(row[f"probability of {what}"]) for what in ("true", "predicted")] for row in rows])
+    assert np.all(chances[:, 0] <= chances[:, 1])
     right = np.mean([row["true"] == row["predicted"] for row in rows])
     assert right == pytest.approx(summary["test/accuracy"])
     assert f"{100 * right:.2f} % of 360 images of test are right" in capsys.readouterr().out

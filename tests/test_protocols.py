@@ -1,10 +1,14 @@
+import json
+
 import jax
 import numpy as np
 import PIL.Image
 import pytest
 
+from tests.conftest import ROOT
 from tests.data.test_sources import write_image
-from vit_jax import optimizers
+from tests.test_configs import load, run_of
+from vit_jax import optimizers, protocols
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.protocols import TASKS, hyper_rule_schedule, hyper_rule_steps, transfer_task
@@ -126,6 +130,35 @@ def test_images_under_96x96_are_small_to_bits_rule(tmp_path, side, small):
         for number in range(10):
             PIL.Image.new("RGB", (side, side)).save(tmp_path / name / f"{number}.png")
     assert transfer_task(str(tmp_path)).small_images is small
+
+
+def test_length_goes_by_the_images_that_are_trained_on_in_the_end(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path, "cat/1", "dog/1")
+    lengths = {}
+    for count in (22_000, 22_400):  # of which nine tenths are 19,800 and 20,160
+        monkeypatch.setattr(protocols, "_count", lambda *_, count=count: count)
+        lengths[count] = transfer_task(folder).steps
+    assert lengths == {22_000: 500, 22_400: 10_000}
+
+
+@pytest.mark.parametrize(("dataset", "warmup"), [("cifar10", 500), ("imagenet2012", 500), ("pets", 100)])
+def test_fine_tuning_warms_up_over_500_steps_or_as_bit_where_it_has_no_more(dataset, warmup):
+    config = run_of(f"transfer.py:dataset={dataset}")
+    assert config.optimizer.warmup_steps == warmup
+    assert not config.checkpoint.keep_best  # on a test set nothing is chosen
+
+
+@pytest.mark.parametrize(("model", "highest"), [("R50x1", 0.06), ("ViT-B/16", 0.03)])
+def test_learning_rates_for_resnets_are_those_of_runs_of_resnets_too(tmp_path, model, highest):
+    (tmp_path / "model.json").write_text(json.dumps({"name": model}))
+    sweep = load(ROOT / "configs" / "transfer.py").get_sweep(f"dataset=imagenet2012,weights={tmp_path}")
+    assert sweep.choose["optimizer.learning_rate"][-1] == highest
+
+
+def test_hyper_rule_clips_nothing_and_keeps_its_momentum_whole():
+    config = run_of("transfer.py:dataset=cifar10,rule=bit,steps=400")
+    assert (config.optimizer.clip_norm, config.optimizer.momentum_dtype) == (None, "float32")
+    assert config.mixup_alpha == 0.1  # by the size of the data set, whatever the length
 
 
 def test_a_mistyped_task_is_told_with_the_nearest():

@@ -53,7 +53,7 @@ def config():
     config.log_every_steps = 1
     config.eval_every_steps = 6
     config.checkpoint.every_steps = 4
-    config.polyak_decay = 0.5
+    config.polyak_decay = 0.75
     return config
 
 
@@ -170,6 +170,6 @@ def test_average_of_the_parameters_is_what_is_evaluated(config, tmp_path, monkey
     train(config, tmp_path)
     average = np.zeros(10)
     for bias in states:
-        average = 0.5 * average + 0.5 * bias
+        average = 0.75 * average + 0.25 * bias
     np.testing.assert_allclose(seen[-1], average, rtol=1e-4, atol=1e-7)
     assert np.abs(seen[-1] - states[-1]).max() > 1e-4  # and not the last parameters

@@ -89,7 +89,7 @@ def test_training_lowers_the_loss_on_one_batch():
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize(("dropout_rate", "mixing"), [(0.0, None), (0.1, None), (0.1, Mixing(0.8, 1.0))])
+@pytest.mark.parametrize(("dropout_rate", "mixing"), [(0.1, None), (0.1, Mixing(0.8, 1.0))])
 def test_eight_devices_equal_one_over_twenty_steps(dropout_rate, mixing):
     state_1, metrics_1 = run(devices=1, dropout_rate=dropout_rate, mixing=mixing)
     state_8, metrics_8 = run(devices=8, dropout_rate=dropout_rate, mixing=mixing)
@@ -105,11 +105,11 @@ def test_same_seed_gives_identical_metrics_and_parameters():
     jax.tree.map(np.testing.assert_array_equal, state.params, again.params)
 
 
-@pytest.mark.parametrize(("devices", "mixing"), [(1, None), (2, None), (2, Mixing(0.8, 1.0))])
-def test_accumulation_over_four_parts_equals_the_whole_batch(devices, mixing):
+@pytest.mark.parametrize("mixing", [None, Mixing(0.8, 1.0)])
+def test_accumulation_over_four_parts_equals_the_whole_batch(mixing):
     # SGD without clipping: the update is linear in the gradient, so that equal parameters mean equal gradients.
     def updated(accumulation_steps):
-        mesh = partitioning.make_mesh(jax.devices()[:devices])
+        mesh = partitioning.make_mesh(jax.devices()[:2])
         model = create_model("ViT-Ti/4", num_classes=10, num_layers=2, hidden_dim=32, mlp_dim=64, num_heads=2)
         optimizer = optimizers.make_optimizer("sgd", lambda _: 0.1)
         state = init_train_state(model, optimizer, mesh, image_size=8, seed=3)
