@@ -1,5 +1,8 @@
 """Published numbers, where they are given twice or in words as well."""
 
+import itertools
+import statistics
+
 import pytest
 
 from vit_jax.models import list_models
@@ -11,6 +14,20 @@ def test_masked_patch_prediction_lies_as_far_from_table_5_as_the_text_says():
     column = paper.TABLE_5_MODELS.index("ViT-B/16")
     assert score - paper.TABLE_5["ImageNet"]["ImageNet"][column] == pytest.approx(2, abs=0.05)
     assert round(paper.TABLE_5["JFT-300M"]["ImageNet"][column] - score) == 4
+
+
+@pytest.mark.parametrize(("model", "epochs"), [("ViT-B/32", 7), ("ViT-B/16", 7), ("ViT-L/32", 7), ("ViT-L/16", 14)])
+def test_models_that_are_in_tables_5_and_6_have_the_same_numbers_in_both(model, epochs):
+    (row,) = (row for row in paper.TABLE_6 if (row.model, row.epochs) == (model, epochs))
+    column = paper.TABLE_5_MODELS.index(model)
+    assert row.scores == {task: values[column] for task, values in paper.TABLE_5["JFT-300M"].items()}
+
+
+@pytest.mark.parametrize("key", list(paper.TABLE_9))
+def test_mean_of_vtab_is_that_of_its_tasks(key):
+    mean = statistics.fmean(itertools.chain(*paper.TABLE_9[key].values()))
+    assert round(mean, 1) == paper.TABLE_9_MEANS[key]
+    assert mean == pytest.approx(paper.TABLE_2[key]["VTAB"].mean, abs=0.02)
 
 
 @pytest.mark.parametrize("metric", ["top-1", "top-5"])

@@ -198,7 +198,7 @@ def test_runs_that_begin_with_each_other_end(tmp_path):
 
 
 def test_same_run_twice_counts_once(tmp_path):
-    for name, seed, accuracy in (("a", 0, 0.90), ("b", 1, 0.94), ("copy", 1, 0.94)):
+    for name, seed, accuracy in (("a", 0, 0.90), ("b", 1, 0.94), ("repeated", 1, 0.50)):
         write_fine_tuning(tmp_path / name, "cifar10", accuracy, seed=seed)
     (result,) = group(find([str(tmp_path)]).records)
     ours = result.ours(ACCURACY)
