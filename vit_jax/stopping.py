@@ -1,8 +1,10 @@
 """How a run ends on a signal: at once as long as it has made nothing, in good order and on all processes after that."""
 
 import collections
+import ctypes
 import logging
 import signal
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,9 @@ from vit_jax.partitioning import replicated
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+# Within this time it is the same notice: `timeout` and schedulers send theirs to a process and again to its group.
+_SAME_NOTICE_SECONDS = 1.0
 
 _LAG = 4  # votes; as many steps run while the result of one is on its way, so that nobody waits for it
 
@@ -38,6 +43,7 @@ class StopSignal:
     signum: int | None = None
 
     _collective = False
+    _again: threading.Timer | None = None
 
     def __enter__(self) -> "StopSignal":
         self._before = {each: signal.signal(each, signal.SIG_DFL) for each in _SIGNALS}
@@ -53,18 +59,24 @@ class StopSignal:
         self._most = jax.jit(jnp.max, out_shardings=replicated(mesh))
 
     def arm(self) -> None:
-        """From now on a signal only asks to stop; a second one ends the process at once."""
+        """From now on a signal only asks to stop; another one, a second or more later, ends the process at once."""
         for each in self._before:
             signal.signal(each, self._receive)
 
     def __exit__(self, *_: object) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again.join()
         for each, handler in self._before.items():
             signal.signal(each, handler)
 
     def _receive(self, signum: int, _: object) -> None:
         self.ask(signum)
         for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, signal.SIG_IGN)
+        self._again = threading.Timer(_SAME_NOTICE_SECONDS, _end_at_once_on_signals)
+        self._again.daemon = True
+        self._again.start()
         logger.info("%s: saving and stopping; once more to end at once", signal.Signals(signum).name)
 
     def ask(self, signum: int = signal.SIGTERM) -> None:
@@ -87,3 +99,11 @@ class StopSignal:
         self._votes.append(self._most(votes))
         if len(self._votes) > _LAG and (signum := int(self._votes.popleft())):
             raise Stopped(signum)
+
+
+def _end_at_once_on_signals() -> None:
+    """Sets the system's default from any thread. Python would from the main one, which may be waiting for C++ code."""
+    system = ctypes.CDLL(None)
+    system.signal.argtypes, system.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    for each in _SIGNALS:
+        system.signal(each, signal.SIG_DFL.value)

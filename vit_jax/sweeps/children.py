@@ -6,7 +6,6 @@ one), and what is trained here is the very command that another machine would be
 
 import ctypes
 import logging
-import math
 import re
 import signal
 import subprocess
@@ -25,9 +24,6 @@ logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# Signals that come within this time are one: `timeout` and some launchers send theirs to a process and again to its
-# group, and what comes to a run twice ends it without saving.
-_SAME_SIGNAL_SECONDS = 1.0
 
 
 class FailedRunError(Exception):
@@ -37,13 +33,11 @@ class FailedRunError(Exception):
 class Children:
     """Trains one run after the other; passes signals on to the one that trains.
 
-    That one is in a session of its own: Ctrl-C at a terminal goes to all processes of a session, and what comes twice
-    ends a run without saving.
+    That one is in a session of its own, so that Ctrl-C at a terminal reaches it this way alone.
     """
 
     _child: subprocess.Popen | None = None
     _signum: int | None = None
-    _passed_on = -math.inf  # when a signal was, in seconds of `time.monotonic`
 
     def __enter__(self) -> "Children":
         self._before = {each: signal.signal(each, self._receive) for each in _SIGNALS}
@@ -55,14 +49,8 @@ class Children:
 
     def _receive(self, signum: int, _: object) -> None:
         self._signum = signum
-        self._pass_on()
-
-    def _pass_on(self) -> None:
-        now = time.monotonic()
-        if self._child is None or self._signum is None or now - self._passed_on < _SAME_SIGNAL_SECONDS:
-            return
-        self._passed_on = now
-        self._child.send_signal(self._signum)
+        if self._child is not None:
+            self._child.send_signal(signum)
 
     def _check(self) -> None:
         if self._signum is not None:
@@ -84,7 +72,8 @@ class Children:
                 start_new_session=True,
                 preexec_fn=_end_with_parent(),  # noqa: PLW1509 - it calls the system and takes no lock
             )
-            self._pass_on()  # what came while there was nobody to pass it on to
+            if self._signum is not None:  # it came while there was nobody to pass it on to
+                self._child.send_signal(self._signum)
             try:
                 status = self._child.wait()
             finally:
