@@ -30,7 +30,7 @@ BIAS = 100.0  # as is EPSILON, of the released evaluator
 EPSILON = 1e-5
 
 _BLOCK = 512  # test examples that a thread takes at once: their scores stay near its core
-_PROBE = 512  # test examples that decide which products are worth it
+_PROBE = 256  # test examples that decide which products are worth it
 _FEW = 0.02  # share of examples that need no further product in float32
 _WORTH = 0.1  # share of examples that must be decided for a look at the scores to pay
 _UNIT = 2.0**-24  # rounding unit of float32

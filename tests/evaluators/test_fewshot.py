@@ -30,8 +30,9 @@ class Images:
 
     name, splits, class_names, num_classes, max_labels = "pictures", ("a",), ["ant", "bee", "cat", "dog"], CLASSES, 1
 
-    def __init__(self, split, length, labels=None, unreadable=(), turned=0):
+    def __init__(self, split, length, labels=None, unreadable=(), turned=0, unlabelled=()):
         self.split, self._length, self._labels, self._unreadable = split, length, labels, unreadable
+        self._unlabelled = unlabelled
         self._turned = turned  # how far labels are from what the pictures show
         self.read = []
 
@@ -42,6 +43,8 @@ class Images:
         return index * 7 % CLASSES if self._labels is None else self._labels[index]
 
     def label(self, index):
+        if index in self._unlabelled:
+            return NO_LABEL
         return (self.shown(index) + self._turned) % CLASSES if self._turned else self.shown(index)
 
     def pixels(self, index):
@@ -222,16 +225,17 @@ OPTIONS = {"image_size": SIZE, "crop_from": None, "batch_size": 16}
 def by_hand(outputs):
     """Accuracy of a plain solution."""
 
-    def accuracy(pool, test, shots, seed, l2):
+    def accuracy(pool, test, shots, seed, l2, whiten=True, bias=100.0):
         labels = np.array([pool.label(index) for index in range(len(pool))])
         rows = draw_shots(labels, CLASSES, shots, seed)
         train, x = (outputs(source)["pre_logits"].astype(np.float64) for source in (pool, test))
         train = train[rows]
-        mean, std = train.mean(axis=0), train.std(axis=0) + 1e-5
-        train, x = (np.insert((array - mean) / std, 0, 100.0, axis=1) for array in (train, x))
+        mean, std = (train.mean(axis=0), train.std(axis=0) + 1e-5) if whiten else (0, 1)
+        train, x = (np.insert((array - mean) / std, 0, bias, axis=1) for array in (train, x))
         targets = 2 * np.eye(CLASSES)[labels[rows]] - 1
         weights = np.linalg.solve(train.T @ train + l2 * np.eye(len(train.T)), train.T @ targets)
-        return np.mean((x @ weights).argmax(axis=1) == [test.label(index) for index in range(len(test))])
+        true = np.array([test.label(index) for index in range(len(test))])
+        return np.mean(((x @ weights).argmax(axis=1) == true)[true != NO_LABEL])
 
     return accuracy
 
@@ -301,12 +305,45 @@ def test_several_representations_at_once(model, state, mesh):
     assert dict(alone.run(state)) == {"encoded/3shot": found["encoded/3shot"]}
 
 
-def test_images_without_label_do_not_count(model, state, mesh):
-    pool, test = Images("pool", 60), Images("test", 40)
-    expected = dict(FewShotEvaluator(model, pool, test, mesh, shots=(3,), seeds=1, **OPTIONS).run(state))
-    labels = [test.label(index) for index in range(40)]
-    more = Images("test", 50, labels + [NO_LABEL] * 10)
-    assert dict(FewShotEvaluator(model, pool, more, mesh, shots=(3,), seeds=1, **OPTIONS).run(state)) == expected
+def test_whitening_and_constant_feature_are_as_asked_for(model, state, mesh, by_hand):
+    # (With as many examples of each class, the constant feature makes a difference only without whitening.)
+    pool, test = Images("pool", 60), Images("test", 83)
+    forms = [{"whiten": True, "bias": 100.0}, {"whiten": False, "bias": 100.0}, {"whiten": False, "bias": 0.0}]
+    expected = [by_hand(pool, test, 5, 3, 1.0, **form) for form in forms]
+    assert len(set(expected)) == 3
+    for form, accuracy in zip(forms[1:], expected[1:], strict=True):
+        evaluator = FewShotEvaluator(model, pool, test, mesh, shots=(5,), l2=(1.0,), seeds=[3], **OPTIONS, **form)
+        assert dict(evaluator.run(state))["pre_logits/5shot"] == accuracy
+
+
+def test_averaged_parameters_are_evaluated_if_there_are_any(model, state, mesh, by_hand):
+    pool, test = Images("pool", 60), Images("test", 83)
+    evaluator = FewShotEvaluator(model, pool, test, mesh, shots=(5,), l2=(1.0,), seeds=[4], **OPTIONS)
+    averaged = state.replace(params=jax.tree.map(np.zeros_like, state.params), average=state.params)
+    assert dict(evaluator.run(averaged))["pre_logits/5shot"] == by_hand(pool, test, 5, 4, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, EvalTransform(224, resize="bilinear", crop_from=256)),  # as in the released evaluator
+        ({"image_size": 32, "crop_from": 40, "resize": "area"}, EvalTransform(32, resize="area", crop_from=40)),
+    ],
+)
+def test_images_are_resized_and_cropped_as_asked_for(model, mesh, monkeypatch, options, expected):
+    used = []
+    monkeypatch.setattr(FeatureExtractor, "__call__", lambda self, params, source, how, **_: used.append(how) or 1 / 0)
+    evaluator = FewShotEvaluator(model, Images("pool", 8), Images("test", 8), mesh, shots=(1,), **options)
+    with pytest.raises(ZeroDivisionError):
+        dict(evaluator.run(random_state(model)))
+    assert used == [expected]
+
+
+def test_images_without_label_do_not_count(model, state, mesh, by_hand):
+    pool, test = Images("pool", 60, unlabelled=range(0, 60, 7)), Images("test", 83, unlabelled=range(0, 83, 3))
+    evaluator = FewShotEvaluator(model, pool, test, mesh, shots=(5,), l2=(1.0,), seeds=[4], **OPTIONS)
+    found = dict(evaluator.run(state))["pre_logits/5shot"]
+    assert found == by_hand(pool, test, 5, 4, 1.0) != by_hand(pool, Images("test", 83), 5, 4, 1.0)
 
 
 def test_unreadable_images_are_left_out_if_that_is_allowed(model, state, mesh):
@@ -314,10 +351,9 @@ def test_unreadable_images_are_left_out_if_that_is_allowed(model, state, mesh):
     shots = {"shots": (3,), "seeds": 1, **OPTIONS}
     drawn = draw_shots(read_labels(Images("pool", 60)), CLASSES, 3, 0)
     pool = Images("pool", 60)
-    evaluator = FewShotEvaluator(model, pool, test, mesh, max_bad_records=1, **shots)
-    pool._unreadable = (drawn[0],)  # damaged after its label was read
-    with_one_less = dict(evaluator.run(state))["pre_logits/3shot"]
-    assert 0.3 < with_one_less <= 1
+    evaluator = FewShotEvaluator(model, pool, test, mesh, max_bad_records=3, **shots)
+    pool._unreadable = drawn[-3:]  # damaged after their labels were read: all of the last class
+    assert 0.3 < dict(evaluator.run(state))["pre_logits/3shot"] <= 0.75
     evaluator = FewShotEvaluator(model, Images("pool", 60), test, mesh, **shots)
     evaluator._drawn._parts[0][0]._unreadable = (drawn[0],)
     with pytest.raises(UserError, match=f"cannot read picture {drawn[0]}"):
@@ -351,6 +387,21 @@ def test_class_without_example_is_an_error_even_then(model, mesh):
         FewShotEvaluator(model, pool, Images("test", 8), mesh, shots=(1,), take_all=True, **OPTIONS)
     with pytest.raises(UserError, match="no image of pictures/pool has a label"):
         FewShotEvaluator(model, Images("pool", 3, [NO_LABEL] * 3), Images("test", 8), mesh, **OPTIONS)
+
+
+def test_label_that_is_no_class_is_an_error(model, mesh):
+    pool = Images("pool", 8)
+    pool.labels = lambda: np.array([0, 1, 2, 3, 4, 0, 1, 2])
+    with pytest.raises(UserError, match="pictures/pool has label 4, but there are 4 classes: labels are 0 to 3"):
+        FewShotEvaluator(model, pool, Images("test", 8), mesh, shots=(1,), **OPTIONS)
+
+
+def test_sources_that_do_not_know_their_classes_have_those_of_their_labels(model, mesh):
+    pool, test = Images("pool", 6, [0, 0, 1, 2, 2, 2]), Images("test", 8)
+    for source in (pool, test):
+        source.num_classes = source.class_names = None
+    with pytest.raises(UserError, match="class 1 of pictures/pool has 1 example, fewer than 2 shots"):
+        FewShotEvaluator(model, pool, test, mesh, shots=(2,), **OPTIONS)
 
 
 WRONG_SHOTS = r"shots must be different whole numbers of at least 1, such as \(1, 5, 10, 25\) or \(5,\); got"

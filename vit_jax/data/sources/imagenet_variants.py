@@ -174,7 +174,7 @@ def _labels_that_occur(source: Source) -> tuple[int, ...]:
     """Reads all records, as the names of TFDS's files do not say which classes are there; decodes no image."""
     with concurrent.futures.ThreadPoolExecutor(num_cpus()) as pool:
         labels = pool.map(lambda index: source[index]["label"], range(len(source)))
-        return tuple(sorted({cast(int, label) for label in labels} - {-1}))
+        return tuple(sorted({cast(int, label) for label in labels}))
 
 
 # ---- As the authors publish them.
