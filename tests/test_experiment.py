@@ -69,6 +69,17 @@ def test_real_labels_replace_those_of_the_validation_split(tmp_path):
     assert found["accuracy"] == pytest.approx(2 / 3)  # the head starts at zero, so that class 0 is said
 
 
+def test_all_data_sets_are_compared_between_processes():
+    config = digits_config(**{"data.eval_split": "test", "fewshot.datasets": ("digits",)})
+    config.fewshot.train_split = "train[:500]"
+    built = experiment.build(config)
+    evaluations = experiment.make_evaluations(config, built.model, built.mesh, built.eval_source)
+    lines = experiment.describe_data(built.train_source, evaluations).splitlines()
+    counts = ["training: 1,437", "test: 360", "fewshot/digits: 500", "fewshot/digits: 360"]
+    assert [line.partition(" images")[0] for line in lines] == counts
+    assert len({line.rpartition(" ")[2] for line in lines}) == 3  # the test images are the same
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -201,10 +201,12 @@ def test_linear_probe_moves_the_head_alone(config, weights):
 
 
 def test_dry_run_tells_what_becomes_of_the_weights(config):
+    config.optimizer.layer_decay = 0.75
     text = overview.dry_run(config, experiments.build(config))
     assert "resized         1  Transformer/posembed_input/pos_embedding (1, 17, 32) -> (1, 37, 32)" in text
     assert "dropped         4  head/bias, head/kernel, pre_logits/bias, pre_logits/kernel" in text
     assert "new: head/bias, head/kernel" in text
+    assert "layer decay 0.75" in text
 
 
 def test_fine_tuning_goes_on_to_the_bit_after_an_interruption(run, tmp_path):

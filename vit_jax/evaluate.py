@@ -42,6 +42,7 @@ def evaluate(config: ConfigDict, path: AnyPath | None = None) -> dict[str, Any]:
             "the config evaluates nothing: set data.eval_split, fewshot.datasets or one of variants (vit_jax/config.py "
             "lists them)."
         )
+    distributed.check_same("data", experiments.describe_data(None, built.evaluations))
     logger.info("%s: %s", place, built.description)
     params = place_parameters(built.params, built.abstract_params)
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))

@@ -193,16 +193,6 @@ def build(
     )
 
 
-def describe_data(experiment: Experiment) -> str:
-    """A line for each of the data sets, in which those of all processes must agree."""
-    sources = {"training": experiment.train_source, "evaluation": experiment.eval_source}
-    return "\n".join(
-        f"{use}: {len(source):,} images, {source.fingerprint()}"
-        for use, source in sources.items()
-        if source is not None
-    )
-
-
 def make_step(config: ConfigDict, experiment: Experiment) -> jax.stages.Wrapped:
     """The step `(state, batch) -> (state, metrics)` of a run; also what is compiled to plan one.
 
@@ -279,12 +269,14 @@ class Evaluation:
     Attributes:
       name: what its metrics' names begin with.
       evaluator: see there.
+      sources: the data sets that it reads.
       every_steps: how often; None: at the end only.
       is_main: whether its accuracy says which parameters are the best.
     """
 
     name: str
     evaluator: Evaluator
+    sources: tuple[Source, ...]
     every_steps: int | None
     is_main: bool = False
 
@@ -332,7 +324,7 @@ def make_evaluations(
     if eval_source is not None:
         name = config.data.eval_split
         evaluator = classification(name, eval_source)
-        evaluations.append(Evaluation(name, evaluator, config.eval_every_steps, is_main=True))
+        evaluations.append(Evaluation(name, evaluator, (eval_source,), config.eval_every_steps, is_main=True))
     for name in VARIANTS:
         if place := config.variants[name]:
             if model.num_classes != NUM_IMAGENET_CLASSES:
@@ -344,16 +336,26 @@ def make_evaluations(
                 name, place, validation=config.data.dataset, validation_split=config.data.eval_split or "validation"
             )
             evaluator = classification(name, variant.source, variant.classes)
-            evaluations.append(Evaluation(name, evaluator, config.variants.every_steps))
+            evaluations.append(Evaluation(name, evaluator, (variant.source,), config.variants.every_steps))
     for dataset in config.fewshot.datasets:
-        fewshot = _make_fewshot(config, dataset, model, mesh, shardings, before_each_batch)
-        evaluations.append(Evaluation(f"fewshot/{_short_name(dataset)}", fewshot, config.fewshot.every_steps))
+        splits = (config.fewshot.train_split, config.fewshot.test_split, config.fewshot.validation_split)
+        sources = tuple(open_source(dataset, split) for split in splits if split)
+        fewshot = _make_fewshot(config, sources, model, mesh, shardings, before_each_batch)
+        name = f"fewshot/{_short_name(dataset)}"
+        evaluations.append(Evaluation(name, fewshot, sources, config.fewshot.every_steps))
     return evaluations
+
+
+def describe_data(train_source: Source | None, evaluations: Sequence[Evaluation]) -> str:
+    """A line for each of the data sets, in which those of all processes must agree."""
+    sources = [] if train_source is None else [("training", train_source)]
+    sources += [(each.name, source) for each in evaluations for source in each.sources]
+    return "\n".join(f"{name}: {len(source):,} images, {source.fingerprint()}" for name, source in sources)
 
 
 def _make_fewshot(
     config: ConfigDict,
-    dataset: str,
+    sources: tuple[Source, ...],
     model: nn.Module,
     mesh: Mesh,
     shardings: Any,
@@ -361,12 +363,13 @@ def _make_fewshot(
 ) -> FewShotEvaluator:
     fields = config.fewshot
     image_size = fields.image_size or config.data.image_size
+    train, test, *validation = sources
     return FewShotEvaluator(
         model,
-        open_source(dataset, fields.train_split),
-        open_source(dataset, fields.test_split),
+        train,
+        test,
         mesh,
-        validation=open_source(dataset, fields.validation_split) if fields.validation_split else None,
+        validation=validation[0] if validation else None,
         shots=fields.shots,
         l2=fields.l2,
         seeds=fields.seeds,

@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from absl import logging as absl_logging
 
 from vit_jax import partitioning
 from vit_jax.data.images import ImageError, decode
@@ -191,7 +190,6 @@ def main(arguments: Sequence[str]) -> int:
         if split is None:
             raise UserError("the run evaluated nothing; name a split, such as --split=test.")
         partitioning.use_compilation_cache()
-        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of reading what it is told only to read
         source = open_source(data["dataset"], split, image_key=data["image_key"], label_key=data["label_key"])
         found = write_mistakes(path, load(path), source, num_images=args.images)
     except UserError as error:

@@ -46,6 +46,7 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
         data += " expected, NOT HERE YET"
     if experiment.eval_source is not None:
         data += f"; evaluation on {config.data.eval_split}: {len(experiment.eval_source):,} images"
+    layer_decay = "" if config.optimizer.layer_decay is None else f", layer decay {config.optimizer.layer_decay:g}"
     accumulation = f" in {config.accumulation_steps} parts" if config.accumulation_steps > 1 else ""
     parameters = count_parameters(experiment.abstract_state.params)
     flops = forward_flops(experiment.model, size)
@@ -61,7 +62,7 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
         *begun,
         f"data      {data}",
         f"training  {experiment.num_steps:,} steps of {config.batch_size:,} images{accumulation}, {epochs:.4g} epochs; "
-        f"{config.optimizer.name}, {config.loss} cross-entropy",
+        f"{config.optimizer.name}{layer_decay}, {config.loss} cross-entropy",
         f"compute   {flops / 1e9:.4g} GFLOP an image forward (multiply-add = 2), {exaflops:.4g} exaFLOP in all at "
         f"{'most ' if trained < parameters else ''}3 x forward",
         f"devices   {devices['num_devices']} x {devices['device_kind']} in {devices['num_processes']} process(es), "

@@ -58,7 +58,6 @@ def train(
         mesh, num_steps = experiment.mesh, experiment.num_steps
         stop.vote_over(mesh)
         cleanup.enter_context(workdir.opened(path, config, allow_config_change=allow_config_change))
-        distributed.check_same("data", experiments.describe_data(experiment))
         logger.info("%s", overview.describe_run(config, experiment))
         watchdog = cleanup.enter_context(Watchdog(config.watchdog_seconds, path))
         batches = cleanup.enter_context(contextlib.closing(experiments.make_train_batches(config, experiment)))
@@ -70,6 +69,7 @@ def train(
             shardings=partitioning.shardings_of(experiment.abstract_state.evaluated),
             before_each_batch=stop.check,
         )
+        distributed.check_same("data", experiments.describe_data(experiment.train_source, evaluations))
         train_step = experiments.make_step(config, experiment)
         checkpoints = cleanup.enter_context(Checkpoints(path / "checkpoints", keep=config.checkpoint.keep))
         best = cleanup.enter_context(Checkpoints(path / "best", keep=2))  # the one before, should the newest be dropped

@@ -89,6 +89,10 @@ def write_evaluation(path, weights, metrics, *, model="ViT-B/16", **fields):
     content = {
         "weights": str(weights),
         "model": model,
+        "model_fields": {
+            "name": model,
+            **{name.removeprefix("model."): value for name, value in fields.items() if name.startswith("model.")},
+        },
         "image_size": fields.get("data.image_size", 224),
         "parameters": 86_000_000,
         "time": "2026-11-21T12:00:00+00:00",

@@ -385,13 +385,10 @@ class _Reader:
         found = _read_json(file)
         try:
             fields = _as_fields(found["config"], file)
-            place, metrics, name = str(found["weights"]), dict(found["metrics"]), str(found["model"])
+            place, metrics, model = str(found["weights"]), dict(found["metrics"]), dict(found["model_fields"])
         except (KeyError, TypeError, ValueError) as error:
             raise _DamagedError(f"{file}: not what an evaluation writes ({error!r})") from error
         origin = self._origin_of(place)
-        changed = {field.removeprefix("model."): value for field, value in fields.items() if field.startswith("model.")}
-        model = {**self._model_at(place), **{key: value for key, value in changed.items() if value is not None}}
-        model["name"] = name
         shared: dict[str, Any] = {"path": file.parent, "model": model_label(model), "fields": model, "origin": origin}
         shared |= _measured(fields, metrics, origin)
         run = None if (released := origins.find_released(place)) else self._find_run(place)
