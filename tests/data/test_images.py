@@ -470,6 +470,18 @@ def test_evaluation_crops_the_centre_of_a_square_where_asked():
     image = np.arange(30 * 50 * 3, dtype=np.uint64).reshape(30, 50, 3).astype(np.uint8)
     square = images.resize(image, 24, 24)
     np.testing.assert_array_equal(images.EvalTransform(16, crop_from=24)(image), square[4:20, 4:20])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop_from": 8}, "crop_from 8 must be at least the image size, 16"),
+        ({"crop_from": 24, "resize_small": 20}, "set one of them"),
+    ],
+)
+def test_square_that_cannot_be_cropped_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        images.EvalTransform(16, **options)
     for wrong in ({"crop_from": 15}, {"crop_from": 24, "resize_small": 24}):
         with pytest.raises(UserError, match="crop_from"):
             images.EvalTransform(16, **wrong)

@@ -501,11 +501,10 @@ class EvalTransform:
                 f"data.eval_resize_small {self.resize_small} is less than data.image_size {self.image_size}: "
                 "there is nothing to crop. Use a larger one, or None to resize the whole image."
             )
-        if self.crop_from is not None and (self.resize_small is not None or self.crop_from < self.image_size):
-            raise UserError(
-                f"crop_from {self.crop_from} must be at least the image size, {self.image_size}, and does not go with "
-                f"resize_small; got resize_small {self.resize_small}."
-            )
+        if self.crop_from is not None and self.crop_from < self.image_size:
+            raise UserError(f"crop_from {self.crop_from} must be at least the image size, {self.image_size}.")
+        if self.crop_from is not None and self.resize_small is not None:
+            raise UserError(f"crop_from {self.crop_from} and resize_small {self.resize_small}: set one of them.")
 
     def __call__(self, image: bytes | np.ndarray) -> np.ndarray:
         """Maps an encoded file, or decoded uint8 `[height, width, 3]`, to uint8 `[image_size, image_size, 3]`."""
