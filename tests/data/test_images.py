@@ -475,16 +475,13 @@ def test_evaluation_crops_the_centre_of_a_square_where_asked():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"crop_from": 8}, "crop_from 8 must be at least the image size, 16"),
+        ({"crop_from": 15}, "crop_from 15 must be at least the image size, 16"),
         ({"crop_from": 24, "resize_small": 20}, "set one of them"),
     ],
 )
 def test_square_that_cannot_be_cropped_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         images.EvalTransform(16, **options)
-    for wrong in ({"crop_from": 15}, {"crop_from": 24, "resize_small": 24}):
-        with pytest.raises(UserError, match="crop_from"):
-            images.EvalTransform(16, **wrong)
 
 
 def test_a_flip_is_tensorflows():
