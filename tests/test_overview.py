@@ -16,7 +16,7 @@ def test_parameter_table_lists_every_parameter_and_says_which_decay():
         (line,) = [each for each in lines if f"| {name} " in each]
         assert line.rstrip(" |").endswith("yes" if decayed else "no")
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
-    head = 192 * 10 + 10
+    head = built.model.hidden_dim * 10 + 10
     assert f"total {total:,}; head left out {total - head:,}" in table
 
 

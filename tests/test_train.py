@@ -136,7 +136,7 @@ def test_all_processes_must_have_the_same_data(config, tmp_path, monkeypatch):
             raise UserError(value)
 
     monkeypatch.setattr(distributed, "check_same", compare)
-    with pytest.raises(UserError, match="training: 1,437 images, digits/train\nevaluation: 360 images, digits/test"):
+    with pytest.raises(UserError, match="training: 1,437 images, digits/train\ntest: 360 images, digits/test"):
         train(config, tmp_path)
 
 
