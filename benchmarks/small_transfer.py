@@ -252,7 +252,7 @@ class Study:
                 right.plot([statistics.fmean(values)] * 2, [row - 0.3, row + 0.3], color=color)
         right.set(title="Fine-tuned: three networks, and their mean", xlabel="accuracy, %")
         right.set_yticks(range(len(ARMS)), [arm.title for arm in ARMS])
-        right.invert_yaxis()
+        right.set_ylim(len(ARMS) - 0.5, -0.5)
         right.grid(alpha=0.3)
         return figure
 
