@@ -234,6 +234,16 @@ def test_checkpoint_from_before_a_field_that_is_not_used_can_be_read(tmp_path):
     np.testing.assert_array_equal(restored["params"]["x"], np.arange(4.0))
 
 
+def test_reading_parameters_warns_of_nothing(tmp_path, caplog):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, {"x": jnp.arange(4.0)})
+        checkpoints.wait()
+    caplog.clear()
+    step, parameters, _ = checkpoints_module.read_parameters(tmp_path)
+    np.testing.assert_array_equal(parameters["x"], np.arange(4.0))
+    assert (step, caplog.messages) == (1, [])
+
+
 def test_thread_that_failed_does_not_wait_at_the_barrier_that_the_others_never_reach(monkeypatch):
     reached = []
     monkeypatch.setattr(ocp.multihost, "get_barrier_sync_fn", lambda: lambda **where: reached.append(where["key"]))
