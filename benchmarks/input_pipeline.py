@@ -32,6 +32,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import glob
 import itertools
 import json
 import os
@@ -265,29 +266,37 @@ def measure(name: str, task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def read_if_there(file: pathlib.Path) -> str:
+    """Text of a file of /proc; empty where its thread or process has ended meanwhile."""
+    try:
+        return file.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def process_tree() -> list[pathlib.Path]:
     """This process and all that it started, as folders of /proc; nothing where there is no such folder."""
     found, new = [], [pathlib.Path(f"/proc/{os.getpid()}")]
     while new:
         process = new.pop()
         found.append(process)
-        for children in process.glob("task/*/children"):
-            new += [pathlib.Path(f"/proc/{child}") for child in children.read_text().split()]
+        for children in glob.glob(f"{process}/task/*/children"):
+            new += [pathlib.Path(f"/proc/{child}") for child in read_if_there(pathlib.Path(children)).split()]
     return [process for process in found if process.exists()]
 
 
 def cpu_seconds() -> float:
     """CPU time that the processes of this tree have used, in user and kernel mode; 0 where it is not known."""
     # The name of the program, in parentheses, may hold spaces; the two numbers are the 12th and 13th after it.
-    stats = [(process / "stat").read_text().rpartition(")")[2].split() for process in process_tree()]
-    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK") if stats else 0.0
+    stats = [read_if_there(process / "stat").rpartition(")")[2].split() for process in process_tree()]
+    return sum(int(stat[11]) + int(stat[12]) for stat in stats if stat) / os.sysconf("SC_CLK_TCK") if stats else 0.0
 
 
 def memory_bytes() -> tuple[int, int]:
     """PSS and peak RSS of this tree, each summed; 0 where they are not known."""
 
     def kilobytes(file: str, field: str) -> int:
-        lines = [line.split() for process in process_tree() for line in (process / file).read_text().splitlines()]
+        lines = [line.split() for process in process_tree() for line in read_if_there(process / file).splitlines()]
         return sum(int(words[1]) for words in lines if words[0] == f"{field}:")
 
     return 1024 * kilobytes("smaps_rollup", "Pss"), 1024 * kilobytes("status", "VmHWM")

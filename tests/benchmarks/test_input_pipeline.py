@@ -182,6 +182,18 @@ def test_processes_that_were_started_count():
         child.communicate("\n")
 
 
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="there is no /proc")
+def test_threads_and_processes_may_end_while_they_are_counted(monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ""], stdin=-1) as child:
+        child.wait()
+    gone = pathlib.Path(f"/proc/{child.pid}")
+    assert benchmark.read_if_there(gone / "task" / str(child.pid) / "children") == ""
+    tree = benchmark.process_tree()
+    monkeypatch.setattr(benchmark, "process_tree", lambda: [*tree, gone])
+    assert benchmark.cpu_seconds() > 0
+    assert all(size > 0 for size in benchmark.memory_bytes())
+
+
 def test_class_is_the_folder_or_the_beginning_of_the_name(tmp_path):
     archive = write_zip(tmp_path / "a.zip", ["n01_first_one.JPEG", "x/cat/2.JPEG", "read.me"])
     benchmark.unpack(archive, tmp_path / "images")
