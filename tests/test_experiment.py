@@ -12,6 +12,7 @@ from tests.data.test_sources import write_image
 from vit_jax import experiment, overview
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
+from vit_jax.evaluation import describe_data, make_evaluations
 from vit_jax.mixing import Mixing
 from vit_jax.train_step import init_train_state
 from vit_jax.workdir import flatten
@@ -63,7 +64,7 @@ def test_real_labels_replace_those_of_the_validation_split(tmp_path):
     config.data.eval_labels = str(tmp_path / "real.json")
     built = experiment.build(config)
     state = init_train_state(built.model, built.optimizer, built.mesh, image_size=8, seed=0)
-    (evaluation,) = experiment.make_evaluations(config, built.model, built.mesh, built.eval_source)
+    (evaluation,) = make_evaluations(config, built.model, built.mesh, built.eval_source)
     found = dict(evaluation.evaluator.run(state))
     assert found["examples"] == 3  # of all other images no label is right
     assert found["accuracy"] == pytest.approx(2 / 3)  # the head starts at zero, so that class 0 is said
@@ -73,11 +74,19 @@ def test_all_data_sets_are_compared_between_processes():
     config = digits_config(**{"data.eval_split": "test", "fewshot.datasets": ("digits",)})
     config.fewshot.train_split = "train[:500]"
     built = experiment.build(config)
-    evaluations = experiment.make_evaluations(config, built.model, built.mesh, built.eval_source)
-    lines = experiment.describe_data(built.train_source, evaluations).splitlines()
+    evaluations = make_evaluations(config, built.model, built.mesh, built.eval_source)
+    lines = describe_data(built.train_source, evaluations).splitlines()
     counts = ["training: 1,437", "test: 360", "fewshot/digits: 500", "fewshot/digits: 360"]
     assert [line.partition(" images")[0] for line in lines] == counts
     assert len({line.rpartition(" ")[2] for line in lines}) == 3  # the test images are the same
+
+
+def test_two_data_sets_do_not_share_the_names_of_metrics():
+    config = digits_config(**{"fewshot.datasets": ("digits", "digits")})
+    config.fewshot.train_split, config.fewshot.test_split = "train[:500]", "test"
+    built = experiment.build(config)
+    with pytest.raises(UserError, match="called fewshot/digits in metrics: digits, digits"):
+        make_evaluations(config, built.model, built.mesh, built.eval_source)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +164,8 @@ def test_step_is_made_as_the_config_says(monkeypatch):
 
 
 def test_every_field_of_a_config_is_read():
-    code = "".join((ROOT / "vit_jax" / f"{name}.py").read_text() for name in ("experiment", "train", "evaluate"))
+    files = ("experiment", "evaluation", "train", "evaluate")
+    code = "".join((ROOT / "vit_jax" / f"{name}.py").read_text() for name in files)
     names = [name for name in flatten(base_config().to_dict()) if not name.startswith(("model.", "variants."))]
     assert [name for name in names if not re.search(rf"\.{name.split('.')[-1]}\b", code)] == []
 

@@ -14,6 +14,7 @@ from vit_jax import distributed
 from vit_jax import experiment as experiments
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
+from vit_jax.evaluation import make_evaluations
 from vit_jax.train import train
 
 STEPS = 12
@@ -142,7 +143,6 @@ def test_all_processes_must_have_the_same_data(config, tmp_path, monkeypatch):
 
 def test_average_of_the_parameters_is_what_is_evaluated(config, tmp_path, monkeypatch):
     seen = []
-    make_evaluations = experiments.make_evaluations
 
     def make_spy(*args, **kwargs):
         (evaluation,) = make_evaluations(*args, **kwargs)
@@ -151,7 +151,7 @@ def test_average_of_the_parameters_is_what_is_evaluated(config, tmp_path, monkey
         evaluator._add = lambda params, *rest: seen.append(np.asarray(params["head"]["bias"])) or add(params, *rest)
         return [evaluation]
 
-    monkeypatch.setattr(experiments, "make_evaluations", make_spy)
+    monkeypatch.setattr("vit_jax.train.make_evaluations", make_spy)
     states = []
     make_step = experiments.make_step
 

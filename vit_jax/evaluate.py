@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vit_jax import distributed, partitioning
-from vit_jax import experiment as experiments
 from vit_jax.errors import UserError
+from vit_jax.evaluation import build_evaluation, describe_data
 from vit_jax.train_step import TrainState, place_parameters
 from vit_jax.weights.files import read_json
 from vit_jax.workdir import AnyPath, write_atomically
@@ -36,13 +36,13 @@ def evaluate(config: ConfigDict, path: AnyPath | None = None) -> dict[str, Any]:
       UserError: something the user can mend.
     """
     place = _what(config.weights, path)
-    built = experiments.build_evaluation(config, place)
+    built = build_evaluation(config, place)
     if not built.evaluations:
         raise UserError(
             "the config evaluates nothing: set data.eval_split, fewshot.datasets or one of variants (vit_jax/config.py "
             "lists them)."
         )
-    distributed.check_same("data", experiments.describe_data(None, built.evaluations))
+    distributed.check_same("data", describe_data(None, built.evaluations))
     logger.info("%s: %s", place, built.description)
     params = place_parameters(built.params, built.abstract_params)
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))

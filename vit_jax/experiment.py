@@ -16,17 +16,11 @@ from vit_jax import optimizers, partitioning
 from vit_jax.config import base_config
 from vit_jax.data.augment import RandAugment
 from vit_jax.data.images import EvalTransform, TrainTransform
-from vit_jax.data.pipeline import EvalBatches, TrainBatches
+from vit_jax.data.pipeline import TrainBatches
 from vit_jax.data.sources import MissingDataError, RealLabels, Source, load_real_labels, open_source
-from vit_jax.data.sources.imagenet_variants import VARIANTS, open_variant
 from vit_jax.data.sources.mixture import Mixture
-from vit_jax.data.sources.real import NUM_CLASSES as NUM_IMAGENET_CLASSES
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.evaluators import Evaluator
-from vit_jax.evaluators.classification import ClassificationEvaluator
-from vit_jax.evaluators.fewshot import FewShotEvaluator
 from vit_jax.losses import Loss, make_loss
-from vit_jax.metrics import Progress
 from vit_jax.mixing import Mixing
 from vit_jax.models import create_model
 from vit_jax.train_step import (
@@ -129,16 +123,17 @@ def build(
         logger.warning("%s", error)
         train_source, eval_source = None, None
     num_train_images = len(train_source) if train_source else config.data.expected_train_images
+    remedy = "Set keep_head=False, for a new head"
     if spec and config.keep_head:
-        num_classes = _kept_classes(config, config.weights, spec, train_source, "Set keep_head=False, for a new head")
+        num_classes = num_kept_classes(config, config.weights, spec, train_source, remedy)
     else:
         num_classes = _num_classes(config, train_source)
-    model_fields = _model_fields(config, num_classes, spec)
+    model_fields = get_model_fields(config, num_classes, spec)
     model = create_model(**model_fields)
     initial_params, report = None, None
     if weights:
         if config.keep_head:
-            _check_class_names(weights, train_source, "Set keep_head=False, for a new head")
+            check_class_names(weights, train_source, remedy)
         initial_params, report = transfer(
             weights,
             model,
@@ -262,196 +257,6 @@ def make_train_batches(config: ConfigDict, experiment: Experiment) -> TrainBatch
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """An evaluator and when it runs.
-
-    Attributes:
-      name: what its metrics' names begin with.
-      evaluator: see there.
-      sources: the data sets that it reads.
-      every_steps: how often; None: at the end only.
-      is_main: whether its accuracy says which parameters are the best.
-    """
-
-    name: str
-    evaluator: Evaluator
-    sources: tuple[Source, ...]
-    every_steps: int | None
-    is_main: bool = False
-
-
-def make_evaluations(
-    config: ConfigDict,
-    model: nn.Module,
-    mesh: Mesh,
-    eval_source: Source | None,
-    *,
-    shardings: Any = None,
-    before_each_batch: Callable[[], None] = lambda: None,
-) -> list[Evaluation]:
-    """What is evaluated: classification of the evaluation split, then what else the config asks for.
-
-    Args:
-      config: see `vit_jax.config.base_config`.
-      model: images -> (logits, intermediates).
-      mesh: the devices.
-      eval_source: evaluation examples; None: there are none.
-      shardings: of the parameters; None: replicated.
-      before_each_batch: called between batches; may raise to end an evaluation.
-
-    Raises:
-      UserError: data are missing, or are not as they should be.
-    """
-    batch_size = config.eval_batch_size or config.batch_size
-
-    def classification(
-        name: str, source: Source, classes: Sequence[int] | None = None, num_classes: int | None = None
-    ) -> ClassificationEvaluator:
-        batches = EvalBatches(
-            source,
-            eval_transform(config.data),
-            partitioning.batch_sharding(mesh),
-            batch_size=batch_size,
-            num_classes=num_classes or model.num_classes,
-            num_threads=config.data.num_threads,
-            max_bad_records=config.data.max_bad_records,
-        )
-        progress = Progress(batches, f"evaluation on {name}", before_each=before_each_batch)
-        return ClassificationEvaluator(model, progress, make_loss(config.loss), mesh, shardings, classes)
-
-    evaluations = []
-    if eval_source is not None:
-        name = config.data.eval_split
-        evaluator = classification(name, eval_source)
-        evaluations.append(Evaluation(name, evaluator, (eval_source,), config.eval_every_steps, is_main=True))
-    for name in VARIANTS:
-        if place := config.variants[name]:
-            if model.num_classes != NUM_IMAGENET_CLASSES:
-                raise UserError(
-                    f"variants.{name} is for models with ImageNet's {NUM_IMAGENET_CLASSES:,} classes; this one has "
-                    f"{model.num_classes:,}."
-                )
-            variant = open_variant(
-                name, place, validation=config.data.dataset, validation_split=config.data.eval_split or "validation"
-            )
-            evaluator = classification(name, variant.source, variant.classes)
-            evaluations.append(Evaluation(name, evaluator, (variant.source,), config.variants.every_steps))
-    for dataset in config.fewshot.datasets:
-        splits = (config.fewshot.train_split, config.fewshot.test_split, config.fewshot.validation_split)
-        sources = tuple(open_source(dataset, split) for split in splits if split)
-        fewshot = _make_fewshot(config, sources, model, mesh, shardings, before_each_batch)
-        name = f"fewshot/{_short_name(dataset)}"
-        evaluations.append(Evaluation(name, fewshot, sources, config.fewshot.every_steps))
-    return evaluations
-
-
-def describe_data(train_source: Source | None, evaluations: Sequence[Evaluation]) -> str:
-    """A line for each of the data sets, in which those of all processes must agree."""
-    sources = [] if train_source is None else [("training", train_source)]
-    sources += [(each.name, source) for each in evaluations for source in each.sources]
-    return "\n".join(f"{name}: {len(source):,} images, {source.fingerprint()}" for name, source in sources)
-
-
-def _make_fewshot(
-    config: ConfigDict,
-    sources: tuple[Source, ...],
-    model: nn.Module,
-    mesh: Mesh,
-    shardings: Any,
-    before_each_batch: Callable[[], None],
-) -> FewShotEvaluator:
-    fields = config.fewshot
-    image_size = fields.image_size or config.data.image_size
-    train, test, *validation = sources
-    return FewShotEvaluator(
-        model,
-        train,
-        test,
-        mesh,
-        validation=validation[0] if validation else None,
-        shots=fields.shots,
-        l2=fields.l2,
-        seeds=fields.seeds,
-        representations=fields.representations,
-        crop_from=fields.crop_from or round(image_size * 256 / 224),
-        image_size=image_size,
-        resize=config.data.eval_resize,
-        whiten=fields.whiten,
-        bias=fields.bias,
-        batch_size=config.eval_batch_size or config.batch_size,
-        shardings=shardings,
-        num_threads=config.data.num_threads,
-        max_bad_records=config.data.max_bad_records,
-        before_each_batch=before_each_batch,
-    )
-
-
-def _short_name(dataset: str) -> str:
-    """A data set in the names of metrics: without the folder, or without "tfds:"."""
-    prefix, colon, name = dataset.partition(":")
-    return name if colon and prefix in ("tfds", "vtab") else dataset.rstrip("/").rpartition("/")[2]
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationOnly:
-    """What there is to evaluate parameters that are not trained.
-
-    Attributes:
-      mesh: the devices.
-      model_fields: what `create_model` was given.
-      params: on the host.
-      abstract_params: their shapes, dtypes and shardings.
-      description: of the weights, a line.
-      evaluations: what is measured.
-    """
-
-    mesh: Mesh
-    model_fields: dict[str, Any]
-    params: Any
-    abstract_params: Any
-    description: str
-    evaluations: list[Evaluation]
-
-
-def build_evaluation(config: ConfigDict, place: str) -> EvaluationOnly:
-    """Makes what evaluates weights, head and all, at the config's image size; needs no training data.
-
-    Args:
-      config: see `vit_jax.config.base_config`.
-      place: of the weights, as `config.weights`.
-
-    Raises:
-      UserError: something in the config, the weights or the data is not as it should be.
-    """
-    check_fields(config)
-    mesh = partitioning.make_mesh(None, data=config.mesh.data, model=config.mesh.model)
-    partitioning.check_batch_size(config.eval_batch_size or config.batch_size, mesh, field="eval_batch_size")
-    weights = load_weights(place, model=config.model.name)
-    eval_source = None
-    num_classes = weights.spec.num_classes
-    if config.data.eval_split is not None:
-        eval_source = _open_eval_source(config.data)
-        remedy = "Fine-tune it first, or set data.eval_split=None"
-        num_classes = _kept_classes(config, place, weights.spec, eval_source, remedy)
-        _check_class_names(weights, eval_source, remedy)
-    with_head = ConfigDict({**config, "keep_head": True}, type_safe=False)
-    model_fields = _model_fields(with_head, num_classes, weights.spec)
-    model = create_model(**model_fields)
-    params, _ = transfer(weights, model, config.data.image_size, keep_head=True, keep_pre_logits=True)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-    specs = partitioning.parameter_specs(shapes, mesh, config.sharding, config.sharding_rules)
-    shardings = partitioning.state_shardings(shapes, mesh, specs)
-    return EvaluationOnly(
-        mesh=mesh,
-        model_fields=model_fields,
-        params=params,
-        abstract_params=partitioning.with_sharding(shapes, shardings),
-        description=str(weights.spec),
-        evaluations=make_evaluations(config, model, mesh, eval_source, shardings=shardings),
-    )
-
-
 _AT_LEAST_ONE = (
     *("log_every_steps", "eval_every_steps", "eval_batch_size", "checkpoint.every_steps", "checkpoint.keep"),
     *("profile.first_step", "profile.num_steps"),
@@ -549,7 +354,7 @@ def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
         if data.eval_labels:
             raise UserError("data.eval_labels is set, but data.eval_split, whose labels they are, is not.")
         return train_source, None
-    eval_source = _open_eval_source(data)
+    eval_source = open_eval_source(data)
     if eval_source.class_names and train_source.class_names:
         differing = sorted(set(train_source.class_names) ^ set(eval_source.class_names))
         if list(eval_source.class_names) != list(train_source.class_names):
@@ -561,7 +366,13 @@ def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
     return train_source, eval_source
 
 
-def _open_eval_source(data: ConfigDict) -> Source:
+def open_eval_source(data: ConfigDict) -> Source:
+    """Opens the data for evaluation, of which there must be; `data` is the part of the config about data.
+
+    Raises:
+      MissingDataError: they are not there.
+      UserError: they are not as they should be.
+    """
     source = _open_source(data, data.dataset, data.eval_split)
     return RealLabels(source, load_real_labels(data.eval_labels)) if data.eval_labels else source
 
@@ -624,8 +435,19 @@ def _num_classes(config: ConfigDict, train_source: Source | None) -> int:
     return num_classes
 
 
-def _kept_classes(config: ConfigDict, place: str, spec: ModelSpec, source: Source | None, remedy: str) -> int:
-    """Width of a head that is kept; raises where it is another than the data or the config want."""
+def num_kept_classes(config: ConfigDict, place: str, spec: ModelSpec, source: Source | None, remedy: str) -> int:
+    """Width of a head that is kept.
+
+    Args:
+      config: see `vit_jax.config.base_config`.
+      place: of the weights, for messages.
+      spec: of the model that they are of.
+      source: what is classified, if it is known.
+      remedy: what to do instead, for messages.
+
+    Raises:
+      UserError: there is no head, or it is of another width than the data or the config want.
+    """
     kept, asked = spec.num_classes, config.model.num_classes
     known = source.num_classes if source else None
     if not kept:
@@ -642,8 +464,12 @@ def _kept_classes(config: ConfigDict, place: str, spec: ModelSpec, source: Sourc
     return kept
 
 
-def _check_class_names(weights: Weights, source: Source | None, remedy: str) -> None:
-    """Raises where a head is kept for other classes than it was trained on."""
+def check_class_names(weights: Weights, source: Source | None, remedy: str) -> None:
+    """Compares the classes that a head was trained on with those of the data, where both are known by name.
+
+    Raises:
+      UserError: they are others; `remedy` says what to do instead.
+    """
     names = list(source.class_names or ()) if source else []
     its_names = list(weights.class_names or ()) if weights.format == "run" else []
     if names and its_names and names != its_names:
@@ -653,7 +479,7 @@ def _check_class_names(weights: Weights, source: Source | None, remedy: str) -> 
         )
 
 
-def _model_fields(config: ConfigDict, num_classes: int, spec: ModelSpec | None) -> dict[str, Any]:
+def get_model_fields(config: ConfigDict, num_classes: int, spec: ModelSpec | None) -> dict[str, Any]:
     """What the model is made with: the config's fields, and where these are None, what the weights say."""
     overrides: dict[str, Any] = {}
     if spec:

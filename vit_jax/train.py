@@ -18,6 +18,7 @@ from vit_jax.analysis.hardware import describe_machine
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.curves import plot_curves
 from vit_jax.errors import UserError
+from vit_jax.evaluation import describe_data, make_evaluations
 from vit_jax.metrics import MetricWriter, NonFiniteError, StepMetrics, Throughput, format_row
 from vit_jax.profiling import Profiler
 from vit_jax.stopping import Stopped, StopSignal
@@ -61,7 +62,7 @@ def train(
         logger.info("%s", overview.describe_run(config, experiment))
         watchdog = cleanup.enter_context(Watchdog(config.watchdog_seconds, path))
         batches = cleanup.enter_context(contextlib.closing(experiments.make_train_batches(config, experiment)))
-        evaluations = experiments.make_evaluations(
+        evaluations = make_evaluations(
             config,
             experiment.model,
             mesh,
@@ -69,7 +70,7 @@ def train(
             shardings=partitioning.shardings_of(experiment.abstract_state.evaluated),
             before_each_batch=stop.check,
         )
-        distributed.check_same("data", experiments.describe_data(experiment.train_source, evaluations))
+        distributed.check_same("data", describe_data(experiment.train_source, evaluations))
         train_step = experiments.make_step(config, experiment)
         checkpoints = cleanup.enter_context(Checkpoints(path / "checkpoints", keep=config.checkpoint.keep))
         best = cleanup.enter_context(Checkpoints(path / "best", keep=2))  # the one before, should the newest be dropped

@@ -18,7 +18,7 @@ from vit_jax.workdir import FAILURE, AnyPath, flatten, is_remote, parse
 
 LOOKED_FOR = "config.json and summary.json of a run, evaluation.json of --mode=eval, sweep.json of a sweep"
 
-# Names of metrics of `vit_jax.experiment.make_evaluations`, and how a reader knows them.
+# Names of metrics of `vit_jax.evaluation.make_evaluations`, and how a reader knows them.
 VARIANT_NAMES = {
     "real": "ImageNet ReaL",
     "imagenet_v2": "ImageNet-V2",
