@@ -243,7 +243,9 @@ class Study:
         left.set_xticks(SHOTS, [str(shots) for shots in SHOTS])
         left.minorticks_off()
         left.grid(alpha=0.3)
-        left.legend(fontsize=8)
+        bottom, top = left.get_ylim()
+        left.set_ylim(top=top + 0.25 * (top - bottom))  # room for the legend
+        left.legend(fontsize=8, loc="upper left", ncols=2)
         for row, arm in enumerate(ARMS):
             values = [100 * value for value in self.final_accuracies(arm)]
             color = f"C{[network.name for network in NETWORKS].index(arm.network)}"

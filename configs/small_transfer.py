@@ -26,7 +26,7 @@ from vit_jax.errors import UserError
 from vit_jax.sweeps import Sweep
 
 ARGUMENTS = {"stage": "finetune", "model": "vit", "pool": "cls", "weights": "none", "resolution": 32}
-FINE_TUNING_RATES = (0.003, 0.01, 0.03, 0.1)
+FINE_TUNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 FROM_SCRATCH_RATES = (3e-4, 1e-3, 3e-3)
 
 

@@ -330,6 +330,42 @@ def test_results_of_a_users_own_folder_have_a_line_each(tmp_path):
     assert row[:8] == ["ViT-Ti/16", "ImageNet-21k", "birds", "test", "224", "9", "0, 1", "60.00 ± 14.14"]
 
 
+def test_results_that_look_alike_say_what_sets_them_apart(tmp_path):
+    sizes = {"hidden_dim": 128}
+    for name in ("a", "b"):
+        write_run(
+            *(tmp_path / "pre" / name, "ViT-Ti/16", {"test/accuracy": 0.4}),
+            **{"steps": 3, "data__dataset": "/x/animals", "data__eval_split": "test", "model_fields": sizes},
+            optimizer__learning_rate=0.1 if name == "a" else 0.2,
+        )
+    fields = {"model_fields": sizes, "data__dataset": "/x/birds"}
+    tuned = {
+        "plain": {"weights": str(tmp_path / "pre/a")},
+        "averaged": {"weights": str(tmp_path / "pre/a"), "polyak_decay": 0.9, "optimizer__clip_norm": 1.0},
+        "other": {"weights": str(tmp_path / "pre/b")},
+        "longer": {"weights": str(tmp_path / "pre/b"), "steps": 1000},
+    }
+    for name, changes in tuned.items():
+        write_fine_tuning(tmp_path / "tuned" / name, "cifar10", 0.5, model="ViT-Ti/16", **{**fields, **changes})
+    listing = results_table(find([str(tmp_path)]).records)
+    meanings = dict(remark.split("] ") for remark in listing.remarks if remark.startswith("["))
+    besides = {}
+    for row in listing.rows:
+        _, first, *rest = row[0].split(" [")
+        assert meanings[f"[{first.removesuffix(']')}"] == "hidden_dim=128"
+        besides[row[-1].rpartition("/")[2]] = [meanings[f"[{mark.removesuffix(']')}"] for mark in rest]
+    assert besides == {
+        "a": ["optimizer.learning_rate=0.1"],
+        "b": ["optimizer.learning_rate=0.2"],
+        "plain": [f"optimizer.clip_norm=None, polyak_decay=None, from {tmp_path}/pre/a"],
+        "averaged": [f"optimizer.clip_norm=1.0, polyak_decay=0.9, from {tmp_path}/pre/a"],
+        "other": [f"optimizer.clip_norm=None, polyak_decay=None, from {tmp_path}/pre/b"],
+        "longer": [],
+    }
+    column = listing.value_headings.index("differs in")
+    assert {row[column] for row in listing.values} == {" ".join(told) for told in besides.values()}
+
+
 @pytest.mark.parametrize(
     ("folders", "common"),
     [

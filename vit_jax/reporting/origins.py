@@ -81,9 +81,14 @@ def of_file(place: str) -> Origin:
     return Origin(place, UNKNOWN, place)
 
 
+def setting_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config, flat, that set it apart from others; the seed is none of them."""
+    return {name: value for name, value in fields.items() if not name.startswith(_NOT_OF_THE_SETTING)}
+
+
 def setting_key(fields: Mapping[str, Any]) -> str:
-    """A digest of the fields of a config, flat, that set it apart from others; the seed is none of them."""
-    kept = {name: value for name, value in fields.items() if not name.startswith(_NOT_OF_THE_SETTING)}
+    """A digest of `setting_fields`."""
+    kept = setting_fields(fields)
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -71,6 +71,7 @@ class Record:
       seed: of it.
       polyak_decay: of it.
       partial: patterns of the parameters that were trained, if not all.
+      training: the fields of its config, flat, that set it apart from others.
       use: "final", or why it is no result: it only chooses, or was not chosen.
     """
 
@@ -92,6 +93,7 @@ class Record:
     seed: int | None = None
     polyak_decay: float | None = None
     partial: tuple[str, ...] = ()
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     use: str = "final"
 
     @property
@@ -378,6 +380,7 @@ class _Reader:
             "seed": fields["seed"],
             "polyak_decay": fields["polyak_decay"],
             "partial": tuple(fields["train_only"]),
+            "training": origins.setting_fields(fields),
         }
 
     def _of_evaluation(self, file: AnyPath) -> tuple[Record, str | None]:

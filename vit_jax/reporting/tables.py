@@ -384,8 +384,10 @@ def results_table(records: Sequence[Record]) -> Listing:
     """Every setting with a result, a line each: mean and standard deviation over its seeds."""
     results = group(record for record in records if record.is_result)
     names = _names_of_values([result.first for result in results])
+    results = sorted(results, key=lambda result: _place_of(result.first))
+    differences = _differences(results)
     rows, values = [], []
-    for result in sorted(results, key=lambda result: _place_of(result.first)):
+    for result, difference in zip(results, differences, strict=True):
         told = _describe(result.first)
         seeds = ", ".join(str(each.seed) for each in result.records if each.seed is not None)
         measured = [result.ours(name) for name in names]
@@ -395,14 +397,20 @@ def results_table(records: Sequence[Record]) -> Listing:
         rows.append([*map(_text, told), seeds, *map(_show, measured), folder])
         paths = " ".join(str(each.path) for each in result.records)
         numbers = [number for ours in measured for number in ((ours.mean, ours.std) if ours else (None, None))]
-        values.append([*told, seeds, *numbers, paths])
-    rows, remarks = _shortened(rows)
+        values.append([*told, difference, seeds, *numbers, paths])
+    rows, remarks = _shortened(rows, differences)
     told_of_std = (
         "± is the sample standard deviation over seeds (n - 1), or, of one run, over draws of few-shot images."
     )
     remarks += [told_of_std] if any("±" in cell for row in rows for cell in row) else []
     headings = [*_DESCRIBED, "seeds", *names, "folder"]
-    of_values = [*_DESCRIBED, "seeds", *(each for name in names for each in (name, f"{name} ±")), "folders"]
+    of_values = [
+        *_DESCRIBED,
+        "differs in",
+        "seeds",
+        *(each for name in names for each in (name, f"{name} ±")),
+        "folders",
+    ]
     return Listing("results", "Results, percent: a line for each setting", headings, rows, of_values, values, remarks)
 
 
@@ -423,22 +431,43 @@ def runs_table(records: Sequence[Record]) -> Listing:
         shown = ["" if value is None else f"{100 * value:.2f}" for value in measured]
         rows.append([*map(_text, told), *shown, str(record.path)])
         values.append([*told, *(None if value is None else 100 * value for value in measured), str(record.path)])
-    rows, remarks = _shortened(rows)
+    rows, remarks = _shortened(rows, [""] * len(rows))
     headings = [*_DESCRIBED, "seed", "use", *names, "folder"]
     title = "All runs and evaluations that were found, percent"
     return Listing("runs", title, headings, rows, headings, values, remarks)
 
 
-def _shortened(rows: Sequence[Sequence[str]]) -> tuple[list[list[str]], list[str]]:
-    """Rows with a mark in place of what sets a model apart from the one of its name, and what the marks mean."""
+def _differences(results: Sequence[Result]) -> list[str]:
+    """What sets apart those that `_describe` tells nothing different of; "" for the others."""
+    alike: dict[str, list[Result]] = {}
+    for result in results:
+        alike.setdefault(str(_describe(result.first)), []).append(result)
+
+    def difference(result: Result, others: Sequence[Result]) -> str:
+        trainings = [other.first.training for other in others]
+        fields = [
+            name
+            for name in result.first.training
+            if any(training.get(name) != result.first.training[name] for training in trainings)
+        ]
+        told = [f"{name}={result.first.training[name]}" for name in sorted(fields)]
+        if result.first.before and len({other.first.before.key for other in others if other.first.before}) > 1:
+            told.append(f"from {common_folder([each.before.name for each in result.records if each.before])}")
+        return ", ".join(told)
+
+    return [difference(result, alike[str(_describe(result.first))]) for result in results]
+
+
+def _shortened(rows: Sequence[Sequence[str]], differences: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+    """Rows with marks for what sets models of one name apart, and for differences; what the marks mean."""
     marks: dict[str, str] = {}
     shortened = []
-    for model, *rest in rows:
-        name, bracket, changes = model.partition(" (")
-        if bracket:
-            name += f" [{marks.setdefault(changes.removesuffix(')'), str(len(marks) + 1))}]"
+    for (model, *rest), difference in zip(rows, differences, strict=True):
+        name, _, changes = model.partition(" (")
+        for meaning in filter(None, (changes.removesuffix(")"), difference)):
+            name += f" [{marks.setdefault(meaning, str(len(marks) + 1))}]"
         shortened.append([name, *rest])
-    return shortened, [f"[{mark}] {changes}" for changes, mark in marks.items()]
+    return shortened, [f"[{mark}] {meaning}" for meaning, mark in marks.items()]
 
 
 def _names_of_values(records: Iterable[Record]) -> list[str]:
