@@ -173,3 +173,18 @@ def test_average_of_the_parameters_is_what_is_evaluated(config, tmp_path, monkey
         average = 0.75 * average + 0.25 * bias
     np.testing.assert_allclose(seen[-1], average, rtol=1e-4, atol=1e-7)
     assert np.abs(seen[-1] - states[-1]).max() > 1e-4  # and not the last parameters
+
+
+@pytest.mark.parametrize(("seconds", "drawn_at"), [(60.0, [4, 12]), (0.0, [4, 8, 12])])
+def test_curves_are_drawn_early_now_and_then_and_at_the_end(seconds, drawn_at, config, tmp_path, monkeypatch):
+    seen = []
+
+    def note(workdirs, _):
+        rows = [json.loads(line) for line in (workdirs[0] / "metrics.jsonl").read_text().splitlines()]
+        seen.append(max(row["step"] for row in rows if "test/accuracy" in row))
+
+    monkeypatch.setattr("vit_jax.train.plot_curves", note)
+    monkeypatch.setattr("vit_jax.train._SECONDS_BETWEEN_CURVES", seconds)
+    config.eval_every_steps = 4
+    train(config, tmp_path)
+    assert seen == drawn_at

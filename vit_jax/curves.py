@@ -57,7 +57,7 @@ def plot_curves(workdirs: Sequence[AnyPath], output: AnyPath) -> None:
         axis.set(xlabel="step", ylabel=metric)
         axis.grid(alpha=0.3)
         if axis.lines:
-            axis.legend()
+            axis.legend(loc="upper right" if metric == "loss" else "lower right")  # "best" is slow with many points
     axes[1].set_ylim(0, 1.02)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import time
 from typing import Any
 
@@ -27,6 +28,8 @@ from vit_jax.train_step import TrainState
 from vit_jax.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_CURVES = 60.0
 
 
 def train(
@@ -123,6 +126,7 @@ def train(
             log(step, {f"train/{name}": value for name, value in averages.items()} | throughput.mark(step))
             accounts.record_if_due(step)
 
+        drawn = -math.inf  # when curves.png was
         step_metrics = StepMetrics(config.log_every_steps, log_window, state=saved.get("window"))
 
         # What is done now and then. To wait for outstanding steps belongs to training.
@@ -163,12 +167,15 @@ def train(
                             if distributed.process_count() > 1:
                                 checkpoints.wait()  # Orbax's threads for the two would wait at each other's barriers
                             best.save(step, state.evaluated, {"accuracy": best_accuracy})
-                draw()
+                if step < num_steps and time.monotonic() - drawn > _SECONDS_BETWEEN_CURVES:
+                    draw()
             throughput.restart(step)
 
         def draw() -> None:
+            nonlocal drawn
             if not writer:
                 return
+            drawn = time.monotonic()
             with ledger.spent_on("report"):
                 try:
                     writer.flush()
