@@ -9,6 +9,7 @@ import pytest
 from tests import multiprocess
 
 STEPS = 20
+AT_THE_END = ["--config.checkpoint.every_steps=20"]  # nothing goes on from these runs
 CONFIG = """\
 from configs.quickstart import get_config as quickstart
 
@@ -74,9 +75,9 @@ def on_one_device(train):
     ("processes", "devices", "flags"),
     [
         (1, 8, ["--config.sharding=fsdp"]),
-        (2, 4, []),
+        (2, 4, AT_THE_END),
         # Two processes share the heads of a layer, and so the rows of a batch.
-        (4, 2, ["--config.sharding=fsdp+tensor", "--config.mesh.model=4"]),
+        (4, 2, ["--config.sharding=fsdp+tensor", "--config.mesh.model=4", *AT_THE_END]),
     ],
 )
 def test_processes_and_devices_change_nothing(train, on_one_device, processes, devices, flags):
