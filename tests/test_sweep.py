@@ -155,6 +155,11 @@ def test_metric_of_training_chooses_whatever_is_evaluated(tmp_path):
     assert results.collect(task).chosen == {RATE: 0.2}
 
 
+def test_mixture_without_the_data_set_to_choose_by_shares_no_examples(tmp_path):
+    mixture = ("--config.data.mixture=(('/x',1.0),('/y',2.0))", f"--config.data.eval_split={VALIDATION}")
+    assert len(make_tasks(dataclasses.replace(RATES, seeds=0), TINY, mixture, tmp_path)[0].trials) == 3
+
+
 def test_run_that_diverges_is_told_with_its_reason_and_the_others_go_on(finished):
     assert [trial["status"] for trial in read(finished)["trials"]] == ["finished", "finished", "diverged"]
     assert "loss is nan at step 3" in (finished / "sweep.md").read_text()
@@ -547,6 +552,9 @@ def test_sweep_in_which_all_diverged_is_an_error_that_says_so(tmp_path, capsys):
         (["--grid=batch_size=8,16", "--config.data.eval_split=test[:10%]", "--final=data.eval_split=test"],
          "'test', which shares examples with 'test[:10%]', what the values are chosen by"),
         (["--grid=batch_size=8,16", "--seeds=0", "--config.data.eval_split=train[90%:]"],
+         "chosen by 'train[90%:]', which shares examples with 'train', what is trained on"),
+        (["--grid=batch_size=8,16", "--seeds=0", "--config.data.eval_split=train[90%:]",
+          "--config.data.mixture=(('digits',1.0),('/x',2.0))"],
          "chosen by 'train[90%:]', which shares examples with 'train', what is trained on"),
         ([], "there is nothing to sweep over"),
         (["--seeds=2", "--config.sed=3"], "unknown config field 'sed'. Did you mean 'seed'?"),

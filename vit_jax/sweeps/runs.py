@@ -343,7 +343,8 @@ def _check_splits(task: Task) -> None:
         "--config.data.train_split='train[:90%]' --config.data.eval_split='train[90%:]' "
         "--final=data.train_split=train,data.eval_split=test; or only choose, with --seeds=0."
     )
-    if not choosing.mixture and _share_examples(choosing.train_split, choosing.eval_split):
+    trained_on = [each[0] for each in choosing.mixture if each and isinstance(each, tuple | list)] or [choosing.dataset]
+    if choosing.dataset in trained_on and _share_examples(choosing.train_split, choosing.eval_split):
         raise UserError(
             f"the values would be chosen by {choosing.eval_split!r}, which shares examples with "
             f"{choosing.train_split!r}, what is trained on. {advice}"
