@@ -1,3 +1,4 @@
+import gc
 import os
 import pathlib
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 
+# Tracing makes many objects that live on. To look through them as often as Python does takes a twelfth of the time.
+gc.set_threshold(100_000, 20, 50)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)  # tests choose how many of them a mesh has
 
