@@ -5,7 +5,7 @@ r"""Transfer in the small: pre-train on five classes of CIFAR-10, fine-tune on s
     python benchmarks/small_transfer.py --data=cifar10.zip --out=runs/small_transfer      # all of docs/results.md
 
 Needs     upstream.zip and downstream.zip in $VIT_JAX_DATA, as benchmarks/small_transfer.py makes them of CIFAR-10
-Takes     minutes a run on 2 CPU cores (docs/results.md)
+Takes     1 to 13 minutes a run on 2 CPU cores
 Reaches   see docs/results.md
 Arguments stage      pretrain or finetune (the default)
           model      vit (the default): 4 layers of width 128, patches of 4 pixels. bit: R20x1, which is R26x1 without

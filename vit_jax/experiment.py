@@ -480,7 +480,11 @@ def check_class_names(weights: Weights, source: Source | None, remedy: str) -> N
 
 
 def get_model_fields(config: ConfigDict, num_classes: int, spec: ModelSpec | None) -> dict[str, Any]:
-    """What the model is made with: the config's fields, and where these are None, what the weights say."""
+    """What the model is made with: the config's fields, and where these are None, what the weights say.
+
+    Raises:
+      UserError: neither names the model.
+    """
     overrides: dict[str, Any] = {}
     if spec:
         # At fine-tuning the whole head goes, with its hidden layer (section 3.2), unless the config asks for that.
