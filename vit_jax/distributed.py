@@ -21,7 +21,7 @@ import time
 from typing import Any
 
 import jax
-from jax._src import distributed as jax_distributed  # the store of keys is not in the public interface
+from jax.experimental import multihost_utils
 
 from vit_jax import cluster as clusters
 from vit_jax import roll_call
@@ -277,7 +277,8 @@ class _Run:
     def __init__(self, cluster: Cluster, hosts: list[str], lost_after_seconds: float):
         self.cluster, self.hosts = cluster, hosts
         self._lost_after = lost_after_seconds
-        self._store: Any = jax_distributed.global_state.client
+        # JAX documents no way to its store of keys; its own multihost helpers keep it here in JAX 0.10 to 0.12.
+        self._store: Any = multihost_utils.distributed.global_state.client  # type: ignore[attr-defined]
         self._uses: dict[str, int] = {}
         self._verdict: PeerLostError | None = None
         self._lost: set[int] = set()
