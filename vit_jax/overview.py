@@ -66,6 +66,7 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
         f"compute   {flops / 1e9:.4g} GFLOP an image forward (multiply-add = 2), {exaflops:.4g} exaFLOP in all at "
         f"{'most ' if trained < parameters else ''}3 x forward",
         f"devices   {devices['num_devices']} x {devices['device_kind']} in {devices['num_processes']} process(es), "
+        + (f"{devices['num_slices']} slices, " if devices["num_slices"] > 1 else "")
         + "mesh "
         + " x ".join(f"{name} {size}" for name, size in devices["mesh"].items())
         + f"; state {config.sharding}, {held:.3g} GB on each",

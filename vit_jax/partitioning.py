@@ -1,7 +1,8 @@
 """The device mesh and who holds what of each array. One device is the special case of many.
 
 The mesh has two axes. Along `data` the batch is split; along `model` the heads and hidden units of each layer are
-(tensor parallelism). How the parameters lie is said by rules, from patterns of their names to axes, and by presets:
+(tensor parallelism). Of several slices, `model` stays inside one and `data` runs across them. How the parameters lie is
+said by rules, from patterns of their names to axes, and by presets:
 
     replicated     every device holds all of them
     fsdp           each array is split over `data` along its longest axis that divides; gathered when it is used
@@ -51,16 +52,36 @@ TENSOR_RULES: tuple[Rule, ...] = (
 SMALLEST_SPLIT = 2**14
 
 
+def slices_of(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+    """Groups devices by slice, the devices that a fast network joins.
+
+    A slice is a TPU slice, a GPU host (or several that NVLink joins), or a CPU host. JAX numbers them in
+    `device.slice_index`. Devices without that attribute are one slice: those of a single process and those of a
+    topology that is described with one slice.
+
+    Returns:
+      The devices of each slice, in their order; slices by ascending number.
+    """
+    groups: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        groups.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    return [groups[number] for number in sorted(groups)]
+
+
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, data: int = -1, model: int = 1) -> Mesh:
-    """A mesh of all devices of all processes, or of those given.
+    """Makes the mesh of all devices of all processes, or of those given.
+
+    Neighbours along `model` are in one slice. The slower network between slices joins devices along `data` alone, where
+    the first `data / slices` positions are those of the first slice.
 
     Args:
-      devices: None: `jax.devices()`.
+      devices: None: `jax.devices()`. They may be of a topology that is only described.
       data: devices along which the batch is split; -1: as many as there are, divided by `model`.
       model: devices that share each layer's heads and hidden units; -1: as many as there are, divided by `data`.
 
     Raises:
-      UserError: the sizes do not make up the number of devices.
+      UserError: the sizes do not make up the number of devices, `model` does not divide the devices of a slice, or
+        slices differ in size.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {"mesh.data": data, "mesh.model": model}
@@ -76,8 +97,32 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, data: int = -1, mo
             f"mesh.data {data} x mesh.model {model} are {data * model} devices, but there are {len(devices)}. Set one "
             "of them to -1."
         )
-    axis_types = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((data, model), (DATA_AXIS, MODEL_AXIS), axis_types=axis_types, devices=devices)
+    slices = slices_of(devices)
+    _check_slices(slices, model)
+    names, types = (DATA_AXIS, MODEL_AXIS), (AxisType.Auto, AxisType.Auto)
+    # jax.make_mesh refuses devices of several slices. It finds a good order within each.
+    shape = (data // len(slices), model)
+    grids = [jax.make_mesh(shape, names, axis_types=types, devices=each).devices for each in slices]
+    return Mesh(np.concatenate(grids), names, axis_types=types)
+
+
+def _check_slices(slices: Sequence[Sequence[jax.Device]], model: int) -> None:
+    """Raises `UserError` unless all slices are equally large and `model` divides their size."""
+    sizes = [len(each) for each in slices]
+    smallest, largest = min(sizes), max(sizes)
+    if smallest != largest:
+        raise UserError(
+            f"the {sum(sizes)} devices are in {len(sizes)} slices (hosts, or TPU slices) of {smallest} to {largest} "
+            f"devices; all must have the same number. Use {smallest} of each, for example with CUDA_VISIBLE_DEVICES or "
+            "JAX_NUM_CPU_DEVICES, or leave out the small ones."
+        )
+    if largest % model:
+        fitting = ", ".join(str(size) for size in range(1, largest + 1) if largest % size == 0)
+        raise UserError(
+            f"mesh.model {model} does not divide the {largest} devices of a slice; there are {len(sizes)} slices "
+            "(hosts, or TPU slices), and the network between them is too slow for parts of a layer. Set mesh.model to "
+            f"one of {fitting}, and mesh.data to -1."
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -337,12 +382,13 @@ def use_compilation_cache() -> None:
 
 
 def describe_devices(mesh: Mesh) -> dict[str, Any]:
-    """Kind and number of devices and processes, for logs and records."""
+    """Kind and number of devices, processes and slices, for logs and records."""
     devices = list(mesh.devices.flat)
     return {
         "platform": devices[0].platform,
         "device_kind": devices[0].device_kind,
         "num_devices": len(devices),
         "num_processes": len({device.process_index for device in devices}),
+        "num_slices": len(slices_of(devices)),
         "mesh": dict(mesh.shape),
     }
