@@ -17,6 +17,7 @@ import jax
 
 from vit_jax.analysis.hardware import TPU_V3_CORE_BF16_FLOPS, Machine
 from vit_jax.errors import UserError
+from vit_jax.json_files import read_json
 from vit_jax.published import paper
 from vit_jax.workdir import AnyPath, is_remote, write_atomically
 
@@ -204,7 +205,7 @@ def read_starts(workdir: AnyPath) -> list[Start]:
     if not path.exists():
         return []
     try:
-        rows = json.loads(path.read_text())
+        rows = read_json(path)
         return [Start(**(row | {"machine": Machine(**row["machine"])})) for row in rows]
     except (ValueError, TypeError, KeyError) as error:
         logger.warning("%s is damaged (%s); what the run cost before is not counted", path, error)

@@ -16,6 +16,7 @@ import jax
 from vit_jax.accounting import Ledger
 from vit_jax.errors import UserError
 from vit_jax.host import format_seconds
+from vit_jax.json_files import read_json_lines
 from vit_jax.workdir import AnyPath, is_remote, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -107,16 +108,10 @@ class StepMetrics:
 
 def read_jsonl(path: AnyPath) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; [] where there is none. A last line that was cut off by a kill is left out."""
-    rows: list[dict[str, Any]] = []
-    if path.exists():
-        for line in path.read_text().split("\n"):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                rows.append(row)
-    return rows
+    if not path.exists():
+        return []
+    rows = read_json_lines(path, allow_nan=True, on_error=lambda _: None)
+    return [row for _, row in rows if isinstance(row, dict)]
 
 
 _UPLOAD_SECONDS = 60.0

@@ -12,7 +12,6 @@ predictions.csv  for each image its place, true class, predicted class, and the 
 import argparse
 import csv
 import io
-import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from vit_jax.data.images import ImageError, decode
 from vit_jax.data.sources import NO_LABEL, Example, Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.host import num_cpus
+from vit_jax.json_files import read_object
 from vit_jax.predict import Predictor
 from vit_jax.weights import Weights, load
 from vit_jax.workdir import AnyPath, parse, write_atomically
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str]) -> int:
         path = parse(args.workdir)
         if not (path / "config.json").exists():
             raise UserError(f"{path} is not the workdir of a run: it has no config.json.")
-        data = json.loads((path / "config.json").read_text())["data"]
+        data = read_object(path / "config.json")["data"]
         split = args.split or data["eval_split"]
         if split is None:
             raise UserError("the run evaluated nothing; name a split, such as --split=test.")

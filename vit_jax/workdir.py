@@ -42,6 +42,7 @@ from ml_collections import ConfigDict
 from vit_jax import distributed
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
+from vit_jax.json_files import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -328,9 +329,9 @@ def check_config(workdir: AnyPath, config: ConfigDict, *, allow_config_change: b
     if not path.exists():
         return
     try:
-        recorded = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}). Move the workdir away, or choose another.") from error
+        recorded = read_object(path, allow_nan=True)
+    except UserError as error:
+        raise UserError(f"{error} Move the workdir away, or choose another.") from error
     # Fields that are younger than the workdir had their defaults.
     before = flatten(json.loads(base_config().to_json())) | flatten(recorded)
     now = flatten(json.loads(config.to_json()))

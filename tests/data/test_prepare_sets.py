@@ -243,7 +243,7 @@ def test_images_root_widens_what_a_list_may_name(tmp_path):
         ('{"image": "images/0.jpg", "label": "\\ud800"}', "half a character"),
         ('{"image": "images/\\u00000.jpg", "label": 1}', "cannot be a path"),
         ("[1, 2]", "has no image"),
-        ("{", "no JSON"),
+        ("{", "not JSON"),
     ],
 )
 def test_a_row_that_is_wrong_is_named_by_its_place(tmp_path, capsys, row, words):

@@ -9,6 +9,7 @@ from typing import Any
 
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
+from vit_jax.json_files import read_json
 from vit_jax.metrics import read_jsonl
 from vit_jax.protocols import TASKS
 from vit_jax.reporting import origins
@@ -157,8 +158,8 @@ def find(places: Sequence[str]) -> Found:
 
 def _read_json(path: AnyPath) -> Any:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return read_json(path, allow_nan=True)
+    except UserError as error:
         raise _DamagedError(f"{path}: cannot be read: {error}") from error
 
 

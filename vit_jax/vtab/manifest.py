@@ -20,6 +20,7 @@ from vit_jax.data.images import decode
 from vit_jax.data.sources.base import NO_LABEL, Source
 from vit_jax.errors import UserError
 from vit_jax.host import num_cpus
+from vit_jax.json_files import JsonError, read_object
 from vit_jax.vtab.source import find_data, open_vtab
 from vit_jax.vtab.tasks import Task
 
@@ -59,13 +60,13 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
       UserError: the file is missing, or is something else, or its digests are not those of its examples.
     """
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_object(path)
         known = manifest["format"] == _FORMAT
         for task, entry in manifest["tasks"].items() if known else []:
             if entry["digest"] != _digest_of(entry["pixels"], entry["labels"]):
                 raise UserError(f"{path} was changed: the digest of {task} is not that of its examples.")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) and not isinstance(error, JsonError):
             raise
         raise UserError(f"cannot read {path} as a manifest of VTAB's examples: {error}.") from error
     if not known:

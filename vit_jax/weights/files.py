@@ -16,6 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from vit_jax.errors import UserError
+from vit_jax.json_files import parse_object, read_object
 from vit_jax.weights.mapping import Arrays
 from vit_jax.workdir import AnyPath
 
@@ -105,22 +106,24 @@ def _sidecar(path: pathlib.Path) -> pathlib.Path:
 
 def _read_sidecar(path: pathlib.Path) -> dict[str, Any]:
     sidecar = _sidecar(path)
-    return _parse(sidecar.read_bytes(), sidecar) if sidecar.is_file() else {}
+    if not sidecar.exists():
+        return {}
+    try:
+        return read_object(sidecar)
+    except UserError as error:
+        raise UserError(f"the description {error} Delete or mend it.") from error
 
 
 def _parse(text: str | bytes, path: AnyPath) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
-        if not isinstance(fields, dict):
-            raise ValueError("not a dictionary")
-    except ValueError as error:
-        raise UserError(f"the description in {path} is damaged ({error}). Delete or mend it.") from error
-    return fields
+        return parse_object(text, f"the description in {path}")
+    except UserError as error:
+        raise UserError(f"{error} Delete or mend it.") from error
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
-    """Reads a JSON dictionary; empty if there is no such file."""
-    return _parse(path.read_bytes(), path) if path.is_file() else {}
+    """Reads a JSON object; empty if there is no such file."""
+    return read_object(path, allow_nan=True) if path.exists() else {}
 
 
 def write_arrays(path: pathlib.Path, arrays: Arrays, description: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ A row is `{"image": "shard17/0001.jpg", "label": 5}`; the label may be a number,
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from vit_jax.data.prepare.index import Arrangement, Row
 from vit_jax.data.prepare.run import Found, Passed, check_split
 from vit_jax.data.sources.base import fingerprint_of
 from vit_jax.errors import UserError
+from vit_jax.json_files import parse_json
 
 SPLIT = "train"
 _ROWS_AT_ONCE = 4096  # of a parquet file
@@ -185,11 +185,7 @@ class ImageList:
                 where = f"{self._path.name}, line at byte {offset:,}"
                 offset = file.tell()
                 if line.strip():
-                    try:
-                        row = json.loads(line)
-                    except ValueError as error:
-                        raise UserError(f"{where} is no JSON: {error}.") from error
-                    yield where, row, offset
+                    yield where, parse_json(line, where), offset
 
     def _read_parquet(self, first: int) -> Iterator[tuple[str, Any, int]]:
         file = _open_parquet(self._path)

@@ -26,6 +26,7 @@ from tensorflow_datasets.core.utils import shard_utils
 import vit_jax
 from vit_jax.data.prepare.work import replace_whole, sync
 from vit_jax.errors import UserError
+from vit_jax.json_files import read_object
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".incomplete"
@@ -243,8 +244,8 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
       UserError: there is none.
     """
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_object(folder / MANIFEST)
+    except UserError as error:
         raise UserError(
             f"{folder} has no readable {MANIFEST}: it is not a data set prepared by this command, or not finished."
         ) from error

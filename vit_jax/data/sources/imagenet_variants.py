@@ -7,7 +7,6 @@ published: a test set that lacks a class would give a number that looks right.
 import concurrent.futures
 import dataclasses
 import functools
-import json
 import logging
 import os
 import pathlib
@@ -26,6 +25,7 @@ from vit_jax.data.sources.splits import ALL
 from vit_jax.data.sources.tfds import prepared_folder
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.host import num_cpus
+from vit_jax.json_files import read_object
 from vit_jax.published.class_names import class_names, wordnet_ids
 
 logger = logging.getLogger(__name__)
@@ -364,10 +364,10 @@ def _objectnet_classes(mappings: pathlib.Path, expected: str) -> dict[str, tuple
 
 def _read_mapping(path: pathlib.Path, expected: str) -> dict[str, str]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}. {expected}") from error
-    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        content = read_object(path)
+    except UserError as error:
+        raise UserError(f"{error} {expected}") from error
+    if not all(isinstance(value, str) for value in content.values()):
         raise UserError(f"{path} should be a JSON object of names by names. {expected}")
     return content
 

@@ -5,10 +5,12 @@ An image has any number of right classes. Those with none, 3,163 of the 50,000, 
 
 import json
 import os
+import pathlib
 import re
 
 from vit_jax.data.sources.base import Example, Source, fingerprint_of
 from vit_jax.errors import UserError
+from vit_jax.json_files import read_json
 
 NUM_IMAGES = 50_000
 NUM_CLASSES = 1000
@@ -24,9 +26,8 @@ def load_real_labels(path: str | os.PathLike[str]) -> list[list[int]]:
     """
     place = os.fspath(path)
     try:
-        with open(place) as file:
-            labels = json.load(file)
-    except (OSError, ValueError) as error:
+        labels = read_json(pathlib.Path(place))
+    except UserError as error:
         raise UserError(f"cannot read the ReaL labels in {place}: {error}.") from error
     if not isinstance(labels, list) or len(labels) != NUM_IMAGES:
         raise UserError(f"{place} should be a JSON list of {NUM_IMAGES} lists, one for each validation image.")

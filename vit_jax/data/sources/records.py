@@ -15,7 +15,6 @@ import glob
 import hashlib
 import io
 import itertools
-import json
 import logging
 import os
 import pathlib
@@ -34,6 +33,7 @@ import numpy as np
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, fingerprint_of
 from vit_jax.data.sources.splits import ALL, resolve, shard_ranges
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.json_files import Fields, read_object
 
 logger = logging.getLogger(__name__)
 
@@ -536,15 +536,7 @@ def manifest_max_labels(folder: pathlib.Path) -> int | None:
       UserError: the file cannot be understood.
     """
     path = folder / "manifest.json"
-    try:
-        value = json.loads(path.read_text()).get("max_labels")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"cannot read {path}: {error}.") from error
-    if value is not None and (not isinstance(value, int) or value < 1):
-        raise UserError(f"max_labels in {path} is {value!r}; it should be a whole number from 1 on.")
-    return value
+    return Fields(read_object(path), str(path)).integer("max_labels", None, at_least=1) if path.exists() else None
 
 
 def _class_names(path: pathlib.Path) -> list[str] | None:
