@@ -1,4 +1,5 @@
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -254,3 +255,56 @@ def test_thread_that_failed_does_not_wait_at_the_barrier_that_the_others_never_r
         finally:
             checkpoints_module._barrier_between_threads(key="after an error", timeout_ms=1)
     assert reached == ["in peace"]
+
+
+def test_whatever_is_changed_in_a_checkpoint_sets_it_aside(directory):
+    extra, tree_metadata = directory / "3/extra/metadata", directory / "3/tree/_METADATA"
+    changes = [
+        (extra, b'"next_index": 3', b'"next_index": 4'),
+        (extra, b'"data"', b'"dbta"'),
+        (extra, b'"arrays"', b'"brrays"'),
+        (extra, b'"checksum"', b'"checksun"'),
+        (extra, b"kernel", b"kernal"),
+        (extra, b"33", b"34"),
+        (extra, b"bfloat16", b"bfloat61"),
+        (tree_metadata, b"kernel", b"kernal"),
+    ]
+    for file, old, new in changes:
+        content = file.read_bytes()
+        assert old in content
+        file.write_bytes(content.replace(old, new))
+        with Checkpoints(directory, keep=3) as checkpoints:
+            step, restored, found = checkpoints.restore_latest(tree())
+        assert (step, found) == (2, {"data": {"next_index": 2}}), new
+        assert_equal(restored, tree(2))
+        (directory / "damaged-3").rename(directory / "3")
+        file.write_bytes(content)
+
+
+def test_checkpoints_that_were_renamed_to_each_other_are_set_aside(directory):
+    (directory / "3").rename(directory / "other")
+    (directory / "2").rename(directory / "3")
+    (directory / "other").rename(directory / "2")
+    with Checkpoints(directory, keep=3) as checkpoints:
+        assert checkpoints.restore_latest(tree())[0] == 1
+    assert {"damaged-2", "damaged-3"} <= {path.name for path in directory.iterdir()}
+
+
+def test_checkpoint_of_a_version_without_checksum_is_read(directory):
+    file = directory / "3/extra/metadata"
+    contents = json.loads(file.read_text())
+    del contents["checksum"]
+    file.write_text(json.dumps(contents))
+    with Checkpoints(directory, keep=3) as checkpoints:
+        assert checkpoints.restore_latest(tree())[0] == 3
+
+
+def test_parameters_are_read_from_the_newest_checkpoint_that_is_whole(directory, caplog):
+    file = directory / "3/extra/metadata"
+    file.write_bytes(file.read_bytes().replace(b'"next_index": 3', b'"next_index": 4'))
+    step, parameters, extra = checkpoints_module.read_parameters(directory)
+    assert (step, extra) == (2, {"data": {"next_index": 2}})
+    assert_equal(parameters, tree(2))
+    assert "checkpoint of step 3" in caplog.text
+    assert "using the checkpoint of step 2 instead" in caplog.text
+    assert (directory / "3").is_dir()  # reading changes nothing

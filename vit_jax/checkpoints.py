@@ -1,7 +1,8 @@
 """Checkpoints through Orbax: written in the background, several kept, and never half of one taken for a whole.
 
 Orbax writes into a temporary folder and renames it when all is there. On top, each checkpoint carries a fingerprint of
-every array, so that a file damaged later is noticed too; then the one before is used.
+every array and one checksum over its step, these fingerprints and the extra data. A checkpoint that was damaged later,
+or renamed to another step, fails the checksum and is set aside; the one before is used.
 
 In a bucket, where folders cannot be renamed, Orbax writes in place and an object `commit_success.txt` last; without it
 a folder is no checkpoint.
@@ -10,6 +11,8 @@ a folder is no checkpoint.
 import contextlib
 import errno
 import functools
+import hashlib
+import json
 import logging
 import os
 import re
@@ -81,6 +84,33 @@ def _describe(tree: PyTree, prints: dict[str, int] | None = None) -> dict[str, d
 
 class DamagedCheckpointError(Exception):
     """A checkpoint that can be read, but not as it was written."""
+
+
+_CHECKSUM = "checksum"
+# What versions before the checksum saved. Any other key without a checksum is a damaged one.
+_KEYS_WITHOUT_CHECKSUM = {"arrays", "data", "window", "accuracy"}
+
+
+def _checksum(step: int, contents: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([step, contents], sort_keys=True).encode()).hexdigest()
+
+
+def _verified(step: int, extra: Any) -> dict[str, Any]:
+    """The extra data of a checkpoint without their checksum.
+
+    Raises:
+      DamagedCheckpointError: they are not those that were saved for this step.
+    """
+    if not isinstance(extra, dict) or not isinstance(extra.get("arrays"), dict):
+        raise DamagedCheckpointError("the description of its arrays is missing")
+    contents = {name: value for name, value in extra.items() if name != _CHECKSUM}
+    if _CHECKSUM in extra:
+        intact = extra[_CHECKSUM] == _checksum(step, contents)
+    else:
+        intact = contents.keys() <= _KEYS_WITHOUT_CHECKSUM
+    if not intact:
+        raise DamagedCheckpointError(f"its contents do not match the checksum of step {step}")
+    return contents
 
 
 def _means_damage(error: Exception) -> bool:
@@ -162,6 +192,7 @@ class Checkpoints:
         if step == self.latest_step():
             return
         contents = {"arrays": _describe(tree, fingerprints(tree)), **(extra or {})}
+        contents[_CHECKSUM] = _checksum(step, contents)
         args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), extra=ocp.args.JsonSave(contents))
 
         def write() -> None:
@@ -276,7 +307,7 @@ class Checkpoints:
         return None
 
     def _read_extra(self, step: int) -> dict[str, Any]:
-        return self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
+        return _read_extra(self._manager, step)
 
     def _read(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any], dict[str, int]]:
         """Reads this process's part of a checkpoint: tree, extra data, and the fingerprints that were saved."""
@@ -307,6 +338,7 @@ class Checkpoints:
                 partial_restore=True,  # arrays were compared; what is None here may be absent from older checkpoints
             )
             tree = checkpointer.restore(self._directory / str(step) / "tree", args=args)
+        _check_all_read(tree)
         return tree, extra, expected_prints
 
     @staticmethod
@@ -343,6 +375,18 @@ class Checkpoints:
                 f"could not write a checkpoint to {self._directory}: {reason}\n"
                 f"{whole}{advice} and run the same command again; it goes on from the newest one."
             ) from error
+
+
+def _read_extra(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    restored = manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))
+    return _verified(step, restored["extra"])
+
+
+def _check_all_read(tree: PyTree) -> None:
+    """Orbax returns the description of an array that it does not find, in place of the array."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, jax.Array):
+            raise DamagedCheckpointError(f"array {jax.tree_util.keystr(path)} is missing")
 
 
 def _barrier_between_threads(*, key: str, timeout_ms: int) -> None:
@@ -389,55 +433,70 @@ def _open_for_reading(directory: AnyPath) -> Iterator[ocp.CheckpointManager]:
 
 
 def read_parameters(directory: AnyPath) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
-    """Reads the newest checkpoint's parameters, such as those of `<workdir>/best`, and changes nothing there.
+    """Reads the newest whole checkpoint's parameters, such as those of `<workdir>/best`, and changes nothing there.
 
     Args:
-      directory: where the checkpoints lie; a run may be writing others meanwhile. Of whole training states the
-        parameters are read that would be evaluated: the average, if there is one.
+      directory: of the checkpoints; a run may be writing others meanwhile. From a whole training state, the parameters
+        that would be evaluated are read: the average, if there is one.
 
     Returns:
-      step, nested parameters as NumPy arrays, and the extra data; None if there is no checkpoint.
+      step, nested parameters as NumPy arrays, and the extra data; None if there is no checkpoint. A damaged checkpoint
+      is passed over with a warning.
 
     Raises:
-      UserError: it is damaged.
+      UserError: all are damaged.
     """
     if not directory.is_dir():
         return None
     with _open_for_reading(directory) as manager:
-        step = manager.latest_step()
-        if step is None:
-            return None
-        try:
-            extra = manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
-            described = extra.pop("arrays")
-            part = next(
-                (name for name in ("average", "params") if any(p.startswith(f".{name}[") for p in described)), ""
-            )
-            prefix = f".{part}" if part else ""
-            described = {
-                path.removeprefix(prefix): array for path, array in described.items() if path.startswith(f"{prefix}[")
-            }
-            like: dict[str, Any] = {}
-            for path, array in described.items():
-                *modules, leaf = re.findall(r"\['([^']+)'\]", path)
-                node = like
-                for module in modules:
-                    node = node.setdefault(module, {})
-                node[leaf] = jax.ShapeDtypeStruct(
-                    array["shape"], array["dtype"], sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-                )
-            wanted = {part: like} if part else like
-            args = ocp.args.PyTreeRestore(
-                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
-            )
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                tree = checkpointer.restore(_absolute(directory) / str(step) / "tree", args=args)
-            tree = tree[part] if part else tree
-        except Exception as error:  # Orbax and TensorStore have no common error for damaged files
-            reason = re.sub(r"\s+", " ", str(error))[:200]
-            raise UserError(f"cannot read the checkpoint of step {step} in {directory}: {reason}") from error
-        found = fingerprints(tree)
-        damaged = [path for path, array in described.items() if array["fingerprint"] != found[path]]
-        if damaged:
-            raise UserError(f"the checkpoint of step {step} in {directory} is damaged: {damaged[0]} changed on disk.")
-        return step, jax.tree.map(np.asarray, tree), extra
+        problem: UserError | None = None
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                parameters, extra = _read_parameters_of(manager, _absolute(directory) / str(step), step)
+            except Exception as error:  # Orbax and TensorStore have no common error for damaged files
+                reason = re.sub(r"\s+", " ", str(error))[:200]
+                verb = "is damaged" if isinstance(error, DamagedCheckpointError) else "cannot be read"
+                message = f"the checkpoint of step {step} in {directory} {verb}: {reason}."
+                if not _means_damage(error):
+                    raise UserError(message) from error
+                logger.warning("%s", message)
+                problem = problem or UserError(message)
+                continue
+            if problem:
+                logger.warning("using the checkpoint of step %d instead", step)
+            return step, parameters, extra
+        if problem:
+            raise problem
+        return None
+
+
+def _read_parameters_of(
+    manager: ocp.CheckpointManager, folder: AnyPath, step: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    extra = _read_extra(manager, step)
+    described = extra.pop("arrays")
+    part = next((name for name in ("average", "params") if any(p.startswith(f".{name}[") for p in described)), "")
+    prefix = f".{part}" if part else ""
+    described = {path.removeprefix(prefix): array for path, array in described.items() if path.startswith(f"{prefix}[")}
+    like: dict[str, Any] = {}
+    for path, array in described.items():
+        *modules, leaf = re.findall(r"\['([^']+)'\]", path)
+        node = like
+        for module in modules:
+            node = node.setdefault(module, {})
+        node[leaf] = jax.ShapeDtypeStruct(
+            array["shape"], array["dtype"], sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        )
+    wanted = {part: like} if part else like
+    args = ocp.args.PyTreeRestore(
+        wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.restore(folder / "tree", args=args)
+    tree = tree[part] if part else tree
+    _check_all_read(tree)
+    found = fingerprints(tree)
+    for path, array in described.items():
+        if array["fingerprint"] != found[path]:
+            raise DamagedCheckpointError(f"{path} changed on disk")
+    return jax.tree.map(np.asarray, tree), extra
