@@ -1,7 +1,122 @@
+import math
+
 import pytest
 
-from vit_jax.config import base_config, parse_config_string
+from vit_jax import config as config_module
+from vit_jax.config import CHECKS, Number, Several, base_config, check_fields, flatten, parse_config_string, set_length
 from vit_jax.errors import UserError
+from vit_jax.train_step import RNGS
+
+
+def config_with(field, value):
+    """The default config with a field of any value, as a config file that ignores types could make it."""
+    config = base_config()
+    with config.ignore_type(), config.unlocked():
+        config.update_from_flattened_dict({field: value})
+    return config
+
+
+def wrong_numbers(check):
+    yield from (math.nan, math.inf, -math.inf, "1")
+    yield from ([0.5, True] if check.whole else [])
+    if check.low > -math.inf:
+        yield check.low if check.open_low else check.low - 3
+    if check.high < math.inf:
+        yield check.high if check.open_high else check.high + 1
+
+
+def wrong_values(check):
+    """Values that a field with such a check must refuse."""
+    if isinstance(check, Number):
+        return list(wrong_numbers(check))
+    if isinstance(check, Several):
+        empty = [()] if check.at_least else []
+        return ["text", 7, *empty, *((value,) for value in wrong_values(check.each))]
+    return [math.nan, "text"] if check.expected == "True or False" else [math.nan]
+
+
+def test_every_field_has_a_check():
+    defaults = flatten(base_config().to_dict())
+    assert sorted(CHECKS) == sorted(defaults)
+    for name, default in defaults.items():
+        is_number = isinstance(default, int | float) and not isinstance(default, bool)
+        assert not is_number or isinstance(CHECKS[name], Number), f"{name} has no range"
+
+
+@pytest.mark.parametrize("field", CHECKS)
+def test_field_takes_its_default_and_refuses_what_is_no_value_of_it(field):
+    check_fields(base_config())
+    wrong = wrong_values(CHECKS[field])
+    assert wrong
+    for value in wrong:
+        with pytest.raises(UserError) as error:
+            check_fields(config_with(field, value))
+        assert str(error.value).startswith(f"{field} must be ")
+        assert f"--config.{field}=" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "optimizer.b1",
+            1.0,
+            "b1 must be at least 0 and less than 1, got 1.0. .* --config.optimizer.b1=0.9",
+        ),
+        ("optimizer.b2", math.nan, "at least 0 and less than 1, got nan"),
+        ("optimizer.eps", -1.0, "more than 0, a finite number, got -1.0"),
+        ("optimizer.eps", 0.0, "more than 0"),
+        ("optimizer.momentum", 1.0, "less than 1"),
+        ("optimizer.learning_rate", math.nan, "at least 0, a finite number, got nan"),
+        ("optimizer.clip_norm", math.inf, "or None for no clipping, got inf"),
+        ("fewshot.l2", (), "not empty"),
+        ("fewshot.l2", (1.0, math.nan), "each more than 0"),
+        ("fewshot.l2", (1.0, 1.0), "different values"),
+        ("fewshot.shots", (5, 0), "each at least 1"),
+        ("fewshot.crop_from", 100, "fewshot.crop_from 100 must be at least the images' 224 pixels"),
+        ("batch_size", 10**12, "batch_size must be at least 1 and at most 16,777,216, a whole number"),
+        ("batch_size", 2**24, r"16,777,216 of images of 224 pixels is 2.5 TB. Set --config.batch_size to at most 7,30"),
+        ("steps", 10**18, "steps must be at least 1 and at most 2,147,483,647"),
+        ("data.num_workers", 10**6, "at most 1,024"),
+        ("mesh.data", 0, "mesh.data must be at least 1 .*, or -1, got 0"),
+        ("seed", 2**31, "seed must be"),
+        ("model.stages", (3, 0), "model.stages must be a tuple of values, not empty, each at least 1"),
+    ],
+)
+def test_value_that_would_fail_later_is_refused_with_its_range(field, value, message):
+    with pytest.raises(UserError, match=message):
+        check_fields(config_with(field, value))
+
+
+def test_values_at_the_ends_of_their_ranges_are_taken():
+    for field, value in (
+        ("mesh.model", -1),
+        ("optimizer.momentum", 0),
+        ("optimizer.layer_decay", 1),
+        ("seed", 2**31 - 1),
+    ):
+        check_fields(config_with(field, value))
+
+
+def test_generators_of_the_config_are_those_of_the_step():
+    assert all(map(CHECKS["rng"].accepts, RNGS)) and all(name in CHECKS["rng"].expected for name in RNGS)
+
+
+@pytest.mark.parametrize("given", config_module.LENGTHS)
+def test_a_length_that_is_given_unsets_the_others(given):
+    config = base_config()
+    config.update({"epochs": 2.0, given: 7})
+    set_length(config, {"seed", given})
+    assert {name: config[name] for name in config_module.LENGTHS if config[name] is not None} == {given: 7}
+
+
+def test_two_lengths_that_are_given_contradict_each_other():
+    config = base_config()
+    config.epochs, config.steps = 2.0, 5
+    set_length(config, {"seed"})
+    assert config.epochs == 2.0
+    with pytest.raises(UserError, match=r"--config.epochs=2.0 and --config.steps=5 both set the length"):
+        set_length(config, {"steps", "epochs"})
 
 
 def test_unknown_field_is_refused_with_the_nearest():

@@ -10,12 +10,11 @@ import pytest
 from tests.conftest import ROOT
 from tests.data.test_sources import write_image
 from vit_jax import experiment, overview
-from vit_jax.config import base_config
+from vit_jax.config import base_config, flatten
 from vit_jax.errors import UserError
 from vit_jax.evaluation import describe_data, make_evaluations
 from vit_jax.mixing import Mixing
 from vit_jax.train_step import init_train_state
-from vit_jax.workdir import flatten
 
 
 def digits_config(**changes):
@@ -119,7 +118,8 @@ def test_two_data_sets_do_not_share_the_names_of_metrics():
         ({"data.mixture": (("digits", 0.0),)}, "weights of a mixture must be more than 0"),
         ({"data.train_split": "train[:0%]"}, r"split 'train\[:0%\]' of digits is empty"),
         ({"steps": None}, "set one of epochs, steps and images"),
-        ({"steps": 0}, "0 steps long"),
+        ({"steps": None, "epochs": 1e-9}, "the run would be 0 steps long"),
+        ({"steps": None, "images": 10**15}, "62,500,000,000,000 steps long"),
         ({"optimizer.layer_decay": 0.0}, "optimizer.layer_decay must be more than 0 and at most 1"),
         ({"optimizer.warmup_steps": 2}, "warmup_steps 2 must be less than"),
         ({"log_every_steps": 0}, "log_every_steps must be at least 1"),

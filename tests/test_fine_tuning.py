@@ -15,13 +15,12 @@ from tests.test_train import compiled_once
 from vit_jax import checkpoints, overview
 from vit_jax import experiment as experiments
 from vit_jax.checkpoints import Checkpoints
-from vit_jax.config import base_config
+from vit_jax.config import base_config, flatten
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
 from vit_jax.models.position_embeddings import interpolate_position_embedding
 from vit_jax.train import train
 from vit_jax.weights import from_params, load, save
-from vit_jax.workdir import flatten
 
 
 @pytest.fixture(scope="module")

@@ -239,11 +239,13 @@ def test_dry_run_shows_everything_and_makes_nothing(tmp_path, run_main):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_field_may_be_set_to_none(run_main):
+def test_a_length_replaces_that_of_the_config_and_a_field_may_be_set_to_none(run_main):
     process = run_main(
-        *("--config=configs/quickstart.py", "--dry_run", "--config.epochs=None", "--config.images=25600"), check=True
-    )
+        "--config=configs/quickstart.py", "--dry_run", "--config.images=25600", "--config.optimizer.clip_norm=None",
+        check=True,
+    )  # fmt: skip
     assert "training  200 steps of 128 images" in process.stdout
+    assert "clip_norm: null" in process.stdout
 
 
 def test_missing_data_set_says_how_to_prepare_it(tmp_path, run_main):
@@ -268,7 +270,10 @@ def test_missing_data_set_says_how_to_prepare_it(tmp_path, run_main):
         ([TINY, "--config.model.name=ViT-Ti4"], "Did you mean 'ViT-Ti/14'"),
         ([TINY, "--config.optimizer.name=sdg"], "Did you mean 'sgd'"),
         ([TINY, "--config.batch_size=15", "--config.accumulation_steps=2"], "15 is not divisible by 2"),
-        ([TINY, "--config.data.image_size=10"], "10x10 is not divisible by the patch size 4"),
+        (
+            [TINY, "--config.steps=3", "--config.epochs", "2"],
+            "--config.epochs=2.0 and --config.steps=3 both set the length of the run. Leave one of them out.",
+        ),
         ([f"{TINY}:stesp=3"], "Did you mean 'steps'"),
         (["--config=configs/quickstrat.py"], "quickstrat.py"),
         ([], "--config is missing"),

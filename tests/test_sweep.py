@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import ROOT, main_environment
 from vit_jax import sweep as command
+from vit_jax.config import LENGTHS
 from vit_jax.errors import UserError
 from vit_jax.metrics import NonFiniteError
 from vit_jax.stopping import Stopped
@@ -134,6 +135,24 @@ def test_mean_and_sample_standard_deviation_are_numpys(finished):
         assert len(set(values)) == 2
         np.testing.assert_allclose(task["mean"][name], np.mean(values), rtol=1e-12)
         np.testing.assert_allclose(task["std"][name], np.std(values, ddof=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("fields", "choose", "final", "tried", "last"),
+    [
+        ((), {"epochs": (1, 2)}, {}, [{"epochs": 1.0}, {"epochs": 2.0}], {"epochs": 1.0}),
+        ((), {"epochs": (1, 2)}, {"steps": 9}, [{"epochs": 1.0}, {"epochs": 2.0}], {"steps": 9}),
+        (("--config.images=80",), {}, {"epochs": 3}, [], {"epochs": 3.0}),
+        (("--config.images=80",), {}, {}, [], {"images": 80}),
+    ],
+)
+def test_length_that_is_given_last_is_that_of_the_run(fields, choose, final, tried, last, tmp_path):
+    def lengths(run):
+        return {name: run.config[name] for name in LENGTHS if run.config[name] is not None}
+
+    (task,) = make_tasks(Sweep(choose=choose, final=FINAL | final), TINY, (*ON_VALIDATION, *fields), tmp_path)
+    assert [lengths(run) for run in task.trials] == tried
+    assert {tuple(lengths(run).items()) for run in task.final_runs(task.candidates[0])} == {tuple(last.items())}
 
 
 def test_seeds_of_final_runs_begin_with_the_configs(tmp_path):
@@ -542,6 +561,9 @@ def test_sweep_in_which_all_diverged_is_an_error_that_says_so(tmp_path, capsys):
         (["--grid=optimizer.learning_rate"], "--grid takes field=value"),
         (["--grid=seed=1", "--grid=seed=2"], "gives seed twice"),
         (["--grid=seed=1", "--config.seed=2"], "seed is in the grid, and set with --config.seed too"),
+        (["--grid=steps=3,4", "--config.epochs=2"], "steps is in the grid, and --config.epochs sets the length"),
+        (["--grid=steps=3,4", "--grid=epochs=1"], "--config.epochs=1.0 and --config.steps=3 both set the length"),
+        (["--seeds=2", "--config.steps=4", "--config.images=20"], "both set the length of the run"),
         (["--grid=batch_size=8,16", "--final=batch_size=16"], "batch_size is chosen by the grid"),
         (["--seeds=2", "--final=seed=3"], "leave seed out of final"),
         (["--seeds=2", "--final=test"], "--final takes field=value"),

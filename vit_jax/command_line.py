@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from vit_jax.config import set_length
 from vit_jax.errors import UserError
 
 _CLEAR = re.compile(r"--config\.([\w.]+)=None")
@@ -38,6 +39,7 @@ def parse(argv: Sequence[str], config: flags.FlagHolder[ConfigDict], check: Call
         config.value.lock()  # fails if the config file itself could not be read
         for field in cleared:
             _clear(config.value, field)
+        set_length(config.value, config_flags.get_override_values(flags.FLAGS[config.name]).keys() - set(cleared))
         check()
         return positional
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:

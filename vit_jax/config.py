@@ -1,9 +1,15 @@
-"""Every field of a config, with its default. A config file starts from `base_config()` and assigns what it changes.
+"""Every field of a config, with its default and the values it takes.
 
-Fields that are not here are refused, with the nearest one that is.
+A config file starts from `base_config()` and assigns what it changes. Unknown fields are refused with the nearest known
+one. `check_fields` compares every field with `CHECKS`, which has an entry for each.
 """
 
-from typing import Any
+import dataclasses
+import math
+import numbers
+import shlex
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -159,6 +165,307 @@ def base_config() -> ConfigDict:
     config.profile.num_steps = 5
 
     return config.lock()
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens nested fields: `{"model": {"name": "x"}}` to `{"model.name": "x"}`."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+LENGTHS = ("epochs", "steps", "images")
+
+
+def set_length(config: ConfigDict, assigned: Collection[str]) -> None:
+    """Unsets the other lengths of the run where overrides set one of `epochs`, `steps` and `images`.
+
+    Args:
+      config: with the overrides applied.
+      assigned: names of the fields that were overridden with a value other than None.
+
+    Raises:
+      UserError: two lengths were overridden.
+    """
+    given = [name for name in LENGTHS if name in assigned]
+    if len(given) > 1:
+        raise UserError(
+            f"{' and '.join(f'--config.{name}={config[name]}' for name in given)} both set the length of the run. "
+            "Leave one of them out."
+        )
+    for name in LENGTHS if given else ():
+        if name not in given:
+            with config.ignore_type():
+                config[name] = None
+
+
+class Check(Protocol):
+    """The values that a field takes. `expected` completes "<field> must be ..."."""
+
+    @property
+    def expected(self) -> str: ...  # noqa: D102
+    @property
+    def accepts(self) -> Callable[[Any], bool]: ...  # noqa: D102
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A finite number in a range.
+
+    Attributes:
+      low: smallest value.
+      high: largest value; infinity for any finite number.
+      whole: whether fractions are refused.
+      open_low: whether `low` itself is refused.
+      open_high: whether `high` itself is refused.
+      also: a value outside the range that has a meaning of its own.
+      hint: what else the field takes, for the message.
+    """
+
+    low: float
+    high: float = math.inf
+    whole: bool = False
+    open_low: bool = False
+    open_high: bool = False
+    also: float | None = None
+    hint: str = ""
+
+    @property
+    def expected(self) -> str:
+        """The range in words."""
+        parts = []
+        if self.low > -math.inf:
+            parts.append(f"{'more than' if self.open_low else 'at least'} {self.low:,}")
+        if self.high < math.inf:
+            parts.append(f"{'less than' if self.open_high else 'at most'} {self.high:,}")
+        kind = ", a whole number" if self.whole else "" if self.high < math.inf else ", a finite number"
+        text = " and ".join(parts) + kind
+        also = f", or {self.also:g}" if self.also is not None else ""
+        return text.removeprefix(", ") + also + self.hint
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value is such a number; bools are none."""
+        kind = numbers.Integral if self.whole else numbers.Real
+        if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
+            return False
+        if value == self.also:
+            return True
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """Anything but a number or several values; see `Check`."""
+
+    expected: str
+    accepts: Callable[[Any], bool]
+
+
+def _instance(kind: type | tuple[type, ...], expected: str) -> Value:
+    return Value(expected, lambda value: isinstance(value, kind))
+
+
+def _one_of(*choices: str) -> Value:
+    *first, last = map(repr, choices)
+    return Value(f"{', '.join(first)} or {last}", choices.__contains__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Several:
+    """A tuple.
+
+    Attributes:
+      each: what its elements are.
+      at_least: smallest number of elements.
+      distinct: whether no element may occur twice.
+    """
+
+    each: Check
+    at_least: int = 0
+    distinct: bool = False
+
+    @property
+    def expected(self) -> str:
+        """The elements in words."""
+        different = "different " if self.distinct else ""
+        return f"a tuple of {different}values{', not empty' if self.at_least else ''}, each {self.each.expected}"
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value is a tuple of such elements."""
+        if not isinstance(value, tuple | list) or len(value) < self.at_least:
+            return False
+        return all(map(self.each.accepts, value)) and not (self.distinct and len(set(value)) < len(value))
+
+
+_LARGEST = 2**31 - 1  # steps are counted in int32, and seeds are passed as int32
+_STEPS = Number(1, _LARGEST, whole=True)
+_COUNT = Number(0, _LARGEST, whole=True)
+_BATCH = Number(1, 2**24, whole=True)
+_PIXELS = Number(1, 2**16, whole=True)
+_SIZE = Number(1, 2**24, whole=True)  # of a dimension of a model
+_SHARE = Number(0, 1, open_high=True)
+_POSITIVE_SHARE = Number(0, 1, open_low=True)
+_NOT_NEGATIVE = Number(0)
+_FLAG = _instance(bool, "True or False")
+_TEXT = _instance(str, "text")  # names of parts, such as `optimizer.name`, are checked where the part is made
+_ANY_TUPLE = _instance((tuple, list), "a tuple")
+_DTYPE = _one_of("float32", "bfloat16", "float16")
+_DEVICES = Number(1, 2**20, whole=True, also=-1)
+
+# What each field takes; None where that is the default. Lengths, sizes and counts have a limit far above what anyone
+# uses, so that a slip of the finger is told before it fills the memory.
+CHECKS: dict[str, Check] = {
+    "seed": _COUNT,
+    "weights": _TEXT,
+    "keep_head": _FLAG,
+    "train_only": _ANY_TUPLE,  # `optimizers.select_parameters` checks the patterns
+    "model.name": _TEXT,
+    "model.num_classes": _SIZE,
+    "model.num_layers": Number(1, 10_000, whole=True),
+    "model.hidden_dim": _SIZE,
+    "model.mlp_dim": _SIZE,
+    "model.num_heads": _SIZE,
+    "model.stages": Several(Number(1, 10_000, whole=True), at_least=1),
+    "model.pool": _TEXT,
+    "model.position_embedding": _TEXT,
+    "model.position_embedding_at": _TEXT,
+    "model.pre_logits": _FLAG,
+    "model.head_bias": Number(-math.inf),
+    "model.dropout_rate": _SHARE,
+    "model.attention_dropout_rate": _SHARE,
+    "model.stochastic_depth_rate": _SHARE,
+    "model.attention": _TEXT,
+    "model.dtype": _DTYPE,
+    "model.param_dtype": _DTYPE,
+    "model.scan_layers": _FLAG,
+    "model.remat": _TEXT,
+    "data.dataset": _TEXT,
+    "data.mixture": _ANY_TUPLE,  # `experiment.open_train_source` checks the pairs
+    "data.train_split": _TEXT,
+    # Metrics of training and of time bear these prefixes.
+    "data.eval_split": Value(
+        "a split of another name than 'train' or 'time', such as 'train[:1%]'",
+        lambda value: isinstance(value, str) and value not in ("train", "time"),
+    ),
+    "data.eval_labels": _TEXT,
+    "data.image_key": _TEXT,
+    "data.label_key": _TEXT,
+    "data.max_labels": Number(1, 100_000, whole=True),
+    "data.image_size": _PIXELS,
+    "data.inception_crop": _FLAG,
+    "data.crop_min_area": _POSITIVE_SHARE,
+    "data.random_crop_from": _PIXELS,
+    "data.flip": _FLAG,
+    "data.resize": _TEXT,
+    "data.randaugment_layers": Number(0, 1000, whole=True),
+    "data.randaugment_magnitude": _NOT_NEGATIVE,
+    "data.randaugment_magnitude_std": _NOT_NEGATIVE,
+    "data.randaugment_operations": _TEXT,
+    "data.eval_resize_small": _PIXELS,
+    "data.eval_resize": _TEXT,
+    "data.expected_train_images": Number(1, 10**15, whole=True),
+    "data.expected_within": _SHARE,
+    "data.how_to_prepare": _TEXT,
+    "data.num_threads": Number(1, 4096, whole=True),
+    "data.num_workers": Number(0, 1024, whole=True),
+    "data.prefetch": Number(1, 10_000, whole=True),
+    "data.max_bad_records": Number(0, 10**15, whole=True),
+    "batch_size": _BATCH,
+    "accumulation_steps": _BATCH,
+    "epochs": Number(0, 10**6, open_low=True),
+    "steps": _STEPS,
+    "images": Number(1, 10**15, whole=True),
+    "loss": _TEXT,
+    "label_smoothing": _SHARE,
+    "mixup_alpha": _NOT_NEGATIVE,
+    "cutmix_alpha": _NOT_NEGATIVE,
+    "optimizer.name": _TEXT,
+    "optimizer.learning_rate": _NOT_NEGATIVE,
+    "optimizer.schedule": _TEXT,
+    "optimizer.warmup_steps": _COUNT,
+    "optimizer.end_learning_rate": _NOT_NEGATIVE,
+    "optimizer.drop_at": Several(Number(0, 1, open_low=True, open_high=True), distinct=True),
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.clip_norm": Number(0, open_low=True, hint=", or None for no clipping"),
+    "optimizer.b1": _SHARE,
+    "optimizer.b2": _SHARE,
+    "optimizer.eps": Number(0, open_low=True),
+    "optimizer.layer_decay": Number(0, 1, open_low=True, hint=", or None for none"),
+    "optimizer.momentum": _SHARE,
+    "optimizer.momentum_dtype": _DTYPE,
+    "polyak_decay": _SHARE,
+    "mesh.data": _DEVICES,
+    "mesh.model": _DEVICES,
+    "sharding": _TEXT,
+    "sharding_rules": _ANY_TUPLE,  # `partitioning.parameter_specs` checks the rules
+    "rng": _one_of("threefry2x32", "rbg", "unsafe_rbg"),  # `train_step.RNGS`
+    "compiler_options": _ANY_TUPLE,  # `experiment.make_step` checks the pairs
+    "fewshot.datasets": Several(_TEXT),
+    "fewshot.train_split": _TEXT,
+    "fewshot.test_split": _TEXT,
+    "fewshot.validation_split": _TEXT,
+    "fewshot.shots": Several(Number(1, 10**6, whole=True), at_least=1, distinct=True),
+    "fewshot.l2": Several(Number(0, open_low=True), at_least=1, distinct=True),
+    "fewshot.seeds": Number(1, 10_000, whole=True),
+    "fewshot.representations": Several(_TEXT, at_least=1, distinct=True),
+    "fewshot.image_size": _PIXELS,
+    "fewshot.crop_from": _PIXELS,
+    "fewshot.whiten": _FLAG,
+    "fewshot.bias": _NOT_NEGATIVE,
+    "fewshot.every_steps": _STEPS,
+    "variants.real": _TEXT,
+    "variants.imagenet_v2": _TEXT,
+    "variants.imagenet_r": _TEXT,
+    "variants.imagenet_a": _TEXT,
+    "variants.imagenet_sketch": _TEXT,
+    "variants.objectnet": _TEXT,
+    "variants.every_steps": _STEPS,
+    "eval_batch_size": _BATCH,
+    "eval_every_steps": _STEPS,
+    "log_every_steps": _STEPS,
+    "checkpoint.every_steps": _STEPS,
+    "checkpoint.keep": Number(1, 10**6, whole=True),
+    "checkpoint.keep_best": _FLAG,
+    "watchdog_seconds": Number(0, 10**8),
+    "profile.first_step": _STEPS,
+    "profile.num_steps": _STEPS,
+}
+_MOST_BYTES = 2**40  # of the uint8 images of a batch, on all hosts together
+
+
+def check_fields(config: ConfigDict) -> None:
+    """Checks the type and range of each field, and the fields that limit each other.
+
+    Raises:
+      UserError: names the field, its value, the values it takes, and what to type.
+    """
+    fields, defaults = flatten(config.to_dict()), flatten(base_config().to_dict())
+    for name, default in defaults.items():
+        value = fields[name]
+        if value is None:
+            if default is not None and name != "model.name":
+                raise UserError(f"{name} cannot be None; its default is {default!r}.")
+        elif not CHECKS[name].accepts(value):
+            argument = shlex.quote(f"--config.{name}={default}")
+            raise UserError(f"{name} must be {CHECKS[name].expected}, got {value!r}. The default is {argument}.")
+    for batch in ("batch_size", "eval_batch_size"):
+        size = 3 * (fields[batch] or 0) * config.data.image_size**2
+        if size > _MOST_BYTES:
+            raise UserError(
+                f"{batch} {fields[batch]:,} of images of {config.data.image_size} pixels is {size / 1e12:,.1f} TB. Set "
+                f"--config.{batch} to at most {_MOST_BYTES // (3 * config.data.image_size**2):,}."
+            )
+    crop_from, size = config.fewshot.crop_from, config.fewshot.image_size or config.data.image_size
+    if crop_from is not None and crop_from < size:
+        raise UserError(
+            f"fewshot.crop_from {crop_from} must be at least the images' {size} pixels. The default is "
+            "--config.fewshot.crop_from=None, 8/7 of them."
+        )
 
 
 def parse_config_string(string: str | None, **defaults: Any) -> ConfigDict:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import experiment, partitioning
+from vit_jax.config import check_fields
 from vit_jax.data.pipeline import EvalBatches
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.sources.imagenet_variants import VARIANTS, open_variant
@@ -190,7 +191,7 @@ def build_evaluation(config: ConfigDict, place: str) -> EvaluationOnly:
     Raises:
       UserError: something in the config, the weights or the data is not as it should be.
     """
-    experiment.check_fields(config)
+    check_fields(config)
     mesh = partitioning.make_mesh(None, data=config.mesh.data, model=config.mesh.model)
     partitioning.check_batch_size(config.eval_batch_size or config.batch_size, mesh, field="eval_batch_size")
     weights = load_weights(place, model=config.model.name)

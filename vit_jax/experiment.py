@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,18 +13,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import optimizers, partitioning
-from vit_jax.config import base_config
+from vit_jax.config import CHECKS, LENGTHS, check_fields
 from vit_jax.data.augment import RandAugment
 from vit_jax.data.images import EvalTransform, TrainTransform
 from vit_jax.data.pipeline import TrainBatches
 from vit_jax.data.sources import MissingDataError, RealLabels, Source, load_real_labels, open_source
 from vit_jax.data.sources.mixture import Mixture
-from vit_jax.errors import UserError, unknown_name
+from vit_jax.errors import UserError
 from vit_jax.losses import Loss, make_loss
 from vit_jax.mixing import Mixing
 from vit_jax.models import create_model
 from vit_jax.train_step import (
-    RNGS,
     Select,
     TrainState,
     create_train_state,
@@ -35,7 +34,6 @@ from vit_jax.train_step import (
 from vit_jax.weights import ModelSpec, TransferReport, Weights, get_checkpoint, list_checkpoints, transfer
 from vit_jax.weights import load as load_weights
 from vit_jax.weights.download import cached_path
-from vit_jax.workdir import flatten
 
 logger = logging.getLogger(__name__)
 
@@ -257,58 +255,6 @@ def make_train_batches(config: ConfigDict, experiment: Experiment) -> TrainBatch
     )
 
 
-_AT_LEAST_ONE = (
-    *("log_every_steps", "eval_every_steps", "eval_batch_size", "checkpoint.every_steps", "checkpoint.keep"),
-    *("profile.first_step", "profile.num_steps"),
-    *("data.image_size", "data.num_threads", "data.prefetch", "data.eval_resize_small", "data.max_labels"),
-    *("model.num_layers", "model.hidden_dim", "model.mlp_dim", "model.num_heads"),
-)
-_SHARES = (  # [0, 1)
-    *("model.dropout_rate", "model.attention_dropout_rate", "model.stochastic_depth_rate"),
-    *("label_smoothing", "polyak_decay"),
-)
-_NOT_NEGATIVE = (
-    "seed",
-    "watchdog_seconds",
-    "optimizer.learning_rate",
-    "optimizer.weight_decay",
-    "optimizer.end_learning_rate",
-)
-_DTYPES = ("model.dtype", "model.param_dtype", "optimizer.momentum_dtype")
-
-
-def check_fields(config: ConfigDict) -> None:
-    """Checks each field by itself.
-
-    Raises:
-      UserError: one is out of its range, or None where there must be a value.
-    """
-    fields = flatten(config.to_dict())
-    for name, default in flatten(base_config().to_dict()).items():
-        if default is not None and fields[name] is None and name != "model.name":
-            raise UserError(f"{name} cannot be None; its default is {default!r}.")
-
-    def check(names: Sequence[str], is_right: Callable[[Any], bool], expected: str) -> None:
-        for name in names:
-            if fields[name] is not None and not is_right(fields[name]):
-                raise UserError(f"{name} must be {expected}, got {fields[name]!r}.")
-
-    check(_AT_LEAST_ONE, lambda value: value >= 1, "at least 1")
-    check(_SHARES, lambda value: 0 <= value < 1, "at least 0 and less than 1")
-    check(_NOT_NEGATIVE, lambda value: value >= 0, "at least 0")
-    check(
-        ["data.num_workers", "data.max_bad_records", "data.randaugment_layers"], lambda value: value >= 0, "at least 0"
-    )
-    check(["data.crop_min_area"], lambda value: 0 < value <= 1, "more than 0 and at most 1")
-    check(["optimizer.layer_decay"], lambda value: 0 < value <= 1, "more than 0 and at most 1, or None for none")
-    check(["optimizer.clip_norm"], lambda value: value > 0, "more than 0, or None for no clipping")
-    check(_DTYPES, ("float32", "bfloat16", "float16").__contains__, "'float32', 'bfloat16' or 'float16'")
-    if config.rng not in RNGS:
-        raise unknown_name("rng", config.rng, RNGS)
-    # Metrics of training and of time bear these prefixes.
-    check(["data.eval_split"], lambda value: value not in ("train", "time"), "a split of another name")
-
-
 def train_transform(data: ConfigDict) -> TrainTransform:
     """What is done to each training image; `data` is the part of the config about data."""
     randaugment = None
@@ -497,7 +443,7 @@ def get_model_fields(config: ConfigDict, num_classes: int, spec: ModelSpec | Non
 
 
 def _num_steps(config: ConfigDict, num_train_images: int) -> int:
-    lengths = {name: config[name] for name in ("epochs", "steps", "images") if config[name] is not None}
+    lengths = {name: config[name] for name in LENGTHS if config[name] is not None}
     if len(lengths) != 1:
         given = ", ".join(f"{name}={value}" for name, value in lengths.items()) or "none of them"
         raise UserError(f"set one of epochs, steps and images as the length of the run; got {given}.")
@@ -506,8 +452,11 @@ def _num_steps(config: ConfigDict, num_train_images: int) -> int:
     else:
         images = config.images if config.epochs is None else config.epochs * num_train_images
         num_steps = round(images / config.batch_size)
-    if num_steps < 1:
-        raise UserError(f"the run would be {num_steps} steps long; set more epochs, steps or images.")
+    if not CHECKS["steps"].accepts(num_steps):
+        raise UserError(
+            f"the run would be {num_steps:,} steps long, which must be {CHECKS['steps'].expected}. Set other epochs, "
+            "steps or images."
+        )
     return num_steps
 
 

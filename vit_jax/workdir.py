@@ -40,7 +40,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax import distributed
-from vit_jax.config import base_config
+from vit_jax.config import base_config, flatten
 from vit_jax.errors import UserError
 from vit_jax.json_files import read_object
 
@@ -117,17 +117,6 @@ def _append_line(path: AnyPath, line: str) -> None:
     else:
         with path.open("a") as file:
             file.write(line + "\n")
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens nested fields: `{"model": {"name": "x"}}` to `{"model.name": "x"}`."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 # Fields that do not change a run's result.

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import experiment as experiments
 from vit_jax.command_line import define_config, parse, report
+from vit_jax.config import check_fields
 from vit_jax.data.images import ImageError, TrainTransform
 from vit_jax.data.pipeline import BatchLoader, IndexStream
 from vit_jax.data.sources import NO_LABEL, BadRecordError, Source
@@ -187,7 +188,7 @@ def run() -> None:
     def main(_: list[str]) -> int:
         logging.set_verbosity(logging.WARNING)
         try:
-            experiments.check_fields(config.value)
+            check_fields(config.value)
             figure = draw_classes(config.value) if classes.value else draw_batches(config.value, images.value)
             save(figure, path := pathlib.Path(output.value).expanduser())
         except (UserError, OSError) as error:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vit_jax.config import base_config
+from vit_jax.config import base_config, flatten
 from vit_jax.errors import UserError
 from vit_jax.json_files import read_json
 from vit_jax.metrics import read_jsonl
@@ -15,7 +15,7 @@ from vit_jax.protocols import TASKS
 from vit_jax.reporting import origins
 from vit_jax.reporting.names import data_set_name, model_label
 from vit_jax.reporting.origins import Origin
-from vit_jax.workdir import FAILURE, AnyPath, flatten, is_remote, parse
+from vit_jax.workdir import FAILURE, AnyPath, is_remote, parse
 
 LOOKED_FOR = "config.json and summary.json of a run, evaluation.json of --mode=eval, sweep.json of a sweep"
 

@@ -14,12 +14,12 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from vit_jax.config import LENGTHS, check_fields, flatten, set_length
 from vit_jax.data.sources.splits import resolve
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.experiment import check_fields
 from vit_jax.metrics import TIME_PREFIX, read_jsonl
 from vit_jax.sweeps.description import Sweep
-from vit_jax.workdir import FAILURE, AnyPath, check_config, flatten, is_remote, write_atomically
+from vit_jax.workdir import FAILURE, AnyPath, check_config, is_remote, write_atomically
 
 # While choosing, only what a run needs to go on: the choice is by the end of a run, and there are many.
 _WHILE_CHOOSING = {"checkpoint.keep": 1, "checkpoint.keep_best": False}
@@ -94,6 +94,7 @@ def load_config(place: str, arguments: Sequence[str]) -> ConfigDict:
         raise UserError(str(error)) from error
     with config.ignore_type(), config.unlocked():
         config.update_from_flattened_dict(dict.fromkeys(map(field_of, cleared)))
+    set_length(config, {field_of(argument) for argument in arguments if argument not in cleared})
     check_fields(holder.value)
     return holder.value
 
@@ -247,7 +248,9 @@ class Task:
 
     def final_runs(self, chosen: Mapping[str, Any]) -> list[Run]:
         """The final runs with chosen values, one a seed."""
-        values = {**chosen, **self.sweep.final}
+        final = self.sweep.final
+        kept = {field: value for field, value in chosen.items() if not (field in LENGTHS and {*final} & {*LENGTHS})}
+        values = {**kept, **final}
         folder = self.path / "final" / slug(chosen) if chosen else self.path / "final"
         return [
             _make_run(self.place, self.arguments, {"seed": seed}, {**values, "seed": seed}, folder / f"seed_{seed}")
@@ -264,7 +267,8 @@ def _make_run(
     place: str, arguments: Sequence[str], overrides: Mapping[str, Any], values: Mapping[str, Any], path: AnyPath
 ) -> Run:
     """A run with the values of some fields in place of the arguments' ones; `overrides` are what it shows of them."""
-    kept = [argument for argument in arguments if field_of(argument) not in values]
+    replaced = {*values, *(LENGTHS if any(values.get(name) is not None for name in LENGTHS) else ())}
+    kept = [argument for argument in arguments if field_of(argument) not in replaced]
     resolved = (*kept, *(_argument(field, value) for field, value in values.items()))
     config = load_config(place, resolved)
     fields = flatten(config.to_dict())
@@ -287,6 +291,11 @@ def make_tasks(sweep: Sweep, place: str, arguments: Sequence[str], path: AnyPath
     for field in sweep.fields:
         if field in given:
             raise UserError(f"{field} is in the grid, and set with --config.{field} too; leave one of them out.")
+        if field in LENGTHS and (other := given & {*LENGTHS}):
+            raise UserError(
+                f"{field} is in the grid, and --config.{min(other)} sets the length of the run too; leave one of them "
+                "out."
+            )
     file = place.partition(":")[0]
     if not sweep.tasks:
         task = _make_task("", place, sweep, arguments, path)
