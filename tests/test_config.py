@@ -76,6 +76,7 @@ def test_field_takes_its_default_and_refuses_what_is_no_value_of_it(field):
         ("fewshot.crop_from", 100, "fewshot.crop_from 100 must be at least the images' 224 pixels"),
         ("batch_size", 10**12, "batch_size must be at least 1 and at most 16,777,216, a whole number"),
         ("batch_size", 2**24, r"16,777,216 of images of 224 pixels is 2.5 TB. Set --config.batch_size to at most 7,30"),
+        ("steps", 10**400, "steps must be at least 1 and at most 2,147,483,647"),
         ("steps", 10**18, "steps must be at least 1 and at most 2,147,483,647"),
         ("data.num_workers", 10**6, "at most 1,024"),
         ("mesh.data", 0, "mesh.data must be at least 1 .*, or -1, got 0"),

@@ -249,13 +249,14 @@ class Number:
 
     def accepts(self, value: Any) -> bool:
         """Whether a value is such a number; bools are none."""
-        kind = numbers.Integral if self.whole else numbers.Real
-        if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral if self.whole else numbers.Real):
             return False
-        if value == self.also:
+        number: Any = value
+        if number == self.also:
             return True
-        above = value > self.low if self.open_low else value >= self.low
-        return above and (value < self.high if self.open_high else value <= self.high)
+        is_above = number > self.low if self.open_low else number >= self.low
+        is_below = number < self.high if self.open_high else number <= self.high
+        return is_above and is_below and abs(number) < math.inf
 
 
 @dataclasses.dataclass(frozen=True)
