@@ -211,9 +211,14 @@ def test_no_run_ends_over_its_accounts(tmp_path, caplog):
     assert "could not record" in caplog.text
 
 
-def test_a_damaged_record_is_a_warning_and_costs_are_counted_anew(tmp_path, caplog):
-    (tmp_path / "accounting.json").write_text('[{"time": "2026')
+@pytest.mark.parametrize(
+    "content",
+    ['[{"time": "2026', "[null]", "{}x", "[" * 10**5, '[{"time": "x", "from_step": 0, "step": "7", "seconds": {}}]'],
+)
+def test_a_damaged_record_is_a_warning_and_costs_are_counted_anew(tmp_path, caplog, content):
+    (tmp_path / "accounting.json").write_text(content)
     Accounts(tmp_path, Ledger(), CPU, step=7)
+    assert (tmp_path / "accounting.damaged.json").read_text() == content
     assert "damaged" in caplog.text
     assert [each.step for each in read_starts(tmp_path)] == [7]
 

@@ -1,10 +1,16 @@
+import errno
 import json
+import os
+import struct
+import time
 
 import jax.numpy as jnp
 import pytest
+from tensorboardX.proto import event_pb2
 
 from vit_jax import metrics
 from vit_jax.accounting import Ledger
+from vit_jax.errors import UserError
 from vit_jax.metrics import MetricWriter, NonFiniteError, Progress, StepMetrics, Throughput
 
 
@@ -75,11 +81,92 @@ def test_rows_that_will_be_made_again_are_dropped_on_resume(tmp_path):
     ]
 
 
-def test_tensorboard_gets_every_value(tmp_path):
+def events_of(workdir):
+    """Scalars as TensorBoard reads them: (step, name, value); a start is (step, "start", 0)."""
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])  # tfrecord: length, checksum, data, checksum
+            event = event_pb2.Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            if event.HasField("session_log"):
+                found.append((event.step, "start", 0))
+    return found
+
+
+def test_tensorboard_gets_every_value_and_drops_those_that_are_made_again(tmp_path):
     with MetricWriter(tmp_path, step=0) as writer:
-        writer.write(3, {"train/loss": 0.25})
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"train/loss" in events.read_bytes()
+        writer.write(3, {"train/loss": 0.25, "test/accuracy": 0.5})
+    with MetricWriter(tmp_path, step=2) as writer:
+        writer.write(3, {"train/loss": 0.75})
+    assert sorted(events_of(tmp_path)) == sorted(
+        [(1, "start", 0), (3, "train/loss", 0.25), (3, "test/accuracy", 0.5), (3, "start", 0), (3, "train/loss", 0.75)]
+    )
+
+
+def test_one_bad_byte_costs_one_row_and_a_copy_is_kept(tmp_path, caplog):
+    with MetricWriter(tmp_path, step=0) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"train/loss": 0.5})
+    path = tmp_path / "metrics.jsonl"
+    damaged = path.read_bytes().replace(b'"step": 2', b'"step": \xff') + b'["no object"]\n{"no": "step"}\n'
+    path.write_bytes(damaged)
+    assert [row.get("step") for row in metrics.read_jsonl(path)] == [1, 3, None]
+    with MetricWriter(tmp_path, step=3) as writer:
+        writer.write(4, {"train/loss": 0.25})
+    assert [row["step"] for row in metrics.read_jsonl(path)] == [1, 3, 4]
+    assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == damaged
+    assert "damaged lines are left out: 2 of 5" in caplog.text
+
+
+def test_a_line_that_a_kill_cut_off_is_no_damage(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "train/lo')
+    assert metrics.read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1}]
+    MetricWriter(tmp_path, step=1).__exit__()
+    assert not caplog.text
+    assert not (tmp_path / "metrics.damaged.jsonl").exists()
+
+
+def test_rows_wait_in_memory_while_the_disk_is_full(tmp_path, monkeypatch):
+    class FullDisk:
+        name = "metrics.jsonl"
+
+        def write(self, _):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with MetricWriter(tmp_path, step=0) as writer:
+        monkeypatch.setattr(writer, "_file", FullDisk())
+        writer.write(1, {"train/loss": 0.5})
+        writer.write(2, {"train/loss": 0.25})
+        with pytest.raises(UserError, match="No space left on device"):
+            writer.flush()  # a checkpoint would be saved next
+        monkeypatch.undo()
+        writer.write(3, {"train/loss": 0.125})
+    assert [row["step"] for row in metrics.read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_clock_that_goes_back_by_weeks_holds_nothing_up(tmp_path, monkeypatch):
+    with MetricWriter(tmp_path, step=0) as writer:
+        writer.write(1, {"train/loss": 0.5})
+        writer.flush()
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now - 30 * 86400)
+        for step in range(2, 30):  # more than a queue would hold
+            writer.write(step, {"train/loss": 0.5})
+    assert len(metrics.read_jsonl(tmp_path / "metrics.jsonl")) == 29
+    assert events_of(tmp_path)[-1] == (29, "train/loss", 0.5)
+
+
+def test_no_run_ends_over_tensorboard(tmp_path, monkeypatch, caplog):
+    with MetricWriter(tmp_path, step=0) as writer:
+        monkeypatch.setattr("tensorboardX.RecordWriter.write", lambda *_: 1 / 0)
+        for step in (1, 2):
+            writer.write(step, {"train/loss": 0.5})
+            writer.flush()
+    assert len(metrics.read_jsonl(tmp_path / "metrics.jsonl")) == 2
+    assert caplog.text.count("TensorBoard events are no longer written: ZeroDivisionError") == 1
 
 
 def test_reading_no_metrics_is_empty(tmp_path):

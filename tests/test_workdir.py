@@ -1,4 +1,5 @@
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -66,10 +67,30 @@ def test_second_process_is_kept_out_of_a_workdir_until_the_first_is_done(tmp_pat
         pass
 
 
-def test_damaged_config_record_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model": ')
-    with pytest.raises(UserError, match="damaged"):
-        workdir.check_config(tmp_path, base_config())
+@pytest.mark.parametrize("damaged", [b'{"seed": ', b"[1]", b"null", b'"x"', b"\xff\xfe\x00", b"[" * 10**5])
+def test_a_damaged_config_record_is_replaced_by_that_of_the_last_start(tmp_path, damaged):
+    config = base_config()
+    workdir.record_start(tmp_path, config, step=0, devices={})
+    (tmp_path / "config.json").write_bytes(damaged)
+    workdir.check_config(tmp_path, config)
+    config.seed = 7
+    with pytest.raises(UserError, match="seed: 0 -> 7"):
+        workdir.check_config(tmp_path, config)
+    (tmp_path / "starts.jsonl").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"config\.json.*--allow_config_change"):
+        workdir.check_config(tmp_path, config)
+    workdir.check_config(tmp_path, config, allow_config_change=True)
+
+
+def test_temporary_files_that_a_kill_left_are_deleted_and_others_kept(tmp_path):
+    left_over = [".config.json.0123abcd.tmp", ".seen-" + "0" * 32]
+    others = ["notes.tmp", ".mine.tmp", "metrics.jsonl"]
+    for name in (*left_over, *others, ".young.json.0123abcd.tmp"):
+        (tmp_path / name).touch()
+        if "young" not in name:
+            os.utime(tmp_path / name, (0, 0))
+    with workdir.locked(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {*others, ".young.json.0123abcd.tmp", ".lock"}
 
 
 def test_workdir_that_cannot_be_made_is_refused(tmp_path):

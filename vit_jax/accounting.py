@@ -17,7 +17,7 @@ import jax
 
 from vit_jax.analysis.hardware import TPU_V3_CORE_BF16_FLOPS, Machine
 from vit_jax.errors import UserError
-from vit_jax.json_files import read_json
+from vit_jax.json_files import Fields, read_json
 from vit_jax.published import paper
 from vit_jax.workdir import AnyPath, is_remote, write_atomically
 
@@ -176,6 +176,9 @@ class Accounts:
         self._path, self._ledger, self._machine, self._from_step = workdir / _FILE, ledger, machine, step
         self._writes = writes
         self._before = read_starts(workdir) if writes else []
+        if writes and not self._before and self._path.exists():
+            with contextlib.suppress(OSError, UserError):  # damaged, and about to be overwritten
+                write_atomically(self._path.with_name("accounting.damaged.json"), self._path.read_bytes())
         began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=sum(ledger.seconds().values()))
         self._began = began.isoformat(timespec="seconds")
         self._every_seconds = _SECONDS_BETWEEN_REMOTE_RECORDS if is_remote(workdir) else _SECONDS_BETWEEN_RECORDS
@@ -205,11 +208,23 @@ def read_starts(workdir: AnyPath) -> list[Start]:
     if not path.exists():
         return []
     try:
-        rows = read_json(path)
-        return [Start(**(row | {"machine": Machine(**row["machine"])})) for row in rows]
+        return [_parse_start(Fields(row, str(path))) for row in read_json(path)]
     except (ValueError, TypeError, KeyError) as error:
         logger.warning("%s is damaged (%s); what the run cost before is not counted", path, error)
         return []
+
+
+def _parse_start(row: Fields) -> Start:
+    machine = row.fields("machine")
+    machine.integer("num_cores", at_least=1), machine.number("bf16_flops", None)
+    seconds = row.fields("seconds")
+    return Start(
+        time=row.text("time"),
+        from_step=row.integer("from_step", at_least=0),
+        step=row.integer("step", at_least=0),
+        machine=Machine(**machine.values),
+        seconds=dict.fromkeys(KINDS, 0.0) | {kind: seconds.number(kind) for kind in seconds.values},
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -278,7 +278,7 @@ class _Run:
         self.cluster, self.hosts = cluster, hosts
         self._lost_after = lost_after_seconds
         # JAX documents no way to its store of keys; its own multihost helpers keep it here in JAX 0.10 to 0.12.
-        self._store: Any = multihost_utils.distributed.global_state.client  # type: ignore[attr-defined]
+        self._store: Any = multihost_utils.distributed.global_state.client
         self._uses: dict[str, int] = {}
         self._verdict: PeerLostError | None = None
         self._lost: set[int] = set()

@@ -31,10 +31,11 @@ import traceback
 from absl import app, flags
 from absl import logging as absl_logging
 
-from vit_jax import distributed, experiment, overview, partitioning, summary
+from vit_jax import distributed, experiment, overview, summary
 from vit_jax.accounting import Ledger, process_age
 from vit_jax.command_line import define_config, report
 from vit_jax.command_line import parse as parse_flags
+from vit_jax.compilation_cache import use_compilation_cache
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, format_metrics
 from vit_jax.stopping import Stopped
@@ -88,7 +89,7 @@ def _main() -> int:
     """Does what the flags say; returns the exit status."""
     ledger = Ledger(start_up_seconds=process_age())
     _set_up_logging()
-    partitioning.use_compilation_cache()
+    use_compilation_cache()
     try:
         if _DRY_RUN.value:
             print(overview.dry_run(_CONFIG.value, experiment.build(_CONFIG.value, allow_missing_data=True)))

@@ -6,8 +6,10 @@ import json
 import logging
 import math
 import pathlib
+import platform
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -16,7 +18,7 @@ import jax
 from vit_jax.accounting import Ledger
 from vit_jax.errors import UserError
 from vit_jax.host import format_seconds
-from vit_jax.json_files import read_json_lines
+from vit_jax.json_files import JsonError, read_json_lines
 from vit_jax.workdir import AnyPath, is_remote, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -107,18 +109,95 @@ class StepMetrics:
 
 
 def read_jsonl(path: AnyPath) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; [] where there is none. A last line that was cut off by a kill is left out."""
+    """Rows of a JSON-lines file; [] if there is none.
+
+    A last line that a kill cut off is left out. So are damaged lines, with a warning.
+    """
+    return _read_jsonl(path)[0]
+
+
+def _read_jsonl(path: AnyPath) -> tuple[list[dict[str, Any]], int]:
+    """Rows of a JSON-lines file, and how many of its lines are damaged."""
     if not path.exists():
-        return []
-    rows = read_json_lines(path, allow_nan=True, on_error=lambda _: None)
-    return [row for _, row in rows if isinstance(row, dict)]
+        return [], 0
+    rows: list[Any] = []  # of lines in their order; an error for one that is not JSON
+    for _, row in read_json_lines(path, allow_nan=True, on_error=rows.append):
+        rows.append(row)
+    if rows and isinstance(rows[-1], JsonError) and not path.read_bytes().endswith(b"\n"):
+        del rows[-1]  # cut off by a kill, or being written
+    whole = [row for row in rows if isinstance(row, dict)]
+    if num_damaged := len(rows) - len(whole):
+        logger.warning("%s: damaged lines are left out: %d of %d", path, num_damaged, len(rows))
+    return whole, num_damaged
 
 
 _UPLOAD_SECONDS = 60.0
 
 
+class _TensorBoard:
+    """Writes scalars as TensorBoard events, in the calling thread. If that fails, says so once and gives up.
+
+    tensorboardX's own `SummaryWriter` hands events to a thread over a queue of limited length. When that thread dies,
+    as it does when the wall clock is set back by weeks, the caller waits for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, step: int):
+        """Opens a new file of events.
+
+        Args:
+          folder: created if it is missing.
+          step: TensorBoard drops what earlier files have of later steps.
+        """
+        self._file: Any = None
+        with self._giving_up_on_errors():
+            import tensorboardX
+            from tensorboardX.proto import event_pb2
+
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"events.out.tfevents.{int(time.time())}.{platform.node()}.{uuid.uuid4().hex[:8]}"
+            self._file = tensorboardX.RecordWriter(str(folder / name))
+            self._write(event_pb2.Event(file_version="brain.Event:2"))
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(event_pb2.Event(step=step + 1, session_log=start))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        with self._giving_up_on_errors():
+            from tensorboardX import summary
+            from tensorboardX.proto import event_pb2
+
+            for name, value in metrics.items():
+                self._write(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
+
+    def flush(self) -> None:
+        with self._giving_up_on_errors():
+            if self._file:
+                self._file.flush()
+
+    def close(self) -> None:
+        with self._giving_up_on_errors():
+            if self._file:
+                self._file.close()
+        self._file = None
+
+    def _write(self, event: Any) -> None:
+        if self._file:
+            event.wall_time = time.time()
+            self._file.write(event.SerializeToString())
+
+    @contextlib.contextmanager
+    def _giving_up_on_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever it is, no run ends over a picture
+            self._file = None
+            logger.warning("TensorBoard events are no longer written: %s: %s", type(error).__name__, error)
+
+
 class MetricWriter:
     """Writes rows of metrics to `metrics.jsonl` and TensorBoard.
+
+    Rows that cannot be written, on a full disk, wait in memory and are written later; `flush` insists on them. An
+    error of TensorBoard is a warning.
 
     Objects in a bucket cannot grow. For a workdir there, the files grow in a temporary folder and go up whole, with
     every `flush` and at most once a minute in between.
@@ -128,10 +207,13 @@ class MetricWriter:
         """Opens the files and drops the rows that will be made again: a killed run may be ahead of its checkpoint.
 
         Args:
-          workdir: the run's folder.
+          workdir: the run's folder. If `metrics.jsonl` there is damaged, it is copied to `metrics.damaged.jsonl`
+            first.
           step: the step the run starts from. An evaluation there will be made again too.
+
+        Raises:
+          UserError: `metrics.jsonl` cannot be written.
         """
-        from tensorboardX import SummaryWriter
 
         def stays(row: dict[str, Any]) -> bool:
             evaluated = any(not name.startswith((TRAIN_PREFIX, TIME_PREFIX)) for name in row if name != "step")
@@ -140,28 +222,57 @@ class MetricWriter:
         self._remote = workdir if is_remote(workdir) else None
         self._temporary = tempfile.TemporaryDirectory() if self._remote else None
         self._folder = pathlib.Path(self._temporary.name if self._temporary else workdir)
-        rows = [row for row in read_jsonl(workdir / "metrics.jsonl") if stays(row)]
+        rows, num_damaged = _read_jsonl(workdir / "metrics.jsonl")
+        whole = [row for row in rows if isinstance(row.get("step"), int)]
         path = self._folder / "metrics.jsonl"
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._file = path.open("a")
-        self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
+        try:
+            if num_damaged or len(whole) < len(rows):
+                write_atomically(workdir / "metrics.damaged.jsonl", (workdir / "metrics.jsonl").read_bytes())
+                logger.warning("a copy of %s as it was is metrics.damaged.jsonl", workdir / "metrics.jsonl")
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in whole if stays(row)))
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
+        self._unwritten = b""
+        self._tensorboard = _TensorBoard(self._folder / "tensorboard", step=step)
         self._upload()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends a row; it is with the operating system when this returns.
+        """Appends a row; it is with the operating system when this returns, unless the disk is full.
 
         Raises:
           UserError: the workdir is in a bucket that cannot be written.
         """
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(name, value, step)
+        self._append(json.dumps({"step": step, **metrics}).encode() + b"\n")
+        self._tensorboard.write(step, metrics)
         if self._remote and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
             self.flush()
 
+    def _append(self, line: bytes) -> OSError | None:
+        """Writes what waits and the line; returns what went wrong."""
+        waited = bool(self._unwritten)
+        self._unwritten += line
+        try:
+            while self._unwritten:
+                written = self._file.write(self._unwritten)
+                self._unwritten = self._unwritten[written:]
+        except OSError as error:
+            if not waited:
+                logger.warning("cannot write to %s (%s); its rows wait in memory", self._file.name, error.strerror)
+            return error
+        return None
+
     def flush(self) -> None:
-        """Hands TensorBoard's events to the operating system, too; everything to the bucket. Raises as `write` does."""
+        """Hands TensorBoard's events to the operating system, too; everything to the bucket.
+
+        Raises:
+          UserError: rows of metrics could not be written, or the workdir is in a bucket that cannot be.
+        """
+        if error := self._append(b""):
+            raise UserError(
+                f"cannot write to {self._file.name}: {error.strerror or error}. Free some space (or mend the disk) and "
+                "run the same command again; it resumes from the newest checkpoint."
+            ) from error
         self._tensorboard.flush()
         self._upload()
 
@@ -176,6 +287,7 @@ class MetricWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._append(b"")
         self._file.close()
         self._tensorboard.close()
         self._upload()

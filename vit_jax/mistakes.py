@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax import partitioning
+from vit_jax.compilation_cache import use_compilation_cache
 from vit_jax.data.images import ImageError, decode
 from vit_jax.data.sources import NO_LABEL, Example, Source, open_source
 from vit_jax.errors import UserError
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str]) -> int:
         split = args.split or data["eval_split"]
         if split is None:
             raise UserError("the run evaluated nothing; name a split, such as --split=test.")
-        partitioning.use_compilation_cache()
+        use_compilation_cache()
         source = open_source(data["dataset"], split, image_key=data["image_key"], label_key=data["label_key"])
         found = write_mistakes(path, load(path), source, num_images=args.images)
     except UserError as error:

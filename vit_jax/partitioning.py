@@ -13,8 +13,6 @@ Whatever belongs to a parameter lies as it does: the optimizer's moments, the Po
 
 import functools
 import math
-import os
-import pathlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -371,14 +369,6 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulation_steps: int = 1, f
             f"{field} {batch_size} is not divisible by {parts} ({devices} devices x {accumulation_steps} accumulation "
             f"steps). Use a multiple of {parts}, such as {nearest}."
         )
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, so that a second start does not compile again."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache, "vit_jax", "compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def describe_devices(mesh: Mesh) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from vit_jax import partitioning
+from vit_jax.compilation_cache import use_compilation_cache
 from vit_jax.data.images import ImageError, decode
 from vit_jax.data.sources import IMAGE_SUFFIXES
 from vit_jax.errors import UserError
@@ -213,7 +214,7 @@ def main(arguments: list[str]) -> int:
         if args.top < 1 or args.batch_size < 1:
             raise UserError("--top and --batch_size must be at least 1.")
         paths = find_images(args.images)
-        partitioning.use_compilation_cache()
+        use_compilation_cache()
         predictor = Predictor(
             load(args.weights, model=args.model),
             batch_size=min(args.batch_size, len(paths)),

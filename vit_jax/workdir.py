@@ -3,7 +3,7 @@
 config.json      the resolved config; a workdir belongs to one config
 model.json       what the model was made with: the config's fields, and those that its weights say
 starts.jsonl     one line a start: time, command, package versions, git commit, devices
-metrics.jsonl    what was measured, by step
+metrics.jsonl    what was measured, by step; metrics.damaged.jsonl: as it was before damaged lines were left out
 tensorboard/     the same as TensorBoard events
 curves.png       the same as a picture
 checkpoints/     states to resume from
@@ -27,6 +27,7 @@ import logging
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -42,7 +43,7 @@ from ml_collections import ConfigDict
 from vit_jax import distributed
 from vit_jax.config import base_config, flatten
 from vit_jax.errors import UserError
-from vit_jax.json_files import read_object
+from vit_jax.json_files import read_json_lines, read_object
 
 logger = logging.getLogger(__name__)
 
@@ -155,12 +156,25 @@ def locked(workdir: AnyPath) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _delete_left_over(workdir)
         except BlockingIOError as error:
             raise UserError(
                 f"another process is training in the workdir {workdir}. Wait for it, end it, or choose another "
                 "--workdir."
             ) from error
         yield
+
+
+_LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp|\.seen-[0-9a-f]{32}")
+_LEFT_OVER_SECONDS = 60.0  # what is younger may be at work: some commands write into a workdir without its lock
+
+
+def _delete_left_over(workdir: pathlib.Path) -> None:
+    """Deletes the temporary files of `write_atomically` and `opened` that a kill left."""
+    for path in workdir.iterdir():
+        with contextlib.suppress(OSError):
+            if _LEFT_OVER.fullmatch(path.name) and time.time() - path.stat().st_mtime > _LEFT_OVER_SECONDS:
+                path.unlink()
 
 
 _LOCK = ".lock"
@@ -308,19 +322,44 @@ def opened(workdir: AnyPath, config: ConfigDict, *, allow_config_change: bool = 
         yield
 
 
+def _recorded_config(workdir: AnyPath, *, allow_config_change: bool) -> dict[str, Any] | None:
+    """The config that the workdir belongs to; None if it is new.
+
+    If `config.json` is damaged, the newest start that `starts.jsonl` records counts.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return read_object(path, allow_nan=True)
+    except UserError as error:
+        starts = workdir / "starts.jsonl"
+        configs = []
+        if starts.exists():
+            for _, start in read_json_lines(starts, allow_nan=True, on_error=lambda _: None):
+                if isinstance(start, dict) and isinstance(start.get("config"), dict):
+                    configs.append(start["config"])
+        if configs:
+            logger.warning("%s Using the config of the last start in starts.jsonl instead.", error)
+            return configs[-1]
+        if allow_config_change:
+            logger.warning("%s It is written again.", error)
+            return None
+        raise UserError(
+            f"{error} Pass --allow_config_change to resume with the config of this command, or choose another "
+            "--workdir."
+        ) from error
+
+
 def check_config(workdir: AnyPath, config: ConfigDict, *, allow_config_change: bool = False) -> None:
     """Checks that the workdir is new or belongs to this config.
 
     Raises:
       UserError: it belongs to another config; says which fields differ.
     """
-    path = workdir / "config.json"
-    if not path.exists():
+    recorded = _recorded_config(workdir, allow_config_change=allow_config_change)
+    if recorded is None:
         return
-    try:
-        recorded = read_object(path, allow_nan=True)
-    except UserError as error:
-        raise UserError(f"{error} Move the workdir away, or choose another.") from error
     # Fields that are younger than the workdir had their defaults.
     before = flatten(json.loads(base_config().to_json())) | flatten(recorded)
     now = flatten(json.loads(config.to_json()))

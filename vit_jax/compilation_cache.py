@@ -1,0 +1,82 @@
+"""The cache of compiled programs on disk, so that a second start does not compile again."""
+
+import importlib
+import logging
+import os
+import pathlib
+import types
+import zlib
+
+import jax
+
+logger = logging.getLogger(__name__)
+
+_CHECKED = ".checked"  # its modification time: entries before it were checked
+_CHUNK_BYTES = 2**20
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in `$JAX_COMPILATION_CACHE_DIR`, or in the user's cache folder.
+
+    Entries that a kill truncated are deleted first. JAX would find them unreadable at every start, compile, and never
+    replace them.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache, "vit_jax", "compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    directory = jax.config.values["jax_compilation_cache_dir"]
+    if directory and "://" not in directory:
+        delete_damaged_entries(pathlib.Path(directory))
+
+
+def delete_damaged_entries(directory: pathlib.Path) -> list[pathlib.Path]:
+    """Deletes the entries that cannot be decompressed; checks those that are newer than the last check.
+
+    An entry that another process is just writing is deleted, too. That process runs on, and its program is compiled
+    once more.
+
+    Returns:
+      The entries that were deleted.
+    """
+    stamp = directory / _CHECKED
+    deleted: list[pathlib.Path] = []
+    try:
+        since = stamp.stat().st_mtime_ns if stamp.exists() else 0
+        new = [path for path in directory.glob("*-cache") if path.stat().st_mtime_ns >= since]
+        if not new:
+            return []
+        stamp.touch()  # before reading: what is written meanwhile is newer
+        for path in new:
+            if not _is_whole(path):
+                path.unlink(missing_ok=True)
+                deleted.append(path)
+    except OSError as error:  # nothing depends on the cache
+        logger.warning("cannot check the compilation cache %s: %s", directory, error)
+    if deleted:
+        logger.info("deleted %d damaged entries of the compilation cache %s", len(deleted), directory)
+    return deleted
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Whether the file is one compressed stream with its end, in the format that JAX reads on this machine."""
+    zstandard = _zstandard()
+    decompressor = zstandard.ZstdDecompressor().decompressobj() if zstandard else zlib.decompressobj()
+    with path.open("rb") as file:
+        while not decompressor.eof:
+            chunk = file.read(_CHUNK_BYTES)
+            if not chunk:
+                return False
+            try:
+                decompressor.decompress(chunk)
+            except Exception:  # zlib.error, zstandard.ZstdError
+                return False
+        return not file.read(1) and not decompressor.unused_data
+
+
+def _zstandard() -> types.ModuleType | None:
+    """JAX compresses with zstandard if it is installed, else with zlib."""
+    try:
+        return importlib.import_module("zstandard")
+    except ImportError:
+        return None
