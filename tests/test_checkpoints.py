@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import orbax.checkpoint.experimental.v1 as orbax_v1
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -52,6 +53,12 @@ def test_arrays_and_extra_data_come_back_to_the_bit(directory):
     assert extra == {"data": {"next_index": 3}}
     assert_equal(restored, tree(3))
     assert restored["momentum"].dtype == jnp.bfloat16
+
+
+def test_orbax_v1_loads_a_checkpoint(directory):
+    found = orbax_v1.load_checkpointables(directory / "3")
+    assert_equal(found["tree"], tree(3))
+    assert found["extra"]["data"] == {"next_index": 3}
 
 
 def test_only_the_newest_are_kept(tmp_path):
