@@ -39,6 +39,7 @@ def base_config() -> ConfigDict:
     config.model.mlp_dim = placeholder(int)
     config.model.num_heads = placeholder(int)
     config.model.stages = placeholder(tuple)  # of a ResNet: units of each stage; None: as the model's name says
+    config.model.root_padding = placeholder(str)  # of a ResNet: "zeros" (the default); "lowest", as big_vision's BiT
     config.model.pool = placeholder(
         str
     )  # "cls" (the default): class token; "gap": mean of all tokens; "map": attention

@@ -140,18 +140,19 @@ def test_projection_of_bit_takes_the_normalised_input():
     np.testing.assert_allclose(more, once, atol=1e-3 * np.abs(once).max())
 
 
-def bit_root(images, params):
+def bit_root(images, params, fill=0.0):
     kernel = reference.standardize(params["conv_root"]["kernel"], **BIT)
     x = reference.conv(images, kernel, 2, reference.symmetric(3))
-    return reference.max_pool(x, 3, 2, reference.symmetric(1), fill=0.0)
+    return reference.max_pool(x, 3, 2, reference.symmetric(1), fill=fill)
 
 
+@pytest.mark.parametrize(("padding", "fill"), [("zeros", 0.0), ("lowest", -np.inf)])
 @pytest.mark.parametrize("size", [(16, 21), (18, 15)], ids=str)
-def test_bit_root_pads_its_convolution_on_both_sides_and_its_pooling_with_zeros(size):
-    root = BitRoot(8)
+def test_bit_root_pads_its_convolution_on_both_sides_and_its_pooling_as_told(size, padding, fill):
+    root = BitRoot(8, padding)
     images = make_input(2, *size, 3)
     params = make_params(root, images)
-    np.testing.assert_allclose(run(root, params, images), bit_root(images, params), atol=1e-4)
+    np.testing.assert_allclose(run(root, params, images), bit_root(images, params, fill), atol=1e-4)
 
 
 def test_pooling_of_bit_leaves_nothing_negative_at_the_border():
@@ -232,12 +233,13 @@ def test_parameter_names_and_shapes_of_bit_are_the_documented():
     assert shapes_by_path(param_shapes(model, 32, 32)) == expected
 
 
-def test_bit_is_root_units_normalisation_mean_and_linear_head():
-    model = tiny_bit()
+@pytest.mark.parametrize(("padding", "fill"), [("zeros", 0.0), ("lowest", -np.inf)])
+def test_bit_is_root_units_normalisation_mean_and_linear_head(padding, fill):
+    model = tiny_bit(root_padding=padding)
     params = random_params(model, 20, 20)
     images = make_images(2, 20, 20, 3)
     logits, out = apply(model, params, images)
-    x = bit_root(images, params["root_block"])
+    x = bit_root(images, params["root_block"], fill)
     x = bit_unit(x, params["block1"]["unit01"], 1)
     x = bit_unit(x, params["block2"]["unit01"], 2)
     x = np.maximum(reference.group_norm(x, params["norm_pre_head"], epsilon=1e-5), 0)
@@ -306,6 +308,11 @@ def test_remat_of_bit_keeps_less():
 def test_remat_that_a_resnet_has_not_is_refused_with_those_it_has(remat):
     with pytest.raises(UserError, match=f"unknown remat policy of a ResNet '{remat}'.*Known: full, none"):
         create_model("R50x1", num_classes=5, remat=remat)
+
+
+def test_root_padding_that_a_resnet_has_not_is_refused_with_those_it_has():
+    with pytest.raises(UserError, match=r"unknown padding of a ResNet's root 'zero'\. Did you mean 'zeros'\?"):
+        create_model("R50x1", num_classes=5, root_padding="zero")
 
 
 # The ResNet of the hybrids.

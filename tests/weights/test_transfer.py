@@ -11,6 +11,7 @@ import scipy.ndimage
 
 from tests.weights.test_formats import BIT, assert_same, make_weights
 from vit_jax.errors import UserError
+from vit_jax.models import create_model
 from vit_jax.models.vit import unstack_layers
 from vit_jax.weights import TransferReport, transfer
 
@@ -370,6 +371,11 @@ def test_another_architecture_is_refused_with_the_first_differences(attributes, 
 def test_a_difference_that_no_array_shows_is_refused(attributes, word):
     with pytest.raises(UserError, match=word):
         transfer(weights_of(), model_of(**attributes), 16)
+
+
+def test_another_padding_of_bits_root_is_refused():
+    with pytest.raises(UserError, match="root_padding='lowest', this one has 'zeros'"):
+        transfer(make_weights(**BIT, root_padding="lowest"), create_model("R26x1", num_classes=3, stages=(1, 1)), 32)
 
 
 def test_a_report_counts_and_names_what_changed():

@@ -38,6 +38,7 @@ UNITS_BY_DEPTH = {
 ROOT_WIDTH = 64  # at width factor 1
 EXPANSION = 4  # a unit's output is so many times as wide as its 3x3 convolution
 REMATS = ("none", "full")
+ROOT_PADDINGS = ("zeros", "lowest")
 
 
 def standardize_kernel(kernel: jax.Array, *, std_epsilon: float = 0.0, variance_epsilon: float = 0.0) -> jax.Array:
@@ -127,11 +128,14 @@ class BitRoot(nn.Module):
 
     Attributes:
       width: output channels.
+      padding: what surrounds the input of the max-pooling. "zeros", so that no border pixel is negative, is what the
+        released BiT computes; "lowest", the lowest number, which never wins, is what big_vision computes.
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters.
     """
 
     width: int
+    padding: str = "zeros"
     dtype: DTypeLike = "float32"
     param_dtype: DTypeLike = "float32"
 
@@ -140,9 +144,10 @@ class BitRoot(nn.Module):
         """Maps `[batch, height, width, channels]` to `[batch, height / 4, width / 4, self.width]`."""
         _, conv = bit_layers(self.dtype, self.param_dtype)
         x = conv(self.width, 7, stride=2, padding=3, name="conv_root")(x)
-        # BiT pads with zeros, not with the least number, so that a border pixel may become 0.
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        return nn.max_pool(x, (3, 3), strides=(2, 2))
+        if self.padding == "zeros":
+            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            return nn.max_pool(x, (3, 3), strides=(2, 2))
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 def bit_layers(dtype: DTypeLike, param_dtype: DTypeLike) -> tuple[Any, Any]:
@@ -161,6 +166,7 @@ class BitResNet(nn.Module):
       width_factor: multiplies all widths.
       head_bias: initial value of the head's bias.
       unit_type: what the stages are made of; `BitUnit`, or a module with the same attributes.
+      root_padding: of the root's max-pooling, "zeros" or "lowest"; see `BitRoot`.
       remat: "full" computes each unit's activations again in the backward pass; "none" keeps them.
       dtype: dtype of the computation; the logits are float32.
       param_dtype: dtype of the parameters.
@@ -171,6 +177,7 @@ class BitResNet(nn.Module):
     width_factor: int = 1
     head_bias: float = 0.0
     unit_type: type[nn.Module] = BitUnit
+    root_padding: str = "zeros"
     remat: str = "none"
     dtype: DTypeLike = "float32"
     param_dtype: DTypeLike = "float32"
@@ -179,6 +186,8 @@ class BitResNet(nn.Module):
         super().__post_init__()
         if self.remat not in REMATS:
             raise unknown_name("remat policy of a ResNet", self.remat, REMATS)
+        if self.root_padding not in ROOT_PADDINGS:
+            raise unknown_name("padding of a ResNet's root", self.root_padding, ROOT_PADDINGS)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -198,7 +207,7 @@ class BitResNet(nn.Module):
         norm, _ = bit_layers(self.dtype, self.param_dtype)
         width = ROOT_WIDTH * self.width_factor
         out = {}
-        x = out["root"] = BitRoot(width, name="root_block", **dtypes)(images.astype(self.dtype))
+        x = out["root"] = BitRoot(width, self.root_padding, name="root_block", **dtypes)(images.astype(self.dtype))
         for stage, num_units in enumerate(self.stages):
             x = out[f"block{stage + 1}"] = Stage(
                 self.unit_type,

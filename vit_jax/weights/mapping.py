@@ -122,6 +122,7 @@ class Format:
       prefixes: that all names may bear, such as "params/"; the first that all have is taken off.
       others: names beside the parameters that carry nothing, as regular expressions.
       renames: (regular expression, replacement) of names that some files spell otherwise.
+      attributes: of the model, which the library fixes and no array shows.
       to_ours: what remains to be done to our arrays after reading.
       from_ours: what remains to be done to our arrays before writing.
       finish: what remains to be done to their arrays after writing.
@@ -134,6 +135,7 @@ class Format:
     prefixes: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
+    attributes: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     to_ours: Callable[[Arrays], Arrays] = lambda arrays: arrays
     from_ours: Callable[[Arrays], Arrays] = lambda arrays: arrays
     finish: Callable[[Arrays], Arrays] = lambda arrays: arrays

@@ -198,7 +198,9 @@ def _load_file(
         # It knows no model without, and these need no array.
         spec = dataclasses.replace(spec, overrides=spec.overrides | {"position_embedding": "sincos_2d"})
     if not spec_given:
-        spec = dataclasses.replace(spec, overrides=spec.overrides | facts.overrides)
+        model_made = spec.create()
+        fixed = {key: value for key, value in layout.attributes.items() if getattr(model_made, key) != value}
+        spec = dataclasses.replace(spec, overrides=spec.overrides | fixed | facts.overrides)
     if layout.name == "vit" and not spec_given and spec.overrides.get("position_embedding") == "none":
         notes += ("the file has no position embeddings: taken for a model without; sincos_2d has no arrays either",)
     if layout.name in ("timm", "huggingface") and not path.is_dir() and not spec_given:
@@ -448,8 +450,13 @@ def save(weights: Weights, path: str | pathlib.Path, *, to: str | None = None) -
     kinds = {"vit": None, "big_vision": ("learned_1d", "sincos_2d")}.get(layout.name, ("learned_1d",))
     if kinds and spec.overrides.get("position_embedding", "learned_1d") not in kinds:
         raise UserError(f"{layout.description} has no such position embeddings; save {spec} --to=vit.")
-    if layout.name == "big_vision" and spec.overrides.get("gelu", "tanh") != "tanh":
-        raise UserError(f"big_vision's GELU is the tanh approximation; save {spec} --to=vit.")
+    made = spec.create()
+    for attribute, value in layout.attributes.items():
+        if getattr(made, attribute) != value:
+            raise UserError(
+                f"a {layout.description} is of a model with {attribute}={value!r}; this one has "
+                f"{getattr(made, attribute)!r} and would compute something else there. Save it without --to."
+            )
     arrays = layout.write(weights.arrays)
 
     if layout.name == "huggingface" or (is_timm and path.suffix != ".safetensors"):

@@ -135,7 +135,7 @@ def transfer(
 
 def _check_function(old: Any, new: Any) -> None:
     """Raises where models compute differently without any array that shows it."""
-    for attribute in ("gelu", "position_embedding_at"):
+    for attribute in ("gelu", "position_embedding_at", "root_padding"):
         before, after = (getattr(model, attribute, None) for model in (old, new))
         if before != after and None not in (before, after):
             raise UserError(
