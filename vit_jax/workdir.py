@@ -27,7 +27,6 @@ import logging
 import os
 import pathlib
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -43,6 +42,7 @@ from ml_collections import ConfigDict
 from vit_jax import distributed
 from vit_jax.config import base_config, flatten
 from vit_jax.errors import UserError
+from vit_jax.files import delete_left_over
 from vit_jax.json_files import read_json_lines, read_object
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def locked(workdir: AnyPath) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _delete_left_over(workdir)
+            delete_left_over(workdir, *_TEMPORARY)
         except BlockingIOError as error:
             raise UserError(
                 f"another process is training in the workdir {workdir}. Wait for it, end it, or choose another "
@@ -165,17 +165,8 @@ def locked(workdir: AnyPath) -> Iterator[None]:
         yield
 
 
-_LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp|\.seen-[0-9a-f]{32}")
-_LEFT_OVER_SECONDS = 60.0  # what is younger may be at work: some commands write into a workdir without its lock
-
-
-def _delete_left_over(workdir: pathlib.Path) -> None:
-    """Deletes the temporary files of `write_atomically` and `opened` that a kill left."""
-    for path in workdir.iterdir():
-        with contextlib.suppress(OSError):
-            if _LEFT_OVER.fullmatch(path.name) and time.time() - path.stat().st_mtime > _LEFT_OVER_SECONDS:
-                path.unlink()
-
+# Temporary files of `write_atomically` and `opened`.
+_TEMPORARY = (f".*.{'[0-9a-f]' * 8}.tmp", f".seen-{'[0-9a-f]' * 32}")
 
 _LOCK = ".lock"
 _HEARTBEAT_SECONDS = 15.0

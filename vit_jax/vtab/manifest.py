@@ -23,6 +23,7 @@ from vit_jax.host import num_cpus
 from vit_jax.json_files import JsonError, read_object
 from vit_jax.vtab.source import find_data, open_vtab
 from vit_jax.vtab.tasks import Task
+from vit_jax.workdir import write_atomically
 
 SPLIT = "train800val200"
 _FORMAT = 1
@@ -50,7 +51,7 @@ def decoder() -> str:
 
 def write_manifest(manifest: Mapping[str, Any], path: pathlib.Path) -> None:
     """Writes a manifest as JSON."""
-    path.write_text(json.dumps(manifest, indent=1) + "\n")
+    write_atomically(path, json.dumps(manifest, indent=1) + "\n")
 
 
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Arrays from and to files: NumPy's .npz and .safetensors. Neither can run code; pickles are refused."""
 
 import contextlib
+import glob
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from vit_jax.errors import UserError
+from vit_jax.files import delete_left_over
 from vit_jax.json_files import parse_object, read_object
 from vit_jax.weights.mapping import Arrays
 from vit_jax.workdir import AnyPath
@@ -183,6 +185,7 @@ def _make_folder(folder: pathlib.Path) -> None:
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary file that takes the place of `path` when all is written."""
     _make_folder(path.parent)
+    delete_left_over(path.parent, f".{glob.escape(path.name)}.*.tmp")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

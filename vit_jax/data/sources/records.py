@@ -33,6 +33,7 @@ import numpy as np
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, fingerprint_of
 from vit_jax.data.sources.splits import ALL, resolve, shard_ranges
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.files import delete_left_over
 from vit_jax.json_files import Fields, read_object
 
 logger = logging.getLogger(__name__)
@@ -661,7 +662,7 @@ def _load_index(place: pathlib.Path, stat: os.stat_result) -> np.ndarray | None:
     """The index, or None if there is none, it is damaged, or the file it is of has changed."""
     try:
         content = np.load(place, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, MemoryError):
         return None
     if content.dtype != np.int64 or content.ndim != 1 or len(content) < 5:
         return None
@@ -675,6 +676,7 @@ def _save_index(place: pathlib.Path, offsets: np.ndarray, stat: os.stat_result) 
     temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.tmp")
     if not place.name.startswith("."):
         place.parent.mkdir(parents=True, exist_ok=True)
+    delete_left_over(place.parent, f"{glob.escape(place.name)}.*.tmp")
     try:
         temporary.write_bytes(buffer.getbuffer())  # not forced to disk: a damaged index is noticed and made anew
         temporary.replace(place)
