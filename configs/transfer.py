@@ -16,20 +16,28 @@ Arguments dataset    imagenet2012, cifar10, cifar100, pets, flowers, tfds:<name>
           weights    as --config.weights; none: from scratch
           model      where the weights do not tell it
           resolution in pixels; the paper: 384, and for table 2's ImageNet 512 (L/16) or 518 (H/14), with
-                     --config.polyak_decay=0.9999. Of 384 pixels H/14's patches cover 378: resolution=378
+                     --config.polyak_decay=0.9999. By default the largest multiple of the patch size up to 384: 378 for
+                     patches of 14 pixels, which is what the released code's convolution sees of 384
+          dropout    of the Transformer; by default as the weights: 0.1 for the ViT paper's checkpoints, hybrids too
+                     (released README); a run's own, if they are its workdir; 0 for AugReg, SAM, GSAM, BiT
+                     and weights of unknown origin. --dry_run says which, and why
           stage      final (the default): train on all training images and evaluate on the test set; choose: hold a part
                      of them out to choose the learning rate on. The second command does both: it tries table 4's
                      learning rates, then trains three times with the best
-          rule       vit (the default): table 4. bit: BiT-HyperRule, with mixup and another resolution, which the paper
-                     tries for ResNets as well; the better of the two counts
+          rule       vit (the default): table 4. bit: BiT-HyperRule, with mixup and other crops, which the paper tries
+                     for ResNets as well; the better of the two counts
+          bit_size   of rule=bit. paper (the default): resize to 448, crop 384; R152x4 512 and 480 (BiT paper).
+                     released: 512 and 480 for all (BiT's released code). Images under 96x96 pixels: 160 and 128 in both
           batch, steps, dtype   512; table 4's, or by the size of the data set; bfloat16
 
-The recipe
-- The head is replaced by one of zeros; position embeddings are interpolated to the resolution.
-- SGD with momentum 0.9, kept in bfloat16 as in the released code. No weight decay, clipping at norm 1, cosine decay.
-- Warm-up over 500 steps. Where a run has only 500 (Pets, Flowers), over 100, as BiT does; the paper does not say.
-- Inception crop and flip; the whole image resized to a square at evaluation, as in the released code.
-- The last parameters count, and none is chosen on the test set.
+The recipe, and who says so
+- Paper (table 4, sections 3.2 and B.1.1): SGD with momentum 0.9, batch 512, cosine decay, no weight decay, clipping at
+  norm 1, the steps and learning rates of each task. The head is replaced by one of zeros, position embeddings are
+  interpolated to the resolution.
+- Released code: dropout as above; momentum kept in bfloat16; warm-up over 500 steps; Inception crop and flip; the
+  whole image resized to a square at evaluation.
+- Ours: warm-up over 100 steps where a run has only 500 (Pets, Flowers), as BiT does; steps of other data sets by their
+  size, as BiT does; the last parameters count, and none is chosen on the test set.
 """
 
 import pathlib
@@ -38,10 +46,9 @@ from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, parse_config_string
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.protocols import STAGES, hyper_rule_schedule, transfer_task
+from vit_jax.fine_tuning import choose_dropout, fitting_size, model_of
+from vit_jax.protocols import STAGES, hyper_rule_schedule, hyper_rule_sizes, transfer_task
 from vit_jax.sweeps import Sweep
-from vit_jax.weights import get_checkpoint, list_checkpoints
-from vit_jax.weights.files import read_json
 
 ONLY_FOR_RESNETS = 0.06  # of the learning rates on ImageNet: table 4's footnote
 ARGUMENTS = {
@@ -51,8 +58,10 @@ ARGUMENTS = {
     "weights": "vit_b16_i21k",
     "model": "",
     "resolution": 0,
+    "dropout": "",
     "stage": "final",
     "rule": "vit",
+    "bit_size": "paper",
     "batch": 512,
     "steps": 0,
     "dtype": "bfloat16",
@@ -69,6 +78,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         raise unknown_name("stage", argument.stage, STAGES)
     if argument.rule not in ("vit", "bit"):
         raise UserError(f"rule is vit or bit, got {argument.rule!r}.")
+    if argument.bit_size not in ("paper", "released"):
+        raise UserError(f"bit_size is paper or released, got {argument.bit_size!r}.")
     task = transfer_task(argument.dataset, train=argument.train, test=argument.test)
     steps = argument.steps or task.steps
     config = base_config()
@@ -76,6 +87,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.weights = None if argument.weights == "none" else argument.weights
     config.model.name = argument.model or ("ViT-B/16" if config.weights is None else None)
     config.model.num_classes = task.num_classes
+    config.model.dropout_rate = choose_dropout(argument.dropout, config.weights)
     config.model.dtype = argument.dtype
 
     config.data.dataset = task.dataset
@@ -91,17 +103,20 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.optimizer.momentum_dtype = "bfloat16"
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 1.0
+    model = model_of(config.weights, config.model.name)
     if argument.rule == "vit":
-        config.data.image_size = argument.resolution or 384
+        config.data.image_size = argument.resolution or fitting_size(384, model)
         config.data.inception_crop = True
         config.data.crop_min_area = 0.05
         config.optimizer.learning_rate = 0.01
         config.optimizer.schedule = "cosine"
         config.optimizer.warmup_steps = min(500, steps // 5)
     else:
-        config.data.image_size = argument.resolution or (128 if task.small_images else 480)
+        is_large = argument.bit_size == "released" or model.get("name") == "R152x4"
+        resize, crop = hyper_rule_sizes(small_images=task.small_images, is_large=is_large)
+        config.data.image_size = argument.resolution or fitting_size(crop, model)
         config.data.inception_crop = False
-        config.data.random_crop_from = round(config.data.image_size * (160 / 128 if task.small_images else 512 / 480))
+        config.data.random_crop_from = round(config.data.image_size * resize / crop)
         config.mixup_alpha = 0.0 if task.steps <= 500 else 0.1
         config.optimizer.momentum_dtype = "float32"
         config.optimizer.learning_rate = 0.003
@@ -142,8 +157,4 @@ def get_sweep(argument: str | None = None) -> Sweep:
 
 
 def _begins_with_resnet(model: str, weights: str) -> bool:
-    if not model and weights in list_checkpoints():
-        model = get_checkpoint(weights).model
-    elif not model:
-        model = read_json(pathlib.Path(weights) / "model.json").get("name", "")  # of a run
-    return model.startswith("R")
+    return model_of(None if weights == "none" else weights, model).get("name", "").startswith("R")

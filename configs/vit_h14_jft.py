@@ -22,9 +22,11 @@ The recipe; docs/configs.md says more
 - Sigmoid cross-entropy, summed over classes, as an image may have several labels. Head bias -10, because a class is on
   one image in 14,500 (JFT has 1.26 labels an image): the loss starts at 13; from a bias of 0 it would be at 12,700.
 - Weight decay 0.1, of kernels only, is decoupled and times the learning rate, AdamW style: at the peak a step takes
-  0.1 x 3e-4 of a kernel. Code bases that want the product want 3e-5: copied from one to the other, the number is
-  wrong by a factor of 3,300.
-- Warm-up over 10,000 steps, linear decay to 0 (the paper says "linear", not where to).
+  0.1 x 3e-4 of a kernel. Code bases that want the product want 3e-5: copied from one to the other, the number is wrong
+  by a factor of 3,300. Decaying kernels only is big_vision's default; the paper does not say, and ViT's released code
+  has no decay.
+- Warm-up over 10,000 steps, linear decay (table 3) to 0: the paper does not say where to, and the released schedule's
+  default end is 1e-5; 0 is ours.
 - No dropout. No clipping: the paper clips on ImageNet alone. Data of another kind may want clip_norm = 1.
 - The head's hidden tanh layer (pre_logits) is there at pre-training only.
 """

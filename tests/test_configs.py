@@ -321,11 +321,20 @@ def test_resnets_try_the_highest_learning_rate_on_imagenet_too():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "size", "crop_from", "mixup", "steps"),
-    [("cifar10", 128, 160, 0.1, 10_000), ("pets", 480, 512, 0.0, 500), ("imagenet2012", 480, 512, 0.1, 20_000)],
+    ("argument", "size", "crop_from", "mixup", "steps"),
+    [
+        ("dataset=cifar10,weights=bit_m_r50x1", 128, 160, 0.1, 10_000),
+        ("dataset=cifar10,weights=bit_m_r152x4,bit_size=released", 128, 160, 0.1, 10_000),
+        ("dataset=pets,weights=bit_m_r50x1", 384, 448, 0.0, 500),
+        ("dataset=pets,weights=bit_m_r152x4", 480, 512, 0.0, 500),
+        ("dataset=pets,weights=none,model=R152x4", 480, 512, 0.0, 500),
+        ("dataset=pets,weights=bit_m_r50x1,bit_size=released", 480, 512, 0.0, 500),
+        ("dataset=pets,weights=bit_m_r50x1,resolution=192", 192, 224, 0.0, 500),
+        ("dataset=imagenet2012,weights=bit_m_r152x2", 384, 448, 0.1, 20_000),
+    ],
 )
-def test_hyper_rule_of_bit_is_an_argument_of_fine_tuning(dataset, size, crop_from, mixup, steps):
-    config = run_of(f"transfer.py:dataset={dataset},weights=bit_m_r50x1,rule=bit")
+def test_hyper_rule_of_bit_is_an_argument_of_fine_tuning(argument, size, crop_from, mixup, steps):
+    config = run_of(f"transfer.py:{argument},rule=bit")
     data = config.data
     assert (data.image_size, data.random_crop_from, data.inception_crop) == (size, crop_from, False)
     assert (config.mixup_alpha, config.steps, config.optimizer.learning_rate) == (mixup, steps, 0.003)

@@ -65,7 +65,7 @@ def make_schedule(
 
 
 def decay_mask(params: Any) -> Any:
-    """The parameters that weight decay touches: kernels only, as in the released code.
+    """The parameters that weight decay touches: kernels only, as by big_vision's default. The paper does not say.
 
     Returns:
       A tree like `params` of bools. Biases, layer norms, the class token and position embeddings are False.

@@ -13,8 +13,12 @@ from ml_collections import ConfigDict
 from vit_jax import partitioning
 from vit_jax.analysis.flops import forward_flops, train_exaflops
 from vit_jax.experiment import Experiment
+from vit_jax.fine_tuning import PAGE_SIZES, dropout_of, fitting_size
 from vit_jax.optimizers import decay_mask
-from vit_jax.published.paper import TABLE_1
+from vit_jax.protocols import gap_learning_rate
+from vit_jax.published.paper import FIGURE_9, TABLE_1, TABLE_3
+
+_FIGURE_9 = f"{FIGURE_9['gap']:g} against {FIGURE_9['cls']:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,7 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
     lines = [
         f"model     {experiment.model_name}, {classes:,} classes, {parameters:,} parameters, images {size}x{size}",
         *begun,
+        *describe_choices(config, experiment),
         f"data      {data}",
         f"training  {experiment.num_steps:,} steps of {config.batch_size:,} images{accumulation}, {epochs:.4g} epochs; "
         f"{config.optimizer.name}{layer_decay}, {config.loss} cross-entropy",
@@ -72,6 +77,39 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
         + f"; state {config.sharding}, {held:.3g} GB on each",
     ]
     return "\n".join(lines)
+
+
+def describe_choices(config: ConfigDict, experiment: Experiment) -> list[str]:
+    """Lines about what a reader could not guess: where the dropout rate and the image size are from, what GAP needs."""
+    lines = []
+    model, size = experiment.model, config.data.image_size
+    dropout = getattr(model, "dropout_rate", None)
+    if config.weights and dropout is not None:
+        usual, source = dropout_of(config.weights)
+        chosen = "" if dropout == usual else f"{dropout:g}, as the config says; the default for these weights is "
+        lines.append(f"dropout   {chosen}{usual:g}: {source}")
+    fields = experiment.model_fields
+    usual_sizes = [each for each in PAGE_SIZES if each != size and fitting_size(each, fields) == size]
+    if config.weights and usual_sizes:
+        lines.append(
+            f"size      {size} pixels instead of {usual_sizes[0]}, which is not divisible by the patch size "
+            f"{model.pixels_per_token}"
+        )
+    if getattr(model, "pool", None) == "gap" and not config.weights:
+        lines.append(f"pool      {_describe_gap(experiment.model_name, config.optimizer.learning_rate)}")
+    return lines
+
+
+def _describe_gap(model_name: str, rate: float) -> str:
+    """Compares a learning rate for global average pooling with figure 9."""
+    known = {row.learning_rate for row in TABLE_3 if model_name in row.models or row.models == ("*",)}
+    if any(math.isclose(rate, gap_learning_rate(each)) for each in known):
+        return f"gap, at 3/8 of table 3's learning rate for the class token: the proportion of figure 9, {_FIGURE_9}"
+    whose = "table 3's for the class token" if rate in known else "which may have been chosen for a class token"
+    return (
+        f"gap, at the learning rate {rate:g}, {whose}. GAP needs a lower one to be as good (figure 9: {_FIGURE_9}); in "
+        f"that proportion --config.optimizer.learning_rate={gap_learning_rate(rate):g}"
+    )
 
 
 def parameter_table(experiment: Experiment) -> str:
