@@ -47,9 +47,9 @@ def dropout_of(weights: str | None) -> tuple[float, str]:
     if name := _released_name(weights):
         return _DROPOUT[name.split("_")[0]]
     if (run := _workdir(weights)) is not None:
-        rate = flatten(read_json(run / "config.json")).get("model.dropout_rate")
-        rate = rate if CHECKS["model.dropout_rate"].accepts(rate) else 0.0
-        return rate, "as the run that made these weights, by its config.json"
+        rate: Any = flatten(read_json(run / "config.json")).get("model.dropout_rate")
+        known = CHECKS["model.dropout_rate"].accepts(rate)
+        return float(rate) if known else 0.0, "as the run that made these weights, by its config.json"
     return 0.0, f"nothing says how these weights were trained; the ViT paper's checkpoints would have {VIT_DROPOUT:g}"
 
 
