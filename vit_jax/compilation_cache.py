@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import pathlib
+import time
 import types
 import zlib
 
@@ -43,6 +44,8 @@ def delete_damaged_entries(directory: pathlib.Path) -> list[pathlib.Path]:
     deleted: list[pathlib.Path] = []
     try:
         since = stamp.stat().st_mtime_ns if stamp.exists() else 0
+        if since > time.time_ns():  # the clock was set back since
+            since = 0
         new = [path for path in directory.glob("*-cache") if path.stat().st_mtime_ns >= since]
         if not new:
             return []
