@@ -345,6 +345,7 @@ CHECKS: dict[str, Check] = {
     "model.dtype": _DTYPE,
     "model.param_dtype": _DTYPE,
     "model.scan_layers": _FLAG,
+    "model.root_padding": _TEXT,
     "model.remat": _TEXT,
     "data.dataset": _TEXT,
     "data.mixture": _ANY_TUPLE,  # `experiment.open_train_source` checks the pairs
