@@ -1,15 +1,27 @@
 """What the pipeline asks of a data set."""
 
+import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import NotRequired, Protocol, TypedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import NotRequired, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.labels import NO_LABEL
 
-__all__ = ["NO_LABEL", "BadRecordError", "Example", "MissingDataError", "Source", "fingerprint_of"]
+__all__ = [
+    "NO_LABEL",
+    "BadRecordError",
+    "Example",
+    "Extent",
+    "MissingDataError",
+    "Numbers",
+    "Source",
+    "fingerprint_of",
+]
+
+Numbers: TypeAlias = range | np.ndarray  # of examples: a range of step 1, or int64 `[examples]`
 
 
 class BadRecordError(UserError):
@@ -34,8 +46,27 @@ class Example(TypedDict):
     file_name: NotRequired[str]
 
 
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """Examples in one place, such as a file of records or the folder of a class.
+
+    Attributes:
+      place: names the place: the same place always has the same name, and another place another name.
+      size: number of examples.
+      numbers: makes their numbers in that place. The same example has the same number, within this process at least.
+    """
+
+    place: str
+    size: int
+    numbers: Callable[[], Numbers]
+
+
 class Source(Protocol):
-    """One split, or a part of one, of a data set; random access, and nothing decoded."""
+    """One split, or a part of one, of a data set; random access, and nothing decoded.
+
+    For `data.overlap`, a source that consists of others has a method `parts()`, which gives them with the numbers of
+    their examples, `[(source, numbers), ...]`; any other has `extents() -> list[Extent]`, all examples in order.
+    """
 
     @property
     def name(self) -> str:

@@ -1,10 +1,12 @@
 """The embedded data set."""
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from vit_jax.data.sources.base import Example
+from vit_jax.data.sources.base import Example, Extent
 from vit_jax.errors import unknown_name
 
 
@@ -22,13 +24,12 @@ class DigitsSource:
         Raises:
           UserError: unknown split.
         """
-        from sklearn.datasets import load_digits  # takes most of a second
-
         if split not in self.SPLITS:
             raise unknown_name("split of digits", split, self.SPLITS)
-        digits = load_digits()
+        digits = _load()
         chosen = (np.arange(len(digits.target)) % 5 == 0) == (split == "test")
         grey = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+        self._numbers = np.flatnonzero(chosen)
         self._images = np.repeat(grey[..., None], 3, axis=-1)
         self._labels = digits.target[chosen].tolist()
         self.name, self.split, self.splits = "digits", split, self.SPLITS
@@ -41,6 +42,10 @@ class DigitsSource:
     def __getitem__(self, index: int) -> Example:
         return {"image": self._images[index], "label": self._labels[index]}
 
+    def extents(self) -> list[Extent]:
+        """Both splits are from one list of images."""
+        return [Extent("digits", len(self), lambda: self._numbers)]
+
     def fingerprint(self) -> str:
         """The images never change."""
         return f"digits/{self.split}"
@@ -48,3 +53,10 @@ class DigitsSource:
     def where(self, index: int) -> str:
         """The number of the image."""
         return f"image {index} of digits/{self.split}"
+
+
+@functools.cache
+def _load() -> Any:
+    from sklearn.datasets import load_digits  # takes most of a second
+
+    return load_digits()

@@ -1,6 +1,7 @@
 """Folders and zip files of images."""
 
 import bisect
+import functools
 import itertools
 import os
 import pathlib
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from vit_jax.data.sources.base import BadRecordError, Example, fingerprint_of
+from vit_jax.data.sources.base import BadRecordError, Example, Extent, fingerprint_of
 from vit_jax.data.sources.records import PositionedFile
 from vit_jax.data.sources.splits import ALL
 from vit_jax.errors import UserError, unknown_name
@@ -43,6 +44,7 @@ class ImageFolderSource:
         self._base = f"{split}/"  # between the root and the classes
         self._zip: PositionedFile | None = None
         self._names: list[str] = []  # by class, joined: names of files have no "/" in them
+        self._with_links: set[str] = set()  # classes with files that are links
         try:
             if self._root.is_dir():
                 self._list_folder()
@@ -71,6 +73,27 @@ class ImageFolderSource:
     def labels(self) -> np.ndarray:
         """The labels of all examples, int64 `[examples]`; reads none."""
         return np.repeat(np.arange(len(self._ends)), np.diff(self._ends, prepend=0))
+
+    def extents(self) -> list[Extent]:
+        """The folders of the classes, where a file is known by its name; links are followed. Or the zip file."""
+        if self._zip is not None:
+            return [Extent(os.path.realpath(self._root), len(self), lambda: self._members["offset"])]
+        extents = []
+        for label, name in enumerate(self.class_names):
+            folder = os.path.realpath(self._root / os.path.dirname(self._file(label, "image")))
+            if name in self._with_links:
+                paths = (os.path.realpath(f"{folder}/{file}") for file in self._names[label].split("/"))
+                for place, group in itertools.groupby(map(os.path.split, paths), key=lambda path: path[0]):
+                    numbers = np.array([hash(file) for _, file in group])
+                    extents.append(Extent(place, len(numbers), functools.partial(np.asarray, numbers)))
+            else:
+                size = self._ends[label] - (self._ends[label - 1] if label else 0)
+                extents.append(Extent(folder, size, functools.partial(self._hashes, label)))
+        return extents
+
+    def _hashes(self, label: int) -> np.ndarray:
+        names = self._names[label].split("/")
+        return np.fromiter(map(hash, names), np.int64, len(names))
 
     def fingerprint(self) -> str:
         """Changes when the list of files does."""
@@ -110,6 +133,8 @@ class ImageFolderSource:
                     misplaced.append(f"{self._base}{name}/{entry.name}/")
                 elif _is_visible(entry.name):
                     files.append(entry.name)
+                    if entry.is_symlink():
+                        self._with_links.add(name)
             return sorted(files)
 
         classes = []

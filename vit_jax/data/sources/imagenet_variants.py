@@ -18,7 +18,7 @@ import numpy as np
 
 from vit_jax.data import images
 from vit_jax.data.sources import find_path, open_source
-from vit_jax.data.sources.base import Example, MissingDataError, Source, fingerprint_of
+from vit_jax.data.sources.base import Example, MissingDataError, Numbers, Source, fingerprint_of
 from vit_jax.data.sources.folders import ImageFolderSource
 from vit_jax.data.sources.real import NUM_CLASSES, RealLabels, load_real_labels
 from vit_jax.data.sources.splits import ALL
@@ -225,6 +225,10 @@ class _ImageNetLabels:
             example["image"] = _without_border(cast(bytes, example["image"]), self._border)
         example["label"] = labels if self.max_labels > 1 else labels[0]
         return example
+
+    def parts(self) -> list[tuple[Source, Numbers]]:
+        """The images in the folders."""
+        return [(self._folders, range(len(self)))]
 
     def fingerprint(self) -> str:
         """Changes with the list of files and with their labels."""

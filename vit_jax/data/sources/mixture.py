@@ -4,7 +4,7 @@ import bisect
 import itertools
 from collections.abc import Sequence
 
-from vit_jax.data.sources.base import Example, Source, fingerprint_of
+from vit_jax.data.sources.base import Example, Numbers, Source, fingerprint_of
 from vit_jax.errors import UserError
 
 
@@ -56,6 +56,10 @@ class Mixture:
     def __getitem__(self, index: int) -> Example:
         source, index = self._find(index)
         return source[index]
+
+    def parts(self) -> list[tuple[Source, Numbers]]:
+        """The sources, each with all of its examples."""
+        return [(source, range(len(source))) for source in self.sources]
 
     def fingerprint(self) -> str:
         """Changes when that of a source, or a weight, does."""

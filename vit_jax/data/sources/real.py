@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 
-from vit_jax.data.sources.base import Example, Source, fingerprint_of
+from vit_jax.data.sources.base import Example, Numbers, Source, fingerprint_of
 from vit_jax.errors import UserError
 from vit_jax.json_files import read_json
 
@@ -71,6 +71,10 @@ class RealLabels:
     def __getitem__(self, index: int) -> Example:
         example = self._source[index]
         return {**example, "label": self._labels[self._number(example, index) - 1]}
+
+    def parts(self) -> list[tuple[Source, Numbers]]:
+        """The images whose labels these are."""
+        return [(self._source, range(len(self)))]
 
     def fingerprint(self) -> str:
         """Changes with the source and with the labels."""

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, fingerprint_of
+from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Extent, fingerprint_of
 from vit_jax.data.sources.splits import ALL, resolve, shard_ranges
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.files import delete_left_over
@@ -303,6 +303,14 @@ class RecordSource:
             for (file, first, last), size in zip(self._ranges, self._sizes, strict=True)
         )
         return fingerprint_of([*files, self._keys.image, self._keys.label, *derived])
+
+    def extents(self) -> list[Extent]:
+        """The ranges of records that are taken of each file."""
+        paths = {file: os.path.realpath(self._files.paths[file]) for file, _, _ in self._ranges}
+        return [
+            Extent(paths[file], last - first, functools.partial(range, first, last))
+            for file, first, last in self._ranges
+        ]
 
     def where(self, index: int) -> str:
         """File and record, and the offset where the format has one."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from vit_jax.data.order import permutation
-from vit_jax.data.sources.base import Example, Source, fingerprint_of
+from vit_jax.data.sources.base import Example, Numbers, Source, fingerprint_of
 from vit_jax.errors import UserError, unknown_name
 
 ALL = "all"
@@ -106,7 +106,7 @@ def shard_ranges(shard_lengths: Sequence[int], start: int, stop: int) -> Iterato
 class SlicedSource:
     """Slices of sources, one after the other, as one source."""
 
-    def __init__(self, parts: Sequence[tuple[Source, range | np.ndarray]], split: str):
+    def __init__(self, parts: Sequence[tuple[Source, Numbers]], split: str):
         """Keeps the sources; reads nothing.
 
         Args:
@@ -135,6 +135,10 @@ class SlicedSource:
     def __getitem__(self, index: int) -> Example:
         source, inner = self._locate(index)
         return source[inner]
+
+    def parts(self) -> list[tuple[Source, Numbers]]:
+        """The sources, each with the numbers of the examples that are taken."""
+        return self._parts
 
     def labels(self) -> np.ndarray | None:
         """The labels of all examples, int64 `[examples]`, if the sources know them without reading; otherwise None."""
@@ -198,7 +202,7 @@ def open_parts(
         open_once(name)  # says which splits there are, if there is none of that name
     parts = resolve(spec, names, lambda name: [len(open_once(name))], data_set=data_set)
 
-    def examples(part: Part) -> range | np.ndarray:
+    def examples(part: Part) -> Numbers:
         length = len(open_once(part.split))
         if mixed or (part.start, part.stop) == (0, length):
             return range(part.start, part.stop)

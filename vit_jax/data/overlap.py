@@ -1,0 +1,117 @@
+"""Counts the examples that two sources have in common, without reading any.
+
+An example is known by its place: a file of records and a number in it, a folder and a file name, a zip file and an
+offset. So two names for one place, such as a relative path and a link, are the same place, and slices, sums and
+mixtures are compared by what is in them. Copies are not noticed: the same images in another file, folder or zip file
+are other places.
+"""
+
+import dataclasses
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from vit_jax.data.sources.base import Extent, Numbers, Source
+from vit_jax.errors import UserError
+
+
+def count_shared(tested: Source, other: Source) -> int:
+    """How many examples of one source are in another one too.
+
+    Args:
+      tested: its examples are counted, each as often as it occurs.
+      other: the examples to look for.
+
+    Returns:
+      The number of examples of `tested` that `other` has as well; 0 if the two are disjoint.
+    """
+    places: dict[str, list[Extent]] = defaultdict(list)
+    for extent in _extents(other, range(len(other))):
+        places[extent.place].append(extent)
+    return sum(
+        _count_members(extent.numbers(), [each.numbers() for each in places[extent.place]])
+        for extent in _extents(tested, range(len(tested)))
+        if extent.place in places
+    )
+
+
+def check_disjoint(tested: Source, its_role: str, other: Source, other_role: str, advice: str) -> None:
+    """Checks that two sources have no example in common.
+
+    Args:
+      tested: a source.
+      its_role: what its examples are for, such as "to test on".
+      other: another source.
+      other_role: what its examples are for.
+      advice: what to do instead, for the message.
+
+    Raises:
+      UserError: they have some; says how many.
+    """
+    if shared := count_shared(tested, other):
+        raise UserError(
+            f"{shown(tested)}, {its_role}, shares {shared:,} of its {len(tested):,} examples with {shown(other)}, "
+            f"{other_role}. {advice}"
+        )
+
+
+def shown(source: Source) -> str:
+    """A source in messages: its data set and its split."""
+    return f"{source.split!r} of {source.name}"
+
+
+def _extents(source: Source, examples: Numbers) -> Iterator[Extent]:
+    """Where the examples with these numbers are, in no particular order."""
+    if hasattr(source, "parts"):  # it consists of parts of other sources
+        parts = source.parts()
+        for number, inside in _split(examples, [len(numbers) for _, numbers in parts]):
+            inner, numbers = parts[number]
+            yield from _extents(inner, _take(numbers, inside))
+    elif hasattr(source, "extents"):
+        extents = source.extents()
+        for number, inside in _split(examples, [extent.size for extent in extents]):
+            yield _part_of(extents[number], inside)
+    else:  # nothing else is known of it
+        yield Extent(f"{source.name} {source.fingerprint()}", len(examples), lambda: examples)
+
+
+def _split(examples: Numbers, sizes: list[int]) -> Iterator[tuple[int, Numbers]]:
+    """Distributes numbers of examples over the parts they lie in: the part, and the numbers counted from its start."""
+    starts = np.array([0, *itertools.accumulate(sizes)])
+    if isinstance(examples, range):
+        for number, (start, stop) in enumerate(itertools.pairwise(starts.tolist())):
+            low, high = max(start, examples.start), min(stop, examples.stop)
+            if low < high:
+                yield number, range(low - start, high - start)
+        return
+    owners = np.searchsorted(starts, examples, side="right") - 1
+    order = np.argsort(owners, kind="stable")
+    found, firsts = np.unique(owners[order], return_index=True)
+    for number, mine in zip(found.tolist(), np.split(order, firsts[1:]), strict=True):
+        yield number, examples[mine] - starts[number]
+
+
+def _take(numbers: Numbers, inside: Numbers) -> Numbers:
+    if isinstance(inside, range):
+        return numbers[inside.start : inside.stop]
+    return numbers.start + inside if isinstance(numbers, range) else numbers[inside]
+
+
+def _part_of(extent: Extent, inside: Numbers) -> Extent:
+    if len(inside) == extent.size and isinstance(inside, range):
+        return extent
+    return dataclasses.replace(extent, size=len(inside), numbers=lambda: _take(extent.numbers(), inside))
+
+
+def _count_members(numbers: Numbers, others: list[Numbers]) -> int:
+    """How many of the numbers are among the others."""
+    wanted = np.asarray(numbers)
+    is_member = np.zeros(len(wanted), bool)
+    for other in others:
+        if isinstance(other, range):  # never made an array: training data may have hundreds of millions of examples
+            is_member |= (wanted >= other.start) & (wanted < other.stop)
+        else:
+            is_member |= np.isin(wanted, other)
+    return int(is_member.sum())
