@@ -1,5 +1,6 @@
 """Features by name, and the few-shot evaluation on them."""
 
+import contextlib
 import functools
 import json
 
@@ -251,7 +252,8 @@ def test_accuracies_are_those_of_plain_solutions(model, state, by_hand, devices)
         assert found[f"pre_logits/{shots}shot"] == pytest.approx(np.mean(expected))
         assert found[f"pre_logits/{shots}shot_std"] == pytest.approx(np.std(expected, ddof=1))
         assert 0.3 < np.mean(expected) < 0.98
-    assert list(found) == [f"pre_logits/{name}" for name in ("1shot", "1shot_std", "5shot", "5shot_std")]
+    assert list(found) == [*(f"pre_logits/{name}" for name in ("1shot", "1shot_std", "5shot", "5shot_std")), "examples"]
+    assert found["examples"] == 83
 
 
 def test_only_the_images_drawn_go_through_the_model_and_each_once(model, state, mesh, monkeypatch):
@@ -273,7 +275,7 @@ def test_of_several_l2_values_none_is_the_result_without_validation(model, state
     pool, test = Images("pool", 60), Images("test", 83)
     evaluator = FewShotEvaluator(model, pool, test, mesh, shots=(5,), l2=(1.0, 2.0**20), seeds=[4], **OPTIONS)
     found = dict(evaluator.run(state))
-    assert list(found) == ["pre_logits/5shot/l2=1", "pre_logits/5shot/l2=1.04858e+06"]
+    assert list(found) == ["pre_logits/5shot/l2=1", "pre_logits/5shot/l2=1.04858e+06", "examples"]
     assert found["pre_logits/5shot/l2=1"] == by_hand(pool, test, 5, 4, 1.0)
 
 
@@ -300,9 +302,9 @@ def test_several_representations_at_once(model, state, mesh):
     names = ("pre_logits", "encoded", "block_0")
     together = FewShotEvaluator(model, pool, test, mesh, shots=(3,), seeds=1, representations=names, **OPTIONS)
     found = dict(together.run(state))
-    assert list(found) == [f"{name}/3shot" for name in names]
+    assert list(found) == [*(f"{name}/3shot" for name in names), "examples"]
     alone = FewShotEvaluator(model, pool, test, mesh, shots=(3,), seeds=1, representations=names[1:2], **OPTIONS)
-    assert dict(alone.run(state)) == {"encoded/3shot": found["encoded/3shot"]}
+    assert dict(alone.run(state)) == {"encoded/3shot": found["encoded/3shot"], "examples": 40}
 
 
 def test_whitening_and_constant_feature_are_as_asked_for(model, state, mesh, by_hand):
@@ -433,6 +435,32 @@ def test_splits_of_other_classes_or_with_several_labels_are_refused(model, mesh)
     for splits in ((pool, several), (several, pool)):
         with pytest.raises(UserError, match="pictures/test may have up to 3 labels"):
             FewShotEvaluator(model, *splits, mesh, **OPTIONS)
+
+
+L2_VALUES = {"l2": (1e-6, 1024.0)}
+
+
+@pytest.mark.parametrize(
+    ("splits", "options", "message"),
+    [
+        (("train", "train"), {}, "'train' of digits, to test on, shares 1,437 of its 1,437 examples with 'train'"),
+        (("train[:90%]", "test+train[80%:]"), {}, "shares 143 of its 647 examples with .* to draw from"),
+        (("all", "test[:7]"), {}, "'test.:7.' of digits, to test on, shares 7 of its 7 examples with 'all'"),
+        (
+            ("train", "test", "train[:30%]"),
+            L2_VALUES,
+            "to choose l2 on, shares 431 of .* to draw from. Each",
+        ),
+        (("train", "test", "test[50%:]"), L2_VALUES, "to test on, shares 180 of its 360 examples with .* to choose l2"),
+        (("train", "test[:50%]", "test[50%:]"), L2_VALUES, None),
+        (("train", "test", "train[:30%]"), {}, None),  # nothing is chosen
+    ],
+)
+def test_splits_that_share_examples_are_refused(model, mesh, splits, options, message):
+    pool, test, *validation = (open_source("digits", split) for split in splits)
+    options = {"shots": (1,), "validation": validation[0] if validation else None, **options, **OPTIONS}
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+        FewShotEvaluator(model, pool, test, mesh, **options)
 
 
 # Several processes.

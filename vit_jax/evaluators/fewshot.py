@@ -6,6 +6,7 @@ evaluator (google-research/big_vision, evaluators/fewshot_lsr.py and configs/com
 """
 
 import concurrent.futures
+import itertools
 import logging
 import numbers
 import statistics
@@ -17,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vit_jax.data.images import EvalTransform
+from vit_jax.data.overlap import check_disjoint
 from vit_jax.data.pipeline import BadRecords
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Source
 from vit_jax.data.sources.splits import SlicedSource
@@ -95,6 +97,8 @@ class FewShotEvaluator:
     - `<representation>/<k>shot` for a single l2. Of several l2 values it is the one that is best on the validation
       split, told by `<representation>/<k>shot_l2`; without validation split there is no such number.
     - `<representation>/<k>shot/l2=<l2>` for each, if there are several l2 values.
+
+    The last one is `examples`: how many test images these are measured on.
     """
 
     def __init__(
@@ -147,8 +151,8 @@ class FewShotEvaluator:
           before_each_batch: called between batches; may raise to end an evaluation.
 
         Raises:
-          UserError: a class has fewer examples than shots, or none; the splits have different classes; a parameter is
-            out of its range.
+          UserError: a class has fewer examples than shots, or none; the splits have different classes, or examples in
+            common; a parameter is out of its range.
         """
         self._shots = _checked_shots(shots)
         self._l2 = _checked_l2(l2)
@@ -159,6 +163,7 @@ class FewShotEvaluator:
             if other is not None:
                 _check_same_classes(pool, other)
                 _check_single_label(other)
+        _check_disjoint(pool, test, validation if len(self._l2) > 1 else None)
         self._test, self._validation = test, validation
         self._extract = FeatureExtractor(model, representations, mesh, image_size=image_size, shardings=shardings)
         self._transform = EvalTransform(image_size, resize=resize, crop_from=crop_from)
@@ -185,12 +190,13 @@ class FewShotEvaluator:
         )
 
     def run(self, state: TrainState) -> Iterator[tuple[str, float]]:
-        """Yields names and accuracies, in [0, 1]; see above. All processes must call it."""
+        """Yields names and values, accuracies in [0, 1]; see above. All processes must call it."""
         drawn, test = self._features(state, self._drawn), self._features(state, self._test)
         validation = None if self._validation is None or len(self._l2) == 1 else self._features(state, self._validation)
         for representation in self._representations:
             for k in self._shots:
                 yield from self._results(representation, k, drawn, test, validation)
+        yield "examples", len(test.labels)
 
     def _features(self, state: TrainState, source: Source) -> Features:
         features = self._extract(state.evaluated, source, self._transform, **self._how)
@@ -278,6 +284,18 @@ def _check_same_classes(pool: Source, other: Source) -> None:
             f"{pool.name}/{pool.split} and {other.name}/{other.split} have different classes ({pool.num_classes} and "
             f"{other.num_classes}), so labels would not mean the same."
         )
+
+
+def _check_disjoint(pool: Source, test: Source, validation: Source | None) -> None:
+    """Checks that nothing is measured, and no l2 chosen, on examples that a classifier may have seen."""
+    advice = (
+        "Each example may have one use: set fewshot.train_split, fewshot.test_split and fewshot.validation_split to "
+        "disjoint parts, such as 'train[:90%]' and 'train[90%:]'."
+    )
+    roles = [(pool, "to draw from"), (validation, "to choose l2 on"), (test, "to test on")]
+    used = [(source, role) for source, role in roles if source is not None]
+    for (source, role), (other, other_role) in itertools.combinations(reversed(used), 2):
+        check_disjoint(source, role, other, other_role, advice)
 
 
 def _check_single_label(source: Source) -> None:
