@@ -1,6 +1,7 @@
 """Evaluation alone (`--mode=eval`)."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -61,7 +62,7 @@ def test_any_checkpoint_is_evaluated_with_its_own_head(config, weights, tmp_path
     assert metrics["test/accuracy"] == pytest.approx(np.mean(order[:, 0] == labels))
     assert metrics["test/top5_accuracy"] == pytest.approx(np.mean((order[:, :5] == labels[:, None]).any(1)))
     written = json.loads((tmp_path / "evaluation.json").read_text())
-    assert written["metrics"] == metrics
+    assert (written["metrics"], written["overlap"]) == (metrics, {})
     assert (written["weights"], written["model"]) == (weights[2], "ViT-Ti/4")
     assert written["model_fields"]["hidden_dim"] == 16
     assert f"{100 * metrics['test/accuracy']:.2f} %" in format_metrics(metrics)
@@ -71,6 +72,7 @@ def test_any_checkpoint_is_evaluated_with_its_own_head(config, weights, tmp_path
 def run(weights, tmp_path_factory):
     config = of_digits()
     config.weights = weights[2]
+    config.data.train_split = "train+test[:50]"
     config.steps = 3
     config.checkpoint.keep_best = False
     config.polyak_decay = 0.9
@@ -85,15 +87,24 @@ def run(weights, tmp_path_factory):
     return config, path, [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_is_evaluated_in_its_workdir_as_at_its_end_by_the_command_that_trained_it(run):
+def test_a_run_is_evaluated_in_its_workdir_as_at_its_end_by_the_command_that_trained_it(run, caplog):
     config, path, rows = run
     result = evaluate(config, path)
+    assert result["overlap"] == {"test": 50, "fewshot/digits": 50}
+    assert (
+        "50 of the 360 examples of 'test' of digits, which fewshot/digits is measured on" in caplog.text
+    )
     assert result["weights"] == str(path)
     last = {name: value for row in rows if row["step"] == 3 for name, value in row.items()}
     assert set(result["metrics"]) < set(last)
     for name, value in result["metrics"].items():
         assert value == pytest.approx(last[name], rel=1e-6)
     assert result["model_fields"] == json.loads((path / "model.json").read_text())
+
+
+def test_examples_that_were_trained_on_are_counted_at_the_end_of_a_run(run):
+    assert json.loads((run[1] / "summary.json").read_text())["overlap"] == {"test": 50, "fewshot/digits": 50}
+    assert re.search(r"test/examples trained on +\| +50 ", (run[1] / "summary.md").read_text())
 
 
 def test_other_weights_are_not_taken_for_those_of_the_run_in_a_workdir(run, config):
@@ -150,9 +161,8 @@ def test_few_shot_accuracies_are_an_evaluation_like_others(config, weights, tmp_
     config.fewshot.shots = (1, 10)
     config.fewshot.crop_from = 8
     metrics = evaluate(config)["metrics"]
-    assert set(metrics) == {
-        f"fewshot/digits/pre_logits/{shots}shot{what}" for shots in (1, 10) for what in ("", "_std")
-    }
+    names = {f"pre_logits/{shots}shot{what}" for shots in (1, 10) for what in ("", "_std")} | {"examples"}
+    assert set(metrics) == {f"fewshot/digits/{name}" for name in names}
     assert 0.2 < metrics["fewshot/digits/pre_logits/1shot"] < metrics["fewshot/digits/pre_logits/10shot"] < 1
 
 

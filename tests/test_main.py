@@ -239,13 +239,14 @@ def test_dry_run_shows_everything_and_makes_nothing(tmp_path, run_main):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_length_replaces_that_of_the_config_and_a_field_may_be_set_to_none(run_main):
+def test_dry_run_with_a_length_a_field_without_value_and_evaluation_on_what_is_trained_on(run_main):
     process = run_main(
         "--config=configs/quickstart.py", "--dry_run", "--config.images=25600", "--config.optimizer.clip_norm=None",
-        check=True,
+        "--config.data.eval_split=train[:10]", check=True,
     )  # fmt: skip
     assert "training  200 steps of 128 images" in process.stdout
     assert "clip_norm: null" in process.stdout
+    assert "10 of the 10 examples of 'train[:10]' of digits" in process.stdout
 
 
 def test_missing_data_set_says_how_to_prepare_it(tmp_path, run_main):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vit_jax import distributed, partitioning
+from vit_jax import distributed, leakage, partitioning
 from vit_jax.errors import UserError
 from vit_jax.evaluation import build_evaluation, describe_data
 from vit_jax.train_step import TrainState, place_parameters
@@ -29,8 +29,9 @@ def evaluate(config: ConfigDict, path: AnyPath | None = None) -> dict[str, Any]:
       path: a workdir, for `evaluation.json`; None: nothing is written.
 
     Returns:
-      "weights", "model", "model_fields" (as in a run's model.json), "image_size", "parameters", "time", "devices", and
-      by name the "metrics".
+      "weights", "model", "model_fields" (as in a run's model.json), "image_size", "parameters", "time", "devices",
+      by name the "metrics", and by evaluation the "overlap": how many of its examples were trained on, as far as it is
+      known (see `leakage`).
 
     Raises:
       UserError: something the user can mend.
@@ -44,6 +45,10 @@ def evaluate(config: ConfigDict, path: AnyPath | None = None) -> dict[str, Any]:
         )
     distributed.check_same("data", describe_data(None, built.evaluations))
     logger.info("%s: %s", place, built.description)
+    overlap: dict[str, int] = {}
+    if distributed.is_main_process():
+        tested = {each.name: each.data.test for each in built.evaluations}
+        overlap = leakage.find_overlap(tested, leakage.sources_behind(place))
     params = place_parameters(built.params, built.abstract_params)
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     metrics: dict[str, float] = {}
@@ -60,6 +65,7 @@ def evaluate(config: ConfigDict, path: AnyPath | None = None) -> dict[str, Any]:
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "devices": partitioning.describe_devices(built.mesh),
         "metrics": metrics,
+        "overlap": overlap,
     }
     if path is not None and distributed.is_main_process():
         path.mkdir(parents=True, exist_ok=True)

@@ -27,20 +27,44 @@ from vit_jax.weights import transfer
 
 
 @dataclasses.dataclass(frozen=True)
+class TestData:
+    """What an evaluation measures, and what else it needs.
+
+    Attributes:
+      name: what its metrics' names begin with.
+      test: the examples that are measured.
+      classes: the only ones of the model's that compete; None: all.
+      pool: of a few-shot evaluation, the examples that images are drawn from.
+      validation: of a few-shot evaluation, those that l2 is chosen on.
+    """
+
+    name: str
+    test: Source
+    classes: tuple[int, ...] | None = None
+    pool: Source | None = None
+    validation: Source | None = None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All data sets that it reads."""
+        return tuple(source for source in (self.pool, self.test, self.validation) if source is not None)
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """An evaluator and when it runs.
 
     Attributes:
       name: what its metrics' names begin with.
       evaluator: see there.
-      sources: the data sets that it reads.
+      data: what it reads.
       every_steps: how often; None: at the end only.
       is_main: whether its accuracy says which parameters are the best.
     """
 
     name: str
     evaluator: Evaluator
-    sources: tuple[Source, ...]
+    data: TestData
     every_steps: int | None
     is_main: bool = False
 
@@ -82,47 +106,69 @@ def make_evaluations(
         progress = Progress(batches, f"evaluation on {name}", before_each=before_each_batch)
         return ClassificationEvaluator(model, progress, make_loss(config.loss), mesh, shardings, classes)
 
-    evaluations = []
-    if eval_source is not None:
-        name = config.data.eval_split
-        evaluator = classification(name, eval_source)
-        evaluations.append(Evaluation(name, evaluator, (eval_source,), config.eval_every_steps, is_main=True))
-    for name in VARIANTS:
-        if place := config.variants[name]:
-            if model.num_classes != NUM_IMAGENET_CLASSES:
+    if model.num_classes != NUM_IMAGENET_CLASSES:
+        for name in VARIANTS:
+            if config.variants[name]:
                 raise UserError(
                     f"variants.{name} is for models with ImageNet's {NUM_IMAGENET_CLASSES:,} classes; this one has "
                     f"{model.num_classes:,}."
                 )
+    evaluations = []
+    for data in open_test_data(config, eval_source):
+        evaluator: Evaluator
+        if data.pool is not None:
+            evaluator = _make_fewshot(config, data.pool, data, model, mesh, shardings, before_each_batch)
+            every_steps = config.fewshot.every_steps
+        else:
+            evaluator = classification(data.name, data.test, data.classes)
+            every_steps = config.eval_every_steps if data.test is eval_source else config.variants.every_steps
+        evaluations.append(Evaluation(data.name, evaluator, data, every_steps, is_main=data.test is eval_source))
+    return evaluations
+
+
+def open_test_data(config: ConfigDict, eval_source: Source | None) -> list[TestData]:
+    """Opens what a config evaluates: the evaluation split, ImageNet's other test sets, few-shot data sets.
+
+    Args:
+      config: see `vit_jax.config.base_config`.
+      eval_source: evaluation examples; None: there are none.
+
+    Raises:
+      UserError: data are missing, or are not as they should be.
+    """
+    found = [] if eval_source is None else [TestData(config.data.eval_split, eval_source)]
+    for name in VARIANTS:
+        if place := config.variants[name]:
             variant = open_variant(
                 name, place, validation=config.data.dataset, validation_split=config.data.eval_split or "validation"
             )
-            evaluator = classification(name, variant.source, variant.classes)
-            evaluations.append(Evaluation(name, evaluator, (variant.source,), config.variants.every_steps))
+            found.append(TestData(name, variant.source, variant.classes))
     for dataset in config.fewshot.datasets:
         splits = (config.fewshot.train_split, config.fewshot.test_split, config.fewshot.validation_split)
-        sources = tuple(open_source(dataset, split) for split in splits if split)
-        fewshot = _make_fewshot(config, sources, model, mesh, shardings, before_each_batch)
+        pool, test, validation = (open_source(dataset, split) if split else None for split in splits)
         name = f"fewshot/{_short_name(dataset)}"
-        if name in [each.name for each in evaluations]:
+        if name in [each.name for each in found]:
             raise UserError(
                 f"two of fewshot.datasets would be called {name} in metrics: {', '.join(config.fewshot.datasets)}. "
                 "Evaluate them one after the other, with a --workdir each."
             )
-        evaluations.append(Evaluation(name, fewshot, sources, config.fewshot.every_steps))
-    return evaluations
+        if pool is None or test is None:
+            raise UserError("fewshot.train_split and fewshot.test_split must be splits, such as 'train' and 'test'.")
+        found.append(TestData(name, test, pool=pool, validation=validation))
+    return found
 
 
 def describe_data(train_source: Source | None, evaluations: Sequence[Evaluation]) -> str:
     """A line for each of the data sets, in which those of all processes must agree."""
     sources = [] if train_source is None else [("training", train_source)]
-    sources += [(each.name, source) for each in evaluations for source in each.sources]
+    sources += [(each.name, source) for each in evaluations for source in each.data.sources]
     return "\n".join(f"{name}: {len(source):,} images, {source.fingerprint()}" for name, source in sources)
 
 
 def _make_fewshot(
     config: ConfigDict,
-    sources: tuple[Source, ...],
+    pool: Source,
+    data: TestData,
     model: nn.Module,
     mesh: Mesh,
     shardings: Any,
@@ -130,13 +176,12 @@ def _make_fewshot(
 ) -> FewShotEvaluator:
     fields = config.fewshot
     image_size = fields.image_size or config.data.image_size
-    train, test, *validation = sources
     return FewShotEvaluator(
         model,
-        train,
-        test,
+        pool,
+        data.test,
         mesh,
-        validation=validation[0] if validation else None,
+        validation=data.validation,
         shots=fields.shots,
         l2=fields.l2,
         seeds=fields.seeds,

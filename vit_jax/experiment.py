@@ -319,11 +319,17 @@ def open_eval_source(data: ConfigDict) -> Source:
       MissingDataError: they are not there.
       UserError: they are not as they should be.
     """
-    source = _open_source(data, data.dataset, data.eval_split)
+    source = open_data(data, data.dataset, data.eval_split)
     return RealLabels(source, load_real_labels(data.eval_labels)) if data.eval_labels else source
 
 
-def _open_source(data: ConfigDict, dataset: str, split: str) -> Source:
+def open_data(data: ConfigDict, dataset: str, split: str) -> Source:
+    """Opens a split of a data set with the config's options; `data` is the part of the config about data.
+
+    Raises:
+      MissingDataError: it is not there.
+      UserError: it is not as it should be.
+    """
     return open_source(
         dataset,
         split,
@@ -334,6 +340,20 @@ def _open_source(data: ConfigDict, dataset: str, split: str) -> Source:
     )
 
 
+def training_data_sets(data: ConfigDict) -> list[tuple[str, float]]:
+    """The data sets to train on, with their weights; several in a mixture. `data` is the config's part about data.
+
+    Raises:
+      UserError: a mixture is not as it should be.
+    """
+    if not data.mixture:
+        return [(data.dataset, 1.0)]
+    try:
+        return [(str(dataset), float(weight)) for dataset, weight in data.mixture]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"data.mixture takes pairs of data set and weight, got {data.mixture!r}.") from error
+
+
 def open_train_source(data: ConfigDict) -> Source:
     """Opens the data for training; `data` is the part of the config about data.
 
@@ -341,13 +361,9 @@ def open_train_source(data: ConfigDict) -> Source:
       MissingDataError: they are not there.
       UserError: they are not as they should be.
     """
-    if not data.mixture:
-        return _open_source(data, data.dataset, data.train_split)
-    try:
-        datasets, weights = zip(*((str(dataset), float(weight)) for dataset, weight in data.mixture), strict=True)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"data.mixture takes pairs of data set and weight, got {data.mixture!r}.") from error
-    return Mixture([_open_source(data, dataset, data.train_split) for dataset in datasets], weights)
+    pairs = training_data_sets(data)
+    sources = [open_data(data, dataset, data.train_split) for dataset, _ in pairs]
+    return Mixture(sources, [weight for _, weight in pairs]) if data.mixture else sources[0]
 
 
 def _find_weights(config: ConfigDict, *, allow_missing: bool) -> tuple[ModelSpec | None, Weights | None]:

@@ -30,14 +30,17 @@ import traceback
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import ConfigDict
 
-from vit_jax import distributed, experiment, overview, summary
+from vit_jax import distributed, experiment, leakage, overview, summary
 from vit_jax.accounting import Ledger, process_age
 from vit_jax.command_line import define_config, report
 from vit_jax.command_line import parse as parse_flags
 from vit_jax.compilation_cache import use_compilation_cache
+from vit_jax.data.sources import MissingDataError
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, format_metrics
+from vit_jax.evaluation import open_test_data
 from vit_jax.stopping import Stopped
 from vit_jax.train import train
 from vit_jax.workdir import parse
@@ -92,11 +95,25 @@ def _main() -> int:
     use_compilation_cache()
     try:
         if _DRY_RUN.value:
-            print(overview.dry_run(_CONFIG.value, experiment.build(_CONFIG.value, allow_missing_data=True)))
+            built = experiment.build(_CONFIG.value, allow_missing_data=True)
+            print(overview.dry_run(_CONFIG.value, built))
+            _warn_of_overlap(_CONFIG.value, built)
             return 0
         return _run(ledger)
     except Exception as error:
         return _fail(error)
+
+
+def _warn_of_overlap(config: ConfigDict, built: experiment.Experiment) -> None:
+    """Warns if a run would be evaluated on what it is trained on."""
+    if built.train_source is None:
+        return
+    try:
+        tested = {each.name: each.test for each in open_test_data(config, built.eval_source)}
+    except MissingDataError as error:
+        logging.getLogger("vit_jax").warning("%s", error)
+        return
+    leakage.find_overlap(tested, [built.train_source, *leakage.sources_behind(config.weights)])
 
 
 def _run(ledger: Ledger) -> int:

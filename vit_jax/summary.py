@@ -1,6 +1,7 @@
 """The result of a run as a table."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,7 +15,14 @@ from vit_jax.overview import count_parameters
 from vit_jax.workdir import AnyPath, write_atomically
 
 
-def summarize(config: ConfigDict, workdir: AnyPath, experiment: Experiment, *, seconds: float) -> dict[str, Any]:
+def summarize(
+    config: ConfigDict,
+    workdir: AnyPath,
+    experiment: Experiment,
+    *,
+    seconds: float,
+    overlap: Mapping[str, int],
+) -> dict[str, Any]:
     """Collects a finished run's result from its metrics.
 
     Args:
@@ -22,6 +30,7 @@ def summarize(config: ConfigDict, workdir: AnyPath, experiment: Experiment, *, s
       workdir: the run's folder.
       experiment: the run's parts.
       seconds: how long this start took.
+      overlap: by evaluation, how many of its examples were trained on; see `leakage.find_overlap`.
     """
     rows = read_jsonl(workdir / "metrics.jsonl")
     last: dict[str, float] = {}
@@ -56,13 +65,21 @@ def summarize(config: ConfigDict, workdir: AnyPath, experiment: Experiment, *, s
         num_images = experiment.num_steps * config.batch_size
         if (published := paper_core_days(experiment.model_name, config.data.image_size, num_images)) is not None:
             summary["paper_tpuv3_core_days"] = published
+    summary["overlap"] = dict(overlap)
     summary["seconds_of_this_start"] = seconds
     return summary
 
 
-def write_summary(config: ConfigDict, workdir: AnyPath, experiment: Experiment, *, seconds: float) -> dict[str, Any]:
+def write_summary(
+    config: ConfigDict,
+    workdir: AnyPath,
+    experiment: Experiment,
+    *,
+    seconds: float,
+    overlap: Mapping[str, int],
+) -> dict[str, Any]:
     """Writes `summary.json` and `summary.md`; see `summarize`."""
-    summary = summarize(config, workdir, experiment, seconds=seconds)
+    summary = summarize(config, workdir, experiment, seconds=seconds, overlap=overlap)
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_atomically(workdir / "summary.md", format_summary(summary) + "\n")
     return summary
@@ -80,7 +97,9 @@ def format_summary(summary: dict[str, Any]) -> str:
             return f"{value:,}"
         return f"{value:,.5g}" if isinstance(value, float) else str(value)
 
-    rows = [(name.replace("_", " "), show(name, value)) for name, value in summary.items()]
+    values = [(name, value) for name, value in summary.items() if name != "overlap"]
+    values += [(f"{name}/examples trained on", count) for name, count in summary.get("overlap", {}).items()]
+    rows = [(name.replace("_", " "), show(name, value)) for name, value in values]
     left, right = (max(len(row[column]) for row in rows) for column in (0, 1))
     lines = [f"| {'':{left}} | {'':{right}} |", f"|-{'-' * left}-|-{'-' * right}:|"]
     return "\n".join(lines + [f"| {name:{left}} | {value:>{right}} |" for name, value in rows])

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax import distributed, overview, partitioning, preemption, workdir
+from vit_jax import distributed, leakage, overview, partitioning, preemption, workdir
 from vit_jax import experiment as experiments
 from vit_jax.accounting import Accounts, Ledger
 from vit_jax.analysis.flops import train_step_flops
@@ -74,6 +74,10 @@ def train(
             before_each_batch=stop.check,
         )
         distributed.check_same("data", describe_data(experiment.train_source, evaluations))
+        overlap = {}
+        if is_main and experiment.train_source is not None:
+            trained_on = [experiment.train_source, *leakage.sources_behind(config.weights)]
+            overlap = leakage.find_overlap({each.name: each.data.test for each in evaluations}, trained_on)
         train_step = experiments.make_step(config, experiment)
         checkpoints = cleanup.enter_context(Checkpoints(path / "checkpoints", keep=config.checkpoint.keep))
         best = cleanup.enter_context(Checkpoints(path / "best", keep=2))  # the one before, should the newest be dropped
@@ -250,7 +254,9 @@ def train(
             raise
         finally:
             accounts.record(step)
-        return write_summary(config, path, experiment, seconds=time.perf_counter() - start_time) if is_main else {}
+        if not is_main:
+            return {}
+        return write_summary(config, path, experiment, seconds=time.perf_counter() - start_time, overlap=overlap)
 
 
 def _last_good(checkpoints: Checkpoints, bad_step: int) -> str:

@@ -17,19 +17,20 @@ from vit_jax.data.sources.base import Extent, Numbers, Source
 from vit_jax.errors import UserError
 
 
-def count_shared(tested: Source, other: Source) -> int:
-    """How many examples of one source are in another one too.
+def count_shared(tested: Source, *others: Source) -> int:
+    """How many examples of one source are in others too.
 
     Args:
       tested: its examples are counted, each as often as it occurs.
-      other: the examples to look for.
+      *others: where to look for them.
 
     Returns:
-      The number of examples of `tested` that `other` has as well; 0 if the two are disjoint.
+      The number of examples of `tested` that any of the others has as well; 0 if they have none in common.
     """
     places: dict[str, list[Extent]] = defaultdict(list)
-    for extent in _extents(other, range(len(other))):
-        places[extent.place].append(extent)
+    for other in others:
+        for extent in _extents(other, range(len(other))):
+            places[extent.place].append(extent)
     return sum(
         _count_members(extent.numbers(), [each.numbers() for each in places[extent.place]])
         for extent in _extents(tested, range(len(tested)))

@@ -1,0 +1,56 @@
+"""What was trained on, through the runs behind weights."""
+
+import json
+
+import pytest
+
+from vit_jax.data.sources import open_source
+from vit_jax.leakage import find_overlap, sources_behind
+
+
+def write_run(path, *, weights=None, **data):
+    """The files that tell what a run was trained on."""
+    path.mkdir(parents=True)
+    (path / "starts.jsonl").write_text("{}\n")
+    (path / "config.json").write_text(json.dumps({"weights": weights, "data": {"dataset": "digits", **data}}))
+    return str(path)
+
+
+def overlap(weights, split="test"):
+    return find_overlap({"named": open_source("digits", split)}, sources_behind(weights)).get("named", 0)
+
+
+def test_data_of_all_runs_behind_weights_count(tmp_path):
+    first = write_run(tmp_path / "first", train_split="test[:10]")
+    second = write_run(tmp_path / "second", weights=f"{first}/best/12/params.npz", train_split="train[:90%]+test[5:7]")
+    third = write_run(tmp_path / "third", weights=second, train_split="test[20:25]")
+    assert [overlap(place) for place in (first, second, third, f"{third}/exported.npz")] == [10, 10, 15, 15]
+    assert overlap(second, "train[80%:]") == 143
+
+
+def test_parts_of_a_mixture_count_and_those_that_are_not_here_are_told(tmp_path, caplog):
+    mixture = [["digits", 1.0], ["/nowhere/at/all", 2.0]]
+    place = write_run(tmp_path / "mixed", train_split="test[:3]", mixture=mixture)
+    assert overlap(place) == 3
+    assert f"What {place} was trained on cannot be compared" in caplog.text and "/nowhere/at/all" in caplog.text
+
+
+def test_runs_that_begin_with_each_other_are_looked_at_once(tmp_path):
+    place = write_run(tmp_path / "a", weights=str(tmp_path / "b"), train_split="test[:3]")
+    write_run(tmp_path / "b", weights=place, train_split="test[3:4]")
+    assert overlap(place) == 4
+
+
+@pytest.mark.parametrize("place", [None, "vit_b16_i21k", "https://host/x.npz", "hf-hub:timm/x", "/nowhere", "x" * 5000])
+def test_weights_of_no_run_were_trained_on_nothing_that_is_known(place):
+    assert sources_behind(place) == []
+
+
+@pytest.mark.parametrize(
+    "config", ["[", "[]", '{"data": 3}', '{"data": {"dataset": 5}}', '{"data": {"train_split": "tr"}}']
+)
+def test_damaged_config_of_a_run_is_a_warning(tmp_path, config, caplog):
+    place = write_run(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(config)
+    assert sources_behind(place) == []
+    assert place in caplog.text

@@ -1,0 +1,111 @@
+"""Which of the examples that are evaluated were trained on: by this run, or by those its weights come from."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.config import base_config
+from vit_jax.data.overlap import count_shared, shown
+from vit_jax.data.sources import MissingDataError, Source
+from vit_jax.errors import UserError
+from vit_jax.experiment import open_data, training_data_sets
+from vit_jax.json_files import read_object
+from vit_jax.workdir import AnyPath, parse
+
+logger = logging.getLogger(__name__)
+
+_PARENTS = 3  # folders above a file of weights in which its run is looked for, as in <run>/best/100
+
+
+def find_overlap(tested: Mapping[str, Source], trained_on: Sequence[Source]) -> dict[str, int]:
+    """Counts the examples of evaluations that were trained on, and warns of them. Reads no image.
+
+    Args:
+      tested: what each evaluation measures, by the evaluation's name.
+      trained_on: all that the parameters were trained on, as far as that is known.
+
+    Returns:
+      The number of such examples by evaluation; those without any are left out. `summary.json` and `evaluation.json`
+      keep it as "overlap".
+    """
+    overlap = {name: count for name, source in tested.items() if (count := count_shared(source, *trained_on))}
+    for name, count in overlap.items():
+        logger.warning(
+            "%s of the %s examples of %s, which %s is measured on, were trained on. Its accuracy tells how well the "
+            "model fits them, not how well it does on others, and is no result.",
+            *(f"{count:,}", f"{len(tested[name]):,}", shown(tested[name]), name),
+        )
+    return overlap
+
+
+def open_training_data(data: ConfigDict) -> tuple[list[Source], list[str]]:
+    """Opens what a run trains on: each part of a mixture by itself.
+
+    Args:
+      data: the part of the config about data.
+
+    Returns:
+      The sources, and names of data sets that are not here.
+
+    Raises:
+      UserError: the data are not as they should be.
+    """
+    found, missing = [], []
+    for dataset, _ in training_data_sets(data):
+        try:
+            found.append(open_data(data, dataset, data.train_split))
+        except MissingDataError:
+            missing.append(dataset)
+    return found, missing
+
+
+def sources_behind(weights: str | None) -> list[Source]:
+    """The training data of the run that weights are from, of the run that its weights are from, and so on.
+
+    What cannot be opened is left out with a warning.
+
+    Args:
+      weights: as `config.weights`. None, or weights of no run: nothing is known, so [].
+    """
+    sources: list[Source] = []
+    for path, fields in _runs_behind(weights):
+        try:
+            found, missing = open_training_data(fields)
+        except (UserError, TypeError, ValueError, AttributeError) as error:  # of a config.json that was changed
+            found, missing = [], [str(error).partition("\n")[0]]
+        sources += found
+        if missing:
+            logger.warning(
+                "What %s was trained on cannot be compared with what is evaluated, as it is not here: %s",
+                *(path, ", ".join(missing)),
+            )
+    return sources
+
+
+def _runs_behind(weights: str | None) -> Iterator[tuple[AnyPath, ConfigDict]]:
+    """The workdirs of the runs behind weights, each with its config's fields about data."""
+    seen = set()
+    while isinstance(weights, str) and (path := _find_run(weights)) is not None and path not in seen:
+        seen.add(path)
+        try:
+            recorded = read_object(path / "config.json")
+            data: dict[str, Any] = base_config().data.to_dict() | recorded.get("data", {})
+        except (UserError, TypeError) as error:
+            logger.warning("What %s was trained on is not known: %s", path, error)
+            return
+        yield path, ConfigDict(data)
+        weights = recorded.get("weights")
+
+
+def _find_run(place: str) -> AnyPath | None:
+    """The workdir of the run that weights are from: the place itself, or a folder not far above it."""
+    try:
+        path = parse(place)
+        for folder in (path, *list(path.parents)[:_PARENTS]):
+            if (folder / "starts.jsonl").is_file() and (folder / "config.json").is_file():
+                return folder
+    except (UserError, OSError, ValueError):  # it is no path
+        pass
+    return None
