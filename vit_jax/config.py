@@ -7,8 +7,9 @@ one. `check_fields` compares every field with `CHECKS`, which has an entry for e
 import dataclasses
 import math
 import numbers
+import re
 import shlex
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 from ml_collections import ConfigDict
@@ -472,7 +473,10 @@ def check_fields(config: ConfigDict) -> None:
 
 
 def parse_config_string(string: str | None, **defaults: Any) -> ConfigDict:
-    """Reads what follows the colon of `--config=configs/x.py:key=value,...`.
+    r"""Reads what follows the colon of `--config=configs/x.py:key=value,...`.
+
+    A comma within a value is protected by a backslash (`dataset=/data/cats\, dogs`) or by quotes around the value
+    (`dataset="/data/cats, dogs"`).
 
     Args:
       string: `key=value` pairs, comma-separated; None or "" for none.
@@ -485,14 +489,24 @@ def parse_config_string(string: str | None, **defaults: Any) -> ConfigDict:
       UserError: unknown key, or a value of the wrong type.
     """
     arguments = ConfigDict(defaults)
-    for pair in (string or "").split(","):
+    before = ""  # the pair to the left, of which this may be a part
+    for pair in _split_arguments(string or ""):
         if not pair:
             continue
         key, equals, value = pair.partition("=")
+        if key not in defaults and before and (not equals or not key.isidentifier()):
+            name, _, start = before.partition("=")
+            whole = f"{start},{pair}"
+            raise UserError(
+                f"config arguments are written name=value, got {pair!r}. If the comma before it belongs to {name}, put "
+                f"the value in quotes: {name}={quote_argument(whole)} (for data sets, --config.data.dataset='{whole}' "
+                f"often does as well). Names: {', '.join(defaults)}."
+            )
         if not equals and key not in defaults:
             raise UserError(f"config arguments are written name=value, got {pair!r}. Names: {', '.join(defaults)}.")
         if key not in defaults:
             raise unknown_name("config argument", key, defaults)
+        before, value = pair, _unquoted(value)
         kind = type(defaults[key])
         try:
             if not equals:
@@ -501,3 +515,29 @@ def parse_config_string(string: str | None, **defaults: Any) -> ConfigDict:
         except (ValueError, KeyError) as error:
             raise UserError(f"config argument {key!r} takes {key}=<{kind.__name__}>, got {pair!r}.") from error
     return arguments
+
+
+def quote_argument(value: str) -> str:
+    """Writes a value so that `parse_config_string` reads it, with quotes if it has commas."""
+    if "," not in value and not value.startswith(("'", '"')):
+        return value
+    quote = "'" if '"' in value else '"'
+    return value.replace(",", "\\,") if quote in value else f"{quote}{value}{quote}"
+
+
+# A pair: its name, then a value in quotes, or anything in which commas have a backslash before them.
+_PAIR = re.compile(r"""[^=,]*=(?:"[^"]*"|'[^']*')(?=,|$)|(?:\\,|[^,])*""")
+
+
+def _split_arguments(string: str) -> Iterator[str]:
+    at = 0
+    while at <= len(string):
+        match = _PAIR.match(string, at)
+        yield match[0] if match else ""
+        at = (match.end() if match else at) + 1
+
+
+def _unquoted(value: str) -> str:
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        return value[1:-1]
+    return value.replace("\\,", ",")

@@ -145,7 +145,9 @@ def open_test_data(config: ConfigDict, eval_source: Source | None) -> list[TestD
             found.append(TestData(name, variant.source, variant.classes))
     for dataset in config.fewshot.datasets:
         splits = (config.fewshot.train_split, config.fewshot.test_split, config.fewshot.validation_split)
-        pool, test, validation = (open_source(dataset, split) if split else None for split in splits)
+        pool = open_source(dataset, splits[0]) if splits[0] else None
+        names = pool.class_names if pool else None
+        test, validation = (open_source(dataset, split, class_names=names) if split else None for split in splits[1:])
         name = f"fewshot/{_short_name(dataset)}"
         if name in [each.name for each in found]:
             raise UserError(
@@ -243,7 +245,8 @@ def build_evaluation(config: ConfigDict, place: str) -> EvaluationOnly:
     eval_source = None
     num_classes = weights.spec.num_classes
     if config.data.eval_split is not None:
-        eval_source = experiment.open_eval_source(config.data)
+        run_classes = weights.class_names if weights.format == "run" else None
+        eval_source = experiment.open_eval_source(config.data, run_classes)
         remedy = "Fine-tune it first, or set data.eval_split=None"
         num_classes = experiment.num_kept_classes(config, place, weights.spec, eval_source, remedy)
         experiment.check_class_names(weights, eval_source, remedy)

@@ -300,7 +300,7 @@ def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
         if data.eval_labels:
             raise UserError("data.eval_labels is set, but data.eval_split, whose labels they are, is not.")
         return train_source, None
-    eval_source = open_eval_source(data)
+    eval_source = open_eval_source(data, train_source.class_names)
     if eval_source.class_names and train_source.class_names:
         differing = sorted(set(train_source.class_names) ^ set(eval_source.class_names))
         if list(eval_source.class_names) != list(train_source.class_names):
@@ -312,19 +312,29 @@ def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
     return train_source, eval_source
 
 
-def open_eval_source(data: ConfigDict) -> Source:
-    """Opens the data for evaluation, of which there must be; `data` is the part of the config about data.
+def open_eval_source(data: ConfigDict, class_names: Sequence[str] | None = None) -> Source:
+    """Opens the evaluation split, which must be set.
+
+    Args:
+      data: the part of the config about data.
+      class_names: of the model or of the training data; see `open_source`.
 
     Raises:
-      MissingDataError: they are not there.
+      MissingDataError: the data are not there.
       UserError: they are not as they should be.
     """
-    source = open_data(data, data.dataset, data.eval_split)
+    source = open_data(data, data.dataset, data.eval_split, class_names)
     return RealLabels(source, load_real_labels(data.eval_labels)) if data.eval_labels else source
 
 
-def open_data(data: ConfigDict, dataset: str, split: str) -> Source:
-    """Opens a split of a data set with the config's options; `data` is the part of the config about data.
+def open_data(data: ConfigDict, dataset: str, split: str, class_names: Sequence[str] | None = None) -> Source:
+    """Opens a split of a data set with the config's options.
+
+    Args:
+      data: the part of the config about data.
+      dataset: the data set.
+      split: its split.
+      class_names: see `open_source`.
 
     Raises:
       MissingDataError: it is not there.
@@ -337,6 +347,7 @@ def open_data(data: ConfigDict, dataset: str, split: str) -> Source:
         image_key=data.image_key,
         label_key=data.label_key,
         max_labels=data.max_labels,
+        class_names=class_names,
     )
 
 

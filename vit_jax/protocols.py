@@ -2,24 +2,28 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
+import re
 from collections.abc import Mapping
 
+from vit_jax.config import quote_argument
 from vit_jax.data.images import size_of
 from vit_jax.data.sources import Source, find_path, open_source
 from vit_jax.data.sources.folders import list_splits
+from vit_jax.data.sources.splits import split_role
 from vit_jax.data.sources.tfds import find_tfds, prepared_folder
+from vit_jax.display import show_name
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.published.paper import FIGURE_9, TABLE_4
+
+logger = logging.getLogger(__name__)
 
 STAGES = ("final", "choose")
 FEWEST_TO_SPLIT = 10  # images, so that each part gets one
 SMALL_AREA = 96 * 96  # pixels; BiT-HyperRule takes smaller images to a lower resolution
 
-# Splits by the names people give them.
-_TRAIN = ("train", "training")
-_VALIDATION = ("validation", "valid", "val")
-_TEST = ("test", "testing")
+_WORDS = {"train": "train or training", "test": "test or testing"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,15 +176,12 @@ def transfer_task(dataset: str, *, train: str = "", test: str = "") -> TransferT
             )
         choose, final = (f"{whole}[:80%]", f"{whole}[80%:90%]"), (f"{whole}[:90%]", f"{whole}[90%:]")
         return _task(dataset, {"choose": choose, "final": final}, whole, count, 0.9)
-    found, validation = train or _find(splits, _TRAIN), _find(splits, _VALIDATION)
-    test = test or _find(splits, _TEST)
+    found, validation = train or _find(splits, "train"), _find(splits, "validation")
+    test = test or _find(splits, "test")
     if not found or not (test or validation):
-        others = [split for split in splits if split != found]
-        raise UserError(
-            f"{dataset} has the splits {', '.join(splits)}. None of them is called "
-            f"{' or '.join(_TEST if found else _TRAIN)}; say which is to {'test' if found else 'train'} on, such as "
-            f"--config=...:dataset={dataset},train={found or others[0]},test={test or validation or others[-1]}"
-        )
+        raise _unnamed(dataset, splits, found, test)
+    if split_role(found.partition("[")[0]) == "test":
+        logger.warning("%s: trains on the split %r, which by its name is for testing.", dataset, found)
     train, count = found, _count(dataset, found)
     if test and validation and validation not in (train, test):
         both = count + (_count(dataset, validation) or 0) if count else None
@@ -220,8 +221,41 @@ def _is_small(source: Source) -> bool:
     return False
 
 
-def _find(splits: list[str], names: tuple[str, ...]) -> str:
-    return next((name for name in names if name in splits), "")
+def _find(splits: list[str], role: str) -> str:
+    """The split that is for this, by its name; "" if there is none."""
+    return next((split for split in splits if split_role(split) == role), "")
+
+
+def _unnamed(dataset: str, splits: list[str], train: str, test: str) -> UserError:
+    """The error where names do not say what to train on or to test on.
+
+    Its example trains on nothing that might be test images: what is for what is read from parts of the names, and where
+    they tell nothing, from the person.
+    """
+    wanted = "test" if train else "train"
+    left = [split for split in splits if split not in (train, test)]
+    likely = [split for split in left if _seems(split) == wanted]
+    if train:
+        test = (likely or [split for split in left if _seems(split) != "train"] or ["<split>"])[0]
+    else:
+        train = (likely or ["<split>"])[0]
+        test = test or next((split for split in left if _seems(split) in ("test", "validation")), "<split>")
+    return UserError(
+        f"{show_name(dataset)} has the splits {', '.join(map(show_name, splits))}. None of them is called "
+        f"{_WORDS[wanted]}; say which is to {wanted} on, such as "
+        f"--config=...:dataset={quote_argument(dataset)},train={quote_argument(train)},test={quote_argument(test)}"
+    )
+
+
+def _seems(split: str) -> str | None:
+    """What a split is for, by any word in its name: "seg_train", "Test_Images", "testset2"."""
+    for word in re.findall(r"[a-z]+", split.lower()):
+        for part in ("train", "test", "val"):
+            if word.startswith(part) or word.endswith(part):
+                return {"val": "validation"}.get(part, part)
+        if word in ("eval", "evaluation", "dev", "holdout", "heldout"):
+            return "test"
+    return None
 
 
 def _splits(dataset: str) -> list[str] | None:

@@ -189,7 +189,8 @@ def test_name_of_a_file_that_is_not_text_can_be_fingerprinted_and_read(folder):
     (folder / "train" / "cat" / "10.jpg").rename(f"{folder}/train/cat/\udcff.jpg")
     source = ImageFolderSource(folder, "train")
     assert len(source.fingerprint()) == 16
-    assert sum(source[i]["file_name"] == "\udcff.jpg" for i in range(6)) == 1
+    assert sum(source[i]["file_name"] == r"\xff.jpg" for i in range(6)) == 1
+    assert sum(source.where(i).endswith(r"cat/\xff.jpg") for i in range(6)) == 1
 
 
 def test_fingerprint_changes_with_the_list_of_files_and_is_the_same_for_folder_and_zip(folder):

@@ -29,6 +29,7 @@ MAX_PIXELS = 2**28 // 3
 # Not turned by what EXIF says, as TensorFlow and the JPEG decoder below do not either.
 _IMREAD_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_BMP_HEADERS = tuple(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the markers that say the size
 
 
@@ -125,6 +126,16 @@ def size_of(encoded: bytes) -> tuple[int, int]:
     except struct.error as error:
         raise ImageError("not a whole image (it ends within its header)") from error
     return _checked_size(height, width)
+
+
+def looks_like_image(start: bytes) -> bool:
+    """Whether a file begins as an image of a known kind does; of `start` 32 bytes are enough."""
+    return (
+        start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a"))
+        or (start.startswith(b"RIFF") and start[8:15] == b"WEBPVP8")
+        # Texts may begin with BM; these have a reserved field of zeros, and a header of a known size.
+        or (start.startswith(b"BM") and start[6:10] == bytes(4) and start[14:18] in _BMP_HEADERS)
+    )
 
 
 def _webp_size(encoded: bytes) -> tuple[int, int]:

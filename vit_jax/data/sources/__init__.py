@@ -1,18 +1,25 @@
 """Data sets as random-access sources of labelled images. `docs/data_sets.md` says what can be opened and how."""
 
 import functools
+import logging
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, MissingDataError, Source
 from vit_jax.data.sources.digits import DigitsSource
-from vit_jax.data.sources.folders import IMAGE_SUFFIXES, ImageFolderSource, list_splits
+from vit_jax.data.sources.folders import ImageFolderSource, list_splits
 from vit_jax.data.sources.real import RealLabels, load_real_labels
 from vit_jax.data.sources.records import RecordSource, find_shards, is_record_file, is_record_name, open_shards
 from vit_jax.data.sources.splits import SlicedSource, open_parts
 from vit_jax.data.sources.tfds import find_tfds, not_prepared, open_tfds, prepared_folder
+from vit_jax.data.sources.trees import IMAGE_SUFFIXES
+from vit_jax.display import show_name, show_names
 from vit_jax.errors import UserError
+from vit_jax.regular_files import stat_regular
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -31,6 +38,8 @@ __all__ = [
     "open_source",
 ]
 
+logger = logging.getLogger(__name__)
+
 _TFDS = "tfds:"
 _VTAB = "vtab:"
 
@@ -44,6 +53,7 @@ def open_source(
     label_key: str | None = None,
     num_classes: int | None = None,
     max_labels: int | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Source:
     """Opens a split of a data set. Nothing is downloaded.
 
@@ -64,6 +74,8 @@ def open_source(
       num_classes: number of classes, where the data do not say; no less than they say.
       max_labels: of examples in records: the most labels an image has, where the data do not say; see `open_shards`
         and `open_tfds`.
+      class_names: of folders of images: what labels count, such as the classes of the training split. A split that
+        lacks some of them is fine; one with others is not. None: the folders of the split.
 
     Raises:
       MissingDataError: there is no such data set here.
@@ -90,20 +102,25 @@ def open_source(
     elif path := _existing(dataset):
         if folder := prepared_folder(path):
             return open_tfds(folder, split, **options)
-        if path.is_file() and is_record_file(path):
-            return open_shards([os.fspath(path)], split, name=dataset, **options)
+        if not path.is_dir():
+            _check_regular(path)
+            if is_record_file(path):
+                return open_shards([os.fspath(path)], split, name=dataset, **options)
         _refuse_bare_records(path)
         source = open_parts(
             split,
-            functools.partial(ImageFolderSource, path),
-            lambda: list_splits(path),
-            data_set=os.fspath(path),
+            functools.partial(ImageFolderSource, path, class_names=class_names),
+            lambda: list_splits(path, for_all=True),
+            data_set=show_name(os.fspath(path)),
             mixed=False,
+            open_term=None if class_names else functools.partial(ImageFolderSource, path, classes_may_be_empty=True),
         )
     elif shards := find_shards(dataset, _data_folders()):
         return open_shards(shards, split, name=dataset, **options)
     else:
         raise _not_found(dataset, how_to_prepare)
+    if class_names is not None and (labels := getattr(source, "labels", lambda: None)()) is not None:
+        _tell_missing(source, labels, class_names)
     if num_classes is not None and source.num_classes is not None and num_classes < source.num_classes:
         raise UserError(f"{dataset} has {source.num_classes} classes, more than {num_classes}.")
     return source
@@ -132,6 +149,25 @@ def _candidates(dataset: str) -> list[pathlib.Path]:
 def _data_folders() -> list[pathlib.Path]:
     folder = os.environ.get("VIT_JAX_DATA")
     return [pathlib.Path(folder).expanduser()] if folder else []
+
+
+def _tell_missing(source: Source, labels: np.ndarray, class_names: Sequence[str]) -> None:
+    counts = np.bincount(labels, minlength=len(class_names))
+    if missing := [class_names[label] for label in np.flatnonzero(counts == 0).tolist()]:
+        logger.warning(
+            "%s, split %r, has no images of %d of %d classes: %s. Results say nothing of them.",
+            *(source.name, source.split, len(missing), len(class_names), show_names(missing)),
+        )
+
+
+def _check_regular(path: pathlib.Path) -> None:
+    try:
+        stat_regular(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot read {show_name(str(path))}: {error.strerror or error}. A data set is a folder, a zip file or "
+            "files of examples."
+        ) from error
 
 
 def _refuse_bare_records(path: pathlib.Path) -> None:

@@ -39,11 +39,14 @@ class Example(TypedDict):
       image: an encoded file (JPEG, PNG, ...), or decoded, uint8 `[height, width, 3]`.
       label: a class, a sequence of classes, or `NO_LABEL` or an empty sequence where there is none.
       file_name: what the data set calls the image, where it does.
+      exif_orientation: whether an encoded image is turned as its EXIF says, unless the user says otherwise. Without it
+        not, as in TensorFlow.
     """
 
     image: bytes | np.ndarray
     label: int | Sequence[int]
     file_name: NotRequired[str]
+    exif_orientation: NotRequired[bool]
 
 
 @dataclasses.dataclass(frozen=True)

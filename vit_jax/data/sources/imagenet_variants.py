@@ -220,6 +220,7 @@ class _ImageNetLabels:
 
     def __getitem__(self, index: int) -> Example:
         example = self._folders[index]
+        del example["exif_orientation"]  # the published numbers are of images as they are stored
         labels = self._labels[cast(int, example["label"])]
         if self._border:
             example["image"] = _without_border(cast(bytes, example["image"]), self._border)

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import reprlib
 
 from vit_jax.data.sources.base import Example, Numbers, Source, fingerprint_of
 from vit_jax.errors import UserError
@@ -34,7 +35,8 @@ def load_real_labels(path: str | os.PathLike[str]) -> list[list[int]]:
     for number, classes in enumerate(labels, 1):
         if not isinstance(classes, list) or not all(type(c) is int and 0 <= c < NUM_CLASSES for c in classes):
             raise UserError(
-                f"{place}: entry {number} is {classes!r}; it should be a list of classes from 0 to {NUM_CLASSES - 1}."
+                f"{place}: entry {number} is {reprlib.repr(classes)}; it should be a list of classes from 0 to "
+                f"{NUM_CLASSES - 1}."
             )
     return labels
 

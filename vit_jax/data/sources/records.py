@@ -35,6 +35,7 @@ from vit_jax.data.sources.splits import ALL, resolve, shard_ranges
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.files import delete_left_over
 from vit_jax.json_files import Fields, read_object
+from vit_jax.regular_files import open_regular, read_regular, read_text_lines, stat_regular
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class PositionedFile:
     def __init__(self, path: str | os.PathLike[str]):
         """Opens the file; raises OSError."""
         self._path = os.fspath(path)
-        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = open_regular(self._path)
         weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -532,8 +533,7 @@ def _is_array_record(path: str | os.PathLike[str]) -> bool:
 def _beginning(path: str | os.PathLike[str], size: int) -> bytes:
     """The first bytes of a file; none if it cannot be read, which whoever reads on will find out."""
     try:
-        with open(path, "rb") as file:
-            return file.read(size)
+        return read_regular(path, 0, start=size)
     except OSError:
         return b""
 
@@ -550,7 +550,7 @@ def manifest_max_labels(folder: pathlib.Path) -> int | None:
 
 def _class_names(path: pathlib.Path) -> list[str] | None:
     try:
-        names = path.read_text().splitlines()
+        names = read_text_lines(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -752,9 +752,9 @@ def _array_record_length(path: str) -> int:
 
 def _stat(path: str) -> os.stat_result:
     try:
-        return os.stat(path)
+        return stat_regular(path)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}. Copy or prepare it again.") from error
+        raise UserError(f"cannot read {path}: {error.strerror or error}. Copy or prepare it again.") from error
 
 
 def _allow_open_files(count: int) -> None:

@@ -5,7 +5,6 @@ Slices are resolved by TFDS itself, so that they hold the same examples here as 
 
 import bisect
 import dataclasses
-import functools
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,11 +13,22 @@ import numpy as np
 
 from vit_jax.data.order import permutation
 from vit_jax.data.sources.base import Example, Numbers, Source, fingerprint_of
+from vit_jax.display import show_names
 from vit_jax.errors import UserError, unknown_name
 
 ALL = "all"
+_ROLES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 _ALIAS = "_all"  # of a split that is called "all", which to TFDS means the sum of all splits
 _EXAMPLES = "Slices are written as in 'train[:90%]', 'train[1000:2000]', 'train[-10%:]', 'train[:800]+validation'"
+
+
+def split_role(name: str) -> str | None:
+    """What a split of this name is usually for, "train", "validation" or "test", in any case; None of other names."""
+    return _ROLES.get(name.casefold())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +160,10 @@ class SlicedSource:
             parts.append(known[np.asarray(examples)])
         return np.concatenate(parts)
 
+    def with_classes(self, class_names: Sequence[str]) -> "SlicedSource":
+        """The same examples with labels that count these classes, by name; see `with_classes`."""
+        return SlicedSource([(with_classes(source, class_names), taken) for source, taken in self._parts], self.split)
+
     def fingerprint(self) -> str:
         """Changes with the sources and with the slices."""
         return fingerprint_of(
@@ -171,6 +185,19 @@ class SlicedSource:
         return source, int(examples[index - self._ends[number]])  # counted from its end
 
 
+def with_classes(source: Source, class_names: Sequence[str]) -> Source:
+    """The source with labels that count these classes, by name, if it is made of folders of classes.
+
+    Any other source has the classes of its data set in all splits, and is returned as it is.
+
+    Raises:
+      UserError: it has images of other classes.
+    """
+    if list(source.class_names or ()) == list(class_names) or not hasattr(source, "with_classes"):
+        return source
+    return source.with_classes(class_names)
+
+
 def open_parts(
     spec: str,
     open_split: Callable[[str], Source],
@@ -178,6 +205,7 @@ def open_parts(
     *,
     data_set: str,
     mixed: bool = True,
+    open_term: Callable[[str], Source] | None = None,
 ) -> Source:
     """Opens a split with slices and sums of a data set that can only open whole splits.
 
@@ -188,18 +216,23 @@ def open_parts(
       data_set: for messages.
       mixed: whether examples lie in no particular order. If not, such as class by class, slices are those of a fixed
         permutation, so that each is a random sample of its split.
+      open_term: opens one of several splits that are added up; it may lack classes that another has. None: as
+        `open_split`.
 
     Raises:
-      UserError: see `resolve`.
+      UserError: see `resolve`; an added split has classes that the others do not have.
     """
     if not any(character in spec for character in "[+") and spec != ALL:
         return open_split(spec)
-    open_once = functools.cache(open_split)
     names = list(dict.fromkeys(term.split("[")[0].strip() for term in spec.split("+")))
     if ALL in names:
         names = list(splits())
-    for name in names:
-        open_once(name)  # says which splits there are, if there is none of that name
+    several = len(names) > 1 and open_term is not None
+    # Opening says which splits there are, if there is none of that name.
+    opened = {name: (open_term if several and open_term else open_split)(name) for name in names}
+    if several:
+        opened = _with_same_classes(opened, data_set)
+    open_once = opened.__getitem__
     parts = resolve(spec, names, lambda name: [len(open_once(name))], data_set=data_set)
 
     def examples(part: Part) -> Numbers:
@@ -209,3 +242,24 @@ def open_parts(
         return permutation(length, 0)[part.start : part.stop]
 
     return SlicedSource([(open_once(part.split), examples(part)) for part in parts], spec)
+
+
+def _with_same_classes(opened: Mapping[str, Source], data_set: str) -> dict[str, Source]:
+    """The same splits with the classes of the one to train on, else of the one that has most."""
+    first = next((name for name in opened if split_role(name) == "train"), None)
+    if first is None:
+        first = max(opened, key=lambda name: len(opened[name].class_names or ()))
+    class_names = opened[first].class_names or ()
+    for source in opened.values():
+        if unknown := [name for name in source.class_names or () if name not in class_names]:
+            raise UserError(
+                f"splits {first!r} and {source.split!r} of {data_set} have different classes, so they cannot be added "
+                f"up: {show_names(unknown)} are in {source.split!r} only."
+            )
+    result = {name: with_classes(source, class_names) for name, source in opened.items()}
+    counts = [np.bincount(source.labels(), minlength=len(class_names)) for source in result.values()]  # type: ignore[attr-defined]
+    if empty := [class_names[label] for label in np.flatnonzero(np.sum(counts, axis=0) == 0).tolist()]:
+        raise UserError(
+            f"{data_set} has classes without images: {show_names(empty)}. Add images or remove the folders."
+        )
+    return result
