@@ -9,6 +9,9 @@ import subprocess
 import sys
 import textwrap
 import time
+import uuid
+
+import pytest
 
 from tests.conftest import ROOT
 
@@ -50,14 +53,36 @@ class Ended:
     output: str
 
 
+def another_host(folder):
+    """What comes before a command so that it seems to run on another host.
+
+    JAX knows a host by its boot id, so the command gets a mount namespace with a boot id of its own. Skips the test
+    where the system does not permit that.
+    """
+    boot_id = folder / "boot_id"
+    boot_id.write_text(f"{uuid.uuid4()}\n")
+    place = "/proc/sys/kernel/random/boot_id"
+    inside = ["sh", "-c", f'mount --bind "$0" {place} && exec "$@"', str(boot_id)]
+    for namespace in (["--mount"], ["--user", "--map-root-user", "--mount"]):
+        prefix = ["unshare", *namespace, *inside]
+        try:
+            seen = subprocess.run([*prefix, "cat", place], capture_output=True, text=True, check=False).stdout
+        except FileNotFoundError:
+            break
+        if seen == boot_id.read_text():
+            return prefix
+    pytest.skip("unshare cannot make a mount namespace with another boot id here, for a second host")
+
+
 class Processes:
     """The running processes; ends them with the `with` block."""
 
-    def __init__(self, command, environments, folder):
+    def __init__(self, command, environments, folder, prefixes=None):
         self._files = [open(folder / f"process-{each}.log", "w+b") for each in range(len(environments))]  # noqa: SIM115
+        prefixes = prefixes or [[]] * len(environments)
         self.processes = [
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
-            for environment, file in zip(environments, self._files, strict=True)
+            subprocess.Popen([*prefix, *command], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+            for prefix, environment, file in zip(prefixes, environments, self._files, strict=True)
         ]
 
     def __enter__(self):
@@ -103,10 +128,10 @@ class Processes:
         return [self.ended(each, timeout) for each in range(len(self.processes))]
 
 
-def start(code, folder, num_processes=2, devices_per_process=1, **environment):
-    """Starts `python -c code` several times; `folder` takes their output."""
+def start(code, folder, num_processes=2, devices_per_process=1, prefixes=None, **environment):
+    """Starts `python -c code` several times; `folder` takes their output, `prefixes` come before each command."""
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    return Processes(command, environments(num_processes, devices_per_process, **environment), folder)
+    return Processes(command, environments(num_processes, devices_per_process, **environment), folder, prefixes)
 
 
 def start_main(arguments, folder, num_processes=2, devices_per_process=1, cache=None, **environment):

@@ -1,4 +1,7 @@
-"""Training is the same on however many processes and devices, and goes on with another number of them."""
+"""Training is the same on however many processes and devices, and goes on with another number of them.
+
+`test_slices.py` has two processes on two hosts.
+"""
 
 import json
 import shutil
@@ -75,7 +78,6 @@ def on_one_device(train):
     ("processes", "devices", "flags"),
     [
         (1, 8, ["--config.sharding=fsdp"]),
-        (2, 4, AT_THE_END),
         # Two processes share the heads of a layer, and so the rows of a batch.
         (4, 2, ["--config.sharding=fsdp+tensor", "--config.mesh.model=4", *AT_THE_END]),
     ],
