@@ -4,6 +4,7 @@ Nothing is contacted unless this host has TPU chips and its environment does not
 """
 
 import dataclasses
+import http.client
 import importlib.util
 import logging
 import os
@@ -15,7 +16,9 @@ from vit_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+TOKEN_VARIABLE = "VIT_JAX_RUN_TOKEN"  # noqa: S105 - the name of the variable
 _TPU_PORT = 8482  # the port that JAX uses on TPU pods
+_MAX_METADATA = 1 << 20  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Cluster:
       process_id: which of them this is.
       found_by: what told us.
       local_device_ids: the GPUs of this host that are this process's; None: all.
+      token: what the processes of this run know and others do not; may be empty.
     """
 
     coordinator_address: str
@@ -35,6 +39,7 @@ class Cluster:
     process_id: int
     found_by: str
     local_device_ids: tuple[int, ...] | None = None
+    token: str = dataclasses.field(default="", repr=False)
 
     def __post_init__(self) -> None:
         """Raises `UserError` if the values do not go together."""
@@ -63,6 +68,8 @@ def find(
     of Kubernetes `JOB_COMPLETION_INDEX` will do); what srun sets; what GKE sets for TPU slices; the metadata of a Cloud
     TPU VM. `JAX_PLATFORMS` without tpu leaves out the last two.
 
+    The token is that of `VIT_JAX_RUN_TOKEN`; under srun without it, the number of the job, which is no secret.
+
     Args:
       coordinator_address: `host:port` of process 0.
       num_processes: how many processes there are.
@@ -82,7 +89,9 @@ def find(
         or _from_slurm(environ)
         or _from_tpu(environ)
     )
-    return None if cluster is None or cluster.num_processes == 1 else cluster
+    if cluster is None or cluster.num_processes == 1:
+        return None
+    return dataclasses.replace(cluster, token=environ.get(TOKEN_VARIABLE) or cluster.token)
 
 
 def _from_flags(address: str | None, num_processes: int | None, process_id: int | None) -> Cluster | None:
@@ -129,7 +138,8 @@ def _from_slurm(environ: Mapping[str, str]) -> Cluster | None:
     alone = on_this_node == 1 or len(gpus) < on_this_node
     local = None if alone else (_number(environ.get("SLURM_LOCALID", "0"), "SLURM_LOCALID"),)
     return Cluster(f"{first_host(environ['SLURM_STEP_NODELIST'])}:{port}", tasks,
-                   _number(environ["SLURM_PROCID"], "SLURM_PROCID"), "srun", local)  # fmt: skip
+                   _number(environ["SLURM_PROCID"], "SLURM_PROCID"), "srun", local,
+                   f"{environ['SLURM_JOB_ID']}.{environ['SLURM_STEP_ID']}")  # fmt: skip
 
 
 def _tasks_of_node(environ: Mapping[str, str]) -> int:
@@ -207,15 +217,21 @@ def metadata(path: str, environ: Mapping[str, str], query: str = "", timeout_sec
       The value, and the tag by which the server knows it.
 
     Raises:
-      OSError: no such server, or it does not know.
+      OSError: no such server, it does not know, or its answer cannot be read.
     """
     host = environ.get("GCE_METADATA_HOST") or environ.get("GCE_METADATA_IP") or "metadata.google.internal"
     url = f"http://{host}/computeMetadata/v1/{path}" + (f"?{query}" if query else "")
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
     # The server is in the host itself; a proxy of the environment would be asked for its own metadata.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=timeout_seconds) as answer:
-        return answer.read().decode().strip(), answer.headers.get("ETag", "0")
+    try:
+        with opener.open(request, timeout=timeout_seconds) as answer:
+            text = answer.read(_MAX_METADATA + 1)
+            if len(text) > _MAX_METADATA:
+                raise OSError(f"{path} has more than {_MAX_METADATA} bytes")
+            return text.decode().strip(), answer.headers.get("ETag", "0")
+    except (http.client.HTTPException, ValueError) as error:
+        raise OSError(f"what answers at {host} is not a metadata server: {error!r}") from error
 
 
 def _number(value: str, name: str) -> int:
