@@ -4,12 +4,15 @@ import contextlib
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
 from tests import multiprocess
 from tests.conftest import ROOT
 from vit_jax import distributed
+from vit_jax.cluster import Cluster
 
 TOGETHER = """
     import time
@@ -201,3 +204,57 @@ def test_process_whose_peers_do_not_come_says_so(monkeypatch):
         distributed.PeerLostError, match=r"processes 1 and 2 of 3 did not connect within 0\.3 s; is the same command"
     ):
         distributed.initialize(f"127.0.0.1:{multiprocess.free_port()}", 3, 0, timeout_seconds=0.3)
+
+
+class Store:
+    """JAX's store of keys, to which anybody can write who reaches its port."""
+
+    def __init__(self, written):
+        self.keys = {f"vit_jax/peers/{key}": value for key, value in written.items()}
+        self.reads = 0
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        self.keys[key] = value
+
+    def key_value_dir_get(self, folder):
+        self.reads += 1
+        return [(key, value) for key, value in self.keys.items() if key.startswith(folder)]
+
+
+# Process 0 runs; the others are 1 to 10, and 10 fails in the end.
+NO_FAILURES = [
+    "",
+    "[" * 100_000,
+    "[]",
+    "{}",
+    '{"message": 1, "exit_status": 1}',
+    '{"message": "", "exit_status": 0}',
+    '{"message": "", "exit_status": 256}',
+    '{"message": "", "exit_status": "1"}',
+]
+NO_PEERS = ["beat", "beat/x", "beat/-1", "beat/0", "beat/77", "beat/1/2/3", "", "failed/99", "unknown/1"]
+
+
+def test_what_no_process_can_have_written_ends_nothing(monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(distributed, "_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(distributed, "_LINGER_SECONDS", 0.0)
+    monkeypatch.setattr(distributed, "end_process", lambda *_: ended.set())
+    failures = {f"failed/{process}": said for process, said in enumerate(NO_FAILURES, start=1)}
+    store = Store(dict.fromkeys(NO_PEERS, "1") | failures)
+    monkeypatch.setattr(distributed.multihost_utils.distributed.global_state, "client", store)
+    run = distributed._Run(Cluster("127.0.0.1:1", 11, 0, "flags"), list("abcdefghijk"), lost_after_seconds=8.0)
+    run._interval = 0.01  # from the second beat on
+    try:
+        deadline = time.monotonic() + 20
+        while store.reads < 3:
+            assert time.monotonic() < deadline, "it reads no more"
+            time.sleep(0.01)
+        assert run.reason is None
+        assert run._read("vit_jax/peers/beat").keys() == {0, 3}
+        store.keys["vit_jax/peers/failed/10"] = '{"message": "full \\u001b[31mdisk", "exit_status": 1}'
+        assert run._decided.wait(20)
+        assert str(run.reason) == "process 10 (k) ended with: full \\x1b[31mdisk"
+        assert ended.wait(20)
+    finally:
+        run._leaving.set()

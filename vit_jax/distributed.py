@@ -26,7 +26,9 @@ from jax.experimental import multihost_utils
 from vit_jax import cluster as clusters
 from vit_jax import roll_call
 from vit_jax.cluster import Cluster
+from vit_jax.display import show_name
 from vit_jax.errors import UserError
+from vit_jax.json_files import Fields, JsonError, parse_json
 from vit_jax.roll_call import LOST_STATUS, PeerLostError, describe_processes
 
 __all__ = [
@@ -52,6 +54,7 @@ _GRACE_SECONDS = 5.0  # for the main thread to end by itself once a peer is lost
 _SAYING_SECONDS = 5.0  # most that telling the others may take
 _LINGER_SECONDS = 10.0  # for others to read why process 0 ends, before the store ends with it
 _MAX_SHOWN = 5  # lines that differ
+_MAX_MESSAGE = 20_000  # characters of another process's error
 
 
 _run: "_Run | None" = None  # of this process, if it is one of several
@@ -330,8 +333,8 @@ class _Run:
         if self.cluster.process_id == 0:
             self._store.key_value_set(key, json.dumps(value))
         try:
-            return json.loads(self._store.blocking_key_value_get(key, round(timeout_seconds * 1000)))
-        except jax.errors.JaxRuntimeError as error:
+            return parse_json(self._store.blocking_key_value_get(key, round(timeout_seconds * 1000)), name)
+        except (jax.errors.JaxRuntimeError, JsonError) as error:
             if self._verdict:
                 raise self._verdict from error
             raise PeerLostError(f"{self._name([0])} did not say {name!r} within {timeout_seconds:g} s.") from error
@@ -400,20 +403,20 @@ class _Run:
                 continue
             self._answered = now = time.monotonic()
             for key, value in shown:
-                kind, process = key.removeprefix(f"{_PEERS}/").split("/")
-                self._hear(kind, int(process), value, now)
+                kind, process = _parse_key(key.removeprefix(f"{_PEERS}/"))
+                self._hear(kind, process, value, now)
 
-    def _hear(self, kind: str, process: int, value: str, now: float) -> None:
-        if process not in self._seen:
+    def _hear(self, kind: str, process: int | None, value: str, now: float) -> None:
+        """Takes in what a process shows; what none of this run's can have written is ignored."""
+        if process is None or process not in self._seen:
             return
         if kind == "beat" and self._seen[process].beat != value:
             self._seen[process] = _Seen(value, now)
         elif kind == "left":
             del self._seen[process]
-        elif kind == "failed":
-            said = json.loads(value)
-            text = f"{self._name([process])} ended with: {said['message']}"
-            status = said["exit_status"]
+        elif kind == "failed" and (failure := _parse_failure(value)):
+            message, status = failure
+            text = f"{self._name([process])} ended with: {message}"
             self._decide(_restart(text) if status == LOST_STATUS else PeerLostError(text, status), {process})
 
     def _watch(self) -> None:
@@ -464,12 +467,29 @@ class _Run:
         self._store.key_value_set(f"{_PEERS}/{kind}/{self.cluster.process_id}", value, allow_overwrite=True)
 
     def _read(self, folder: str) -> dict[int, str]:
-        return {int(key.rpartition("/")[2]): value for key, value in self._store.key_value_dir_get(f"{folder}/")}
+        found = {_parse_key(key)[1]: value for key, value in self._store.key_value_dir_get(f"{folder}/")}
+        return {process: value for process, value in found.items() if process is not None and process < len(self.hosts)}
 
     def _name(self, processes: list[int]) -> str:
         if len(processes) == 1:
             return f"process {processes[0]} ({self.hosts[processes[0]]})"
         return describe_processes(processes)
+
+
+def _parse_key(key: str) -> tuple[str, int | None]:
+    """The part of a key before the last `/`, and the process after it; None if that is no number."""
+    kind, _, process = key.rpartition("/")
+    return kind, int(process) if re.fullmatch("[0-9]{1,9}", process) else None
+
+
+def _parse_failure(value: str) -> tuple[str, int] | None:
+    """Message and exit status of `announce_failure`; None if it cannot have written this."""
+    try:
+        said = Fields(parse_json(value, "the failure"), "the failure")
+        lines = said.text("message")[:_MAX_MESSAGE].splitlines()
+        return "\n".join(map(show_name, lines)), said.integer("exit_status", at_least=1, at_most=255)
+    except JsonError:
+        return None
 
 
 def end_process(message: str, exit_status: int) -> None:

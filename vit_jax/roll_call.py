@@ -32,7 +32,9 @@ import jax
 
 from vit_jax import __version__
 from vit_jax.cluster import TOKEN_VARIABLE, Cluster
+from vit_jax.display import show_name
 from vit_jax.errors import UserError
+from vit_jax.json_files import JsonError, parse_object
 
 LOST_STATUS = 75  # exit status: a process is missing, start all again. EX_TEMPFAIL of sysexits.h
 
@@ -88,11 +90,10 @@ def bind_host(cluster: Cluster) -> str:
 
 
 def _who(cluster: Cluster) -> dict[str, Any]:
-    host = "".join(each if each.isprintable() else "?" for each in platform.node())
     return {
         "process": cluster.process_id,
         "num_processes": cluster.num_processes,
-        "host": host[:_MAX_HOST] or "?",
+        "host": show_name(platform.node())[:_MAX_HOST] or "?",
         "versions": f"vit_jax {__version__} and jax {jax.__version__}",
     }
 
@@ -367,10 +368,9 @@ def _verify(token: str, nonce: str, line: bytes) -> dict[str, Any] | None:
     if not hmac.compare_digest(proof, _proof(token, nonce, text)):
         return None
     try:
-        message = json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_object(text, "the message")
+    except JsonError:
         return None
-    return message if isinstance(message, dict) else None
 
 
 def _is_member(who: dict[str, Any]) -> bool:
