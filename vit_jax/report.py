@@ -20,8 +20,10 @@ from vit_jax.command_line import report as report_error
 from vit_jax.errors import UserError
 from vit_jax.reporting import figures
 from vit_jax.reporting.layout import Listing, Table
+from vit_jax.reporting.models import pre_trained_models
+from vit_jax.reporting.paper_tables import paper_tables
 from vit_jax.reporting.records import Found, find
-from vit_jax.reporting.tables import paper_tables, pre_trained_models, results_table, runs_table
+from vit_jax.reporting.tables import results_table, runs_table
 from vit_jax.workdir import AnyPath, is_remote, parse, write_atomically
 
 

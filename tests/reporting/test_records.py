@@ -22,10 +22,11 @@ from vit_jax.analysis.flops import train_step_flops
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
 from vit_jax.models import create_model
+from vit_jax.reporting.models import pre_trained_models
 from vit_jax.reporting.names import data_set_name, model_label, pre_training_name
 from vit_jax.reporting.records import ACCURACY, REAL, find
 from vit_jax.reporting.scores import group
-from vit_jax.reporting.tables import common_folder, pre_trained_models, results_table
+from vit_jax.reporting.tables import common_folder, results_table, runs_table
 from vit_jax.sweeps import Sweep
 from vit_jax.sweeps.runs import make_tasks
 from vit_jax.train import train
@@ -82,8 +83,12 @@ def test_real_evaluation_adds_to_the_run_it_is_of(real):
     value = records["fine"].values["2-shot digits"]
     assert value.value == metrics["fewshot/digits/pre_logits/2shot"]
     assert value.std == metrics["fewshot/digits/pre_logits/2shot_std"]
-    assert value.notes == ("few-shot images at 8 pixels, usually 224",)
-    assert "few_shot" not in records
+    assert value.notes == (
+        "few-shot images at 8 pixels, usually 224",
+        "fewshot.crop_from=8, usually 9",
+        "fewshot.seeds=2, usually 3",
+    )
+    assert "few_shot" not in records and records["fine"].besides == (str(real / "few_shot"),)
 
 
 def test_real_sweep_gives_the_mean_that_the_sweep_gives(real):
@@ -197,13 +202,18 @@ def test_runs_that_begin_with_each_other_end(tmp_path):
     assert len(find([str(tmp_path)]).records) == 2
 
 
-def test_same_run_twice_counts_once(tmp_path):
-    for name, seed, accuracy in (("a", 0, 0.90), ("b", 1, 0.94), ("repeated", 1, 0.50)):
+def test_same_run_twice_counts_once_and_says_so(tmp_path):
+    for name, seed, accuracy in (("a", 0, 0.90), ("b", 1, 0.94), ("c_other", 1, 0.50), ("d_copy", 0, 0.90)):
         write_fine_tuning(tmp_path / name, "cifar10", accuracy, seed=seed)
-    (result,) = group(find([str(tmp_path)]).records)
+    found = find([str(tmp_path)])
+    (result,) = group(record for record in found.records if record.is_result)
     ours = result.ours(ACCURACY)
     assert ours.mean == pytest.approx(92.0) and ours.std == pytest.approx(100 * statistics.stdev((0.90, 0.94)))
-    assert ours.seeds == 2 and ours.notes == ("runs that repeat a seed, and are not counted: 1",)
+    assert ours.seeds == 2 and len(found.records) == 4
+    other, copy = found.left_out
+    assert other.startswith(f"{tmp_path}/c_other: repeats {tmp_path}/b, its setting and its seed 1")
+    assert other.endswith("accuracy is 50.00 here, 94.00 there.") and copy.endswith("the numbers are the same.")
+    assert [row[8] for row in runs_table(found.records).rows if "/c_other" in row[-1]] == [f"repeats {tmp_path}/b"]
 
 
 def test_runs_of_pre_trainings_with_several_seeds_are_averaged(tmp_path):
@@ -244,15 +254,18 @@ def test_real_labels_in_place_of_the_usual_ones_are_no_imagenet_accuracy(tmp_pat
     assert record.values[ACCURACY].value == 0.8 and record.values[REAL].value == 0.9
 
 
-def test_evaluation_of_parameters_chosen_on_the_way_says_so(tmp_path):
+def test_evaluation_of_parameters_chosen_on_the_way_is_apart_and_says_so(tmp_path):
     run = write_fine_tuning(tmp_path / "run", "imagenet2012", 0.8)
     summary = json.loads((run / "summary.json").read_text())
     write_json(run / "summary.json", summary | {"best_step": 5})
     fields = {"data__dataset": "tfds:imagenet2012", "data__eval_split": "validation", "data__image_size": 384}
     write_evaluation(tmp_path / "more", run, {"validation/accuracy": 0.81, "real/accuracy": 0.9}, **fields)
-    (record,) = find([str(tmp_path)]).records
-    assert record.values[ACCURACY].value == 0.8
-    assert record.values[REAL].notes == ("of the parameters that did best on validation on the way, not of the last",)
+    found = find([str(tmp_path)])
+    last, best = found.records[1], found.records[0]
+    assert last.values[ACCURACY].value == 0.8 and last.values.keys() == {ACCURACY, "top-5"}
+    assert best.values[ACCURACY].value == 0.81
+    assert best.values[REAL].notes == ("of the parameters that did best on validation on the way, not of the last",)
+    assert len(group(found.records)) == 2
 
 
 def test_few_shot_data_sets_have_their_names(tmp_path):
@@ -327,7 +340,7 @@ def test_results_of_a_users_own_folder_have_a_line_each(tmp_path):
         )
     listing = results_table(find([str(tmp_path)]).records)
     (row,) = listing.rows
-    assert row[:8] == ["ViT-Ti/16", "ImageNet-21k", "birds", "test", "224", "9", "0, 1", "60.00 ± 14.14"]
+    assert row[:9] == ["ViT-Ti/16", "ImageNet-21k", "birds", "test", "224", "9", "0.0", "0, 1", "60.00 ± 14.14"]
 
 
 def test_results_that_look_alike_say_what_sets_them_apart(tmp_path):
@@ -341,7 +354,7 @@ def test_results_that_look_alike_say_what_sets_them_apart(tmp_path):
     fields = {"model_fields": sizes, "data__dataset": "/x/birds"}
     tuned = {
         "plain": {"weights": str(tmp_path / "pre/a")},
-        "averaged": {"weights": str(tmp_path / "pre/a"), "polyak_decay": 0.9, "optimizer__clip_norm": 1.0},
+        "averaged": {"weights": str(tmp_path / "pre/a"), "polyak_decay": 0.9, "optimizer__clip_norm": 2.0},
         "other": {"weights": str(tmp_path / "pre/b")},
         "longer": {"weights": str(tmp_path / "pre/b"), "steps": 1000},
     }
@@ -357,9 +370,9 @@ def test_results_that_look_alike_say_what_sets_them_apart(tmp_path):
     assert besides == {
         "a": ["optimizer.learning_rate=0.1"],
         "b": ["optimizer.learning_rate=0.2"],
-        "plain": [f"optimizer.clip_norm=None, polyak_decay=None, from {tmp_path}/pre/a"],
-        "averaged": [f"optimizer.clip_norm=1.0, polyak_decay=0.9, from {tmp_path}/pre/a"],
-        "other": [f"optimizer.clip_norm=None, polyak_decay=None, from {tmp_path}/pre/b"],
+        "plain": [f"optimizer.clip_norm=1.0, polyak_decay=None, from {tmp_path}/pre/a"],
+        "averaged": [f"optimizer.clip_norm=2.0, polyak_decay=0.9, from {tmp_path}/pre/a"],
+        "other": [f"optimizer.clip_norm=1.0, polyak_decay=None, from {tmp_path}/pre/b"],
         "longer": [],
     }
     column = listing.value_headings.index("differs in")

@@ -3,6 +3,7 @@
 import json
 
 from vit_jax.config import base_config
+from vit_jax.reporting.measured import vtab_test_images
 
 # What configs/transfer.py and configs/vtab.py set, and how many test images there are.
 FINE_TUNING = {
@@ -12,6 +13,16 @@ FINE_TUNING = {
     "pets": ("tfds:oxford_iiit_pet", "train", "test", 500, 3_669),
     "flowers": ("tfds:oxford_flowers102", "train+validation", "test", 500, 6_149),
 }
+# What both set.
+OPTIMIZER = {
+    "optimizer__name": "sgd",
+    "optimizer__learning_rate": 0.01,
+    "optimizer__clip_norm": 1.0,
+    "optimizer__warmup_steps": 500,
+    "optimizer__momentum_dtype": "bfloat16",
+}
+# The dropout that configs/transfer.py fine-tunes weights with, where it is not 0.
+DROPOUT_AFTER = {name: 0.1 for name in ("vit_b16_i21k", "vit_b32_i21k", "vit_l16_i21k", "vit_r50b16_i21k")}
 
 
 def write_json(path, content):
@@ -63,8 +74,12 @@ def write_fine_tuning(path, task, accuracy, *, model="ViT-B/16", weights="vit_b1
         "weights": str(weights),
         "seed": seed,
         "steps": steps,
+        **OPTIMIZER,
     }
-    return write_run(path, model, metrics, **{**defaults, **fields})
+    fields = {**defaults, **fields}
+    if weights in DROPOUT_AFTER and "model_fields" not in fields:
+        fields["model_fields"] = {"dropout_rate": DROPOUT_AFTER[weights]}
+    return write_run(path, model, metrics, **fields)
 
 
 def write_vtab(path, task, accuracy, *, model="ViT-L/16", weights="vit_l16_i21k", seed=0, **fields):
@@ -77,10 +92,11 @@ def write_vtab(path, task, accuracy, *, model="ViT-L/16", weights="vit_l16_i21k"
         "weights": str(weights),
         "seed": seed,
         "steps": 2_500,
+        **OPTIMIZER,
     }
     fields = {**defaults, **fields}
-    split = fields["data__eval_split"]
-    return write_run(path, model, {f"{split}/accuracy": accuracy, f"{split}/examples": 700}, **fields)
+    split, (examples, *_) = fields["data__eval_split"], vtab_test_images(task)
+    return write_run(path, model, {f"{split}/accuracy": accuracy, f"{split}/examples": examples}, **fields)
 
 
 def write_evaluation(path, weights, metrics, *, model="ViT-B/16", **fields):
@@ -91,6 +107,8 @@ def write_evaluation(path, weights, metrics, *, model="ViT-B/16", **fields):
         "model": model,
         "model_fields": {
             "name": model,
+            "num_classes": 10,
+            "dtype": "bfloat16",
             **{name.removeprefix("model."): value for name, value in fields.items() if name.startswith("model.")},
         },
         "image_size": fields.get("data.image_size", 224),

@@ -9,21 +9,13 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from vit_jax.published import paper
+from vit_jax.published import paper, related
 from vit_jax.reporting.layout import Cell
+from vit_jax.reporting.models import AVERAGE_OF, IMAGENET, PreTrained, average_of_five, ours_on
 from vit_jax.reporting.names import kind_of
-from vit_jax.reporting.records import Record
+from vit_jax.reporting.paper_tables import FIVE_SHOT, TABLE_8_MODEL, table_5
+from vit_jax.reporting.record import Record
 from vit_jax.reporting.scores import Ours, group
-from vit_jax.reporting.tables import (
-    AVERAGE_OF,
-    FIVE_SHOT,
-    IMAGENET,
-    TABLE_8_MODEL,
-    PreTrained,
-    average_of_five,
-    ours_on,
-    table_5,
-)
 from vit_jax.weights import get_checkpoint
 
 if TYPE_CHECKING:
@@ -42,9 +34,10 @@ _OTHER_COLORS = ("C5", "C6", "C8", "C9", "C7")
 _OTHER_MARKERS = ("*", "P", "X", "^", "v")
 _ALIGNMENT: "dict[int, Literal['left', 'center', 'right']]" = {1: "left", 0: "center", -1: "right"}
 _KINDS = {"ViT": ("o", "C0"), "BiT": ("s", "0.45"), "hybrid": ("D", "C1")}
-# The smallest and the largest BiT that tables give for ImageNet: after ImageNet-21k those of the README of
-# google-research/big_transfer, after JFT-300M those of the paper's tables 6 and 2. There are none after ImageNet.
-_SMALLEST_BIT, _LARGEST_BIT_21K, _LARGEST_BIT = "R50x1", "R152x2", "R152x4"
+# The smallest and the largest BiT that tables give for ImageNet: after ImageNet-21k that of the README of
+# google-research/big_transfer and that of BiT's table 1, after JFT-300M those of the paper's tables 6 and 2. There are
+# none after ImageNet.
+_SMALLEST_BIT, _LARGEST_BIT = "R50x1", "R152x4"
 
 
 # Characters across a picture 9 inches wide: of names at the axis, and of a legend.
@@ -74,13 +67,10 @@ def draw_all(
 
 def bit_area() -> dict[str, tuple[float, float]]:
     """ImageNet top-1 of the smallest and of the largest BiT, by pre-training data, in percent."""
-    of_21k = [
-        (get_checkpoint(f"bit_m_{model.lower()}").published_accuracy or {})["imagenet2012"]
-        for model in (_SMALLEST_BIT, _LARGEST_BIT_21K)
-    ]
+    of_21k = (get_checkpoint(f"bit_m_{_SMALLEST_BIT.lower()}").published_accuracy or {})["imagenet2012"]
     (smallest,) = (row.imagenet for row in paper.TABLE_6 if row.model == _SMALLEST_BIT)
     return {
-        "ImageNet-21k": (of_21k[0], of_21k[1]),
+        "ImageNet-21k": (of_21k, related.BIT_M_IMAGENET[_LARGEST_BIT]),
         "JFT-300M": (smallest, paper.TABLE_2[_LARGEST_BIT, "JFT-300M"][IMAGENET].mean),
     }
 
@@ -99,7 +89,7 @@ def figure_3(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | 
         [low for low, _ in bit.values()],
         [high for _, high in bit.values()],
         color="0.9",
-        label=f"BiT, {_SMALLEST_BIT} to {_LARGEST_BIT_21K} or {_LARGEST_BIT}",
+        label=f"BiT, {_SMALLEST_BIT} to {_LARGEST_BIT}",
     )
     for name in paper.TABLE_5_MODELS:
         points = [
@@ -131,7 +121,7 @@ def figure_4(records: Sequence[Record]) -> "Figure | None":
     The paper has curves alone; its table 8 gives one model's number, without how many images that saw.
     """
     points: dict[str, list[tuple[float, Ours]]] = {}
-    for result in group(record for record in records if record.is_result and FIVE_SHOT in record.values):
+    for result in group(record for record in records if FIVE_SHOT in record.results):
         origin, ours = result.first.origin, result.ours(FIVE_SHOT)
         if origin.num_images is not None and ours is not None:
             points.setdefault(result.first.model, []).append((origin.num_images, ours))

@@ -38,6 +38,7 @@ class Table:
       rows: names of the rows, as many parts each as there are headings.
       cells: by row and column; missing ones are empty.
       remarks: on all of it.
+      publisher: whose numbers ours stand beside.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Table:
     rows: list[tuple[str, ...]]
     cells: dict[tuple[tuple[str, ...], str], Cell] = dataclasses.field(default_factory=dict)
     remarks: list[str] = dataclasses.field(default_factory=list)
+    publisher: str = "paper"
 
     @property
     def has_ours(self) -> bool:
@@ -69,7 +71,7 @@ class Table:
             cells = [self.cells.get((row, column), Cell()) for column in self.columns]
             label: Sequence[str] = row
             for who, texts in (
-                ("paper", [_show(cell.paper, cell.digits) for cell in cells]),
+                (self.publisher, [_show(cell.paper, cell.digits) for cell in cells]),
                 ("ours", [_show(cell.ours, cell.digits) for cell in cells]),
                 ("difference", [_show_difference(cell) for cell in cells]),
             ):
@@ -195,7 +197,8 @@ def _show(score: Score | Ours | None, digits: int) -> str:
     if score is None:
         return ""
     spread = "" if score.std is None else f" ± {score.std:,.{digits}f}"
-    return f"{score.mean:,.{digits}f}{spread}"
+    also = f"/{score.also:,.{digits}f}" if isinstance(score, Score) and score.also is not None else ""
+    return f"{score.mean:,.{digits}f}{also}{spread}"
 
 
 def _show_difference(cell: Cell) -> str:

@@ -1,26 +1,17 @@
 """What parameters were trained on: a released checkpoint, a run, a run that began with another one."""
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.analysis.flops import train_exaflops
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
+from vit_jax.reporting import settings
+from vit_jax.reporting.files import Run
 from vit_jax.reporting.names import PRE_TRAINING_IMAGES, UNKNOWN, data_set_name, pre_training_name
 from vit_jax.weights import get_checkpoint, list_checkpoints
 from vit_jax.weights.released import ReleasedCheckpoint
-
-# Fields that do not set runs of one setting apart: the seed, where the weights lie (their origin counts), what is
-# evaluated besides and how often, how the run is spread over hardware.
-_NOT_OF_THE_SETTING = (
-    *("seed", "weights", "fewshot.", "variants.", "data.eval_", "eval_", "log_every_steps", "checkpoint.", "mesh."),
-    *("sharding", "compiler_options", "watchdog_seconds", "profile.", "accumulation_steps", "model.remat"),
-    *("model.scan_layers", "data.num_", "data.prefetch", "data.max_bad_records", "data.expected_"),
-    *("data.how_to_prepare", "rng"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +29,8 @@ class Origin:
       exaflops: of all the training, without heads, as the paper counts; None where it was not recorded.
       tpuv3_core_days: that it cost; None where it was not recorded.
       is_released: whether it is one of the released checkpoints.
+      optimizer: of the training; None where it is not known.
+      dropout: with which it was trained; None where it is not known.
     """
 
     name: str
@@ -50,6 +43,8 @@ class Origin:
     exaflops: float | None = None
     tpuv3_core_days: float | None = None
     is_released: bool = False
+    optimizer: str | None = None
+    dropout: float | None = None
 
 
 def of_released(checkpoint: ReleasedCheckpoint) -> Origin:
@@ -81,39 +76,20 @@ def of_file(place: str) -> Origin:
     return Origin(place, UNKNOWN, place)
 
 
-def setting_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config, flat, that set it apart from others; the seed is none of them."""
-    return {name: value for name, value in fields.items() if not name.startswith(_NOT_OF_THE_SETTING)}
-
-
-def setting_key(fields: Mapping[str, Any]) -> str:
-    """A digest of `setting_fields`."""
-    kept = setting_fields(fields)
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def after_run(
-    before: Origin | None,
-    name: str,
-    fields: Mapping[str, Any],
-    model: Mapping[str, Any],
-    label: str,
-    summary: Mapping[str, Any],
-) -> Origin:
+def after_run(before: Origin | None, run: Run, model: Mapping[str, Any], label: str, changes: Sequence[str]) -> Origin:
     """The origin of the parameters that a run left.
 
     Args:
       before: of the weights that it began with; None: it began anew.
-      name: the run's folder.
-      fields: of its config, flat.
+      run: the run; what did not finish has no length.
       model: what its model was made with.
       label: of the model.
-      summary: of the run; {} if it did not finish.
+      changes: of its config on the way, if there were any.
     """
-    seen, num_images = None, None
-    if summary.get("steps") and summary.get("epochs"):
+    fields, summary = run.fields, run.summary
+    seen, num_images = None, num_train_images(run)
+    if num_images is not None:
         seen = summary["steps"] * fields["batch_size"]
-        num_images = round(seen / summary["epochs"])
     data = pre_training_name(fields["data.dataset"], fields["data.train_split"], num_images)
     if fields["data.mixture"]:
         data = "mixture of " + " and ".join(data_set_name(str(dataset)) for dataset, _ in fields["data.mixture"])
@@ -124,9 +100,10 @@ def after_run(
         core_days = _sum(core_days, before.tpuv3_core_days)
         data = f"{before.data}, {data}"
     seed = str(fields["seed"])
-    key = setting_key({**fields, "model": label})
+    trained = settings.training_settings(fields, model, run.steps) | ({"changes": list(changes)} if changes else {})
+    key = settings.key_of(trained)
     return Origin(
-        name=name,
+        name=str(run.path),
         data=data,
         key=f"{before.key} > {key}" if before else key,
         seeds=f"{before.seeds} > {seed}" if before else seed,
@@ -135,7 +112,16 @@ def after_run(
         epochs=None if before else summary.get("epochs"),
         exaflops=exaflops,
         tpuv3_core_days=core_days,
+        optimizer=str(fields["optimizer.name"]),
+        dropout=settings.attributes(model).get("model.dropout_rate"),
     )
+
+
+def num_train_images(run: Run) -> int | None:
+    """How many images a run trained on; None where that is not known."""
+    if not run.summary.get("steps") or not run.summary.get("epochs"):
+        return None
+    return round(run.summary["steps"] * run.fields["batch_size"] / run.summary["epochs"])
 
 
 def _sum(first: float | None, second: float | None) -> float | None:
@@ -148,5 +134,5 @@ def _exaflops(model: Mapping[str, Any], image_size: int, seen: int | None) -> fl
     try:
         headless = create_model(**{**model, "num_classes": 0})
         return train_exaflops(headless, image_size, seen)
-    except (UserError, TypeError):  # a model that this version does not make
+    except (UserError, TypeError, ValueError):  # a model that this version does not make
         return None

@@ -90,6 +90,7 @@ _PUBLISHED = {
     "objectnet": _Published(18_574, 113, "https://objectnet.dev/download.html"),
 }
 VARIANTS = tuple(_PUBLISHED)
+NUM_IMAGES = {name: published.num_images for name, published in _PUBLISHED.items()}
 
 
 def open_variant(

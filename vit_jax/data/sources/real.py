@@ -14,6 +14,7 @@ from vit_jax.errors import UserError
 from vit_jax.json_files import read_json
 
 NUM_IMAGES = 50_000
+NUM_LABELLED = 46_837  # images with a label; the other 3,163 do not count
 NUM_CLASSES = 1000
 
 _NUMBER = re.compile(r"val_(\d{8})\b")
