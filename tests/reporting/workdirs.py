@@ -2,7 +2,7 @@
 
 import json
 
-from vit_jax.config import base_config
+from vit_jax.config import base_config, flatten
 from vit_jax.reporting.measured import vtab_test_images
 
 # What configs/transfer.py and configs/vtab.py set, and how many test images there are.
@@ -57,6 +57,20 @@ def write_run(
         write_json(path / "summary.json", summary)
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def write_starts(path, starts, command=""):
+    """The starts of a run: the step of each, and the fields in which its config differs from that in config.json."""
+    config = flatten(json.loads((path / "config.json").read_text()))
+    lines = [
+        {
+            "step": step,
+            "command": command,
+            "config": make_config(config | {name.replace("__", "."): value for name, value in fields.items()}),
+        }
+        for step, fields in starts
+    ]
+    (path / "starts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def write_fine_tuning(path, task, accuracy, *, model="ViT-B/16", weights="vit_b16_i21k", seed=0, real=None, **fields):

@@ -5,6 +5,7 @@ import dataclasses
 import io
 from collections.abc import Sequence
 
+from vit_jax.display import show_name
 from vit_jax.published.paper import Score
 from vit_jax.reporting.scores import Ours
 
@@ -84,7 +85,7 @@ class Table:
             *format_table([*self.headings, "", *self.columns], lines, len(self.headings) + 1),
         ]
         notes = [*self._notes(), *self.remarks]
-        return "\n".join([*parts, "", *(f"- {note}" for note in notes), *([""] if notes else [])])
+        return "\n".join([*parts, "", *(f"- {show_name(note)}" for note in notes), *([""] if notes else [])])
 
     def _notes(self) -> list[str]:
         """Notes of the cells, each told once, with the cells it is of."""
@@ -153,7 +154,7 @@ class Listing:
     def to_markdown(self) -> str:
         """The table and its remarks."""
         parts = [f"## {self.title}", "", *format_table(self.headings, self.rows, 0), ""]
-        return "\n".join(parts + [f"- {remark}" for remark in self.remarks] + [""] * bool(self.remarks))
+        return "\n".join(parts + [f"- {show_name(remark)}" for remark in self.remarks] + [""] * bool(self.remarks))
 
     def to_csv(self) -> str:
         """The same for programs."""
@@ -168,6 +169,7 @@ def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_lef
       rows: as many cells each.
       num_left: columns that are aligned to the left; the others are to the right. 0: all to the left.
     """
+    headings, *rows = ([show_name(cell) for cell in row] for row in (headings, *rows))
     widths = [max(len(row[column]) for row in (headings, *rows)) for column in range(len(headings))]
     left = [num_left == 0 or column < num_left for column in range(len(headings))]
 
@@ -189,7 +191,7 @@ def format_csv(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(headings)
-    writer.writerows(rows)
+    writer.writerows([show_name(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
     return text.getvalue()
 
 

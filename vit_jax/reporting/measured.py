@@ -138,14 +138,14 @@ def measure(
         if (value := share(f"{variant}/accuracy")) is not None:
             how = settings.variant_settings(variant, fields, model)
             number = count(f"{variant}/examples")
-            whole = NUM_LABELLED if variant == "real" else NUM_IMAGES[variant]
+            flawed = flaw(variant, number, (NUM_LABELLED if variant == "real" else NUM_IMAGES[variant],))
             told = (*notes, *_loss_note(metrics, variant))
-            values[name] = Value(value, None, told, how, (number, None), flaw(variant, number, (whole,)))
-    for name, (where, value) in _few_shot(fields, model, metrics, notes, problems).items():
+            values[name] = Value(value, None, told, how, (number, None), flawed)
+    for name, (where, few_shot) in _few_shot(fields, model, metrics, notes, problems).items():
         number = count(f"fewshot/{where}/examples")
-        whole = _whole_of_task(dict(value.settings)["fewshot.datasets"], fields["fewshot.test_split"])
+        whole = _whole_of_task(dict(few_shot.settings)["fewshot.datasets"], fields["fewshot.test_split"])
         flawed = flaw(f"fewshot/{where}", number, whole)
-        values[name] = dataclasses.replace(value, images=(number, None), flaw=flawed)
+        values[name] = dataclasses.replace(few_shot, images=(number, None), flaw=flawed)
     return Measured(values, examples, problems)
 
 

@@ -152,7 +152,8 @@ def chosen_on(model: PreTrained, task: str, *, table_2: bool = False) -> tuple[R
     candidates: Sequence[Result] = model.tasks.get(task, ())
     if not candidates:
         return None
-    protocol, told = protocol_of(task, model.model, table_2=table_2, origin=model.origin), []
+    protocol = protocol_of(task, model.model, table_2=table_2, origin=model.origin)
+    told: list[str] = []
     if kind_of(model.model) != "ViT":
         candidates, told = better_rule(candidates, protocol)
     result, notes = choose(candidates, protocol)

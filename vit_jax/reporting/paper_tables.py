@@ -178,9 +178,9 @@ def table_7(models: Sequence[PreTrained]) -> Table:
         for model in chosen.values():
             for task in (*tasks, paper.TABLE_7_AVERAGE):
                 ours = average_of_five(model) if task == paper.TABLE_7_AVERAGE else ours_on(model, task)
-                score = rows.get(row, {}).get(task)
+                theirs = rows.get(row, {}).get(task)
                 if ours:
-                    table.set(row, task, Cell(None if score is None else Score(score), ours))
+                    table.set(row, task, Cell(None if theirs is None else Score(theirs), ours))
         table.remarks += remarks
     table.remarks.append("To be checked against the paper: the numbers with SGD. Those with Adam are table 6's.")
     return table
@@ -222,8 +222,8 @@ def released_table(models: Sequence[PreTrained]) -> Table:
                 # The note that the paper's dropout is another one says nothing here.
                 of_dropout = dataclasses.replace(model, tasks={task: results})
                 row = (family, dropout, task)
-                score = published.get((row, model.model))
-                table.set(row, model.model, Cell(None if score is None else Score(score), ours_on(of_dropout, task)))
+                theirs = published.get((row, model.model))
+                table.set(row, model.model, Cell(None if theirs is None else Score(theirs), ours_on(of_dropout, task)))
     table.remarks.append(
         "ViT: README of google-research/vision_transformer of 2021-05-24, which calls 0.1 the ViT paper's. AugReg: the "
         "checkpoints that its authors recommend, each with its own learning rate."

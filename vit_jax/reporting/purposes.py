@@ -1,6 +1,7 @@
 """What a run is for: its result counts, or it only chooses. Records decide; then what the protocol says of a split."""
 
 import dataclasses
+import itertools
 import math
 import pathlib
 import re
@@ -144,7 +145,7 @@ def stage_of(command: str) -> str | None:
     if any(_DECIDES_SPLITS.match(word) for word in words):
         return None
     config = ""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
         name, equals, value = word.partition("=")
         if name in ("--config", "-config"):
             config = value if equals else following

@@ -206,7 +206,7 @@ class _Reader:
                 if (folder / "config.json").exists() and (folder / "metrics.jsonl").exists():
                     run = self._load(folder)
                     inside = str(path)[len(str(folder)) :].strip("/")
-                    return run and (run, "" if inside == _BEST else inside)
+                    return None if run is None else (run, "" if inside == _BEST else inside)
             except (DamagedError, OSError):
                 return None
         # A relative path was meant from where the run was started, or the folder was moved since.
@@ -226,7 +226,7 @@ class _Reader:
                     run = self._load(ends[0])
                 except DamagedError:
                     return None
-                return run and (run, "" if inside == _BEST else inside)
+                return None if run is None else (run, "" if inside == _BEST else inside)
         return None
 
     def _origin_of(self, place: str) -> Origin:
@@ -394,7 +394,8 @@ class _Reader:
         overlap: Any,
     ) -> tuple[str, Record, bool]:
         """The same for an evaluation of a run, or of what is `inside` of its folder."""
-        notes, key = (), self._origin_after(run).key
+        notes: tuple[str, ...] = ()
+        key = self._origin_after(run).key
         own = (run.fields["data.dataset"], run.fields["data.eval_split"])
         if inside:
             notes, key = (f"of {inside}, not of the last parameters",), f"{key}@{inside}"

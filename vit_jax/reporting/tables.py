@@ -4,10 +4,11 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from vit_jax.reporting.layout import Listing
+from vit_jax.reporting.measured import ACCURACY, REAL, TOP_5, same_images
 from vit_jax.reporting.models import (
     dropout_of,
 )
-from vit_jax.reporting.records import ACCURACY, REAL, TOP_5, Record
+from vit_jax.reporting.record import Record
 from vit_jax.reporting.scores import Ours, Result, group
 from vit_jax.reporting.settings import differing
 
@@ -89,18 +90,34 @@ def _differences(results: Sequence[Result]) -> list[str]:
             for name in sorted({name for training in trainings for name in training})
             if any(training.get(name) != first.training.get(name) for training in trainings)
         }
-        if (changed := fields.pop("changed on the way", None)) is not None:
-            fields["its config was changed on the way"] = changed
+        was_changed = fields.pop("changed on the way", None) is not None
         for other in others:
             for value in first.values.keys() & other.first.values.keys():
                 mine, its = first.values[value].settings, other.first.values[value].settings
                 fields |= {name: dict(mine).get(name) for name in differing(mine, its)}
         told = [f"{name}={value}" for name, value in fields.items()]
+        told += _differing_images(first, [other.first for other in others])
+        told += ["its config was changed on the way"] if was_changed else []
         if first.before and len({other.first.before.key for other in others if other.first.before}) > 1:
             told.append(f"from {common_folder([each.before.name for each in result.records if each.before])}")
         return ", ".join(told)
 
     return [difference(result, alike[str(_describe(result.first))]) for result in results]
+
+
+def _differing_images(record: Record, others: Sequence[Record]) -> list[str]:
+    """Of how many or which images a record is, where others of the same settings are of others."""
+    sets = [("trained on", record.train_images, [other.train_images for other in others])]
+    sets += [
+        (f"{name} of", value.images, [other.values[name].images for other in others if name in other.values])
+        for name, value in record.values.items()
+        if name != TOP_5
+    ]
+    return [
+        f"{what} {number if number is not None else '?'} images" + (f" ({fingerprint})" if fingerprint else "")
+        for what, (number, fingerprint), theirs in sets
+        if not all(same_images((number, fingerprint), each) for each in theirs)
+    ]
 
 
 def _shortened(rows: Sequence[Sequence[str]], differences: Sequence[str]) -> tuple[list[list[str]], list[str]]:
@@ -124,8 +141,11 @@ def _remarks_on(results: Sequence[Result], names: Sequence[str]) -> list[str]:
             lacking = [str(record.seed) for record in result.records if name not in record.results]
             if lacking and len(lacking) < len(result.records):
                 remarks.append(f"{folder}: {name} is without seed {', '.join(lacking)}")
-            notes = [note for record in result.having(name) for note in record.values[name].notes]
-            remarks += [f"{folder}: {name}: {note}" for note in notes]
+        noted: dict[str, list[str]] = {}
+        for name in names:
+            for note in dict.fromkeys(note for record in result.having(name) for note in record.values[name].notes):
+                noted.setdefault(note, []).append(name)
+        remarks += [f"{folder}: {', '.join(of)}: {note}" for note, of in noted.items()]
         remarks += [
             f"{record.path}: its config was changed on the way, {change}"
             for record in result.records
@@ -136,7 +156,8 @@ def _remarks_on(results: Sequence[Result], names: Sequence[str]) -> list[str]:
 
 def _use_of(record: Record) -> str:
     flaws = {value.flaw for name, value in record.values.items() if value.flaw and name != TOP_5} - {record.use}
-    return "; ".join([record.use, *sorted(flaws)])
+    changed = ["config changed on the way"] if record.changes else []
+    return "; ".join([record.use, *changed, *sorted(flaws)])
 
 
 def _names_of_values(values: Iterable[str]) -> list[str]:
