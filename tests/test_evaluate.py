@@ -9,11 +9,13 @@ import pytest
 
 from tests import multiprocess
 from tests.data.test_sources import write_image
+from vit_jax import overview
 from vit_jax.config import base_config
 from vit_jax.data.images import EvalTransform
-from vit_jax.data.sources import open_source
+from vit_jax.data.sources import MissingDataError, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, format_metrics
+from vit_jax.evaluation import build_evaluation
 from vit_jax.models import create_model
 from vit_jax.train import train
 from vit_jax.train_step import normalize_images
@@ -162,6 +164,54 @@ def test_few_shot_accuracies_are_an_evaluation_like_others(config, weights, tmp_
     names = {f"pre_logits/{shots}shot{what}" for shots in (1, 10) for what in ("", "_std")} | {"examples"}
     assert set(metrics) == {f"fewshot/digits/{name}" for name in names}
     assert 0.2 < metrics["fewshot/digits/pre_logits/1shot"] < metrics["fewshot/digits/pre_logits/10shot"] < 1
+
+
+def dry_run(config, place):
+    """The whole text, and its last part."""
+    text = overview.evaluation_dry_run(config, place, build_evaluation(config, place, allow_missing=True))
+    return text, text.partition("# What would be evaluated\n")[2]
+
+
+def test_dry_run_shows_weights_model_and_all_that_is_measured(config, weights, tmp_path):
+    loaded = load(weights[2])
+    hidden = {"kernel": np.zeros((16, 16), np.float32), "bias": np.zeros(16, np.float32)}
+    fields = {**loaded.spec.overrides, "pre_logits": True}
+    place = tmp_path / "hidden.npz"
+    save(from_params("ViT-Ti/4", {**loaded.params, "pre_logits": hidden}, image_size=8, **fields), place)
+    config.fewshot.datasets = ("digits",)
+    config.fewshot.shots = (1, 5)
+    config.data.image_size = 12
+    text, measured = dry_run(config, str(place))
+    for part in (
+        f"weights   {place}: ViT-Ti/4, 10 classes",
+        "images 12x12\n",
+        "pre_logits=True",
+        "measured  test: classification, softmax cross-entropy; 360 images of digits (test)\n",
+        "measured  fewshot/digits: linear classifiers on pre_logits, shots 1, 5, l2 1024, 3 draw(s); "
+        "1,437 images of digits (train), 360 images of digits (test)\n",
+        "batches of 64 images",
+    ):
+        assert part in measured
+    assert "| pre_logits/kernel" in text and "(1, 10, 16)" in text  # of 3 x 3 patches
+    assert "fewshot.l2: (1024.0,)" in text
+    assert "optimizer" not in text and "epochs" not in text
+
+
+def test_dry_run_of_an_evaluation_needs_neither_data_nor_released_weights(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path))
+    config.data.dataset, config.data.image_size = str(tmp_path / "nowhere"), 32
+    config.fewshot.datasets = (str(tmp_path / "nor_there"),)
+    config.variants.real = "/nor/there/real.json"
+    _, measured = dry_run(config, "vit_b32_i21k_in1k_384")
+    assert "weights   vit_b32_i21k_in1k_384: ViT-B/32, 1,000 classes, images 384x384, NOT HERE YET" in measured
+    for name in ("test", "real", "fewshot/nor_there"):
+        assert f"measured  {name}: data NOT HERE YET. " in measured
+
+
+def test_missing_data_end_an_evaluation(config, weights, tmp_path):
+    config.data.dataset = str(tmp_path / "nowhere")
+    with pytest.raises(MissingDataError):
+        build_evaluation(config, weights[2])
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from vit_jax.optimizers import decay_mask
 
 def test_parameter_table_lists_every_parameter_and_says_which_decay():
     built = experiment.build(digits_config())
-    table = overview.parameter_table(built)
     params = built.abstract_state.params
+    table = overview.parameter_table(params, decayed=decay_mask(params))
     lines = table.splitlines()
     for path, decayed in jax.tree_util.tree_leaves_with_path(decay_mask(params)):
         name = "/".join(key.key for key in path)

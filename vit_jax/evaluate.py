@@ -36,13 +36,8 @@ def evaluate(config: ConfigDict, path: AnyPath | None = None) -> dict[str, Any]:
     Raises:
       UserError: something the user can mend.
     """
-    place = _what(config.weights, path)
+    place = place_to_evaluate(config.weights, path)
     built = build_evaluation(config, place)
-    if not built.evaluations:
-        raise UserError(
-            "the config evaluates nothing: set data.eval_split, fewshot.datasets or one of variants (vit_jax/config.py "
-            "lists them)."
-        )
     distributed.check_same("data", describe_data(None, built.evaluations))
     logger.info("%s: %s", place, built.description)
     overlap: dict[str, int] = {}
@@ -73,8 +68,8 @@ def evaluate(config: ConfigDict, path: AnyPath | None = None) -> dict[str, Any]:
     return result
 
 
-def _what(weights: str | None, path: AnyPath | None) -> str:
-    """The place of the parameters to evaluate.
+def place_to_evaluate(weights: str | None, path: AnyPath | None) -> str:
+    """The place of the parameters to evaluate: the run in a workdir, if there is one, or else `config.weights`.
 
     The command that trained a run may be given again to evaluate it, although its weights are what the run began with.
     """

@@ -1,18 +1,20 @@
 """From a config to what is evaluated: while a run trains, and of parameters that are not trained."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import experiment, partitioning
 from vit_jax.config import check_fields
 from vit_jax.data.pipeline import EvalBatches
-from vit_jax.data.sources import Source, open_source
+from vit_jax.data.sources import MissingDataError, Source, open_source
 from vit_jax.data.sources.imagenet_variants import VARIANTS, open_variant
 from vit_jax.data.sources.real import NUM_CLASSES as NUM_IMAGENET_CLASSES
 from vit_jax.errors import UserError
@@ -22,7 +24,6 @@ from vit_jax.evaluators.fewshot import FewShotEvaluator
 from vit_jax.losses import make_loss
 from vit_jax.metrics import Progress
 from vit_jax.models import create_model
-from vit_jax.weights import load as load_weights
 from vit_jax.weights import transfer
 
 
@@ -69,6 +70,9 @@ class Evaluation:
     is_main: bool = False
 
 
+OnMissing = Callable[[str, MissingDataError], None]
+
+
 def make_evaluations(
     config: ConfigDict,
     model: nn.Module,
@@ -77,6 +81,7 @@ def make_evaluations(
     *,
     shardings: Any = None,
     before_each_batch: Callable[[], None] = lambda: None,
+    on_missing: OnMissing | None = None,
 ) -> list[Evaluation]:
     """What is evaluated: classification of the evaluation split, then what else the config asks for.
 
@@ -87,6 +92,7 @@ def make_evaluations(
       eval_source: evaluation examples; None: there are none.
       shardings: of the parameters; None: replicated.
       before_each_batch: called between batches; may raise to end an evaluation.
+      on_missing: see `open_test_data`.
 
     Raises:
       UserError: data are missing, or are not as they should be.
@@ -114,7 +120,7 @@ def make_evaluations(
                     f"{model.num_classes:,}."
                 )
     evaluations = []
-    for data in open_test_data(config, eval_source):
+    for data in open_test_data(config, eval_source, on_missing):
         evaluator: Evaluator
         if data.pool is not None:
             evaluator = _make_fewshot(config, data.pool, data, model, mesh, shardings, before_each_batch)
@@ -126,38 +132,57 @@ def make_evaluations(
     return evaluations
 
 
-def open_test_data(config: ConfigDict, eval_source: Source | None) -> list[TestData]:
+def open_test_data(
+    config: ConfigDict, eval_source: Source | None, on_missing: OnMissing | None = None
+) -> list[TestData]:
     """Opens what a config evaluates: the evaluation split, ImageNet's other test sets, few-shot data sets.
 
     Args:
       config: see `vit_jax.config.base_config`.
       eval_source: evaluation examples; None: there are none.
+      on_missing: called with the name and the error of what is missing, which is left out; None: that is an error.
 
     Raises:
       UserError: data are missing, or are not as they should be.
     """
     found = [] if eval_source is None else [TestData(config.data.eval_split, eval_source)]
-    for name in VARIANTS:
-        if place := config.variants[name]:
-            variant = open_variant(
-                name, place, validation=config.data.dataset, validation_split=config.data.eval_split or "validation"
-            )
-            found.append(TestData(name, variant.source, variant.classes))
+    opens: dict[str, Callable[[], TestData]] = {
+        name: functools.partial(_open_variant, config, name) for name in VARIANTS if config.variants[name]
+    }
     for dataset in config.fewshot.datasets:
-        splits = (config.fewshot.train_split, config.fewshot.test_split, config.fewshot.validation_split)
-        pool = open_source(dataset, splits[0]) if splits[0] else None
-        names = pool.class_names if pool else None
-        test, validation = (open_source(dataset, split, class_names=names) if split else None for split in splits[1:])
         name = f"fewshot/{_short_name(dataset)}"
-        if name in [each.name for each in found]:
+        if name in opens or name in [each.name for each in found]:
             raise UserError(
                 f"two of fewshot.datasets would be called {name} in metrics: {', '.join(config.fewshot.datasets)}. "
                 "Evaluate them one after the other, with a --workdir each."
             )
-        if pool is None or test is None:
-            raise UserError("fewshot.train_split and fewshot.test_split must be splits, such as 'train' and 'test'.")
-        found.append(TestData(name, test, pool=pool, validation=validation))
+        opens[name] = functools.partial(_open_fewshot, config, name, dataset)
+    for name, open_one in opens.items():
+        try:
+            found.append(open_one())
+        except MissingDataError as error:
+            if on_missing is None:
+                raise
+            on_missing(name, error)
     return found
+
+
+def _open_variant(config: ConfigDict, name: str) -> TestData:
+    validation_split = config.data.eval_split or "validation"
+    variant = open_variant(
+        name, config.variants[name], validation=config.data.dataset, validation_split=validation_split
+    )
+    return TestData(name, variant.source, variant.classes)
+
+
+def _open_fewshot(config: ConfigDict, name: str, dataset: str) -> TestData:
+    splits = (config.fewshot.train_split, config.fewshot.test_split, config.fewshot.validation_split)
+    pool = open_source(dataset, splits[0]) if splits[0] else None
+    names = pool.class_names if pool else None
+    test, validation = (open_source(dataset, split, class_names=names) if split else None for split in splits[1:])
+    if pool is None or test is None:
+        raise UserError("fewshot.train_split and fewshot.test_split must be splits, such as 'train' and 'test'.")
+    return TestData(name, test, pool=pool, validation=validation)
 
 
 def describe_data(train_source: Source | None, evaluations: Sequence[Evaluation]) -> str:
@@ -214,26 +239,32 @@ class EvaluationOnly:
     Attributes:
       mesh: the devices.
       model_fields: what `create_model` was given.
-      params: on the host.
+      model: images -> (logits, intermediates).
+      params: on the host; None if they are missing.
       abstract_params: their shapes, dtypes and shardings.
       description: of the weights, a line.
       evaluations: what is measured.
+      missing: messages by name of evaluations whose data are missing.
     """
 
     mesh: Mesh
     model_fields: dict[str, Any]
+    model: nn.Module
     params: Any
     abstract_params: Any
     description: str
     evaluations: list[Evaluation]
+    missing: dict[str, str]
 
 
-def build_evaluation(config: ConfigDict, place: str) -> EvaluationOnly:
+def build_evaluation(config: ConfigDict, place: str, *, allow_missing: bool = False) -> EvaluationOnly:
     """Makes what evaluates weights, head and all, at the config's image size; needs no training data.
 
     Args:
       config: see `vit_jax.config.base_config`.
       place: of the weights, as `config.weights`.
+      allow_missing: do without data that are missing, and without released weights that were not fetched yet; to show
+        what would be evaluated.
 
     Raises:
       UserError: something in the config, the weights or the data is not as it should be.
@@ -241,27 +272,51 @@ def build_evaluation(config: ConfigDict, place: str) -> EvaluationOnly:
     check_fields(config)
     mesh = partitioning.make_mesh(None, data=config.mesh.data, model=config.mesh.model)
     partitioning.check_batch_size(config.eval_batch_size or config.batch_size, mesh, field="eval_batch_size")
-    weights = load_weights(place, model=config.model.name)
-    eval_source = None
-    num_classes = weights.spec.num_classes
+    spec, weights = experiment.find_weights(place, config.model.name, allow_missing=allow_missing)
+    missing: dict[str, str] = {}
+
+    def note(name: str, error: MissingDataError) -> None:
+        missing[name] = str(error)
+
+    eval_source, num_classes = None, spec.num_classes
     if config.data.eval_split is not None:
-        run_classes = weights.class_names if weights.format == "run" else None
-        eval_source = experiment.open_eval_source(config.data, run_classes)
+        run_classes = weights.class_names if weights and weights.format == "run" else None
+        try:
+            eval_source = experiment.open_eval_source(config.data, run_classes)
+        except MissingDataError as error:
+            if not allow_missing:
+                raise
+            note(config.data.eval_split, error)
         remedy = "Fine-tune it first, or set data.eval_split=None"
-        num_classes = experiment.num_kept_classes(config, place, weights.spec, eval_source, remedy)
-        experiment.check_class_names(weights, eval_source, remedy)
+        num_classes = experiment.num_kept_classes(config, place, spec, eval_source, remedy)
+        if weights:
+            experiment.check_class_names(weights, eval_source, remedy)
     with_head = ConfigDict({**config, "keep_head": True}, type_safe=False)
-    model_fields = experiment.get_model_fields(with_head, num_classes, weights.spec)
+    model_fields = experiment.get_model_fields(with_head, num_classes, spec)
     model = create_model(**model_fields)
-    params, _ = transfer(weights, model, config.data.image_size, keep_head=True, keep_pre_logits=True)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    size, params = config.data.image_size, None
+    if weights:
+        params, _ = transfer(weights, model, size, keep_head=True, keep_pre_logits=True)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    else:
+        images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+        shapes = jax.eval_shape(lambda images: model.init(jax.random.key(0), images)["params"], images)
     specs = partitioning.parameter_specs(shapes, mesh, config.sharding, config.sharding_rules)
     shardings = partitioning.state_shardings(shapes, mesh, specs)
+    on_missing = note if allow_missing else None
+    evaluations = make_evaluations(config, model, mesh, eval_source, shardings=shardings, on_missing=on_missing)
+    if not evaluations and not missing:
+        raise UserError(
+            "the config evaluates nothing: set data.eval_split, fewshot.datasets or one of variants (vit_jax/config.py "
+            "lists them)."
+        )
     return EvaluationOnly(
         mesh=mesh,
         model_fields=model_fields,
+        model=model,
         params=params,
         abstract_params=partitioning.with_sharding(shapes, shardings),
-        description=str(weights.spec),
-        evaluations=make_evaluations(config, model, mesh, eval_source, shardings=shardings),
+        description=str(spec),
+        evaluations=evaluations,
+        missing=missing,
     )

@@ -109,7 +109,11 @@ def build(
     train_transform(config.data), eval_transform(config.data)  # only to check them before the data are read
     _make_optimizer(config.optimizer, optax.constant_schedule(0.0))  # only to check it before the data are read
     select = optimizers.select_parameters(config.train_only)
-    spec, weights = _find_weights(config, allow_missing=allow_missing_data)
+    if config.weights is None and config.keep_head:
+        raise UserError("keep_head is set, but weights, whose head it is, are not.")
+    spec, weights = None, None
+    if config.weights is not None:
+        spec, weights = find_weights(config.weights, config.model.name, allow_missing=allow_missing_data)
 
     train_source: Source | None
     eval_source: Source | None
@@ -377,19 +381,24 @@ def open_train_source(data: ConfigDict) -> Source:
     return Mixture(sources, [weight for _, weight in pairs]) if data.mixture else sources[0]
 
 
-def _find_weights(config: ConfigDict, *, allow_missing: bool) -> tuple[ModelSpec | None, Weights | None]:
-    """The weights to begin with and the model they are of; the model alone if they are released and not fetched yet."""
-    if config.weights is None:
-        if config.keep_head:
-            raise UserError("keep_head is set, but weights, whose head it is, are not.")
-        return None, None
-    if allow_missing and config.weights in list_checkpoints():
-        released = get_checkpoint(config.weights)
+def find_weights(place: str, model: str | None, *, allow_missing: bool) -> tuple[ModelSpec, Weights | None]:
+    """Loads weights.
+
+    Args:
+      place: as `config.weights`.
+      model: name of the model that they should be of; None: as they say.
+      allow_missing: do without released weights that were not fetched yet.
+
+    Returns:
+      the model, and the weights, None if they are missing.
+    """
+    if allow_missing and place in list_checkpoints():
+        released = get_checkpoint(place)
         if not cached_path(released.url).exists():
-            logger.warning("weights %s are not here yet; a run will fetch them", config.weights)
+            logger.warning("weights %s are not here yet; a run will fetch them", place)
             size = (released.image_size, released.image_size)
             return ModelSpec(released.model, released.num_classes, released.model_overrides, size), None
-    weights = load_weights(config.weights, model=config.model.name)
+    weights = load_weights(place, model=model)
     return weights.spec, weights
 
 

@@ -11,7 +11,8 @@ Look before you train: --dry_run prints the resolved config, the parameters, whi
 learning rate along the run, how the state lies on the devices of this process, and what would be trained, and ends.
 
 Evaluate without training: --mode=eval measures the run in --workdir, if there is one, or else --config.weights (a
-released checkpoint, a file, the workdir of a run), on all that the config evaluates.
+released checkpoint, a file, the workdir of a run), on all that the config evaluates. With --dry_run it prints the
+weights, the model as it will be, and what would be evaluated on how many images, and ends.
 
 The same command in the same --workdir goes on where the last start ended, to the bit. SIGTERM or Ctrl-C save and end
 the run with status 143 or 130; mistakes end it with status 1 and one message. vit_jax/config.py lists all fields.
@@ -39,8 +40,8 @@ from vit_jax.command_line import parse as parse_flags
 from vit_jax.compilation_cache import use_compilation_cache
 from vit_jax.data.sources import MissingDataError
 from vit_jax.errors import UserError
-from vit_jax.evaluate import evaluate, format_metrics
-from vit_jax.evaluation import open_test_data
+from vit_jax.evaluate import evaluate, format_metrics, place_to_evaluate
+from vit_jax.evaluation import build_evaluation, open_test_data
 from vit_jax.stopping import Stopped
 from vit_jax.train import train
 from vit_jax.workdir import parse
@@ -50,7 +51,7 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder (or gs://bucket/folder) for checkpoints, metrics and results; made if need be."
 )
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or only evaluate.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be trained, and end.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be trained, or evaluated, and end.")
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "Go on in a workdir that belongs to another config."
 )
@@ -94,6 +95,9 @@ def _main() -> int:
     _set_up_logging()
     use_compilation_cache()
     try:
+        if _DRY_RUN.value and _MODE.value == "eval":
+            _show_evaluation(_CONFIG.value)
+            return 0
         if _DRY_RUN.value:
             built = experiment.build(_CONFIG.value, allow_missing_data=True)
             print(overview.dry_run(_CONFIG.value, built))
@@ -102,6 +106,14 @@ def _main() -> int:
         return _run(ledger)
     except Exception as error:
         return _fail(error)
+
+
+def _show_evaluation(config: ConfigDict) -> None:
+    """Prints what --mode=eval would do."""
+    place = place_to_evaluate(config.weights, parse(_WORKDIR.value) if _WORKDIR.value else None)
+    built = build_evaluation(config, place, allow_missing=True)
+    print(overview.evaluation_dry_run(config, place, built))
+    leakage.find_overlap({each.name: each.data.test for each in built.evaluations}, leakage.sources_behind(place))
 
 
 def _warn_of_overlap(config: ConfigDict, built: experiment.Experiment) -> None:

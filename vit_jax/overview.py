@@ -3,18 +3,24 @@
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from clu import parameter_overview
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import partitioning
 from vit_jax.analysis.flops import forward_flops, train_exaflops
+from vit_jax.config import flatten
+from vit_jax.data.sources.imagenet_variants import VARIANTS
+from vit_jax.evaluation import EvaluationOnly, TestData
 from vit_jax.experiment import Experiment
 from vit_jax.fine_tuning import PAGE_SIZES, dropout_of, fitting_size
 from vit_jax.optimizers import decay_mask
+from vit_jax.partitioning import name_of
 from vit_jax.protocols import gap_learning_rate
 from vit_jax.published.paper import FIGURE_9, TABLE_1, TABLE_3
 
@@ -29,6 +35,12 @@ class ParameterRow:
     shape: str
     dtype: str
     size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DecayRow(ParameterRow):
+    """A line of the parameter table with a column for weight decay."""
+
     decayed: str
 
 
@@ -40,7 +52,6 @@ def count_parameters(params: Any) -> int:
 def describe_run(config: ConfigDict, experiment: Experiment) -> str:
     """A few lines: model, data, length, devices."""
     source = experiment.train_source
-    devices = partitioning.describe_devices(experiment.mesh)
     size = config.data.image_size
     classes = experiment.num_classes
     epochs = experiment.num_steps * config.batch_size / experiment.num_train_images
@@ -70,13 +81,15 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
         f"{config.optimizer.name}{layer_decay}, {config.loss} cross-entropy",
         f"compute   {flops / 1e9:.4g} GFLOP an image forward (multiply-add = 2), {exaflops:.4g} exaFLOP in all at "
         f"{'most ' if trained < parameters else ''}3 x forward",
-        f"devices   {devices['num_devices']} x {devices['device_kind']} in {devices['num_processes']} process(es), "
-        + (f"{devices['num_slices']} slices, " if devices["num_slices"] > 1 else "")
-        + "mesh "
-        + " x ".join(f"{name} {size}" for name, size in devices["mesh"].items())
-        + f"; state {config.sharding}, {held:.3g} GB on each",
+        f"devices   {_describe_mesh(experiment.mesh)}; state {config.sharding}, {held:.3g} GB on each",
     ]
     return "\n".join(lines)
+
+
+def _describe_mesh(mesh: Mesh) -> str:
+    devices = partitioning.describe_devices(mesh)
+    axes = " x ".join(f"{name} {size}" for name, size in devices["mesh"].items())
+    return f"{devices['num_devices']} x {devices['device_kind']} in {devices['num_processes']} process(es), mesh {axes}"
 
 
 def describe_choices(config: ConfigDict, experiment: Experiment) -> list[str]:
@@ -112,22 +125,20 @@ def _describe_gap(model_name: str, rate: float) -> str:
     )
 
 
-def parameter_table(experiment: Experiment) -> str:
-    """Every parameter with its shape, size, and whether weight decay touches it; and the count beside the paper's."""
-    params = experiment.abstract_state.params
-    decayed = dict(jax.tree_util.tree_leaves_with_path(decay_mask(params)))
-    rows = [
-        ParameterRow(
-            name="/".join(str(key.key) for key in path),
-            shape=str(tuple(leaf.shape)),
-            dtype=str(np.dtype(leaf.dtype)),
-            size=math.prod(leaf.shape),
-            decayed="yes" if decayed[path] else "no",
-        )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    ]
-    total = sum(row.size for row in rows)
-    head = sum(row.size for row in rows if row.name.startswith("head/"))
+def parameter_table(params: Any, *, decayed: Any = None) -> str:
+    """Every parameter with its shape and size, and whether weight decay touches it.
+
+    Args:
+      params: arrays or shapes.
+      decayed: a tree of bools, from `optimizers.decay_mask`; None: without that column.
+    """
+    rows: list[ParameterRow] = []
+    decay_by_path = dict(jax.tree_util.tree_leaves_with_path(decayed))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        row = ParameterRow(name_of(path), str(tuple(leaf.shape)), str(np.dtype(leaf.dtype)), math.prod(leaf.shape))
+        rows.append(row if decayed is None else DecayRow(**vars(row), decayed="yes" if decay_by_path[path] else "no"))
+    total = count_parameters(params)
+    head = count_parameters(params.get("head", {}))
     return "\n".join([parameter_overview.make_table(rows), f"total {total:,}; head left out {total - head:,}"])
 
 
@@ -180,16 +191,87 @@ def describe_decay(experiment: Experiment) -> str:
 
 def dry_run(config: ConfigDict, experiment: Experiment) -> str:
     """All of the above, with the resolved config."""
+    params = experiment.abstract_state.params
     paper = paper_count(experiment.model_name)
     report = experiment.transfer_report
     return "\n\n".join(
         [
             "# Resolved config\n" + str(config).strip(),
             *([f"# Weights\n{report}"] if report else []),
-            "# Parameters\n" + parameter_table(experiment) + (f"\n{paper}" if paper else ""),
+            "# Parameters\n" + parameter_table(params, decayed=decay_mask(params)) + (f"\n{paper}" if paper else ""),
             "# Weight decay\n" + describe_decay(experiment),
             "# Learning rate\n" + schedule_table(config, experiment),
             "# Sharding\n" + partitioning.sharding_table(experiment.abstract_state),
             "# What would be trained\n" + describe_run(config, experiment),
         ]
+    )
+
+
+# Fields that an evaluation reads; those of few-shot classifiers and of ImageNet's variants where there are any.
+_EVALUATION_FIELDS = (
+    *("data.dataset", "data.eval_split", "data.eval_labels", "data.image_key", "data.label_key", "data.max_labels"),
+    *("data.image_size", "data.eval_resize_small", "data.eval_resize", "data.num_threads", "data.max_bad_records"),
+    *("model.dtype", "model.param_dtype", "loss", "eval_batch_size", "batch_size"),
+    *("mesh.data", "mesh.model", "sharding", "sharding_rules"),
+)
+
+
+def evaluation_dry_run(config: ConfigDict, place: str, built: EvaluationOnly) -> str:
+    """What `--mode=eval` would do: its fields, the parameters, the weights, the model, and what is measured.
+
+    Args:
+      config: see `vit_jax.config.base_config`.
+      place: of the weights.
+      built: from `evaluation.build_evaluation`.
+    """
+    asked = {"fewshot": config.fewshot.datasets, "variants": any(config.variants[name] for name in VARIANTS)}
+    fields = {
+        name: value
+        for name, value in flatten(config.to_dict()).items()
+        if value is not None and (name in _EVALUATION_FIELDS or asked.get(name.split(".")[0]))
+    }
+    params = built.abstract_params
+    return "\n\n".join(
+        [
+            "# Fields that count\n" + "\n".join(f"{name}: {value}" for name, value in sorted(fields.items())),
+            "# Parameters\n" + parameter_table(params),
+            "# What would be evaluated\n" + "\n".join(_describe_evaluation(config, place, built)),
+        ]
+    )
+
+
+def _describe_measure(config: ConfigDict, data: TestData) -> str:
+    if data.pool is None:
+        competing = f", among {len(data.classes):,} classes" if data.classes else ""
+        return f"classification, {config.loss} cross-entropy{competing}"
+    fields = config.fewshot
+    shots, l2 = (", ".join(f"{each:g}" for each in values) for values in (fields.shots, fields.l2))
+    return f"linear classifiers on {', '.join(fields.representations)}, shots {shots}, l2 {l2}, {fields.seeds} draw(s)"
+
+
+def _describe_evaluation(config: ConfigDict, place: str, built: EvaluationOnly) -> Iterator[str]:
+    size = config.data.image_size
+    attributes = {name: value for name, value in built.model_fields.items() if name not in ("name", "num_classes")}
+    num_classes = built.model_fields["num_classes"]
+    yield f"weights   {place}: {built.description}{'' if built.params else ', NOT HERE YET'}"
+    yield (
+        f"model     {built.model_fields['name']}, {num_classes:,} classes, "
+        f"{count_parameters(built.abstract_params):,} parameters, images {size}x{size}"
+    )
+    yield f"          {', '.join(f'{name}={value}' for name, value in attributes.items())}"
+    num_images = 0
+    for each in built.evaluations:
+        parts = [f"{len(source):,} images of {source.name} ({source.split})" for source in each.data.sources]
+        num_images += len(each.data.test)
+        yield f"measured  {each.name}: {_describe_measure(config, each.data)}; {', '.join(parts)}"
+    for name, message in built.missing.items():
+        yield f"measured  {name}: data NOT HERE YET. " + message.replace("\n", "\n          ")
+    flops = forward_flops(built.model, size)
+    images = f"; {num_images:,} images in all" if not (built.missing or config.fewshot.datasets) else ""
+    yield f"compute   {flops / 1e9:.4g} GFLOP an image forward (multiply-add = 2){images}"
+    held = partitioning.bytes_per_device(built.abstract_params) / 1e9
+    batch = config.eval_batch_size or config.batch_size
+    yield (
+        f"devices   {_describe_mesh(built.mesh)}; batches of {batch:,} images; parameters {config.sharding}, "
+        f"{held:.3g} GB on each"
     )
