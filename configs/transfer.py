@@ -24,8 +24,9 @@ Arguments dataset    imagenet2012, cifar10, cifar100, pets, flowers, tfds:<name>
           stage      final (the default): train on all training images and evaluate on the test set; choose: hold a part
                      of them out to choose the learning rate on. The second command does both: it tries table 4's
                      learning rates, then trains three times with the best
-          rule       vit (the default): table 4. bit: BiT-HyperRule, with mixup and other crops, which the paper tries
-                     for ResNets as well; the better of the two counts
+          rule       vit (a run's default): table 4. bit: BiT-HyperRule, with mixup and other crops, which the paper
+                     tries for ResNets as well. By default a sweep of a ResNet or a hybrid tries both, and the better
+                     one counts; its tables say which. rule=vit and rule=bit keep it to one
           bit_size   of rule=bit. paper (the default): resize to 448, crop 384; R152x4 512 and 480 (BiT paper).
                      released: 512 and 480 for all (BiT's released code). Images under 96x96 pixels: 160 and 128 in both
           batch, steps, dtype   512; table 4's, or by the size of the data set; bfloat16
@@ -41,6 +42,7 @@ The recipe, and who says so
 """
 
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -50,7 +52,9 @@ from vit_jax.fine_tuning import choose_dropout, fitting_size, model_of
 from vit_jax.protocols import STAGES, hyper_rule_schedule, hyper_rule_sizes, transfer_task
 from vit_jax.sweeps import Sweep
 
+RULES = ("vit", "bit")
 ONLY_FOR_RESNETS = 0.06  # of the learning rates on ImageNet: table 4's footnote
+HYPER_RULE_RATE = 0.003
 ARGUMENTS = {
     "dataset": "cifar10",
     "train": "",
@@ -60,7 +64,7 @@ ARGUMENTS = {
     "resolution": 0,
     "dropout": "",
     "stage": "final",
-    "rule": "vit",
+    "rule": "",
     "bit_size": "paper",
     "batch": 512,
     "steps": 0,
@@ -76,8 +80,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
     argument = parse_config_string(argument, **ARGUMENTS)
     if argument.stage not in STAGES:
         raise unknown_name("stage", argument.stage, STAGES)
-    if argument.rule not in ("vit", "bit"):
-        raise UserError(f"rule is vit or bit, got {argument.rule!r}.")
+    rule = argument.rule or "vit"
+    if rule not in RULES:
+        raise unknown_name("rule", rule, RULES)
     if argument.bit_size not in ("paper", "released"):
         raise UserError(f"bit_size is paper or released, got {argument.bit_size!r}.")
     task = transfer_task(argument.dataset, train=argument.train, test=argument.test)
@@ -104,7 +109,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 1.0
     model = model_of(config.weights, config.model.name)
-    if argument.rule == "vit":
+    if rule == "vit":
         config.data.image_size = argument.resolution or fitting_size(384, model)
         config.data.inception_crop = True
         config.data.crop_min_area = 0.05
@@ -119,7 +124,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.data.random_crop_from = round(config.data.image_size * resize / crop)
         config.mixup_alpha = 0.0 if task.steps <= 500 else 0.1
         config.optimizer.momentum_dtype = "float32"
-        config.optimizer.learning_rate = 0.003
+        config.optimizer.learning_rate = HYPER_RULE_RATE
         config.optimizer.schedule = "drops"
         config.optimizer.warmup_steps, config.optimizer.drop_at = hyper_rule_schedule(steps)
         config.optimizer.clip_norm = None
@@ -134,15 +139,21 @@ def get_config(argument: str | None = None) -> ConfigDict:
 
 
 def get_sweep(argument: str | None = None) -> Sweep:
-    """Table 4's learning rates on a held-out part of the training images, then three runs on all of them."""
+    """Chooses on a held-out part of the training images, then trains three times on all of them.
+
+    Chosen from are table 4's learning rates, and for models that begin with a ResNet also BiT-HyperRule.
+    """
     given = parse_config_string(argument, **ARGUMENTS)
     task = transfer_task(given.dataset, train=given.train, test=given.test)
-    rates = task.learning_rates if given.rule == "vit" else (0.003,)
-    if not _begins_with_resnet(given.model, given.weights):
-        rates = tuple(rate for rate in rates if rate != ONLY_FOR_RESNETS)
+    is_resnet = _begins_with_resnet(given.model, given.weights)
+    rates = tuple(rate for rate in task.learning_rates if is_resnet or rate != ONLY_FOR_RESNETS)
+    choose: Any = {"optimizer.learning_rate": (HYPER_RULE_RATE,) if given.rule == "bit" else rates}
+    if is_resnet and not given.rule:  # the better of two rules (section 4.1)
+        choose = [{"argument.rule": "vit", "optimizer.learning_rate": rate} for rate in rates]
+        choose.append({"argument.rule": "bit", "optimizer.learning_rate": HYPER_RULE_RATE})
     train, test = task.splits["final"]
     return Sweep(
-        choose={"optimizer.learning_rate": rates},
+        choose=choose,
         final={
             "data.train_split": train,
             "data.eval_split": test,

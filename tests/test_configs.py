@@ -314,10 +314,12 @@ def test_fine_tuning_is_its_row_of_table_4(dataset, row, rates):
     assert chosen.steps == config.steps
 
 
-def test_resnets_try_the_highest_learning_rate_on_imagenet_too():
+def test_resnets_and_hybrids_try_two_rules_by_default():
     page = load(ROOT / "configs" / "transfer.py")
     for weights in ("weights=bit_m_r50x1", "weights=vit_r50b16_i21k", "weights=none,model=R50x1"):
-        assert page.get_sweep(f"dataset=imagenet2012,{weights}").choose["optimizer.learning_rate"][-1] == 0.06
+        tried = page.get_sweep(f"dataset=imagenet2012,{weights}").combinations()
+        assert {"argument.rule": "vit", "optimizer.learning_rate": 0.06} in tried
+        assert tried[-1] == {"argument.rule": "bit", "optimizer.learning_rate": 0.003}
 
 
 @pytest.mark.parametrize(

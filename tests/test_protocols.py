@@ -153,13 +153,22 @@ def test_fine_tuning_warms_up_over_500_steps_or_as_bit_where_it_has_no_more(data
     assert not config.checkpoint.keep_best  # on a test set nothing is chosen
 
 
-@pytest.mark.parametrize(("model", "highest"), [("R50x1", 0.06), ("ViT-B/16", 0.03)])
-def test_learning_rates_for_resnets_are_those_of_runs_of_resnets_too(tmp_path, model, highest):
+@pytest.mark.parametrize(
+    ("model", "more", "rates"),
+    [
+        ("R50x1", "", [("vit", 0.003), ("vit", 0.01), ("vit", 0.03), ("vit", 0.06), ("bit", 0.003)]),
+        ("R50+ViT-B/16", ",rule=vit", [0.003, 0.01, 0.03, 0.06]),
+        ("R50x1", ",rule=bit", [0.003]),
+        ("ViT-B/16", "", [0.003, 0.01, 0.03]),
+    ],
+)
+def test_resnets_try_a_higher_learning_rate_and_the_rule_of_bit_those_of_runs_too(tmp_path, model, more, rates):
     (tmp_path / "starts.jsonl").touch()
     for file in ("config.json", "model.json"):
         (tmp_path / file).write_text(json.dumps({"name": model}))
-    sweep = load(ROOT / "configs" / "transfer.py").get_sweep(f"dataset=imagenet2012,weights={tmp_path}")
-    assert sweep.choose["optimizer.learning_rate"][-1] == highest
+    sweep = load(ROOT / "configs" / "transfer.py").get_sweep(f"dataset=imagenet2012,weights={tmp_path}{more}")
+    rules_and_rates = [tuple(each.values()) for each in sweep.combinations()]
+    assert rules_and_rates == [rate if isinstance(rate, tuple) else (rate,) for rate in rates]
 
 
 def test_hyper_rule_clips_nothing_and_keeps_its_momentum_whole():

@@ -31,6 +31,7 @@ from typing import Any
 
 from vit_jax.command_line import report
 from vit_jax.errors import UserError
+from vit_jax.json_files import read_object
 from vit_jax.stopping import Stopped
 from vit_jax.sweeps import Sweep, results
 from vit_jax.sweeps.children import Children, FailedRunError
@@ -60,7 +61,7 @@ def run_sweep(tasks: Sequence[Task], path: AnyPath, train: Callable[[Run], None]
     """
 
     def train_all(task: Task, runs: Sequence[Run]) -> None:
-        due = [run for run in runs if run.read().is_due]
+        due = [run for run in runs if results.read(task, run).is_due]
         for number, run in enumerate(due, 1):
             logger.info("[%d/%d] %s", number, len(due), run.path)
             run.forget_failure()
@@ -69,7 +70,7 @@ def run_sweep(tasks: Sequence[Task], path: AnyPath, train: Callable[[Run], None]
             except FailedRunError as error:
                 logger.info("[%d/%d] failed: %s", number, len(due), error)
                 run.record_failure(str(error))
-            results.collect(task)  # rather learn now than after all of them that they do not have the metric
+            results.check_metric(task, run)  # rather learn now than after all of them that they do not have it
 
     with locked(path):
         remember(tasks, path)
@@ -88,11 +89,13 @@ def remember(tasks: Sequence[Task], path: AnyPath) -> None:
     """Writes down what the sweep tries.
 
     Raises:
-      UserError: the folder has runs of a sweep that tried something else as well.
+      UserError: the folder has runs of a sweep that tried something else as well, or belongs to a run or to another
+        sweep.
     """
+    _check_place(tasks, path)
     tried = {str(run.path.relative_to(path)): run.overrides for task in tasks for run in task.trials}
     file = path / _DESCRIPTION
-    before = json.loads(file.read_text())["tried"] if file.exists() else {}
+    before = read_object(file).get("tried", {}) if file.exists() else {}
     if lost := [f"  {folder}" for folder in before if folder not in tried and (path / folder).exists()]:
         raise UserError(
             f"{path} has runs of a sweep that tried more; they would be left out:\n"
@@ -104,6 +107,31 @@ def remember(tasks: Sequence[Task], path: AnyPath) -> None:
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(content, indent=2) + "\n")
+
+
+def _check_place(tasks: Sequence[Task], path: AnyPath) -> None:
+    """Checks that the runs of a sweep would not lie among the files of a run or the runs of another sweep.
+
+    A sweep may be in the folder of another one, beside its runs.
+
+    Raises:
+      UserError: they would.
+    """
+    if (path / "starts.jsonl").exists():
+        raise UserError(f"{path} is the workdir of a run. Choose another --workdir for the sweep.")
+    for task in tasks:
+        if task.path != path and (task.path / _DESCRIPTION).exists():
+            raise UserError(
+                f"{task.path}, where the runs of {task.name} would be, is the folder of another sweep. Choose another "
+                "--workdir."
+            )
+    for parent in () if is_remote(path) else path.absolute().parents:
+        if (file := parent / _DESCRIPTION).exists():
+            folders = {*map(str, read_object(file).get("tried", {})), "final"}
+            if path.absolute().relative_to(parent).parts[0] in {folder.split("/")[0] for folder in folders}:
+                raise UserError(
+                    f"{path} is where the sweep in {parent} has its own runs. Choose a folder beside them as --workdir."
+                )
 
 
 def make_sweep(args: argparse.Namespace) -> Sweep:
@@ -199,10 +227,13 @@ def _tell(collected: Sequence[results.TaskResult], path: AnyPath) -> int:
     hint = f"{len(missing)} run{'s' * (len(missing) > 1)} can be run now"
     if not missing:
         gone = [
-            run for result in incomplete for run, each in (*result.trials, *result.final) if each.status == "diverged"
+            run
+            for result in incomplete
+            for run, each in (*result.trials, *result.final)
+            if each.status in ("diverged", "unusable")
         ]
         folders = ", ".join(str(run.path) for run in gone)
-        hint = f"runs that diverged are not tried again, unless their folders are removed: {folders}"
+        hint = f"runs that diverged, or are unusable, are not tried again unless their folders are removed: {folders}"
     return report(UserError(f"incomplete: {names}; {hint}."))
 
 

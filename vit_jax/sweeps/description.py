@@ -8,10 +8,15 @@ from typing import Any
 
 from vit_jax.errors import UserError
 
+ARGUMENT = "argument."  # "argument.rule" is the argument `rule` of a config: what follows the colon of its path
+
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Describes a sweep over a config. Fields are the config's, with dots: "optimizer.learning_rate".
+    """Describes a sweep over a config.
+
+    Fields are the config's, with dots ("optimizer.learning_rate"), or arguments of the config ("argument.rule"), which
+    may change many of its fields at once.
 
     Attributes:
       choose: the grid: values by field, of which every combination is tried; or a list of combinations. Of values of

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vit_jax.errors import UserError
@@ -53,33 +53,89 @@ class TaskResult:
 
 
 def collect(task: Task) -> TaskResult:
-    """Reads what is there of a task, and chooses.
-
-    Raises:
-      UserError: the runs do not have the metric to choose by.
-    """
-    trials = [(run, _checked(task, run)) for run in task.trials]
+    """Reads what is there of a task, and chooses."""
+    trials = [(run, read(task, run)) for run in task.trials]
     chosen: dict[str, Any] | None = None
     notes: list[str] = []
     if not trials:
         chosen = task.candidates[0]
     elif all(result.is_over for _, result in trials):
         chosen, notes = _choose(task, trials)
-    final = [(run, _checked(task, run)) for run in task.final_runs(chosen)] if chosen is not None else []
+    final = [(run, read(task, run, is_final=True)) for run in task.final_runs(chosen)] if chosen is not None else []
+    notes += [*_notes_on_trials(task, trials), *_notes_on_final(task, final)]
     return TaskResult(task, trials, chosen, final, notes)
 
 
-def _checked(task: Task, run: Run) -> Result:
-    """What is there of a run, which did not finish if it has no finite value of the metric."""
-    result, name = run.read(), task.metric_of(run)
+def read(task: Task, run: Run, *, is_final: bool = False) -> Result:
+    """What is there of a run, which is of no use if it has no finite value of the metric."""
+    try:
+        result = run.read()
+    except UserError as error:
+        return Result("failed", reason=str(error))
+    name = task.metric_of(run)
     if result.status != "finished":
         return result
     if name not in result.metrics:
-        known = ", ".join(sorted(result.metrics))
-        raise UserError(f"{run.path} has no metric {name!r} to choose by; choose another --metric. There are: {known}.")
+        return Result("unusable", reason=_no_metric(name, result))
     if not math.isfinite(result.metrics[name]):
         return Result("diverged", reason=f"{name} is {result.metrics[name]}")
+    if is_final and (shared := _trained_on(name, result)):
+        return Result("unusable", reason=f"{shared:,} of the examples that {name} is measured on were trained on")
     return result
+
+
+def check_metric(task: Task, run: Run) -> None:
+    """Checks that a run, if it is finished, has the metric to choose by.
+
+    Raises:
+      UserError: it has not; says which there are.
+    """
+    if (result := run.read()).status == "finished" and (name := task.metric_of(run)) not in result.metrics:
+        raise UserError(f"{run.path} {_no_metric(name, result)}. Choose another --metric.")
+
+
+def _no_metric(name: str, result: Result) -> str:
+    return f"has no metric {name!r} to choose by; there are {', '.join(sorted(result.metrics))}"
+
+
+def _trained_on(metric: str, result: Result) -> int:
+    """How many of the examples that a metric is measured on were trained on."""
+    return next((count for name, count in result.overlap.items() if metric.startswith(f"{name}/")), 0)
+
+
+def _notes_on_trials(task: Task, trials: Sequence[tuple[Run, Result]]) -> list[str]:
+    """What is to be said of the examples that values are chosen by."""
+    shared = max((_trained_on(task.metric_of(run), result) for run, result in trials), default=0)
+    if not shared:
+        return []
+    return [f"{shared:,} of the examples that the values are chosen by were trained on, by these runs or before."]
+
+
+def _notes_on_final(task: Task, final: Sequence[tuple[Run, Result]]) -> list[str]:
+    """What is to be said of the final runs: which are missing, and which numbers are not of all examples or runs."""
+    if not any(result.is_over for _, result in final):
+        return []
+    notes = list(task.notes)
+    finished = [(run, result) for run, result in final if result.status == "finished"]
+    if len(finished) < len(final):
+        notes.append(f"There is no mean: {len(finished)} of {len(final)} final runs are finished.")
+    for name in _names(final):
+        values = {run.seed: result.metrics.get(name) for run, result in finished}
+        odd = {seed: value for seed, value in values.items() if value is None or not math.isfinite(value)}
+        if odd:
+            listed = ", ".join(
+                f"{'missing' if value is None else value} with seed {seed}" for seed, value in odd.items()
+            )
+            notes.append(f"{name} is {listed}, so there is no mean of it.")
+        elif name.endswith("/examples") and len(set(values.values())) > 1:
+            listed = ", ".join(f"{value:,.0f} with seed {seed}" for seed, value in values.items() if value is not None)
+            notes.append(f"{name} differs: {listed}. The final runs are measured on different examples.")
+    return notes
+
+
+def _names(final: Sequence[tuple[Run, Result]]) -> list[str]:
+    """Names of all metrics that final runs have."""
+    return list(dict.fromkeys(name for _, result in final for name in result.metrics))
 
 
 def _choose(task: Task, trials: Sequence[tuple[Run, Result]]) -> tuple[dict[str, Any] | None, list[str]]:
@@ -102,8 +158,11 @@ def _choose(task: Task, trials: Sequence[tuple[Run, Result]]) -> tuple[dict[str,
         others = "; ".join(map(_show_values, ties))
         notes.append(f"{_show_values(chosen)} is no better than {others}, but comes first in the grid.")
     for field, value in chosen.items():
-        tried = [candidate[field] for candidate in task.candidates if field in candidate]
-        if any(isinstance(each, bool) or not isinstance(each, int | float) for each in tried) or len(set(tried)) < 2:
+        if not _is_number(value):
+            notes += _rivals(field, value, means, better, task.sweep.metric)
+            continue
+        tried = [each[field] for each in task.candidates if field in each and {**each, field: value} == chosen]
+        if not all(map(_is_number, tried)) or len(set(tried)) < 2:
             continue
         for extreme, word, beyond in ((min, "smallest", "smaller"), (max, "largest", "larger")):
             if value == extreme(tried):
@@ -111,9 +170,29 @@ def _choose(task: Task, trials: Sequence[tuple[Run, Result]]) -> tuple[dict[str,
     return chosen, notes
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _rivals(
+    field: str, value: Any, means: Sequence[tuple[float, dict[str, Any]]], better: Callable[..., Any], metric: str
+) -> Iterator[str]:
+    """Says which value of a field that has no order, such as a rule, won, and how good the best of the others were."""
+    best: dict[str, tuple[float, dict[str, Any]]] = {}
+    for mean, candidate in means:
+        if field in candidate:
+            pair, key = (mean, candidate), str(candidate[field])
+            best[key] = better(best.get(key, pair), pair, key=lambda pair: pair[0])
+    others = [
+        f"{_show(metric, mean)} with {_show_values(each)}" for key, (mean, each) in best.items() if key != str(value)
+    ]
+    if others and str(value) in best:
+        yield f"{field}={value} won: {_show(metric, best[str(value)][0])}, against {', '.join(others)}."
+
+
 def _statistics(result: TaskResult) -> tuple[dict[str, float], dict[str, float | None]]:
     """Mean and sample standard deviation of each metric of the final runs; None for that of one run."""
-    names = [name for name in (result.final[0][1].metrics if result.final else ()) if result.values(name)]
+    names = [name for name in _names(result.final) if result.values(name)]
     mean = {name: statistics.fmean(result.values(name)) for name in names}
     return mean, {name: _std(result.values(name)) for name in names}
 
@@ -129,14 +208,18 @@ def mean_over_tasks(results: Sequence[TaskResult]) -> dict[str, dict[str, Any]]:
     """
     if len(results) < 2:
         return {}
-    groups = {"all": [result.task.name for result in results], **results[0].task.sweep.groups}
     means: dict[str, dict[str, Any]] = {}
-    for group, names in groups.items():
+    for group, names in _groups(results).items():
         values = [result.metric_values for result in results if result.task.name in names]
         if values and all(values):
             by_seed = [statistics.fmean(seed) for seed in zip(*values, strict=True)]
             means[group] = {"tasks": list(names), "mean": statistics.fmean(by_seed), "std": _std(by_seed)}
     return means
+
+
+def _groups(results: Sequence[TaskResult]) -> dict[str, Sequence[str]]:
+    """Names of tasks by group."""
+    return {"all": [result.task.name for result in results], **results[0].task.sweep.groups}
 
 
 def to_json(results: Sequence[TaskResult], path: AnyPath) -> dict[str, Any]:
@@ -164,6 +247,7 @@ def to_json(results: Sequence[TaskResult], path: AnyPath) -> dict[str, Any]:
             "chosen": result.chosen,
             "final": [show(*each) for each in result.final],
             "final_metric": result.task.metric_of(result.final[0][0]) if result.final else None,
+            "seeds": len(result.final) if mean else 0,
             "mean": mean,
             "std": std,
             "notes": result.notes,
@@ -190,6 +274,9 @@ def to_markdown(results: Sequence[TaskResult]) -> str:
             [f"mean of {group}", f"{len(mean['tasks'])} tasks", _plus_minus(name, mean["mean"], mean["std"])]
             for group, mean in means.items()
         ]
+        for group, names in _groups(results).items():
+            if lacking := [each.task.name for each in results if each.task.name in names and not each.metric_values]:
+                rows.append([f"mean of {group}", f"{len(names)} tasks", f"incomplete: {', '.join(lacking)}"])
         for result in results:
             values = result.metric_values
             shown = _plus_minus(name, statistics.fmean(values), _std(values)) if values else "incomplete"
@@ -213,7 +300,7 @@ def _trial_table(result: TaskResult, name: str) -> list[str]:
 
 def _final_table(result: TaskResult) -> list[str]:
     split = result.final[0][0].config.data.eval_split
-    shown = [name for name in result.final[0][1].metrics if name.startswith(f"{split}/")]
+    shown = [name for name in _names(result.final) if name.startswith(f"{split}/")]
     shown = list(dict.fromkeys([result.task.metric_of(result.final[0][0]), *shown]))
     rows = [
         [str(run.seed), *(_show(name, each.metrics[name]) if name in each.metrics else "" for name in shown),
@@ -222,7 +309,8 @@ def _final_table(result: TaskResult) -> list[str]:
     ]  # fmt: skip
     mean, std = _statistics(result)
     if mean:
-        rows.append(["mean", *(_plus_minus(name, mean[name], std[name]) for name in shown), ""])
+        cells = [_plus_minus(name, mean[name], std[name]) if name in mean else "" for name in shown]
+        rows.append([f"mean of {len(result.final)}", *cells, ""])
     return _table(["final, seed", *shown, ""], rows)
 
 

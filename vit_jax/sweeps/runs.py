@@ -15,10 +15,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vit_jax.config import LENGTHS, check_fields, flatten, set_length
-from vit_jax.data.sources.splits import resolve
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.json_files import read_object
 from vit_jax.metrics import TIME_PREFIX, read_jsonl
-from vit_jax.sweeps.description import Sweep
+from vit_jax.sweeps import splits
+from vit_jax.sweeps.description import ARGUMENT, Sweep
 from vit_jax.workdir import FAILURE, AnyPath, check_config, is_remote, write_atomically
 
 # While choosing, only what a run needs to go on: the choice is by the end of a run, and there are many.
@@ -26,7 +27,6 @@ _WHILE_CHOOSING = {"checkpoint.keep": 1, "checkpoint.keep_best": False}
 
 _DIVERGED = re.compile(r"\S+ is (nan|inf|-inf) at step \d+")  # as `vit_jax.metrics.NonFiniteError` says it
 _SLUG_LENGTH = 120  # file systems take 255 bytes
-_ANY_LENGTH = 10**9  # of a split, for slices whose data set is not opened
 
 
 def load_module(place: str) -> types.ModuleType:
@@ -161,16 +161,21 @@ class Run:
             raise UserError(f"{differences}\nChoose another --workdir for the sweep with the new config.") from error
 
     def read(self) -> "Result":
-        """What there is of it."""
+        """What there is of it.
+
+        Raises:
+          UserError: a file of it is damaged.
+        """
         if (self.path / "summary.json").exists():
             last: dict[str, float] = {}
             for row in read_jsonl(self.path / "metrics.jsonl"):
                 last |= row
             metrics = {name: value for name, value in last.items() if not name.startswith(TIME_PREFIX)}
             metrics.pop("step", None)
-            return Result("finished", metrics)
+            overlap = read_object(self.path / "summary.json").get("overlap")
+            return Result("finished", metrics, overlap=overlap if isinstance(overlap, dict) else {})
         if (self.path / FAILURE).exists():
-            reason = json.loads((self.path / FAILURE).read_text())["reason"]
+            reason = str(read_object(self.path / FAILURE).get("reason", "it is not known why"))
             diverged = _DIVERGED.search(reason)
             return Result("diverged", reason=diverged[0]) if diverged else Result("failed", reason=reason)
         if not (self.path / "config.json").exists():
@@ -197,25 +202,28 @@ class Result:
     """What there is of a run.
 
     Attributes:
-      status: "finished"; "diverged": its loss was not finite, and would not be the next time; "failed": it may do
+      status: "finished"; "diverged": its loss, or the metric to choose by, was not finite, and would not be the next
+        time; "unusable": it is finished, but has no such metric, or evaluates what it trained on; "failed": it may do
         better the next time; "unfinished": it was begun; "missing".
       metrics: the last value of each, once it is finished; no times.
-      reason: why it failed or diverged.
+      reason: why it failed, diverged or is unusable.
+      overlap: by evaluation, the number of examples that were trained on, once it is finished.
     """
 
     status: str
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     reason: str = ""
+    overlap: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def is_over(self) -> bool:
-        """Whether it is known how it ends: to run it again would change nothing, or may not."""
-        return self.status in ("finished", "diverged", "failed")
+        """Whether it has ended."""
+        return self.status in ("finished", "diverged", "unusable", "failed")
 
     @property
     def is_due(self) -> bool:
         """Whether the next start of the sweep would train it, for the first time or again."""
-        return self.status not in ("finished", "diverged")
+        return self.status not in ("finished", "diverged", "unusable")
 
 
 def _newest_step(folder: AnyPath) -> int:
@@ -235,6 +243,7 @@ class Task:
       path: folder of its runs.
       trials: the runs to choose by; [] where there is nothing to choose.
       candidates: what is chosen from, in the grid's order: values of the grid's fields without the seed.
+      notes: what a reader of the final runs' numbers should know of the examples, in sentences.
     """
 
     name: str
@@ -245,17 +254,19 @@ class Task:
     path: AnyPath
     trials: list[Run]
     candidates: list[dict[str, Any]]
+    notes: tuple[str, ...] = ()
 
     def final_runs(self, chosen: Mapping[str, Any]) -> list[Run]:
         """The final runs with chosen values, one a seed."""
+        return [self.final_run(chosen, self.base.seed + number) for number in range(self.sweep.seeds)]
+
+    def final_run(self, chosen: Mapping[str, Any], seed: int) -> Run:
+        """The final run with chosen values and a seed."""
         final = self.sweep.final
         kept = {field: value for field, value in chosen.items() if not (field in LENGTHS and {*final} & {*LENGTHS})}
-        values = {**kept, **final}
+        values = {**kept, **final, "seed": seed}
         folder = self.path / "final" / slug(chosen) if chosen else self.path / "final"
-        return [
-            _make_run(self.place, self.arguments, {"seed": seed}, {**values, "seed": seed}, folder / f"seed_{seed}")
-            for seed in range(self.base.seed, self.base.seed + self.sweep.seeds)
-        ]
+        return _make_run(self.place, self.arguments, {"seed": seed}, values, folder / f"seed_{seed}")
 
     def metric_of(self, run: Run) -> str:
         """The full name in a run's `metrics.jsonl` of the metric to choose by; final runs may have another split."""
@@ -267,12 +278,32 @@ def _make_run(
     place: str, arguments: Sequence[str], overrides: Mapping[str, Any], values: Mapping[str, Any], path: AnyPath
 ) -> Run:
     """A run with the values of some fields in place of the arguments' ones; `overrides` are what it shows of them."""
+    of_config = {field.removeprefix(ARGUMENT): value for field, value in values.items() if field.startswith(ARGUMENT)}
+    values = {field: value for field, value in values.items() if not field.startswith(ARGUMENT)}
+    place = with_arguments(place, of_config)
     replaced = {*values, *(LENGTHS if any(values.get(name) is not None for name in LENGTHS) else ())}
     kept = [argument for argument in arguments if field_of(argument) not in replaced]
     resolved = (*kept, *(_argument(field, value) for field, value in values.items()))
     config = load_config(place, resolved)
-    fields = flatten(config.to_dict())
+    fields = flatten(config.to_dict()) | {f"{ARGUMENT}{name}": value for name, value in of_config.items()}
     return Run({field: fields[field] for field in overrides}, path, (f"--config={place}", *resolved), config)
+
+
+def with_arguments(place: str, arguments: Mapping[str, Any]) -> str:
+    """Sets arguments of a config in `path:name=value,name=value`.
+
+    Raises:
+      UserError: a value has a comma in it.
+    """
+    if not arguments:
+        return place
+    file, _, before = place.partition(":")
+    pairs = [pair for pair in before.split(",") if pair and pair.partition("=")[0] not in arguments]
+    for name, value in arguments.items():
+        if "," in str(value):
+            raise UserError(f"an argument of a config cannot have a comma in it, got {value!r} for {ARGUMENT}{name}.")
+        pairs.append(f"{name}={value}")
+    return f"{file}:{','.join(pairs)}"
 
 
 def make_tasks(sweep: Sweep, place: str, arguments: Sequence[str], path: AnyPath) -> list[Task]:
@@ -296,17 +327,21 @@ def make_tasks(sweep: Sweep, place: str, arguments: Sequence[str], path: AnyPath
                 f"{field} is in the grid, and --config.{min(other)} sets the length of the run too; leave one of them "
                 "out."
             )
-    file = place.partition(":")[0]
+    file, opened = place.partition(":")[0], splits.Splits()
     if not sweep.tasks:
-        task = _make_task("", place, sweep, arguments, path)
+        task = _make_task("", place, sweep, arguments, path, opened)
         return [dataclasses.replace(task, name=task.base.data.dataset)]
     return [
-        _make_task(name, f"{file}:{argument}", sweep, arguments, path / slug({"task": name}).removeprefix("task="))
+        _make_task(
+            name, f"{file}:{argument}", sweep, arguments, path / slug({"task": name}).removeprefix("task="), opened
+        )
         for name, argument in sweep.tasks.items()
     ]
 
 
-def _make_task(name: str, place: str, sweep: Sweep, arguments: Sequence[str], path: AnyPath) -> Task:
+def _make_task(
+    name: str, place: str, sweep: Sweep, arguments: Sequence[str], path: AnyPath, opened: splits.Splits
+) -> Task:
     space = {field: value for field, value in _WHILE_CHOOSING.items() if field not in map(field_of, arguments)}
     trials: dict[str, Run] = {}
     candidates: dict[str, dict[str, Any]] = {}
@@ -326,61 +361,58 @@ def _make_task(name: str, place: str, sweep: Sweep, arguments: Sequence[str], pa
         trials=list(trials.values()) if choosing else [],
         candidates=list(candidates.values()),
     )
-    _check_splits(task)
+    _check_metric(task)
+    task = dataclasses.replace(task, notes=_compare_examples(task, opened))
     begun = task.candidates if (path / "final").exists() else []
     for run in (*task.trials, *(run for candidate in begun for run in task.final_runs(candidate))):
         run.check()
     return task
 
 
-def _check_splits(task: Task) -> None:
-    """Checks that there is a part of the data to choose by, and another one to report."""
-    final = task.final_runs(task.candidates[0])
-    for run in (*task.trials[:1], *final[:1]):
+def _check_metric(task: Task) -> None:
+    """Checks that there is a part of the data to choose by, and one to report."""
+    finals = [task.final_run(task.candidates[0], task.base.seed)] if task.sweep.seeds else []
+    for run in (*task.trials[:1], *finals):
         if task.metric_of(run).startswith("None/"):
             raise UserError(
                 f"data.eval_split is None, so that no run has {task.sweep.metric!r}: set it, for example with "
                 "--config.data.eval_split=validation, or with --final=data.eval_split=test for the final runs."
             )
-    if len(task.candidates) < 2:
-        return
-    choosing = task.trials[0].config.data
-    if not task.metric_of(task.trials[0]).startswith(f"{choosing.eval_split}/"):
-        return
-    advice = (
-        "Choose on a held-out part of the training data, and report on the test split, for example with "
-        "--config.data.train_split='train[:90%]' --config.data.eval_split='train[90%:]' "
-        "--final=data.train_split=train,data.eval_split=test; or only choose, with --seeds=0."
-    )
-    trained_on = [each[0] for each in choosing.mixture if each and isinstance(each, tuple | list)] or [choosing.dataset]
-    if choosing.dataset in trained_on and _share_examples(choosing.train_split, choosing.eval_split):
-        raise UserError(
-            f"the values would be chosen by {choosing.eval_split!r}, which shares examples with "
-            f"{choosing.train_split!r}, what is trained on. {advice}"
-        )
-    if not final:
-        return
-    last = final[0].config.data
-    if choosing.dataset == last.dataset and _share_examples(choosing.eval_split, last.eval_split):
-        raise UserError(
-            f"the final runs would be evaluated on {last.eval_split!r}, which shares examples with "
-            f"{choosing.eval_split!r}, what the values are chosen by. {advice}"
-        )
 
 
-def _share_examples(one: str, other: str) -> bool:
-    """Whether two splits of a data set have examples in common, as far as it can be told without opening it."""
-    names = [{term.split("[")[0].strip() for term in split.split("+")} for split in (one, other)]
-    if not names[0] & names[1]:
-        return False
-    try:
-        first, second = (
-            resolve(split, [*names[0] | names[1]], lambda _: [_ANY_LENGTH], data_set="") for split in (one, other)
-        )
-    except UserError:  # such as slices by files
-        return one == other
-    return any(
-        each.split == its.split and max(each.start, its.start) < min(each.stop, its.stop)
-        for each in first
-        for its in second
-    )
+def _compare_examples(task: Task, opened: splits.Splits) -> tuple[str, ...]:
+    """Compares what the runs of a task, of all candidates, train on, choose by and report.
+
+    Returns:
+      What a reader of the numbers should know.
+
+    Raises:
+      UserError: a use shares examples with another one, or candidates are compared on different examples.
+    """
+    notes = []
+    chosen_by: list[splits.Examples] = []
+    finals = [task.final_run(candidate, task.base.seed) for candidate in task.candidates if task.sweep.seeds]
+    for runs, role in ((task.trials, splits.CHOSEN_BY), (finals, splits.REPORTED)):
+        for run in runs:
+            measured = opened.measured(run.config, task.metric_of(run))
+            if measured is None:
+                continue
+            for trained_on in opened.trained_on(run.config):
+                opened.check(measured, role, trained_on, splits.TRAINED_ON)
+            for behind in opened.behind(run.config):
+                if role == splits.REPORTED:
+                    opened.check(measured, role, behind, splits.WEIGHTS)
+            if role == splits.CHOSEN_BY:
+                chosen_by.append(measured)
+            elif len(task.candidates) > 1:
+                for examples in chosen_by:
+                    opened.check(measured, role, examples, splits.CHOSEN_BY)
+            if role == splits.REPORTED and (note := splits.part_of_split(run.config, measured)):
+                notes.append(note)
+    for examples in chosen_by[1:]:
+        if not splits.is_same(chosen_by[0], examples):
+            raise UserError(
+                f"the values would be compared on different examples, {chosen_by[0].split!r} of {chosen_by[0].dataset} "
+                f"and {examples.split!r} of {examples.dataset}. Evaluate all on the same, or make a sweep of each."
+            )
+    return tuple(dict.fromkeys(notes))
