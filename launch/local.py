@@ -17,6 +17,7 @@ Needs nothing but Python.
 import argparse
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -42,14 +43,14 @@ class Launcher:
 
     def run(self) -> int:
         """Runs the processes once; returns the exit status of all together."""
-        address = f"127.0.0.1:{_free_port()}"
+        address, token = f"127.0.0.1:{_free_port()}", secrets.token_hex(16)
         self._processes = []
         printers = []
         for process_id in range(self._num_processes):
             # In a session of its own, so that Ctrl-C reaches it once, through us.
             process = subprocess.Popen(  # noqa: S603 - the user's own command
                 self._command,
-                env=self._environment(address, process_id),
+                env=self._environment(address, token, process_id),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -68,8 +69,9 @@ class Launcher:
         print(f"launch: the processes ended with {', '.join(map(str, statuses))}", flush=True)
         return 1 if 1 in statuses else first_failure
 
-    def _environment(self, address: str, process_id: int) -> dict[str, str]:
+    def _environment(self, address: str, token: str, process_id: int) -> dict[str, str]:
         environment = {
+            "VIT_JAX_RUN_TOKEN": token,
             **os.environ,
             "JAX_COORDINATOR_ADDRESS": address,
             "JAX_NUM_PROCESSES": str(self._num_processes),

@@ -4,7 +4,7 @@
 #
 #   export TPU_NAME=vit-l16 TPU_ZONE=europe-west4-a TPU_TYPE=v3-32
 #   launch/tpu_vm.sh run --config=configs/vit_l16_i21k.py --workdir=gs://bucket/runs/l16
-#   launch/tpu_vm.sh logs                # of host 0; logs 3: of host 3
+#   launch/tpu_vm.sh logs                # of host 0; logs 3: of host 3; logs 3 1: of host 3 of slice 1
 #   launch/tpu_vm.sh stop                # SIGTERM: all hosts save, then end
 #   launch/tpu_vm.sh delete              # nothing costs any more
 #
@@ -16,6 +16,7 @@
 #
 # Needs gcloud, logged in, with a project that has quota for the type; `ssh-add ~/.ssh/google_compute_engine` once. The
 # service account needs the bucket (docs/storage.md). Optional:
+#   TPU_SLICES    slices of TPU_TYPE that train together, over the data centre's network (1)
 #   TPU_VERSION   image of the hosts (v2 to v4: tpu-ubuntu2204-base, the default; v5e: v2-alpha-tpuv5-lite;
 #                 v5p: v2-alpha-tpuv5; v6e: v2-alpha-tpuv6e)
 #   TPU_OPTIONS   more flags of `gcloud compute tpus queued-resources create` (default --spot; --reserved …)
@@ -27,6 +28,13 @@ set -euo pipefail
 : "${TPU_NAME:?export TPU_NAME, such as vit-l16}"
 : "${TPU_ZONE:?export TPU_ZONE, such as europe-west4-a}"
 options=("--zone=$TPU_ZONE")
+nodes=("$TPU_NAME") # what is booked as a queued resource has a node a slice
+as_nodes=("--node-id=$TPU_NAME")
+if [ "${TPU_SLICES:-1}" -gt 1 ]; then
+  nodes=()
+  for ((slice = 0; slice < TPU_SLICES; slice++)); do nodes+=("$TPU_NAME-$slice"); done
+  as_nodes=("--node-count=$TPU_SLICES" "--node-prefix=$TPU_NAME")
+fi
 here=$(cd "$(dirname "$0")/.." && pwd)
 
 scratch=$(mktemp -d)
@@ -61,8 +69,13 @@ failed() { # what; counts, and gives up when it is one too many
 
 pause() { sleep "${POLL_SECONDS:-60}"; }
 
-on_hosts() { # which hosts, command
-  gcloud compute tpus tpu-vm ssh "$TPU_NAME" "${options[@]}" --worker="$1" --command="$2"
+on_host() { # host, slice, command
+  gcloud compute tpus tpu-vm ssh "${nodes[$2]}" "${options[@]}" --worker="$1" --command="$3"
+}
+
+on_all_hosts() { # command
+  local slice
+  for slice in "${!nodes[@]}"; do on_host all "$slice" "$1" || return; done
 }
 
 # `set -e` is off in a function that is called before `&&` or `||`: each of these ends at its first failure by itself.
@@ -77,7 +90,7 @@ create() { # books the slice and waits until it is there
       ACTIVE) failures=0 && return ;;
       NOT_FOUND)
         say "booking $TPU_TYPE"
-        gcloud compute tpus queued-resources create "$TPU_NAME" "${options[@]}" --node-id="$TPU_NAME" \
+        gcloud compute tpus queued-resources create "$TPU_NAME" "${options[@]}" "${as_nodes[@]}" \
           --accelerator-type="$TPU_TYPE" --runtime-version="${TPU_VERSION:-tpu-ubuntu2204-base}" \
           --scopes=https://www.googleapis.com/auth/cloud-platform ${more[@]+"${more[@]}"} || failed booking
         ;;
@@ -93,22 +106,25 @@ create() { # books the slice and waits until it is there
 }
 
 install() { # copies this commit to all hosts; the hosts' own Python is too old
-  local archive=$scratch/vit_jax.tar.gz
-  git -C "$here" archive --format=tar.gz --output="$archive" HEAD &&
-    gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:vit_jax.tar.gz" "${options[@]}" --worker=all &&
-    on_hosts all 'set -e; mkdir -p vit_jax; tar -xzf vit_jax.tar.gz -C vit_jax
+  local archive=$scratch/vit_jax.tar.gz node
+  git -C "$here" archive --format=tar.gz --output="$archive" HEAD || return
+  for node in "${nodes[@]}"; do
+    gcloud compute tpus tpu-vm scp "$archive" "$node:vit_jax.tar.gz" "${options[@]}" --worker=all || return
+  done
+  on_all_hosts 'set -e; mkdir -p vit_jax; tar -xzf vit_jax.tar.gz -C vit_jax
       python3 -m pip install --quiet --user uv
       [ -d venv ] || python3 -m uv venv --quiet --python 3.12 venv
       python3 -m uv pip install --quiet --python venv/bin/python -e "vit_jax[tpu,gcs]"'
 }
 
 start() { # starts the run on all hosts, where it goes on without us; what is left of one there is stopped before
-  local arguments
+  local arguments token
   arguments=$(printf ' %q' "$@")
-  on_hosts all 'old=$(cat run.pid 2>/dev/null || true)
+  token=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n') # by which the processes know each other
+  on_all_hosts 'old=$(cat run.pid 2>/dev/null || true)
     if [ -n "$old" ] && kill -TERM "$old" 2>/dev/null; then while kill -0 "$old" 2>/dev/null; do sleep 1; done; fi
     rm -f run.pid run.status' &&
-    on_hosts all "cd vit_jax || exit
+    on_all_hosts "cd vit_jax && export VIT_JAX_RUN_TOKEN=$token || exit
     nohup setsid bash -c 'launch/until_done.sh ../venv/bin/python -m vit_jax.main \"\$@\" & echo \$! > ../run.pid
       wait \$!; echo \$? > ../run.status' run$arguments >> ../run.log 2>&1 < /dev/null &
     until [ -s ../run.pid ]; do sleep 0.1; done"
@@ -126,7 +142,7 @@ watch() { # what is to be done first (install, start or nothing), arguments; wai
         if [ -z "$to_do" ]; then
           failures=0
           # A host that was rebooted knows nothing of its run.
-          status=$(on_hosts 0 'cat run.status 2>/dev/null || kill -0 "$(cat run.pid)" 2>/dev/null || echo gone' || true)
+          status=$(on_host 0 0 'cat run.status 2>/dev/null || kill -0 "$(cat run.pid)" 2>/dev/null || echo gone' || true)
           case $status in
             gone) say "the run is gone, starting it again" && to_do=start && continue ;;
             [0-9]*) say "the run ended with $status" && return "$status" ;;
@@ -158,7 +174,7 @@ case $command in
   start) arguments_needed "$@" && start "$@" ;;
   wait) arguments_needed "$@" && watch "" "$@" ;;
   run) arguments_needed "$@" && watch install "$@" ;;
-  logs) on_hosts "${1:-0}" 'tail -n 200 -F run.log' ;;
-  stop) on_hosts all 'kill -TERM "$(cat run.pid)"' ;;
+  logs) on_host "${1:-0}" "${2:-0}" 'tail -n 200 -F run.log' ;;
+  stop) on_all_hosts 'kill -TERM "$(cat run.pid)"' ;;
   *) sed -n '2,/^# shell/{/^# shell/d;s/^# \{0,1\}//;p}' "$0" && exit 1 ;;
 esac

@@ -5,6 +5,9 @@
 #
 # MAX_RESTARTS (default 100) and PAUSE_SECONDS between two starts (default 10) come from the environment. SIGTERM,
 # SIGINT and SIGUSR1 are passed on; after the first two the command is not started again, and its status is ours.
+#
+# On several hosts give VIT_JAX_RUN_TOKEN the same secret on each, such as the output of `openssl rand -hex 16`: by it the
+# processes know each other (docs/pods.md).
 set -u
 
 child=""

@@ -90,6 +90,16 @@ def test_first_host_of_a_node_list(node_list, host):
     assert cluster.first_host(node_list) == host
 
 
+def test_token_comes_from_the_environment_or_the_job():
+    jax_variables = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+    secret = {"VIT_JAX_RUN_TOKEN": "secret"}
+    assert cluster.find(environ=jax_variables).token == ""
+    assert cluster.find("a:1", 2, 1, environ=secret).token == "secret"
+    assert cluster.find(environ=SRUN | secret).token == "secret"
+    assert cluster.find(environ=SRUN).token == "1234567.0"
+    assert "secret" not in repr(cluster.find(environ=jax_variables | secret))
+
+
 def test_gke_tells_the_hosts_of_a_slice():
     assert find(GKE) == ("vit-0.vit:8482", 4, 2)
 
@@ -124,10 +134,13 @@ def metadata_server(attributes):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             name = self.path.removeprefix("/computeMetadata/v1/instance/attributes/")
+            if name in attributes and attributes[name] is None:
+                self.wfile.write(b"SSH-2.0-no-http\r\n")
+                return
             known = self.headers["Metadata-Flavor"] == "Google" and name in attributes
             self.send_response(200 if known else 404)
             self.end_headers()
-            self.wfile.write(attributes.get(name, "").encode())
+            self.wfile.write(attributes.get(name, "").encode("latin-1"))
 
         def log_message(self, *_):
             pass
@@ -160,3 +173,10 @@ def test_chips_without_metadata_are_a_single_host():
     with metadata_server({}) as environ:
         assert cluster.from_tpu_metadata(environ) is None
     assert cluster.from_tpu_metadata({"GCE_METADATA_HOST": "127.0.0.1:9"}) is None
+    assert cluster.from_tpu_metadata({"GCE_METADATA_HOST": "no host:x"}) is None
+
+
+@pytest.mark.parametrize("answer", [None, "\xff\xfe", "x" * (cluster._MAX_METADATA + 1)])
+def test_what_is_no_metadata_is_no_cluster(answer):
+    with metadata_server({"worker-network-endpoints": answer}) as environ:
+        assert cluster.from_tpu_metadata(environ) is None

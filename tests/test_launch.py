@@ -38,12 +38,16 @@ def local(*arguments, **options):
 
 def test_local_processes_find_each_other_and_their_devices():
     code = (
-        "import jax; from vit_jax import distributed; distributed.initialize(timeout_seconds=60); "
-        "print(distributed.process_id(), jax.device_count(), jax.local_device_count()); distributed.shutdown()"
+        "import jax, os; from vit_jax import distributed; distributed.initialize(timeout_seconds=60); "
+        "print(distributed.process_id(), jax.device_count(), jax.local_device_count()); distributed.shutdown(); "
+        "print('token', os.environ['VIT_JAX_RUN_TOKEN'])"
     )
     process = local("--num_processes=2", "--devices_per_process=3", "--", sys.executable, "-c", code, cwd=ROOT)
     assert process.returncode == 0, process.stdout
     assert {"[0] 0 6 3", "[1] 1 6 3"} <= set(process.stdout.splitlines())
+    first, second = (line.split()[-1] for line in process.stdout.splitlines() if " token " in line)
+    assert first == second
+    assert len(first) == 32
 
 
 def test_local_ends_all_when_one_fails_and_says_how_they_ended():
@@ -125,11 +129,20 @@ def executable(path, text):
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-# Hosts are folders; a command for a host runs in its folder. `failures/<command>` says how many more times it fails.
+# Hosts are folders, of several slices inside those of their nodes; a command for a host runs there.
+# `failures/<command>` says how many more times it fails.
 GCLOUD = """#!/usr/bin/env bash
 set -e
 echo "$*" >> "$CLOUD/calls"
-for each; do case $each in --worker=*) worker=${each#*=} ;; --command=*) command=${each#*=} ;; esac; done
+slices=.
+for each; do
+  case $each in
+    --worker=*) worker=${each#*=} ;;
+    --command=*) command=${each#*=} ;;
+    --node-count=2) slices="vit-0 vit-1" ;;
+  esac
+done
+folder() { [ "$1" = vit ] && echo "$CLOUD" || echo "$CLOUD/$1"; }
 left=$(cat "$CLOUD/failures/$4" 2>/dev/null || echo 0)
 if [ "$left" -gt 0 ]; then
   echo $((left - 1)) > "$CLOUD/failures/$4"
@@ -140,12 +153,14 @@ case "$3 $4" in
   "queued-resources describe")
     [ -e "$CLOUD/state" ] || { echo "ERROR: (gcloud.compute.tpus.$3.$4) NOT_FOUND: Resource '$5' was …" >&2; exit 1; }
     cat "$CLOUD/state" ;;
-  "queued-resources create") echo ACTIVE > "$CLOUD/state"; mkdir "$CLOUD/0" "$CLOUD/1" ;;
+  "queued-resources create")
+    echo ACTIVE > "$CLOUD/state"
+    for slice in $slices; do mkdir -p "$CLOUD/$slice/0" "$CLOUD/$slice/1"; done ;;
   "queued-resources delete") rm -r "$CLOUD/state" "$CLOUD/0" "$CLOUD/1" ;;
-  "tpu-vm scp") for host in 0 1; do cp "$5" "$CLOUD/$host/${6#*:}"; done ;;
+  "tpu-vm scp") for host in 0 1; do cp "$5" "$(folder "${6%%:*}")/$host/${6#*:}"; done ;;
   "tpu-vm ssh")
     [ "$worker" != all ] || worker="0 1"
-    for host in $worker; do (cd "$CLOUD/$host" && bash -c "$command"); done ;;
+    for host in $worker; do (cd "$(folder "$5")/$host" && bash -c "$command"); done ;;
 esac
 """
 
@@ -154,6 +169,7 @@ HOST_PYTHON = """#!/usr/bin/env bash
 mkdir -p venv/bin && cp "$0" venv/bin/python
 [ "$2" = vit_jax.main ] || exit 0
 printf '%s\\n' "$@" >> "$CLOUD/trained"
+echo "$VIT_JAX_RUN_TOKEN" >> "$CLOUD/tokens"
 echo x >> starts
 set -- $STATUSES; shift $(($(wc -l < starts) - 1)); exit "$1"
 """
@@ -192,6 +208,25 @@ def test_tpu_vm_books_installs_and_runs_until_the_run_is_done(cloud, tmp_path):
     trained = (tmp_path / "trained").read_text().splitlines()
     assert sorted(trained) == sorted(["-m", "vit_jax.main", "--workdir=gs://bucket/a run"] * 4)  # twice on two hosts
     assert (tmp_path / "0" / "vit_jax" / "vit_jax" / "main.py").exists()
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="installs a commit of git")
+def test_tpu_vm_runs_several_slices_as_one_run(cloud, tmp_path):
+    environment = cloud | {"STATUSES": "0", "TPU_SLICES": "2"}
+    process = tpu_vm(environment, "run", "--workdir=gs://bucket/run")
+    assert process.returncode == 0, process.stderr
+    (created,) = [line for line in (tmp_path / "calls").read_text().splitlines() if " create " in line]
+    assert " --node-count=2 --node-prefix=vit " in created
+    assert "--node-id" not in created
+    hosts = [tmp_path / slice_ / host for slice_ in ("vit-0", "vit-1") for host in "01"]
+    for _ in range(100):  # the script waits for host 0 of slice 0
+        if all((host / "run.status").exists() for host in hosts):
+            break
+        time.sleep(0.1)
+    tokens = (tmp_path / "tokens").read_text().splitlines()
+    assert len(tokens) == 4
+    assert len(set(tokens)) == 1
+    assert len(tokens[0]) == 32
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="installs a commit of git")
@@ -298,11 +333,14 @@ def test_tpu_vm_refuses_a_command_without_arguments(cloud, tmp_path, command):
 
 @pytest.mark.parametrize(("status", "requeued"), [(0, False), (1, False), (75, True), (143, True)])
 def test_slurm_job_is_queued_again_unless_done_or_in_error(tmp_path, status, requeued):
-    executable(tmp_path / "srun", f'#!/bin/sh\necho "$@" > {tmp_path}/ran; exit {status}\n')
+    executable(
+        tmp_path / "srun", f'#!/bin/sh\necho "$@" > {tmp_path}/ran; echo "$VIT_JAX_RUN_TOKEN" > token; exit {status}\n'
+    )
     executable(tmp_path / "scontrol", f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     command = ["bash", LAUNCH / "slurm.sbatch", "--workdir=/runs/a"]
-    process = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert len((tmp_path / "token").read_text().strip()) == 32
     assert (tmp_path / "ran").read_text().endswith("python -m vit_jax.main --workdir=/runs/a\n")
     assert (tmp_path / "requeued").exists() == requeued
     assert process.returncode == (0 if requeued else status)

@@ -126,11 +126,12 @@ def test_two_notices_are_told_once(server):
     assert len(notices) == 1
 
 
-def test_maintenance_that_the_machine_survives_is_no_notice(server):
+@pytest.mark.parametrize("value", ["MIGRATE_ON_HOST_MAINTENANCE", "<html>Log in</html>"])
+def test_maintenance_that_the_machine_survives_and_a_page_of_a_proxy_are_no_notices(server, value):
     notices = Notices()
     with preemption.watch(notices):
         server.wait_until_asked()
-        server.set("instance/maintenance-event", "MIGRATE_ON_HOST_MAINTENANCE")
+        server.set("instance/maintenance-event", value)
         assert not notices.came.wait(0.5)
 
 

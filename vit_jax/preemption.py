@@ -6,11 +6,12 @@ itself gets an ACPI event, which becomes a SIGTERM only for what a service manag
 """
 
 import contextlib
-import http.client
 import logging
 import os
 import pathlib
+import re
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterator
 
 from vit_jax.cluster import metadata
@@ -43,11 +44,15 @@ def watch(callback: Callable[[str], object]) -> Iterator[None]:
     def wait(path: str, harmless: tuple[str, ...]) -> None:
         tag = "0"  # of the value that we know; the server answers at once if it has another
         while not ended.wait(_PAUSE_SECONDS):
-            query = f"wait_for_change=true&timeout_sec={_WAIT_SECONDS}&last_etag={tag}"
+            query = f"wait_for_change=true&timeout_sec={_WAIT_SECONDS}&last_etag={urllib.parse.quote(tag)}"
             try:
                 value, tag = metadata(path, os.environ, query, timeout_seconds=_WAIT_SECONDS + 10)
-            except (OSError, http.client.HTTPException, ValueError) as error:
+            except OSError as error:
                 logger.debug("no answer about %s: %s", path, error)
+                ended.wait(_RETRY_SECONDS)
+                continue
+            if not re.fullmatch("[A-Z_]{1,64}", value.upper()):  # such as the page of a proxy
+                logger.debug("no answer about %s, but %.100r", path, value)
                 ended.wait(_RETRY_SECONDS)
                 continue
             if value.upper() not in harmless and not ended.is_set():
