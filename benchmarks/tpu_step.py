@@ -90,8 +90,8 @@ def line(result: dict[str, Any]) -> str:
     memory = result["memory"]
     cells = [result["trial"], result["status"]]
     cells.append(f"{memory['total'] / 1e9:.2f} GB" if memory else "-")
-    for name in ("compiler_seconds", "interconnect_seconds", "step_seconds"):
-        cells.append("-" if result[name] is None else f"{1e3 * result[name]:.1f} ms")
+    for name in ("optimal_seconds", "compiler_seconds", "interconnect_seconds", "step_seconds"):
+        cells.append("-" if result.get(name) is None else f"{1e3 * result[name]:.1f} ms")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -121,7 +121,8 @@ def main() -> None:
         os.replace(partial, flags.json)
     for study in studies:
         print(f"\n{study}: {STUDIES[study][0]}, {STUDIES[study][1]}\n")
-        print("| trial | | bytes a core | compiler | exposed collectives | step |\n|---|---|---|---|---|---|")
+        print("| trial | | bytes a core | at the peak | cycles | exposed collectives | step |")
+        print("|---|---|---|---|---|---|---|")
         for result in results:
             if result["study"] == study:
                 print(line(result))

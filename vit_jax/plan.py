@@ -5,12 +5,16 @@ r"""Plans a run before its hardware is booked: does it fit, how long does a step
 
 The very step that trains is compiled for each slice, on this machine, from shapes only: neither the data set nor a TPU
 has to be there, only libtpu (pip install --editable '.[plan]'). A row takes half a minute to three minutes on two CPU
-cores, less with --config.model.scan_layers=true, which computes the same. What does not fit is told within seconds,
-together with a change that was tried and fits (--noadvise leaves that out).
+cores. --config.model.scan_layers=True computes the same and compiles faster, but that program needs more memory and
+time. What does not fit is told within seconds, together with a change that was tried and fits (--noadvise leaves that
+out).
 
 Topologies are those of Cloud TPU: v2-8 to v2-512, v3-8 to v3-2048, v4-8 to v4-4096, v5e-1 to v5e-256 (v5litepod), v5p-8
-to v5p-8192, v6e-1 to v6e-256; or a shape in chips, such as v4:4x4x8. GPUs, such as h100-8 (a100-40gb, a100-80gb, h100,
-h200, b200; up to eight, which NVLink joins), are planned by formula.
+to v5p-8192, v6e-1 to v6e-256, tpu7x-8 to tpu7x-18432; or a shape in chips, such as v4:4x4x8. Several slices are
+2xv5e-256: data-parallel, over the data-centre network. GPUs, such as h100-8 (a100-40gb, a100-80gb, h100, h200, b200; up
+to eight in a machine, which NVLink joins; 4xh100-8 is four machines), are planned by formula.
+
+The exit status is 1 if a row failed or timed out, or if all were refused.
 
 Searches change the config, one field at a time:
 
@@ -23,7 +27,9 @@ far to trust it.
 """
 
 import collections
+import dataclasses
 import json
+import math
 import pathlib
 import sys
 import time
@@ -36,7 +42,7 @@ from vit_jax.command_line import define_config, parse, report
 from vit_jax.errors import UserError
 from vit_jax.host import format_seconds
 from vit_jax.planning.compiling import check_compiler, end_on_signals
-from vit_jax.planning.rows import PlanRow, plan_row
+from vit_jax.planning.rows import PlanRow, failures, plan_record, plan_row
 from vit_jax.planning.search import rows_for
 from vit_jax.planning.table import format_plan
 from vit_jax.planning.topologies import Topology, find_topology, normalise, slices
@@ -56,6 +62,12 @@ _PRICE = flags.DEFINE_float(
     "price_per_core_hour", None, "Price of a TensorCore, or GPU, an hour, in any currency.", lower_bound=0.0
 )
 _TIMEOUT_MINUTES = flags.DEFINE_float("timeout_minutes", 10.0, "Longest that a compilation may take.", lower_bound=0.0)
+_DCN = flags.DEFINE_float(
+    "dcn_gigabits",
+    None,
+    "Gbit/s that a chip, or GPU, can send to other slices, or machines; by default what the data sheet says.",
+    lower_bound=0.0,
+)
 _JSON = flags.DEFINE_string("json", None, "File for all rows, with more than the table shows.")
 
 
@@ -68,6 +80,8 @@ class _Progress:
 
     def plan(self, config: ConfigDict, topology: Topology, *, memory_only: bool = False) -> PlanRow:
         """Makes a row and tells of it."""
+        if _DCN.value is not None:
+            topology = dataclasses.replace(topology, dcn_bandwidth=_DCN.value * 1e9 / 8)
         devices = topology.num_devices if _NUM_DEVICES.value is None else _NUM_DEVICES.value
         details = [
             f"batch {config.batch_size:,}",
@@ -119,13 +133,18 @@ def _check_flags() -> None:
         find(name)
     if _SEARCH.value == "slice" and _NUM_DEVICES.value is not None:
         raise UserError("--search=slice uses whole slices: leave --num_devices out.")
+    for flag in (_TIMEOUT_MINUTES, _PRICE, _DCN):
+        if flag.value is not None and not (math.isfinite(flag.value) and (flag is _PRICE or flag.value > 0)):
+            raise UserError(f"--{flag.name}={flag.value:g} must be a number above 0.")
+    if _DCN.value is not None and all(normalise(name)[0].isalpha() for name in _TOPOLOGY.value):
+        raise UserError("--dcn_gigabits is of the network between slices: give several, such as --topology=2xv5e-256.")
     if _JSON.value and not pathlib.Path(_JSON.value).absolute().parent.is_dir():
         raise UserError(f"--json={_JSON.value}: there is no such folder.")
 
 
 def _write_json(rows: Sequence[PlanRow]) -> None:
     if _JSON.value:
-        record = {"command": sys.argv, "rows": [row.to_json() for row in rows]}
+        record = {"command": sys.argv, **plan_record(rows)}
         pathlib.Path(_JSON.value).write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -151,6 +170,9 @@ def _main(_: list[str]) -> int:
         print(format_plan(rows))
     except UserError as error:
         return report(error)
+    if failed := failures(rows):
+        print(f"not planned: {'; '.join(failed)}", file=sys.stderr)
+        return 1
     return 0
 
 

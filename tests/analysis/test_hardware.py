@@ -22,6 +22,19 @@ def test_a_device_that_does_not_say_its_cores_is_taken_as_usual():
     assert hardware.device_bf16_flops(SimpleNamespace(device_kind="TPU v5")) == 459e12
 
 
+@pytest.mark.parametrize(
+    ("name", "products"),  # multiplications a cycle of all cores
+    [
+        ("TPU v2", 2 * 128**2), ("TPU v3", 4 * 128**2), ("TPU v4", 8 * 128**2), ("TPU v5e", 4 * 128**2),
+        ("TPU v5p", 8 * 128**2), ("TPU v6e", 4 * 256**2), ("TPU7x", 8 * 256**2),
+    ],
+)  # fmt: skip
+def test_clocks_and_peaks_agree(name, products):
+    chip = next(chip for chip in hardware.CHIPS if chip.name == name)
+    assert 2 * products * chip.clock == pytest.approx(chip.bf16_flops, rel=0.003)
+    assert chip.network_source
+
+
 def test_a_gpu_is_one_device():
     assert hardware.device_bf16_flops(SimpleNamespace(device_kind="NVIDIA H200")) == 989e12
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from vit_jax.planning import estimates
@@ -49,16 +51,45 @@ def test_roofline_of_a_v3_core_is_half_a_chips():
     assert (roofline.seconds, roofline.limit) == (roofline.compute, "compute")
 
 
-def test_an_estimate_without_loops_is_the_compilers():
-    assert estimates.with_loops(0.25, 100, 100) == 0.25
+BOUND = estimates.Roofline(compute=0.1, memory=0.2, interconnect=0.9)
 
 
-def test_an_estimate_with_loops_grows_as_the_cycles():
-    assert estimates.with_loops(0.25, 300, 100) == pytest.approx(0.75)
+def test_a_step_takes_its_cycles_over_the_clock():
+    assert estimates.compiler_seconds(470_000_000, find_topology("v3-8"), BOUND) == (pytest.approx(0.5), "cycles")
 
 
-def test_an_estimate_without_cycles_is_the_compilers():
-    assert estimates.with_loops(0.25, 0, 0) == 0.25
+def test_cycles_that_come_to_less_than_the_roofline_are_replaced_by_it():
+    assert estimates.compiler_seconds(94_000_000, find_topology("v3-8"), BOUND) == (0.2, "roofline")
+
+
+@pytest.mark.parametrize(("name", "cycles", "reason"), [("v3-8", 0, "does not say"), ("h100", 10**9, "clock")])
+def test_without_cycles_or_clock_there_is_no_time_but_a_reason(name, cycles, reason):
+    seconds, why = estimates.compiler_seconds(cycles, find_topology(name), BOUND)
+    assert seconds is None
+    assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seconds"),
+    [((0.1, 0, 0), 0.1), ((-12.99, 13, 0), None), ((3.0, 1, 0), None), ((0.1, 0, 1), None), ((None, 0, 0), None)],
+)
+def test_the_compilers_own_sum_is_told_only_where_it_knows_all_operations(arguments, seconds):
+    assert estimates.optimal_seconds(*arguments) == seconds
+
+
+@pytest.mark.parametrize(("kind", "passes"), [("all-reduce", 1.5), ("reduce-scatter", 0.75), ("all-gather", 3)])
+def test_chips_exchange_their_parts_with_other_slices_over_the_data_centre_network(kind, passes):
+    collective = Collective(kind, (("bf16", 25 * MB),), None, times=2, across_slices=True)
+    # 25 Gbit/s a chip of v5e; two cores of a v3 chip share what is given.
+    assert estimates.collective_seconds(collective, find_topology("4xv5e-256")) == pytest.approx(2 * passes * 0.008)
+    v3 = dataclasses.replace(find_topology("4xv3-8"), dcn_bandwidth=25e9 / 8)
+    assert estimates.collective_seconds(collective, v3) == pytest.approx(2 * 2 * passes * 0.008)
+
+
+def test_an_exchange_within_slices_does_not_depend_on_how_many_there_are():
+    collective = Collective("all-reduce", (("f32", MB),), None)
+    one, two = (estimates.collective_seconds(collective, find_topology(name)) for name in ("v5e-16", "2xv5e-16"))
+    assert one == two > 0
 
 
 def test_days():

@@ -155,5 +155,36 @@ def test_an_asynchronous_collective_in_several_fusions_is_one():
     assert program.collectives == (Collective("all-gather", (("f32", 64),), 4, overlapped=True),)
 
 
+SEND = """\
+%send.{n} = (bf16[96,8,128]{{2,1,0:T(8,128)(2,1)}}, u32[], token[]) send(%x, %after), channel_id={n}, \
+is_host_transfer=true, frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_megascale_target="{{1,2}}x{{0:7}}",_xla_megascale_transfer_type="{kind}"}}"""
+
+
+def test_what_is_sent_to_other_slices_is_an_exchange_of_its_own():
+    program = entry(
+        SEND.format(n=1, kind="ALL_REDUCE"),
+        SEND.format(n=2, kind="ALL_GATHER"),
+        "ROOT %r = bf16[96,8,128]{2,1,0} all-reduce(%x), replica_groups={{0,1,2,3}}, to_apply=%add",
+    )
+    num_bytes = 96 * 8 * 128 * 2
+    assert hlo.total_bytes(program.collectives) == {
+        "all-reduce between slices": {"count": 1, "bf16": num_bytes},
+        "all-gather between slices": {"count": 1, "bf16": num_bytes},
+        "all-reduce": {"count": 1, "bf16": num_bytes},
+    }
+    assert program.num_unknown_operations == 2
+
+
+def test_a_transfer_to_the_host_is_no_exchange_between_slices():
+    send = SEND.format(n=1, kind="ALL_REDUCE").replace("xla_megascale_runtime", "tf_rendezvous")
+    assert entry(send).collectives == ()
+
+
+def test_custom_calls_are_counted_as_what_the_cost_analysis_may_not_know():
+    call = '%c = f32[4]{0} custom-call(%x), custom_call_target="ConcatBitcast"'
+    assert entry(call, "ROOT %d = f32[4]{0} copy(%c)").num_unknown_operations == 1
+
+
 def test_a_program_without_collectives_and_loops_has_none():
     assert entry("ROOT %c = f32[4]{0} copy(%x)") == hlo.Program((), 0, 0, 0, 0)

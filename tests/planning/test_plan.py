@@ -131,6 +131,21 @@ def command(tmp_path_factory):
     return result.stdout, json.loads(path.read_text())
 
 
+def test_a_row_that_timed_out_is_no_success(tmp_path):
+    path = tmp_path / "plan.json"
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "vit_jax.plan", "--config=configs/quickstart.py", "--topology=h100",
+            "--timeout_minutes=1e-6", f"--json={path}",
+        ],
+        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "not planned: h100, batch" in result.stderr
+    record = json.loads(path.read_text())
+    assert (record["success"], [row["status"] for row in record["rows"]]) == (False, ["timed out"])
+
+
 def test_the_command_prints_a_table(command):
     output, _ = command
     heading, row, *_ = output.splitlines()

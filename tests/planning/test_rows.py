@@ -4,7 +4,7 @@ import json
 import pytest
 
 from vit_jax.config import base_config
-from vit_jax.planning.rows import GIB, Memory, row_of
+from vit_jax.planning.rows import GIB, Memory, failures, plan_record, plan_row, row_of
 from vit_jax.planning.search import with_fields
 from vit_jax.planning.table import format_plan, format_table
 from vit_jax.planning.topologies import find_topology
@@ -15,8 +15,22 @@ ANSWER = {
     "flops": 61.5e12 * 8 * 0.05, "arguments": 4 * GIB, "outputs": 4 * GIB, "aliased": 4 * GIB - 512,
     "temporaries": 2 * GIB, "code": 1024, "compiler_flops": 61.5e12 * 0.051, "optimal_seconds": 0.1,
     "lower_seconds": 1.0, "compile_seconds": 30.0, "cpu_seconds": 40.0,
-    "program": {"collectives": [], "cycles": 100, "cycles_once": 100, "num_loops": 0, "num_unknown_loops": 0},
+    "versions": {"jax": "0.10.2", "libtpu": "0.0.52"},
+    "program": {
+        "collectives": [], "cycles": 94_000_000, "cycles_once": 94_000_000, "num_loops": 0, "num_unknown_loops": 0,
+        "num_unknown_operations": 0,
+    },
 }  # fmt: skip
+
+
+GPU_ANSWER = {
+    "status": "formula", "num_steps": 86_400, "num_parameters": 300, "parameter_bytes": 1200, "flops": 1e15,
+    "arguments": 4 * GIB, "temporaries": 2 * GIB,
+}  # fmt: skip
+
+
+def make_gpu_row(config=None, name="h100-8", num_devices=8, **changes):
+    return row_of(config or base_config(), find_topology(name), GPU_ANSWER | changes, num_devices=num_devices)
 
 
 def make_row(name="v3-8", num_devices=8, price=None, config=None, **changes):
@@ -75,6 +89,104 @@ def test_exchanges_that_nothing_overlaps_add_to_the_step():
     assert overlapped.roofline.interconnect == pytest.approx(exposed.roofline.interconnect)
 
 
+def with_program(name="v3-8", changes=None, **fields):
+    devices = find_topology(name).num_devices
+    return make_row(name, num_devices=devices, program=ANSWER["program"] | fields, **(changes or {}))
+
+
+@pytest.mark.parametrize("name", ["v3-8", "v5e-8"])
+def test_a_negative_sum_of_the_compiler_touches_nothing(name):
+    # On v4, v5e and v6e XLA takes a second off for each kernel that is prefetched in slices.
+    row = with_program(name, {"optimal_seconds": -12.998}, num_unknown_operations=13)
+    assert row == with_program(name, {"optimal_seconds": 0.1}, num_unknown_operations=13)
+    assert row.step_seconds >= row.roofline.seconds > 0
+    assert (row.estimate, row.optimal_seconds) == ("cycles", None)
+
+
+@pytest.mark.parametrize("cycles", [1, 46_000_000])
+def test_no_time_is_less_than_the_roofline(cycles):
+    row = with_program(cycles=cycles)
+    assert row.estimate == "roofline"
+    assert row.step_seconds == row.compiler_seconds == pytest.approx(0.05)
+    assert "the roofline, which takes their place" in format_plan([row])
+
+
+def test_an_exchange_that_overlaps_but_takes_longest_is_the_roofline_too():
+    long = {"kind": "all-reduce", "bytes_by_dtype": [["f32", 10**12]], "group_size": 8, "times": 1, "overlapped": True}
+    row = with_program(collectives=[long])
+    assert (row.estimate, row.interconnect_seconds) == ("roofline", 0)
+    assert row.step_seconds == row.roofline.interconnect > row.compiler_seconds
+
+
+def test_each_row_says_by_which_estimate_it_is_and_for_which_versions():
+    rows = [make_row(), make_gpu_row(), with_program(cycles=1)]
+    assert [row.to_json()["estimate"] for row in rows] == ["cycles", "formula", "roofline"]
+    assert rows[0].to_json()["versions"] == {"jax": "0.10.2", "libtpu": "0.0.52"}
+    lines = format_plan(rows).splitlines()
+    end = lines[0].index("estimate") + len("estimate")
+    assert [line[:end].split()[-1] for line in lines[1:4]] == ["cycles", "formula", "roofline"]
+    assert "JAX 0.10.2, libtpu 0.0.52" in lines[-1]
+
+
+def test_without_cycles_there_is_no_time_but_a_reason():
+    row = with_program(cycles=0)
+    assert (row.fits, row.step_seconds, row.days, row.images_per_second) == (True, None, None, None)
+    assert "no time: the compiler's program does not say" in format_plan([row])
+
+
+def between(num_bytes=25_000_000, kind="all-reduce"):
+    return {"kind": kind, "bytes_by_dtype": [["bf16", num_bytes]], "group_size": None, "across_slices": True}
+
+
+def test_the_network_between_slices_adds_to_the_step():
+    row = with_program("2xv5e-4", collectives=[between()])
+    assert row.interconnect_seconds == pytest.approx(0.008)  # 25 MB at 25 Gbit/s, once for two slices
+    assert (row.num_slices, row.dcn_bandwidth, row.num_cores) == (2, 25e9 / 8, 8)
+    assert "between slices 25 Gbit/s a chip" in format_plan([row])
+
+
+def test_where_no_data_sheet_tells_the_network_between_slices_there_is_no_time():
+    row = with_program("2xv4-8", collectives=[between()])
+    assert (row.fits, row.step_seconds) == (True, None)
+    assert row.roofline.seconds > 0
+    assert "--dcn_gigabits" in format_plan([row])
+
+
+def test_several_machines_reduce_within_and_between_by_formula():
+    one = make_gpu_row(parameter_bytes=8_000_000)
+    four = make_gpu_row(name="4xh100-8", num_devices=32, parameter_bytes=8_000_000)
+    assert [each.kind for each in four.collectives if each.across_slices] == ["all-reduce"]
+    # Each GPU sends an eighth of the sum, 1.5 times for four machines, at 400 Gbit/s.
+    assert four.interconnect_seconds - one.interconnect_seconds == pytest.approx(1.5 * 1e6 / 50e9)
+
+
+def test_several_slices_are_not_planned_in_part():
+    row = plan_row(base_config(), find_topology("2xv5e-4"), num_devices=4)
+    assert row.status == "refused"
+    assert "leave --num_devices out" in row.message
+
+
+def test_a_slice_that_libtpu_does_not_compile_is_a_row_by_formula_that_says_so():
+    message = "libtpu 1 does not compile it: JAX 2 cannot read its program"
+    row = make_gpu_row(name="tpu7x-8", message=message)
+    assert (row.status, row.estimate, row.num_cores) == ("fits by formula", "formula", 8)
+    assert "yes*" in format_plan([row])
+    assert "by formula, because libtpu 1 does not compile it" in format_plan([row])
+    large = make_gpu_row(name="tpu7x-8", message=message, temporaries=200 * GIB)
+    assert "does not fit: needs 108 GiB more than there is (by formula, because libtpu 1" in format_plan([large])
+
+
+def test_what_failed_or_timed_out_is_no_success():
+    rows = [make_row(), make_row(status="timed out", message="not compiled after 10 minutes")]
+    rows += [make_row(status=status, message="why") for status in ("failed", "refused")]
+    rows.append(make_row(status="does not fit", needed=17 * GIB, message="no"))
+    assert failures(rows) == ["v3-8, batch 4,096: timed out", "v3-8, batch 4,096: failed"]
+    assert plan_record(rows)["success"] is False
+    good = plan_record([rows[0], rows[3], rows[4]])
+    assert (good["success"], good["failures"], good["versions"]) == (True, [], ANSWER["versions"])
+    assert failures([rows[3]]) == ["v3-8, batch 4,096: refused"]
+
+
 def test_the_papers_core_days_stand_beside_the_same_run():
     config = with_fields(base_config(), model__name="ViT-L/16", batch_size=4096)
     steps = round(303e6 * 14 / 4096)
@@ -116,16 +228,6 @@ def test_of_what_failed_the_table_shows_one_line_and_the_json_all():
     assert "XlaRuntimeError: INTERNAL" in format_plan([row])
     assert "stack of the compiler" not in format_plan([row])
     assert "stack of the compiler" in row.to_json()["message"]
-
-
-GPU_ANSWER = {
-    "status": "formula", "num_steps": 86_400, "num_parameters": 300, "parameter_bytes": 1200, "flops": 1e15,
-    "arguments": 4 * GIB, "temporaries": 2 * GIB,
-}  # fmt: skip
-
-
-def make_gpu_row(config=None, **changes):
-    return row_of(config or base_config(), find_topology("h100-8"), GPU_ANSWER | changes, num_devices=8)
 
 
 def test_what_a_gpu_keeps_before_fusion_takes_memory_but_no_time():

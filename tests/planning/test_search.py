@@ -154,6 +154,43 @@ def test_a_row_that_fits_needs_no_advice():
     assert search.advise(machine, config, topology, machine(config, topology)).advice is None
 
 
+def planned(machine, **fields):
+    config, topology = v3_8_config(**fields), find_topology("v3-128")
+    row = dataclasses.replace(machine(config, topology), scan_layers=bool(config.model.scan_layers))
+    return search.advise(machine, config, topology, row).advice
+
+
+def test_scanned_layers_that_do_not_fit_are_unrolled_first():
+    machine = Machine(lambda config: 5000 if config.model.scan_layers else 900)
+    advice = planned(machine, model__scan_layers=True)
+    assert advice.startswith("--config.model.scan_layers=False fits: each layer is then compiled by itself")
+    assert len(machine.asked) == 2
+
+
+def test_what_is_tried_after_unrolling_is_unrolled_too():
+    machine = Machine(
+        lambda config: 5000 if config.model.scan_layers else 1500 if config.sharding == "replicated" else 900
+    )
+    advice = planned(machine, model__scan_layers=True)
+    assert advice == "--config.model.scan_layers=False --config.sharding=fsdp fits"
+    assert not any(config.model.scan_layers for config in machine.asked[1:])
+
+
+def test_scanned_layers_that_fit_are_told_what_they_cost():
+    advice = planned(Machine(lambda config: 1), model__scan_layers=True)
+    assert advice == "scan_layers costs memory and time a step: --config.model.scan_layers=False saves them"
+
+
+@pytest.mark.parametrize(("name", "scans"), [("ViT-L/16", True), ("R50+ViT-B/16", True), ("R152x4", False)])
+def test_what_takes_too_long_to_compile_is_told_of_scanned_layers(name, scans):
+    config, topology = v3_8_config(model__name=name), find_topology("v3-8")
+    row = dataclasses.replace(make_row(config, topology, needed=1, usable=2), status="timed out", message="10 minutes")
+    advice = search.advise(None, config, topology, row).advice
+    assert advice.startswith("raise --timeout_minutes")
+    assert ("--config.model.scan_layers=True compiles one layer" in advice) == scans
+    assert ("needs more memory and time" in advice) == scans
+
+
 def test_with_fields_leaves_the_config_alone():
     config = base_config()
     assert search.with_fields(config, model__remat="full").model.remat == "full"

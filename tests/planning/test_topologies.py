@@ -14,6 +14,7 @@ from vit_jax.planning.topologies import find_topology, list_topologies, slices
         ("v5p-128", "v5p:4x4x4", 64, 128, 64),
         ("v5e-256", "v5e:16x16", 256, 256, 256),
         ("v6e-8", "v6e:2x4", 8, 8, 8),
+        ("tpu7x-128", "tpu7x:4x4x4", 64, 128, 128),
     ],
 )
 def test_names_count_cores_or_chips_as_cloud_tpu_does(name, compiler_name, chips, cores, devices):
@@ -64,6 +65,42 @@ def test_gpus_are_counted():
     assert find_topology("a100-80gb").num_devices == 1
     assert find_topology("h100-4").num_devices == 4
     assert find_topology("h100-4").compiler_name is None
+
+
+@pytest.mark.parametrize(
+    ("name", "slices_of", "devices"),
+    [
+        ("2xv5e-256", "v5e-256", 512), ("3 x V5litepod-16", "v5e-16", 48), ("2xv4:2x2x16", "v4:2x2x16", 128),
+        ("4xh100-8", "h100-8", 32), ("1xv3-8", "v3-8", 8), ("2xironwood-8", "tpu7x-8", 16),
+    ],
+)  # fmt: skip
+def test_several_slices_have_a_count_before_the_name_of_one(name, slices_of, devices):
+    topology, one = find_topology(name), find_topology(slices_of)
+    assert (topology.num_devices, topology.devices_per_slice) == (devices, one.num_devices)
+    assert (topology.shape, topology.compiler_name, topology.generation) == (
+        one.shape, one.compiler_name, one.generation,
+    )  # fmt: skip
+    assert find_topology(topology.name) == topology
+    assert topology.interconnect_bandwidth == one.interconnect_bandwidth
+
+
+def test_a_search_over_several_slices_grows_each_of_them():
+    assert [topology.name for topology in slices("2xv5e")][:2] == ["2xv5e-1", "2xv5e-4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("v5e-256x2", "written 2xv5e-256"), ("2*v5e-256", "written 2xv5e-256"), ("v5e-512", "2xv5e-256"),
+        ("h100-16", "2xh100-8"), ("0xv5e-8", "such as 2xv5e-8"), ("999xv5e-8", "1 to 256 slices"),
+        ("v5e:99999x99999", "more than the 256"), ("2xv5e", "v5e-8"), ("v3-" + "9" * 5000, "such as v5e-256"),
+        ("v3-" + "9" * 30, "Did you mean 'v3-2048'"), ("h100-" + "9" * 30, "256xh100-8"),
+    ],
+)  # fmt: skip
+def test_other_spellings_of_several_slices_are_told_what_to_type(name, instead):
+    with pytest.raises(UserError, match=instead) as error:
+        find_topology(name)
+    assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize("name", ["h100-16", "h100-0"])

@@ -1,6 +1,6 @@
 """What accelerators can do at most, by data sheet: peak FLOP/s, memory, bandwidths.
 
-A JAX device is not always a chip: on TPU v2 and v3 each TensorCore is a device of its own, on v4 and v5p the two of
+A JAX device is not always a chip: on TPU v2, v3 and 7x each TensorCore is a device of its own, on v4 and v5p the two of
 a chip are one device ("megacore") unless the run asks otherwise. `cores_of_device` asks the device itself.
 """
 
@@ -13,6 +13,9 @@ from vit_jax.host import num_cpus
 _GIB = 2**30
 _TPU_DOCS = "https://cloud.google.com/tpu/docs/"
 _JOUPPI_2020 = "Jouppi et al. 2020, A domain-specific supercomputer for training deep neural networks"
+# v5e and later: the clock at which the units of a core, so many multiplications and additions a cycle each, make the
+# published peak; it comes out as a round number.
+_FROM_PEAK = "peak / (2 x multiplications a cycle of a core: {})"
 _JOUPPI_2023 = "Jouppi et al. 2023, TPU v4: an optically reconfigurable supercomputer"
 
 
@@ -31,6 +34,10 @@ class Chip:
       interconnect_bandwidth: bytes/s that a chip can send to other chips, over all links (TPU: ICI; GPU: NVLink, or
         PCI Express where there is none) and in one direction. Data sheets often give both directions together.
       source: where the numbers are from.
+      clock: cycles a second of a TPU's core; None where it is not needed (GPUs).
+      dcn_bandwidth: bytes/s that a chip can send to chips of another slice, or a GPU to GPUs of another machine, in one
+        direction, over the data-centre network; None where no data sheet tells.
+      network_source: where the clock and the data-centre network are from.
     """
 
     name: str
@@ -42,6 +49,9 @@ class Chip:
     hbm_bandwidth: float
     interconnect_bandwidth: float
     source: str
+    clock: float | None = None
+    dcn_bandwidth: float | None = None
+    network_source: str = ""
 
 
 CHIPS = (
@@ -55,6 +65,8 @@ CHIPS = (
         hbm_bandwidth=700e9,
         interconnect_bandwidth=4 * 496e9 / 8,  # links of 496 Gbit/s
         source=_JOUPPI_2020,
+        clock=700e6,
+        network_source=f"clock: {_JOUPPI_2020}",
     ),
     Chip(
         name="TPU v3",
@@ -66,6 +78,8 @@ CHIPS = (
         hbm_bandwidth=900e9,
         interconnect_bandwidth=4 * 656e9 / 8,  # links of 656 Gbit/s
         source=f"{_TPU_DOCS}v3; links: {_JOUPPI_2020}",
+        clock=940e6,
+        network_source=f"clock: {_JOUPPI_2020}",
     ),
     Chip(
         name="TPU v4",
@@ -77,6 +91,8 @@ CHIPS = (
         hbm_bandwidth=1200e9,
         interconnect_bandwidth=6 * 50e9,
         source=f"{_TPU_DOCS}v4; links: {_JOUPPI_2023}",
+        clock=1050e6,
+        network_source=f"clock: {_JOUPPI_2023}",
     ),
     Chip(
         name="TPU v5e",
@@ -88,6 +104,9 @@ CHIPS = (
         hbm_bandwidth=819e9,
         interconnect_bandwidth=400e9 / 2,  # both directions: 400 GB/s
         source=f"{_TPU_DOCS}v5e",
+        clock=1500e6,
+        dcn_bandwidth=25e9 / 8,  # 6.4 Tbit/s a pod of 256 chips
+        network_source=f"{_TPU_DOCS}v5e; clock: {_FROM_PEAK.format('four of 128 x 128')}",
     ),
     Chip(
         name="TPU v5p",
@@ -99,6 +118,9 @@ CHIPS = (
         hbm_bandwidth=2765e9,
         interconnect_bandwidth=4800e9 / 8,
         source=f"{_TPU_DOCS}v5p",
+        clock=1750e6,
+        dcn_bandwidth=50e9 / 8,
+        network_source=f"network: {_TPU_DOCS}tpu7x; clock: {_FROM_PEAK.format('four of 128 x 128')}",
     ),
     Chip(
         name="TPU v6e",
@@ -110,6 +132,23 @@ CHIPS = (
         hbm_bandwidth=1638e9,
         interconnect_bandwidth=800e9 / 2,  # both directions: 800 GB/s
         source=f"{_TPU_DOCS}v6e",
+        clock=1750e6,
+        dcn_bandwidth=100e9 / 8,
+        network_source=f"network: {_TPU_DOCS}tpu7x; clock: {_FROM_PEAK.format('four times 256 x 256')}, not published",
+    ),
+    Chip(
+        name="TPU7x",
+        device_kinds=("TPU7x",),
+        cores=2,
+        cores_per_device=1,
+        bf16_flops=2307e12,
+        hbm_bytes=192 * _GIB,
+        hbm_bandwidth=7380e9,
+        interconnect_bandwidth=1200e9 / 2,  # both directions: 1,200 GB/s
+        source=f"{_TPU_DOCS}tpu7x",
+        clock=2200e6,
+        dcn_bandwidth=100e9 / 8,
+        network_source=f"network: {_TPU_DOCS}tpu7x; clock: {_FROM_PEAK.format('four times 256 x 256')}, not published",
     ),
     Chip(
         name="A100 40GB SXM",
@@ -121,6 +160,8 @@ CHIPS = (
         hbm_bandwidth=1555e9,
         interconnect_bandwidth=600e9 / 2,
         source="NVIDIA A100 data sheet",
+        dcn_bandwidth=200e9 / 8,
+        network_source="NVIDIA DGX A100 data sheet: 8 adapters of 200 Gbit/s for 8 GPUs",
     ),
     Chip(
         name="A100 80GB SXM",
@@ -132,6 +173,8 @@ CHIPS = (
         hbm_bandwidth=2039e9,
         interconnect_bandwidth=600e9 / 2,
         source="NVIDIA A100 data sheet",
+        dcn_bandwidth=200e9 / 8,
+        network_source="NVIDIA DGX A100 data sheet: 8 adapters of 200 Gbit/s for 8 GPUs",
     ),
     Chip(
         name="H100 SXM",
@@ -143,6 +186,8 @@ CHIPS = (
         hbm_bandwidth=3350e9,
         interconnect_bandwidth=900e9 / 2,
         source="NVIDIA H100 data sheet",
+        dcn_bandwidth=400e9 / 8,
+        network_source="NVIDIA DGX H100 data sheet: 400 Gbit/s a GPU",
     ),
     Chip(
         name="H100 PCIe",
@@ -165,6 +210,8 @@ CHIPS = (
         hbm_bandwidth=4800e9,
         interconnect_bandwidth=900e9 / 2,
         source="NVIDIA H200 data sheet",
+        dcn_bandwidth=400e9 / 8,
+        network_source="NVIDIA DGX H200 data sheet: 400 Gbit/s a GPU",
     ),
     Chip(
         name="B200 SXM",
@@ -176,6 +223,8 @@ CHIPS = (
         hbm_bandwidth=8000e9,
         interconnect_bandwidth=1800e9 / 2,
         source="NVIDIA DGX B200 data sheet, an eighth of it",
+        dcn_bandwidth=400e9 / 8,
+        network_source="NVIDIA DGX B200 data sheet: 400 Gbit/s a GPU",
     ),
 )
 

@@ -5,6 +5,7 @@ memory or crash. None of that may touch the process that makes the table, so tha
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -25,7 +26,7 @@ from vit_jax.planning.topologies import Topology
 
 # With these libtpu neither asks the machine it runs on for its TPUs nor refuses to be loaded a second time. It says
 # what it does on standard error; nobody reads that but in case of a crash.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v3-8",
@@ -106,13 +107,39 @@ def compile_step(
         fifth of it; the rest turns operations into machine code.
 
     Returns:
-      The worker's answer: "status" is "fits", "placed" (it fits, see `memory_only`), "does not fit", "formula" (GPUs),
-      "refused" (by vit_jax, with a message for people), "failed" or "timed out"; see `worker` for the rest.
+      The worker's answer: "status" is "fits", "placed" (it fits, see `memory_only`), "does not fit", "formula" (GPUs,
+      and slices that libtpu does not compile for, whose "message" says why), "refused" (by vit_jax, with a message for
+      people), "failed" or "timed out"; see `worker` for the rest.
 
     Raises:
       UserError: libtpu is needed and not installed.
     """
-    environment = {**os.environ, **_ENVIRONMENT}
+    arguments: dict[str, Any] = {"num_devices": num_devices, "task": task, "timeout_minutes": timeout_minutes}
+    answer = _ask_worker(config, topology, **arguments, memory_only=memory_only)
+    if answer["status"] != "not compiled":
+        return answer
+    formula = _ask_worker(config, dataclasses.replace(topology, compiler_name=None), **arguments, memory_only=False)
+    return {"message": answer["message"]} | formula
+
+
+def request_of(config: ConfigDict, topology: Topology, *, num_devices: int, task: str) -> dict[str, Any]:
+    """Makes what a worker is asked, as plain values; see `compile_step` for the arguments."""
+    options = dict(topology.compiler_options)
+    return {
+        "config": json.loads(config.to_json()),
+        "topology": topology.compiler_name,
+        "topology_options": options | ({"num_slices": topology.num_slices} if topology.num_slices > 1 else {}),
+        "num_slices": topology.num_slices,
+        "num_devices": num_devices,
+        "task": task,
+    }
+
+
+def _ask_worker(
+    config: ConfigDict, topology: Topology, *, num_devices: int, task: str, timeout_minutes: float, memory_only: bool
+) -> dict[str, Any]:
+    """Runs one worker; see `compile_step`. The status may also be "not compiled": by libtpu, for such a topology."""
+    environment = {**os.environ, **ENVIRONMENT}
     # The worker runs from a clone that is not installed, too.
     search_path = [str(pathlib.Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, search_path))
@@ -120,14 +147,7 @@ def compile_step(
         environment["JAX_NUM_CPU_DEVICES"] = str(num_devices)
     else:
         check_compiler()
-    request = {
-        "config": json.loads(config.to_json()),
-        "topology": topology.compiler_name,
-        "topology_options": dict(topology.compiler_options),
-        "num_devices": num_devices,
-        "task": task,
-        "parent": os.getpid(),
-    }
+    request = request_of(config, topology, num_devices=num_devices, task=task) | {"parent": os.getpid()}
     with tempfile.TemporaryDirectory(prefix="vit_jax_plan_") as folder:
         request_path, answer_path = pathlib.Path(folder, "request.json"), pathlib.Path(folder, "answer.json")
         stages = pathlib.Path(folder, "stages")

@@ -1,11 +1,15 @@
 """From counts to seconds, days and money: the arithmetic of a plan. Pure functions, with all assumptions named.
 
-The time of a step is estimated twice. *By the compiler*: what XLA's cost model expects each instruction to take
-(`optimal_seconds`, for each the longer of its arithmetic at the peak rate and its memory traffic at full bandwidth),
-plus the time of the collectives that nothing overlaps, which that model leaves out. *By roofline*: the longest of all
-arithmetic at the peak rate, the least memory traffic at full bandwidth, and all collectives at full bandwidth. This
-program cannot be faster, as its temporaries and collectives are counted; another one for the same step may be. Both are
-lower bounds of what a device will do; neither knows of input, checkpoints or stragglers.
+The time of a step is estimated twice. *By cycles*: the clock cycles that the compiler writes beside each operation of
+the program (`estimated_cycles`), over the chip's clock, plus the time of the collectives that nothing overlaps, which
+have no cycles. *By roofline*: the longest of all arithmetic at the peak rate, the least memory traffic at full
+bandwidth, and all collectives at full bandwidth. This program cannot be faster, as its temporaries and collectives are
+counted; another one for the same step may be. So a time by cycles that is less than the roofline is replaced by it.
+Neither estimate knows of input, checkpoints or stragglers.
+
+XLA's own sum, `optimal_seconds`, is not used for any time. It assumes that each operation runs at its peak, and counts
+-1 for what it does not know: on TPU v4, v5e and v6e for each kernel that is prefetched in slices, with several slices
+for each transfer. Loops multiply that.
 """
 
 import dataclasses
@@ -43,7 +47,9 @@ def collective_seconds(collective: Collective, topology: Topology) -> float:
     as much to have it gathered, and both for an all-reduce (Patarasuk and Yuan, 2009). The two cores of a chip do it
     together. Latency is left out.
     """
-    devices = collective.group_size or topology.num_devices
+    if collective.across_slices:
+        return _seconds_between_slices(collective, topology)
+    devices = collective.group_size or topology.devices_per_slice
     chips = max(1.0, devices * topology.share_of_chip)
     if chips <= 1 or topology.interconnect_bandwidth == 0:
         return 0.0
@@ -54,8 +60,30 @@ def collective_seconds(collective: Collective, topology: Topology) -> float:
     return collective.times * passes * (chips - 1) / chips * num_bytes / topology.interconnect_bandwidth
 
 
+def _seconds_between_slices(collective: Collective, topology: Topology) -> float:
+    """Seconds that an exchange between slices takes, all its turns together, if the network is used to the full.
+
+    Each device exchanges its own part with its like in the other slices; the devices of a chip share the chip's part of
+    the network. Of n slices each sends its part 2 (n - 1) / n times to have it summed up everywhere, (n - 1) / n times
+    to have the sum scattered, and n - 1 times to have it gathered.
+    """
+    if topology.dcn_bandwidth is None:
+        return 0.0
+    slices = topology.num_slices
+    passes = {
+        "all-reduce": 2 * (slices - 1) / slices,
+        "reduce-scatter": (slices - 1) / slices,
+        "all-gather": slices - 1,
+    }
+    num_bytes = collective.num_bytes / topology.share_of_chip
+    return collective.times * passes.get(collective.kind, 1.0) * num_bytes / topology.dcn_bandwidth
+
+
 def interconnect_seconds(collectives: Iterable[Collective], topology: Topology, *, exposed: bool = False) -> float:
-    """Seconds of all collectives; `exposed`: only of those that nothing overlaps."""
+    """Seconds of all collectives; `exposed`: only of those that nothing overlaps.
+
+    Where the bandwidth between slices is not known, what goes there is left out.
+    """
     return sum(
         collective_seconds(collective, topology)
         for collective in collectives
@@ -88,13 +116,28 @@ def least_traffic(arguments: int, outputs: int, temporaries: int) -> int:
     return arguments + outputs + 2 * temporaries
 
 
-def with_loops(optimal_seconds: float, cycles: int, cycles_once: int) -> float:
-    """The compiler's estimate of a step with loops, of which its cost analysis counts one turn.
+def optimal_seconds(seconds: float | None, num_unknown_operations: int, num_loops: int) -> float | None:
+    """XLA's `optimal_seconds` where it means something: without loops, and without operations that it does not know."""
+    return seconds if seconds and seconds > 0 and not num_unknown_operations and not num_loops else None
 
-    It is scaled as the cycles grow that the compiler estimates for the single instructions if the bodies of loops are
-    counted as often as they turn. Without loops nothing changes.
+
+def compiler_seconds(cycles: int, topology: Topology, bound: Roofline) -> tuple[float | None, str]:
+    """Seconds of a step's own work, without collectives, and by which estimate.
+
+    Args:
+      cycles: that the compiler estimates for all operations, loops counted as often as they turn; 0: it tells none.
+      topology: the slice.
+      bound: the roofline of the step.
+
+    Returns:
+      The seconds and "cycles"; the roofline's and "roofline" if cycles come to less; None and the reason otherwise.
     """
-    return optimal_seconds * cycles / cycles_once if cycles_once else optimal_seconds
+    if topology.chip.clock is None:
+        return None, f"the clock of a {topology.chip.name} is not known"
+    if cycles <= 0:
+        return None, "the compiler's program does not say how many cycles its operations take"
+    seconds, least = cycles / topology.chip.clock, max(bound.compute, bound.memory)
+    return (seconds, "cycles") if seconds >= least else (least, "roofline")
 
 
 def days(step_seconds: float, num_steps: int) -> float:

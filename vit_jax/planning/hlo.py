@@ -26,6 +26,9 @@ _TRIP_COUNT = re.compile(r'known_trip_count\\?"?:\s*\{\\?"?n\\?"?:\s*\\?"?(\d+)'
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+_SEND = re.compile(r' send\(.*_xla_host_transfer_handler_name="xla_megascale_runtime"')
+_UNKNOWN = re.compile(r" (?:custom-call|send|recv|infeed|outfeed)\(")
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="([A-Z_]+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Collective:
       group_size: devices that take part together; None if the program does not say.
       times: how often a run of the program comes by.
       overlapped: whether the devices compute meanwhile (asynchronous).
+      across_slices: whether it goes over the network between slices. Then the bytes are those of the part that one
+        device has a share in: what it sends to its like in the other slices.
     """
 
     kind: str
@@ -46,6 +51,7 @@ class Collective:
     group_size: int | None
     times: int = 1
     overlapped: bool = False
+    across_slices: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -64,6 +70,8 @@ class Program:
       cycles_once: the same, but with each loop turning once.
       num_loops: loops that are run.
       num_unknown_loops: those of them whose number of turns the text does not tell; they count once.
+      num_unknown_operations: custom calls and transfers to the host or other slices, anywhere in the text: XLA's cost
+        analysis may count -1 s for them.
     """
 
     collectives: tuple[Collective, ...]
@@ -71,6 +79,7 @@ class Program:
     cycles_once: int
     num_loops: int
     num_unknown_loops: int
+    num_unknown_operations: int = 0
 
 
 @dataclasses.dataclass
@@ -131,6 +140,7 @@ def parse(text: str) -> Program:
         cycles_once=totals["cycles_once"],
         num_loops=totals["loops"],
         num_unknown_loops=totals["unknown_loops"],
+        num_unknown_operations=len(_UNKNOWN.findall(text)),
     )
 
 
@@ -138,7 +148,9 @@ def _read_instruction(computation: _Computation, line: str) -> None:
     """Adds one line of a computation."""
     if match := _CYCLES.search(line):
         computation.cycles += int(match[1])
-    if match := _COLLECTIVE.search(line):
+    if _SEND.search(line):
+        computation.collectives.append((_between_slices(line), None))
+    elif match := _COLLECTIVE.search(line):
         channel = _CHANNEL.search(line)
         computation.collectives.append((_collective(line, match), channel[1] if channel else None))
     elif match := _WHILE.search(line):
@@ -170,6 +182,19 @@ def _collective(line: str, match: re.Match[str]) -> Collective:
     for dtype, sizes in arrays:
         by_dtype[dtype] += _num_bytes(dtype, sizes) * times
     return Collective(kind, tuple(sorted(by_dtype.items())), group_size, overlapped=is_start)
+
+
+def _between_slices(line: str) -> Collective:
+    """What a device sends to other slices; the result of a send is (what is sent, ...)."""
+    transfer = _TRANSFER.search(line)
+    kind = transfer[1].lower().replace("_", "-") if transfer else "collective-permute"
+    (dtype, sizes), *_ = _ARRAY.findall(line[line.index(" = ") + 3 :])
+    return Collective(
+        kind if kind in COLLECTIVES else "collective-permute",
+        ((dtype, _num_bytes(dtype, sizes)),),
+        None,
+        across_slices=True,
+    )
 
 
 def _num_bytes(dtype: str, sizes: str) -> int:
@@ -205,10 +230,14 @@ def _turns(condition: _Computation | None, computations: dict[str, _Computation]
 
 
 def total_bytes(collectives: Iterable[Collective]) -> dict[str, dict[str, int]]:
-    """Bytes of a run by kind of collective and dtype, and the number of exchanges as "count"."""
+    """Bytes of a run by kind of collective and dtype, and the number of exchanges as "count".
+
+    What goes between slices is a kind of its own, such as "all-reduce between slices".
+    """
     totals: dict[str, dict[str, int]] = {}
     for collective in collectives:
-        total = totals.setdefault(collective.kind, {"count": 0})
+        kind = f"{collective.kind} between slices" if collective.across_slices else collective.kind
+        total = totals.setdefault(kind, {"count": 0})
         total["count"] += collective.times
         for dtype, num_bytes in collective.bytes_by_dtype:
             total[dtype] = total.get(dtype, 0) + collective.times * num_bytes

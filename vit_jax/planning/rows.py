@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,7 +17,8 @@ from vit_jax.planning.topologies import Topology
 FITS = ("fits", "fits by formula")
 GIB = 2**30
 # Of the peak, where no compiler says how fast a program is: what well-tuned Transformers reach on GPUs. An assumption.
-GPU_UTILISATION = 0.4
+FORMULA_UTILISATION = 0.4
+FAILURES = ("failed", "timed out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Memory:
 
     Attributes:
       total: all together.
-      usable: what a program may use: the compiler's word, or the data sheet's for GPUs.
+      usable: what a program may use: the compiler's word, or the data sheet's where nothing is compiled.
       arguments: the state and the batch.
       outputs: what is not written over an argument.
       temporaries: activations and whatever else lives within a step.
@@ -50,7 +52,7 @@ class PlanRow:
     """A config on a slice. None is what is not known.
 
     Attributes:
-      topology: name of the slice.
+      topology: name of the slice, or of several.
       task: "train" or "inference".
       model: its name.
       image_size: in pixels.
@@ -58,17 +60,24 @@ class PlanRow:
       num_devices: JAX devices that take part; num_cores: their TensorCores, or GPUs.
       device: what a JAX device is there: "core", "chip" or "GPU".
       sharding, remat, scan_layers, accumulation_steps: of the config.
-      status: "fits", "does not fit"; "fits by formula", "does not fit by formula" (GPUs); "refused" (by vit_jax),
-        "failed" (the compiler), "timed out".
+      status: "fits", "does not fit"; "fits by formula", "does not fit by formula" (GPUs, and slices for which libtpu
+        does not compile); "refused" (by vit_jax), "failed" (the compiler), "timed out".
       message: what was wrong, in a sentence or more; None if nothing was. Of what fits: why the run is refused, though.
+      not_compiled: why a slice of TPUs is a row by formula.
       advice: what to change so that it fits, tried; None if it does, or nothing was found or asked.
       memory: bytes a device.
       num_parameters: of the model.
       flops: of a step by formula; compiler_flops: the same by the compiler, over all devices; None if there are loops,
         which it counts once.
       collectives: exchanges of one step on one device.
-      compiler_seconds: the compiler's estimate of a step, without collectives. For GPUs by `GPU_UTILISATION`.
-      interconnect_seconds: what the collectives add that nothing overlaps.
+      compiler_seconds: estimate of a step, without collectives.
+      estimate: where that is from: "cycles" (the compiler's, over the clock), "roofline" (the compiler's is less, which
+        cannot be), "formula" (`FORMULA_UTILISATION`); None if there is none.
+      no_estimate: why there is no time.
+      optimal_seconds: XLA's own sum, with each operation at its peak, to compare; None where it means nothing.
+      interconnect_seconds: what the collectives add that nothing overlaps; None if the network is not known.
+      num_slices: slices, or machines with GPUs.
+      dcn_bandwidth: bytes/s of a chip between them, if there are several.
       unknown_loops: loops of the program that were counted as turning once.
       roofline: the least seconds that this program can take for a step.
       num_steps: length of the run.
@@ -78,6 +87,7 @@ class PlanRow:
       paper_core_days: what the paper reports.
       price: of the run, in the currency of the price that was given.
       compile_seconds: what it took to lower and compile; cpu_seconds: of all cores, with everything around it.
+      versions: of "jax" and "libtpu", for which the row speaks.
     """
 
     topology: str
@@ -95,13 +105,19 @@ class PlanRow:
     status: str
     message: str | None = None
     advice: str | None = None
+    not_compiled: str | None = None
     memory: Memory | None = None
     num_parameters: int | None = None
     flops: float | None = None
     compiler_flops: float | None = None
     collectives: tuple[Collective, ...] = ()
     compiler_seconds: float | None = None
+    estimate: str | None = None
+    no_estimate: str | None = None
+    optimal_seconds: float | None = None
     interconnect_seconds: float | None = None
+    num_slices: int = 1
+    dcn_bandwidth: float | None = None
     unknown_loops: int = 0
     roofline: Roofline | None = None
     num_steps: int | None = None
@@ -112,6 +128,7 @@ class PlanRow:
     price: float | None = None
     compile_seconds: float | None = None
     cpu_seconds: float | None = None
+    versions: dict[str, str | None] = dataclasses.field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -120,10 +137,11 @@ class PlanRow:
 
     @property
     def step_seconds(self) -> float | None:
-        """Estimate of a step: the compiler's, and the collectives that nothing overlaps."""
-        if self.compiler_seconds is None:
+        """Estimate of a step: its own work and the collectives that nothing overlaps, never less than the roofline."""
+        if self.compiler_seconds is None or self.interconnect_seconds is None:
             return None
-        return self.compiler_seconds + (self.interconnect_seconds or 0.0)
+        seconds = self.compiler_seconds + self.interconnect_seconds
+        return max(seconds, self.roofline.seconds) if self.roofline else seconds
 
     @property
     def images_per_second(self) -> float | None:
@@ -139,6 +157,26 @@ class PlanRow:
             "images_per_second": self.images_per_second,
             "roofline_seconds": self.roofline.seconds if self.roofline else None,
         }
+
+
+def failures(rows: Sequence[PlanRow]) -> list[str]:
+    """Lists the rows that answer nothing: failed and timed out; and refused ones if there are no others."""
+    failed = [row for row in rows if row.status in FAILURES]
+    if rows and all(row.status == "refused" for row in rows):
+        failed = list(rows)
+    return [f"{row.topology}, batch {row.batch_size:,}: {row.status}" for row in failed]
+
+
+def plan_record(rows: Sequence[PlanRow]) -> dict[str, Any]:
+    """Makes plain values of a whole plan: the versions it speaks for, whether all rows have an answer, and the rows."""
+    failed = failures(rows)
+    versions: dict[str, str | None] = next((row.versions for row in rows if row.versions), {})
+    return {
+        "versions": versions,
+        "success": not failed,
+        "failures": failed,
+        "rows": [row.to_json() for row in rows],
+    }
 
 
 def plan_row(
@@ -171,6 +209,11 @@ def plan_row(
             config, topology, devices, task, status="refused",
             message=f"{topology.name} has {topology.num_devices} devices, not {devices}",
         )  # fmt: skip
+    if topology.num_slices > 1 and devices < topology.num_devices:
+        return _row(
+            config, topology, devices, task, status="refused",
+            message="several slices are planned whole: leave --num_devices out, or plan one slice",
+        )  # fmt: skip
     answer = compile_step(
         config, topology, num_devices=devices, task=task, timeout_minutes=timeout_minutes, memory_only=memory_only
     )
@@ -190,6 +233,7 @@ def row_of(
     row = _row(
         config, topology, num_devices, task, status=answer["status"], message=answer.get("message"),
         num_parameters=answer.get("num_parameters"), flops=answer.get("flops"), num_steps=answer.get("num_steps"),
+        versions=answer.get("versions", {}),
     )  # fmt: skip
     # The compiler tells what it lets programs use, in words; of another version they may be others.
     answer = answer | {"usable": answer.get("usable") or round(topology.chip.hbm_bytes * topology.share_of_chip)}
@@ -233,6 +277,8 @@ def _row(config: ConfigDict, topology: Topology, num_devices: int, task: str, **
         remat=config.model.remat or "none",
         scan_layers=bool(config.model.scan_layers),
         accumulation_steps=config.accumulation_steps,
+        num_slices=topology.num_slices,
+        dcn_bandwidth=topology.dcn_bandwidth if topology.num_slices > 1 else None,
         **fields,
     )
 
@@ -253,29 +299,49 @@ def _by_compiler(row: PlanRow, topology: Topology, answer: dict[str, Any]) -> Pl
         Collective(**each | {"bytes_by_dtype": tuple(map(tuple, each["bytes_by_dtype"]))})
         for each in program["collectives"]
     )
-    seconds, compiler_flops = answer["optimal_seconds"], answer["compiler_flops"]
+    roofline = estimates.roofline(
+        flops=answer["flops"],
+        memory_bytes=estimates.least_traffic(answer["arguments"], answer["outputs"], answer["temporaries"]),
+        interconnect=estimates.interconnect_seconds(collectives, topology),
+        num_devices=row.num_devices,
+        topology=topology,
+    )
+    compiler_flops = answer["compiler_flops"]
+    seconds, estimate = estimates.compiler_seconds(program["cycles"], topology, roofline)
+    row = _with_network(row, topology, collectives)
+    if seconds is not None and row.interconnect_seconds is not None:
+        estimate = estimate if seconds + row.interconnect_seconds >= roofline.seconds else "roofline"
     return dataclasses.replace(
         row,
         memory=memory,
         compiler_flops=compiler_flops * row.num_devices if compiler_flops and not program["num_loops"] else None,
-        collectives=collectives,
-        compiler_seconds=estimates.with_loops(seconds, program["cycles"], program["cycles_once"]) if seconds else None,
-        interconnect_seconds=estimates.interconnect_seconds(collectives, topology, exposed=True),
-        unknown_loops=program["num_unknown_loops"],
-        roofline=estimates.roofline(
-            flops=answer["flops"],
-            memory_bytes=estimates.least_traffic(answer["arguments"], answer["outputs"], answer["temporaries"]),
-            interconnect=estimates.interconnect_seconds(collectives, topology),
-            num_devices=row.num_devices,
-            topology=topology,
+        compiler_seconds=seconds,
+        estimate=None if seconds is None else estimate,
+        no_estimate=estimate if seconds is None else row.no_estimate,
+        optimal_seconds=estimates.optimal_seconds(
+            answer.get("optimal_seconds"), program["num_unknown_operations"], program["num_loops"]
         ),
+        unknown_loops=program["num_unknown_loops"],
+        roofline=roofline,
         compile_seconds=answer["lower_seconds"] + answer["compile_seconds"],
         cpu_seconds=answer["cpu_seconds"],
     )
 
 
+def _with_network(row: PlanRow, topology: Topology, collectives: tuple[Collective, ...]) -> PlanRow:
+    """Adds the exchanges between devices and their time."""
+    if topology.dcn_bandwidth is None and any(each.across_slices for each in collectives):
+        message = (
+            f"no data sheet tells the network between slices of {topology.chip.name}: give what a chip can send with "
+            "--dcn_gigabits"
+        )
+        return dataclasses.replace(row, collectives=collectives, interconnect_seconds=None, no_estimate=message)
+    seconds = estimates.interconnect_seconds(collectives, topology, exposed=True)
+    return dataclasses.replace(row, collectives=collectives, interconnect_seconds=seconds)
+
+
 def _by_formula(row: PlanRow, config: ConfigDict, topology: Topology, answer: dict[str, Any]) -> PlanRow:
-    """Adds what follows from shapes alone, for devices whose compiler is not here."""
+    """Adds what follows from shapes alone, for devices for which nothing compiles here."""
     total = answer["arguments"] + answer["temporaries"]
     memory = Memory(
         total=total,
@@ -284,7 +350,7 @@ def _by_formula(row: PlanRow, config: ConfigDict, topology: Topology, answer: di
         outputs=0,
         temporaries=answer["temporaries"],
     )
-    collectives = _expected_collectives(config, row.num_devices, answer["parameter_bytes"])
+    collectives = _expected_collectives(config, row.num_devices, row.num_slices, answer["parameter_bytes"])
     roofline = estimates.roofline(
         flops=answer["flops"],
         # Without temporaries: a compiler fuses most of what is counted there before it ever is in memory.
@@ -295,33 +361,48 @@ def _by_formula(row: PlanRow, config: ConfigDict, topology: Topology, answer: di
     )
     fits = memory.overshoot <= 0
     return dataclasses.replace(
-        row,
+        _with_network(row, topology, collectives),
         status="fits by formula" if fits else "does not fit by formula",
         message=None if fits else f"needs {_gib(memory.overshoot)} more than there is",
+        not_compiled=answer.get("message"),
         memory=memory,
-        collectives=collectives,
-        compiler_seconds=max(roofline.compute / GPU_UTILISATION, roofline.memory),
-        interconnect_seconds=roofline.interconnect,
+        compiler_seconds=max(roofline.compute / FORMULA_UTILISATION, roofline.memory),
+        estimate="formula",
         roofline=roofline,
     )
 
 
-def _expected_collectives(config: ConfigDict, num_devices: int, parameter_bytes: int) -> tuple[Collective, ...]:
+def _expected_collectives(
+    config: ConfigDict, num_devices: int, num_slices: int, parameter_bytes: int
+) -> tuple[Collective, ...]:
     """What a step exchanges by rule: gradients, and with FSDP also parameters, forward and backward.
 
     With FSDP each part of an accumulated batch does so: nobody holds the whole parameters, or gradients, in between.
+    Several slices reduce or gather within each slice and between them: there each device sends its share of the
+    slice's sum, or the part of the parameters that it holds.
     """
     if num_devices == 1:
         return ()
     dtype = config.model.dtype
     num_bytes = parameter_bytes * (2 if dtype in ("bfloat16", "float16") else 4) // 4
-    sizes = ((dtype, num_bytes),)
-    if config.sharding == "replicated":
-        return (Collective("all-reduce", sizes, num_devices),)
-    return (
-        Collective("all-gather", sizes, num_devices, times=2 * config.accumulation_steps),
-        Collective("reduce-scatter", sizes, num_devices, times=config.accumulation_steps),
-    )
+    per_slice = num_devices // num_slices
+    kinds = {"all-reduce": 1}
+    if config.sharding != "replicated":
+        kinds = {"all-gather": 2 * config.accumulation_steps, "reduce-scatter": config.accumulation_steps}
+    within = [Collective(kind, ((dtype, num_bytes),), per_slice, times=times) for kind, times in kinds.items()]
+    if num_slices == 1:
+        return tuple(within)
+    between = [
+        Collective(
+            kind,
+            ((dtype, num_bytes // (num_devices if kind == "all-gather" else per_slice)),),
+            num_slices,
+            times=times,
+            across_slices=True,
+        )
+        for kind, times in kinds.items()
+    ]
+    return (*within, *between)
 
 
 def first_line(message: str) -> str:

@@ -238,6 +238,11 @@ def policies_of(model: str) -> tuple[str, ...]:
     return ("none", "full") if model.startswith("R") and "ViT" not in model else tuple(_REMAT_WORK)
 
 
+def can_scan(model: str) -> bool:
+    """Whether a model has layers that can be scanned: a ViT or a hybrid."""
+    return "+" in model or model.startswith("ViT-")
+
+
 def cheapest_remat(
     plan: Planner,
     config: ConfigDict,
@@ -285,18 +290,48 @@ def _is_hopeless(option: Option, known: PlanRow) -> bool:
     return times <= 1 or (known.memory is not None and known.memory.total / times > known.memory.usable)
 
 
+UNROLL = "--config.model.scan_layers=False"
+_UNROLL_COSTS = "each layer is then compiled by itself, which takes longer; the step computes the same"
+_SCAN_COSTS = (
+    "--config.model.scan_layers=True compiles one layer instead of all, but the loop keeps stacks of all layers: the "
+    "step needs more memory and time"
+)
+
+
 def advise(plan: Planner, config: ConfigDict, topology: Topology, row: PlanRow) -> PlanRow:
-    """The row that does not fit, with what to change so that it does: tried, not guessed."""
+    """Adds to a row what to change: tried, not guessed, where it does not fit; what scanned layers cost or save.
+
+    Args:
+      plan: makes a row.
+      config: the row's.
+      topology: the row's.
+      row: any.
+    """
+    if row.status == "timed out":
+        advice = "raise --timeout_minutes"
+        if not row.scan_layers and can_scan(row.model):
+            advice += f", or: {_SCAN_COSTS}"
+        return dataclasses.replace(row, advice=advice)
+    if row.fits and row.scan_layers:
+        return dataclasses.replace(row, advice=f"scan_layers costs memory and time a step: {UNROLL} saves them")
     if not row.status.startswith("does not fit"):
         return row
+    known, unroll = row, ""
+    if row.scan_layers:
+        unrolled_config = with_fields(config, model__scan_layers=False)
+        unrolled = plan(unrolled_config, topology)
+        if unrolled.fits:
+            return dataclasses.replace(row, advice=f"{UNROLL} fits: {_UNROLL_COSTS}")
+        if unrolled.status.startswith("does not fit"):
+            known, config, unroll = unrolled, unrolled_config, f"{UNROLL} "
     shardings = [row.sharding, *([] if row.num_devices == 1 or row.sharding != "replicated" else ["fsdp"])]
-    for tried in cheapest_remat(plan, config, topology, row, shardings=shardings):
+    for tried in cheapest_remat(plan, config, topology, known, shardings=shardings):
         if tried.fits:
             option = Option(tried.sharding, tried.remat, tried.accumulation_steps, 0.0)
-            return dataclasses.replace(row, advice=f"{option.flags(config)} fits")
-    return dataclasses.replace(
-        row, advice="no sharding, remat policy or accumulation that was tried fits: a smaller batch or a larger slice"
-    )
+            return dataclasses.replace(row, advice=f"{unroll}{option.flags(config)} fits")
+    tried_fields = "scan_layers, sharding" if unroll else "sharding"
+    advice = f"no {tried_fields}, remat policy or accumulation that was tried fits: a smaller batch or a larger slice"
+    return dataclasses.replace(row, advice=advice)
 
 
 def rows_for(

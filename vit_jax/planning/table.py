@@ -1,6 +1,6 @@
 """A plan as text for the terminal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from vit_jax.planning.hlo import total_bytes
 from vit_jax.planning.rows import GIB, PlanRow, first_line
@@ -53,6 +53,7 @@ _COLUMNS: tuple[tuple[str, Callable[[PlanRow], str]], ...] = (
     ("in all / usable", _in_all),
     ("compiler", lambda row: _seconds(row.compiler_seconds)),
     ("+ network", lambda row: _seconds(row.interconnect_seconds)),
+    ("estimate", lambda row: _MISSING if row.step_seconds is None else row.estimate or _MISSING),
     ("roofline", lambda row: _seconds(row.roofline.seconds if row.roofline else None)),
     ("images/s", lambda row: _number(row.images_per_second, ",.0f")),
     ("steps", lambda row: _number(None if row.days is None else row.num_steps, ",")),
@@ -92,45 +93,81 @@ def format_notes(rows: Sequence[PlanRow]) -> str:
 
 
 def _note(row: PlanRow) -> str:
-    if row.message and not row.fits:
-        message = first_line(row.message) if row.status == "failed" else row.message
-        note = message if row.advice is None else f"{message}; {row.advice}"
-        return note if not row.status.startswith("does not fit") else f"does not fit: {note}"
-    notes = []
+    return _what_is_wrong(row) if row.message and not row.fits else "; ".join([*_remarks(row), *_details(row)])
+
+
+def _what_is_wrong(row: PlanRow) -> str:
+    note = first_line(row.message or "") if row.status == "failed" else row.message or ""
+    if row.not_compiled:
+        note = f"{note} (by formula, because {row.not_compiled})"
+    if row.advice is not None:
+        note = f"{note}; {row.advice}"
+    return f"does not fit: {note}" if row.status.startswith("does not fit") else note
+
+
+def _remarks(row: PlanRow) -> Iterator[str]:
+    """What to know before the numbers of a row that fits are used."""
     if row.message:
-        notes.append(f"fits, but the run is refused: {row.message}")
+        yield f"fits, but the run is refused: {row.message}"
+    if row.not_compiled:
+        yield f"by formula, because {row.not_compiled}"
+    if row.no_estimate:
+        yield f"no time: {row.no_estimate}"
+    if row.estimate == "roofline":
+        yield "the compiler's cycles come to less than the roofline, which takes their place"
+    if row.advice:
+        yield row.advice
+
+
+def _details(row: PlanRow) -> Iterator[str]:
+    """FLOPs, exchanges and the like."""
     if row.flops:
         flops = f"{row.flops / 1e12:,.0f} TFLOP a step by formula"
         if row.compiler_flops:
             flops += f", {100 * (row.compiler_flops / row.flops - 1):+.2f} % by the compiler"
-        notes.append(flops)
+        yield flops
     for kind, sizes in total_bytes(row.collectives).items():
         dtypes = ", ".join(
             f"{num_bytes / 1e6:,.1f} MB {dtype}" for dtype, num_bytes in sizes.items() if dtype != "count"
         )
-        notes.append(f"{sizes['count']} {kind} ({dtypes})")
+        yield f"{sizes['count']} {kind} ({dtypes})"
+    if row.dcn_bandwidth:
+        yield f"between slices {row.dcn_bandwidth * 8 / 1e9:g} Gbit/s a {'GPU' if row.device == 'GPU' else 'chip'}"
     if row.unknown_loops:
-        notes.append(f"{row.unknown_loops} loops counted once")
+        yield f"{row.unknown_loops} loops counted once"
     if row.roofline:
-        notes.append(f"roofline: {row.roofline.limit}")
+        yield f"roofline: {row.roofline.limit}"
     if row.compile_seconds:
-        notes.append(f"compiled in {row.compile_seconds:.0f} s ({row.cpu_seconds:.0f} s of CPU)")
-    return "; ".join(notes)
+        yield f"compiled in {row.compile_seconds:.0f} s ({row.cpu_seconds:.0f} s of CPU)"
 
 
 LEGEND = """\
-Memory in GiB on each JAX device (v2, v3: a core; v4, v5p: a chip of two cores; v5e, v6e: a chip of one core). Seconds
-of a step: "compiler" by XLA's cost model, "+ network" by formula for collectives that nothing overlaps; "roofline":
-this program cannot be faster. Images/s and days are of the sum of the first two, without input, evaluation and
-checkpoints. "as v3": core-days of TPU v3 with the same peak; "paper": what table 2 reports, in the same unit."""
-GPU_LEGEND = """\
+Memory in GiB on each JAX device (v2, v3, TPU7x: a core; v4, v5p: a chip of two cores; v5e, v6e: a chip of one core).
+Seconds of a step: "compiler" is its work and "+ network" the collectives that nothing overlaps, by formula. "estimate":
+"cycles" are the compiler's for each operation, over the clock; "roofline" stands for less than that; "formula" see
+below. "roofline": this program cannot be faster. Images/s and days are of the sum of "compiler" and "+ network",
+without input, evaluation and checkpoints. "as v3": core-days of TPU v3 with the same peak; "paper": what table 2
+reports, in the same unit."""
+FORMULA_LEGEND = """\
 * by formula, without a compiler: memory is an upper bound, before fusion; time assumes 40 % of the peak, and NVLink
-between all GPUs."""
+between the GPUs of a machine."""
+SLICES_LEGEND = """\
+Several slices, or machines with GPUs, are joined by the data-centre network: "+ network" takes it at the full rate of
+the data sheet, or of --dcn_gigabits, with nothing overlapped."""
 
 
 def format_plan(rows: Sequence[PlanRow]) -> str:
     """The whole plan: table, notes and legend."""
     parts = [format_table(rows), format_notes(rows), LEGEND]
     if any(row.status.endswith("by formula") for row in rows):
-        parts.append(GPU_LEGEND)
+        parts.append(FORMULA_LEGEND)
+    if any(row.num_slices > 1 for row in rows):
+        parts.append(SLICES_LEGEND)
+    versions = {
+        f"JAX {row.versions['jax']}" + (f", libtpu {row.versions['libtpu']}" if row.versions.get("libtpu") else "")
+        for row in rows
+        if row.versions
+    }
+    if versions:
+        parts.append(f"For {'; '.join(sorted(versions))}: another version may need more or less.")
     return "\n\n".join(parts)

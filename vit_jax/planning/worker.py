@@ -8,6 +8,7 @@ The answer is a dictionary of plain numbers, or says what was wrong.
 
 import collections
 import dataclasses
+import importlib.metadata
 import json
 import logging
 import os
@@ -65,11 +66,26 @@ def restore_config(fields: dict[str, Any]) -> ConfigDict:
     return config
 
 
+class CannotCompileError(Exception):
+    """This version of libtpu, or of JAX, does not compile for a topology."""
+
+
+# What JAX says of programs of a libtpu that is much younger: it cannot read them.
+_UNREADABLE = "RET_CHECK failure (external/xla/xla/hlo/ir"
+
+
 def topology_devices(name: str, options: dict[str, Any]) -> list[jax.Device]:
-    """Devices of a TPU slice that is not here."""
+    """Describes the devices of TPU slices that are not here.
+
+    Raises:
+      CannotCompileError: libtpu does not know them.
+    """
     from jax.experimental import topologies
 
-    return list(topologies.get_topology_desc(topology_name=name, platform="tpu", **options).devices)
+    try:
+        return list(topologies.get_topology_desc(topology_name=name, platform="tpu", **options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise CannotCompileError(f"it does not know the topology: {error}") from error
 
 
 def usable_memory(device: jax.Device) -> int | None:
@@ -110,10 +126,20 @@ def facts(config: ConfigDict, experiment: Experiment, task: str) -> dict[str, An
         "num_train_images": experiment.num_train_images,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "parameter_bytes": partitioning.total_bytes(params),
+        "versions": versions(),
         "flops": flops_of(experiment.model, config.data.image_size) * config.batch_size,
         "remat": getattr(experiment.model, "remat", None),
         "scan_layers": getattr(experiment.model, "scan_layers", False),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """The versions that a plan speaks for: of JAX, and of libtpu if it is installed."""
+    try:
+        libtpu = importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        libtpu = None
+    return {"jax": jax.__version__, "libtpu": libtpu}
 
 
 def compile_for_tpu(request: dict[str, Any], known_path: pathlib.Path) -> dict[str, Any]:
@@ -130,13 +156,18 @@ def compile_for_tpu(request: dict[str, Any], known_path: pathlib.Path) -> dict[s
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         message = str(error)
+        if _UNREADABLE in message:
+            raise CannotCompileError(f"JAX {jax.__version__} cannot read its program") from error
         if "RESOURCE_EXHAUSTED" not in message:
             raise
         needed, usable = parse_out_of_memory(message) or (None, answer["usable"])
         return answer | {"status": "does not fit", "needed": needed, "usable": usable, "message": message}
     compiled_at = time.perf_counter()
-    memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    program = hlo.parse(compiled.as_text() or "")
+    try:
+        text = compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError as error:
+        raise CannotCompileError(f"JAX {jax.__version__} cannot read its program") from error
+    memory, costs, program = compiled.memory_analysis(), compiled.cost_analysis() or {}, hlo.parse(text)
     if memory is None:
         raise RuntimeError("the compiler does not tell how much memory the program needs")
     return answer | {
@@ -155,8 +186,8 @@ def compile_for_tpu(request: dict[str, Any], known_path: pathlib.Path) -> dict[s
     }
 
 
-def estimate_for_gpu(request: dict[str, Any]) -> dict[str, Any]:
-    """What a step needs on devices whose compiler is not here: by shapes and shardings alone.
+def estimate_by_formula(request: dict[str, Any]) -> dict[str, Any]:
+    """What a step needs on devices for which nothing compiles here: by shapes and shardings alone.
 
     Temporaries are the gradients and what the backward pass of the model finds of the forward pass, as JAX keeps it
     before any compiler has fused or freed a thing.
@@ -165,6 +196,9 @@ def estimate_for_gpu(request: dict[str, Any]) -> dict[str, Any]:
     devices = jax.devices("cpu")[: request["num_devices"]]
     experiment = experiments.build(config, allow_missing_data=True, devices=devices)
     state, batch, mesh = experiment.abstract_state, experiment.abstract_batch, experiment.mesh
+    model_axis, per_slice = mesh.shape[partitioning.MODEL_AXIS], request["num_devices"] // request.get("num_slices", 1)
+    if per_slice % model_axis:
+        raise UserError(f"mesh.model {model_axis} does not divide the {per_slice} devices of a slice.")
     rows = config.batch_size // config.accumulation_steps // mesh.shape[partitioning.DATA_AXIS]
     size = config.data.image_size
 
@@ -227,11 +261,13 @@ def main(request_path: str, answer_path: str) -> None:
         end_with(request["parent"])
     try:
         if request["topology"] is None:
-            answer = estimate_for_gpu(request)
+            answer = estimate_by_formula(request)
         else:
             answer = compile_for_tpu(request, pathlib.Path(answer_path).with_suffix(".known"))
     except UserError as error:
         answer = {"status": "refused", "message": str(error)}
+    except CannotCompileError as error:
+        answer = {"status": "not compiled", "message": f"libtpu {versions()['libtpu']} does not compile it: {error}"}
     except Exception as error:  # a row of the table, whatever it is
         answer = {"status": "failed", "message": f"{type(error).__name__}: {error}"}
     _write(pathlib.Path(answer_path), answer)
