@@ -122,7 +122,8 @@ def _remarks(row: PlanRow) -> Iterator[str]:
 def _details(row: PlanRow) -> Iterator[str]:
     """FLOPs, exchanges and the like."""
     if row.flops:
-        flops = f"{row.flops / 1e12:,.0f} TFLOP a step by formula"
+        tera = row.flops / 1e12
+        flops = f"{format(tera, ',.0f' if tera >= 10 else '.3g')} TFLOP a step by formula"
         if row.compiler_flops:
             flops += f", {100 * (row.compiler_flops / row.flops - 1):+.2f} % by the compiler"
         yield flops
