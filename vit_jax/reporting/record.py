@@ -83,10 +83,13 @@ class Record:
 
 
 def go_together(one: Record, other: Record) -> bool:
-    """Whether two records are samples of the same: one setting, the same images, measured in the same way."""
-    shared = one.values.keys() & other.values.keys()
+    """Whether two records are samples of the same: one setting, the same images, measured in the same way.
+
+    Numbers that are no results play no part.
+    """
+    pairs = [(one.values[name], other.values[name]) for name in one.values.keys() & other.values.keys()]
     return (
         one.setting == other.setting
         and same_images(one.train_images, other.train_images)
-        and all(one.values[name].agrees_with(other.values[name]) for name in shared)
+        and all(first.agrees_with(second) for first, second in pairs if not (first.flaw or second.flaw))
     )

@@ -142,7 +142,7 @@ class _Reader:
             self.left_out += [
                 f"{record.path}: {name} is no result: {value.flaw}"
                 for name, value in record.values.items()
-                if value.flaw and name != TOP_5
+                if value.flaw and not name.endswith(TOP_5)
             ]
         records = self._without_repeats(records)
         return Found(records, list(dict.fromkeys(self.left_out)))
@@ -150,11 +150,12 @@ class _Reader:
     def _add(self, records: list[Record], record: Record, may_merge: bool) -> None:
         """Adds an evaluation to the records of the same parameters: to one of them, or as another."""
         for place, other in enumerate(records) if may_merge else ():
-            if other.image_size != record.image_size or not go_together(
-                other, dataclasses.replace(record, setting=other.setting)
+            shared = record.values.keys() & other.values.keys()
+            if other.image_size != record.image_size or not all(
+                record.values[name].agrees_with(other.values[name]) for name in shared
             ):
                 continue
-            if record.values.keys() & other.values.keys():
+            if shared:
                 self.left_out.append(
                     f"{record.path}: measures again what {other.path} tells, which counts: {_compare(record, other)}"
                 )
@@ -360,11 +361,13 @@ class _Reader:
         found = read(file)
         try:
             fields = as_fields(found["config"], file)
-            place, metrics, model = str(found["weights"]), dict(found["metrics"]), dict(found["model_fields"])
-            name = str(model["name"])
+            place, metrics, model = found["weights"], dict(found["metrics"]), dict(found["model_fields"])
+            name = model["name"]
+            if not isinstance(place, str) or not isinstance(name, str):
+                raise TypeError(f"weights {place!r}, model {name!r}")
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{file}: not what an evaluation writes ({error!r})") from error
-        shared: dict[str, Any] = {"path": file.parent, "model": model_label({**model, "name": name}), "fields": model}
+        shared: dict[str, Any] = {"path": file.parent, "model": model_label(model), "fields": model}
         released = origins.find_released(place)
         if released is None and (of_run := self._find_run(place)) is not None:
             run, inside = of_run

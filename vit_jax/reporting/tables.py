@@ -155,7 +155,9 @@ def _remarks_on(results: Sequence[Result], names: Sequence[str]) -> list[str]:
 
 
 def _use_of(record: Record) -> str:
-    flaws = {value.flaw for name, value in record.values.items() if value.flaw and name != TOP_5} - {record.use}
+    flaws = {value.flaw for name, value in record.values.items() if value.flaw and not name.endswith(TOP_5)} - {
+        record.use
+    }
     changed = ["config changed on the way"] if record.changes else []
     return "; ".join([record.use, *changed, *sorted(flaws)])
 
