@@ -71,6 +71,9 @@ def base_config() -> ConfigDict:
     config.data.label_key = placeholder(str)
     config.data.max_labels = placeholder(int)  # most labels an image has; None: as the data set says, else 1
     config.data.image_size = 224  # pixels
+    # Whether images are turned as their EXIF says. None: those of folders and zip files are, those in records are not,
+    # as in TensorFlow (docs/images.md).
+    config.data.exif_orientation = placeholder(bool)
     config.data.inception_crop = True  # random crop of random area and aspect ratio
     config.data.crop_min_area = 0.05  # smallest share of the image a crop shows
     config.data.random_crop_from = placeholder(int)  # resize to a square of this side, crop at random; not Inception's
@@ -361,6 +364,7 @@ CHECKS: dict[str, Check] = {
     "data.label_key": _TEXT,
     "data.max_labels": Number(1, 100_000, whole=True),
     "data.image_size": _PIXELS,
+    "data.exif_orientation": _FLAG,
     "data.inception_crop": _FLAG,
     "data.crop_min_area": _POSITIVE_SHARE,
     "data.random_crop_from": _PIXELS,

@@ -216,6 +216,7 @@ def _make_fewshot(
         crop_from=fields.crop_from or round(image_size * 256 / 224),
         image_size=image_size,
         resize=config.data.eval_resize,
+        exif_orientation=config.data.exif_orientation,
         whiten=fields.whiten,
         bias=fields.bias,
         batch_size=config.eval_batch_size or config.batch_size,

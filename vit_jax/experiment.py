@@ -277,12 +277,18 @@ def train_transform(data: ConfigDict) -> TrainTransform:
         flip=data.flip,
         resize=data.resize,
         randaugment=randaugment,
+        exif_orientation=data.exif_orientation,
     )
 
 
 def eval_transform(data: ConfigDict) -> EvalTransform:
     """What is done to each image of an evaluation; `data` is the part of the config about data."""
-    return EvalTransform(image_size=data.image_size, resize_small=data.eval_resize_small, resize=data.eval_resize)
+    return EvalTransform(
+        image_size=data.image_size,
+        resize_small=data.eval_resize_small,
+        resize=data.eval_resize,
+        exif_orientation=data.exif_orientation,
+    )
 
 
 def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.compilation_cache import use_compilation_cache
-from vit_jax.data.images import ImageError, decode
+from vit_jax.data.images import ImageError
 from vit_jax.data.sources import NO_LABEL, Example, Source, open_source
 from vit_jax.errors import UserError
 from vit_jax.host import num_cpus
@@ -60,9 +60,11 @@ def predict_source(predictor: Predictor, source: Source) -> tuple[np.ndarray, np
 
 def _as_seen(predictor: Predictor, source: Source, index: int, example: Example) -> np.ndarray:
     """The image of an example as the model sees it."""
-    image = example["image"]
+    image, preprocessing = example["image"], predictor.preprocessing
     try:
-        return predictor.preprocessing(decode(image) if isinstance(image, bytes) else image)
+        if isinstance(image, bytes):
+            image = preprocessing.decode(image, exif_orientation=example.get("exif_orientation", False))
+        return preprocessing(image)
     except ImageError as error:
         raise UserError(f"cannot read {source.where(index)}: {error}. Replace or remove the file.") from error
 

@@ -10,7 +10,6 @@ Images that cannot be read are told and left out; then the exit status is 1.
 
 import argparse
 import concurrent.futures
-import glob
 import json
 import os
 import pathlib
@@ -23,10 +22,11 @@ import numpy as np
 
 from vit_jax import partitioning
 from vit_jax.compilation_cache import use_compilation_cache
-from vit_jax.data.images import ImageError, decode
-from vit_jax.data.sources import IMAGE_SUFFIXES
+from vit_jax.data.images import ImageError
+from vit_jax.data.sources.trees import IMAGE_SUFFIXES, MAX_FILE_BYTES, find_files, is_litter
 from vit_jax.errors import UserError
 from vit_jax.host import format_seconds, num_cpus
+from vit_jax.regular_files import read_regular
 from vit_jax.weights import Preprocessing, Weights, load, transfer
 
 PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
@@ -110,18 +110,27 @@ def find_images(places: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for place in places:
         path = pathlib.Path(place).expanduser()
-        matches = [path] if path.exists() else [pathlib.Path(match) for match in glob.glob(str(path), recursive=True)]
+        matches = [path] if path.exists() else _matches(path)
         if not matches:
             raise UserError(f"no image, folder or match of a pattern: {place!r}.")
         for match in sorted(matches):
             if match.is_dir():
-                inside = sorted(p for p in match.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+                inside = find_files(match)
                 if not inside:
                     raise UserError(f"there are no images ({', '.join(IMAGE_SUFFIXES)}) in {match}.")
-                found |= dict.fromkeys(map(str, inside))
+                found |= dict.fromkeys(inside)
             else:
                 found[str(match)] = None
     return list(found)
+
+
+def _matches(pattern: pathlib.Path) -> list[pathlib.Path]:
+    """What a pattern matches, without litter. Unlike `glob.glob`, it does not follow loops of links."""
+    try:
+        found = pathlib.Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
+        return [path for path in found if not is_litter(path.name)]
+    except ValueError:  # no pattern that pathlib knows, such as "a**b"
+        return []
 
 
 def read_images(
@@ -135,7 +144,7 @@ def read_images(
 
     def read(path: str) -> np.ndarray | str:
         try:
-            return preprocessing(decode(pathlib.Path(path).read_bytes()))
+            return preprocessing(preprocessing.decode(read_regular(path, MAX_FILE_BYTES)))
         except ImageError as error:
             return f"{path}: {error}"
         except OSError as error:

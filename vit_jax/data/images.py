@@ -9,165 +9,92 @@ import dataclasses
 import functools
 import math
 import re
-import struct
 
 import cv2
 import numpy as np
 import simplejpeg
 
 from vit_jax.data.augment import RandAugment
+from vit_jax.data.image_headers import (
+    JPEG_END,
+    JPEG_START,
+    MAX_PIXELS,
+    UPRIGHT,
+    ImageError,
+    JpegHeader,
+    check_jpeg,
+    checked_size,
+    jpeg_header,
+    looks_like_image,
+    orientation_of,
+    plain,
+    stored_size,
+)
 from vit_jax.errors import UserError, unknown_name
+
+__all__ = [
+    "MAX_PIXELS",
+    "RESIZE_METHODS",
+    "EvalTransform",
+    "ImageError",
+    "TrainTransform",
+    "central_crop",
+    "decode",
+    "decode_crop",
+    "inception_crop_box",
+    "looks_like_image",
+    "random_crop",
+    "resize",
+    "resize_small",
+    "size_of",
+]
 
 # OpenCV's own threads would fight with the pipeline's, and its warnings repeat what our errors say better.
 cv2.setNumThreads(0)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-# A quarter of a GiB of RGB, as Pillow's default; 16 threads that load such images at once need 4 GiB. A file of a few
-# hundred bytes can claim 65,535 x 65,535 pixels, for which a decoder would ask for 12 GiB.
-MAX_PIXELS = 2**28 // 3
-
-# Not turned by what EXIF says, as TensorFlow and the JPEG decoder below do not either.
+# OpenCV turns nothing: `decode` does, if it is told to.
 _IMREAD_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
-_BMP_HEADERS = tuple(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the markers that say the size
 
 
-class ImageError(UserError):
-    """Bytes that are not a whole, readable image of a size that fits into memory."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _JpegHeader:
-    """What a JPEG says before its pixels.
-
-    Attributes:
-      position: of the two bytes that hold the height.
-      height: in pixels.
-      width: in pixels.
-      channels: 1 (grey), 3 or 4 (CMYK).
-      sequential: whether rows are coded one after the other, once, and without restart markers. Then a decoder that is
-        told of fewer rows stops after them.
-      stray: from where to where bytes lie between segments that belong to none.
-    """
-
-    position: int
-    height: int
-    width: int
-    channels: int
-    sequential: bool
-    stray: tuple[tuple[int, int], ...]
-
-
-def _jpeg_header(encoded: bytes) -> _JpegHeader:
-    """Walks from segment to segment up to the pixels; libraries tell the size, but not where it stands."""
-    at, position, sequential, restarts = 2, 0, False, False
-    stray: list[tuple[int, int]] = []
-    try:
-        while True:
-            start = encoded.index(b"\xff", at)
-            if start > at:
-                stray.append((at, start))
-            marker, at = encoded[start + 1], start + 2
-            if marker == 0xFF:  # padding
-                at = start + 1
-            elif marker == 0x00:
-                stray.append((start, at))
-            elif marker == 0xDA:  # start of scan
-                break
-            elif marker != 0x01 and not 0xD0 <= marker <= 0xD9:  # these have no content
-                if marker in _JPEG_FRAMES and not position:
-                    position, sequential = start + 5, marker in (0xC0, 0xC1)
-                elif marker == 0xDD:  # restart interval
-                    restarts = True
-                at += int.from_bytes(encoded[at : at + 2], "big")
-        height, width, channels = struct.unpack_from(">HHB", encoded, position)
-        sequential = sequential and not restarts and encoded[at + 2] == channels
-    except (ValueError, IndexError, struct.error) as error:
-        raise ImageError("not a whole JPEG (it ends before the pixels)") from error
-    if not position:
-        raise ImageError("not a JPEG (it does not say its size)")
-    return _JpegHeader(position, *_checked_size(height, width), channels, sequential, tuple(stray))
-
-
-def _checked_size(height: int, width: int) -> tuple[int, int]:
-    if height <= 0 or width <= 0:
-        raise ImageError(f"an image of {height} x {width} pixels (height x width)")
-    if height * width > MAX_PIXELS:
-        raise ImageError(
-            f"an image of {height:,} x {width:,} pixels (height x width); at most {MAX_PIXELS:,} are decoded, a "
-            "quarter of a GiB. Make it smaller."
-        )
-    return height, width
-
-
-def size_of(encoded: bytes) -> tuple[int, int]:
+def size_of(encoded: bytes, *, exif_orientation: bool = False) -> tuple[int, int]:
     """Height and width in pixels, from the header alone; a microsecond or two.
 
+    Args:
+      encoded: JPEG, PNG, GIF, WebP or BMP.
+      exif_orientation: whether of the image that is turned as its EXIF says.
+
     Raises:
-      ImageError: not JPEG, PNG, GIF, WebP or BMP, or more than `MAX_PIXELS`.
+      ImageError: none of these, or more than `MAX_PIXELS`.
     """
-    if encoded.startswith(_JPEG_START):
-        header = _jpeg_header(encoded)
-        return header.height, header.width
-    try:
-        if encoded.startswith(b"\x89PNG\r\n\x1a\n") and encoded[12:16] == b"IHDR":
-            width, height = struct.unpack_from(">II", encoded, 16)
-        elif encoded[:6] in (b"GIF87a", b"GIF89a"):
-            width, height = struct.unpack_from("<HH", encoded, 6)
-        elif encoded.startswith(b"RIFF") and encoded[8:15] == b"WEBPVP8":
-            width, height = _webp_size(encoded)
-        elif encoded.startswith(b"BM"):
-            old = encoded[14:18] == b"\x0c\0\0\0"  # the header of OS/2 1.x
-            width, height = struct.unpack_from("<HH" if old else "<ii", encoded, 18)
-            height = abs(height)  # negative where the first row is the uppermost
-        else:
-            raise ImageError("not an image (neither JPEG, PNG, GIF, WebP nor BMP)" if encoded else "an empty file")
-    except struct.error as error:
-        raise ImageError("not a whole image (it ends within its header)") from error
-    return _checked_size(height, width)
+    header = jpeg_header(encoded) if encoded.startswith(JPEG_START) else None
+    height, width = (header.height, header.width) if header else stored_size(encoded)
+    return orientation_of(encoded, header).size(height, width) if exif_orientation else (height, width)
 
 
-def looks_like_image(start: bytes) -> bool:
-    """Whether a file begins as an image of a known kind does; of `start` 32 bytes are enough."""
-    return (
-        start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a"))
-        or (start.startswith(b"RIFF") and start[8:15] == b"WEBPVP8")
-        # Texts may begin with BM; these have a reserved field of zeros, and a header of a known size.
-        or (start.startswith(b"BM") and start[6:10] == bytes(4) and start[14:18] in _BMP_HEADERS)
-    )
-
-
-def _webp_size(encoded: bytes) -> tuple[int, int]:
-    """Width and height; WebP has three ways to write them (RFC 9649, sections 2.5-2.7)."""
-    kind = encoded[15:16]
-    if kind == b"X":  # the canvas of an animation or an image with extras
-        low_width, high_width, low_height, high_height = struct.unpack_from("<HBHB", encoded, 24)
-        return low_width + (high_width << 16) + 1, low_height + (high_height << 16) + 1
-    if kind == b"L":
-        (bits,) = struct.unpack_from("<I", encoded, 21)
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack_from("<HH", encoded, 26)
-    return width & 0x3FFF, height & 0x3FFF  # the upper bits are a scale that no decoder applies
-
-
-def decode(encoded: bytes) -> np.ndarray:
+def decode(encoded: bytes, *, exif_orientation: bool = False) -> np.ndarray:
     """Decodes JPEG, PNG, GIF, WebP or BMP to uint8 RGB `[height, width, 3]`.
 
     The pixels are those of `tf.io.decode_image` (docs/images.md has the exceptions). Of an animation it is the first
-    frame; transparency is dropped; orientation in EXIF is ignored.
+    frame; transparency is dropped.
+
+    Args:
+      encoded: the file.
+      exif_orientation: whether to turn the image as its EXIF says, which TensorFlow does not.
 
     Raises:
       ImageError: not an image, or a truncated or damaged one, or more than `MAX_PIXELS`. Libraries often fill the
         missing part of a truncated JPEG with grey and say nothing; a model should not learn that.
     """
-    if encoded.startswith(_JPEG_START):
-        return _decode_jpeg(encoded, _jpeg_header(encoded))
-    size_of(encoded)
-    return _decode_with_opencv(encoded)
+    header = jpeg_header(encoded) if encoded.startswith(JPEG_START) else None
+    image = _decode_jpeg(encoded, header) if header else _decode_with_opencv(plain(encoded))
+    orientation = orientation_of(encoded, header) if exif_orientation else UPRIGHT
+    return orientation.upright(image) if orientation else image
 
 
-def decode_crop(encoded: bytes, top: int, left: int, height: int, width: int) -> np.ndarray:
+def decode_crop(
+    encoded: bytes, top: int, left: int, height: int, width: int, *, exif_orientation: bool = False
+) -> np.ndarray:
     """Decodes a rectangle: the same pixels as `decode(encoded)[top : top + height, left : left + width]`, but faster.
 
     A sequential JPEG is decoded down to the crop's last row. Entropy decoding, most of the work, knows no shortcut to
@@ -180,33 +107,39 @@ def decode_crop(encoded: bytes, top: int, left: int, height: int, width: int) ->
       left: first column of the crop.
       height: of the crop, in pixels.
       width: of the crop, in pixels.
+      exif_orientation: whether the crop is of the image that is turned as its EXIF says.
 
     Returns:
-      uint8 RGB `[height, width, 3]`, a view of the rows that were decoded.
+      uint8 RGB `[height, width, 3]`, perhaps a view of the rows that were decoded.
 
     Raises:
       ImageError: as for `decode`.
       UserError: the crop does not lie within the image.
     """
-    header = _jpeg_header(encoded) if encoded.startswith(_JPEG_START) else None
-    full_height, full_width = (header.height, header.width) if header else size_of(encoded)
+    header = jpeg_header(encoded) if encoded.startswith(JPEG_START) else None
+    stored = (header.height, header.width) if header else stored_size(encoded)
+    orientation = orientation_of(encoded, header) if exif_orientation else UPRIGHT
+    full_height, full_width = orientation.size(*stored)
     if min(top, left) < 0 or min(height, width) < 1 or top + height > full_height or left + width > full_width:
         raise UserError(
             f"the crop of {height} x {width} pixels (height x width) from row {top} and column {left} does not lie "
             f"within the image of {full_height} x {full_width}."
         )
+    top, left, height, width = orientation.stored_crop(top, left, height, width, stored)
     # Chroma that is stored at half the height is interpolated from the row below, so one more is decoded. (Compared
     # for every height with 4:4:4, 4:2:2, 4:2:0, 4:4:0, 4:1:1 and grey.)
     rows = top + height + 1
     image = None
-    if header and header.sequential and not header.stray and rows < full_height:
+    if header and header.sequential and not header.stray and rows < header.height:
         # What is anything but whole is left to `decode`, which tells why.
         with contextlib.suppress(ValueError, KeyError):
             image = _decode_rows(encoded, header, rows)
-    return (decode(encoded) if image is None else image)[top : top + height, left : left + width]
+    crop = (decode(encoded) if image is None else image)[top : top + height, left : left + width]
+    return orientation.upright(crop) if orientation else crop
 
 
-def _decode_jpeg(encoded: bytes, header: _JpegHeader) -> np.ndarray:
+def _decode_jpeg(encoded: bytes, header: JpegHeader) -> np.ndarray:
+    check_jpeg(encoded, header)
     # Stray bytes between segments harm no pixel, and ImageNet has such files. simplejpeg will not have them.
     for start, end in reversed(header.stray):
         encoded = encoded[:start] + encoded[end:]
@@ -215,12 +148,12 @@ def _decode_jpeg(encoded: bytes, header: _JpegHeader) -> np.ndarray:
     except (ValueError, KeyError) as error:
         # libjpeg decodes any subsampling of the chroma, simplejpeg those that have a name. OpenCV would not tell that
         # the end is missing.
-        if (isinstance(error, KeyError) or "subsampling" in str(error)) and _JPEG_END in encoded[-1024:]:
+        if (isinstance(error, KeyError) or "subsampling" in str(error)) and JPEG_END in encoded[-1024:]:
             return _decode_with_opencv(encoded)
         raise ImageError(f"not a whole JPEG ({error})") from error
 
 
-def _decode_rows(encoded: bytes, header: _JpegHeader, rows: int) -> np.ndarray:
+def _decode_rows(encoded: bytes, header: JpegHeader, rows: int) -> np.ndarray:
     """Decodes all rows, or the uppermost ones if the JPEG is sequential.
 
     Raises:
@@ -243,7 +176,7 @@ def _decode_rows(encoded: bytes, header: _JpegHeader, rows: int) -> np.ndarray:
     except ValueError as error:
         # Bytes before a restart marker (d0 to d7) lie amid the pixels.
         behind = re.search("extraneous bytes before marker 0x(?!d[0-7])", str(error))
-        if not behind or _JPEG_END not in encoded[-1024:]:
+        if not behind or JPEG_END not in encoded[-1024:]:
             raise
     return _to_rgb(pixels, encoded)
 
@@ -407,7 +340,7 @@ def resize_small(image: np.ndarray, size: int, method: str = "bilinear") -> np.n
     # In float32 and half to even, as big_vision computes it: sides that fall on a half come out the same.
     scale = np.float32(size) / np.float32(min(image.shape[:2]))
     height, width = (int(np.rint(np.float32(side) * scale)) for side in image.shape[:2])
-    _checked_size(height, width)  # 1 x 20,000 pixels would take 16 GB
+    checked_size(height, width)  # 1 x 20,000 pixels would take 16 GB
     return resize(image, height, width, method)
 
 
@@ -442,6 +375,8 @@ class TrainTransform:
       randaugment: what is done to the cropped and flipped image; None for nothing.
       random_crop_from: resize the whole image to the square of this side and cut `image_size` out at random, as
         BiT-HyperRule does (160 and 128, or 512 and 480); not together with `inception_crop`.
+      exif_orientation: whether encoded images are turned as their EXIF says, before all else; None: as their source
+        says.
     """
 
     image_size: int
@@ -451,6 +386,7 @@ class TrainTransform:
     resize: str = "bilinear"
     randaugment: RandAugment | None = None
     random_crop_from: int | None = None
+    exif_orientation: bool | None = None
 
     def __post_init__(self):
         _check_method(self.resize)
@@ -464,20 +400,28 @@ class TrainTransform:
                 "is nothing to crop. Use a larger one, or None to resize the whole image."
             )
 
-    def __call__(self, image: bytes | np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def __call__(
+        self, image: bytes | np.ndarray, rng: np.random.Generator, *, exif_orientation: bool = False
+    ) -> np.ndarray:
         """Maps an encoded file, or decoded uint8 `[height, width, 3]`, to uint8 `[image_size, image_size, 3]`.
 
         The result is the same for both; a file is decoded no further than it is shown.
+
+        Args:
+          image: the image.
+          rng: source of randomness.
+          exif_orientation: what the source of the image says (`Example`), if the field of this name is None.
         """
+        turn = exif_orientation if self.exif_orientation is None else self.exif_orientation
         if self.inception_crop:
-            height, width = size_of(image) if isinstance(image, bytes) else image.shape[:2]
+            height, width = size_of(image, exif_orientation=turn) if isinstance(image, bytes) else image.shape[:2]
             top, left, height, width = inception_crop_box(height, width, rng, min_area=self.min_area)
             if isinstance(image, bytes):
-                pixels = decode_crop(image, top, left, height, width)
+                pixels = decode_crop(image, top, left, height, width, exif_orientation=turn)
             else:
                 pixels = image[top : top + height, left : left + width]
         else:
-            pixels = decode(image) if isinstance(image, bytes) else image
+            pixels = decode(image, exif_orientation=turn) if isinstance(image, bytes) else image
         size = self.random_crop_from or self.image_size
         pixels = resize(pixels, size, size, self.resize)
         if self.random_crop_from:
@@ -498,12 +442,14 @@ class EvalTransform:
       resize: method of `resize`.
       crop_from: resizes the whole image to a square of this side before the central crop, as the released few-shot
         evaluation does; instead of `resize_small`.
+      exif_orientation: see `TrainTransform`.
     """
 
     image_size: int
     resize_small: int | None = None
     resize: str = "bilinear"
     crop_from: int | None = None
+    exif_orientation: bool | None = None
 
     def __post_init__(self):
         _check_method(self.resize)
@@ -517,10 +463,16 @@ class EvalTransform:
         if self.crop_from is not None and self.resize_small is not None:
             raise UserError(f"crop_from {self.crop_from} and resize_small {self.resize_small}: set one of them.")
 
-    def __call__(self, image: bytes | np.ndarray) -> np.ndarray:
-        """Maps an encoded file, or decoded uint8 `[height, width, 3]`, to uint8 `[image_size, image_size, 3]`."""
+    def __call__(self, image: bytes | np.ndarray, *, exif_orientation: bool = False) -> np.ndarray:
+        """Maps an encoded file, or decoded uint8 `[height, width, 3]`, to uint8 `[image_size, image_size, 3]`.
+
+        Args:
+          image: the image.
+          exif_orientation: what the source of the image says (`Example`), if the field of this name is None.
+        """
         if isinstance(image, bytes):
-            image = decode(image)
+            turn = exif_orientation if self.exif_orientation is None else self.exif_orientation
+            image = decode(image, exif_orientation=turn)
         if self.crop_from is not None:
             return central_crop(resize(image, self.crop_from, self.crop_from, self.resize), self.image_size)
         if self.resize_small is None:

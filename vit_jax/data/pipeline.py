@@ -157,10 +157,12 @@ class BatchLoader:
                     continue
                 try:
                     example = self._source[index]
+                    turn = example.get("exif_orientation", False)
                     if isinstance(self._transform, EvalTransform):
-                        images[i] = self._transform(example["image"])
+                        images[i] = self._transform(example["image"], exif_orientation=turn)
                     else:
-                        images[i] = self._transform(example["image"], random.at(positions[i]))
+                        rng = random.at(positions[i])
+                        images[i] = self._transform(example["image"], rng, exif_orientation=turn)
                 except BadRecordError as error:
                     images[i] = 0
                     bad[index] = str(error).rstrip(".")

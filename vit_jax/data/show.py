@@ -97,6 +97,8 @@ def _describe(transform: TrainTransform, mixing: Mixing) -> str:
     words += ["flip"] * transform.flip
     if transform.randaugment is not None:
         words.append(f"RandAugment {transform.randaugment.num_layers} x {transform.randaugment.magnitude:g}")
+    if transform.exif_orientation is not None:
+        words.append("turned as EXIF says" if transform.exif_orientation else "as stored, whatever EXIF says")
     words += [f"mixup {mixing.mixup_alpha:g}"] * (mixing.mixup_alpha > 0)
     words += [f"CutMix {mixing.cutmix_alpha:g}"] * (mixing.cutmix_alpha > 0)
     return ", ".join(words)
@@ -143,14 +145,17 @@ def draw_classes(config: ConfigDict, most: int = 100) -> "Figure":
     order, found = IndexStream(source, config.seed), dict[int, np.ndarray]()
     num_classes = source.num_classes or config.model.num_classes
     wanted = min(most, num_classes or most)
-    whole = TrainTransform(image_size=96, inception_crop=False, flip=False)
+    whole = TrainTransform(
+        image_size=96, inception_crop=False, flip=False, exif_orientation=config.data.exif_orientation
+    )
     rng, looked_at = np.random.default_rng(0), 0
     for looked_at in range(1, min(len(source), _READS_PER_CLASS * wanted) + 1):
         try:
             example = source[order[looked_at - 1]]
+            turn = example.get("exif_orientation", False)
             for label in map(int, np.atleast_1d(example["label"])):
                 if label != NO_LABEL and label not in found:
-                    found[label] = whole(example["image"], rng)
+                    found[label] = whole(example["image"], rng, exif_orientation=turn)
         except (BadRecordError, ImageError) as error:
             _tell([str(error)])
         if len(found) >= wanted:

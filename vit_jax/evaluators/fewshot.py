@@ -116,6 +116,7 @@ class FewShotEvaluator:
         crop_from: int | None = 256,
         image_size: int = 224,
         resize: str = "bilinear",
+        exif_orientation: bool | None = None,
         whiten: bool = True,
         bias: float = BIAS,
         take_all: bool = False,
@@ -141,6 +142,7 @@ class FewShotEvaluator:
             resized to `image_size` and nothing is cut off.
           image_size: side of the images that the model sees, in pixels.
           resize: method of `data.images.resize`.
+          exif_orientation: see `data.images.TrainTransform`.
           whiten: see `ridge.solve_ridge`.
           bias: see there.
           take_all: take all examples of classes that have fewer than a number of shots, instead of an error.
@@ -166,7 +168,9 @@ class FewShotEvaluator:
         _check_disjoint(pool, test, validation if len(self._l2) > 1 else None)
         self._test, self._validation = test, validation
         self._extract = FeatureExtractor(model, representations, mesh, image_size=image_size, shardings=shardings)
-        self._transform = EvalTransform(image_size, resize=resize, crop_from=crop_from)
+        self._transform = EvalTransform(
+            image_size, resize=resize, crop_from=crop_from, exif_orientation=exif_orientation
+        )
         self._how: dict[str, Any] = {
             "batch_size": batch_size,
             "num_threads": num_threads,

@@ -34,6 +34,8 @@ class Preprocessing:
       crop_fraction: see `resize`.
       interpolation: "bilinear", "bicubic", "nearest" or "area".
       antialias: whether shrinking averages, as in PyTorch's pipelines; the released JAX models did without.
+      exif_orientation: whether files are turned as their EXIF says; None: as their source says (`data.exif_orientation`
+        of a config), files of their own are.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -43,6 +45,7 @@ class Preprocessing:
     crop_fraction: float = 1.0
     interpolation: str = "bilinear"
     antialias: bool = False
+    exif_orientation: bool | None = None
 
     def __post_init__(self):
         if self.resize not in RESIZES or self.interpolation not in INTERPOLATIONS:
@@ -55,6 +58,20 @@ class Preprocessing:
                 "preprocessing: crop_fraction must be more than 0 and at most 1, std more than 0 and image_size at "
                 f"least 1, got {self.crop_fraction}, {self.std} and {self.image_size}."
             )
+        if self.exif_orientation not in (None, True, False):
+            raise UserError(
+                f"preprocessing: exif_orientation must be true, false or null, got {self.exif_orientation!r}."
+            )
+
+    def decode(self, encoded: bytes, *, exif_orientation: bool = True) -> np.ndarray:
+        """Decodes a file to uint8 RGB `[height, width, 3]`, turned as its EXIF says if `exif_orientation` is true.
+
+        Args:
+          encoded: the file.
+          exif_orientation: what its source says (`Example`), if the field of this name is None.
+        """
+        turn = exif_orientation if self.exif_orientation is None else self.exif_orientation
+        return images.decode(encoded, exif_orientation=turn)
 
     def at(self, image_size: tuple[int, int] | int) -> "Preprocessing":
         """The same for another size of input."""

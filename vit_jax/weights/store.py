@@ -408,6 +408,7 @@ def _load_run(workdir: AnyPath) -> Weights:
         resize="crop" if resized else "square",
         interpolation=data.get("eval_resize", "bilinear"),
         crop_fraction=size / resized if resized else 1.0,
+        exif_orientation=data.get("exif_orientation"),
     )
     try:
         known = open_source(data["dataset"], data["train_split"]).class_names

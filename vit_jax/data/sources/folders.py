@@ -69,7 +69,8 @@ class ImageFolderSource:
             image, or a zip file that is encrypted or compressed otherwise than by "deflate".
         """
         self._root = pathlib.Path(path)
-        self.name, self.split = show_name(str(path)), split
+        self.name: str = show_name(str(path))
+        self.split = split
         self.class_names: Sequence[str] = ()
         self._zip: ZipMembers | None = None
         self._names: list[str] = []  # by class, joined: names of files have no "/" in them

@@ -100,6 +100,19 @@ def holds_images(tree: Tree, place: str) -> bool:
     return any(looks_like_image(tree.start(place + name)) for name in heapq.nsmallest(_PEEKED, others))
 
 
+def find_files(folder: pathlib.Path) -> list[str]:
+    """The paths of all images in a folder and the folders in it, sorted, without litter.
+
+    Links to folders are not followed.
+    """
+    found = []
+    for place, folders, _ in os.walk(folder):
+        folders[:] = [name for name in folders if not is_litter(name)]
+        tree = FolderTree(pathlib.Path(place))
+        found += [f"{place}/{name}" for name, kind in tree.entries("") if kind.is_file and is_image(tree, name)]
+    return sorted(found, key=lambda path: path.split("/"))
+
+
 class FolderTree:
     """A folder on disk. Links are followed."""
 
