@@ -1,6 +1,7 @@
 """The result of a run as a table."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +48,7 @@ def summarize(
     for name in ("accuracy", "loss", "examples"):
         if f"{split}/{name}" in last:
             summary[f"{split}/{name}"] = last[f"{split}/{name}"]
-    evaluations = [row for row in rows if f"{split}/accuracy" in row]
+    evaluations = [row for row in rows if math.isfinite(row.get(f"{split}/accuracy", math.nan))]
     if evaluations:
         best = max(evaluations, key=lambda row: row[f"{split}/accuracy"])
         summary |= {f"{split}/best_accuracy": best[f"{split}/accuracy"], "best_step": best["step"]}

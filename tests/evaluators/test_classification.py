@@ -86,6 +86,38 @@ def test_examples_that_the_mask_leaves_out_do_not_count_whatever_their_label():
     assert found == {"accuracy": 0.5, "loss": pytest.approx(np.log(5)), "examples": 4}  # of five classes no top 5
 
 
+class Breaks(nn.Module):
+    """Logits of images whose first pixel is black are not finite."""
+
+    num_classes: int = 8
+    bad: float = np.nan
+
+    def __call__(self, images, train=False):
+        logits = images.reshape(len(images), -1)[:, : self.num_classes]
+        return jnp.where(logits[:, :1] > -1, logits, self.bad), {}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("counts", [True, False])
+def test_logits_that_are_not_finite_are_no_class_unless_their_image_does_not_count(bad, counts, caplog):
+    mesh = partitioning.make_mesh(jax.devices()[:1])
+    batch = {
+        "image": np.full((4, 2, 2, 3), 255, np.uint8),
+        "label": np.array([0, 1, 0, 0], np.int32),
+        "mask": np.array([1, 1, 1, counts], np.float32),
+    }
+    batch["image"][3] = 0
+    state = TrainState(step=jnp.int32(0), params={}, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
+    found = dict(ClassificationEvaluator(Breaks(bad=bad), [batch, batch], make_loss("softmax"), mesh).run(state))
+    if counts:
+        assert np.isnan([found["accuracy"], found["top5_accuracy"], found["loss"]]).all()
+        assert "2 of 8 images have logits that are not finite" in caplog.text
+    else:
+        assert found["accuracy"] == pytest.approx(2 / 3)
+        assert np.isfinite(found["loss"])
+        assert not caplog.text
+
+
 def test_split_without_any_label_is_an_error():
     class NoLabels(RandomSource):
         def __getitem__(self, index):

@@ -1,6 +1,8 @@
 """Accuracy and loss on a labelled split, every example that has a label counted exactly once."""
 
 import collections
+import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +15,8 @@ from vit_jax.errors import UserError
 from vit_jax.losses import Loss, is_correct, is_labelled
 from vit_jax.partitioning import batch_sharding, replicated, within
 from vit_jax.train_step import TrainState, normalize_images
+
+logger = logging.getLogger(__name__)
 
 _BATCHES_AHEAD = 4
 _NEVER = -1e30  # a logit that never wins; minus infinity would make the loss of it not a number
@@ -48,7 +52,7 @@ class ClassificationEvaluator:
         everywhere = replicated(mesh)
         self._totals = jax.jit(
             lambda: {
-                **{name: jnp.int32(0) for name in ("examples", "correct", "top5_correct")},
+                **{name: jnp.int32(0) for name in ("examples", "correct", "top5_correct", "not_finite")},
                 "loss": jnp.float32(0),
             },
             out_shardings=everywhere,
@@ -60,6 +64,7 @@ class ClassificationEvaluator:
                 competes = jnp.zeros(logits.shape[-1], bool).at[jnp.array(classes)].set(True)
                 logits = jnp.where(competes, logits, _NEVER)
             mask = batch["mask"] * is_labelled(batch["label"])
+            is_broken = ~jnp.isfinite(logits).all(axis=-1)
             right = {"correct": 1, "top5_correct": 5}
             return {
                 "examples": totals["examples"] + mask.sum().astype(jnp.int32),
@@ -67,7 +72,9 @@ class ClassificationEvaluator:
                     name: totals[name] + (is_correct(logits, batch["label"], top) * mask).sum().astype(jnp.int32)
                     for name, top in right.items()
                 },
-                "loss": totals["loss"] + (loss_fn(logits, batch["label"]) * mask).sum(),
+                "not_finite": totals["not_finite"]
+                + (mask * ~jnp.isfinite(logits).all(axis=-1)).sum().astype(jnp.int32),
+                "loss": totals["loss"] + jnp.where(mask > 0, loss_fn(logits, batch["label"]), 0).sum(),
             }
 
         self._add = jax.jit(
@@ -78,6 +85,8 @@ class ClassificationEvaluator:
 
     def run(self, state: TrainState) -> Iterator[tuple[str, float]]:
         """Yields `accuracy`, `top5_accuracy` (where there are more than five classes), `loss` and `examples`.
+
+        Logits that are not finite predict no class: the accuracies are NaN then, and a warning says of how many images.
 
         Raises:
           UserError: no example has a label.
@@ -94,8 +103,14 @@ class ClassificationEvaluator:
         examples = int(totals["examples"])
         if not examples:
             raise UserError("none of the images to evaluate has a label; see to the data, or set data.eval_split=None.")
-        yield "accuracy", float(totals["correct"]) / examples
+        if not_finite := int(totals["not_finite"]):
+            logger.warning(
+                "%s of %s images have logits that are not finite, so there is no accuracy. Check the parameters and "
+                "model.dtype.",
+                *(f"{not_finite:,}", f"{examples:,}"),
+            )
+        yield "accuracy", math.nan if not_finite else float(totals["correct"]) / examples
         if self._num_competing > 5:
-            yield "top5_accuracy", float(totals["top5_correct"]) / examples
+            yield "top5_accuracy", math.nan if not_finite else float(totals["top5_correct"]) / examples
         yield "loss", float(totals["loss"]) / examples
         yield "examples", examples
