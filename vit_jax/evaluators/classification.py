@@ -72,8 +72,7 @@ class ClassificationEvaluator:
                     name: totals[name] + (is_correct(logits, batch["label"], top) * mask).sum().astype(jnp.int32)
                     for name, top in right.items()
                 },
-                "not_finite": totals["not_finite"]
-                + (mask * ~jnp.isfinite(logits).all(axis=-1)).sum().astype(jnp.int32),
+                "not_finite": totals["not_finite"] + (mask * is_broken).sum().astype(jnp.int32),
                 "loss": totals["loss"] + jnp.where(mask > 0, loss_fn(logits, batch["label"]), 0).sum(),
             }
 
