@@ -10,6 +10,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from tests.vtab import prepared
 from vit_jax.data.images import decode
+from vit_jax.data.overlap import count_shared
 from vit_jax.data.sources import MissingDataError, open_source
 from vit_jax.errors import UserError
 from vit_jax.vtab import TASKS, open_vtab
@@ -103,6 +104,15 @@ def written(all_prepared, data_dir, monkeypatch):
     folder, examples = all_prepared
     monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
     return examples
+
+
+def test_tasks_of_one_data_set_share_examples_and_splits_of_a_task_do_not(written):
+    count = open_vtab("clevr_count", "train800[:1]+val200[:1]")
+    for split, shared in (("train800[:1]", 1), ("val200[:1]", 1), ("test[-1:]", 0)):
+        assert count_shared(open_vtab("clevr_distance", split), count) == shared
+    assert count_shared(open_vtab("eurosat", "train800[:1]"), count) == 0
+    train = open_source(f"tfds:{TASKS['eurosat'].data.name}", "train[:1]")
+    assert [count_shared(open_vtab("eurosat", split), train) for split in ("train800[:1]", "test[-1:]")] == [1, 0]
 
 
 # ---- Records with the real features.
