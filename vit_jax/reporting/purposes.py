@@ -10,12 +10,15 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from vit_jax.data.sources.imagenet_variants import VARIANTS
 from vit_jax.protocols import STAGES, TASKS
 from vit_jax.reporting.files import DamagedError, not_finite, read
 from vit_jax.reporting.names import data_set_name
 from vit_jax.workdir import AnyPath, is_remote
 
 FINAL, CHOOSES, NOT_CHOSEN = "final", "chooses", "not chosen"
+
+RULE = "argument.rule"  # among the values that a sweep of configs/transfer.py tries
 
 _STAGED_CONFIGS = ("transfer.py", "vtab.py")  # whose argument `stage` says what a run is for
 _DECIDES_SPLITS = re.compile(r"-{1,2}config\.data\.(dataset|mixture|train_split|eval_split)\b")
@@ -31,10 +34,13 @@ class Use:
       what: `FINAL`, or why it is no result.
       held_out: of a final run, the split by which its values were chosen and what they reached there; None where
         nothing was chosen, or it was not recorded.
+      rules: what the best values of each rule of fine-tuning reached there, by its name in configs/transfer.py, where
+        several were tried.
     """
 
     what: str
     held_out: tuple[str, float] | None = None
+    rules: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def resolved(path: AnyPath) -> str:
@@ -99,11 +105,11 @@ def _uses(content: Any) -> dict[str, Use]:
     uses: dict[str, Use] = {}
     final: dict[str, Use] = {}
     for task in content["tasks"].values():
-        held_out = _held_out(task, str(content.get("metric") or "accuracy"))
+        use = _use_of_final(task, str(content.get("metric") or "accuracy"))
         for run in task["trials"]:
             uses[_folder(run)] = Use(CHOOSES)
         for run in task["final"]:
-            final[_folder(run)] = Use(FINAL, held_out)
+            final[_folder(run)] = use
     return uses | final
 
 
@@ -113,23 +119,26 @@ def _folder(run: Mapping[str, Any]) -> str:
     return run["workdir"]
 
 
-def _held_out(task: Mapping[str, Any], metric: str) -> tuple[str, float] | None:
-    """The split that a task's values were chosen by, and the mean there of the chosen ones' trials."""
-    plain = metric.rpartition("/")[2]
-    found: dict[str, list[float]] = {}
+def _use_of_final(task: Mapping[str, Any], metric: str) -> Use:
+    """What the final runs of a task are for, with what its trials reached where they were measured alike."""
+    plain, splits = metric.rpartition("/")[2], set()
+    reached: dict[str, tuple[dict[str, Any], list[float]]] = {}  # of each candidate, by its values
     for run in task["trials"]:
-        overrides = {name: value for name, value in dict(run.get("overrides") or {}).items() if name != "seed"}
-        if task.get("chosen") is None or overrides != task["chosen"]:
-            continue
+        values = {name: value for name, value in dict(run.get("overrides") or {}).items() if name != "seed"}
         for name, value in dict(run.get("metrics") or {}).items():
             split, _, its = name.rpartition("/")
             is_number = isinstance(value, int | float) and math.isfinite(value)
-            if its == plain and is_number and split != "train" and "/" not in split:
-                found.setdefault(split, []).append(float(value))
-    if len(found) != 1:
-        return None
-    ((split, values),) = found.items()
-    return split, statistics.fmean(values)
+            if its == plain and is_number and split not in ("train", *VARIANTS) and "/" not in split:
+                splits.add(split)
+                reached.setdefault(str(sorted(values.items())), (values, []))[1].append(float(value))
+    chosen = [statistics.fmean(found) for values, found in reached.values() if values == task.get("chosen")]
+    if len(splits) != 1 or not chosen:
+        return Use(FINAL)
+    rules: dict[str, float] = {}
+    for values, found in reached.values():
+        if rule := values.get(RULE):
+            rules[str(rule)] = max(rules.get(str(rule), -math.inf), statistics.fmean(found))
+    return Use(FINAL, (splits.pop(), chosen[0]), rules if len(rules) > 1 else {})
 
 
 def stage_of(command: str) -> str | None:

@@ -37,6 +37,7 @@ class Record:
       training: all settings of the training, by field.
       changes: of the training's config on the way.
       held_out: by which split the training's values were chosen, and what they reached there.
+      rules: of fine-tuning that were tried, with what they reached there.
       use: "final", or why it is no result: it only chooses, or was not chosen.
       besides: folders of evaluations whose values are among these.
     """
@@ -63,6 +64,7 @@ class Record:
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     changes: tuple[str, ...] = ()
     held_out: tuple[str, float] | None = None
+    rules: Mapping[str, float] = dataclasses.field(default_factory=dict)
     use: str = FINAL
     besides: tuple[str, ...] = ()
 

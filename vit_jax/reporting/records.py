@@ -306,6 +306,7 @@ class _Reader:
             origin=self._origin_after(run),
             use=use.what,
             held_out=use.held_out,
+            rules=use.rules,
             **self._training_of(run),
             **_measured(run.fields, measured, self._origin_after(run).key),
         )
@@ -420,6 +421,7 @@ class _Reader:
             origin=self._origin_after(run),
             use=use.what,
             held_out=use.held_out,
+            rules=use.rules,
             **shared,
             **self._training_of(run),
             **_measured(fields, measured, key),

@@ -229,21 +229,31 @@ def _differences_of_evaluation(record: Record) -> list[str]:
 def better_rule(candidates: Sequence[Result], protocol: Protocol) -> tuple[Sequence[Result], list[str]]:
     """Of two rules of fine-tuning the better, by the images held out to choose on; and notes on it.
 
-    Where nothing was recorded of these, all candidates are returned: test images choose nothing.
+    A sweep that tried both has chosen. Of two sweeps, the one that reached more is taken; where that was not recorded,
+    all candidates are returned, because test images choose nothing.
     """
+    if swept := [result for result in candidates if result.first.rules and result.first.held_out]:
+        first = choose(swept, protocol)[0].first
+        return swept, [_tell_rules({_RULES.get(rule, rule): value for rule, value in first.rules.items()}, first)]
     by_rule: dict[str | None, list[Result]] = {}
     for result in candidates:
         by_rule.setdefault(rule_of(result.first) if result.first.steps is not None else None, []).append(result)
-    tried = {rule: choose(each, protocol)[0].first.held_out for rule, each in by_rule.items() if rule is not None}
+    tried = {rule: choose(each, protocol)[0].first for rule, each in by_rule.items() if rule is not None}
     if len(tried) < 2:
         return candidates, []
-    splits = {held_out[0] if held_out else None for held_out in tried.values()}
-    if None in splits or len(splits) > 1:
+    reached = {rule: first.held_out for rule, first in tried.items() if first.held_out}
+    if len(reached) < len(tried) or len({split for split, _ in reached.values()}) > 1:
         return candidates, ["of two rules; what they reached on held-out images was not recorded, so neither is better"]
-    reached = {rule: held_out[1] for rule, held_out in tried.items() if held_out}
-    best = max(reached, key=lambda rule: reached[rule])
+    best = max(reached, key=lambda rule: reached[rule][1])
+    return by_rule[best], [_tell_rules({rule: value for rule, (_, value) in reached.items()}, tried[best])]
+
+
+_RULES = {"vit": VIT_RULE, "bit": BIT_RULE}  # as configs/transfer.py calls them
+
+
+def _tell_rules(reached: Mapping[str, float], best: Record) -> str:
     told = ", ".join(f"{rule} {100 * value:.2f} %" for rule, value in reached.items())
-    return by_rule[best], [f"the better of two rules on held-out images, {splits.pop()}: {told}"]
+    return f"the better of two rules on {best.held_out[0] if best.held_out else ''}: {told}"
 
 
 def choose(candidates: Sequence[Result], protocol: Protocol) -> tuple[Result, list[str]]:
