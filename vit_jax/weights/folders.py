@@ -100,7 +100,7 @@ def _read_huggingface(config: dict[str, Any], preprocessor: dict[str, Any]) -> F
     preprocessing = None
     if preprocessor:
         if preprocessor.get("do_normalize", True):
-            normal = {
+            normal: dict[str, Any] = {
                 "mean": tuple(preprocessor.get("image_mean", (0.5, 0.5, 0.5))),
                 "std": tuple(preprocessor.get("image_std", (0.5, 0.5, 0.5))),
             }

@@ -7,10 +7,14 @@ import dataclasses
 import io
 import os
 import pathlib
+import struct
 import tarfile
 from collections.abc import Iterator, Sequence
 
+from vit_jax.data.sources.trees import is_litter
+from vit_jax.display import show_name
 from vit_jax.errors import UserError
+from vit_jax.regular_files import open_regular, read_regular
 
 _COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip --keep"),
@@ -19,6 +23,8 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
 }
 _LARGEST = 2**28  # bytes of a file that can still be an image; more is not read into memory
+_LARGEST_HEADER = 2**20  # bytes of a header, with long names and attributes
+_DEEPEST = 8  # tars in each other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,24 +63,26 @@ def find_archives(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     """Lists archives by name; of a folder, all the tars in it.
 
     Raises:
-      UserError: a path does not exist, a folder has no tars, or a file is compressed.
+      UserError: a path does not exist or is no regular file, a folder has no tars, or a file is compressed.
     """
     found: list[pathlib.Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix == ".tar" and not p.name.startswith("."))
+            inside = sorted(p for p in path.iterdir() if p.suffix == ".tar" and not is_litter(p.name))
             if not inside:
                 raise UserError(f"there are no .tar files in {path}.")
             found += inside
-        elif path.is_file():
+        elif path.exists():
             found.append(path)
         else:
             raise UserError(f"there is no archive {path}.")
     # Their order decides nothing but that of reading; sorted, a restart finds them under the same numbers.
     found = sorted(set(found))
     for path in found:
-        with path.open("rb") as file:
-            _refuse_compressed(file.read(8), str(path))
+        try:
+            _refuse_compressed(read_regular(path, 0, start=8), str(path))
+        except OSError as error:
+            raise UserError(f"cannot read {path} as a tar file: {error.strerror or error}.") from error
     return found
 
 
@@ -111,7 +119,9 @@ def _inside(file: io.BufferedReader, archive: str, found: Member) -> Iterator[Me
         yield found
         return
     inner = _Window(file, found.offset, found.size)
-    where = ":".join((archive, *found.path))
+    where = show_name(":".join((archive, *found.path)))
+    if len(found.path) >= _DEEPEST:
+        raise UserError(f"{where}: more than {_DEEPEST} tars in each other. Refused.")
     _refuse_compressed(inner.read(8), where)
     for inside, content, _ in _members(inner, where, 0, strict=False):
         path, offset = (*found.path, inside.name), found.offset + inside.offset_data
@@ -119,10 +129,14 @@ def _inside(file: io.BufferedReader, archive: str, found: Member) -> Iterator[Me
 
 
 class _Window(io.RawIOBase):
-    """A part of a file as a file, so that a damaged inner archive cannot run on into the outer one."""
+    """A part of a file as a file, so that a damaged inner archive cannot run on into the outer one.
 
-    def __init__(self, file: io.BufferedReader, offset: int, size: int):
+    Reads of more than `largest` bytes are errors, so that tarfile reads no headers without end.
+    """
+
+    def __init__(self, file: "io.BufferedReader | _Window", offset: int, size: int, largest: int | None = None):
         self._file, self._offset, self._size, self._position = file, offset, size, 0
+        self._largest = largest
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
@@ -134,6 +148,8 @@ class _Window(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         left = max(self._size - self._position, 0)
+        if self._largest is not None and not 0 <= (-1 if size is None else size) <= self._largest:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
         self._file.seek(self._offset + self._position)
         content = self._file.read(left if size is None or size < 0 else min(size, left))
         self._position += len(content)
@@ -144,16 +160,20 @@ def _members(
     file: io.BufferedReader | _Window, where: str, first: int, *, strict: bool
 ) -> Iterator[tuple[tarfile.TarInfo, bytes | None, int]]:
     """Regular files with their contents (None for inner tars) and the offset of the header after each."""
-    file.seek(first)
-    if not strict and not file.read(1):
+    size = file.seek(0, os.SEEK_END)
+    if not strict and not size:
         return  # an inner archive of no bytes: a class without images
-    file.seek(first)
+    headers = _Window(file, 0, size, largest=_LARGEST_HEADER)
+    headers.seek(first)
     try:
-        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+        archive, before = tarfile.open(fileobj=headers, mode="r:"), first - 1  # noqa: SIM115
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # kept by tarfile, for millions of them
             _refuse_unsafe(member, where)
             after = archive.offset
+            if member.size < 0 or after <= before:
+                raise tarfile.ReadError("a file of negative size")
+            before = after
             if member.isreg() and not pathlib.PurePath(member.name).name.startswith("."):
                 content = None
                 if not member.name.endswith(".tar") and member.size <= _LARGEST:
@@ -164,8 +184,10 @@ def _members(
                 yield member, content, after
         file.seek(archive.offset)
         end = file.read(tarfile.BLOCKSIZE)
-    except tarfile.TarError as error:
-        raise _damaged(where, file.tell(), str(error)) from error
+    except UserError:
+        raise
+    except (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError, struct.error) as error:
+        raise _damaged(where, headers.tell(), str(error) or type(error).__name__) from error
     # tarfile takes whatever is no header for the end; only a block of zeros is. Some tools leave it out of small ones.
     if end != tarfile.NUL * tarfile.BLOCKSIZE and (strict or end):
         raise _damaged(where, archive.offset, "no end mark")
@@ -180,10 +202,10 @@ def _damaged(where: str, offset: int, reason: str) -> UserError:
 
 def _refuse_unsafe(member: tarfile.TarInfo, where: str) -> None:
     path = member.name.replace("\\", "/")
-    if path.startswith("/") or ".." in path.split("/") or ":" in path.split("/")[0]:
-        raise UserError(f"{where} has a path that would leave the folder it is unpacked in: {member.name!r}. Refused.")
+    if path.startswith("/") or ".." in path.split("/") or ":" in path.split("/")[0] or "\0" in path:
+        raise UserError(f"{where} has a path that would leave the folder it is unpacked in: {member.name!a}. Refused.")
     if not (member.isreg() or member.isdir()) or member.issparse():
-        raise UserError(f"{where} has a link, device or sparse file: {member.name!r}. Only files are read. Refused.")
+        raise UserError(f"{where} has a link, device or sparse file: {member.name!a}. Only files are read. Refused.")
 
 
 def _refuse_compressed(start: bytes, where: str) -> None:
@@ -201,8 +223,11 @@ def read_at(path: pathlib.Path, offset: int, size: int) -> bytes:
     Raises:
       UserError: the file has become shorter.
     """
-    with path.open("rb", buffering=0) as file:
-        content = os.pread(file.fileno(), size, offset)
+    descriptor = open_regular(path)
+    try:
+        content = os.pread(descriptor, size, offset)
+    finally:
+        os.close(descriptor)
     if len(content) < size:
         raise UserError(f"{path} has become shorter since it was scanned. Bring it back and run again.")
     return content

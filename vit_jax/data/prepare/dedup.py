@@ -21,6 +21,8 @@ import imagehash
 import numpy as np
 from PIL import Image, ImageOps
 
+from vit_jax.data.image_headers import JPEG_START, UPRIGHT, orientation_of, plain
+from vit_jax.data.images import size_of
 from vit_jax.data.prepare import records
 from vit_jax.data.prepare.index import Index
 from vit_jax.data.prepare.work import (
@@ -32,7 +34,7 @@ from vit_jax.data.prepare.work import (
     replace_whole,
 )
 from vit_jax.data.sources import Source, open_source
-from vit_jax.data.sources.records import manifest_max_labels
+from vit_jax.data.sources.records import read_manifest_facts
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.host import num_cpus
 
@@ -45,6 +47,7 @@ _BANDS, _BAND_BITS = 4, 16
 _WORDS = 5  # uint64: the short hash, and four of the long one
 _QUERIES_AT_ONCE = 1024
 _HASHED_SIDE = 128  # pixels; JPEGs are decoded at the smallest scale that keeps them larger
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
 _SHOWN = 200  # pairs in the pictures
 
 
@@ -58,7 +61,7 @@ def hash_image(image: bytes | np.ndarray, *, mirrored: bool = False) -> np.ndarr
     Raises:
       OSError: not an image.
     """
-    grey = _open(image, _HASHED_SIDE).convert("L")
+    grey = _upright(_open(image, _HASHED_SIDE).convert("L"), image)
     if mirrored:
         grey = ImageOps.mirror(grey)
     bits = [imagehash.phash(grey, hash_size=side).hash.ravel() for side in (8, 16)]
@@ -146,13 +149,14 @@ class TestSet:
 
 @dataclasses.dataclass(frozen=True)
 class _Pretraining:
-    """A prepared data set: its description by TFDS, the split to clean, its files with their lengths, most labels."""
+    """A prepared data set: its description by TFDS, the split to clean, its files with their lengths, and the rest."""
 
     info: Any
     split: str
     files: dict[str, list[pathlib.Path]]
     lengths: list[int]
     max_labels: int | None
+    exif_orientation: bool
 
     @classmethod
     def open(cls, folder: pathlib.Path, split: str | None) -> "_Pretraining":
@@ -174,7 +178,9 @@ class _Pretraining:
         if split not in info.splits:
             raise unknown_name(f"split of {folder}", split, info.splits)
         files = {name: [pathlib.Path(path) for path in facts.filepaths] for name, facts in info.splits.items()}
-        return cls(info, split, files, list(info.splits[split].shard_lengths), manifest_max_labels(folder))
+        facts = read_manifest_facts(folder)
+        lengths = list(info.splits[split].shard_lengths)
+        return cls(info, split, files, lengths, facts.max_labels, facts.exif_orientation)
 
     def state(self) -> list[list[Any]]:
         """Changes when a file does, though the data set bears the same name; JSON-compatible."""
@@ -404,6 +410,7 @@ class _Job:
             "format": "array_record",
             # What was removed may have had the most; more room than needed does no harm.
             **({"max_labels": self.old.max_labels} if self.old.max_labels else {}),
+            **({"exif_orientation": True} if self.old.exif_orientation else {}),
             "source": {"tfds": info.full_name},
             "settings": settings,
             "counts": {
@@ -492,9 +499,16 @@ def _without(all_records: Iterable[bytes], left_out: set[int]) -> Iterator[bytes
 def _open(image: bytes | np.ndarray, side: int) -> Image.Image:
     if not isinstance(image, bytes):
         return Image.fromarray(image)
-    opened = Image.open(io.BytesIO(image))
+    size_of(image)  # what `decode` refuses is not compared; Pillow knows more formats, some of them programs
+    opened = Image.open(io.BytesIO(image if image.startswith(JPEG_START) else plain(image)), formats=_FORMATS)
     opened.draft("RGB", (side, side))  # JPEGs only; a cheap decoding to no less than this size
     return opened
+
+
+def _upright(opened: Image.Image, image: bytes | np.ndarray) -> Image.Image:
+    """Turned as EXIF says, so that a photo and its upright copy are the same, whatever training makes of them."""
+    orientation = orientation_of(image) if isinstance(image, bytes) else UPRIGHT
+    return Image.fromarray(orientation.upright(np.asarray(opened))) if orientation else opened
 
 
 def _hash_or_zero(image: bytes | np.ndarray, *, mirrored: bool = False) -> np.ndarray:
@@ -506,7 +520,7 @@ def _hash_or_zero(image: bytes | np.ndarray, *, mirrored: bool = False) -> np.nd
 
 def _thumbnail(image: bytes | np.ndarray) -> str:
     try:
-        opened = _open(image, 160).convert("RGB")
+        opened = _upright(_open(image, 160).convert("RGB"), image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return "(cannot be shown)"
     opened.thumbnail((160, 160))

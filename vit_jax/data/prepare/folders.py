@@ -2,16 +2,19 @@
 
 import dataclasses
 import pathlib
-import zipfile
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from vit_jax.data.prepare.index import Arrangement, Row
 from vit_jax.data.prepare.run import Found, Passed, check_split
 from vit_jax.data.sources import Example, ImageFolderSource
 from vit_jax.data.sources.base import BadRecordError
 from vit_jax.data.sources.folders import list_splits
-from vit_jax.errors import UserError
+from vit_jax.data.sources.splits import same_classes
+from vit_jax.display import show_name, show_names
 
 
 class ImageFolder:
@@ -20,30 +23,33 @@ class ImageFolder:
     homepage = ""
     arrangement: Arrangement = "each"
     multi_label = False
+    exif_orientation = True
 
     def __init__(self, path: pathlib.Path):
         """Lists the files; reads none.
 
         Raises:
-          UserError: it is no such folder; a zip has paths that would leave the folder it were unpacked in; the splits
-            have different classes; or a split has a name that TFDS cannot ask for.
+          UserError: it is no such folder; a zip has paths that would leave the folder it were unpacked in; a split has
+            classes that the training split lacks; or a split has a name that TFDS cannot ask for.
         """
         self._path = path
         self.slices: dict[str, dict[str, tuple[int | None, int | None]]] = {}
-        self.description = f"The images of {path.resolve().name}, as they were."
-        _refuse_unsafe(path)
+        self.description = f"The images of {show_name(path.resolve().name)}, as they were."
         splits = list_splits(path)
         for split in splits:
-            check_split(split, str(path))
-        self._sources = {split: ImageFolderSource(path, split) for split in splits}
-        classes = {split: list(source.class_names or ()) for split, source in self._sources.items()}
-        self._classes = sorted(set().union(*classes.values()))
-        for split, names in classes.items():
-            if missing := sorted(set(self._classes) - set(names)):
-                others = ", ".join(sorted(set(splits) - {split}))
-                raise UserError(
-                    f"{path}: split {split!r} has no class {missing[0]!r} ({len(missing)} are missing), which {others} "
-                    "has. Are the names of the class folders the same in all splits?"
+            check_split(split, show_name(str(path)))
+        opened = {split: ImageFolderSource(path, split, classes_may_be_empty=len(splits) > 1) for split in splits}
+        if len(splits) > 1:
+            opened = same_classes(opened, show_name(str(path)))
+        self._sources: dict[str, Any] = opened
+        self._classes = list(opened[splits[0]].class_names or ())
+        for split, source in self._sources.items():
+            counts = np.bincount(source.labels(), minlength=len(self._classes))
+            if missing := [self._classes[label] for label in np.flatnonzero(counts == 0).tolist()]:
+                print(
+                    f"note: split {split!r} has no images of {len(missing)} of {len(self._classes)} classes: "
+                    f"{show_names(missing)}",
+                    file=sys.stderr,
                 )
 
     def settings(self) -> dict[str, Any]:
@@ -53,7 +59,7 @@ class ImageFolder:
 
     def facts(self) -> dict[str, Any]:
         """The name of the folder or zip file, and how many images it has."""
-        return {"folder": self._path.resolve().name, "images": self.extent()}
+        return {"folder": show_name(self._path.resolve().name), "images": self.extent()}
 
     def extent(self) -> int:
         """Number of images."""
@@ -70,7 +76,7 @@ class ImageFolder:
             for index in range(len(source)):
                 number += 1
                 if mark is None or number > mark:
-                    yield Found(split, _name(source, index), (), (split_number, index, 0), number, mark=number)
+                    yield Found(split, source.member(index), (), (split_number, index, 0), number, mark=number)
 
     def load(self, found: Found) -> Found:
         """Reads one image, and finds out its name and class."""
@@ -81,9 +87,8 @@ class ImageFolder:
             # The manifest must not show where the images lie on this machine, which the source's message does.
             cause = error.__cause__
             raise cause if isinstance(cause, OSError) else BadRecordError(f"cannot be read: {cause}") from error
-        label = (source.class_names or ())[int(example["label"])]  # type: ignore[arg-type]
-        name = f"{label}/{example.get('file_name', '')}"
-        return dataclasses.replace(found, file_name=name, labels=(label,), content=_encoded(example))
+        label = self._classes[int(example["label"])]
+        return dataclasses.replace(found, labels=(label,), content=_encoded(example))
 
     def read(self, row: Row) -> bytes:
         """Reads one image."""
@@ -98,28 +103,8 @@ class ImageFolder:
         return {name: number for number, name in enumerate(self._classes)}, self._classes
 
 
-def _name(source: ImageFolderSource, index: int) -> str:
-    """`<class>/<image>`, without reading the image."""
-    path = source.where(index).removesuffix(f" in {source.name}").strip("'\"")  # in quotes where it is in a zip
-    return "/".join(path.split("/")[-2:])
-
-
 def _encoded(example: Example) -> bytes:
     image = example["image"]
     if not isinstance(image, bytes):
         raise TypeError("folders give encoded images")
     return image
-
-
-def _refuse_unsafe(path: pathlib.Path) -> None:
-    """Nothing is unpacked, but a zip that tries to leave its folder is not what it says."""
-    if path.is_dir():
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read {path} as a folder or zip file of images: {error}.") from error
-    for name in names:
-        if name.startswith("/") or ".." in name.replace("\\", "/").split("/"):
-            raise UserError(f"{path} has a path that would leave the folder it is unpacked in: {name!r}. Refused.")

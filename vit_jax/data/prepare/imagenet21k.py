@@ -13,9 +13,11 @@ from vit_jax.data.prepare.archives import Mark, Member, find_archives, read_at, 
 from vit_jax.data.prepare.index import Arrangement, Row
 from vit_jax.data.prepare.run import Found, Passed
 from vit_jax.data.sources.base import fingerprint_of
-from vit_jax.data.sources.folders import IMAGE_SUFFIXES
+from vit_jax.data.sources.trees import IMAGE_SUFFIXES
+from vit_jax.display import show_name
 from vit_jax.errors import UserError
 from vit_jax.published.class_names import wordnet_ids
+from vit_jax.regular_files import read_text_lines
 
 SPLIT = "full"
 SLICES: dict[str, tuple[int | None, int | None]] = {
@@ -45,8 +47,8 @@ def list_classes(which: str) -> tuple[str, ...]:
         left_out = ONLY_RELEASED if which == "fall11" else ()
         return tuple(name for name in wordnet_ids("imagenet21k") if name not in left_out)
     try:
-        lines = pathlib.Path(which).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text_lines(pathlib.Path(which))
+    except (OSError, ValueError) as error:
         raise UserError(
             f"--classes must be released, fall11, archive or a text file of WordNet ids: {error}."
         ) from error
@@ -72,6 +74,7 @@ class ImageNet21k:
     """The whole archive of winter 2021 or of fall 2011, or the tars of its classes. See `run.Origin`."""
 
     homepage = "https://www.image-net.org"
+    exif_orientation = False  # the released models saw the images as they are stored
 
     def __init__(self, paths: Sequence[pathlib.Path], *, labels: Literal["multi", "single"] = "multi", classes: str):
         """Looks at the archives without reading them.
@@ -138,7 +141,7 @@ class ImageNet21k:
             wnid = self._class_of(item)
             yield Found(
                 split=SPLIT,
-                file_name=pathlib.PurePosixPath(item.path[-1]).name,
+                file_name=show_name(pathlib.PurePosixPath(item.path[-1]).name),
                 labels=(wnid,) if wnid else (),
                 place=(item.archive, item.offset, item.size),
                 done=before[item.archive] + item.offset,
@@ -173,7 +176,7 @@ class ImageNet21k:
         parents = [pathlib.PurePath(part).stem for part in reversed(path.parts[:-1])]
         candidates = [*parents, self._archives[member.archive].stem, path.name[:9]]
         wnid = next((name for name in candidates if _WORDNET_ID.fullmatch(name)), None)
-        where = f"{self._archives[member.archive]}:{'/'.join(member.path)}"
+        where = show_name(f"{self._archives[member.archive]}:{'/'.join(member.path)}")
         if wnid is None and path.suffix.lower() not in IMAGE_SUFFIXES:
             return None  # hours of work are not lost for a README
         if wnid is None:

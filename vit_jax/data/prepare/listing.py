@@ -7,17 +7,22 @@ A row is `{"image": "shard17/0001.jpg", "label": 5}`; the label may be a number,
 import dataclasses
 import os
 import pathlib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vit_jax.data.prepare.index import Arrangement, Row
 from vit_jax.data.prepare.run import Found, Passed, check_split
-from vit_jax.data.sources.base import fingerprint_of
+from vit_jax.data.sources.base import BadRecordError, fingerprint_of
+from vit_jax.data.sources.folders import composed
+from vit_jax.data.sources.trees import MAX_FILE_BYTES
 from vit_jax.errors import UserError
 from vit_jax.json_files import parse_json
+from vit_jax.regular_files import read_regular, read_text_lines
 
 SPLIT = "train"
 _ROWS_AT_ONCE = 4096  # of a parquet file
+_LONGEST_LINE = 2**22  # bytes
 _MOST_CLASSES = 2**24  # more are ids of something, taken for classes; a list of so many would take all memory
 
 
@@ -25,6 +30,7 @@ class ImageList:
     """The images of a list, all in one split. See `run.Origin`."""
 
     homepage = ""
+    exif_orientation = True
 
     def __init__(
         self,
@@ -108,7 +114,8 @@ class ImageList:
         """
         rows = self._read_json if self._path.suffix == ".jsonl" else self._read_parquet
         for where, row, after in rows(mark or 0):
-            image, labels = _parse(row, where)
+            given, labels = _parse(row, where)
+            image = self._as_it_lies(given, where)
             self._check_path(image, where)
             tokens = [self._token(label, where) for label in labels]
             if not self.multi_label and len(tokens) != 1:
@@ -117,11 +124,19 @@ class ImageList:
 
     def load(self, found: Found) -> Found:
         """Reads one image."""
-        return dataclasses.replace(found, content=(self._root / found.file_name).read_bytes())
+        return dataclasses.replace(found, content=self._read(found.file_name))
 
     def read(self, row: Row) -> bytes:
         """Reads one image."""
-        return (self._root / row.file_name).read_bytes()
+        return self._read(row.file_name)
+
+    def _read(self, image: str) -> bytes:
+        try:
+            return read_regular(self._root / image, MAX_FILE_BYTES)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise BadRecordError(f"cannot be read: {error}") from error
 
     def place(self, row: Row) -> str:
         """The path of the image."""
@@ -147,7 +162,7 @@ class ImageList:
         return {name: int(name[1:]) for name in numbered}, self._num_classes or largest + 1
 
     def _token(self, label: int | str, where: str) -> str:
-        """Labels as the index keeps them: "#5" for a number, "=cat" for a name."""
+        """Labels as the index keeps them: "#5" for a number, "=cat" for a name, in Unicode's composed form."""
         if isinstance(label, int):
             limit = len(self._names) if self._names is not None else self._num_classes
             if limit is None and label >= _MOST_CLASSES:
@@ -158,9 +173,29 @@ class ImageList:
             if label < 0 or (limit is not None and label >= limit):
                 raise UserError(f"{where} has label {label}; labels of {limit or 'numbered'} classes count from 0 on.")
             return _number(label)
+        label = composed(label)
         if self._names is not None and label not in self._known:
             raise UserError(f"{where} has label {label!r}, which is not among the {len(self._names)} names of classes.")
         return f"={label}"
+
+    def _as_it_lies(self, image: str, where: str) -> str:
+        """The path as it is on this system, where the list was made on another: with slashes, in its Unicode form.
+
+        Raises:
+          UserError: it begins at a drive or a network folder of Windows.
+        """
+        if image.isascii() and "\\" not in image:
+            return image
+        forward = image.replace("\\", "/")
+        for candidate in (image, *(unicodedata.normalize(form, forward) for form in ("NFC", "NFD")), forward):
+            if os.path.lexists(self._root / candidate.replace("\0", "")):
+                return candidate
+        if "\\" in image and (forward.startswith("/") or forward[1:2] == ":"):
+            raise UserError(
+                f"{where} names {image!r}, a path of Windows. Write paths relative to the list or to --images_root, "
+                f"such as {forward.rpartition('/')[2]!r}."
+            )
+        return forward
 
     def _check_path(self, image: str, where: str) -> None:
         """Refuses paths out of the folder, by their words or by a symbolic link on the way."""
@@ -181,9 +216,13 @@ class ImageList:
     def _read_json(self, offset: int) -> Iterator[tuple[str, Any, int]]:
         with self._path.open("rb") as file:
             file.seek(offset)
-            while line := file.readline():
+            while line := file.readline(_LONGEST_LINE):
                 where = f"{self._path.name}, line at byte {offset:,}"
                 offset = file.tell()
+                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    raise UserError(f"{self._path} is UTF-16. Save it as UTF-8.")
+                if len(line) >= _LONGEST_LINE and not line.endswith(b"\n"):
+                    raise UserError(f"{where} has more than {_LONGEST_LINE:,} bytes. A row is one line.")
                 if line.strip():
                     yield where, parse_json(line, where), offset
 
@@ -196,8 +235,18 @@ class ImageList:
             if number + rows <= first:
                 number += rows
                 continue
-            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns):
-                for row in batch.to_pylist():
+            batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns)
+            while True:
+                try:
+                    batch = next(batches, None)
+                    found = batch.to_pylist() if batch is not None else None
+                except (OSError, ValueError, MemoryError) as error:  # as pyarrow's own errors are
+                    raise UserError(
+                        f"cannot read {self._path} as parquet behind row {number:,}: {_first_line(error)}."
+                    ) from error
+                if found is None:
+                    break
+                for row in found:
                     number += 1
                     if number > first:
                         yield f"{self._path.name}, row {number:,}", row, number
@@ -208,13 +257,16 @@ def _number(label: int) -> str:
 
 
 def _open_parquet(path: pathlib.Path) -> Any:
-    import pyarrow
     import pyarrow.parquet
 
     try:
         return pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowException as error:
-        raise UserError(f"cannot read {path} as parquet: {error}.") from error
+    except (OSError, ValueError, MemoryError) as error:  # as pyarrow's own errors are
+        raise UserError(f"cannot read {path} as parquet: {_first_line(error)}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
 def _parse(row: Any, where: str) -> tuple[str, list[int | str]]:
@@ -234,8 +286,8 @@ def _parse(row: Any, where: str) -> tuple[str, list[int | str]]:
 
 def _read_names(path: pathlib.Path) -> list[str]:
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        names = [composed(line.strip()) for line in read_text_lines(path)]
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read the names of the classes from {path}: {error}.") from error
     if not names or "" in names or len(set(names)) < len(names):
         raise UserError(f"{path} should have one name a line, none of them empty or there twice.")

@@ -82,6 +82,8 @@ class Origin(Protocol):
       homepage: address.
       arrangement: what becomes an example.
       multi_label: see `records.Description`.
+      exif_orientation: whether those who read the result turn images as their EXIF says, if not told otherwise. The
+        images stay as they are.
       slices: by split, names of its customary parts with the number of examples where each ends.
     """
 
@@ -89,6 +91,7 @@ class Origin(Protocol):
     homepage: str
     arrangement: Arrangement
     multi_label: bool
+    exif_orientation: bool
     slices: dict[str, dict[str, tuple[int | None, int | None]]]
 
     def settings(self) -> dict[str, Any]:
@@ -399,6 +402,7 @@ def _finish(
         "version": options.version,
         "format": "array_record",
         "max_labels": index.fact("max_labels"),
+        **({"exif_orientation": True} if origin.exif_orientation else {}),
         "source": {**origin.facts(), "examples_sha256": index.fact("digest")},
         "settings": _public(settings),
         "counts": {

@@ -84,7 +84,7 @@ class ImageFolderSource:
             self._list(tree)
         except OSError as error:
             raise unreadable(self._root, error) from error
-        empty = [name for name, files in zip(self.class_names, self._names, strict=True) if not files]
+        empty = [self.class_names[number] for number, files in enumerate(self._names) if not files]
         if empty and class_names is None and not classes_may_be_empty:
             raise UserError(
                 f"{self.name}, split {self.split!r}, has classes without images: {show_names(empty)}. Add images or "

@@ -243,6 +243,7 @@ class RecordSource:
         all_labelled: bool = False,
         derive_label: Callable[[Features], int] | None = None,
         derive_image: Callable[[bytes], np.ndarray] | None = None,
+        exif_orientation: bool = False,
     ):
         """Reads nothing.
 
@@ -262,6 +263,7 @@ class RecordSource:
             and has a name.
           derive_image: makes the pixels of the encoded image, uint8 `[height, width, 3]`, where they are not as they
             should be.
+          exif_orientation: see `Example`.
         """
         self._files, self._keys = files, keys
         self._ranges = list(ranges)
@@ -269,6 +271,7 @@ class RecordSource:
         self._sizes = [os.path.getsize(files.paths[file]) for file, _, _ in ranges]
         self.name, self.split, self.splits = name, split, list(splits)
         self.class_names, self.num_classes, self.max_labels = class_names, num_classes, max_labels
+        self._exif_orientation = exif_orientation
         self._all_labelled, self._derive_label, self._derive_image = all_labelled, derive_label, derive_image
 
     def __len__(self) -> int:
@@ -285,6 +288,8 @@ class RecordSource:
             raise BadRecordError(f"cannot read {self.where(index)}: {_reason(error)}.") from error
         labels = self._labels(features, index)
         example: Example = {"image": image, "label": labels}
+        if self._exif_orientation:
+            example["exif_orientation"] = True
         if self._derive_image is not None:
             example["image"] = self._pixels(self._derive_image, image, index)
         if self.max_labels == 1:
@@ -472,6 +477,7 @@ def open_shards(
     parts = resolve(spec, [ALL], lambda _: files.lengths, data_set=name)
     ranges = [piece for part in parts for piece in shard_ranges(files.lengths, part.start, part.stop)]
     folder = pathlib.Path(paths[0]).parent
+    facts = read_manifest_facts(folder)
     class_names = _class_names(folder / "classes.txt")
     if class_names is not None:
         if num_classes is not None and num_classes < len(class_names):
@@ -486,7 +492,8 @@ def open_shards(
         splits=[ALL],
         class_names=class_names,
         num_classes=num_classes,
-        max_labels=max_labels or manifest_max_labels(folder) or 1,
+        max_labels=max_labels or facts.max_labels or 1,
+        exif_orientation=facts.exif_orientation,
     )
 
 
@@ -538,14 +545,30 @@ def _beginning(path: str | os.PathLike[str], size: int) -> bytes:
         return b""
 
 
-def manifest_max_labels(folder: pathlib.Path) -> int | None:
-    """The most labels an image has, as `manifest.json` says; None where it does not.
+@dataclasses.dataclass(frozen=True)
+class ManifestFacts:
+    """What `manifest.json`, which `vit_jax.data.prepare` writes beside records, says of them.
+
+    Attributes:
+      max_labels: the most labels an image has; None where it does not say.
+      exif_orientation: whether images are turned as their EXIF says.
+    """
+
+    max_labels: int | None = None
+    exif_orientation: bool = False
+
+
+def read_manifest_facts(folder: pathlib.Path) -> ManifestFacts:
+    """Reads `manifest.json` in a folder, if there is one.
 
     Raises:
       UserError: the file cannot be understood.
     """
     path = folder / "manifest.json"
-    return Fields(read_object(path), str(path)).integer("max_labels", None, at_least=1) if path.exists() else None
+    if not path.exists():
+        return ManifestFacts()
+    fields = Fields(read_object(path), str(path))
+    return ManifestFacts(fields.integer("max_labels", None, at_least=1), fields.flag("exif_orientation", False))
 
 
 def _class_names(path: pathlib.Path) -> list[str] | None:

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -231,7 +232,7 @@ def open_parts(
     # Opening says which splits there are, if there is none of that name.
     opened = {name: (open_term if several and open_term else open_split)(name) for name in names}
     if several:
-        opened = _with_same_classes(opened, data_set)
+        opened = same_classes(opened, data_set)
     open_once = opened.__getitem__
     parts = resolve(spec, names, lambda name: [len(open_once(name))], data_set=data_set)
 
@@ -244,8 +245,16 @@ def open_parts(
     return SlicedSource([(open_once(part.split), examples(part)) for part in parts], spec)
 
 
-def _with_same_classes(opened: Mapping[str, Source], data_set: str) -> dict[str, Source]:
-    """The same splits with the classes of the one to train on, else of the one that has most."""
+def same_classes(opened: Mapping[str, Any], data_set: str) -> dict[str, Any]:
+    """The same splits with the classes of the one to train on, else of the one that has most.
+
+    Args:
+      opened: splits of a data set of folders, by name. They may lack classes, or have empty ones.
+      data_set: for messages.
+
+    Raises:
+      UserError: a split has a class that the others do not have, or a class has no images in any split.
+    """
     first = next((name for name in opened if split_role(name) == "train"), None)
     if first is None:
         first = max(opened, key=lambda name: len(opened[name].class_names or ()))
@@ -253,11 +262,12 @@ def _with_same_classes(opened: Mapping[str, Source], data_set: str) -> dict[str,
     for source in opened.values():
         if unknown := [name for name in source.class_names or () if name not in class_names]:
             raise UserError(
-                f"splits {first!r} and {source.split!r} of {data_set} have different classes, so they cannot be added "
-                f"up: {show_names(unknown)} are in {source.split!r} only."
+                f"splits {first!r} and {source.split!r} of {data_set} have different classes, so a label would not "
+                f"mean the same in both: {source.split!r} has {show_names(unknown)} alone. Are the names of the class "
+                "folders the same?"
             )
-    result = {name: with_classes(source, class_names) for name, source in opened.items()}
-    counts = [np.bincount(source.labels(), minlength=len(class_names)) for source in result.values()]  # type: ignore[attr-defined]
+    result: dict[str, Any] = {name: with_classes(source, class_names) for name, source in opened.items()}
+    counts = [np.bincount(source.labels(), minlength=len(class_names)) for source in result.values()]
     if empty := [class_names[label] for label in np.flatnonzero(np.sum(counts, axis=0) == 0).tolist()]:
         raise UserError(
             f"{data_set} has classes without images: {show_names(empty)}. Add images or remove the folders."

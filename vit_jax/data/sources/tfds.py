@@ -24,11 +24,12 @@ from vit_jax.data.sources.records import (
     ExampleKeys,
     Features,
     RecordSource,
-    manifest_max_labels,
     open_record_files,
+    read_manifest_facts,
 )
 from vit_jax.data.sources.splits import resolve, shard_ranges
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.regular_files import stat_regular
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +87,11 @@ def open_tfds(
         class_names = list(feature.names)
         if class_names == [str(number) for number in range(len(class_names))]:
             class_names = None  # what TFDS makes up where the data set names none
+    facts = read_manifest_facts(folder)
     if not many:
         max_labels = 1
     elif max_labels is None:
-        max_labels = manifest_max_labels(folder) or min(num_classes or _PADDED_LABELS, _PADDED_LABELS)
+        max_labels = facts.max_labels or min(num_classes or _PADDED_LABELS, _PADDED_LABELS)
 
     splits = list(info.splits)
     parts = resolve(spec, splits, lambda split: info.splits[split].shard_lengths, data_set=name)
@@ -117,6 +119,7 @@ def open_tfds(
         all_labelled=all_labelled,
         derive_label=derive_label,
         derive_image=derive_image,
+        exif_orientation=facts.exif_orientation,
     )
 
 
@@ -133,6 +136,9 @@ def _builder(folder: pathlib.Path) -> Any:
     import tensorflow_datasets as tfds  # takes a third of a second; without TensorFlow
 
     try:
+        for entry in folder.iterdir():  # TFDS would open them
+            if entry.suffix in (".json", ".txt"):
+                stat_regular(entry)
         return tfds.builder_from_directory(folder)
     except Exception as error:  # whatever damaged descriptions lead to
         reason = str(error).strip().splitlines()
