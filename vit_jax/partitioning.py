@@ -53,8 +53,8 @@ SMALLEST_SPLIT = 2**14
 def slices_of(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
     """Groups devices by slice, the devices that a fast network joins.
 
-    A slice is a TPU slice, a GPU host (or several that NVLink joins), or a CPU host. JAX numbers them in
-    `device.slice_index`. Devices without that attribute are one slice: those of a single process and those of a
+    A slice is a TPU slice; of GPUs and CPUs it is a host, which JAX knows by its boot id. JAX numbers them in
+    `device.slice_index`. Devices without that attribute are one slice: those of a single process, and those of a
     topology that is described with one slice.
 
     Returns:

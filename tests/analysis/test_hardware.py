@@ -62,3 +62,5 @@ def test_the_cores_of_a_cpu_are_those_of_the_process():
     machine = hardware.describe_machine(jax.local_devices(backend="cpu"))
     assert machine.num_cores == num_cpus()
     assert machine.bf16_flops is None
+    hosts = [SimpleNamespace(device_kind="cpu", platform="cpu", slice_index=each // 2) for each in range(6)]
+    assert hardware.describe_machine(hosts).num_cores == 3 * num_cpus()

@@ -261,7 +261,7 @@ class Machine:
     Attributes:
       device_kind: what JAX calls them.
       num_devices: as JAX counts them.
-      num_cores: TensorCores of TPUs; GPUs; of CPUs those that this process may run on.
+      num_cores: TensorCores of TPUs; GPUs; of CPUs those that this process may run on, times the number of hosts.
       bf16_flops: peak FLOP/s of all of them together; None where it is not known.
     """
 
@@ -278,4 +278,7 @@ def describe_machine(devices: Sequence[Any]) -> Machine:
     if chip is not None:
         num_cores = sum(cores_of_device(device, chip) for device in devices)
         return Machine(kind, len(devices), num_cores, chip.bf16_flops * num_cores / chip.cores)
-    return Machine(kind, len(devices), num_cpus() if devices[0].platform == "cpu" else len(devices), None)
+    if devices[0].platform == "cpu":
+        num_hosts = len({getattr(device, "slice_index", 0) for device in devices})  # to JAX a CPU host is a slice
+        return Machine(kind, len(devices), num_cpus() * num_hosts, None)
+    return Machine(kind, len(devices), len(devices), None)
