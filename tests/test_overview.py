@@ -2,7 +2,8 @@ import jax
 import numpy as np
 
 from tests.test_experiment import digits_config
-from vit_jax import experiment, overview, summary
+from tests.test_partitioning import slices
+from vit_jax import experiment, overview, partitioning, summary
 from vit_jax.optimizers import decay_mask
 
 
@@ -57,3 +58,8 @@ def test_summary_takes_last_and_best_values(tmp_path):
     assert "| test/accuracy" in text
     assert "80.00 %" in text
     assert "0:01:01" in text
+
+
+def test_devices_of_several_slices_are_told_as_such():
+    mesh = partitioning.make_mesh(slices(4, 4), model=2)
+    assert overview._describe_mesh(mesh) == "8 x cpu in 1 process(es) on 2 slices, mesh data 4 x model 2"

@@ -39,6 +39,7 @@ class Device:
 
     id: int
     slice_index: int
+    process_index: int = 0
     platform: str = "cpu"
     device_kind: str = "cpu"
 

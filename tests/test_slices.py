@@ -39,11 +39,12 @@ PRESETS = {
 SCRIPT = f"""
     import os, pathlib, signal
     import jax
-    from vit_jax import distributed, metrics, partitioning
+    from vit_jax import distributed, metrics
+    from vit_jax.compilation_cache import use_compilation_cache
     from vit_jax.config import base_config
     from vit_jax.train import train
 
-    partitioning.use_compilation_cache()
+    use_compilation_cache()
     distributed.initialize(timeout_seconds=100, lost_after_seconds=20)
     print("slices", sorted(device.slice_index for device in jax.devices()), flush=True)
     push = metrics.StepMetrics.push

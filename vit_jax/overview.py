@@ -89,7 +89,10 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
 def _describe_mesh(mesh: Mesh) -> str:
     devices = partitioning.describe_devices(mesh)
     axes = " x ".join(f"{name} {size}" for name, size in devices["mesh"].items())
-    return f"{devices['num_devices']} x {devices['device_kind']} in {devices['num_processes']} process(es), mesh {axes}"
+    where = f"{devices['num_processes']} process(es)"
+    if devices["num_slices"] > 1:
+        where += f" on {devices['num_slices']} slices"
+    return f"{devices['num_devices']} x {devices['device_kind']} in {where}, mesh {axes}"
 
 
 def describe_choices(config: ConfigDict, experiment: Experiment) -> list[str]:
