@@ -48,7 +48,17 @@ def test_schedule_of_drops_divides_the_learning_rate_by_10_at_shares_of_the_run(
     np.testing.assert_allclose([schedule(s) for s in steps], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "drop_at"), [("drops", ()), ("linear", (0.5,)), ("drops", (0.2,)), ("drops", (1.0,))])
+@pytest.mark.parametrize(
+    ("name", "drop_at"),
+    [
+        ("drops", ()),
+        ("linear", (0.5,)),
+        ("drops", (0.2,)),
+        ("drops", (1.0,)),
+        ("drops", (0.8, 0.5)),
+        ("drops", (0.5, 0.51)),
+    ],
+)
 def test_drops_that_do_not_go_with_the_schedule_are_refused(name, drop_at):
     with pytest.raises(UserError, match=r"optimizer\.drop_at takes shares of the run"):
         optimizers.make_schedule(name, learning_rate=0.1, num_steps=10, warmup_steps=3, drop_at=drop_at)

@@ -5,13 +5,13 @@ one. `check_fields` compares every field with `CHECKS`, which has an entry for e
 """
 
 import dataclasses
-import math
 import numbers
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -217,13 +217,21 @@ class Check(Protocol):
     def accepts(self) -> Callable[[Any], bool]: ...  # noqa: D102
 
 
+_MOST_FLOAT = float(np.finfo(np.float32).max)
+
+
+def _as_float32(number: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.float32(number))
+
+
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A finite number in a range.
+    """A number in a range. One that is no whole number must be in it as float32 too, which computes with it.
 
     Attributes:
       low: smallest value.
-      high: largest value; infinity for any finite number.
+      high: largest value; by default any finite one.
       whole: whether fractions are refused.
       open_low: whether `low` itself is refused.
       open_high: whether `high` itself is refused.
@@ -232,7 +240,7 @@ class Number:
     """
 
     low: float
-    high: float = math.inf
+    high: float = _MOST_FLOAT
     whole: bool = False
     open_low: bool = False
     open_high: bool = False
@@ -243,25 +251,27 @@ class Number:
     def expected(self) -> str:
         """The range in words."""
         parts = []
-        if self.low > -math.inf:
+        if self.low > -_MOST_FLOAT:
             parts.append(f"{'more than' if self.open_low else 'at least'} {self.low:,}")
-        if self.high < math.inf:
+        if self.high < _MOST_FLOAT:
             parts.append(f"{'less than' if self.open_high else 'at most'} {self.high:,}")
-        kind = ", a whole number" if self.whole else "" if self.high < math.inf else ", a finite number"
-        text = " and ".join(parts) + kind
+        texts = [" and ".join(parts)] if parts else []
+        texts += ["a whole number"] if self.whole else [] if len(parts) == 2 else ["a finite number"]
         also = f", or {self.also:g}" if self.also is not None else ""
-        return text.removeprefix(", ") + also + self.hint
+        return ", ".join(texts) + also + self.hint
 
     def accepts(self, value: Any) -> bool:
         """Whether a value is such a number; bools are none."""
         if isinstance(value, bool) or not isinstance(value, numbers.Integral if self.whole else numbers.Real):
             return False
-        number: Any = value
-        if number == self.also:
+        if value == self.also:
             return True
+        return self.contains(value) and (self.whole or self.contains(_as_float32(float(value))))
+
+    def contains(self, number: Any) -> bool:
+        """Whether a number, not rounded, is in the range."""
         is_above = number > self.low if self.open_low else number >= self.low
-        is_below = number < self.high if self.open_high else number <= self.high
-        return is_above and is_below and abs(number) < math.inf
+        return is_above and (number < self.high if self.open_high else number <= self.high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,7 +323,8 @@ _STEPS = Number(1, _LARGEST, whole=True)
 _COUNT = Number(0, _LARGEST, whole=True)
 _BATCH = Number(1, 2**24, whole=True)
 _PIXELS = Number(1, 2**16, whole=True)
-_SIZE = Number(1, 2**24, whole=True)  # of a dimension of a model
+_SIZE = Number(1, 2**20, whole=True)  # of a dimension of a model
+_LAYERS = Number(1, 1000, whole=True)
 _SHARE = Number(0, 1, open_high=True)
 _POSITIVE_SHARE = Number(0, 1, open_low=True)
 _NOT_NEGATIVE = Number(0)
@@ -331,17 +342,17 @@ CHECKS: dict[str, Check] = {
     "keep_head": _FLAG,
     "train_only": _ANY_TUPLE,  # `optimizers.select_parameters` checks the patterns
     "model.name": _TEXT,
-    "model.num_classes": _SIZE,
-    "model.num_layers": Number(1, 10_000, whole=True),
+    "model.num_classes": Number(1, 2**26, whole=True),
+    "model.num_layers": _LAYERS,
     "model.hidden_dim": _SIZE,
     "model.mlp_dim": _SIZE,
     "model.num_heads": _SIZE,
-    "model.stages": Several(Number(1, 10_000, whole=True), at_least=1),
+    "model.stages": Several(_LAYERS, at_least=1),
     "model.pool": _TEXT,
     "model.position_embedding": _TEXT,
     "model.position_embedding_at": _TEXT,
     "model.pre_logits": _FLAG,
-    "model.head_bias": Number(-math.inf),
+    "model.head_bias": Number(-_MOST_FLOAT),
     "model.dropout_rate": _SHARE,
     "model.attention_dropout_rate": _SHARE,
     "model.stochastic_depth_rate": _SHARE,
@@ -460,7 +471,12 @@ def check_fields(config: ConfigDict) -> None:
                 raise UserError(f"{name} cannot be None; its default is {default!r}.")
         elif not CHECKS[name].accepts(value):
             argument = shlex.quote(f"--config.{name}={default}")
-            raise UserError(f"{name} must be {CHECKS[name].expected}, got {value!r}. The default is {argument}.")
+            check = CHECKS[name]
+            rounded = isinstance(check, Number) and isinstance(value, float) and check.contains(value)
+            as_float32 = f" (as float32 {_as_float32(value):g})" if rounded else ""
+            raise UserError(
+                f"{name} must be {CHECKS[name].expected}, got {value!r}{as_float32}. The default is {argument}."
+            )
     for batch in ("batch_size", "eval_batch_size"):
         size = 3 * (fields[batch] or 0) * config.data.image_size**2
         if size > _MOST_BYTES:

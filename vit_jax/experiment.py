@@ -19,7 +19,8 @@ from vit_jax.data.images import EvalTransform, TrainTransform
 from vit_jax.data.pipeline import TrainBatches
 from vit_jax.data.sources import MissingDataError, RealLabels, Source, load_real_labels, open_source
 from vit_jax.data.sources.mixture import Mixture
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, unknown_name
+from vit_jax.evaluators.features import representation_shapes
 from vit_jax.losses import Loss, make_loss
 from vit_jax.mixing import Mixing
 from vit_jax.models import create_model
@@ -145,6 +146,16 @@ def build(
             seed=config.seed,
         )
     num_steps = _num_steps(config, num_train_images)
+    if config.profile.first_step is not None and config.profile.first_step > num_steps:
+        raise UserError(
+            f"profile.first_step {config.profile.first_step} is after the run's {num_steps} steps. Set "
+            f"--config.profile.first_step to at most {num_steps}."
+        )
+    if config.fewshot.datasets:
+        known = representation_shapes(model, config.fewshot.image_size or config.data.image_size)
+        for name in config.fewshot.representations:
+            if name not in known:
+                raise unknown_name("representation in fewshot.representations:", name, known)
     schedule = _make_schedule(config.optimizer, num_steps)
     optimizer = _make_optimizer(config.optimizer, schedule)
     abstract_state = jax.eval_shape(

@@ -143,7 +143,11 @@ def _workdir(weights: str) -> AnyPath | None:
     if "://" in weights and (not weights.startswith("gs://") or weights.endswith((".npz", ".safetensors"))):
         return None
     path = parse(weights)
-    return path if (path / "config.json").exists() and (path / "starts.jsonl").exists() else None
+    try:
+        is_run = (path / "config.json").exists() and (path / "starts.jsonl").exists()
+    except Exception as error:  # gcsfs, aiohttp and google.auth have no common error
+        raise UserError(f"cannot read {weights}: {type(error).__name__}: {error}") from error
+    return path if is_run else None
 
 
 @functools.lru_cache(maxsize=8)

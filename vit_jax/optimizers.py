@@ -33,19 +33,24 @@ def make_schedule(
       num_steps: length of the run.
       warmup_steps: length of the warm-up (10,000 at pre-training, 500 at fine-tuning).
       end_learning_rate: the last learning rate (1e-5 for ImageNet-21k). Used by "linear" and "cosine".
-      drop_at: shares of the run, warm-up included, after which "drops" divides the learning rate by 10: BiT's way.
+      drop_at: shares of the run, warm-up included, after which "drops" divides the learning rate by 10: BiT's way. The
+        step that equals a share of the run, counted from 0, is the first with the divided rate.
 
     Raises:
       UserError: unknown decay, a warm-up that is not shorter than the run, or shares that do not go with the decay.
     """
     if not 0 <= warmup_steps < num_steps:
-        raise UserError(f"optimizer.warmup_steps {warmup_steps} must be less than the run's {num_steps} steps.")
-    drops = [round(share * num_steps) for share in drop_at]
-    if (name == "drops") != bool(drops) or not all(warmup_steps <= step < num_steps for step in drops):
         raise UserError(
-            "optimizer.drop_at takes shares of the run, after the warm-up and below 1, such as (0.3, 0.6, 0.9), and "
-            f"belongs to the schedule 'drops'; got {tuple(drop_at)} with the schedule {name!r} in a run of {num_steps} "
-            "steps."
+            f"optimizer.warmup_steps {warmup_steps} must be less than the run's {num_steps} steps. A tenth would be "
+            f"--config.optimizer.warmup_steps={num_steps // 10}."
+        )
+    drops = [round(share * num_steps) for share in drop_at]
+    in_order = drops == sorted(set(drops)) and all(warmup_steps <= step < num_steps for step in drops)
+    if (name == "drops") != bool(drops) or not in_order:
+        raise UserError(
+            "optimizer.drop_at takes shares of the run, after the warm-up, growing, below 1, such as (0.3, 0.6, 0.9), "
+            f"and belongs to the schedule 'drops'; got {tuple(drop_at)} with the schedule {name!r} in a run of "
+            f"{num_steps} steps."
         )
     decay_steps = num_steps - warmup_steps
     decays = {
