@@ -154,6 +154,20 @@ def test_weights_without_a_head_are_told(config, weights, tmp_path):
         evaluate(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("test/accuracy", 0.5, "50.00 %"),
+        ("test/accuracy", float("nan"), "nan"),
+        ("test/examples", 1000, "1,000"),
+        ("fewshot/digits/pre_logits/5shot_l2", 1024.0, "1024"),
+        ("fewshot/digits/pre_logits/5shot/l2=2", 0.25, "25.00 %"),
+    ],
+)
+def test_metrics_are_shown_as_what_they_are(name, value, shown):
+    assert format_metrics({name: value}).endswith(f"| {name} | {shown} |")
+
+
 def test_few_shot_accuracies_are_an_evaluation_like_others(config, weights, tmp_path):
     config.weights = weights[2]
     config.data.eval_split = None

@@ -151,8 +151,8 @@ def test_metric_that_is_not_finite_in_a_final_run_has_no_mean_and_a_line(seed, t
 
 
 def test_metric_that_a_final_run_lacks_or_that_is_infinite_has_no_mean_and_a_line(tmp_path):
-    table, _ = finals(tmp_path, {"accuracy": 0.5, "extra": 1.0, "loss": math.inf}, {"accuracy": 0.25, "loss": 1.0})
-    assert "test/extra is missing with seed 1, so there is no mean of it" in table
+    table, _ = finals(tmp_path, {"accuracy": 0.5, "loss": math.inf}, {"accuracy": 0.25, "extra": 1.0, "loss": 1.0})
+    assert "test/extra is missing with seed 0, so there is no mean of it" in table
     assert "test/loss is inf with seed 0, so there is no mean of it" in table
 
 
@@ -263,6 +263,16 @@ def test_rule_that_went_wrong_loses_with_a_line(two_rules):
     result = results.collect(task)
     assert result.chosen["argument.rule"] == "vit"
     assert any("argument.rule=bit" in note and "loss is inf at step 2" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(("winner", "told"), [(2, True), (3, False)])
+def test_edge_is_that_of_the_values_tried_with_the_same_rule(winner, told, tmp_path):
+    tried = [("5", 0.001), ("5", 0.003), ("5", 0.01), ("6", 0.03), ("6", 0.003), ("6", 0.1)]
+    sweep = Sweep(choose=[{"argument.steps": steps, RATE: rate} for steps, rate in tried], seeds=0)
+    (task,) = make_tasks(sweep, TINY, CHOOSE, tmp_path)
+    for number, run in enumerate(task.trials):
+        leave_results(run, **{f"{VALIDATION}/accuracy": 0.5 + 0.1 * (number == winner)})
+    assert any("was tried: a larger one may be better" in note for note in results.collect(task).notes) == told
 
 
 def test_argument_of_a_config_is_a_field_of_a_grid_like_others(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import datetime
 import json
 import logging
+import math
 from typing import Any
 
 import jax
@@ -93,6 +94,8 @@ def format_metrics(metrics: dict[str, float]) -> str:
     def show(name: str, value: float) -> str:
         if name.endswith("examples"):
             return f"{value:,.0f}"
+        if name.endswith("_l2") or not math.isfinite(value):
+            return f"{value:g}"
         return f"{value:.4f}" if "loss" in name else f"{100 * value:.2f} %"
 
     rows = [(name, show(name, value)) for name, value in metrics.items()]
