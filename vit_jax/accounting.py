@@ -19,7 +19,7 @@ from vit_jax.analysis.hardware import TPU_V3_CORE_BF16_FLOPS, Machine
 from vit_jax.errors import UserError
 from vit_jax.json_files import Fields, read_json
 from vit_jax.published import paper
-from vit_jax.workdir import AnyPath, is_remote, write_atomically
+from vit_jax.workdir import AnyPath, is_remote, parse, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Accounts:
     written: that is a warning.
     """
 
-    def __init__(self, workdir: AnyPath, ledger: Ledger, machine: Machine, *, step: int, writes: bool = True):
+    def __init__(self, workdir: AnyPath | str, ledger: Ledger, machine: Machine, *, step: int, writes: bool = True):
         """Adds a start to those before, and records it.
 
         Args:
@@ -173,6 +173,7 @@ class Accounts:
           step: the step this start goes on from.
           writes: whether this process writes; one of a run's does.
         """
+        workdir = parse(workdir)
         self._path, self._ledger, self._machine, self._from_step = workdir / _FILE, ledger, machine, step
         self._writes = writes
         self._before = read_starts(workdir) if writes else []
@@ -202,8 +203,9 @@ class Accounts:
             self.record(step)
 
 
-def read_starts(workdir: AnyPath) -> list[Start]:
+def read_starts(workdir: AnyPath | str) -> list[Start]:
     """The starts of a run, in order; [] where none are recorded, or the record is damaged (with a warning)."""
+    workdir = parse(workdir)
     path = workdir / _FILE
     if not path.exists():
         return []

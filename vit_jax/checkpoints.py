@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -31,7 +32,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import distributed
 from vit_jax.errors import UserError
-from vit_jax.workdir import AnyPath, is_remote
+from vit_jax.workdir import AnyPath, is_remote, parse
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def _means_damage(error: Exception) -> bool:
 class Checkpoints:
     """The checkpoints of one kind in one folder, `<directory>/<step>/`."""
 
-    def __init__(self, directory: AnyPath, *, keep: int):
+    def __init__(self, directory: AnyPath | str, *, keep: int):
         """Opens or creates the folder and clears away what an interrupted write left.
 
         Args:
@@ -141,7 +142,7 @@ class Checkpoints:
         Raises:
           UserError: they are in a bucket that cannot be used.
         """
-        self._directory = _absolute(directory)
+        self._directory = _absolute(parse(directory))
         try:
             self._manager = self._open(keep)
         except Exception as error:
@@ -419,20 +420,39 @@ def _rename(source: AnyPath, target: AnyPath) -> None:
     files.rm(str(source), recursive=True)
 
 
+_VERBOSITY = threading.Lock()
+
+
 @contextlib.contextmanager
 def _open_for_reading(directory: AnyPath) -> Iterator[ocp.CheckpointManager]:
-    verbosity = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns, three times, that it will not write
-    try:
-        options = ocp.CheckpointManagerOptions(read_only=True)
-        manager = ocp.CheckpointManager(_absolute(directory), options=options, item_names=("tree", "extra"))
-    finally:
-        absl_logging.set_verbosity(verbosity)
+    with _VERBOSITY:  # which is one for all threads
+        verbosity = absl_logging.get_verbosity()
+        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns, three times, that it will not write
+        try:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+            manager = ocp.CheckpointManager(_absolute(directory), options=options, item_names=("tree", "extra"))
+        finally:
+            absl_logging.set_verbosity(verbosity)
     with manager:
         yield manager
 
 
-def read_parameters(directory: AnyPath) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+def read_extra(directory: AnyPath | str) -> dict[str, Any] | None:
+    """The extra data of the newest checkpoint, arrays unread; None if there is no checkpoint, or it is damaged."""
+    directory = parse(directory)
+    if not directory.is_dir():
+        return None
+    with _open_for_reading(directory) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return None
+        try:
+            return manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
+        except Exception:  # Orbax and TensorStore have no common error for damaged files
+            return None
+
+
+def read_parameters(directory: AnyPath | str) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
     """Reads the newest whole checkpoint's parameters, such as those of `<workdir>/best`, and changes nothing there.
 
     Args:
@@ -446,6 +466,7 @@ def read_parameters(directory: AnyPath) -> tuple[int, dict[str, Any], dict[str, 
     Raises:
       UserError: all are damaged.
     """
+    directory = parse(directory)
     if not directory.is_dir():
         return None
     with _open_for_reading(directory) as manager:

@@ -15,12 +15,14 @@ from vit_jax.errors import UserError
 from vit_jax.evaluation import build_evaluation, describe_data
 from vit_jax.train_step import TrainState, place_parameters
 from vit_jax.weights.files import read_json
-from vit_jax.workdir import AnyPath, write_atomically
+from vit_jax.workdir import AnyPath, parse, write_atomically
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate(config: ConfigDict, path: AnyPath | None = None) -> dict[str, Any]:
+def evaluate(
+    config: ConfigDict, path: AnyPath | str | None = None, *, allow_data_change: bool = False
+) -> dict[str, Any]:
     """Evaluates the run in a workdir, if there is one, or else `config.weights`.
 
     With several processes (`distributed.initialize`) all must call it alike.
@@ -28,6 +30,7 @@ def evaluate(config: ConfigDict, path: AnyPath | None = None) -> dict[str, Any]:
     Args:
       config: see `vit_jax.config.base_config`; of its fields only those of model, data and evaluations count.
       path: a workdir, for `evaluation.json`; None: nothing is written.
+      allow_data_change: evaluate on today's data, also if they have changed since a run was trained.
 
     Returns:
       "weights", "model", "model_fields" (as in a run's model.json), "image_size", "parameters", "time", "devices",
@@ -37,8 +40,9 @@ def evaluate(config: ConfigDict, path: AnyPath | None = None) -> dict[str, Any]:
     Raises:
       UserError: something the user can mend.
     """
+    path = None if path is None else parse(path)
     place = place_to_evaluate(config.weights, path)
-    built = build_evaluation(config, place)
+    built = build_evaluation(config, place, allow_data_change=allow_data_change)
     distributed.check_same("data", describe_data(None, built.evaluations))
     logger.info("%s: %s", place, built.description)
     overlap: dict[str, int] = {}

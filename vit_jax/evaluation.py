@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,17 +15,33 @@ from ml_collections import ConfigDict
 from vit_jax import experiment, partitioning
 from vit_jax.config import check_fields
 from vit_jax.data.pipeline import EvalBatches
-from vit_jax.data.sources import MissingDataError, Source, open_source
+from vit_jax.data.sources import MissingDataError, Source, find_path, open_source
 from vit_jax.data.sources.imagenet_variants import VARIANTS, open_variant
 from vit_jax.data.sources.real import NUM_CLASSES as NUM_IMAGENET_CLASSES
+from vit_jax.display import show_names
 from vit_jax.errors import UserError
 from vit_jax.evaluators import Evaluator
 from vit_jax.evaluators.classification import ClassificationEvaluator
 from vit_jax.evaluators.fewshot import FewShotEvaluator
+from vit_jax.facts import (
+    RunFacts,
+    SplitFacts,
+    as_trained,
+    describe_class_changes,
+    describe_split_changes,
+    moved_names,
+    open_as_trained,
+    read_facts,
+)
 from vit_jax.losses import make_loss
 from vit_jax.metrics import Progress
 from vit_jax.models import create_model
-from vit_jax.weights import transfer
+from vit_jax.published.class_names import class_names as class_names_of
+from vit_jax.published.class_names import wordnet_ids
+from vit_jax.weights import Preprocessing, Weights, transfer
+from vit_jax.workdir import parse
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +96,7 @@ def make_evaluations(
     mesh: Mesh,
     eval_source: Source | None,
     *,
+    class_names: Sequence[str] | None = None,
     shardings: Any = None,
     before_each_batch: Callable[[], None] = lambda: None,
     on_missing: OnMissing | None = None,
@@ -90,6 +108,7 @@ def make_evaluations(
       model: images -> (logits, intermediates).
       mesh: the devices.
       eval_source: evaluation examples; None: there are none.
+      class_names: of the logits, where they are known.
       shardings: of the parameters; None: replicated.
       before_each_batch: called between batches; may raise to end an evaluation.
       on_missing: see `open_test_data`.
@@ -112,13 +131,9 @@ def make_evaluations(
         progress = Progress(batches, f"evaluation on {name}", before_each=before_each_batch)
         return ClassificationEvaluator(model, progress, make_loss(config.loss), mesh, shardings, classes)
 
-    if model.num_classes != NUM_IMAGENET_CLASSES:
-        for name in VARIANTS:
-            if config.variants[name]:
-                raise UserError(
-                    f"variants.{name} is for models with ImageNet's {NUM_IMAGENET_CLASSES:,} classes; this one has "
-                    f"{model.num_classes:,}."
-                )
+    for name in VARIANTS:
+        if config.variants[name]:
+            _check_imagenet(model.num_classes, class_names, f"variants.{name}")
     evaluations = []
     for data in open_test_data(config, eval_source, on_missing):
         evaluator: Evaluator
@@ -185,11 +200,86 @@ def _open_fewshot(config: ConfigDict, name: str, dataset: str) -> TestData:
     return TestData(name, test, pool=pool, validation=validation)
 
 
+def _check_imagenet(num_classes: int, names: Sequence[str] | None, what: str) -> None:
+    """Raises unless the classes of a head are ImageNet's, in their usual order as far as names are known."""
+    if num_classes != NUM_IMAGENET_CLASSES:
+        raise UserError(
+            f"{what} is for models with ImageNet's {NUM_IMAGENET_CLASSES:,} classes; this one has {num_classes:,}."
+        )
+    if names is None:
+        return
+    ids, words = wordnet_ids("imagenet2012"), class_names_of("imagenet2012")
+    if moved_names(names, ids) or moved_names(names, words) or not {*ids, *words} & {*names}:
+        raise UserError(
+            f"{what} is for models with ImageNet's classes in the order of their WordNet ids; the classes of this one "
+            f"are {show_names(names, 3)}. Leave it out."
+        )
+
+
 def describe_data(train_source: Source | None, evaluations: Sequence[Evaluation]) -> str:
     """A line for each of the data sets, in which those of all processes must agree."""
     sources = [] if train_source is None else [("training", train_source)]
     sources += [(each.name, source) for each in evaluations for source in each.data.sources]
     return "\n".join(f"{name}: {len(source):,} images, {source.fingerprint()}" for name, source in sources)
+
+
+def _preprocessing(data: ConfigDict) -> Preprocessing:
+    """What is done to images of an evaluation; `data` is the part of the config about data."""
+    return Preprocessing.of_evaluation(data.image_size, data.eval_resize_small, data.eval_resize, data.exif_orientation)
+
+
+def describe_facts(config: ConfigDict, parts: experiment.Experiment) -> RunFacts:
+    """What a run keeps of its data and its config, to be used without them."""
+    data, train_source, eval_source = config.data, parts.train_source, parts.eval_source
+    if train_source is None:
+        raise ValueError("a run has training data")
+    dataset = ",".join(str(dataset) for dataset, _ in data.mixture) if data.mixture else data.dataset
+    return RunFacts(
+        num_classes=parts.num_classes,
+        class_names=parts.class_names,
+        max_labels=data.max_labels or train_source.max_labels,
+        loss=config.loss,
+        preprocessing=_preprocessing(data).to_json(),
+        train=SplitFacts.of(train_source, dataset, data.train_split),
+        eval=None
+        if eval_source is None
+        else SplitFacts.of(eval_source, data.dataset, data.eval_split, data.eval_labels),
+    )
+
+
+def check_resumed(
+    kept: RunFacts | None, now: RunFacts, parts: experiment.Experiment, place: str, *, allow_change: bool
+) -> None:
+    """Refuses to go on with a run whose classes or examples have changed since its last start.
+
+    What the config says otherwise than at the last start is the affair of `workdir.check_config`.
+
+    Args:
+      kept: of the last start; None if that was made by an older version of this code.
+      now: of this start.
+      parts: of this start.
+      place: the workdir, for messages.
+      allow_change: go on with today's evaluation examples. Those to train on never may change: the position in them
+        would mean others.
+
+    Raises:
+      UserError: they have changed.
+    """
+    if kept is None or parts.train_source is None:
+        return
+    changes = describe_class_changes(kept.class_names, now.class_names)
+    if changes := changes or describe_split_changes(kept.train, parts.train_source, kept.class_names):
+        raise UserError(
+            f"the data set has changed since the last start of {place} ({changes}). Bring back what it was to go on, "
+            "or start in a new workdir."
+        )
+    if (
+        kept.eval
+        and now.eval
+        and parts.eval_source
+        and kept.eval.is_of(now.eval.dataset, now.eval.split, now.eval.labels)
+    ):
+        as_trained(parts.eval_source, None, kept.eval, what=place, allow_change=allow_change)
 
 
 def _make_fewshot(
@@ -258,7 +348,9 @@ class EvaluationOnly:
     missing: dict[str, str]
 
 
-def build_evaluation(config: ConfigDict, place: str, *, allow_missing: bool = False) -> EvaluationOnly:
+def build_evaluation(
+    config: ConfigDict, place: str, *, allow_missing: bool = False, allow_data_change: bool = False
+) -> EvaluationOnly:
     """Makes what evaluates weights, head and all, at the config's image size; needs no training data.
 
     Args:
@@ -266,6 +358,7 @@ def build_evaluation(config: ConfigDict, place: str, *, allow_missing: bool = Fa
       place: of the weights, as `config.weights`.
       allow_missing: do without data that are missing, and without released weights that were not fetched yet; to show
         what would be evaluated.
+      allow_data_change: evaluate on today's data, also if they have changed since the weights were trained.
 
     Raises:
       UserError: something in the config, the weights or the data is not as it should be.
@@ -274,6 +367,8 @@ def build_evaluation(config: ConfigDict, place: str, *, allow_missing: bool = Fa
     mesh = partitioning.make_mesh(None, data=config.mesh.data, model=config.mesh.model)
     partitioning.check_batch_size(config.eval_batch_size or config.batch_size, mesh, field="eval_batch_size")
     spec, weights = experiment.find_weights(place, config.model.name, allow_missing=allow_missing)
+    if weights:
+        _tell_differences(config, weights, place)
     missing: dict[str, str] = {}
 
     def note(name: str, error: MissingDataError) -> None:
@@ -281,9 +376,8 @@ def build_evaluation(config: ConfigDict, place: str, *, allow_missing: bool = Fa
 
     eval_source, num_classes = None, spec.num_classes
     if config.data.eval_split is not None:
-        run_classes = weights.class_names if weights and weights.format == "run" else None
         try:
-            eval_source = experiment.open_eval_source(config.data, run_classes)
+            eval_source = _open_as_trained(config, weights, allow_change=allow_data_change)
         except MissingDataError as error:
             if not allow_missing:
                 raise
@@ -305,7 +399,15 @@ def build_evaluation(config: ConfigDict, place: str, *, allow_missing: bool = Fa
     specs = partitioning.parameter_specs(shapes, mesh, config.sharding, config.sharding_rules)
     shardings = partitioning.state_shardings(shapes, mesh, specs)
     on_missing = note if allow_missing else None
-    evaluations = make_evaluations(config, model, mesh, eval_source, shardings=shardings, on_missing=on_missing)
+    evaluations = make_evaluations(
+        config,
+        model,
+        mesh,
+        eval_source,
+        class_names=weights.class_names if weights else None,
+        shardings=shardings,
+        on_missing=on_missing,
+    )
     if not evaluations and not missing:
         raise UserError(
             "the config evaluates nothing: set data.eval_split, fewshot.datasets or one of variants (vit_jax/config.py "
@@ -321,3 +423,49 @@ def build_evaluation(config: ConfigDict, place: str, *, allow_missing: bool = Fa
         evaluations=evaluations,
         missing=missing,
     )
+
+
+def _open_as_trained(config: ConfigDict, weights: Weights | None, *, allow_change: bool) -> Source:
+    """Opens the evaluation split, with labels as the head has them."""
+    data = ConfigDict({**config.data}, type_safe=False)
+    if weights is None or weights.format != "run":
+        names = weights.class_names if weights and allow_change else None
+        return open_as_trained(
+            lambda known: experiment.open_eval_source(data, known),
+            names,
+            None,
+            what=weights.source if weights else "",
+            allow_change=allow_change,
+        )
+    kept = read_facts(parse(weights.source))
+    names = kept.class_names if kept else weights.class_names
+    splits = () if kept is None else (kept.eval, kept.train)
+    recorded = next(
+        (each for each in splits if each and each.is_of(data.dataset, data.eval_split, data.eval_labels)), None
+    )
+    if recorded and find_path(data.dataset) is None:
+        data.dataset = recorded.find()  # a relative path, from another working folder
+    return open_as_trained(
+        lambda known: experiment.open_eval_source(data, known),
+        names,
+        recorded,
+        what=weights.source,
+        allow_change=allow_change,
+    )
+
+
+def _tell_differences(config: ConfigDict, weights: Weights, place: str) -> None:
+    """Says what is measured otherwise than the weights were trained, which is allowed, but seldom meant."""
+    if weights.probabilities and weights.probabilities != config.loss:
+        logger.warning(
+            "%s was trained with the %s loss; the loss that is measured is %s, as config.loss says",
+            *(place, weights.probabilities, config.loss),
+        )
+    if weights.format != "run":
+        return
+    data = config.data
+    now = _preprocessing(data).to_json()
+    then = weights.preprocessing.to_json()
+    for name, value in now.items():
+        if value != then[name]:
+            logger.warning("%s was trained and evaluated with %s %s; now %s", place, name, then[name], value)

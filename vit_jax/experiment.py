@@ -21,9 +21,11 @@ from vit_jax.data.sources import MissingDataError, RealLabels, Source, load_real
 from vit_jax.data.sources.mixture import Mixture
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.evaluators.features import representation_shapes
+from vit_jax.facts import describe_class_changes, moved_names
 from vit_jax.losses import Loss, make_loss
 from vit_jax.mixing import Mixing
 from vit_jax.models import create_model
+from vit_jax.published.class_names import class_names, wordnet_ids
 from vit_jax.train_step import (
     Select,
     TrainState,
@@ -49,6 +51,7 @@ class Experiment:
       eval_source: evaluation examples, if any.
       num_train_images: length of an epoch.
       num_classes: width of the logits.
+      class_names: of the logits, or of the first ones; None where neither the data nor a kept head have names.
       model_fields: what `create_model` was given.
       model: images -> (logits, intermediates).
       abstract_state: shapes, dtypes and shardings of the training state.
@@ -68,6 +71,7 @@ class Experiment:
     eval_source: Source | None
     num_train_images: int
     num_classes: int
+    class_names: tuple[str, ...] | None
     model_fields: dict[str, Any]
     model: nn.Module
     abstract_state: TrainState
@@ -178,6 +182,7 @@ def build(
         eval_source=eval_source,
         num_train_images=num_train_images,
         num_classes=num_classes,
+        class_names=_class_names(train_source, weights if config.keep_head else None),
         model_fields=model_fields,
         model=model,
         abstract_state=partitioning.with_sharding(abstract_state, shardings),
@@ -416,6 +421,8 @@ def find_weights(place: str, model: str | None, *, allow_missing: bool) -> tuple
             size = (released.image_size, released.image_size)
             return ModelSpec(released.model, released.num_classes, released.model_overrides, size), None
     weights = load_weights(place, model=model)
+    for note in weights.notes:
+        logger.info("weights %s: %s", place, note)
     return weights.spec, weights
 
 
@@ -463,19 +470,37 @@ def num_kept_classes(config: ConfigDict, place: str, spec: ModelSpec, source: So
     return kept
 
 
+def _class_names(source: Source | None, kept: Weights | None) -> tuple[str, ...] | None:
+    """Names of the classes: the data's, or else those of a head that is kept."""
+    if source is not None and source.class_names is not None:
+        return tuple(source.class_names)
+    return kept.class_names if kept else None
+
+
 def check_class_names(weights: Weights, source: Source | None, remedy: str) -> None:
     """Compares the classes that a head was trained on with those of the data, where both are known by name.
 
+    Only a run of this project is sure to call its classes as its data do. Of other weights names that mean another
+    label are an error, and names that differ a warning.
+
     Raises:
-      UserError: they are others; `remedy` says what to do instead.
+      UserError: they are others, or in another order; `remedy` says what to do instead.
     """
-    names = list(source.class_names or ()) if source else []
-    its_names = list(weights.class_names or ()) if weights.format == "run" else []
-    if names and its_names and names != its_names:
+    if source is None or source.class_names is None or weights.class_names is None:
+        return
+    names, its_names = tuple(source.class_names), weights.class_names
+    changes = describe_class_changes(its_names, names)
+    if changes is None or (names, its_names) == (wordnet_ids("imagenet2012"), class_names("imagenet2012")):
+        return
+    if weights.format == "run" or moved_names(names, its_names):
         raise UserError(
-            f"{weights.source} was trained on other classes ({', '.join(its_names[:3])}, ...) than those of the data "
-            f"({', '.join(names[:3])}, ...), so its head means something else. {remedy}."
+            f"{weights.source} was trained on other classes than those of {source.name} ({changes}), so its head means "
+            f"something else. {remedy}."
         )
+    logger.warning(
+        "the head of %s calls its classes otherwise than %s (%s); labels are taken in order",
+        *(weights.source, source.name, changes),
+    )
 
 
 def get_model_fields(config: ConfigDict, num_classes: int, spec: ModelSpec | None) -> dict[str, Any]:

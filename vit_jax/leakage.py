@@ -11,6 +11,7 @@ from vit_jax.data.overlap import count_shared, shown
 from vit_jax.data.sources import MissingDataError, Source
 from vit_jax.errors import UserError
 from vit_jax.experiment import open_data, training_data_sets
+from vit_jax.facts import read_facts
 from vit_jax.json_files import read_object
 from vit_jax.workdir import AnyPath, parse
 
@@ -92,6 +93,8 @@ def _runs_behind(weights: str | None) -> Iterator[tuple[AnyPath, ConfigDict]]:
         try:
             recorded = read_object(path / "config.json")
             data: dict[str, Any] = base_config().data.to_dict() | recorded.get("data", {})
+            if not data["mixture"] and (facts := read_facts(path)):
+                data["dataset"] = facts.train.find()  # from any working folder
         except (UserError, TypeError) as error:
             logger.warning("What %s was trained on is not known: %s", path, error)
             return

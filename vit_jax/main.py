@@ -55,6 +55,9 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be trained, or 
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "Go on in a workdir that belongs to another config."
 )
+_ALLOW_DATA_CHANGE = flags.DEFINE_bool(
+    "allow_data_change", False, "Evaluate on today's data, although they have changed since the run was trained."
+)
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for all processes the same.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
@@ -135,7 +138,7 @@ def _run(ledger: Ledger) -> int:
     if not distributed.is_main_process():
         logging.getLogger("vit_jax").setLevel(logging.WARNING)  # all say the same; one is enough
     if _MODE.value == "eval":
-        result = evaluate(_CONFIG.value, parse(_WORKDIR.value) if _WORKDIR.value else None)
+        result = evaluate(_CONFIG.value, _WORKDIR.value or None, allow_data_change=_ALLOW_DATA_CHANGE.value)
         is_main_process = distributed.is_main_process()  # nobody is another one once all have parted
         distributed.shutdown()
         if is_main_process:
@@ -144,7 +147,14 @@ def _run(ledger: Ledger) -> int:
     workdir = parse(_WORKDIR.value or "")
     result, status = {}, 0
     try:
-        result = train(_CONFIG.value, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value, ledger=ledger)
+        result = train(
+            _CONFIG.value,
+            workdir,
+            allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+            allow_data_change=_ALLOW_DATA_CHANGE.value,
+            ledger=ledger,
+            owns_process=True,
+        )
     except Stopped as stopped:
         status = 128 + stopped.signum
     distributed.shutdown()

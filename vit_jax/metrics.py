@@ -19,7 +19,7 @@ from vit_jax.accounting import Ledger
 from vit_jax.errors import UserError
 from vit_jax.host import format_seconds
 from vit_jax.json_files import JsonError, read_json_lines
-from vit_jax.workdir import AnyPath, is_remote, write_atomically
+from vit_jax.workdir import AnyPath, is_remote, parse, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -108,11 +108,12 @@ class StepMetrics:
         return {"sums": dict(self._sums), "count": self._count}
 
 
-def read_jsonl(path: AnyPath) -> list[dict[str, Any]]:
+def read_jsonl(path: AnyPath | str) -> list[dict[str, Any]]:
     """Rows of a JSON-lines file; [] if there is none.
 
     A last line that a kill cut off is left out. So are damaged lines, with a warning.
     """
+    path = parse(path)
     return _read_jsonl(path)[0]
 
 
@@ -203,7 +204,7 @@ class MetricWriter:
     every `flush` and at most once a minute in between.
     """
 
-    def __init__(self, workdir: AnyPath, *, step: int):
+    def __init__(self, workdir: AnyPath | str, *, step: int):
         """Opens the files and drops the rows that will be made again: a killed run may be ahead of its checkpoint.
 
         Args:
@@ -219,6 +220,7 @@ class MetricWriter:
             evaluated = any(not name.startswith((TRAIN_PREFIX, TIME_PREFIX)) for name in row if name != "step")
             return row["step"] < step or (row["step"] == step and not evaluated)
 
+        workdir = parse(workdir)
         self._remote = workdir if is_remote(workdir) else None
         self._temporary = tempfile.TemporaryDirectory() if self._remote else None
         self._folder = pathlib.Path(self._temporary.name if self._temporary else workdir)

@@ -2,7 +2,8 @@ r"""What a fine-tuned model gets wrong: which classes it takes for which, and th
 
     python -m vit_jax.mistakes WORKDIR [--split=test] [--images=24]
 
-Evaluates the parameters of a run on a split of its data and writes into the workdir
+Evaluates the parameters of a run on a split of its data and writes into the workdir. Classes and loss are those that
+the run was trained with; data that have changed since are refused.
 
 confusion.png    the confusion matrix: rows are the true classes, columns what the model says
 mistakes.png     the images it is most certain about and wrong
@@ -21,11 +22,13 @@ import numpy as np
 
 from vit_jax.compilation_cache import use_compilation_cache
 from vit_jax.data.images import ImageError
-from vit_jax.data.sources import NO_LABEL, Example, Source, open_source
+from vit_jax.data.sources import NO_LABEL, Example, MissingDataError, Source, open_source
+from vit_jax.display import print_any_text, show_name
 from vit_jax.errors import UserError
+from vit_jax.facts import open_as_trained, read_facts
 from vit_jax.host import num_cpus
 from vit_jax.json_files import read_object
-from vit_jax.predict import Predictor
+from vit_jax.predict import PROBABILITIES, Predictor
 from vit_jax.weights import Weights, load
 from vit_jax.workdir import AnyPath, parse, write_atomically
 
@@ -101,8 +104,9 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if with_names:
-        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-        axis.set_yticks(range(len(names)), names, fontsize=8)
+        # A name such as "$5 or $10" is no formula.
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8, parse_math=False)
+        axis.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
         for row, column in np.argwhere(matrix):
             color = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, matrix[row, column], ha="center", va="center", fontsize=7, color=color)
@@ -124,7 +128,7 @@ def draw_mistakes(images: Sequence[np.ndarray], titles: Sequence[str]) -> bytes:
         axis.axis("off")
     for axis, image, title in zip(axes, images, titles, strict=False):
         axis.imshow(image)
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title, fontsize=8, parse_math=False)
     return _png(figure)
 
 
@@ -134,21 +138,32 @@ def _png(figure: Any) -> bytes:
     return content.getvalue()
 
 
-def write_mistakes(path: AnyPath, weights: Weights, source: Source, *, num_images: int = 24) -> dict[str, float]:
+def write_mistakes(
+    path: AnyPath | str,
+    weights: Weights,
+    source: Source,
+    *,
+    class_names: Sequence[str] | None = None,
+    num_images: int = 24,
+    probabilities: str | None = None,
+) -> dict[str, float]:
     """Writes the three files; returns accuracy and number of examples.
 
     Args:
       path: folder for them.
       weights: of the model.
       source: labelled images of its classes.
+      class_names: of the logits, or of the first ones; None: those of the weights, or else of the source.
       num_images: in the picture of mistakes.
+      probabilities: "softmax" or "sigmoid"; None: as the weights say, or else softmax.
     """
-    predictor = Predictor(weights, batch_size=min(64, len(source)))
-    probabilities, labels = predict_source(predictor, source)
-    num_classes = probabilities.shape[1]
-    names = list(source.class_names or weights.class_names or map(str, range(num_classes)))
+    path = parse(path)
+    predictor = Predictor(weights, batch_size=min(64, len(source)), probabilities=probabilities)
+    chances, labels = predict_source(predictor, source)
+    num_classes = chances.shape[1]
+    names = [show_name(name) for name in class_names or weights.class_names or source.class_names or ()]
     names += [str(number) for number in range(len(names), num_classes)]
-    predicted = probabilities.argmax(axis=1)
+    predicted = chances.argmax(axis=1)
     matrix = confusion_matrix(labels, predicted, num_classes)
     write_atomically(path / "confusion.png", draw_confusion(matrix, names))
 
@@ -157,19 +172,69 @@ def write_mistakes(path: AnyPath, weights: Weights, source: Source, *, num_image
     writer.writerow(["image", "true", "predicted", "probability of true", "probability of predicted"])
     for index, (label, said) in enumerate(zip(labels, predicted, strict=True)):
         if label != NO_LABEL:
-            chances = [f"{probabilities[index, each]:.4f}" for each in (label, said)]
-            writer.writerow([source.where(index), names[label], names[said], *chances])
+            of_both = [f"{chances[index, each]:.4f}" for each in (label, said)]
+            writer.writerow([show_name(source.where(index)), names[label], names[said], *of_both])
     write_atomically(path / "predictions.csv", table.getvalue())
 
-    worst = worst_mistakes(probabilities, labels, num_images)
+    worst = worst_mistakes(chances, labels, num_images)
     pictures = [_as_seen(predictor, source, index, source[index]) for index in map(int, worst)]
     titles = [
-        f"{names[labels[index]]}\nsaid {names[predicted[index]]}, {100 * probabilities[index, predicted[index]]:.0f} %"
+        f"{names[labels[index]]}\nsaid {names[predicted[index]]}, {100 * chances[index, predicted[index]]:.0f} %"
         for index in worst
     ]
     if pictures:
         write_atomically(path / "mistakes.png", draw_mistakes(pictures, titles))
+    else:
+        (path / "mistakes.png").unlink(missing_ok=True)  # of an earlier call
     return {"accuracy": float(np.trace(matrix) / max(1, matrix.sum())), "examples": int(matrix.sum())}
+
+
+def open_split(
+    path: AnyPath, weights: Weights, split: str | None = None, dataset: str | None = None, *, allow_change: bool = False
+) -> tuple[Source, Sequence[str] | None]:
+    """Opens a split of a run's data, with labels as the run has them.
+
+    Args:
+      path: the workdir.
+      weights: of the run.
+      split: None: what the run was evaluated on.
+      dataset: where the data are now; None: where they were.
+      allow_change: take today's data, although they have changed.
+
+    Returns:
+      The examples, and the names of the run's classes.
+
+    Raises:
+      UserError: the split does not exist, or the data are missing or have changed.
+    """
+    data = read_object(path / "config.json")["data"]
+    split = split or data["eval_split"]
+    if split is None:
+        raise UserError("the run evaluated nothing; name a split, such as --split=test.")
+    facts = read_facts(path)
+    kept = None
+    if facts:
+        kept = next((each for each in (facts.eval, facts.train) if each and each.split == split), None)
+    any_kept = kept or (facts and (facts.eval or facts.train))
+    found = dataset or (any_kept.find() if any_kept else data["dataset"])
+    if kept and kept.labels:
+        kept = None  # of the data set's images with several labels each, which are not asked about here
+    names = facts.class_names if facts else weights.class_names
+
+    def open_with(known: Sequence[str] | None) -> Source:
+        options = {name: data.get(name) for name in ("image_key", "label_key", "max_labels")}
+        return open_source(found, split, class_names=known, **options)
+
+    try:
+        source = open_as_trained(open_with, names, kept, what=str(path), allow_change=allow_change)
+    except MissingDataError as error:
+        raise MissingDataError(f"{error}\nIf the data of the run are elsewhere now: --dataset=<path>") from error
+    if facts is None and names is None and source.class_names and not allow_change:
+        raise UserError(
+            "\n".join(weights.notes) + "\nPass --allow_data_change to take the names of today's data for those of the "
+            "run's classes, in order."
+        )
+    return source, names
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -179,26 +244,40 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("workdir", help="of the run")
     parser.add_argument("--split", help="of the run's data set (default: what it was evaluated on)")
+    parser.add_argument("--dataset", help="where the run's data set is now (default: where it was)")
+    parser.add_argument(
+        "--probabilities", choices=tuple(PROBABILITIES), help="default: as the loss of the run, softmax or sigmoid"
+    )
+    parser.add_argument(
+        "--allow_data_change",
+        action="store_true",
+        help="take today's data, although they have changed; labels are matched by the names of the classes",
+    )
     parser.add_argument("--images", type=int, default=24, help="in mistakes.png (default: 24)")
     args = parser.parse_args(arguments)
+    print_any_text()
     try:
         if args.images < 1:
             raise UserError(f"--images must be at least 1, got {args.images}.")
         path = parse(args.workdir)
         if not (path / "config.json").exists():
             raise UserError(f"{path} is not the workdir of a run: it has no config.json.")
-        data = read_object(path / "config.json")["data"]
-        split = args.split or data["eval_split"]
-        if split is None:
-            raise UserError("the run evaluated nothing; name a split, such as --split=test.")
         use_compilation_cache()
-        source = open_source(data["dataset"], split, image_key=data["image_key"], label_key=data["label_key"])
-        found = write_mistakes(path, load(path), source, num_images=args.images)
+        weights = load(path)
+        for note in weights.notes:
+            print(f"note: {note}", file=sys.stderr)
+        source, names = open_split(path, weights, args.split, args.dataset, allow_change=args.allow_data_change)
+        found = write_mistakes(
+            path, weights, source, class_names=names, num_images=args.images, probabilities=args.probabilities
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{100 * found['accuracy']:.2f} % of {found['examples']:,} images of {split} are right")
-    print(f"In {path}: confusion.png, mistakes.png, predictions.csv")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(f"{100 * found['accuracy']:.2f} % of {found['examples']:,} images of {source.split} are right")
+    print(f"In {path}: confusion.png, predictions.csv{', mistakes.png' if found['accuracy'] < 1 else ''}")
     return 0
 
 

@@ -39,6 +39,7 @@ class Predictor:
       weights: what answers.
       preprocessing: what it sees of an image.
       batch_size: images at once, a multiple of the number of devices.
+      probabilities: "softmax" or "sigmoid".
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Predictor:
         batch_size: int = 32,
         image_size: int | None = None,
         dtype: str = "float32",
-        probabilities: str = "softmax",
+        probabilities: str | None = None,
     ):
         """Places the parameters on all devices.
 
@@ -57,7 +58,8 @@ class Predictor:
           batch_size: images at once; rounded up to a multiple of the number of devices.
           image_size: side of the square input, in pixels; position embeddings are interpolated. None: the weights' own.
           dtype: of the computation; "bfloat16" is faster on accelerators.
-          probabilities: "softmax", or "sigmoid" for heads whose classes do not exclude one another.
+          probabilities: "softmax", or "sigmoid" for heads whose classes do not exclude one another; None: as the
+            weights say (the loss of the run), or else softmax.
 
         Raises:
           UserError: the weights have no head, or do not fit the image size.
@@ -86,7 +88,8 @@ class Predictor:
         if spec.image_size is not None and size != spec.image_size:
             params, _ = transfer(weights, model, size, keep_head=True, keep_pre_logits=True)
         self._params = jax.device_put(params, partitioning.replicated(mesh))
-        to_probabilities, normalize = PROBABILITIES[probabilities], self.preprocessing.normalize
+        self.probabilities = probabilities or weights.probabilities or "softmax"
+        to_probabilities, normalize = PROBABILITIES[self.probabilities], self.preprocessing.normalize
 
         def probabilities_of(params, images):
             return to_probabilities(model.apply({"params": params}, normalize(images))[0])
@@ -209,8 +212,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--probabilities",
         choices=tuple(PROBABILITIES),
-        default="softmax",
-        help="sigmoid for heads trained with the sigmoid loss, as those of ImageNet-21k (default: softmax)",
+        help="sigmoid for heads trained with the sigmoid loss (default: as the weights say, or else softmax)",
     )
     parser.add_argument("--model", help="what the weights are for, such as ViT-B/16; else told by the file")
     return parser

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from vit_jax.accounting import Ledger
-from vit_jax.workdir import AnyPath, is_remote, write_atomically
+from vit_jax.workdir import AnyPath, is_remote, parse, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,9 @@ class Profiler:
                 profiler.end_of_step(step, metrics)
     """
 
-    def __init__(self, directory: AnyPath, *, first_step: int | None, num_steps: int = 5, ledger: Ledger | None = None):
+    def __init__(
+        self, directory: AnyPath | str, *, first_step: int | None, num_steps: int = 5, ledger: Ledger | None = None
+    ):
         """Profiles nothing yet.
 
         Args:
@@ -45,7 +47,7 @@ class Profiler:
         """
         self._first_step = first_step
         self._last_step = (first_step or 0) + num_steps - 1
-        self._folder = directory / "plugins" / "profile" / f"steps_{first_step}-{self._last_step}"
+        self._folder = parse(directory) / "plugins" / "profile" / f"steps_{first_step}-{self._last_step}"
         self._ledger = ledger
         self._temporary: tempfile.TemporaryDirectory | None = None  # while steps are profiled
 

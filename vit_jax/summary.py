@@ -13,26 +13,34 @@ from vit_jax.experiment import Experiment
 from vit_jax.host import format_seconds
 from vit_jax.metrics import TIME_PREFIX, read_jsonl
 from vit_jax.overview import count_parameters
-from vit_jax.workdir import AnyPath, write_atomically
+from vit_jax.workdir import AnyPath, describe_changes, parse, read_segments, write_atomically
 
 
 def summarize(
     config: ConfigDict,
-    workdir: AnyPath,
+    workdir: AnyPath | str,
     experiment: Experiment,
     *,
+    step: int,
+    images: int,
     seconds: float,
     overlap: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Collects a finished run's result from its metrics.
+    """Collects a finished run's result from its state and its metrics.
+
+    The config alone does not tell how a run came about whose length, batch size or learning rate was changed between
+    two starts.
 
     Args:
       config: the run's config.
       workdir: the run's folder.
       experiment: the run's parts.
+      step: how many steps the parameters have made.
+      images: how many images they have seen, each epoch counted anew.
       seconds: how long this start took.
       overlap: by evaluation, how many of its examples were trained on; see `leakage.find_overlap`.
     """
+    workdir = parse(workdir)
     rows = read_jsonl(workdir / "metrics.jsonl")
     last: dict[str, float] = {}
     for row in rows:
@@ -41,9 +49,11 @@ def summarize(
         "model": experiment.model_name,
         "parameters": count_parameters(experiment.abstract_state.params),
         "dataset": config.data.dataset,
-        "steps": experiment.num_steps,
-        "epochs": experiment.num_steps * config.batch_size / experiment.num_train_images,
+        "steps": step,
+        "epochs": images / experiment.num_train_images,
     }
+    if changes := describe_changes(read_segments(workdir)):
+        summary["changed_on_the_way"] = changes
     split = config.data.eval_split
     for name in ("accuracy", "loss", "examples"):
         if f"{split}/{name}" in last:
@@ -63,8 +73,7 @@ def summarize(
         summary["mfu"] = utilisations[len(utilisations) // 2]
     if starts := read_starts(workdir):
         summary |= describe_cost(total_cost(starts))
-        num_images = experiment.num_steps * config.batch_size
-        if (published := paper_core_days(experiment.model_name, config.data.image_size, num_images)) is not None:
+        if (published := paper_core_days(experiment.model_name, config.data.image_size, images)) is not None:
             summary["paper_tpuv3_core_days"] = published
     summary["overlap"] = dict(overlap)
     summary["seconds_of_this_start"] = seconds
@@ -73,14 +82,17 @@ def summarize(
 
 def write_summary(
     config: ConfigDict,
-    workdir: AnyPath,
+    workdir: AnyPath | str,
     experiment: Experiment,
     *,
+    step: int,
+    images: int,
     seconds: float,
     overlap: Mapping[str, int],
 ) -> dict[str, Any]:
     """Writes `summary.json` and `summary.md`; see `summarize`."""
-    summary = summarize(config, workdir, experiment, seconds=seconds, overlap=overlap)
+    workdir = parse(workdir)
+    summary = summarize(config, workdir, experiment, step=step, images=images, seconds=seconds, overlap=overlap)
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_atomically(workdir / "summary.md", format_summary(summary) + "\n")
     return summary
@@ -94,6 +106,8 @@ def format_summary(summary: dict[str, Any]) -> str:
             return f"{100 * value:.2f} %"
         if name.startswith("seconds"):
             return format_seconds(value)
+        if isinstance(value, list):
+            return "; ".join(value)
         if isinstance(value, int):
             return f"{value:,}"
         return f"{value:,.5g}" if isinstance(value, float) else str(value)

@@ -19,7 +19,8 @@ from vit_jax.analysis.hardware import describe_machine
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.curves import plot_curves
 from vit_jax.errors import UserError
-from vit_jax.evaluation import describe_data, make_evaluations
+from vit_jax.evaluation import check_resumed, describe_data, describe_facts, make_evaluations
+from vit_jax.facts import read_facts, write_facts
 from vit_jax.metrics import MetricWriter, NonFiniteError, StepMetrics, Throughput, format_row
 from vit_jax.profiling import Profiler
 from vit_jax.stopping import Stopped, StopSignal
@@ -33,9 +34,18 @@ _SECONDS_BETWEEN_CURVES = 60.0
 
 
 def train(
-    config: ConfigDict, path: workdir.AnyPath, *, allow_config_change: bool = False, ledger: Ledger | None = None
+    config: ConfigDict,
+    path: workdir.AnyPath | str,
+    *,
+    allow_config_change: bool = False,
+    allow_data_change: bool = False,
+    ledger: Ledger | None = None,
+    owns_process: bool = False,
 ) -> dict[str, Any]:
     """Trains, evaluates and saves a model; goes on where an earlier start in the same workdir ended.
+
+    May be called from any thread, and again and again in one process. Only in the main thread do SIGTERM and Ctrl-C
+    save and stop the run; docs/library.md says more about use inside another program.
 
     With several processes (`distributed.initialize`) all must call it alike. They train and save together; the main
     process alone writes metrics and results.
@@ -44,7 +54,10 @@ def train(
       config: see `vit_jax.config.base_config`.
       path: the workdir; see `vit_jax.workdir` for what is in it.
       allow_config_change: go on in the workdir of another config.
+      allow_data_change: go on although the evaluation data have changed. Training data never may.
       ledger: where the time goes, from the start of the process; None: from here.
+      owns_process: whether the process is the run's alone. Then signals before the first step, a step that hangs and
+        the loss of a bucket's lock end the process; otherwise nothing does.
 
     Returns:
       The summary that is also in `summary.json`; {} in all processes but the main one.
@@ -53,23 +66,33 @@ def train(
       UserError: something the user can mend.
       Stopped: SIGTERM or SIGINT came to any of the processes; the state is saved.
     """
+    path = workdir.parse(path)
     ledger = ledger or Ledger()
     start_time = time.perf_counter()
     is_main = distributed.is_main_process()
-    with StopSignal() as stop, contextlib.ExitStack() as cleanup:
+    with StopSignal(owns_process=owns_process) as stop, contextlib.ExitStack() as cleanup:
         # The parts of the run.
         experiment = experiments.build(config)
         mesh, num_steps = experiment.mesh, experiment.num_steps
         stop.vote_over(mesh)
-        cleanup.enter_context(workdir.opened(path, config, allow_config_change=allow_config_change))
+        cleanup.enter_context(
+            workdir.opened(
+                path,
+                config,
+                allow_config_change=allow_config_change,
+                on_lost=workdir.end_process if owns_process else stop.fail,
+            )
+        )
         logger.info("%s", overview.describe_run(config, experiment))
-        watchdog = cleanup.enter_context(Watchdog(config.watchdog_seconds, path))
+        ends_process = owns_process or distributed.process_count() > 1
+        watchdog = cleanup.enter_context(Watchdog(config.watchdog_seconds, path, owns_process=ends_process))
         batches = cleanup.enter_context(contextlib.closing(experiments.make_train_batches(config, experiment)))
         evaluations = make_evaluations(
             config,
             experiment.model,
             mesh,
             experiment.eval_source,
+            class_names=experiment.class_names,
             shardings=partitioning.shardings_of(experiment.abstract_state.evaluated),
             before_each_batch=stop.check,
         )
@@ -85,8 +108,11 @@ def train(
         # A new state, or where an earlier start ended.
         with ledger.spent_on("restore"):
             restored = checkpoints.restore_latest(experiment.abstract_state)
+        facts = describe_facts(config, experiment)
         if restored:
             step, state, saved = restored
+            _check_length(step, num_steps, path)
+            check_resumed(read_facts(path), facts, experiment, str(path), allow_change=allow_data_change)
             batches.set_state(saved["data"])
             logger.info("resumed from the checkpoint of step %d, read in %.1f s", step, ledger.seconds()["restore"])
         else:
@@ -118,6 +144,7 @@ def train(
         if is_main:
             workdir.record_start(path, config, step=step, devices=partitioning.describe_devices(mesh))
             workdir.write_atomically(path / "model.json", json.dumps(experiment.model_fields, indent=1) + "\n")
+            write_facts(path, facts)
             (path / workdir.FAILURE).unlink(missing_ok=True)
             writer = cleanup.enter_context(MetricWriter(path, step=step))
 
@@ -222,6 +249,8 @@ def train(
 
         def end(error: Exception) -> None:
             """Does what there is to do before an error leaves."""
+            if isinstance(error, workdir.LockLostError):
+                return  # another process may be writing there
             if isinstance(error, NonFiniteError):
                 wait_for_checkpoints()
                 last_good = _last_good(checkpoints, error.step)
@@ -256,7 +285,19 @@ def train(
             accounts.record(step)
         if not is_main:
             return {}
-        return write_summary(config, path, experiment, seconds=time.perf_counter() - start_time, overlap=overlap)
+        seconds = time.perf_counter() - start_time
+        return write_summary(
+            config, path, experiment, step=step, images=position["images"], seconds=seconds, overlap=overlap
+        )
+
+
+def _check_length(step: int, num_steps: int, path: workdir.AnyPath) -> None:
+    """Refuses a run that would be shorter than it already is."""
+    if step > num_steps:
+        raise UserError(
+            f"the run in {path} has done {step:,} steps already, more than the {num_steps:,} that it should have. Set "
+            "at least as many (steps, epochs or images), or choose another --workdir for a shorter run."
+        )
 
 
 def _last_good(checkpoints: Checkpoints, bad_step: int) -> str:

@@ -29,19 +29,31 @@ _WRITING_SECONDS = 20.0  # for the file with the stacks, which may be in a bucke
 class Watchdog:
     """Ends the process with `HUNG_STATUS` if no step is done for too long; see `beat` and `allow`.
 
+    In a program that is more than the run (`owns_process` is False) it does not end it: it logs the same message, once
+    for each step that hangs.
+
     The stacks of all threads go to standard error and to `<folder>/stacks-<process>.txt`. If Python itself is at a
     standstill (C code that hangs and holds the interpreter's lock) they go to standard error, a minute later, and this
     process does not end; the others of the run find it gone.
     """
 
-    def __init__(self, timeout_seconds: float, folder: epath.PathLike, *, allowance_seconds: float | None = None):
+    def __init__(
+        self,
+        timeout_seconds: float,
+        folder: epath.PathLike,
+        *,
+        allowance_seconds: float | None = None,
+        owns_process: bool = True,
+    ):
         """Makes a watchdog; it watches from `with` on.
 
         Args:
           timeout_seconds: for a step; 0: none is watched.
           folder: where the stacks are written; may be in a bucket.
           allowance_seconds: for the first step and for what `allow` names, unless that says; None: 4 times as long.
+          owns_process: whether the process is the run's alone and may be ended.
         """
+        self._owns_process = owns_process
         self._timeout = timeout_seconds
         self._allowance = _LONGER * timeout_seconds if allowance_seconds is None else allowance_seconds
         self._folder = epath.Path(folder)
@@ -49,6 +61,7 @@ class Watchdog:
         # What is watched: what it is, and its allowance. The innermost counts.
         self._watched = [("the first step", self._allowance)]
         self._elapsed = 0.0
+        self._told: str | None = None  # what was said to hang
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
@@ -98,11 +111,12 @@ class Watchdog:
                     label, allowed = self._watched[-1]
                     elapsed = self._elapsed
                 looked = now
-                if elapsed > allowed:
+                if elapsed > allowed and label != self._told:
+                    self._told = label
                     self._end(label, allowed)
                 # Should Python stand still, this thread does, too, and the interpreter's own alarm goes off. It must
                 # not end the process, because it counts the time for which that was stopped (Ctrl-Z).
-                faulthandler.dump_traceback_later(allowed - elapsed + _ALARM_SECONDS, file=2)
+                faulthandler.dump_traceback_later(max(0.0, allowed - elapsed) + _ALARM_SECONDS, file=2)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
@@ -114,11 +128,14 @@ class Watchdog:
         writing = threading.Thread(target=_write, args=(path, stacks), daemon=True)
         writing.start()
         writing.join(_WRITING_SECONDS)
-        message = (
-            f"{label} has not ended for {allowed:g} s; the stacks of all threads are above and in {path}. Restart the "
-            "same command on all hosts; it goes on from the newest checkpoint. If it is just slow, raise "
-            "watchdog_seconds (0: no watchdog)."
-        )
+        found = f"{label} has not ended for {allowed:g} s; the stacks of all threads are above and in {path}."
+        slow = "If it is just slow, raise watchdog_seconds (0: no watchdog)."
+        if not self._owns_process:
+            logger.error(
+                "%s Restart this program if it stays so; the run resumes from the newest checkpoint. %s", found, slow
+            )
+            return
+        message = f"{found} Restart the same command on all hosts; it goes on from the newest checkpoint. {slow}"
         distributed.announce_failure(message, HUNG_STATUS)
         distributed.end_process(message, HUNG_STATUS)
 

@@ -2,6 +2,7 @@
 
 config.json      the resolved config; a workdir belongs to one config
 model.json       what the model was made with: the config's fields, and those that its weights say
+facts.json       names of the classes, loss, preprocessing, examples: what a finished run is used by (vit_jax.facts)
 starts.jsonl     one line a start: time, command, package versions, git commit, devices
 metrics.jsonl    what was measured, by step; metrics.damaged.jsonl: as it was before damaged lines were left out
 tensorboard/     the same as TensorBoard events
@@ -19,9 +20,11 @@ It lies on a disk, or in a bucket (`gs://bucket/folder`; docs/storage.md says wh
 """
 
 import contextlib
+import dataclasses
 import datetime
 import fcntl
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -33,7 +36,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from etils import epath
@@ -57,15 +60,23 @@ PACKAGES = ("vit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gr
             "clu")  # fmt: skip
 
 
-def parse(place: str) -> AnyPath:
+def parse(place: str | os.PathLike[str]) -> AnyPath:
     """The path of a workdir: `gs://bucket/folder`, or a folder on a disk, where `~` is the home folder.
+
+    Takes its own result, too, so that functions may be given a string or a path.
 
     Raises:
       UserError: it is in another kind of store, or what reads and writes buckets is not installed.
     """
+    place = str(place)
+    if place.startswith("gs:/") and not place.startswith("gs://"):
+        raise UserError(f"{place!r} was the address of a bucket before it became a path: give it as a string.")
     scheme, found, rest = place.partition("://")
     if not found:
-        return pathlib.Path(place).expanduser()
+        try:
+            return pathlib.Path(place).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"cannot use {place!r} as a folder: {error}") from error
     if scheme != "gs" or not rest.strip("/"):
         raise UserError(f"cannot use {place!r} as a workdir: expected a folder, or gs://bucket/folder.")
     # Otherwise etils would import TensorFlow for gs:// wherever that happens to be installed.
@@ -85,12 +96,13 @@ def is_remote(path: AnyPath) -> bool:
     return str(path).startswith("gs://")
 
 
-def write_atomically(path: AnyPath, content: str | bytes) -> None:
+def write_atomically(path: AnyPath | str, content: str | bytes) -> None:
     """Writes a file so that a reader sees the old content or the new, whole.
 
     Raises:
       UserError: it is in a bucket and could not be written.
     """
+    path = parse(path)
     data = content.encode() if isinstance(content, str) else content
     if is_remote(path):
         try:
@@ -130,17 +142,33 @@ _WITHOUT_EFFECT = (
 )
 
 
+class LockLostError(UserError):
+    """Another process may have taken over the workdir; nothing more may be written there."""
+
+
+def end_process(error: LockLostError) -> None:
+    """Ends this process as if it were killed, which does no harm at any moment; to go on writing would."""
+    logger.error("%s", error)
+    logging.shutdown()
+    os._exit(1)
+
+
 @contextlib.contextmanager
-def locked(workdir: AnyPath) -> Iterator[None]:
+def locked(workdir: AnyPath | str, *, on_lost: Callable[[LockLostError], None] = end_process) -> Iterator[None]:
     """Creates the workdir and keeps other processes out of it. A lock ends with its process, however that ends.
 
     In a bucket it ends a minute after a process that was killed; see `_leased`.
 
+    Args:
+      workdir: the run's folder.
+      on_lost: is called, from another thread, when a lock in a bucket was lost: it could not be renewed in time.
+
     Raises:
       UserError: the folder cannot be written, or another process is at work in it.
     """
+    workdir = parse(workdir)
     if is_remote(workdir):
-        with _leased(f"{workdir}/"):
+        with _leased(f"{workdir}/", on_lost):
             try:
                 workdir.exists()
             except Exception as error:  # gcsfs has its own ways to find credentials, and no common error
@@ -174,7 +202,7 @@ _LEASE_SECONDS = 60.0  # without a heartbeat
 
 
 @contextlib.contextmanager
-def _leased(url: str) -> Iterator[None]:
+def _leased(url: str, on_lost: Callable[[LockLostError], None]) -> Iterator[None]:
     """Keeps other processes out of a store without file locks, by an object that its holder rewrites now and then.
 
     Every write names the version of the object it replaces and is refused if that is no longer there (GCS:
@@ -183,6 +211,7 @@ def _leased(url: str) -> Iterator[None]:
 
     Args:
       url: the folder, for TensorStore; ends in a slash.
+      on_lost: see `locked`.
 
     Raises:
       UserError: the store cannot be reached, or the lock's holder lives.
@@ -221,10 +250,8 @@ def _leased(url: str) -> Iterator[None]:
             if found.value and json.loads(found.value)["id"] == ours:
                 version = found.stamp.generation
                 continue
-            # As if killed, which does no harm at any moment; to go on writing would.
-            logger.error("the lock of %s was taken over while this process could not renew it; ending", url)
-            logging.shutdown()
-            os._exit(1)
+            on_lost(LockLostError(f"the lock of {url} was taken over while this process could not renew it; ending."))
+            return
 
     thread = threading.Thread(target=keep, daemon=True)
     thread.start()
@@ -283,12 +310,19 @@ def _is_dead(lock: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def opened(workdir: AnyPath, config: ConfigDict, *, allow_config_change: bool = False) -> Iterator[None]:
+def opened(
+    workdir: AnyPath | str,
+    config: ConfigDict,
+    *,
+    allow_config_change: bool = False,
+    on_lost: Callable[[LockLostError], None] = end_process,
+) -> Iterator[None]:
     """The workdir, locked and checked by the main process, for all processes; see `locked` and `check_config`.
 
     Raises:
       UserError: as these two; the processes have different configs, or another folder each.
     """
+    workdir = parse(workdir)
     distributed.check_same("config", json.dumps(flatten(json.loads(config.to_json())), indent=0, sort_keys=True))
     if not distributed.is_main_process():
         token = distributed.broadcast_from_main("workdir")
@@ -300,7 +334,7 @@ def opened(workdir: AnyPath, config: ConfigDict, *, allow_config_change: bool = 
         distributed.barrier("all see the workdir")
         yield
         return
-    with locked(workdir):
+    with locked(workdir, on_lost=on_lost):
         check_config(workdir, config, allow_config_change=allow_config_change)
         if distributed.process_count() > 1:
             token = f"seen-{uuid.uuid4().hex}"
@@ -342,12 +376,13 @@ def _recorded_config(workdir: AnyPath, *, allow_config_change: bool) -> dict[str
         ) from error
 
 
-def check_config(workdir: AnyPath, config: ConfigDict, *, allow_config_change: bool = False) -> None:
+def check_config(workdir: AnyPath | str, config: ConfigDict, *, allow_config_change: bool = False) -> None:
     """Checks that the workdir is new or belongs to this config.
 
     Raises:
       UserError: it belongs to another config; says which fields differ.
     """
+    workdir = parse(workdir)
     recorded = _recorded_config(workdir, allow_config_change=allow_config_change)
     if recorded is None:
         return
@@ -382,7 +417,7 @@ def _run(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603
 
 
-def record_start(workdir: AnyPath, config: ConfigDict, *, step: int, devices: Mapping[str, Any]) -> None:
+def record_start(workdir: AnyPath | str, config: ConfigDict, *, step: int, devices: Mapping[str, Any]) -> None:
     """Writes `config.json`, and appends how and where this start runs to `starts.jsonl`.
 
     Args:
@@ -391,6 +426,7 @@ def record_start(workdir: AnyPath, config: ConfigDict, *, step: int, devices: Ma
       step: the step it starts from.
       devices: from `partitioning.describe_devices`.
     """
+    workdir = parse(workdir)
     resolved = json.loads(config.to_json())
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
@@ -411,3 +447,49 @@ def record_start(workdir: AnyPath, config: ConfigDict, *, step: int, devices: Ma
     }
     write_atomically(workdir / "config.json", json.dumps(resolved, indent=2, sort_keys=True) + "\n")
     _append_line(workdir / "starts.jsonl", json.dumps(record))
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Steps that were made with one config.
+
+    Attributes:
+      first_step: the step they began after.
+      config: its fields, flat.
+    """
+
+    first_step: int
+    config: dict[str, Any]
+
+
+def read_segments(workdir: AnyPath | str) -> list[Segment]:
+    """The configs that a run's parameters came about with, in the order of the steps, from `starts.jsonl`.
+
+    A start that went on from an earlier checkpoint made the steps after that anew, so earlier starts no longer count
+    for them. Lines that are damaged are left out.
+    """
+    workdir = parse(workdir)
+    path = workdir / "starts.jsonl"
+    segments: list[Segment] = []
+    defaults = flatten(json.loads(base_config().to_json()))  # of fields that are younger than a start
+    for _, line in read_json_lines(path, allow_nan=True, on_error=lambda _: None) if path.exists() else ():
+        try:
+            segment = Segment(int(line["step"]), defaults | flatten(line["config"]))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+        while segments and segments[-1].first_step >= segment.first_step:
+            segments.pop()
+        if not segments or segments[-1].config != segment.config:
+            segments.append(segment)
+    return segments
+
+
+def describe_changes(segments: Sequence[Segment]) -> list[str]:
+    """What changed between the segments of a run, of what can change its result: a line each; [] for one config."""
+    changes = []
+    for before, after in itertools.pairwise(segments):
+        for name in sorted(before.config.keys() | after.config.keys()):
+            then, now = (segment.config.get(name, "(absent)") for segment in (before, after))
+            if then != now and name not in _WITHOUT_EFFECT:
+                changes.append(f"{name} {then} -> {now} from step {after.first_step + 1:,} on")
+    return changes

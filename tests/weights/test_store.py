@@ -769,7 +769,8 @@ def test_a_run_gives_its_model_and_class_names(finished):
     assert found.class_names == tuple("0123456789")
 
 
-def test_a_run_that_crops_its_images_says_so(run):
+def test_an_older_run_that_crops_its_images_says_so(run):
+    (run / "facts.json").unlink()
     config = json.loads((run / "config.json").read_text())
     config["data"]["eval_resize_small"] = 10
     (run / "config.json").write_text(json.dumps(config))
@@ -777,7 +778,8 @@ def test_a_run_that_crops_its_images_says_so(run):
     assert (found.resize, found.crop_fraction) == ("crop", 0.8)
 
 
-def test_a_run_whose_data_are_gone_has_no_class_names(run):
+def test_an_older_run_whose_data_are_gone_has_no_class_names(run):
+    (run / "facts.json").unlink()
     config = json.loads((run / "config.json").read_text())
     config["data"]["dataset"] = "/nowhere"
     (run / "config.json").write_text(json.dumps(config))

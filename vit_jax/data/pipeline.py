@@ -364,7 +364,9 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         )
         batches = self._batches[self._num_done :].to_iter_dataset(options)
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS(["vit_jax"])  # Grain's worker processes read its flags, also where there is no command line
+            # Grain reads its flags, also where there is no command line. To parse an empty one would fail for a program
+            # whose own flags are required.
+            flags.FLAGS.mark_as_parsed()
         # Worker i takes batches i, i + num_workers, ... and they come back in turn: the same stream.
         workers = grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=1)
         return iter(batches.mp_prefetch(workers, worker_init_fn=_start_worker))

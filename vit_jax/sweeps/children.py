@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.stopping import Stopped
+from vit_jax.stopping import Stopped, restore_handlers, set_handlers
 from vit_jax.sweeps.runs import Run
 from vit_jax.workdir import locked
 
@@ -40,12 +40,11 @@ class Children:
     _signum: int | None = None
 
     def __enter__(self) -> "Children":
-        self._before = {each: signal.signal(each, self._receive) for each in _SIGNALS}
+        self._before = set_handlers(_SIGNALS, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each, handler in self._before.items():
-            signal.signal(each, handler)
+        restore_handlers(self._before)
 
     def _receive(self, signum: int, _: object) -> None:
         self._signum = signum

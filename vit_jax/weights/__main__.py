@@ -135,6 +135,7 @@ def _print_facts(weights: Weights) -> None:
             f"{preprocessing.image_size[0]}x{preprocessing.image_size[1]}, {preprocessing.resize}, "
             f"{preprocessing.interpolation}, mean {preprocessing.mean}, std {preprocessing.std}",
         ),
+        *([("probability", weights.probabilities)] if weights.probabilities else []),
         ("classes", ", ".join(f"{name!r}" for name in names[:3]) + ", ..." if names else "names not known"),
         *[("note", note) for note in weights.notes],
     ]

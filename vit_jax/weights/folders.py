@@ -21,6 +21,8 @@ _TIMM_PATCHES = {"tiny": (16,), "small": (16, 8, 32), "base": (16, 8, 32), "larg
 _TIMM_VIT = re.compile(r"(?:vit|deit)_(tiny|small|base|large|huge)_(?:patch\d+|r\d*_s\d+(?:_p8)?)_\d+")
 _TIMM_BIT = re.compile(r"resnetv2_\d+x\d+_bit")
 _TIMM_BIT_NAMES = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
+# Hugging Face's names of losses; "regression" is none of ours.
+_PROBLEM_TYPES = {"single_label_classification": "softmax", "multi_label_classification": "sigmoid"}
 _TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh"}
 
 
@@ -34,6 +36,7 @@ class Facts:
       image_size: height and width, in pixels.
       preprocessing: from images to the model's input.
       class_names: of the logits.
+      probabilities: what makes probabilities of the logits, "softmax" or "sigmoid"; None where nothing says.
       notes: what a user should know.
     """
 
@@ -42,6 +45,7 @@ class Facts:
     image_size: tuple[int, int] | None = None
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None
+    probabilities: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -122,6 +126,7 @@ def _read_huggingface(config: dict[str, Any], preprocessor: dict[str, Any]) -> F
         image_size=image_size,
         preprocessing=preprocessing,
         class_names=_names(names),
+        probabilities=_PROBLEM_TYPES.get(str(config.get("problem_type"))),
     )
 
 
@@ -135,7 +140,9 @@ def _names(names: dict[str, str] | None) -> tuple[str, ...] | None:
         raise UserError(f"id2label of config.json does not name label {error}.") from error
 
 
-def write_huggingface(folder: pathlib.Path, spec: ModelSpec, preprocessing: Preprocessing, names: Any) -> None:
+def write_huggingface(
+    folder: pathlib.Path, spec: ModelSpec, preprocessing: Preprocessing, names: Any, probabilities: str | None = None
+) -> None:
     """Writes `config.json` and `preprocessor_config.json`, as transformers reads them."""
     model = spec.create()
     image_size = spec.image_size or preprocessing.image_size
@@ -160,6 +167,9 @@ def write_huggingface(folder: pathlib.Path, spec: ModelSpec, preprocessing: Prep
         names = names or [f"LABEL_{label}" for label in range(spec.num_classes)]
         config["id2label"] = {str(label): name for label, name in enumerate(names)}
         config["label2id"] = {name: label for label, name in enumerate(names)}
+        if probabilities:
+            problem_types = {ours: theirs for theirs, ours in _PROBLEM_TYPES.items()}
+            config["problem_type"] = problem_types[probabilities]
     write_json(folder / "config.json", config)
     resampling = {name: number for number, name in _PILLOW_RESAMPLING.items()}
     write_json(

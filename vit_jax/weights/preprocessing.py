@@ -73,6 +73,26 @@ class Preprocessing:
         turn = exif_orientation if self.exif_orientation is None else self.exif_orientation
         return images.decode(encoded, exif_orientation=turn)
 
+    @classmethod
+    def of_evaluation(
+        cls, image_size: int, resize_small: int | None, interpolation: str, exif_orientation: bool | None
+    ) -> "Preprocessing":
+        """What a run evaluates with (`data.images.EvalTransform`).
+
+        Args:
+          image_size: side of the square input, in pixels.
+          resize_small: length of the shorter side before the centre is cut out; None: resized to a square.
+          interpolation: see above.
+          exif_orientation: see above.
+        """
+        return cls(
+            image_size=(image_size, image_size),
+            resize="crop" if resize_small else "square",
+            interpolation=interpolation,
+            crop_fraction=image_size / resize_small if resize_small else 1.0,
+            exif_orientation=exif_orientation,
+        )
+
     def at(self, image_size: tuple[int, int] | int) -> "Preprocessing":
         """The same for another size of input."""
         size = (image_size, image_size) if isinstance(image_size, int) else image_size

@@ -54,6 +54,7 @@ class ReleasedCheckpoint:
       accuracy_source: who says so.
       sha256: digest of the file; None where it is not known.
       class_names: the data set whose class names the logits bear; None where the head says nothing.
+      probabilities: what makes probabilities of the logits, "softmax" or "sigmoid"; None where it is not known.
       format: how arrays are named and laid out: "vit" and "bit" as the papers' first releases, "big_vision" as that
         code base writes them.
       note: anything else.
@@ -72,6 +73,7 @@ class ReleasedCheckpoint:
     accuracy_source: str | None = None
     sha256: str | None = None
     class_names: str | None = None
+    probabilities: str | None = None
     format: str = "vit"
     note: str = ""
 
@@ -217,7 +219,8 @@ def _augreg() -> Iterator[ReleasedCheckpoint]:
 
     models = {short: model for short, (model, _) in _AUGREG_RECOMMENDED.items()}
     for short, (model, run) in _AUGREG_RECOMMENDED.items():
-        yield _released(f"augreg_{short}_i21k", at(run), model, I21K, 224)
+        # Trained with the sigmoid loss: configs/vit_i21k.py of google-research/big_vision.
+        yield _released(f"augreg_{short}_i21k", at(run), model, I21K, 224, probabilities="sigmoid")
     for short, (learning_rate, accuracy) in _AUGREG_384.items():
         model, run = _AUGREG_RECOMMENDED[short]
         yield _released(

@@ -10,6 +10,7 @@ import flax.traverse_util
 import numpy as np
 
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.facts import read_facts
 from vit_jax.models import create_model
 from vit_jax.models.vit import VARIANTS, stack_layers
 from vit_jax.published.class_names import DATA_SETS, class_names
@@ -37,6 +38,8 @@ class Weights:
       arrays: parameters by our names, flat, layers unrolled, in the dtypes of the file.
       preprocessing: from images to the model's input.
       class_names: of the logits; None where not known.
+      probabilities: what makes probabilities of the logits: "softmax", or "sigmoid" for a head that was trained with
+        the sigmoid loss; None where not known.
       format: the file's, a key of `formats.FORMATS`, or "run".
       source: where they are from.
       notes: what a user should know, such as what was taken for granted.
@@ -46,6 +49,7 @@ class Weights:
     arrays: Arrays
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None = None
+    probabilities: str | None = None
     format: str = "vit"
     source: str = ""
     notes: tuple[str, ...] = ()
@@ -80,8 +84,9 @@ class Weights:
             kept = {name: value for name, value in spec.overrides.items() if name != "pre_logits"}
             spec = dataclasses.replace(spec, overrides=kept)
         arrays = {name: array for name, array in self.arrays.items() if name.split("/")[0] not in parts}
-        names = None if "head" in parts else self.class_names
-        return dataclasses.replace(self, spec=spec, arrays=arrays, class_names=names)
+        if "head" in parts:
+            return dataclasses.replace(self, spec=spec, arrays=arrays, class_names=None, probabilities=None)
+        return dataclasses.replace(self, spec=spec, arrays=arrays)
 
     def describe(self) -> dict[str, Any]:
         """All but the arrays, JSON-compatible; what `save` keeps beside them."""
@@ -92,6 +97,7 @@ class Weights:
             "image_size": self.spec.image_size,
             "preprocessing": self.preprocessing.to_json(),
             "class_names": self.class_names,
+            "probabilities": self.probabilities,
         }
 
 
@@ -102,6 +108,7 @@ def from_params(
     image_size: tuple[int, int] | int,
     preprocessing: Preprocessing | None = None,
     class_names: tuple[str, ...] | None = None,
+    probabilities: str | None = None,
     **overrides: Any,
 ) -> Weights:
     """Weights from parameters in memory, to save them.
@@ -112,6 +119,7 @@ def from_params(
       image_size: of the images that the position embeddings are for, in pixels.
       preprocessing: from images to the model's input; None: resized to a square, values in [-1, 1].
       class_names: of the logits.
+      probabilities: "softmax" or "sigmoid", as the loss was; None: not known.
       **overrides: attributes that the model was made with.
 
     Raises:
@@ -124,7 +132,7 @@ def from_params(
     kept = {key: value for key, value in overrides.items() if key not in _WAYS_OF_COMPUTING}
     spec = ModelSpec(name, num_classes, kept, size)
     check_shapes(shapes_of(arrays), expected_shapes(spec, size))
-    return Weights(spec, arrays, (preprocessing or Preprocessing()).at(size), class_names)
+    return Weights(spec, arrays, (preprocessing or Preprocessing()).at(size), class_names, probabilities)
 
 
 # Attributes of a model that leave its parameters and its function as they are.
@@ -227,7 +235,8 @@ def _load_file(
         names = None
     if names is not None and len(names) != spec.num_classes:
         raise UserError(f"{path}: {len(names)} class names for {spec.num_classes} logits.")
-    return Weights(spec, ours, preprocessing, names, layout.name, notes=facts.notes + notes)
+    probabilities = facts.probabilities or (released and released.probabilities) or None
+    return Weights(spec, ours, preprocessing, names, probabilities, layout.name, notes=facts.notes + notes)
 
 
 def _file_in(folder: pathlib.Path) -> pathlib.Path:
@@ -317,7 +326,14 @@ def _described_facts(description: dict[str, Any], spec: ModelSpec) -> Facts:
         image_size=spec.image_size,
         preprocessing=Preprocessing.from_json(description["preprocessing"]),
         class_names=tuple(names) if names else None,
+        probabilities=_described_probabilities(description.get("probabilities")),
     )
+
+
+def _described_probabilities(given: Any) -> str | None:
+    if given not in (None, "softmax", "sigmoid"):
+        raise ValueError(f"probabilities {given!r}")
+    return given
 
 
 def _num_heads(layout: Format, arrays: Arrays, facts: Facts, model: str | None) -> tuple[int | None, tuple[str, ...]]:
@@ -382,7 +398,6 @@ def _workdir_in_bucket(place: str) -> AnyPath:
 def _load_run(workdir: AnyPath) -> Weights:
     """The best parameters of a run of this project, or the last ones where none were kept as the best."""
     from vit_jax.checkpoints import read_parameters
-    from vit_jax.data.sources import open_source
 
     config = read_json(workdir / "config.json")
     if "data" not in config:
@@ -391,7 +406,6 @@ def _load_run(workdir: AnyPath) -> Weights:
     if found is None:
         raise UserError(f"{workdir} has no parameters yet: no checkpoint was saved.")
     _, params, _ = found
-    data = config["data"]
     # A config may leave to the weights it begins with what its model is.
     made = workdir / "model.json"
     model = read_json(made) if made.exists() else config["model"]
@@ -402,23 +416,55 @@ def _load_run(workdir: AnyPath) -> Weights:
     overrides.pop("num_classes", None)
     for plain in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "head_bias"):
         overrides.pop(plain, None)  # of training alone
-    size, resized = data["image_size"], data["eval_resize_small"]
-    preprocessing = Preprocessing(
-        image_size=(size, size),
-        resize="crop" if resized else "square",
-        interpolation=data.get("eval_resize", "bilinear"),
-        crop_fraction=size / resized if resized else 1.0,
-        exif_orientation=data.get("exif_orientation"),
-    )
-    try:
-        known = open_source(data["dataset"], data["train_split"]).class_names
-    except UserError:
-        known = None  # the data are not here any more
-    names = None if known is None else tuple(known)
-    weights = from_params(name, params, image_size=size, preprocessing=preprocessing, **overrides)
+    notes: tuple[str, ...] = ()
+    if kept := read_facts(workdir):
+        names, loss, preprocessing = kept.class_names, kept.loss, Preprocessing.from_json(kept.preprocessing)
+    else:
+        data = config["data"]
+        names, notes = _class_names_of_old_run(workdir, config)
+        loss = config.get("loss", "softmax")
+        preprocessing = Preprocessing.of_evaluation(
+            data["image_size"],
+            data["eval_resize_small"],
+            data.get("eval_resize", "bilinear"),
+            data.get("exif_orientation", False),  # a run without the field turned none
+        )
+    size = preprocessing.image_size
+    weights = from_params(name, params, image_size=size, preprocessing=preprocessing, probabilities=loss, **overrides)
     if names is not None and len(names) != weights.spec.num_classes:
+        notes += (f"the head has {weights.spec.num_classes:,} classes, and the data had {len(names):,}: no names",)
         names = None
-    return dataclasses.replace(weights, class_names=names, format="run")
+    return dataclasses.replace(weights, class_names=names, format="run", notes=notes)
+
+
+def _class_names_of_old_run(workdir: AnyPath, config: dict[str, Any]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Class names of a run that is older than facts.json, and a note that says where they are from.
+
+    They are read from its data set, if the checkpoints say that its files are those that were trained on.
+    """
+    from vit_jax.checkpoints import read_extra
+    from vit_jax.data.sources import open_source
+
+    data = config["data"]
+    older = f"{workdir} was written before runs kept the names of their classes, and its data set"
+    if data.get("mixture"):
+        return None, (f"{older} is a mixture: labels have no names",)
+    try:
+        source = open_source(
+            data["dataset"],
+            data["train_split"],
+            image_key=data.get("image_key"),
+            label_key=data.get("label_key"),
+            max_labels=data.get("max_labels"),
+        )
+    except UserError:
+        return None, (f"{older} {data['dataset']!r} is not here: labels have no names",)
+    trained_on = ((read_extra(workdir / "checkpoints") or {}).get("data") or {}).get("examples")
+    if trained_on != source.fingerprint():
+        return None, (f"{older} {data['dataset']!r} has changed since, or may have: labels have no names",)
+    if source.class_names is None:
+        return None, ()
+    return tuple(source.class_names), (f"{older} has not changed: names of classes are from {data['dataset']!r}",)
 
 
 def save(weights: Weights, path: str | pathlib.Path, *, to: str | None = None) -> pathlib.Path:
@@ -465,8 +511,10 @@ def save(weights: Weights, path: str | pathlib.Path, *, to: str | None = None) -
             raise UserError(f"{layout.description} is a folder; name one instead of {path.name}.")
         file = path / folders.MODEL_FILE
         write_arrays(file, arrays, weights.describe())
-        write = folders.write_huggingface if layout.name == "huggingface" else folders.write_timm
-        write(path, spec, weights.preprocessing, weights.class_names)
+        if layout.name == "huggingface":
+            folders.write_huggingface(path, spec, weights.preprocessing, weights.class_names, weights.probabilities)
+        else:
+            folders.write_timm(path, spec, weights.preprocessing, weights.class_names)
         return file
     wanted = ".safetensors" if is_timm else ".npz"
     if path.suffix != wanted:

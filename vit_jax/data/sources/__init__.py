@@ -1,6 +1,7 @@
 """Data sets as random-access sources of labelled images. `docs/data_sets.md` says what can be opened and how."""
 
 import functools
+import glob
 import logging
 import os
 import pathlib
@@ -33,6 +34,7 @@ __all__ = [
     "RecordSource",
     "SlicedSource",
     "Source",
+    "absolute_place",
     "find_path",
     "load_real_labels",
     "open_source",
@@ -134,6 +136,28 @@ def find_path(dataset: str) -> pathlib.Path | None:
         return path
     shards = find_shards(dataset, _data_folders())
     return pathlib.Path(shards[0]) if shards else None
+
+
+def absolute_place(dataset: str) -> str | None:
+    """The data set by absolute paths, so that `open_source` finds it from any working folder; None where it has none.
+
+    Args:
+      dataset: as `open_source` takes it, and opened it from this working folder.
+    """
+    if dataset.startswith(_TFDS):
+        folder = find_tfds(dataset.removeprefix(_TFDS))
+        return None if folder is None else os.path.abspath(folder)
+    if dataset == "digits" or dataset.startswith(_VTAB):
+        return None
+    if path := _existing(dataset):
+        return os.path.abspath(path)
+    patterns = filter(None, (pattern.strip() for pattern in dataset.split(",")))
+    return ",".join(map(_absolute_pattern, patterns))
+
+
+def _absolute_pattern(pattern: str) -> str:
+    found = (folder for folder in _candidates(pattern) if glob.glob(os.fspath(folder)))
+    return os.path.abspath(next(found, pathlib.Path(pattern)))
 
 
 def _existing(dataset: str) -> pathlib.Path | None:

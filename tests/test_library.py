@@ -1,0 +1,238 @@
+"""`train` and its kin inside another program: threads, signals, strings for paths."""
+
+import asyncio
+import contextlib
+import json
+import pathlib
+import signal
+import threading
+import time
+import types
+
+import pytest
+from absl import flags
+
+from tests.test_train import compiled_once
+from vit_jax import curves, workdir
+from vit_jax import experiment as experiments
+from vit_jax.accounting import read_starts
+from vit_jax.checkpoints import Checkpoints, read_parameters
+from vit_jax.config import base_config
+from vit_jax.data import pipeline
+from vit_jax.errors import UserError
+from vit_jax.evaluate import evaluate
+from vit_jax.facts import read_facts
+from vit_jax.metrics import read_jsonl
+from vit_jax.mistakes import write_mistakes
+from vit_jax.stopping import Stopped, StopSignal, restore_handlers, set_handlers
+from vit_jax.train import train
+from vit_jax.watchdog import Watchdog
+from vit_jax.weights import load
+
+
+@pytest.fixture(scope="module", autouse=True)
+def with_cache(compilation_cache):
+    with compiled_once(compilation_cache):
+        yield
+
+
+@pytest.fixture
+def config():
+    config = base_config()
+    config.data.eval_split = "test"
+    config.data.image_size = 8
+    config.model.name = "ViT-Ti/4"
+    config.model.num_layers, config.model.hidden_dim, config.model.mlp_dim, config.model.num_heads = 1, 16, 16, 2
+    config.batch_size, config.eval_batch_size, config.steps = 16, 360, 4
+    config.log_every_steps = 1
+    config.checkpoint.keep_best = False
+    config.checkpoint.every_steps = 2
+    return config
+
+
+def losses(path):
+    return [row["train/loss"] for row in read_jsonl(path / "metrics.jsonl") if "train/loss" in row]
+
+
+def in_threads(*calls):
+    """Makes calls in threads of their own, all at once; returns what each returned or raised."""
+    results = [None] * len(calls)
+
+    def make(index, call):
+        try:
+            results[index] = call()
+        except BaseException as error:
+            results[index] = error
+
+    threads = [threading.Thread(target=make, args=each) for each in enumerate(calls)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_threads_train_at_the_same_time_what_each_would_alone(config, tmp_path, caplog):
+    caplog.set_level("INFO")
+    alone = train(config, tmp_path / "alone")
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    caplog.clear()
+    both = in_threads(*(lambda name=name: train(config, f"{tmp_path}/{name}") for name in ("a", "b")))
+    for name, result in zip(("a", "b"), both, strict=True):
+        assert result["test/accuracy"] == alone["test/accuracy"]
+        assert losses(tmp_path / name) == losses(tmp_path / "alone")
+    assert "not in the main thread: SIGTERM, SIGUSR1, SIGINT are left to the program" in caplog.text
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_two_threads_do_not_train_in_one_workdir(config, tmp_path):
+    with workdir.locked(str(tmp_path)):
+        (refused,) = in_threads(lambda: train(config, tmp_path))
+    assert isinstance(refused, UserError)
+    assert "another process is training" in str(refused)
+
+
+def test_training_works_where_an_event_loop_runs(config, tmp_path):
+    async def notebook():
+        return train(config, tmp_path / "run")
+
+    assert asyncio.run(notebook())["steps"] == 4
+
+
+def test_functions_take_strings_for_paths(config, tmp_path):
+    path = f"{tmp_path}/run"
+    train(config, path)
+    assert evaluate(config, path)["metrics"]["test/examples"] == 360
+    weights = load(path)
+    assert write_mistakes(path, weights, experiments.open_eval_source(config.data), num_images=1)["examples"] == 360
+    curves.plot_curves([path], f"{tmp_path}/curves.png")
+    assert read_facts(path).num_classes == 10
+    assert read_parameters(f"{path}/checkpoints")[0] == 4
+    assert len(read_starts(path)) == len(workdir.read_segments(path)) == 1
+    assert read_jsonl(f"{path}/metrics.jsonl")
+    with Checkpoints(f"{path}/checkpoints", keep=2) as kept:
+        assert kept.latest_step() == 4
+
+
+def test_an_address_that_became_a_path_is_not_taken_for_a_folder(config):
+    with pytest.raises(UserError, match="give it as a string"):
+        train(config, pathlib.Path("gs://bucket/run"))
+    with pytest.raises(UserError, match="cannot use '~nobody-of-this-name/run' as a folder"):
+        train(config, "~nobody-of-this-name/run")
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Calls a function when a step is taken."""
+
+    def arrange(step, call):
+        make = experiments.make_step
+
+        def make_noted(*args):
+            take, count = make(*args), iter(range(1, 100))
+
+            def noted(*args):
+                if next(count) == step:
+                    call()
+                return take(*args)
+
+            return noted
+
+        monkeypatch.setattr(experiments, "make_step", make_noted)
+
+    return arrange
+
+
+def test_a_signal_in_a_program_saves_and_stops_the_run_and_leaves_the_program_its_handlers(
+    config, tmp_path, at_step, monkeypatch
+):
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda *_: seen.append("program"))
+    try:
+        at_step(1, lambda: signal.raise_signal(signal.SIGINT))  # while the run starts up, it is the program's
+        at_step(3, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Stopped):
+            train(config, tmp_path)
+        assert seen == ["program"]
+        signal.raise_signal(signal.SIGINT)
+        assert seen == ["program"] * 2
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert read_parameters(tmp_path / "checkpoints")[0] == 3
+    monkeypatch.undo()
+    assert train(config, tmp_path)["steps"] == 4
+
+
+def test_a_second_signal_is_for_the_programs_own_handler(monkeypatch):
+    monkeypatch.setattr("vit_jax.stopping._SAME_NOTICE_SECONDS", 0.2)
+    seen = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: seen.append("program"))
+    try:
+        with StopSignal() as stop:
+            stop.arm()
+            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGUSR1)  # the same notice, to the process and to its group
+            assert (stop.signum, seen) == (signal.SIGTERM, [])
+            time.sleep(0.3)
+            signal.raise_signal(signal.SIGUSR1)
+            assert seen == ["program"]
+            with pytest.raises(Stopped):
+                stop.check()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_handlers_are_set_in_the_main_thread_alone():
+    assert in_threads(lambda: set_handlers([signal.SIGUSR2], signal.SIG_IGN)) == [{}]
+    before = set_handlers([signal.SIGUSR2], signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN
+    restore_handlers({signal.SIGUSR2: None})  # set by C code, which Python cannot set again
+    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+    restore_handlers(before)
+
+
+def test_a_step_that_hangs_in_a_program_is_told_once_and_ends_nothing(tmp_path, caplog):
+    with Watchdog(0.1, tmp_path, owns_process=False) as watchdog:
+        watchdog.beat(6)
+        time.sleep(0.5)
+        watchdog.beat(7)
+        time.sleep(0.3)
+    told = [record.getMessage() for record in caplog.records if "has not ended" in record.getMessage()]
+    assert [message.partition(" has")[0] for message in told] == ["step 7", "step 8"]
+    assert "MainThread" in (tmp_path / "stacks-0.txt").read_text()
+
+
+def test_nothing_is_saved_where_the_lock_was_lost(config, tmp_path, at_step, monkeypatch):
+    lost = []
+    opened = workdir.opened
+    monkeypatch.setattr(
+        workdir, "opened", lambda *args, on_lost, **options: lost.append(on_lost) or opened(*args, **options)
+    )
+    at_step(4, lambda: lost[0](workdir.LockLostError("lost")))
+    config.steps = 8
+    with pytest.raises(workdir.LockLostError):
+        train(config, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["2", "4"]
+    assert not (tmp_path / "emergency").exists()
+
+
+def test_flags_that_a_program_requires_do_not_stop_the_input(config, monkeypatch):
+    values = flags.FlagValues()
+    flags.DEFINE_string("needed", None, "", flag_values=values, required=True)
+    monkeypatch.setattr(pipeline, "flags", types.SimpleNamespace(FLAGS=values))
+    with contextlib.closing(experiments.make_train_batches(config, experiments.build(config))) as batches:
+        next(batches)
+    assert values.is_parsed()
+
+
+def test_starts_of_a_run_are_put_together_by_step(tmp_path):
+    config = json.loads(base_config().to_json())
+
+    def start(step, **changes):
+        return json.dumps({"step": step, "config": config | changes})
+
+    lines = [start(0), start(4), start(6, seed=1), "damaged", start(2, seed=2), start(5, seed=2, watchdog_seconds=9)]
+    (tmp_path / "starts.jsonl").write_text("\n".join(lines) + "\n")
+    segments = workdir.read_segments(tmp_path)
+    assert [(each.first_step, each.config["seed"]) for each in segments] == [(0, 0), (2, 2), (5, 2)]
+    assert workdir.describe_changes(segments) == ["seed 0 -> 2 from step 3 on"]
