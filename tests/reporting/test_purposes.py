@@ -76,6 +76,15 @@ def test_run_that_an_outer_sweep_lists_counts_as_it_says_where_the_inner_one_say
     assert uses(tmp_path, below=tmp_path) == {"pets/final/0": "final", "pets/trials/0": "chooses"}
 
 
+@pytest.mark.parametrize("inner", [True, False])
+def test_of_two_sweeps_that_list_a_run_the_inner_one_is_right(tmp_path, inner):
+    write_fine_tuning(tmp_path / "pets/x/0", "pets", 0.9)
+    lists = [(["x/0"], []), ([], ["x/0"])]
+    write_sweep(tmp_path / "pets", *lists[inner])
+    write_sweep(tmp_path, *([f"pets/{run}" for run in runs] for runs in lists[not inner]))
+    assert uses(tmp_path, below=tmp_path) == {"pets/x/0": "final" if inner else "chooses"}
+
+
 def test_run_that_only_lies_in_the_folder_of_a_sweep_is_a_run_of_its_own(tmp_path):
     write_fine_tuning(tmp_path / "final/0", "pets", 0.9)
     write_fine_tuning(tmp_path / "by_hand", "cifar10", 0.9)

@@ -172,6 +172,7 @@ def test_number_on_a_part_of_a_test_set_is_no_result(tmp_path):
         ("augreg_b16_i21k", "ImageNet-21k"),
         ("sam_b16_in1k", "ImageNet"),
         ("gs://vit_models/imagenet21k/ViT-B_16.npz", "ImageNet-21k"),
+        ("https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz", "ImageNet-21k"),
         ("vit_b16_i21k_in1k_384", "ImageNet-21k, ImageNet"),
         ("/downloads/some.npz", "unknown"),
     ],
@@ -194,6 +195,15 @@ def test_weights_by_a_path_from_where_the_run_was_started_are_found(tmp_path):
     write_fine_tuning(tmp_path / "here/runs/fine", "cifar10", 0.9, weights="runs/pre")
     records = by_path(find([str(tmp_path)]), tmp_path)
     assert records["here/runs/fine"].before.data == "ImageNet"
+
+
+def test_weights_of_a_run_that_cannot_be_read_are_told(tmp_path):
+    pre = write_run(tmp_path / "elsewhere", "ViT-B/16", {}, steps=10, data__dataset="tfds:jft")
+    (pre / "config.json").write_text("{")
+    write_fine_tuning(tmp_path / "here/fine", "cifar10", 0.9, weights=pre)
+    found = find([str(tmp_path / "here")])
+    assert found.records[0].before.data == "unknown"
+    assert found.left_out[0].startswith(f"{pre}: what these weights were trained on cannot be read: {pre}/config.json")
 
 
 def test_runs_that_begin_with_each_other_end(tmp_path):
@@ -340,7 +350,7 @@ def test_results_of_a_users_own_folder_have_a_line_each(tmp_path):
         )
     listing = results_table(find([str(tmp_path)]).records)
     (row,) = listing.rows
-    assert row[:9] == ["ViT-Ti/16", "ImageNet-21k", "birds", "test", "224", "9", "0.0", "0, 1", "60.00 ± 14.14"]
+    assert row[:9] == ["ViT-Ti/16", "ImageNet-21k", "birds", "test", "224", "9", "0", "0, 1", "60.00 ± 14.14"]
 
 
 def test_results_that_look_alike_say_what_sets_them_apart(tmp_path):

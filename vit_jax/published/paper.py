@@ -227,8 +227,8 @@ TABLE_6 = (
     JftScaling("R50+ViT-L/16", 14, 87.12, 89.76, 99.31, 93.89, 97.36, 99.11, 1668),
 )
 
-# Table 7: ResNets pre-trained on JFT-300M with either optimizer. Adam's numbers are those of table 6, and the means are
-# those of the numbers. To be checked against the paper: those with SGD, which we have from a copy.
+# Table 7: ResNets pre-trained on JFT-300M with either optimizer. To be checked against the paper: the numbers with SGD.
+# Those with Adam are table 6's, and all four means are those of their numbers.
 TABLE_7_AVERAGE = "Average"
 TABLE_7 = {
     ("R50x1", "adam"): {

@@ -13,6 +13,8 @@ from vit_jax.reporting.names import PRE_TRAINING_IMAGES, UNKNOWN, data_set_name,
 from vit_jax.weights import get_checkpoint, list_checkpoints
 from vit_jax.weights.released import ReleasedCheckpoint
 
+_HTTPS = "https://storage.googleapis.com/"  # where public buckets are as well
+
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
@@ -65,10 +67,11 @@ def of_pre_training(checkpoint: ReleasedCheckpoint) -> Origin:
 
 
 def find_released(place: str) -> ReleasedCheckpoint | None:
-    """The released checkpoint of that name or address."""
+    """The released checkpoint of that name or address, gs:// or https://."""
     if place in list_checkpoints():
         return get_checkpoint(place)
-    return next((each for name in list_checkpoints() if (each := get_checkpoint(name)).url == place), None)
+    address = place.replace(_HTTPS, "gs://", 1) if place.startswith(_HTTPS) else place
+    return next((each for name in list_checkpoints() if (each := get_checkpoint(name)).url == address), None)
 
 
 def of_file(place: str) -> Origin:

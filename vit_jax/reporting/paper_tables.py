@@ -192,12 +192,12 @@ _WEIGHTS = {"vit_": "ViT", "augreg_": "AugReg"}
 def released_table(models: Sequence[PreTrained]) -> Table:
     """What released ImageNet-21k models reach when they are fine-tuned, by the dropout at fine-tuning."""
     published: dict[tuple[tuple[str, str, str], str], float] = {
-        (("ViT", str(dropout), task), name): score
+        (("ViT", f"{dropout:g}", task), name): score
         for dropout, by_model in related.RELEASED_FINE_TUNED.items()
         for name, scores in by_model.items()
         for task, score in scores.items()
     }
-    published |= {(("AugReg", "0.0", IMAGENET), name): score for name, score in related.AUGREG_IMAGENET.items()}
+    published |= {(("AugReg", "0", IMAGENET), name): score for name, score in related.AUGREG_IMAGENET.items()}
     table = Table(
         "released",
         "Released ImageNet-21k models fine-tuned at 384, top-1 in percent",
@@ -217,7 +217,7 @@ def released_table(models: Sequence[PreTrained]) -> Table:
             by_dropout: dict[str, list[Result]] = {}
             for result in model.tasks.get(task, ()):
                 if result.first.steps is not None:
-                    by_dropout.setdefault(str(dropout_of(result.first)), []).append(result)
+                    by_dropout.setdefault(f"{dropout_of(result.first):g}", []).append(result)
             for dropout, results in by_dropout.items():
                 # The note that the paper's dropout is another one says nothing here.
                 of_dropout = dataclasses.replace(model, tasks={task: results})

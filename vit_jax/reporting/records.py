@@ -137,14 +137,14 @@ class _Reader:
                     self._add(by_run.setdefault(key, []), record, may_merge)
             except DamagedError as problem:
                 self.left_out.append(str(problem))
-        records = [_with_flaws(record) for of_run in by_run.values() for record in of_run]
-        for record in records:
-            self.left_out += [
-                f"{record.path}: {name} is no result: {value.flaw}"
-                for name, value in record.values.items()
-                if value.flaw and not name.endswith(TOP_5)
-            ]
-        records = self._without_repeats(records)
+        found = [record for of_run in by_run.values() for record in of_run]
+        self.left_out += [
+            f"{record.path}: {name} is no result: {value.flaw}"
+            for record in found
+            for name, value in record.values.items()
+            if record.is_result and value.flaw and not name.endswith(TOP_5)
+        ]
+        records = self._without_repeats(map(_with_flaws, found))
         return Found(records, list(dict.fromkeys(self.left_out)))
 
     def _add(self, records: list[Record], record: Record, may_merge: bool) -> None:
@@ -208,7 +208,8 @@ class _Reader:
                     run = self._load(folder)
                     inside = str(path)[len(str(folder)) :].strip("/")
                     return None if run is None else (run, "" if inside == _BEST else inside)
-            except (DamagedError, OSError):
+            except (DamagedError, OSError) as problem:
+                self.left_out.append(f"{place}: what these weights were trained on cannot be read: {problem}")
                 return None
         # A relative path was meant from where the run was started, or the folder was moved since.
         parts = [part for part in path.parts if part not in ("/", ".", "..")]

@@ -195,6 +195,8 @@ def _place_of(record: Record) -> tuple[str, str, str, str]:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
