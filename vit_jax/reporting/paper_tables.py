@@ -214,14 +214,13 @@ def released_table(models: Sequence[PreTrained]) -> Table:
         if family is None or not model.origin.is_released or model.data != "ImageNet-21k":
             continue
         for task in AVERAGE_OF[:3]:
-            by_dropout: dict[str, list[Result]] = {}
+            by_dropout: dict[float, list[Result]] = {}
             for result in model.tasks.get(task, ()):
-                if result.first.steps is not None:
-                    by_dropout.setdefault(f"{dropout_of(result.first):g}", []).append(result)
+                if (dropout := dropout_of(result.first)) is not None:
+                    by_dropout.setdefault(dropout, []).append(result)
             for dropout, results in by_dropout.items():
-                # The note that the paper's dropout is another one says nothing here.
                 of_dropout = dataclasses.replace(model, tasks={task: results})
-                row = (family, dropout, task)
+                row = (family, f"{dropout:g}", task)
                 theirs = published.get((row, model.model))
                 table.set(row, model.model, Cell(None if theirs is None else Score(theirs), ours_on(of_dropout, task)))
     table.remarks.append(
