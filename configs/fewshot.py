@@ -11,7 +11,10 @@ Reaches   in the paper, ViT-B/16 pre-trained on JFT-300M, ImageNet 5-shot: 64.2 
 Arguments dataset    imagenet2012 (images are drawn from the first 65,000), cifar100, pets, flowers, tfds:<name>, or the
                      path of an image folder
           weights    as --config.weights
-          resolution in pixels; images are resized to a square of 8/7 of it, and the centre is taken
+          resolution in pixels; by default the largest multiple of the patch size up to 224. Images are resized to a
+                     square of 8/7 of it, and the centre is taken
+
+The same command with --dry_run shows weights, model and numbers of images, and measures nothing.
 
 The linear classifier is solved for in closed form, for 1, 5, 10 and 25 images per class, each drawn three times, on the
 representation before the head. docs/fewshot.md has the formulas and all options (--config.fewshot.<field>).
@@ -20,6 +23,7 @@ representation before the head. docs/fewshot.md has the formulas and all options
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, parse_config_string
+from vit_jax.fine_tuning import fitting_size, model_of
 from vit_jax.protocols import transfer_task
 
 POOLS = {"imagenet2012": "train[:65000]"}  # as in the released evaluator
@@ -27,14 +31,14 @@ POOLS = {"imagenet2012": "train[:65000]"}  # as in the released evaluator
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """The resolved config."""
-    argument = parse_config_string(argument, dataset="imagenet2012", weights="vit_b16_i21k", resolution=224)
+    argument = parse_config_string(argument, dataset="imagenet2012", weights="vit_b16_i21k", resolution=0)
     task = transfer_task(argument.dataset)
     train, test = task.splits["final"]
     config = base_config()
     config.weights = argument.weights
     config.model.name = None
     config.data.dataset = task.dataset
-    config.data.image_size = argument.resolution
+    config.data.image_size = argument.resolution or fitting_size(224, model_of(config.weights))
     config.data.eval_split = None
     config.fewshot.datasets = (task.dataset,)
     config.fewshot.train_split = POOLS.get(argument.dataset, train)

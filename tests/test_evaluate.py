@@ -222,6 +222,24 @@ def test_dry_run_of_an_evaluation_needs_neither_data_nor_released_weights(config
         assert f"measured  {name}: data NOT HERE YET. " in measured
 
 
+@pytest.mark.parametrize("place", ["augreg_ti16_i21k_in1k_224", "a file"])
+def test_hidden_layer_that_the_weights_have_not_is_not_asked_of_them(config, weights, place, tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path))
+    config.model.pre_logits = True  # as a config of pre-training has it
+    config.data.dataset = str(tmp_path / "nowhere")
+    if place != "a file":
+        config.data.image_size, config.model.scan_layers = 32, True
+    built = build_evaluation(config, weights[2] if place == "a file" else place, allow_missing=True)
+    assert "pre_logits" not in built.model_fields and "pre_logits" not in built.abstract_params
+
+
+def test_dry_run_of_an_evaluation_compares_the_model_with_released_weights(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path))
+    config.model.num_layers, config.data.image_size, config.data.dataset = 2, 32, str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="the arrays are not those of the model: 0 missing, 160 too many"):
+        build_evaluation(config, "augreg_ti16_i21k_in1k_224", allow_missing=True)
+
+
 def test_missing_data_end_an_evaluation(config, weights, tmp_path):
     config.data.dataset = str(tmp_path / "nowhere")
     with pytest.raises(MissingDataError):

@@ -121,6 +121,7 @@ def test_patch_size_of_files_and_runs_is_found_in_them(page, file, tmp_path):
     make_workdir(tmp_path, name="ViT-H/14")
     for weights in (file, tmp_path):
         assert run_of(f"{page}:weights={weights}").data.image_size == 378
+    assert run_of(f"fewshot.py:weights={file},dataset=digits").data.image_size == 224
     assert model_of(str(file))["num_layers"] == 1
 
 

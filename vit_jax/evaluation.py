@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -39,6 +40,8 @@ from vit_jax.models import create_model
 from vit_jax.published.class_names import class_names as class_names_of
 from vit_jax.published.class_names import wordnet_ids
 from vit_jax.weights import Preprocessing, Weights, transfer
+from vit_jax.weights.identify import Shapes, check_shapes, expected_shapes
+from vit_jax.weights.mapping import unstack_arrays
 from vit_jax.workdir import parse
 
 logger = logging.getLogger(__name__)
@@ -348,6 +351,11 @@ class EvaluationOnly:
     missing: dict[str, str]
 
 
+def _unstacked_shapes(params: Any) -> Shapes:
+    flat = jax.eval_shape(unstack_arrays, flax.traverse_util.flatten_dict(params, sep="/"))
+    return {name: array.shape for name, array in flat.items()}
+
+
 def build_evaluation(
     config: ConfigDict, place: str, *, allow_missing: bool = False, allow_data_change: bool = False
 ) -> EvaluationOnly:
@@ -388,6 +396,8 @@ def build_evaluation(
             experiment.check_class_names(weights, eval_source, remedy)
     with_head = ConfigDict({**config, "keep_head": True}, type_safe=False)
     model_fields = experiment.get_model_fields(with_head, num_classes, spec)
+    if model_fields.get("pre_logits") and not spec.overrides.get("pre_logits"):
+        del model_fields["pre_logits"]  # asked for by a config of pre-training; the weights' own head has none
     model = create_model(**model_fields)
     size, params = config.data.image_size, None
     if weights:
@@ -396,6 +406,7 @@ def build_evaluation(
     else:
         images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         shapes = jax.eval_shape(lambda images: model.init(jax.random.key(0), images)["params"], images)
+        check_shapes(expected_shapes(spec, (size, size)), _unstacked_shapes(shapes))
     specs = partitioning.parameter_specs(shapes, mesh, config.sharding, config.sharding_rules)
     shardings = partitioning.state_shardings(shapes, mesh, specs)
     on_missing = note if allow_missing else None
