@@ -36,6 +36,7 @@ def test_flags_are_taken_before_the_environment():
         ((None, None, 1), "--process_id=1 without --coordinator_address and --num_processes. Give all three"),
         (("10.0.0.1:1234", 2, None), "--coordinator_address=10.0.0.1:1234 and --num_processes=2 without --process_id"),
         (("10.0.0.1:1234", 2, 2), "process_id 2 .* the processes are 0 to 1"),
+        (("10.0.0.1:1234", 10**12, 0), "num_processes 1000000000000 .flags. is more than 1048576"),
         (("10.0.0.1", 2, 0), "coordinator_address '10.0.0.1' .* is not host:port"),
         (("10.0.0.1:http", 2, 0), "is not host:port"),
     ],
@@ -74,6 +75,8 @@ def test_several_tasks_on_a_node_share_its_gpus_unless_slurm_has_dealt_them_out(
     several = SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_NODEID": "1", "SLURM_LOCALID": "1"}
     assert cluster.find(environ=several | {"CUDA_VISIBLE_DEVICES": "0,1"}).local_device_ids == (1,)
     assert cluster.find(environ=several | {"CUDA_VISIBLE_DEVICES": "0"}).local_device_ids is None
+    several["SLURM_STEP_TASKS_PER_NODE"] = "1,2(x1000000000000)"  # the second node has two
+    assert cluster.find(environ=several | {"CUDA_VISIBLE_DEVICES": "0,1"}).local_device_ids == (1,)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from vit_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "VIT_JAX_RUN_TOKEN"  # noqa: S105 - the name of the variable
+MAX_PROCESSES = 1 << 20
 _TPU_PORT = 8482  # the port that JAX uses on TPU pods
 _MAX_METADATA = 1 << 20  # bytes
 
@@ -49,6 +50,8 @@ class Cluster:
                 f"coordinator_address {self.coordinator_address!r} ({self.found_by}) is not host:port, "
                 "such as 10.0.0.1:1234."
             )
+        if self.num_processes > MAX_PROCESSES:
+            raise UserError(f"num_processes {self.num_processes} ({self.found_by}) is more than {MAX_PROCESSES}.")
         if not 0 <= self.process_id < self.num_processes:
             raise UserError(
                 f"process_id {self.process_id} ({self.found_by}) does not go with num_processes {self.num_processes}: "
@@ -144,11 +147,12 @@ def _from_slurm(environ: Mapping[str, str]) -> Cluster | None:
 
 def _tasks_of_node(environ: Mapping[str, str]) -> int:
     """Of `SLURM_STEP_TASKS_PER_NODE`, such as `2(x3),1`: how many on this node."""
-    counts: list[int] = []
+    node = _number(environ.get("SLURM_NODEID", "0"), "SLURM_NODEID")
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "1")):
-        counts += [int(count)] * int(times or 1)
-    node = int(environ.get("SLURM_NODEID", "0"))
-    return counts[node] if node < len(counts) else 1
+        node -= int(times or 1)
+        if node < 0:
+            return int(count)
+    return 1
 
 
 def first_host(node_list: str) -> str:

@@ -31,7 +31,7 @@ from typing import Any
 import jax
 
 from vit_jax import __version__
-from vit_jax.cluster import TOKEN_VARIABLE, Cluster
+from vit_jax.cluster import MAX_PROCESSES, TOKEN_VARIABLE, Cluster
 from vit_jax.display import show_name
 from vit_jax.errors import UserError
 from vit_jax.json_files import JsonError, parse_object
@@ -44,7 +44,6 @@ _TELLING_SECONDS = 10.0  # for all members together to take in what they are tol
 _MAX_STRANGERS = 128  # connections that have not said who they are; one more, and the oldest is dropped
 _MAX_HELLO = 4096  # bytes
 _MAX_ANSWER = 1 << 22  # bytes; names of hosts of 16,384 processes
-_MAX_PROCESSES = 1 << 20
 _MAX_HOST = 253  # characters
 _MAX_SHOWN_ADDRESSES = 4
 
@@ -381,7 +380,7 @@ def _is_member(who: dict[str, Any]) -> bool:
     return (
         type(process) is int
         and type(num_processes) is int
-        and 0 < process < num_processes <= _MAX_PROCESSES
+        and 0 < process < num_processes <= MAX_PROCESSES
         and _is_text(who["host"], _MAX_HOST)
         and _is_text(who["versions"], 256)
         and isinstance(who["nonce"], str)
