@@ -93,7 +93,7 @@ def test_a_run_is_evaluated_in_its_workdir_as_at_its_end_by_the_command_that_tra
     config, path, rows = run
     result = evaluate(config, path)
     assert result["overlap"] == {"test": 50, "fewshot/digits": 50}
-    assert "50 of the 360 examples of 'test' of digits, which fewshot/digits is measured on" in caplog.text
+    assert "'test' of digits, which fewshot/digits is measured on, shares 50 of its 360 examples" in caplog.text
     assert result["weights"] == str(path)
     last = {name: value for row in rows if row["step"] == 3 for name, value in row.items()}
     assert set(result["metrics"]) < set(last)

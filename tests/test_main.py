@@ -254,7 +254,7 @@ def test_dry_run_with_a_length_a_field_without_value_and_evaluation_on_what_is_t
     )  # fmt: skip
     assert "training  200 steps of 128 images" in process.stdout
     assert "clip_norm: null" in process.stdout
-    assert "10 of the 10 examples of 'train[:10]' of digits" in process.stdout
+    assert "'train[:10]' of digits, which train[:10] is measured on, shares 10 of its 10 examples" in process.stdout
 
 
 def test_missing_data_set_says_how_to_prepare_it(tmp_path, run_main):
