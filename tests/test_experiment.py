@@ -12,7 +12,7 @@ from tests.data.test_sources import write_image
 from vit_jax import experiment, overview
 from vit_jax.config import base_config, flatten
 from vit_jax.errors import UserError
-from vit_jax.evaluation import describe_data, make_evaluations
+from vit_jax.evaluation import describe_data, make_evaluations, open_test_data
 from vit_jax.mixing import Mixing
 from vit_jax.train_step import init_train_state
 
@@ -86,6 +86,18 @@ def test_two_data_sets_do_not_share_the_names_of_metrics():
     built = experiment.build(config)
     with pytest.raises(UserError, match="called fewshot/digits in metrics: digits, digits"):
         make_evaluations(config, built.model, built.mesh, built.eval_source)
+
+
+def test_few_shot_splits_are_compared_before_anything_is_made():
+    config = digits_config(**{"fewshot.datasets": ("digits",), "fewshot.test_split": "train[:7]"})
+    with pytest.raises(UserError, match=r"'train\[:7\]' of digits, to test on, shares 7 of its 7 examples"):
+        open_test_data(config, None)
+    with config.ignore_type():
+        config.fewshot.test_split, config.fewshot.validation_split = "test", "train[:7]"
+    assert [each.name for each in open_test_data(config, None)] == ["fewshot/digits"]  # no l2 is chosen
+    config.fewshot.l2 = (1.0, 2.0)
+    with pytest.raises(UserError, match="to choose l2 on, shares 7 of its 7 examples"):
+        open_test_data(config, None)
 
 
 @pytest.mark.parametrize(

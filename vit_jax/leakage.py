@@ -34,8 +34,8 @@ def find_overlap(tested: Mapping[str, Source], trained_on: Sequence[Source]) -> 
     overlap = {name: count for name, source in tested.items() if (count := count_shared(source, *trained_on))}
     for name, count in overlap.items():
         logger.warning(
-            "%s, which %s is measured on, shares %s of its %s examples with what was trained on. Its accuracy tells how "
-            "well the model fits them, not how well it does on others, and is no result.",
+            "%s, which %s is measured on, shares %s of its %s examples with what was trained on. Its accuracy tells "
+            "how well the model fits them, not how well it does on others, and is no result.",
             *(shown(tested[name]), name, f"{count:,}", f"{len(tested[name]):,}"),
         )
     return overlap

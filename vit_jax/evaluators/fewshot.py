@@ -165,7 +165,7 @@ class FewShotEvaluator:
             if other is not None:
                 _check_same_classes(pool, other)
                 _check_single_label(other)
-        _check_disjoint(pool, test, validation if len(self._l2) > 1 else None)
+        check_splits(pool, test, validation if len(self._l2) > 1 else None)
         self._test, self._validation = test, validation
         self._extract = FeatureExtractor(model, representations, mesh, image_size=image_size, shardings=shardings)
         self._transform = EvalTransform(
@@ -290,8 +290,17 @@ def _check_same_classes(pool: Source, other: Source) -> None:
         )
 
 
-def _check_disjoint(pool: Source, test: Source, validation: Source | None) -> None:
-    """Checks that nothing is measured, and no l2 chosen, on examples that a classifier may have seen."""
+def check_splits(pool: Source, test: Source, validation: Source | None = None) -> None:
+    """Checks that nothing is measured, and no l2 chosen, on examples that a classifier may have seen.
+
+    Args:
+      pool: examples are drawn from it.
+      test: accuracy is measured on it.
+      validation: l2 is chosen on it; None: it is not chosen.
+
+    Raises:
+      UserError: two of them share examples.
+    """
     advice = (
         "Each example may have one use: set fewshot.train_split, fewshot.test_split and fewshot.validation_split to "
         "disjoint parts, such as 'train[:90%]' and 'train[90%:]'."
