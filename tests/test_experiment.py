@@ -187,7 +187,7 @@ def test_every_field_of_a_config_is_read():
 def test_splits_with_different_classes_are_refused(tmp_path):
     for path in ("train/cat/1.jpg", "train/dog/1.jpg", "test/cat/1.jpg", "test/emu/1.jpg"):
         write_image(tmp_path / path, 0)
-    with pytest.raises(UserError, match=r"different classes.*\['dog', 'emu'\]"):
+    with pytest.raises(UserError, match=r"different classes.*it has 'emu'"):
         experiment.build(digits_config(**{"data.dataset": str(tmp_path), "data.eval_split": "test"}))
 
 

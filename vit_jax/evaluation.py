@@ -23,7 +23,7 @@ from vit_jax.display import show_names
 from vit_jax.errors import UserError
 from vit_jax.evaluators import Evaluator
 from vit_jax.evaluators.classification import ClassificationEvaluator
-from vit_jax.evaluators.fewshot import FewShotEvaluator
+from vit_jax.evaluators.fewshot import FewShotEvaluator, check_splits
 from vit_jax.facts import (
     RunFacts,
     SplitFacts,
@@ -200,6 +200,7 @@ def _open_fewshot(config: ConfigDict, name: str, dataset: str) -> TestData:
     test, validation = (open_source(dataset, split, class_names=names) if split else None for split in splits[1:])
     if pool is None or test is None:
         raise UserError("fewshot.train_split and fewshot.test_split must be splits, such as 'train' and 'test'.")
+    check_splits(pool, test, validation if len(config.fewshot.l2) > 1 else None)
     return TestData(name, test, pool=pool, validation=validation)
 
 

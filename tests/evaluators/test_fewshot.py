@@ -259,7 +259,7 @@ def test_accuracies_are_those_of_plain_solutions(model, state, by_hand, devices)
 def test_only_the_images_drawn_go_through_the_model_and_each_once(model, state, mesh, monkeypatch):
     decoded = []
     decode = images.decode
-    monkeypatch.setattr(images, "decode", lambda image: decoded.append(image) or decode(image))
+    monkeypatch.setattr(images, "decode", lambda image, **how: decoded.append(image) or decode(image, **how))
     pool, test = Images("pool", 200), Images("test", 20)
     evaluator = FewShotEvaluator(model, pool, test, mesh, shots=(1, 3), seeds=2, **OPTIONS)
     assert not decoded
