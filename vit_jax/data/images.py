@@ -337,11 +337,16 @@ def resize_small(image: np.ndarray, size: int, method: str = "bilinear") -> np.n
     Raises:
       ImageError: the longer side would become so long that there are more than `MAX_PIXELS`.
     """
-    # In float32 and half to even, as big_vision computes it: sides that fall on a half come out the same.
-    scale = np.float32(size) / np.float32(min(image.shape[:2]))
-    height, width = (int(np.rint(np.float32(side) * scale)) for side in image.shape[:2])
+    height, width = small_size(image.shape[0], image.shape[1], size)
     checked_size(height, width)  # 1 x 20,000 pixels would take 16 GB
     return resize(image, height, width, method)
+
+
+def small_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width of an image whose shorter side is resized to `size`, its aspect ratio kept."""
+    # In float32 and half to even, as big_vision computes it: sides that fall on a half come out the same.
+    scale = np.float32(size) / np.float32(min(height, width))
+    return int(np.rint(np.float32(height) * scale)), int(np.rint(np.float32(width) * scale))
 
 
 def central_crop(image: np.ndarray, size: int) -> np.ndarray:

@@ -139,14 +139,11 @@ def write_arrays(path: pathlib.Path, arrays: Arrays, description: dict[str, Any]
     Raises:
       UserError: another suffix, or no space.
     """
-    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    check_space(path.parent, sum(array.nbytes for array in arrays.values()))
     if path.suffix == ".safetensors":
-        # "format" is what other libraries look for.
-        metadata = {"format": "pt", _METADATA_KEY: json.dumps(description)}
-        with replacing(path) as temporary:
-            safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
+        write_folder(path, arrays, description, {})
     elif path.suffix == ".npz":
+        arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        check_space(path.parent, sum(array.nbytes for array in arrays.values()))
         # The description first, but under its name last: a disk that is full leaves both as they were.
         with replacing(_sidecar(path)) as described, replacing(path) as temporary:
             _dump_json(described, description)
@@ -156,10 +153,39 @@ def write_arrays(path: pathlib.Path, arrays: Arrays, description: dict[str, Any]
         raise UserError(f"{path}: name a .npz or .safetensors file.")
 
 
-def write_json(path: pathlib.Path, fields: dict[str, Any]) -> None:
-    """Writes a JSON file, as a whole or not at all."""
-    with replacing(path) as temporary:
-        _dump_json(temporary, fields)
+def write_folder(
+    path: pathlib.Path, arrays: Arrays, description: dict[str, Any], others: dict[str, dict[str, Any]]
+) -> None:
+    """Writes a .safetensors file and the JSON files beside it: all of them, or none.
+
+    Args:
+      path: of the .safetensors file.
+      arrays: by name.
+      description: JSON-compatible; goes into the header.
+      others: contents of JSON files, by name.
+
+    Raises:
+      UserError: no space, or the folder cannot be written to.
+    """
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    is_new = not path.parent.exists()
+    try:
+        check_space(path.parent, sum(array.nbytes for array in arrays.values()))
+        for each in (path, *(path.with_name(name) for name in others)):
+            if each.is_dir():
+                raise UserError(f"cannot write {each}: Is a directory.")
+        # All are written before the first gets its name; the arrays get theirs last.
+        with contextlib.ExitStack() as stack:
+            # "format" is what other libraries look for.
+            metadata = {"format": "pt", _METADATA_KEY: json.dumps(description)}
+            safetensors.numpy.save_file(arrays, stack.enter_context(replacing(path)), metadata=metadata)
+            for name, content in others.items():
+                _dump_json(stack.enter_context(replacing(path.with_name(name))), content)
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
+        raise
 
 
 def _dump_json(path: pathlib.Path, fields: dict[str, Any]) -> None:

@@ -9,13 +9,15 @@ import re
 from typing import Any
 
 from vit_jax.errors import UserError
+from vit_jax.json_files import Fields
 from vit_jax.models.vit import LAYER_NORM_EPSILON, VARIANTS
-from vit_jax.weights.files import read_json, write_json
+from vit_jax.weights import foreign_preprocessing
+from vit_jax.weights.files import read_json
 from vit_jax.weights.identify import ModelSpec
-from vit_jax.weights.preprocessing import Preprocessing
+from vit_jax.weights.preprocessing import MAX_SIDE, Preprocessing
 
 MODEL_FILE = "model.safetensors"
-_PILLOW_RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+MAX_HEADS = 1024
 _TIMM_SIZES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}
 _TIMM_PATCHES = {"tiny": (16,), "small": (16, 8, 32), "base": (16, 8, 32), "large": (16, 14, 32), "huge": (14,)}
 _TIMM_VIT = re.compile(r"(?:vit|deit)_(tiny|small|base|large|huge)_(?:patch\d+|r\d*_s\d+(?:_p8)?)_\d+")
@@ -24,6 +26,11 @@ _TIMM_BIT_NAMES = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
 # Hugging Face's names of losses; "regression" is none of ours.
 _PROBLEM_TYPES = {"single_label_classification": "softmax", "multi_label_classification": "sigmoid"}
 _TIMM_GELUS = {"gelu": "exact", "gelu_tanh": "tanh"}
+# Arguments of timm's VisionTransformer that arrays show, that are read, or that matter in training alone.
+_TIMM_ARGUMENTS = ("img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim", "depth",
+                   "num_heads", "mlp_ratio", "qkv_bias", "class_token", "fc_norm", "act_layer", "weight_init",
+                   "init_values", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
+                   "drop_path_rate", "strict_img_size", "dynamic_img_size")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,84 +73,78 @@ def model_file(folder: pathlib.Path) -> pathlib.Path:
     raise UserError(f"{folder} has no {MODEL_FILE}; there are {', '.join(found[:8]) or 'no files'}.{hint}")
 
 
-def _pair(size: Any) -> tuple[int, int] | None:
-    """Height and width from the ways they are written."""
-    if isinstance(size, dict):
-        size = size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge"))
-    elif isinstance(size, int):
-        size = size, size
-    return (int(size[0]), int(size[1])) if size and all(size) else None
-
-
 def read_facts(folder: pathlib.Path) -> Facts:
-    """Reads the JSON files of a folder."""
-    config = read_json(folder / "config.json")
+    """Reads the JSON files of a folder.
+
+    Raises:
+      UserError: a file is damaged, or tells of a model or a preprocessing that vit_jax cannot compute.
+    """
+    path = folder / "config.json"
+    config = Fields(read_json(path), str(path))
     if "architecture" in config or "pretrained_cfg" in config:
         return _read_timm(config)
-    return _read_huggingface(config, read_json(folder / "preprocessor_config.json"))
+    path = folder / "preprocessor_config.json"
+    return _read_huggingface(config, Fields(read_json(path), str(path)))
 
 
-def _read_huggingface(config: dict[str, Any], preprocessor: dict[str, Any]) -> Facts:
-    kind = config.get("model_type")
-    if kind not in (None, "vit"):
+def _read_huggingface(config: Fields, preprocessor: Fields) -> Facts:
+    if (kind := config.text("model_type", "vit")) != "vit":
         raise UserError(f"a Hugging Face model of type {kind!r}; vit_jax reads 'vit'.")
-    overrides: dict[str, Any] = {}
     gelus = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
-    activation = config.get("hidden_act", "gelu")
+    activation = config.text("hidden_act", "gelu")
     if activation not in gelus:
         raise UserError(f"the activation {activation!r} is none of vit_jax's, which are {', '.join(gelus)}.")
-    if config and gelus[activation] != "tanh":
-        overrides["gelu"] = gelus[activation]
-    epsilon = config.get("layer_norm_eps", LAYER_NORM_EPSILON)
+    overrides = {"gelu": "exact"} if config.values and gelus[activation] == "exact" else {}
+    epsilon = config.number("layer_norm_eps", LAYER_NORM_EPSILON, at_least=0)
     if epsilon > 10 * LAYER_NORM_EPSILON:
         raise UserError(f"layer norms with epsilon {epsilon}; vit_jax's have {LAYER_NORM_EPSILON}.")
-    if (pooler := config.get("pooler_act", "tanh")) != "tanh":
+    if (pooler := config.text("pooler_act", "tanh")) != "tanh":
         raise UserError(f"a pooler with activation {pooler!r}; vit_jax's pre_logits layer has tanh.")
-    names = config.get("id2label")
-    image_size = _pair(config.get("image_size"))
-    preprocessing = None
-    if preprocessor:
-        if preprocessor.get("do_normalize", True):
-            normal: dict[str, Any] = {
-                "mean": tuple(preprocessor.get("image_mean", (0.5, 0.5, 0.5))),
-                "std": tuple(preprocessor.get("image_std", (0.5, 0.5, 0.5))),
-            }
-        else:
-            normal = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-        resized, cropped = _pair(preprocessor.get("size")), _pair(preprocessor.get("crop_size"))
-        crops = bool(cropped and resized and preprocessor.get("do_center_crop"))
-        preprocessing = Preprocessing(
-            image_size=(cropped if crops else resized) or image_size or (224, 224),
-            resize="crop" if crops else "square",
-            crop_fraction=min(cropped[0] / resized[0], 1.0) if crops and cropped and resized else 1.0,
-            interpolation=_PILLOW_RESAMPLING.get(preprocessor.get("resample", 2), "bilinear"),
-            antialias=True,
-            **normal,
-        )
+    image_size = _image_size(config, "image_size")
+    preprocessing: Preprocessing | None = None
+    notes: tuple[str, ...] = (f"no {preprocessor.where}: images are resized to a square, values in [-1, 1]",)
+    if preprocessor.values:
+        preprocessing, notes = foreign_preprocessing.read_huggingface(preprocessor, image_size)
     return Facts(
-        num_heads=config.get("num_attention_heads"),
+        num_heads=config.integer("num_attention_heads", None, at_least=1, at_most=MAX_HEADS),
         overrides=overrides,
         image_size=image_size,
         preprocessing=preprocessing,
-        class_names=_names(names),
-        probabilities=_PROBLEM_TYPES.get(str(config.get("problem_type"))),
+        class_names=_names(config.fields("id2label", None)),
+        probabilities=_PROBLEM_TYPES.get(config.text("problem_type", "")),
+        notes=notes,
     )
 
 
-def _names(names: dict[str, str] | None) -> tuple[str, ...] | None:
+def _image_size(fields: Fields, name: str) -> tuple[int, int] | None:
+    """Height and width, from one number or two."""
+    if isinstance(fields.values.get(name), list):
+        size = fields.integers(name, length=2, at_least=1, at_most=MAX_SIDE)
+        return size[0], size[1]
+    side = fields.integer(name, None, at_least=1, at_most=MAX_SIDE)
+    return None if side is None else (side, side)
+
+
+def _names(labels: Fields | None) -> tuple[str, ...] | None:
     """Names in the order of the labels; None where they only repeat the number ("LABEL_0")."""
-    if not names or all(re.fullmatch(r"LABEL_\d+", name) for name in names.values()):
+    if labels is None or not labels.values:
         return None
-    try:
-        return tuple(names[str(label)] for label in range(len(names)))
-    except KeyError as error:
-        raise UserError(f"id2label of config.json does not name label {error}.") from error
+    names = [labels.text(str(label), None) for label in range(len(labels.values))]
+    if None in names:
+        raise UserError(f"{labels.where} does not name label {str(names.index(None))!r}.")
+    if all(re.fullmatch(r"LABEL_\d+", str(name)) for name in names):
+        return None
+    return tuple(str(name) for name in names)
 
 
-def write_huggingface(
-    folder: pathlib.Path, spec: ModelSpec, preprocessing: Preprocessing, names: Any, probabilities: str | None = None
-) -> None:
-    """Writes `config.json` and `preprocessor_config.json`, as transformers reads them."""
+def describe_for_huggingface(
+    spec: ModelSpec, preprocessing: Preprocessing, names: tuple[str, ...] | None, probabilities: str | None = None
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The JSON files of a folder that transformers reads, by name, and notes about what they cannot say.
+
+    Raises:
+      UserError: transformers has no such preprocessing.
+    """
     model = spec.create()
     image_size = spec.image_size or preprocessing.image_size
     config: dict[str, Any] = {
@@ -164,72 +165,66 @@ def write_huggingface(
         "pooler_act": "tanh",
     }
     if spec.num_classes:
-        names = names or [f"LABEL_{label}" for label in range(spec.num_classes)]
+        names = names or tuple(f"LABEL_{label}" for label in range(spec.num_classes))
         config["id2label"] = {str(label): name for label, name in enumerate(names)}
         config["label2id"] = {name: label for label, name in enumerate(names)}
         if probabilities:
             problem_types = {ours: theirs for theirs, ours in _PROBLEM_TYPES.items()}
             config["problem_type"] = problem_types[probabilities]
-    write_json(folder / "config.json", config)
-    resampling = {name: number for number, name in _PILLOW_RESAMPLING.items()}
-    write_json(
-        folder / "preprocessor_config.json",
-        {
-            "image_processor_type": "ViTImageProcessor",
-            "do_resize": True,
-            "size": {"height": preprocessing.image_size[0], "width": preprocessing.image_size[1]},
-            "resample": resampling[preprocessing.interpolation],
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(preprocessing.mean),
-            "image_std": list(preprocessing.std),
-        },
-    )
+    processor, notes = foreign_preprocessing.write_huggingface(preprocessing)
+    return {"config.json": config, "preprocessor_config.json": processor}, notes
 
 
-def _read_timm(config: dict[str, Any]) -> Facts:
-    fields = {**config, **config.get("pretrained_cfg", {})}
-    size = fields.get("input_size")
-    image_size = (int(size[1]), int(size[2])) if size else None
-    architecture = config.get("architecture", "")
+def _read_timm(config: Fields) -> Facts:
+    pretrained = config.fields("pretrained_cfg", None)
+    fields = Fields({**config.values, **(pretrained.values if pretrained else {})}, config.where)
+    architecture = config.text("architecture", "")
     match = _TIMM_VIT.fullmatch(architecture.partition(".")[0])
     if not match and not _TIMM_BIT.fullmatch(architecture.partition(".")[0]):
         # Others differ in what no array shows: the GELU, where the mean is taken, the preceding norm.
         raise UserError(
-            f"timm's architecture {architecture!r} is none that vit_jax knows to be the same as its own; it reads "
+            f"timm's architecture {architecture!r:.100} is none that vit_jax knows to be the same as its own; it reads "
             "vit_*_patch*, deit_*_patch*, hybrids such as vit_base_r50_s16_224, and resnetv2_*_bit."
         )
-    model_args = config.get("model_args") or {}
+    model_args = config.fields("model_args", Fields({}, f"{config.where}: model_args"))
+    image_size = _image_size(model_args, "img_size")
+    if "input_size" in fields:
+        size = fields.integers("input_size", length=3, at_least=1, at_most=MAX_SIDE)
+        image_size = size[1], size[2]
+    elif image_size:
+        fields.values["input_size"] = [3, *image_size]
+    preprocessing, notes = foreign_preprocessing.read_timm(fields)
+    return Facts(
+        num_heads=_timm_heads(model_args, match[1]) if match else None,
+        overrides=_timm_overrides(config, model_args) if match else {},
+        image_size=image_size,
+        preprocessing=preprocessing,
+        class_names=fields.texts("label_names", None) or None,
+        notes=notes,
+    )
+
+
+def _timm_heads(model_args: Fields, size: str) -> int:
+    return model_args.integer("num_heads", VARIANTS[_TIMM_SIZES[size]].num_heads, at_least=1, at_most=MAX_HEADS)
+
+
+def _timm_overrides(config: Fields, model_args: Fields) -> dict[str, Any]:
     # timm's own GELU is exact; files of this project say that theirs is not.
-    act_layer = model_args.get("act_layer", "gelu")
-    if match and act_layer not in _TIMM_GELUS:
+    act_layer = model_args.text("act_layer", "gelu")
+    if act_layer not in _TIMM_GELUS:
         raise UserError(f"the activation {act_layer!r} is none of vit_jax's, which are {', '.join(_TIMM_GELUS)}.")
-    overrides = {"gelu": "exact"} if match and _TIMM_GELUS[act_layer] == "exact" else {}
-    if match and model_args.get("global_pool") == "avg" and model_args.get("class_token", True):
+    pool = model_args.text("global_pool", config.text("global_pool", "token"))
+    if pool == "avg" and model_args.flag("class_token", True):
         raise UserError(
             "a timm model with a class token whose head sees the mean of the others; vit_jax has none such."
         )
-    crop = fields.get("crop_pct") or 1.0
-    preprocessing = None
-    if image_size and "mean" in fields and "std" in fields:
-        preprocessing = Preprocessing(
-            image_size=image_size,
-            mean=tuple(fields["mean"]),
-            std=tuple(fields["std"]),
-            resize="square" if fields.get("crop_mode") == "squash" else "crop",
-            crop_fraction=crop,
-            interpolation=fields.get("interpolation") or "bicubic",
-            antialias=True,
-        )
-    names = fields.get("label_names")
-    return Facts(
-        num_heads=model_args.get("num_heads", VARIANTS[_TIMM_SIZES[match[1]]].num_heads) if match else None,
-        overrides=overrides,
-        image_size=image_size,
-        preprocessing=preprocessing,
-        class_names=tuple(names) if names else None,
-    )
+    for name, value in model_args.values.items():
+        if name not in _TIMM_ARGUMENTS and value not in (None, False):
+            raise UserError(
+                f"{model_args.where}: {name} is {value!r:.50}, which vit_jax does not know; it may change what the "
+                "model computes. Remove it if it does not."
+            )
+    return {"gelu": "exact"} if _TIMM_GELUS[act_layer] == "exact" else {}
 
 
 def timm_name(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
@@ -287,24 +282,22 @@ _TIMM_HYBRIDS = {
 }
 
 
-def write_timm(folder: pathlib.Path, spec: ModelSpec, preprocessing: Preprocessing, names: Any) -> None:
-    """Writes `config.json`, as timm's hub folders have it."""
+def describe_for_timm(
+    spec: ModelSpec, preprocessing: Preprocessing, names: tuple[str, ...] | None, probabilities: str | None = None
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The `config.json` of a folder that timm reads, by name, and notes about what it cannot say.
+
+    Raises:
+      UserError: timm has no such model or preprocessing.
+    """
     name, arguments = timm_name(spec)
-    height, width = preprocessing.image_size
-    write_json(
-        folder / "config.json",
-        {
-            "architecture": name,
-            "num_classes": spec.num_classes,
-            "model_args": arguments,
-            "pretrained_cfg": {
-                "input_size": [3, height, width],
-                "mean": list(preprocessing.mean),
-                "std": list(preprocessing.std),
-                "interpolation": preprocessing.interpolation,
-                "crop_pct": preprocessing.crop_fraction,
-                "crop_mode": "squash" if preprocessing.resize == "square" else "center",
-                **({"label_names": list(names)} if names else {}),
-            },
-        },
-    )
+    fields, notes = foreign_preprocessing.write_timm(preprocessing)
+    if probabilities == "sigmoid":
+        notes.append("timm has no field for a head that was trained with the sigmoid loss; take sigmoids, not a softmax")
+    config = {
+        "architecture": name,
+        "num_classes": spec.num_classes,
+        "model_args": arguments,
+        "pretrained_cfg": {**fields, **({"label_names": list(names)} if names else {})},
+    }
+    return {"config.json": config}, notes

@@ -1,6 +1,7 @@
 """What a model expects its images to be; it travels with the weights."""
 
 import dataclasses
+import math
 from typing import Any
 
 import cv2
@@ -9,16 +10,22 @@ import PIL.Image
 
 from vit_jax.data import images
 from vit_jax.errors import UserError
+from vit_jax.json_files import Fields
 
-RESIZES = ("square", "crop")
+RESIZES = ("square", "crop", "none")
+MAX_SIDE = 2**14  # of a model's input, in pixels
 # Pillow's, which averages over all pixels that it shrinks into one.
 _ANTIALIASED = {
     "bilinear": PIL.Image.Resampling.BILINEAR,
     "bicubic": PIL.Image.Resampling.BICUBIC,
     "nearest": PIL.Image.Resampling.NEAREST,
     "area": PIL.Image.Resampling.BOX,
+    "lanczos": PIL.Image.Resampling.LANCZOS,
+    "hamming": PIL.Image.Resampling.HAMMING,
 }
 INTERPOLATIONS = tuple(_ANTIALIASED)
+_ANTIALIASED_ALWAYS = ("lanczos", "hamming")
+_LARGEST = 1e6  # of mean and std
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +36,17 @@ class Preprocessing:
       image_size: height and width of the input, in pixels.
       mean: of the values that are normalised to 0, for each channel, where black is 0 and white 1.
       std: what values are divided by, likewise. Mean and std 0.5 give the [-1, 1] of the released ViT and BiT weights.
-      resize: "square" resizes the whole image to the input's shape, whatever its own, as the released fine-tuning does;
-        "crop" keeps the aspect ratio: the shorter side becomes `1 / crop_fraction` as long, then the centre is cut out.
+      resize: "square" resizes the whole image, whatever its shape, to `1 / crop_fraction` times the input's height and
+        width and cuts out the centre; the released fine-tuning does so, with a `crop_fraction` of 1. "crop" keeps the
+        aspect ratio: the shorter side becomes `1 / crop_fraction` times the input's, then the centre is cut out.
+        "none" takes images of the input's size only, as they are.
       crop_fraction: see `resize`.
-      interpolation: "bilinear", "bicubic", "nearest" or "area".
-      antialias: whether shrinking averages, as in PyTorch's pipelines; the released JAX models did without.
+      interpolation: "bilinear", "bicubic", "nearest" or "area" (the mean over the pixels that become one); with
+        `antialias` also "lanczos" or "hamming".
+      antialias: whether shrinking averages, as in PyTorch's pipelines, whose way to round sizes is then taken too; the
+        released JAX models did without.
+      centre_to_even: whether a central crop that falls between two pixels begins at the even one, as in torchvision and
+        timm; otherwise at the first.
       exif_orientation: whether files are turned as their EXIF says; None: as their source says (`data.exif_orientation`
         of a config), files of their own are.
     """
@@ -45,6 +58,7 @@ class Preprocessing:
     crop_fraction: float = 1.0
     interpolation: str = "bilinear"
     antialias: bool = False
+    centre_to_even: bool = False
     exif_orientation: bool | None = None
 
     def __post_init__(self):
@@ -53,6 +67,8 @@ class Preprocessing:
                 f"preprocessing: resize must be one of {', '.join(RESIZES)} and interpolation one of "
                 f"{', '.join(INTERPOLATIONS)}, got {self.resize!r} and {self.interpolation!r}."
             )
+        if self.interpolation in _ANTIALIASED_ALWAYS and not self.antialias:
+            raise UserError(f"preprocessing: {self.interpolation} needs antialias=True.")
         if not 0 < self.crop_fraction <= 1 or min(self.std) <= 0 or min(self.image_size) < 1:
             raise UserError(
                 "preprocessing: crop_fraction must be more than 0 and at most 1, std more than 0 and image_size at "
@@ -101,14 +117,45 @@ class Preprocessing:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Maps uint8 `[height, width, 3]` to uint8 `[*image_size, 3]`."""
         height, width = self.image_size
-        if self.resize == "square":
-            return self._resize(image, height, width)
-        scale = max(height / image.shape[0], width / image.shape[1]) / self.crop_fraction
-        resized_height = max(round(image.shape[0] * scale), height)
-        resized_width = max(round(image.shape[1] * scale), width)
+        if self.resize == "none":
+            if image.shape[:2] != (height, width):
+                raise images.ImageError(
+                    f"an image of {image.shape[0]} x {image.shape[1]} pixels (height x width); these weights come with "
+                    f"a preprocessing that resizes nothing, so images must have {height} x {width}"
+                )
+            return image
+        resized_height, resized_width = self._resized(*image.shape[:2])
+        if resized_height * resized_width > images.MAX_PIXELS:
+            raise images.ImageError(f"an image of {resized_height:,} x {resized_width:,} pixels after resizing")
         image = self._resize(image, resized_height, resized_width)
-        top, left = (resized_height - height) // 2, (resized_width - width) // 2
+        top, left = (resized_height - height) / 2, (resized_width - width) / 2
+        top, left = (round(top), round(left)) if self.centre_to_even else (int(top), int(left))
         return image[top : top + height, left : left + width]
+
+    @property
+    def size_before_crop(self) -> tuple[int, int]:
+        """What is resized to: height and width ("square"), or the least height and width ("crop")."""
+        # PyTorch's pipelines round down, big_vision to the nearest number.
+        whole = [(math.floor if self.antialias else round)(side / self.crop_fraction) for side in self.image_size]
+        return whole[0], whole[1]
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Size after resizing and before the crop of an image of this size."""
+        whole = self.size_before_crop
+        if self.resize == "square":
+            return whole
+        if self.antialias and whole[0] == whole[1]:  # torchvision's Resize
+            short = min(height, width)
+            sides = [int(whole[0] * side / short) for side in (height, width)]
+        elif self.antialias:  # timm's ResizeKeepRatio
+            ratio = min(height / whole[0], width / whole[1])
+            sides = [round(side / ratio) for side in (height, width)]
+        elif whole[0] == whole[1]:
+            return images.small_size(height, width, whole[0])
+        else:
+            scale = max(self.image_size[0] / height, self.image_size[1] / width) / self.crop_fraction
+            sides = [round(side * scale) for side in (height, width)]
+        return max(sides[0], self.image_size[0]), max(sides[1], self.image_size[1])
 
     def _resize(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
         if self.antialias:
@@ -129,14 +176,28 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Preprocessing":
-        """Inverse of `to_json`."""
-        try:
-            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-            for name in ("mean", "std", "image_size"):
-                if len([float(value) for value in values.get(name, getattr(cls, name))]) != len(getattr(cls, name)):
-                    raise TypeError(f"{name} has another number of values")
-            return cls(**values)
-        except (TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"preprocessing is not what vit_jax writes: {error}.") from error
+        """Inverse of `to_json`.
+
+        Raises:
+          UserError: a field is missing, unknown, or not of its type and range.
+        """
+        given = Fields(fields, "preprocessing")
+        if unknown := sorted(given.values.keys() - {field.name for field in dataclasses.fields(cls)}):
+            raise UserError(f"preprocessing has fields that vit_jax does not know: {', '.join(unknown)[:200]}.")
+        for name, value in given.values.items():
+            if value is None and name != "exif_orientation":
+                raise given.error(name, "a value")
+        size = given.integers("image_size", cls.image_size, length=2, at_least=1, at_most=MAX_SIDE)
+        mean = given.numbers("mean", cls.mean, length=3, at_least=-_LARGEST, at_most=_LARGEST)
+        std = given.numbers("std", cls.std, length=3, above=0, at_most=_LARGEST)
+        return cls(
+            image_size=(size[0], size[1]),
+            mean=(mean[0], mean[1], mean[2]),
+            std=(std[0], std[1], std[2]),
+            resize=given.text("resize", cls.resize, choices=RESIZES),
+            crop_fraction=given.number("crop_fraction", cls.crop_fraction, above=0, at_most=1),
+            interpolation=given.text("interpolation", cls.interpolation, choices=INTERPOLATIONS),
+            antialias=given.flag("antialias", cls.antialias),
+            centre_to_even=given.flag("centre_to_even", cls.centre_to_even),
+            exif_orientation=given.flag("exif_orientation", cls.exif_orientation),
+        )

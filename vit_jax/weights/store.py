@@ -1,6 +1,7 @@
 """`load` and `save`: from a name, an address or a path to a model's parameters, and back to files."""
 
 import dataclasses
+import logging
 import math
 import pathlib
 import re
@@ -16,7 +17,7 @@ from vit_jax.models.vit import VARIANTS, stack_layers
 from vit_jax.published.class_names import DATA_SETS, class_names
 from vit_jax.weights import folders
 from vit_jax.weights.download import fetch
-from vit_jax.weights.files import read_arrays, read_json, write_arrays
+from vit_jax.weights.files import read_arrays, read_json, write_arrays, write_folder
 from vit_jax.weights.folders import Facts
 from vit_jax.weights.formats import FORMATS
 from vit_jax.weights.identify import ModelSpec, Shapes, check_shapes, expected_shapes, identify
@@ -24,6 +25,8 @@ from vit_jax.weights.mapping import Arrays, Format, list_names, unstack_arrays
 from vit_jax.weights.preprocessing import Preprocessing
 from vit_jax.weights.released import ReleasedCheckpoint, get_checkpoint, list_checkpoints
 from vit_jax.workdir import AnyPath, parse
+
+logger = logging.getLogger(__name__)
 
 _POSITIONS = "Transformer/posembed_input/pos_embedding"
 _PAPER_SIZE = (224, 224)  # where neither position embeddings nor a description tell
@@ -480,7 +483,8 @@ def save(weights: Weights, path: str | pathlib.Path, *, to: str | None = None) -
       Where the arrays are.
 
     Raises:
-      UserError: the format has no place for some array, or the disk is full.
+      UserError: the format has no place for some array or for the preprocessing, or the disk is full. Then nothing is
+        written. What else the format cannot say is logged as a warning.
     """
     path = pathlib.Path(path)
     layout = _layout_for(weights.spec, to)
@@ -509,18 +513,33 @@ def save(weights: Weights, path: str | pathlib.Path, *, to: str | None = None) -
     if layout.name == "huggingface" or (is_timm and path.suffix != ".safetensors"):
         if path.suffix in (".npz", ".safetensors"):
             raise UserError(f"{layout.description} is a folder; name one instead of {path.name}.")
+        describe = folders.describe_for_huggingface if layout.name == "huggingface" else folders.describe_for_timm
+        described, notes = describe(spec, weights.preprocessing, weights.class_names, weights.probabilities)
         file = path / folders.MODEL_FILE
+        write_folder(file, arrays, weights.describe(), described)
+    else:
+        wanted = ".safetensors" if is_timm else ".npz"
+        if path.suffix != wanted:
+            raise UserError(f"{layout.description} is a {wanted} file; name it so instead of {path.name!r}.")
+        file, notes = path, _notes_of_file(layout, made, path)
         write_arrays(file, arrays, weights.describe())
-        if layout.name == "huggingface":
-            folders.write_huggingface(path, spec, weights.preprocessing, weights.class_names, weights.probabilities)
-        else:
-            folders.write_timm(path, spec, weights.preprocessing, weights.class_names)
-        return file
-    wanted = ".safetensors" if is_timm else ".npz"
-    if path.suffix != wanted:
-        raise UserError(f"{layout.description} is a {wanted} file; name it so instead of {path.name!r}.")
-    write_arrays(path, arrays, weights.describe())
-    return path
+    for note in notes:
+        logger.warning("note: %s", note)
+    return file
+
+
+def _notes_of_file(layout: Format, model: Any, path: pathlib.Path) -> list[str]:
+    """What others do not know of a single file."""
+    if layout.name in ("timm", "timm_bit"):
+        return ["timm reads neither preprocessing nor class names of a single file; name a folder to write them too"]
+    if layout.name in ("big_vision", "big_vision_bit"):
+        return [f"big_vision has no place for preprocessing and class names; {path.name}.json has them, for vit_jax"]
+    if getattr(model, "root_padding", "zeros") != "zeros":
+        return [
+            f"{path.name}.json says that the root is padded with the lowest number; released code of BiT, which does "
+            "not read it, pads with zeros"
+        ]
+    return []
 
 
 def _layout_for(spec: ModelSpec, to: str | None) -> Format:
