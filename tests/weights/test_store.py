@@ -361,7 +361,7 @@ def test_a_timm_folder_has_what_timm_reads(timm):
 def test_a_timm_folder_of_others_tells_labels_and_preprocessing(timm):
     found = load(timm)
     assert found.class_names == NAMES
-    expected = Preprocessing((16, 16), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "crop", 0.9, "bicubic", True)
+    expected = Preprocessing((16, 16), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "crop", 0.9, "bicubic", True, True)
     assert found.preprocessing == expected
     assert found.spec.create() == make_weights().spec.create()
 

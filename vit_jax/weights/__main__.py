@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
         if args.command == "list":
             _list(args.pattern)
             return 0
-        weights = load(args.source, model=args.model, image_size=args.image_size)
+        weights = load(args.source, model=args.model, image_size=args.image_size, allow_nan=args.command == "inspect")
         if args.command == "inspect":
             if not args.short:
                 _print_arrays(weights.arrays)

@@ -1,126 +1,24 @@
-"""Arrays from and to files: NumPy's .npz and .safetensors. Neither can run code; pickles are refused."""
+"""Writes arrays and what is beside them to files, whole or not at all."""
 
 import contextlib
 import glob
-import io
 import json
 import os
 import pathlib
 import shutil
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from vit_jax.errors import UserError
 from vit_jax.files import delete_left_over
-from vit_jax.json_files import parse_object, read_object
+from vit_jax.json_files import read_object
 from vit_jax.weights.mapping import Arrays
+from vit_jax.weights.reading import METADATA_KEY, sidecar_of
 from vit_jax.workdir import AnyPath
-
-_PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
-_METADATA_KEY = "vit_jax"  # in the header of a .safetensors file
-
-
-def read_arrays(path: pathlib.Path) -> tuple[Arrays, dict[str, Any]]:
-    """Reads all arrays of a file, and what this project wrote beside them.
-
-    Args:
-      path: of a .npz or .safetensors file; told apart by what is in it.
-
-    Returns:
-      The arrays by name, and the description that `write_arrays` was given, empty for files of others.
-
-    Raises:
-      UserError: not such a file, or not a whole one.
-    """
-    with path.open("rb") as file:
-        start = file.read(16)
-    if start.startswith(b"PK"):
-        return _read_npz(path), _read_sidecar(path)
-    if start[8:9] == b"{":
-        return _read_safetensors(path)
-    if path.suffix in _PICKLES or start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        raise _pickle_error(path)
-    what = "empty" if not start else "neither .npz nor .safetensors"
-    raise UserError(f"{path} is {what}, or was cut off. Fetch it again.")
-
-
-def _pickle_error(path: pathlib.Path) -> UserError:
-    return UserError(
-        f"{path} is a pickle, which may run any code when it is read, so vit_jax does not. Where you trust it, turn it "
-        'into a .safetensors file first: python -c "import torch, safetensors.torch as s; '
-        f"s.save_file(torch.load('{path.name}', weights_only=True), '{path.stem}.safetensors')\""
-    )
-
-
-def _read_npz(path: pathlib.Path) -> Arrays:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-        if strangers := [name for name in members if not name.endswith(".npy")]:
-            if any(name.endswith("data.pkl") for name in strangers):
-                raise _pickle_error(path)
-            raise UserError(
-                f"{path} is a zip file, but no .npz: it contains {', '.join(sorted(strangers)[:3])}. "
-                "Weights are .npz or .safetensors files."
-            )
-        with zipfile.ZipFile(path) as archive:
-            return {name.removesuffix(".npy"): _read_member(archive, name) for name in members}
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # zipfile, zlib and NumPy have no common error for damaged files
-        if "Object arrays" in str(error):
-            raise UserError(
-                f"{path} contains Python objects (a pickle), which may run any code when they are read, so vit_jax "
-                "does not. Save it again with plain arrays only."
-            ) from error
-        raise UserError(f"{path} is a damaged or truncated .npz file ({error}). Fetch it again.") from error
-
-
-def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """One array. All bytes of it are read, whatever its header says, because only then its checksum is compared."""
-    return _as_bfloat16(np.lib.format.read_array(io.BytesIO(archive.read(name)), allow_pickle=False))
-
-
-def _as_bfloat16(array: np.ndarray) -> np.ndarray:
-    """NumPy forgets the name of bfloat16 when it saves, and knows two bytes without meaning when it loads."""
-    return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
-
-
-def _read_safetensors(path: pathlib.Path) -> tuple[Arrays, dict[str, Any]]:
-    try:
-        with safetensors.safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-        arrays = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is a damaged or truncated .safetensors file ({error}). Fetch it again.") from error
-    return arrays, _parse(metadata.get(_METADATA_KEY, "{}"), path)
-
-
-def _sidecar(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(path.name + ".json")
-
-
-def _read_sidecar(path: pathlib.Path) -> dict[str, Any]:
-    sidecar = _sidecar(path)
-    if not sidecar.exists():
-        return {}
-    try:
-        return read_object(sidecar)
-    except UserError as error:
-        raise UserError(f"the description {error} Delete or mend it.") from error
-
-
-def _parse(text: str | bytes, path: AnyPath) -> dict[str, Any]:
-    try:
-        return parse_object(text, f"the description in {path}")
-    except UserError as error:
-        raise UserError(f"{error} Delete or mend it.") from error
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
@@ -145,7 +43,7 @@ def write_arrays(path: pathlib.Path, arrays: Arrays, description: dict[str, Any]
         arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         check_space(path.parent, sum(array.nbytes for array in arrays.values()))
         # The description first, but under its name last: a disk that is full leaves both as they were.
-        with replacing(_sidecar(path)) as described, replacing(path) as temporary:
+        with replacing(sidecar_of(path)) as described, replacing(path) as temporary:
             _dump_json(described, description)
             with temporary.open("wb") as file:
                 np.savez(file, allow_pickle=False, **arrays)
@@ -177,7 +75,7 @@ def write_folder(
         # All are written before the first gets its name; the arrays get theirs last.
         with contextlib.ExitStack() as stack:
             # "format" is what other libraries look for.
-            metadata = {"format": "pt", _METADATA_KEY: json.dumps(description)}
+            metadata = {"format": "pt", METADATA_KEY: json.dumps(description)}
             safetensors.numpy.save_file(arrays, stack.enter_context(replacing(path)), metadata=metadata)
             for name, content in others.items():
                 _dump_json(stack.enter_context(replacing(path.with_name(name))), content)

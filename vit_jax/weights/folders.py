@@ -293,7 +293,9 @@ def describe_for_timm(
     name, arguments = timm_name(spec)
     fields, notes = foreign_preprocessing.write_timm(preprocessing)
     if probabilities == "sigmoid":
-        notes.append("timm has no field for a head that was trained with the sigmoid loss; take sigmoids, not a softmax")
+        notes.append(
+            "timm has no field for a head that was trained with the sigmoid loss; take sigmoids, not a softmax"
+        )
     config = {
         "architecture": name,
         "num_classes": spec.num_classes,

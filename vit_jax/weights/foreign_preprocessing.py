@@ -197,7 +197,9 @@ def write_huggingface(preprocessing: Preprocessing) -> tuple[dict[str, Any], lis
         }
     notes = _antialias_notes(preprocessing, "transformers")
     if preprocessing.exif_orientation is False:
-        notes.append("transformers.image_utils.load_image turns images as their EXIF says, which these weights were not")
+        notes.append(
+            "transformers.image_utils.load_image turns images as their EXIF says, which these weights were not"
+        )
     if preprocessing.centre_to_even and "crop_size" in fields:
         notes.append("transformers cuts the centre out one pixel nearer to the upper left of some images")
     return fields, notes

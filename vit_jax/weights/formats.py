@@ -325,7 +325,7 @@ TIMM = Format(
     name="timm",
     description="timm VisionTransformer state dict",
     is_recognised=_has("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"),
-    prefixes=("module.", "model."),
+    anchor=r"(?P<prefix>(.*\.)?)patch_embed\.proj\.weight",
     rules=(
         *_timm_hybrid(_BACKBONE + "stem.", _BACKBONE + "stages.{s0}.blocks.{u0}."),
         *_weight_and_bias("patch_embed.proj", "embedding", CONV),
@@ -372,7 +372,8 @@ TIMM_BIT = Format(
     description="timm ResNetV2 (BiT) state dict",
     attributes={"root_padding": "zeros"},
     is_recognised=_has("stem.conv.weight", "stages.0.blocks.0.conv1.weight", "norm.weight"),
-    prefixes=("module.", "model."),
+    # Not the stem of a hybrid's backbone.
+    anchor=r"(?P<prefix>((?!.*backbone\.stem).*\.)?)stem\.conv\.weight",
     rules=(
         Rule("stem.conv.weight", "root_block/conv_root/kernel", CONV),
         *[
@@ -398,6 +399,7 @@ HUGGINGFACE = Format(
     name="huggingface",
     description="Hugging Face ViT",
     is_recognised=_has("embeddings.patch_embeddings.projection.weight"),
+    anchor=r"(?P<prefix>(.*\.)??)(vit\.)?embeddings\.patch_embeddings\.projection\.weight",
     renames=((r"^vit\.", ""),),
     rules=(
         Rule("embeddings.cls_token", "cls"),

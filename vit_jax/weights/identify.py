@@ -12,6 +12,7 @@ from vit_jax.models import create_model
 from vit_jax.models.position_embeddings import grid_of
 from vit_jax.models.resnet import EXPANSION, ROOT_WIDTH, UNITS_BY_DEPTH
 from vit_jax.models.vit import VARIANTS, Variant
+from vit_jax.weights.mapping import MAX_LAYERS
 
 Shapes = dict[str, tuple[int, ...]]
 _POSITIONS = "Transformer/posembed_input/pos_embedding"
@@ -81,7 +82,10 @@ def _count(shapes: Shapes, pattern: str) -> int:
 
 def _units(shapes: Shapes) -> tuple[int, ...]:
     num_stages = _count(shapes, r"block(\d+)/unit")
-    return tuple(_count(shapes, rf"block{stage}/unit(\d+)/") for stage in range(1, num_stages + 1))
+    stages = tuple(_count(shapes, rf"block{stage}/unit(\d+)/") for stage in range(1, num_stages + 1))
+    if sum(stages) > MAX_LAYERS:
+        raise UserError(f"by their names, the arrays are of {sum(stages):,} units; at most {MAX_LAYERS} are read.")
+    return stages
 
 
 def _patch_size(shapes: Shapes) -> int:
@@ -118,6 +122,8 @@ def _transformer_variant(shapes: Shapes, block: str, layers: str) -> tuple[str, 
             f"no model: embedding/bias is as wide as {hidden_dim}, and {block}...query/bias is of {num_heads} heads."
         )
     num_layers = 1 + max(int(match[1]) for name in shapes if (match := re.match(layers, name)))
+    if num_layers > min(len(shapes), MAX_LAYERS):
+        raise UserError(f"by their names, the arrays are of {num_layers:,} layers; at most {MAX_LAYERS} are read.")
     return _known_variant(Variant(num_layers, hidden_dim, mlp_dim, num_heads))
 
 

@@ -9,7 +9,7 @@ Ours are flat here: `{"Transformer/encoderblock_0/LayerNorm_0/scale": array, ...
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from vit_jax.errors import UserError
 
 Arrays = dict[str, np.ndarray]
+MAX_LAYERS = 256  # the deepest ViT has 48, R200 has 66; what a model of so many takes to trace is seconds
 _SHOWN = 8  # names in an error
 
 
@@ -119,7 +120,9 @@ class Format:
       description: in a few words.
       rules: the table.
       is_recognised: whether a file with these names, prefix taken off, is of this format.
-      prefixes: that all names may bear, such as "params/"; the first that all have is taken off.
+      prefixes: that all names may bear, such as "params/"; the first that any has is taken off.
+      anchor: regular expression of the name of one array that each model has; what its group "prefix" matches is taken
+        off all names, instead of `prefixes`.
       others: names beside the parameters that carry nothing, as regular expressions.
       renames: (regular expression, replacement) of names that some files spell otherwise.
       attributes: of the model, which the library fixes and no array shows.
@@ -133,6 +136,7 @@ class Format:
     rules: tuple[Rule, ...]
     is_recognised: Callable[[Iterable[str]], bool]
     prefixes: tuple[str, ...] = ()
+    anchor: str = ""
     others: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     attributes: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
@@ -142,7 +146,7 @@ class Format:
 
     def normalize(self, arrays: Arrays) -> Arrays:
         """Their arrays without prefix, odd spellings and what carries nothing."""
-        arrays = unstack_arrays(strip_prefix(arrays, self.prefixes))
+        arrays = unstack_arrays(self._strip(arrays))
         normalized: Arrays = {}
         for name, array in arrays.items():
             for pattern, replacement in self.renames:
@@ -152,6 +156,38 @@ class Format:
             if not any(re.fullmatch(pattern, name) for pattern in self.others):
                 normalized[name] = array
         return normalized
+
+    def parameters(self, names: Iterable[str]) -> list[str]:
+        """The names of a file that are those of parameters: with the prefix, if any has it, and not of `others`."""
+        names = list(names)
+        prefix = self.prefix(names)
+        return [
+            name
+            for name in names
+            if name.startswith(prefix) and not any(re.fullmatch(other, name[len(prefix) :]) for other in self.others)
+        ]
+
+    def prefix(self, names: Iterable[str]) -> str:
+        """What stands before the names of all parameters, such as "params/"; may be empty.
+
+        Raises:
+          UserError: the file has several models.
+        """
+        names = list(names)
+        if not self.anchor:
+            return next((prefix for prefix in self.prefixes if any(name.startswith(prefix) for name in names)), "")
+        found = sorted({match["prefix"] for name in names if (match := re.fullmatch(self.anchor, name))})
+        if len(found) > 1:
+            raise UserError(
+                f"the file has {len(found)} models, whose names begin with {', '.join(map(repr, found[:4]))}. Keep the "
+                "arrays of one."
+            )
+        return found[0] if found else ""
+
+    def _strip(self, arrays: Arrays) -> Arrays:
+        """Takes the prefix off; names without it are dropped as not parameters."""
+        prefix = self.prefix(arrays)
+        return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 
     def read(self, arrays: Arrays, *, num_heads: int | None = None) -> Arrays:
         """Maps their arrays to ours.
@@ -178,7 +214,10 @@ class Format:
                     raise
                 raise UserError(f"{name} has an unexpected shape, {array.shape}.") from error
             for our_name, part in zip(rule.all_ours, parts, strict=True):
-                ours[_fill(our_name, indices)] = part
+                filled = _fill(our_name, indices)
+                if filled in ours:
+                    raise UserError(f"two arrays of the file are {self.their_name(filled)}, spelt differently.")
+                ours[filled] = part
         if unknown:
             raise UserError(
                 f"{len(unknown)} of the file's {len(arrays)} names are not those of a {self.description}, first "
@@ -223,19 +262,13 @@ class Format:
         return None
 
 
-def strip_prefix(arrays: Arrays, prefixes: Sequence[str]) -> Arrays:
-    """Takes off the first of the prefixes that any name has; names without it are dropped as not parameters."""
-    for prefix in prefixes:
-        if any(name.startswith(prefix) for name in arrays):
-            return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
-    return dict(arrays)
-
-
 def unstack_arrays(arrays: Arrays) -> Arrays:
     """Splits the arrays of scanned layers, `.../encoderblock/...`, into those of single ones."""
     unstacked: Arrays = {}
     for name, array in arrays.items():
         if re.search(r"(^|/)encoderblock/", name):
+            if not array.ndim or len(array) > MAX_LAYERS:
+                raise UserError(f"{name} has an unexpected shape, {array.shape}: layers should be first.")
             for layer in range(len(array)):
                 unstacked[name.replace("encoderblock/", f"encoderblock_{layer}/", 1)] = array[layer]
         else:
@@ -255,7 +288,9 @@ _FIELD = re.compile(r"\{(\w+)(?::\w+)?\}")
 def _pattern(template: str) -> str:
     pieces = _FIELD.split(template)
     # Every other piece is the name of a field.
-    return "".join(f"(?P<{piece}>\\d+)" if index % 2 else re.escape(piece) for index, piece in enumerate(pieces))
+    return "".join(
+        f"(?P<{piece}>[0-9]{{1,6}})" if index % 2 else re.escape(piece) for index, piece in enumerate(pieces)
+    )
 
 
 _PATTERNS: dict[str, re.Pattern[str]] = {}

@@ -12,17 +12,19 @@ import numpy as np
 
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.facts import read_facts
+from vit_jax.json_files import Fields
 from vit_jax.models import create_model
 from vit_jax.models.vit import VARIANTS, stack_layers
 from vit_jax.published.class_names import DATA_SETS, class_names
 from vit_jax.weights import folders
 from vit_jax.weights.download import fetch
-from vit_jax.weights.files import read_arrays, read_json, write_arrays, write_folder
+from vit_jax.weights.files import read_json, write_arrays, write_folder
 from vit_jax.weights.folders import Facts
 from vit_jax.weights.formats import FORMATS
 from vit_jax.weights.identify import ModelSpec, Shapes, check_shapes, expected_shapes, identify
-from vit_jax.weights.mapping import Arrays, Format, list_names, unstack_arrays
-from vit_jax.weights.preprocessing import Preprocessing
+from vit_jax.weights.mapping import MAX_LAYERS, Arrays, Format, list_names, unstack_arrays
+from vit_jax.weights.preprocessing import MAX_SIDE, Preprocessing
+from vit_jax.weights.reading import ArrayFile, check_finite, open_arrays
 from vit_jax.weights.released import ReleasedCheckpoint, get_checkpoint, list_checkpoints
 from vit_jax.workdir import AnyPath, parse
 
@@ -148,6 +150,7 @@ def load(
     model: str | None = None,
     image_size: tuple[int, int] | None = None,
     format: str | None = None,
+    allow_nan: bool = False,
 ) -> Weights:
     """Loads weights whole, or not at all: all names and shapes are checked first.
 
@@ -158,9 +161,11 @@ def load(
       model: what they should be for, such as "ViT-B/16"; None: told by the arrays.
       image_size: height and width of the images they were trained on, where it was not a square.
       format: a key of `formats.FORMATS`; None: told by the names.
+      allow_nan: whether values may be infinite or not a number.
 
     Raises:
-      UserError: no such place, not a whole file, an unknown layout, or not the model that was asked for.
+      UserError: no such place, not a whole file, an unknown layout, not the model that was asked for, or values that
+        are infinite or not a number.
     """
     place = str(place)
     released = get_checkpoint(place) if place in list_checkpoints() else None
@@ -174,6 +179,8 @@ def load(
             weights = _load_file(path, released, model, image_size, format)
     if model is not None:
         _check_asked(weights, model)
+    if not allow_nan:
+        check_finite(weights.arrays, place)
     return dataclasses.replace(weights, source=place)
 
 
@@ -195,15 +202,16 @@ def _load_file(
 ) -> Weights:
     facts = folders.read_facts(path) if path.is_dir() else Facts()
     file = _file_in(path) if path.is_dir() else path
-    arrays, description = read_arrays(file)
-    layout = find_format(arrays, format_name)
-    spec_given = _described_spec(description, file)
+    opened = open_arrays(file)
+    outline = opened.outline()
+    layout = find_format(outline, format_name)
+    names_of_parameters = layout.parameters(outline)
+    opened.check(names_of_parameters)
+    spec_given = _described_spec(opened)
     if spec_given:
-        facts = _described_facts(description, spec_given)
-    num_heads, notes = _num_heads(layout, arrays, facts, model)
-    ours = layout.read(arrays, num_heads=num_heads)
-
-    shapes = shapes_of(ours)
+        facts = _described_facts(opened.description, spec_given)
+    num_heads, notes = _num_heads(layout, outline, facts, model)
+    shapes = shapes_of(layout.read(outline, num_heads=num_heads))
     spec = spec_given or identify(shapes, image_size=image_size or _fitting_size(facts.image_size, shapes))
     if layout.name == "big_vision" and spec.overrides.get("position_embedding") == "none":
         # It knows no model without, and these need no array.
@@ -227,6 +235,8 @@ def _load_file(
     _check_arrays(shapes, spec, size, layout, f"{file}" if spec_given else None)
     if released:
         _check_released(path, released, spec)
+    # Only now, that all names and shapes are those of the model, its arrays are read.
+    ours = layout.read(opened.read(names_of_parameters), num_heads=num_heads)
 
     preprocessing = facts.preprocessing or (released and released.preprocessing) or Preprocessing().at(size)
     names = facts.class_names
@@ -295,25 +305,37 @@ def find_format(arrays: Arrays, name: str | None = None) -> Format:
     )
 
 
-def _described_spec(description: dict[str, Any], file: pathlib.Path) -> ModelSpec | None:
+def _described_spec(opened: ArrayFile) -> ModelSpec | None:
     """The model that the file itself tells, if this project wrote it."""
-    if not description:
+    if not opened.description:
         return None
+    fields = Fields(opened.description, f"the description of {opened.path}")
+    # No attribute of a model is larger than the number of its parameters, nor are there more layers than arrays.
+    largest, most_layers = sum(map(math.prod, opened.shapes.values())), min(len(opened.shapes), MAX_LAYERS)
     try:
-        overrides = _from_json(description["overrides"])
-        size = description["image_size"]
-        height_width = (int(size[0]), int(size[1])) if size else None
-        num_classes = int(description["num_classes"])
-        if num_classes < 0 or (size and len(size) != 2):
-            raise ValueError(f"num_classes {num_classes}, image_size {size}")
-        spec = ModelSpec(description["model"], num_classes, overrides, height_width)
+        given = fields.fields("overrides")
+        overrides = _from_json(given.values)
+        for name in ("num_layers", "num_heads", "hidden_dim", "mlp_dim", "patch_size", "width_factor"):
+            given.integer(name, None, at_least=1, at_most=most_layers if name == "num_layers" else largest)
+        for name in ("stages", "resnet"):
+            given.integers(name, None, at_least=1, at_most=most_layers)
+        if unknown := sorted(given.values.keys() & set(_WAYS_OF_COMPUTING)):
+            raise given.error(unknown[0], "no such attribute")
+        size = fields.integers("image_size", None, length=2, at_least=1, at_most=MAX_SIDE)
+        spec = ModelSpec(
+            fields.text("model"),
+            fields.integer("num_classes", at_least=0, at_most=largest),
+            overrides,
+            None if size is None else (size[0], size[1]),
+        )
+        numbers = [int(number) for number in re.findall(r"[0-9]{1,18}", spec.name)]
+        if max(numbers, default=0) > largest:
+            raise fields.error("model", "a model of this file's size")
         spec.create()
-        expected_shapes(spec, height_width or _PAPER_SIZE)
-        _described_facts(description, spec)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"the description of {file} is damaged: {error!r}. Delete or mend it.") from error
+        raise UserError(f"{fields.where} is damaged: {error!r:.200}. Delete or mend it.") from error
     return spec
 
 
@@ -323,20 +345,14 @@ def _from_json(overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def _described_facts(description: dict[str, Any], spec: ModelSpec) -> Facts:
-    names = description.get("class_names")
+    fields = Fields(description, "the description")
     return Facts(
         num_heads=getattr(spec.create(), "num_heads", None),
         image_size=spec.image_size,
-        preprocessing=Preprocessing.from_json(description["preprocessing"]),
-        class_names=tuple(names) if names else None,
-        probabilities=_described_probabilities(description.get("probabilities")),
+        preprocessing=Preprocessing.from_json(fields.fields("preprocessing").values),
+        class_names=fields.texts("class_names", None) or None,
+        probabilities=fields.text("probabilities", None, choices=("softmax", "sigmoid")),
     )
-
-
-def _described_probabilities(given: Any) -> str | None:
-    if given not in (None, "softmax", "sigmoid"):
-        raise ValueError(f"probabilities {given!r}")
-    return given
 
 
 def _num_heads(layout: Format, arrays: Arrays, facts: Facts, model: str | None) -> tuple[int | None, tuple[str, ...]]:
