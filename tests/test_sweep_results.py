@@ -137,6 +137,7 @@ def finals(path, *metrics):
             run.record_failure("loss is nan at step 3.")
         else:
             leave_results(run, **{f"test/{name}": value for name, value in values.items()})
+            (run.path / "summary.json").write_text(json.dumps({"overlap": {}, "test/loss": values.get("loss")}))
     results.write([results.collect(task)], path)
     return (path / "sweep.md").read_text(), next(iter(json.loads((path / "sweep.json").read_text())["tasks"].values()))
 

@@ -172,7 +172,7 @@ class Run:
                 last |= row
             metrics = {name: value for name, value in last.items() if not name.startswith(TIME_PREFIX)}
             metrics.pop("step", None)
-            overlap = read_object(self.path / "summary.json").get("overlap")
+            overlap = read_object(self.path / "summary.json", allow_nan=True).get("overlap")  # a loss may be NaN
             return Result("finished", metrics, overlap=overlap if isinstance(overlap, dict) else {})
         if (self.path / FAILURE).exists():
             reason = str(read_object(self.path / FAILURE).get("reason", "it is not known why"))
