@@ -3,7 +3,17 @@ import math
 import pytest
 
 from vit_jax import config as config_module
-from vit_jax.config import CHECKS, Number, Several, base_config, check_fields, flatten, parse_config_string, set_length
+from vit_jax.config import (
+    CHECKS,
+    Number,
+    Several,
+    base_config,
+    check_fields,
+    flatten,
+    parse_config_string,
+    quote_argument,
+    set_length,
+)
 from vit_jax.errors import UserError
 from vit_jax.train_step import RNGS
 
@@ -159,3 +169,21 @@ def test_config_string_values_take_the_types_of_their_defaults():
 def test_wrong_config_string_is_refused(string, message):
     with pytest.raises(UserError, match=message):
         parse_config_string(string, epochs=90.0, fast=False)
+
+
+@pytest.mark.parametrize(
+    "value", ["a", "cats, dogs", 'the "best", cats', "a,b'c\"d", "'quoted'", r"back\slash, comma", ","]
+)
+def test_commas_in_values_are_protected_by_quotes_or_backslashes(value):
+    for written in (
+        quote_argument(value),
+        value.replace(",", "\\,") if value[0] not in "'\"" else quote_argument(value),
+    ):
+        read = parse_config_string(f"steps=3,dataset={written},weights=w", dataset="", steps=1, weights="")
+        assert (read.dataset, read.steps, read.weights) == (value, 3, "w")
+
+
+@pytest.mark.parametrize("string", ["steps=2,dataset=/a/cats, dogs", "steps=2,dataset=/a/cats, dogs=3,weights=w"])
+def test_a_comma_without_protection_says_how_to_protect_it(string):
+    with pytest.raises(UserError, match=r'dataset="/a/cats, dogs(=3)?" .*--config.data.dataset'):
+        parse_config_string(string, dataset="", steps=1, weights="")

@@ -1,6 +1,8 @@
 """`python -m vit_jax.predict` and its parts."""
 
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -8,6 +10,8 @@ import cv2
 import flax.traverse_util
 import jax
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import pytest
 
 from tests.conftest import ROOT, main_environment
@@ -94,6 +98,53 @@ def test_files_folders_and_patterns_name_each_image_once(folder):
     first = str(folder / "sub" / "0.png")
     found = predict.find_images([first, str(folder), str(folder / "**" / "[01].png")])
     assert found == [str(folder / "sub" / f"{index}.png") for index in range(5)]
+
+
+def test_images_are_found_by_suffix_or_first_bytes_and_litter_is_left_out(folder):
+    content = (folder / "sub" / "0.png").read_bytes()
+    for name in ("a.jfif", "b", "c.dat"):
+        (folder / name).write_bytes(content)
+    for name in ("notes.txt", "._0.png", "@eaDir/0.png", ".cache/0.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content if name != "notes.txt" else b"BM is a text")
+    os.mkfifo(folder / "pipe.png")
+    expected = [*(folder / name for name in ("a.jfif", "b", "c.dat")), *(folder / "sub").iterdir()]
+    assert predict.find_images([str(folder)]) == sorted(map(str, expected))
+    assert str(folder / "._0.png") not in predict.find_images([f"{folder}/*.*", str(folder / "sub")])
+
+
+def test_loops_of_links_end(folder):
+    for name in ("loop", "again"):
+        (folder / name).symlink_to(folder)  # followed, they give 2^40 paths
+    for place in (str(folder), f"{folder}/**/*.png"):
+        assert len(predict.find_images([place])) == 5
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "/dev/zero"])
+def test_what_is_no_regular_file_is_told_and_not_opened(weights_file, folder, capsys, kind):
+    place = folder / "pipe" if kind == "FIFO" else kind
+    os.mkfifo(place) if kind == "FIFO" else None
+    assert run(f"--weights={weights_file}", "--json", place, folder / "sub" / "0.png") == 1
+    output = capsys.readouterr()
+    assert f"cannot read {place}: it is a {'FIFO' if kind == 'FIFO' else 'device'}" in output.err
+    assert len(output.out.splitlines()) == 1
+
+
+@pytest.mark.parametrize("turned", [None, True, False])
+def test_photos_are_seen_as_their_exif_says_unless_the_weights_say_otherwise(folder, tmp_path, capsys, turned):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    stored = PIL.Image.fromarray(pixels)
+    stored.getexif()[0x0112] = 6
+    stored.save(tmp_path / "stored.png", exif=stored.getexif())
+    PIL.ImageOps.exif_transpose(stored).save(tmp_path / "upright.png")
+    PIL.Image.fromarray(pixels).save(tmp_path / "plain.png")
+    weights = make_weights()
+    preprocessing = dataclasses.replace(weights.preprocessing, exif_orientation=turned)
+    weights = dataclasses.replace(weights, preprocessing=Preprocessing.from_json(preprocessing.to_json()))
+    names = [tmp_path / f"{name}.png" for name in ("stored", "plain" if turned is False else "upright")]
+    run(f"--weights={save(weights, tmp_path / 'w.npz')}", "--json", "--top=3", *names)
+    first, second = (json.loads(line)["predictions"] for line in capsys.readouterr().out.splitlines())
+    assert first == second
 
 
 def test_unreadable_images_are_told_and_the_others_answered(weights_file, folder, capsys):

@@ -465,7 +465,7 @@ def test_rewritten_file_of_the_same_size_is_indexed_again(tmp_path):
     assert tfrecord_index(str(shard)).tolist() == [0, 17, 41]
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "other", "pickle"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "other", "pickle", "claim", "FIFO"])
 def test_damaged_index_is_made_anew(shard, damage):
     expected = tfrecord_index(str(shard)).tolist()
     index = index_of(shard)
@@ -476,10 +476,53 @@ def test_damaged_index_is_made_anew(shard, damage):
     elif damage == "pickle":
         with index.open("wb") as file:
             np.save(file, np.array([{"a": 1}] * 8, object), allow_pickle=True)
+    elif damage == "claim":  # 8 TB
+        header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,), }".ljust(117) + b"\n"
+        index.write_bytes(b"\x93NUMPY\1\0\x76\0" + header + content[128:])
+    elif damage == "FIFO":
+        index.unlink()
+        os.mkfifo(index)
     else:
         index.write_bytes({"truncate": content[:-8], "empty": b"", "other": b"something else"}[damage])
     assert tfrecord_index(str(shard)).tolist() == expected
     assert np.load(index)[4:].tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device"])
+def test_record_files_that_are_no_regular_files_are_not_opened(tmp_path, kind):
+    for name in ("x.tfrecord", "x.array_record"):
+        path = tmp_path / name
+        os.mkfifo(path) if kind == "FIFO" else path.symlink_to("/dev/zero")
+        with pytest.raises(UserError, match=f"it is a {kind}"):
+            open_source(str(path), "all")
+        with pytest.raises(UserError, match="not found"):
+            open_source(f"{tmp_path}/{name[:4]}*", "all")
+        path.unlink()
+    write_tfrecord(tmp_path / "y.tfrecord", [serialized(image=b"a", label=[0])])
+    for name in ("classes.txt", "manifest.json"):
+        os.mkfifo(tmp_path / name) if kind == "FIFO" else (tmp_path / name).symlink_to("/dev/zero")
+        with pytest.raises(UserError, match=f"cannot read .*{name}: it is"):
+            open_source(str(tmp_path / "y.tfrecord"), "all")
+        (tmp_path / name).unlink()
+
+
+def test_a_record_of_a_terabyte_is_not_read(tmp_path):
+    path = write_tfrecord(tmp_path / "x.tfrecord", [serialized(image=b"a", label=[0])])
+    length = struct.pack("<Q", 2**40)
+    with path.open("ab") as file:
+        file.write(length + masked_crc(length))
+        file.truncate(file.tell() + 2**40 + 4)  # a hole, which takes no disk
+    source = open_source(str(path), "all")
+    assert source[0]["image"] == b"a"
+    with pytest.raises(BadRecordError, match="1,099,511,627,776 bytes, more than"):
+        source[1]
+
+
+def test_a_comma_may_belong_to_the_folder(tmp_path):
+    for name in ("cats, dogs", "b"):
+        write_tfrecord(tmp_path / name / "x.tfrecord", [serialized(image=b"a", label=[0])])
+    assert len(open_source(f"{tmp_path}/cats, dogs/*.tfrecord", "all")) == 1
+    assert len(open_source(f"{tmp_path}/b/*.tfrecord,{tmp_path}/*dogs/*", "all")) == 2
 
 
 def test_nothing_but_the_index_is_left_beside_the_file(shard):

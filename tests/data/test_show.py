@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import simplejpeg
 
 from configs import quickstart
 from tests.conftest import ROOT
+from tests.data.test_prepare_input import photo
 from vit_jax import experiment
 from vit_jax.data import show
 from vit_jax.errors import UserError
@@ -104,3 +106,21 @@ def test_missing_data_say_how_to_prepare_them(config):
     config.data.update(dataset="/nowhere", how_to_prepare="ask the librarian")
     with pytest.raises(UserError, match="ask the librarian"):
         show.draw_batches(config)
+
+
+def test_photos_are_drawn_as_the_run_sees_them(config, tmp_path):
+    for split, name in itertools.product(("train", "test"), ("cat", "dog")):
+        (tmp_path / split / name).mkdir(parents=True)
+        (tmp_path / split / name / "0.jpg").write_bytes(photo(name == "cat", 3))
+    config.data.dataset, config.data.inception_crop, config.data.flip = str(tmp_path), False, False
+    upright = show.draw_batches(config, count=2).subfigs
+    config.data.exif_orientation = False
+    stored = show.draw_batches(config, count=2).subfigs
+    assert "as stored, whatever EXIF says" in stored[0].get_suptitle()
+    for part, other in zip(upright, stored, strict=True):
+        for image, turned in zip(drawn(part)[0], drawn(other)[0], strict=True):
+            np.testing.assert_allclose(image.astype(int), turned[::-1, ::-1], atol=1)
+    (classes,) = show.draw_classes(config).subfigs
+    config.data.exif_orientation = None
+    (others,) = show.draw_classes(config).subfigs
+    np.testing.assert_allclose(drawn(classes)[0][0].astype(int), drawn(others)[0][0][::-1, ::-1], atol=1)

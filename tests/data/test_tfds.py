@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -307,9 +308,19 @@ def test_files_outside_the_slice_are_not_needed(golden):
     assert len(open_source("tfds:golden_animals", "train[:10]")) == 10
 
 
-@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
-def test_damaged_description_is_refused(golden, file):
-    (golden / "golden_animals" / "1.0.0" / file).write_text('{"name": ')
+@pytest.mark.parametrize("content", ['{"name": ', "[" * 5000, '{"a":' * 5000, None])
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "label.labels.txt"])
+def test_damaged_description_is_refused(golden, file, content):
+    path = golden / "golden_animals" / "1.0.0" / file
+    if content is None or file == "label.labels.txt":  # a text that is no JSON is no damage
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path.write_text(content)
+    if file == "dataset_info.json" and content is None:
+        with pytest.raises(UserError, match="is not prepared"):
+            open_source("tfds:golden_animals", "train")
+        return
     with pytest.raises(UserError, match=r"cannot read .*golden_animals/1.0.0 as a data set prepared by TFDS"):
         open_source("tfds:golden_animals", "train")
 

@@ -50,6 +50,8 @@ _CHECKSUM = struct.Struct("<I")
 _FRAME = _HEADER.size + _CHECKSUM.size  # bytes around a record
 _RIEGELI_START = bytes.fromhex("83af70d10d884a3f000000000000000040000000")  # of files of the format below array_record
 _INDEX_VERSION = 1
+_MOST_INDEX_BYTES = 2**16  # more than the file, as an index takes 8 bytes for a record of at least 16
+_MOST_RECORD_BYTES = 2**30
 _THREADS = 16  # what waits for a disk or a network needs more than there are cores
 _PROGRESS_SECONDS = 10
 _FIRST_RECORDS = 64  # where the names of features are looked for
@@ -116,6 +118,8 @@ class TFRecordFiles:
         begin, end = self._offsets[file][record : record + 2].tolist()
         opened = self._file(self.paths[file])
         begin, size = begin + _HEADER.size, end - begin - _FRAME
+        if size > _MOST_RECORD_BYTES:
+            raise ValueError(f"it has {size:,} bytes, more than the {_MOST_RECORD_BYTES:,} that are read")
         content = opened.read(begin, size)
         if _checksum(content) != _CHECKSUM.unpack(opened.read(begin + size, _CHECKSUM.size))[0]:
             raise ValueError("its checksum is another, so the file was damaged or changed")
@@ -417,11 +421,10 @@ def find_shards(pattern: str, folders: Sequence[str | os.PathLike[str]] = ()) ->
     """
     found: set[str] = set()
     without = []
-    for item in filter(None, (item.strip() for item in pattern.split(","))):
-        expanded = os.path.expanduser(item)
-        roots = [pathlib.Path()] if os.path.isabs(expanded) else [pathlib.Path(), *map(pathlib.Path, folders)]
-        matches = next(filter(None, (glob.glob(os.fspath(root / expanded)) for root in roots)), [])
-        files = [path for path in matches if os.path.isfile(path)]
+    # A comma may belong to the name of a folder.
+    whole = [pattern] if _matches(pattern.strip(), folders) else pattern.split(",")
+    for item in filter(None, (item.strip() for item in whole)):
+        files = [path for path in _matches(item, folders) if os.path.isfile(path)]
         found.update(files)
         without += [] if files else [item]
         if not re.search(r"[\]\d]-of", item):  # otherwise someone has chosen among the shards
@@ -429,6 +432,13 @@ def find_shards(pattern: str, folders: Sequence[str | os.PathLike[str]] = ()) ->
     if found and without:
         raise UserError(f"no file matches {without[0]!r} of {pattern!r}. Correct it or leave it out.")
     return sorted(found)
+
+
+def _matches(pattern: str, folders: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """What a pattern matches in the current folder, or else in the first of the others where it matches anything."""
+    expanded = os.path.expanduser(pattern)
+    roots = [pathlib.Path()] if os.path.isabs(expanded) else [pathlib.Path(), *map(pathlib.Path, folders)]
+    return next(filter(None, (glob.glob(os.fspath(root / expanded)) for root in roots)), []) if pattern else []
 
 
 def _check_complete(paths: Sequence[str]) -> None:
@@ -692,11 +702,17 @@ def _identity(offsets: np.ndarray, stat: os.stat_result) -> list[int]:
 def _load_index(place: pathlib.Path, stat: os.stat_result) -> np.ndarray | None:
     """The index, or None if there is none, it is damaged, or the file it is of has changed."""
     try:
-        content = np.load(place, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError):
+        file = io.BytesIO(read_regular(place, _MOST_INDEX_BYTES + stat.st_size))
+        if np.lib.format.read_magic(file) != (1, 0):
+            return None
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    except (OSError, ValueError, EOFError):
         return None
-    if content.dtype != np.int64 or content.ndim != 1 or len(content) < 5:
+    # Compared before anything is allocated: the header may claim any shape.
+    left = len(file.getbuffer()) - file.tell()
+    if dtype != np.int64 or len(shape) != 1 or shape[0] < 5 or 8 * shape[0] != left:
         return None
+    content = np.frombuffer(file.getbuffer(), np.int64, offset=file.tell())
     offsets = content[4:]
     return offsets if content[:4].tolist() == _identity(offsets, stat) else None
 
