@@ -72,6 +72,8 @@ def test_real_run_is_read_with_what_it_began_with(real):
     )
     assert (fine.steps, fine.seed, fine.batch_size, fine.image_size, fine.examples) == (2, 5, 16, 8, 360)
     assert (fine.before.data, fine.before.num_images, fine.trained_on) == ("digits", 1437, "digits")
+    assert fine.train_images[0] == 1437
+    assert isinstance(fine.train_images[1], str) and isinstance(fine.values[ACCURACY].images[1], str)  # fingerprints
     assert fine.model == "ViT-Ti/4 (hidden_dim=16, mlp_dim=32, num_heads=2, num_layers=1)"
     headless = create_model("ViT-Ti/4", num_classes=0, hidden_dim=16, mlp_dim=32, num_heads=2, num_layers=1)
     assert fine.before.exaflops == pytest.approx(2 * 16 * train_step_flops(headless, 8) / 1e18)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.reporting.workdirs import write_evaluation, write_fine_tuning, write_json, write_run, write_starts
+from vit_jax import workdir
 from vit_jax.config import base_config, flatten
 from vit_jax.reporting import settings
 from vit_jax.reporting.measured import ACCURACY
@@ -73,6 +74,10 @@ def test_lists_name_fields_there_are_with_a_reason_each():
             assert len(reason) > 5
             assert name in FIELDS or (name.endswith(".") and any(field.startswith(name) for field in FIELDS)), name
     assert not settings.ONLY_EVALUATION.keys() & settings.ONLY_TRAINING.keys()
+
+
+def test_fields_that_a_resumed_run_may_change_set_nothing_apart():
+    assert all(is_in(name, settings.WITHOUT_EFFECT) for name in workdir._WITHOUT_EFFECT)
 
 
 def test_defaults_of_a_model_are_the_same_whether_they_are_written_out_or_not():
