@@ -213,7 +213,8 @@ def mean_over_tasks(results: Sequence[TaskResult]) -> dict[str, dict[str, Any]]:
         values = [result.metric_values for result in results if result.task.name in names]
         if values and all(values):
             by_seed = [statistics.fmean(seed) for seed in zip(*values, strict=True)]
-            means[group] = {"tasks": list(names), "mean": statistics.fmean(by_seed), "std": _std(by_seed)}
+            mean, seeds = statistics.fmean(by_seed), len(by_seed)
+            means[group] = {"tasks": list(names), "seeds": seeds, "mean": mean, "std": _std(by_seed)}
     return means
 
 
@@ -271,7 +272,11 @@ def to_markdown(results: Sequence[TaskResult]) -> str:
         name = sweep.metric.rpartition("/")[2]
         means = mean_over_tasks(results)
         rows = [
-            [f"mean of {group}", f"{len(mean['tasks'])} tasks", _plus_minus(name, mean["mean"], mean["std"])]
+            [
+                f"mean of {group}",
+                f"{len(mean['tasks'])} tasks, {mean['seeds']} seeds",
+                _plus_minus(name, mean["mean"], mean["std"]),
+            ]
             for group, mean in means.items()
         ]
         for group, names in _groups(results).items():
