@@ -1,10 +1,12 @@
 """What was trained on, through the runs behind weights."""
 
 import json
+import pathlib
 
 import pytest
 
 from vit_jax.data.sources import open_source
+from vit_jax.facts import MatchedByName, RunFacts, SplitFacts, write_facts
 from vit_jax.leakage import find_overlap, sources_behind
 
 
@@ -39,6 +41,30 @@ def test_runs_that_begin_with_each_other_are_looked_at_once(tmp_path):
     place = write_run(tmp_path / "a", weights=str(tmp_path / "b"), train_split="test[:3]")
     write_run(tmp_path / "b", weights=place, train_split="test[3:4]")
     assert overlap(place) == 4
+
+
+@pytest.mark.parametrize("change", ["nothing", "another image", "moved", "the classes"])
+def test_training_data_that_have_changed_since_are_told(tmp_path, monkeypatch, caplog, change):
+    for name in ("cat", "dog"):
+        for number in range(4):
+            (tmp_path / "mine" / "train" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "mine" / "train" / name / f"{number}.jpg").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    source = open_source("mine", "train[:50%]")
+    run = pathlib.Path(write_run(tmp_path / "run", dataset="mine", train_split="train[:50%]"))
+    split = SplitFacts.of(source, "mine", "train[:50%]")
+    write_facts(run, RunFacts(2, ("cat", "dog"), 1, "softmax", {}, split, None))
+    if change == "another image":
+        (tmp_path / "mine" / "train" / "cat" / "new.jpg").write_bytes(b"x")
+    if change == "moved":  # the working folder
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    tested = open_source(str(tmp_path / "mine"), "train")
+    if change == "the classes":
+        tested = MatchedByName(tested, ("dog", "cat"))
+    overlap = find_overlap({"train": tested}, sources_behind(str(run)))
+    assert ("has changed since" in caplog.text) == (change == "another image")
+    assert overlap["train"] == (4 if change != "another image" else round(4.5))
 
 
 @pytest.mark.parametrize("place", [None, "vit_b16_i21k", "https://host/x.npz", "hf-hub:timm/x", "/nowhere", "x" * 5000])

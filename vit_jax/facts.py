@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data.sources import Example, MissingDataError, Source, absolute_place
-from vit_jax.data.sources.base import NO_LABEL, fingerprint_of
+from vit_jax.data.sources.base import NO_LABEL, Numbers, fingerprint_of
 from vit_jax.display import show_name, show_names
 from vit_jax.errors import UserError
 from vit_jax.json_files import Fields, read_object
@@ -324,6 +324,10 @@ class MatchedByName:
         """The labels of all examples, int64 `[examples]`, if the source knows them without reading."""
         known = self._source.labels() if hasattr(self._source, "labels") else None
         return None if known is None else np.where(known < 0, NO_LABEL, self._labels[known])
+
+    def parts(self) -> list[tuple[Source, Numbers]]:
+        """The examples whose labels are matched."""
+        return [(self._source, range(len(self)))]
 
     def count_unknown(self) -> int | None:
         """How many examples are of classes that the head does not know; None if that takes reading them."""

@@ -65,13 +65,13 @@ def open_training_data(data: ConfigDict) -> tuple[list[Source], list[str]]:
 def sources_behind(weights: str | None) -> list[Source]:
     """The training data of the run that weights are from, of the run that its weights are from, and so on.
 
-    What cannot be opened is left out with a warning.
+    What cannot be opened is left out, and what has changed since is taken as it is today, each with a warning.
 
     Args:
       weights: as `config.weights`. None, or weights of no run: nothing is known, so [].
     """
     sources: list[Source] = []
-    for path, fields in _runs_behind(weights):
+    for path, fields, fingerprint in _runs_behind(weights):
         try:
             found, missing = open_training_data(fields)
         except (UserError, TypeError, ValueError, AttributeError) as error:  # of a config.json that was changed
@@ -82,23 +82,33 @@ def sources_behind(weights: str | None) -> list[Source]:
                 "What %s was trained on cannot be compared with what is evaluated, as it is not here: %s",
                 *(path, ", ".join(missing)),
             )
+        elif fingerprint and [source.fingerprint() for source in found] != [fingerprint]:
+            logger.warning(
+                "What %s was trained on has changed since. Examples that were trained on may be among those that are "
+                "evaluated, unnoticed.",
+                path,
+            )
     return sources
 
 
-def _runs_behind(weights: str | None) -> Iterator[tuple[AnyPath, ConfigDict]]:
-    """The workdirs of the runs behind weights, each with its config's fields about data."""
+def _runs_behind(weights: str | None) -> Iterator[tuple[AnyPath, ConfigDict, str | None]]:
+    """The workdirs of the runs behind weights, with their configs' fields about data.
+
+    The third is the fingerprint of the examples at that time; None where it is not known, or of a mixture.
+    """
     seen = set()
     while isinstance(weights, str) and (path := _find_run(weights)) is not None and path not in seen:
         seen.add(path)
         try:
             recorded = read_object(path / "config.json")
             data: dict[str, Any] = base_config().data.to_dict() | recorded.get("data", {})
-            if not data["mixture"] and (facts := read_facts(path)):
+            facts = None if data["mixture"] else read_facts(path)
+            if facts:
                 data["dataset"] = facts.train.find()  # from any working folder
         except (UserError, TypeError) as error:
             logger.warning("What %s was trained on is not known: %s", path, error)
             return
-        yield path, ConfigDict(data)
+        yield path, ConfigDict(data), facts.train.fingerprint if facts else None
         weights = recorded.get("weights")
 
 

@@ -1,5 +1,6 @@
 """Examples that two sources have in common: every kind of source, slices, sums, mixtures, links, names of one place."""
 
+import ast
 import os
 import shutil
 import zipfile
@@ -7,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from tests.data.test_records import GOLDEN, write_shards
 from vit_jax.data.overlap import check_disjoint, count_shared
 from vit_jax.data.sources import open_source
@@ -136,6 +138,17 @@ def test_parts_of_mixtures_labels_anew_and_slices_of_slices_are_looked_through(i
     relabelled = object.__new__(RealLabels)
     relabelled._source = open_source("digits", "train[3:]")
     assert count_shared(open_source("digits", "train[:5]"), relabelled) == 2
+
+
+def test_every_source_says_where_its_examples_are():
+    found = {}
+    for path in (ROOT / "vit_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                found[node.name] = {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+    sources = {name: has for name, has in found.items() if {"__getitem__", "fingerprint"} <= has and name != "Source"}
+    assert len(sources) >= 7
+    assert [name for name, has in sources.items() if not has & {"parts", "extents"}] == []
 
 
 class Plain:
