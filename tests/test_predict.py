@@ -97,7 +97,42 @@ def test_batch_size_changes_no_probability(weights_file, folder, capsys):
 def test_files_folders_and_patterns_name_each_image_once(folder):
     first = str(folder / "sub" / "0.png")
     found = predict.find_images([first, str(folder), str(folder / "**" / "[01].png")])
-    assert found == [str(folder / "sub" / f"{index}.png") for index in range(5)]
+    assert found.images == [str(folder / "sub" / f"{index}.png") for index in range(5)]
+    assert found.others == found.errors == []
+
+
+def test_names_that_are_no_text_are_shown_escaped(weights_file, folder, capsys):
+    name = os.fsdecode(b"caf\xe9\n.png")
+    (folder / "sub" / "0.png").rename(folder / name)
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(b"no image")
+    assert run(f"--weights={weights_file}", "--top=1", folder) == 1
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0] == str(folder / r"caf\xe9\n.png")
+    assert rf"cannot read {folder}/\xff.png: not an image" in output.err
+    assert run(f"--weights={weights_file}", "--top=1", "--json", folder / name) == 0
+    assert json.loads(capsys.readouterr().out)["image"] == str(folder / name)  # which opens the file
+
+
+def test_what_is_left_out_of_a_folder_is_told(weights_file, folder, capsys, monkeypatch):
+    (folder / "notes.txt").write_text("notes")
+    (folder / "Thumbs.db").write_bytes(b"")
+    assert run(f"--weights={weights_file}", folder) == 0
+    errors = capsys.readouterr().err
+    assert f"left out 1 of other kinds than images: '{folder}/notes.txt'" in errors
+    assert "Thumbs" not in errors
+    (folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    assert run(f"--weights={weights_file}", folder) == 1
+    errors = capsys.readouterr().err
+    assert f"cannot read {folder}/IMG_1.HEIC: .HEIC is not decoded; convert it" in errors
+    assert "1 of 6 images could not be read" in errors
+
+    def walk(top, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{folder}/private"))
+        yield str(folder / "sub"), [], []
+
+    monkeypatch.setattr("os.walk", walk)
+    assert run(f"--weights={weights_file}", folder) == 1
+    assert f"cannot read {folder}/private: Permission denied" in capsys.readouterr().err
 
 
 def test_images_are_found_by_suffix_or_first_bytes_and_litter_is_left_out(folder):
@@ -205,17 +240,23 @@ def test_weights_without_a_head_or_with_one_of_zeros_are_refused():
         (["--weights={weights}", "{folder}/none.png"], "no image, folder or match"),
         (["--weights={weights}", "{folder}/*.gif"], "no image, folder or match"),
         (["--weights={weights}", "{empty}"], "there are no images"),
+        (["--weights={weights}", "{texts}"], "There are other files, such as '{texts}/a.txt'"),
+        (["--weights={weights}", ""], "no image, folder or match of a pattern: ''"),
+        (["--weights={weights}", "x" * 300], "no image, folder or match"),
+        (["--weights={weights}", "~nobody-of-this-name/a.png"], "no image, folder or match"),
         (["--weights={weights}", "{folder}", "--top=0"], "must be at least 1"),
         (["--weights={weights}", "{folder}", "--image_size=9"], "not divisible by the patch size 4"),
         (["--weights={weights}", "{folder}", "--model=ViT-B/16"], "not ViT-B/16"),
     ],
 )
 def test_mistakes_are_one_message(arguments, message, weights_file, folder, tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    places = {"weights": weights_file, "folder": folder, "empty": tmp_path / "empty"}
+    for name in ("empty", "texts"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("text")
+    places = {"weights": weights_file, "folder": folder, "empty": tmp_path / "empty", "texts": tmp_path / "texts"}
     assert run(*(argument.format(**places) for argument in arguments)) == 1
     output = capsys.readouterr()
-    assert message in output.err
+    assert message.format(**places) in output.err
     assert output.err.startswith("error: ")
     assert not output.out
 

@@ -23,7 +23,8 @@ import numpy as np
 from vit_jax import partitioning
 from vit_jax.compilation_cache import use_compilation_cache
 from vit_jax.data.images import ImageError
-from vit_jax.data.sources.trees import IMAGE_SUFFIXES, MAX_FILE_BYTES, find_files, is_litter
+from vit_jax.data.sources.trees import IMAGE_SUFFIXES, MAX_FILE_BYTES, Found, find_files, is_litter
+from vit_jax.display import print_any_text, show_name, show_names
 from vit_jax.errors import UserError
 from vit_jax.host import format_seconds, num_cpus
 from vit_jax.regular_files import read_regular
@@ -104,27 +105,49 @@ class Predictor:
         return np.asarray(self._probabilities(self._params, batch))[: len(images)]
 
 
-def find_images(places: Sequence[str]) -> list[str]:
-    """Lists the image files that files, folders and patterns name, each once.
+# Photos of kinds that are not decoded. In a folder they are told like damaged images, not like files of other kinds.
+_OTHER_PHOTOS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".tif", ".tiff", ".dng", ".cr2", ".cr3", ".nef", ".arw")
+
+
+def find_images(places: Sequence[str | os.PathLike[str]]) -> Found:
+    """Lists the image files that files, folders and patterns name, each once, and what else is in the folders.
 
     Raises:
       UserError: there are none.
     """
-    found: dict[str, None] = {}
-    for place in places:
-        path = pathlib.Path(place).expanduser()
-        matches = [path] if path.exists() else _matches(path)
+    images: dict[str, None] = {}
+    others: dict[str, None] = {}
+    errors: dict[str, None] = {}
+    for place in map(os.fspath, places):
+        matches = _existing(place)
         if not matches:
-            raise UserError(f"no image, folder or match of a pattern: {place!r}.")
+            raise UserError(f"no image, folder or match of a pattern: '{show_name(place)}'.")
         for match in sorted(matches):
-            if match.is_dir():
-                inside = find_files(match)
-                if not inside:
-                    raise UserError(f"there are no images ({', '.join(IMAGE_SUFFIXES)}) in {match}.")
-                found |= dict.fromkeys(inside)
-            else:
-                found[str(match)] = None
-    return list(found)
+            if not match.is_dir():
+                images[str(match)] = None
+                continue
+            inside = find_files(match)
+            if not inside.images:
+                there = f" There are other files, such as '{show_name(inside.others[0])}'." if inside.others else ""
+                there += "".join(f" Cannot list {show_name(error)}." for error in inside.errors[:1])
+                known = ", ".join(IMAGE_SUFFIXES)
+                raise UserError(f"there are no images ({known}) in {show_name(str(match))}.{there}")
+            images |= dict.fromkeys(inside.images)
+            others |= dict.fromkeys(inside.others)
+            errors |= dict.fromkeys(inside.errors)
+    return Found(list(images), [path for path in others if path not in images], list(errors))
+
+
+def _existing(place: str) -> list[pathlib.Path]:
+    """The files and folders that a place stands for; [] if there are none."""
+    if not place:
+        return []  # pathlib takes it for the current folder
+    path = pathlib.Path(place)
+    try:
+        path = path.expanduser()
+        return [path] if path.exists() else _matches(path)
+    except (OSError, RuntimeError, ValueError):  # a name that is too long; a home folder that is not known
+        return []
 
 
 def _matches(pattern: pathlib.Path) -> list[pathlib.Path]:
@@ -149,9 +172,9 @@ def read_images(
         try:
             return preprocessing(preprocessing.decode(read_regular(path, MAX_FILE_BYTES)))
         except ImageError as error:
-            return f"{path}: {error}"
+            return f"{show_name(path)}: {error}"
         except OSError as error:
-            return f"{path}: {error.strerror or error}"
+            return f"{show_name(path)}: {error.strerror or error}"
 
     with concurrent.futures.ThreadPoolExecutor(num_cpus()) as pool:
         starts = range(0, len(paths), batch_size)
@@ -221,19 +244,20 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Runs the command; returns the exit status."""
     args = make_parser().parse_args(arguments)
+    print_any_text()
     try:
         if args.top < 1 or args.batch_size < 1:
             raise UserError("--top and --batch_size must be at least 1.")
-        paths = find_images(args.images)
+        found = find_images(args.images)
         use_compilation_cache()
         predictor = Predictor(
             load(args.weights, model=args.model),
-            batch_size=min(args.batch_size, len(paths)),
+            batch_size=min(args.batch_size, len(found.images)),
             image_size=args.image_size,
             dtype=args.dtype,
             probabilities=args.probabilities,
         )
-        return _predict(predictor, paths, args.top, args.json)
+        return _predict(predictor, found, args.top, args.json)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -243,29 +267,42 @@ def main(arguments: list[str]) -> int:
     except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # such as a full disk behind `>`
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
-def _predict(predictor: Predictor, paths: Sequence[str], top: int, as_json: bool) -> int:
-    names = predictor.weights.class_names
+def _predict(predictor: Predictor, found: Found, top: int, as_json: bool) -> int:
+    names, paths = predictor.weights.class_names, found.images
     for note in predictor.weights.notes:
         print(f"note: {note}", file=sys.stderr)
-    progress, unreadable = _Progress(len(paths)), 0
+    photos = [path for path in found.others if path.lower().endswith(_OTHER_PHOTOS)]
+    for message in [
+        *found.errors,
+        *(f"{path}: {pathlib.Path(path).suffix} is not decoded; convert it" for path in photos),
+    ]:
+        print(f"cannot read {show_name(message)}", file=sys.stderr)
+    if others := [path for path in found.others if not path.lower().endswith(_OTHER_PHOTOS)]:
+        print(f"note: left out {len(others):,} of other kinds than images: {show_names(others, 3)}", file=sys.stderr)
+    progress, unreadable = _Progress(len(paths)), len(found.errors) + len(photos)
     for good, images, messages in read_images(paths, predictor.preprocessing, predictor.batch_size):
         for path, probabilities in zip(good, predictor(images) if good else (), strict=True):
             predictions = top_classes(probabilities, top, names)
             if as_json:
                 print(json.dumps({"image": path, "predictions": predictions}))
                 continue
-            print(path)
+            print(show_name(path))
             for row in predictions:
-                print(f"  {100 * float(str(row['probability'])):6.2f} %  {row['name'] or 'class'} ({row['label']})")
+                name = show_name(str(row["name"] or "class"))
+                print(f"  {100 * float(str(row['probability'])):6.2f} %  {name} ({row['label']})")
         sys.stdout.flush()
         for message in messages:
             print(f"cannot read {message}", file=sys.stderr)
         unreadable += len(messages)
         progress.add(len(good) + len(messages))
     if unreadable:
-        print(f"{unreadable} of {len(paths)} images could not be read.", file=sys.stderr)
+        total = len(paths) + len(found.errors) + len(photos)
+        print(f"{unreadable} of {total} images could not be read.", file=sys.stderr)
     return 1 if unreadable else 0
 
 

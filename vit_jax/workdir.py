@@ -202,7 +202,7 @@ _LEASE_SECONDS = 60.0  # without a heartbeat
 
 
 @contextlib.contextmanager
-def _leased(url: str, on_lost: Callable[[LockLostError], None]) -> Iterator[None]:
+def _leased(url: str, on_lost: Callable[[LockLostError], None] = end_process) -> Iterator[None]:
     """Keeps other processes out of a store without file locks, by an object that its holder rewrites now and then.
 
     Every write names the version of the object it replaces and is refused if that is no longer there (GCS:

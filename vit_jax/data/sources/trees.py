@@ -1,5 +1,6 @@
 """A folder or a zip file as a tree of folders and files, so that both are judged and read by the same code."""
 
+import dataclasses
 import enum
 import heapq
 import os
@@ -100,17 +101,41 @@ def holds_images(tree: Tree, place: str) -> bool:
     return any(looks_like_image(tree.start(place + name)) for name in heapq.nsmallest(_PEEKED, others))
 
 
-def find_files(folder: pathlib.Path) -> list[str]:
-    """The paths of all images in a folder and the folders in it, sorted, without litter.
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What is in a folder and the folders in it, sorted, without litter. Links to folders are not followed.
 
-    Links to folders are not followed.
+    Attributes:
+      images: paths of images.
+      others: paths of other files.
+      errors: why folders in it cannot be listed, with their paths.
     """
-    found = []
-    for place, folders, _ in os.walk(folder):
+
+    images: list[str]
+    others: list[str]
+    errors: list[str]
+
+
+def find_files(folder: pathlib.Path) -> Found:
+    """Lists all files in a folder and the folders in it."""
+    images: list[str] = []
+    others: list[str] = []
+    errors: list[str] = []
+
+    def fail(error: OSError) -> None:
+        errors.append(f"{error.filename}: {error.strerror or error}")
+
+    for place, folders, _ in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not is_litter(name)]
         tree = FolderTree(pathlib.Path(place))
-        found += [f"{place}/{name}" for name, kind in tree.entries("") if kind.is_file and is_image(tree, name)]
-    return sorted(found, key=lambda path: path.split("/"))
+        for name, kind in tree.entries(""):
+            if kind.is_file:
+                (images if is_image(tree, name) else others).append(f"{place}/{name}")
+    return Found(sorted(images, key=_by_parts), sorted(others, key=_by_parts), errors)
+
+
+def _by_parts(path: str) -> list[str]:
+    return path.split("/")
 
 
 class FolderTree:
