@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import shutil
 
 import jax
@@ -14,6 +15,7 @@ from tests.data.test_sources import write_image
 from tests.test_train import compiled_once
 from vit_jax import checkpoints, overview
 from vit_jax import experiment as experiments
+from vit_jax.analysis.flops import forward_flops
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.config import base_config, flatten
 from vit_jax.data.sources import open_source
@@ -193,6 +195,10 @@ def test_linear_probe_moves_the_head_alone(config, weights):
     config.train_only = ("^head/",)
     config.model.pre_logits = True  # the representation of the paper's linear evaluation
     built, begun = begin(config)
+    # The forward pass, and the gradient of the head's kernel.
+    forward = forward_flops(built.model, config.data.image_size)
+    assert built.train_flops == forward + 2 * math.prod(built.abstract_state.params["head"]["kernel"].shape)
+    assert "in all at 1 x forward" in overview.describe_run(config, built)
     begun, state = begun.params, experiments.init_state(config, built)
     step = experiments.make_step(config, built)
     with contextlib.closing(experiments.make_train_batches(config, built)) as batches:

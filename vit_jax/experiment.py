@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import optimizers, partitioning
+from vit_jax.analysis.flops import Trained, train_step_flops
 from vit_jax.config import CHECKS, LENGTHS, check_fields
 from vit_jax.data.augment import RandAugment
 from vit_jax.data.images import EvalTransform, TrainTransform
@@ -64,6 +65,7 @@ class Experiment:
       select: the parameters that are trained.
       initial_params: parameters to begin with, on the host; None: the model's own initialisation.
       transfer_report: what became of the weights they are from.
+      is_trained: tells by a parameter's name whether it is trained; None: all are.
     """
 
     mesh: Mesh
@@ -84,6 +86,12 @@ class Experiment:
     select: Select
     initial_params: Any = None
     transfer_report: TransferReport | None = None
+    is_trained: Trained | None = None
+
+    @property
+    def train_flops(self) -> int:
+        """FLOPs of training on one image. With frozen parameters only what is computed counts."""
+        return train_step_flops(self.model, self.abstract_batch["image"].shape[1], self.is_trained)
 
     @property
     def model_name(self) -> str:
@@ -203,6 +211,7 @@ def build(
         select=select,
         initial_params=initial_params,
         transfer_report=report,
+        is_trained=optimizers.is_trained(config.train_only),
     )
 
 

@@ -78,6 +78,12 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
+def is_trained(patterns: Sequence[str]) -> Callable[[str], bool] | None:
+    """Tells by a parameter's name whether it is trained; None if all are. See `select_parameters`."""
+    compiled = [re.compile(pattern) for pattern in patterns]
+    return (lambda name: any(pattern.search(name) for pattern in compiled)) if compiled else None
+
+
 def select_parameters(patterns: Sequence[str]) -> Callable[[Any], Any]:
     """Says which parameters are trained: those in whose name one of the patterns is found.
 

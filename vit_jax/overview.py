@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import partitioning
-from vit_jax.analysis.flops import forward_flops, train_exaflops
+from vit_jax.analysis.flops import forward_flops
 from vit_jax.config import flatten
 from vit_jax.data.sources.imagenet_variants import VARIANTS
 from vit_jax.evaluation import EvaluationOnly, TestData
@@ -65,7 +65,8 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
     accumulation = f" in {config.accumulation_steps} parts" if config.accumulation_steps > 1 else ""
     parameters = count_parameters(experiment.abstract_state.params)
     flops = forward_flops(experiment.model, size)
-    exaflops = train_exaflops(experiment.model, size, experiment.num_steps * config.batch_size)
+    images = experiment.num_steps * config.batch_size
+    exaflops = experiment.train_flops * images / 1e18
     held = partitioning.bytes_per_device(experiment.abstract_state) / 1e9
     trained = count_parameters(experiment.select(experiment.abstract_state.params))
     begun = []
@@ -80,7 +81,7 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
         f"training  {experiment.num_steps:,} steps of {config.batch_size:,} images{accumulation}, {epochs:.4g} epochs; "
         f"{config.optimizer.name}{layer_decay}, {config.loss} cross-entropy",
         f"compute   {flops / 1e9:.4g} GFLOP an image forward (multiply-add = 2), {exaflops:.4g} exaFLOP in all at "
-        f"{'most ' if trained < parameters else ''}3 x forward",
+        f"{experiment.train_flops / flops:.3g} x forward",
         f"devices   {_describe_mesh(experiment.mesh)}; state {config.sharding}, {held:.3g} GB on each",
     ]
     return "\n".join(lines)

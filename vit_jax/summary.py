@@ -8,7 +8,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax.accounting import describe_cost, paper_core_days, read_starts, total_cost
-from vit_jax.analysis.flops import train_step_flops
 from vit_jax.experiment import Experiment
 from vit_jax.host import format_seconds
 from vit_jax.metrics import TIME_PREFIX, read_jsonl
@@ -66,14 +65,14 @@ def summarize(
     rates = sorted(row[name] for row in rows if (name := f"{TIME_PREFIX}images_per_second") in row)
     if rates:
         summary["images_per_second"] = rates[len(rates) // 2]
-        flops = train_step_flops(experiment.model, config.data.image_size)
-        summary["tflops_per_second"] = summary["images_per_second"] * flops / 1e12
+        summary["tflops_per_second"] = summary["images_per_second"] * experiment.train_flops / 1e12
     utilisations = sorted(row[name] for row in rows if (name := f"{TIME_PREFIX}mfu") in row)
     if utilisations:
         summary["mfu"] = utilisations[len(utilisations) // 2]
     if starts := read_starts(workdir):
         summary |= describe_cost(total_cost(starts))
-        if (published := paper_core_days(experiment.model_name, config.data.image_size, images)) is not None:
+        published = paper_core_days(experiment.model_name, config.data.image_size, images)
+        if published is not None and not config.train_only:
             summary["paper_tpuv3_core_days"] = published
     summary["overlap"] = dict(overlap)
     summary["seconds_of_this_start"] = seconds

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from vit_jax import distributed, leakage, overview, partitioning, preemption, workdir
 from vit_jax import experiment as experiments
 from vit_jax.accounting import Accounts, Ledger
-from vit_jax.analysis.flops import train_step_flops
 from vit_jax.analysis.hardware import describe_machine
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.curves import plot_curves
@@ -127,7 +126,7 @@ def train(
         throughput = Throughput(
             config.batch_size,
             machine.num_cores,
-            train_step_flops(experiment.model, config.data.image_size),
+            experiment.train_flops,
             peak_flops=machine.bf16_flops,
             ledger=ledger,
         )

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from vit_jax import optimizers
 from vit_jax.analysis import flops
 from vit_jax.errors import UserError
 from vit_jax.models import create_model, list_models
@@ -64,7 +65,9 @@ def products_in(jaxpr, *, padding=True):
             pairs = math.prod(outputs) * math.prod(shapes[1][axis] for axis in numbers.rhs_spec[2:])
             if not padding:
                 pairs = valid_positions(equation, 0) * valid_positions(equation, 1)
-            total += 2 * pairs * channels * features
+            pairs //= math.prod(equation.params["lhs_dilation"])  # of a strided one's gradient most are zeros
+            batch = equation.outvars[0].aval.shape[numbers.out_spec[0]]  # at a kernel's gradient the input channels
+            total += 2 * batch * pairs * channels * features
         elif name == "cond":
             # One branch is taken: attention is computed by what suits the platform, with the same products everywhere.
             (branch,) = {products_in(each, padding=padding) for each in subjaxprs(equation)}
@@ -119,6 +122,72 @@ def test_parameters_and_flops_are_those_of_the_traced_forward_pass(name, image_s
     params, jaxpr = traced(model, image_size)
     assert flops.parameter_count(model, image_size) == count_parameters(params)
     assert flops.forward_flops(model, image_size) == products_in(jaxpr().jaxpr)
+
+
+_RELATIVE = {"num_layers": 2, "position_embedding": "relative"}
+_TWO = {"num_layers": 2}
+FROZEN = [
+    *[
+        ("ViT-Ti/16", 32, _TWO, patterns)
+        for patterns in [
+            ("^head/",), ("",), ("pos_embedding",), ("encoderblock_1/",), ("query/kernel",), ("value/", "^head/"),
+            ("Dense_1/bias",), ("scale$",), ("embedding/kernel",),
+        ]
+    ],
+    ("ViT-Ti/16", 32, {**_TWO, "pool": "map", "pre_logits": True}, ("probe",)),
+    ("ViT-Ti/16", 32, {**_TWO, "pool": "map", "pre_logits": True}, ("MAPHead_0/Multi.*/key",)),
+    ("ViT-Ti/16", 32, _RELATIVE, ("encoderblock_1/.*relative_embedding",)),
+    ("ViT-Ti/16", 32, {**_RELATIVE, "position_embedding_at": "shared"}, ("relative_embedding",)),
+    ("ViT-Ti/16", 32, {**_TWO, "position_embedding_at": "every_layer"}, ("encoderblock_1/posembed",)),
+    ("R26+S/32", 32, {"num_layers": 1, "resnet": (1, 2)}, ("conv_proj|unit2/conv2",)),
+    ("R26x1", 32, {"stages": (1, 1)}, ("gn1|conv_proj",)),
+    ("AxialResNet-26", 32, {"stages": (1, 1)}, ("block2/unit01/column/",)),
+    ("Axial-ViT-Ti/16", 32, {"num_layers": 1}, ("column/.*out/", "^head/")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "image_size", "overrides", "patterns"), FROZEN)
+def test_with_frozen_parameters_only_what_is_computed_counts(name, image_size, overrides, patterns):
+    model = create_model(name, **({"num_classes": 10} | overrides))
+    params, _ = traced(model, image_size)
+    trained, select = optimizers.is_trained(patterns), optimizers.select_parameters(patterns)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+
+    def loss(part, params, images):
+        return model.apply({"params": optimizers.merge_parameters(params, part)}, images, train=True)[0].sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(select(params), params, images)
+    assert flops.train_step_flops(model, image_size, trained) == products_in(jaxpr.jaxpr)
+
+
+@pytest.mark.parametrize("patterns", [("^head/",), ("encoderblock_1/", "^head/"), ("pos_embedding",), ("",)])
+def test_with_frozen_parameters_xla_counts_the_same(patterns):
+    model = create_model("ViT-Ti/16", num_classes=10, num_layers=2, attention="einsum")
+    params, _ = traced(model, 96)
+    select, images = optimizers.select_parameters(patterns), jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32)
+
+    def loss(part, params, images):
+        return model.apply({"params": optimizers.merge_parameters(params, part)}, images, train=True)[0].sum()
+
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(select(params), params, images).compile()
+    ours = flops.train_step_flops(model, 96, optimizers.is_trained(patterns))
+    assert compiled.cost_analysis()["flops"] == pytest.approx(ours, rel=0.05)
+
+
+def test_what_is_not_computed_is_not_counted_at_full_size():
+    model = create_model("ViT-L/16", num_classes=1000)
+    forward = flops.forward_flops(model, 224)
+    head = flops.train_step_flops(model, 224, optimizers.is_trained(("^head/",)))
+    assert head == forward + 2 * 1024 * 1000
+    everything = flops.train_step_flops(model, 224, optimizers.is_trained(("",)))
+    assert 0.9990 < everything / flops.train_step_flops(model, 224) < 1  # without the gradient of the pixels
+
+
+def test_scanned_layers_count_like_unrolled_ones_where_all_of_them_are_trained():
+    unrolled, scanned = (create_model("ViT-Ti/16", num_classes=10, scan_layers=scan) for scan in (False, True))
+    trained = optimizers.is_trained(("encoderblock",))
+    assert flops.train_step_flops(unrolled, 32, trained) < flops.train_step_flops(unrolled, 32)
+    assert flops.train_step_flops(scanned, 32, trained) == flops.train_step_flops(unrolled, 32, trained)
 
 
 def test_flops_are_close_to_what_xla_counts():

@@ -24,8 +24,8 @@ ANSWER = {
 
 
 GPU_ANSWER = {
-    "status": "formula", "num_steps": 86_400, "num_parameters": 300, "parameter_bytes": 1200, "flops": 1e15,
-    "arguments": 4 * GIB, "temporaries": 2 * GIB,
+    "status": "formula", "num_steps": 86_400, "num_parameters": 300, "parameter_bytes": 1200, "gradient_bytes": 1200,
+    "flops": 1e15, "arguments": 4 * GIB, "temporaries": 2 * GIB,
 }  # fmt: skip
 
 
@@ -153,8 +153,8 @@ def test_where_no_data_sheet_tells_the_network_between_slices_there_is_no_time()
 
 
 def test_several_machines_reduce_within_and_between_by_formula():
-    one = make_gpu_row(parameter_bytes=8_000_000)
-    four = make_gpu_row(name="4xh100-8", num_devices=32, parameter_bytes=8_000_000)
+    one = make_gpu_row(gradient_bytes=8_000_000)
+    four = make_gpu_row(name="4xh100-8", num_devices=32, gradient_bytes=8_000_000)
     assert [each.kind for each in four.collectives if each.across_slices] == ["all-reduce"]
     # Each GPU sends an eighth of the sum, 1.5 times for four machines, at 400 Gbit/s.
     assert four.interconnect_seconds - one.interconnect_seconds == pytest.approx(1.5 * 1e6 / 50e9)
@@ -235,6 +235,17 @@ def test_what_a_gpu_keeps_before_fusion_takes_memory_but_no_time():
     assert many.memory.total > few.memory.total
     assert many.step_seconds == few.step_seconds
     assert many.roofline == few.roofline
+
+
+def test_gradients_of_frozen_parameters_are_not_exchanged():
+    all_trained, head = make_gpu_row(parameter_bytes=10**9, gradient_bytes=10**9), make_gpu_row(parameter_bytes=10**9)
+    assert head.collectives[0].num_bytes == 1200
+    assert head.interconnect_seconds < all_trained.interconnect_seconds
+
+
+def test_a_run_with_frozen_parameters_is_none_of_the_papers():
+    config = with_fields(base_config(), model__name="ViT-L/16", batch_size=4096, train_only=("^head/",))
+    assert make_row(config=config, num_steps=round(303e6 * 14 / 4096)).paper_core_days is None
 
 
 def test_with_fsdp_each_part_of_the_batch_gathers_and_scatters():

@@ -15,7 +15,7 @@ def make_row(config, topology, *, needed, usable, **fields):
         num_devices=topology.num_devices, num_cores=topology.num_cores, device="core", sharding=config.sharding,
         remat=config.model.remat or "none", scan_layers=False, accumulation_steps=config.accumulation_steps,
         status="fits" if fits else "does not fit", message=None if fits else "needs more",
-        memory=Memory(needed, usable), flops=1e15, num_parameters=300_000_000, **fields,
+        memory=Memory(needed, usable), flops=1e15, num_parameters=300_000_000, num_trained=300_000_000, **fields,
     )  # fmt: skip
 
 
@@ -69,6 +69,16 @@ def test_a_search_around_a_guess_ends_where_nothing_fits():
 def test_where_no_batch_fits_the_smallest_is_told():
     row = search.largest_batch(Machine(lambda config: 2000 + config.batch_size), v3_8_config(), find_topology("v3-8"))
     assert (row.status, row.batch_size) == ("does not fit", 8)
+
+
+def test_a_search_does_not_go_beyond_what_a_config_may_ask_for():
+    def plan(config, topology):
+        row = make_row(config, topology, needed=1, usable=2)
+        refusal = {"status": "refused", "message": "batch_size must be at most 80"}
+        return dataclasses.replace(row, **refusal) if config.batch_size > 80 else row
+
+    row = search.largest_batch(plan, v3_8_config(), find_topology("v3-8"))
+    assert (row.fits, row.batch_size) == (True, 80)
 
 
 def test_a_search_ends_with_what_goes_wrong():

@@ -18,10 +18,11 @@ from tests.reporting.workdirs import (
     write_vtab,
 )
 from vit_jax import sweep as sweep_command
-from vit_jax.analysis.flops import train_step_flops
+from vit_jax.analysis.flops import forward_flops, train_step_flops
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
 from vit_jax.models import create_model
+from vit_jax.reporting import origins
 from vit_jax.reporting.models import pre_trained_models
 from vit_jax.reporting.names import data_set_name, model_label, pre_training_name
 from vit_jax.reporting.records import ACCURACY, REAL, find
@@ -77,6 +78,13 @@ def test_real_run_is_read_with_what_it_began_with(real):
     assert fine.model == "ViT-Ti/4 (hidden_dim=16, mlp_dim=32, num_heads=2, num_layers=1)"
     headless = create_model("ViT-Ti/4", num_classes=0, hidden_dim=16, mlp_dim=32, num_heads=2, num_layers=1)
     assert fine.before.exaflops == pytest.approx(2 * 16 * train_step_flops(headless, 8) / 1e18)
+
+
+@pytest.mark.parametrize(("patterns", "passes"), [((), 3), (["^head/"], 1), (["(["], None), ([1], None)])
+def test_exaflops_are_those_of_what_was_trained(patterns, passes):
+    model = {"name": "ViT-Ti/4", "num_classes": 10}
+    flops = None if passes is None else passes * forward_flops(create_model("ViT-Ti/4", num_classes=0), 8) * 16 / 1e18
+    assert origins._exaflops(model, 8, 16, patterns) == (flops and pytest.approx(flops))
 
 
 def test_real_evaluation_adds_to_the_run_it_is_of(real):

@@ -11,7 +11,12 @@ Counted are matrix products and convolutions, a multiplication and its addition 
 2 n a b, a convolution 2 x output positions x kernel positions x input channels x output channels, where kernel
 positions that fall on padding count like any other. Not counted: biases and other additions, norms, activations,
 softmax, pooling, and the standardisation of kernels, which is the same for any number of images. Training takes three
-times the forward pass, because each product has two in the backward pass, for the gradients of its two factors.
+times the forward pass, because each product has two in the backward pass, for the gradients of its two factors. That is
+the paper's count; it includes the gradient of the pixels, which nobody computes (0.08 % of ViT-L/16).
+
+Where some parameters are frozen (`train_only`), only what is computed counts: the forward pass; the gradient of a
+product's input if a trained parameter lies below it; the gradient of a kernel if it is trained. What is computed twice
+to save memory (`remat`) never counts, and dropout and stochastic depth leave nothing out: masked examples are computed.
 
 With 303M images an epoch and without the head that comes to table 6: between 0.97 and 1.04 of the paper's exaFLOPs in
 each of its 18 rows. Of the rest we know this:
@@ -24,61 +29,18 @@ each of its 18 rows. Of the rest we know this:
 """
 
 import argparse
-import dataclasses
-import math
 import re
 import sys
 from collections.abc import Sequence
 
 import flax.linen as nn
 
+from vit_jax.analysis.products import FlopsRow, Trained, count_model
 from vit_jax.errors import UserError
 from vit_jax.models import create_model, list_models
-from vit_jax.models.axial import AxialUnit, AxialVisionTransformer
-from vit_jax.models.resnet import EXPANSION, ROOT_WIDTH, BitResNet, BitUnit, HybridUnit
-from vit_jax.models.vit import VisionTransformer
 from vit_jax.published import paper
 
-CHANNELS = 3  # of an image
 TRAIN_PER_FORWARD = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class FlopsRow:
-    """What a part of a model costs: FLOPs of a forward pass of one image, and parameters."""
-
-    part: str
-    flops: int
-    parameters: int
-
-
-class _Count:
-    """Adds up FLOPs and parameters by part."""
-
-    def __init__(self):
-        self._parts: dict[str, list[int]] = {}
-
-    def add(self, part: str, *, flops: int = 0, parameters: int = 0) -> None:
-        """Adds to a part."""
-        total = self._parts.setdefault(part, [0, 0])
-        total[0] += flops
-        total[1] += parameters
-
-    def dense(self, part: str, positions: int, inputs: int, outputs: int, *, bias: bool = True, times: int = 1) -> None:
-        """Adds `times` dense layers that are applied at so many positions.
-
-        A convolution is one too: its inputs are what the kernel sees.
-        """
-        parameters = inputs * outputs + (outputs if bias else 0)
-        self.add(part, flops=times * 2 * positions * inputs * outputs, parameters=times * parameters)
-
-    def norm(self, part: str, width: int, *, times: int = 1) -> None:
-        """Adds `times` layer or group norms, a scale and a bias for each channel."""
-        self.add(part, parameters=times * 2 * width)
-
-    def rows(self) -> list[FlopsRow]:
-        """The parts in the order in which they came, without those that have nothing."""
-        return [FlopsRow(part, *total) for part, total in self._parts.items() if any(total)]
 
 
 def count_parts(model: nn.Module, image_size: int | tuple[int, int]) -> list[FlopsRow]:
@@ -91,19 +53,7 @@ def count_parts(model: nn.Module, image_size: int | tuple[int, int]) -> list[Flo
     Raises:
       UserError: the model does not take images of that size, or there is no formula for it.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    count = _Count()
-    if isinstance(model, VisionTransformer):
-        features = _vision_transformer(count, model, height, width)
-    elif isinstance(model, AxialVisionTransformer):
-        features = _axial_vision_transformer(count, model, height, width)
-    elif isinstance(model, BitResNet):
-        features = _bit_resnet(count, model, height, width)
-    else:
-        raise UserError(f"no formula for the FLOPs of a {type(model).__name__}.")
-    if model.num_classes:
-        count.dense("head", 1, features, model.num_classes)
-    return count.rows()
+    return count_model(model, image_size, lambda name: False).rows()
 
 
 def forward_flops(model: nn.Module, image_size: int | tuple[int, int]) -> int:
@@ -111,14 +61,26 @@ def forward_flops(model: nn.Module, image_size: int | tuple[int, int]) -> int:
     return sum(row.flops for row in count_parts(model, image_size))
 
 
-def train_step_flops(model: nn.Module, image_size: int | tuple[int, int]) -> int:
-    """FLOPs of training on one image: forward and backward; see `count_parts`."""
-    return TRAIN_PER_FORWARD * forward_flops(model, image_size)
+def train_step_flops(model: nn.Module, image_size: int | tuple[int, int], trained: Trained | None = None) -> int:
+    """FLOPs of training on one image: forward and backward; see `count_parts`.
+
+    Args:
+      model: see `count_parts`; so is `image_size`.
+      image_size: see there.
+      trained: whether a parameter is trained, by its name, as from `optimizers.is_trained`. None: all are, and the
+        count is the paper's, three times the forward pass. Otherwise only what is computed counts: see the head of this
+        file.
+    """
+    if trained is None:
+        return TRAIN_PER_FORWARD * forward_flops(model, image_size)
+    return forward_flops(model, image_size) + count_model(model, image_size, trained).backward
 
 
-def train_exaflops(model: nn.Module, image_size: int | tuple[int, int], num_images: float) -> float:
-    """10^18 FLOPs of training on so many images, each epoch counted anew; see `count_parts`."""
-    return train_step_flops(model, image_size) * num_images / 1e18
+def train_exaflops(
+    model: nn.Module, image_size: int | tuple[int, int], num_images: float, trained: Trained | None = None
+) -> float:
+    """10^18 FLOPs of training on so many images, each epoch counted anew; see `train_step_flops`."""
+    return train_step_flops(model, image_size, trained) * num_images / 1e18
 
 
 def parameter_count(model: nn.Module, image_size: int | tuple[int, int]) -> int:
@@ -137,181 +99,6 @@ def table6() -> list[tuple[paper.JftScaling, float]]:
         )
         for row in paper.TABLE_6
     ]
-
-
-def _vision_transformer(count: _Count, model: VisionTransformer, height: int, width: int) -> int:
-    """Adds a ViT or hybrid; returns the width of its representation."""
-    hidden, depth = model.hidden_dim, model.num_layers
-    rows, columns = model.grid(height, width)
-    channels = CHANNELS
-    if model.resnet is not None:
-        channels = _resnet(count, HybridUnit, model.resnet, ROOT_WIDTH, height, width)
-        count.norm("resnet root", ROOT_WIDTH)
-    count.dense("patch embedding", rows * columns, channels * model.patch_size**2, hidden)
-    tokens = rows * columns + model.num_prefix_tokens
-    count.add("class token", parameters=model.num_prefix_tokens * hidden)
-
-    kind, place = model.position_embedding, model.position_embedding_at
-    if kind == "relative":
-        tables = 1 if place == "shared" else depth
-        _relative(count, "position embeddings", tokens, tokens, hidden, tables=tables, times=depth)
-    else:
-        learned = {
-            "learned_1d": tokens * hidden,
-            "learned_2d": columns * (hidden // 2) + rows * (hidden - hidden // 2),
-        }
-        tables = depth if place == "every_layer" else 1
-        count.add("position embeddings", parameters=tables * learned.get(kind, 0))
-
-    _transformer_layers(count, depth, tokens, tokens, hidden, model.mlp_dim)
-    count.norm("norms", hidden)
-    if model.pool == "map":
-        part = "attention pooling"
-        count.add(part, parameters=hidden)  # the query
-        _attention(count, part, part, queries=1, keys=tokens, attended=tokens, width=hidden)
-        count.norm(part, hidden)
-        _mlp(count, part, 1, hidden, model.mlp_dim)
-    if model.pre_logits:
-        count.dense("pre-logits", 1, hidden, hidden)
-    return hidden
-
-
-def _axial_vision_transformer(count: _Count, model: AxialVisionTransformer, height: int, width: int) -> int:
-    """Adds an Axial-ViT; returns the width of its representation."""
-    hidden = model.hidden_dim
-    rows, columns = model.grid(height, width)
-    tokens = rows * columns
-    count.dense("patch embedding", tokens, CHANNELS * model.patch_size**2, hidden)
-    count.add("position embeddings", parameters=tokens * hidden)
-    # One layer attends within rows, which are as long as there are columns, the next within columns.
-    for length in (columns, rows):
-        _transformer_layers(count, model.num_layers, tokens, length, hidden, model.mlp_dim)
-    count.norm("norms", hidden)
-    return hidden
-
-
-def _transformer_layers(count: _Count, depth: int, tokens: int, attended: int, hidden: int, mlp_dim: int) -> None:
-    """Adds Transformer layers in which each token attends to so many."""
-    attention = {"queries": tokens, "keys": tokens, "attended": attended, "width": hidden, "times": depth}
-    _attention(count, "attention projections", "attention products", **attention)
-    _mlp(count, "mlp", tokens, hidden, mlp_dim, times=depth)
-    count.norm("norms", hidden, times=2 * depth)
-
-
-def _attention(
-    count: _Count,
-    projections: str,
-    products: str,
-    *,
-    queries: int,
-    keys: int,
-    attended: int,
-    width: int,
-    times: int = 1,
-) -> None:
-    """Adds `times` layers of attention. How many heads share the width makes no difference.
-
-    Args:
-      count: what to add to.
-      projections: the part that query, key, value and output projections belong to.
-      products: the part that the products of queries with keys and of weights with values belong to.
-      queries: how many tokens attend.
-      keys: how many tokens are attended to.
-      attended: how many of the keys a query attends to.
-      width: of the tokens.
-      times: how many layers.
-    """
-    count.dense(projections, queries, width, width, times=2 * times)
-    count.dense(projections, keys, width, width, times=2 * times)
-    count.add(products, flops=times * 2 * (2 * queries * attended * width))
-
-
-def _mlp(count: _Count, part: str, tokens: int, hidden: int, mlp_dim: int, *, times: int = 1) -> None:
-    """Adds `times` MLPs."""
-    count.dense(part, tokens, hidden, mlp_dim, times=times)
-    count.dense(part, tokens, mlp_dim, hidden, times=times)
-
-
-def _relative(
-    count: _Count, part: str, queries: int, attended: int, width: int, *, tables: int = 1, times: int = 1
-) -> None:
-    """Adds embeddings of relative positions: one for each offset, each multiplied with each query."""
-    offsets = 2 * attended - 1
-    count.add(part, flops=times * 2 * queries * offsets * width, parameters=tables * offsets * width)
-
-
-def _bit_resnet(count: _Count, model: BitResNet, height: int, width: int) -> int:
-    """Adds a BiT ResNet, or one with axial attention; returns the width of its representation."""
-    if model.unit_type not in (BitUnit, AxialUnit):
-        raise UserError(f"no formula for the FLOPs of a ResNet of {model.unit_type.__name__}s.")
-    channels = _resnet(count, model.unit_type, model.stages, ROOT_WIDTH * model.width_factor, height, width)
-    count.norm("norms", channels)
-    return channels
-
-
-def _resnet(
-    count: _Count, unit_type: type[nn.Module], stages: Sequence[int], root_width: int, height: int, width: int
-) -> int:
-    """Adds the root and the stages of a ResNet; returns the number of channels of its feature map."""
-    size = _halved((height, width))
-    count.dense("resnet root", math.prod(size), 7 * 7 * CHANNELS, root_width, bias=False)
-    size = _halved(size)  # the max-pooling
-    channels = root_width
-    for stage, num_units in enumerate(stages):
-        unit_width = root_width * 2**stage
-        for unit in range(num_units):
-            strided = stage > 0 and unit == 0
-            _unit(count, f"resnet block{stage + 1}", unit_type, channels, unit_width, size, strided)
-            size = _halved(size) if strided else size
-            channels = EXPANSION * unit_width
-    return channels
-
-
-def _halved(size: tuple[int, int]) -> tuple[int, int]:
-    """Size after a stride of 2: BiT's paddings and "SAME" both round odd numbers up."""
-    return -(-size[0] // 2), -(-size[1] // 2)
-
-
-def _unit(
-    count: _Count,
-    part: str,
-    unit_type: type[nn.Module],
-    channels: int,
-    width: int,
-    size: tuple[int, int],
-    strided: bool,
-) -> None:
-    """Adds a bottleneck unit.
-
-    Args:
-      count: what to add to.
-      part: what the unit belongs to.
-      unit_type: `BitUnit`, `HybridUnit` or `AxialUnit`.
-      channels: of the input.
-      width: of the middle.
-      size: of the input, rows and columns.
-      strided: whether it halves the size.
-    """
-    outputs = EXPANSION * width
-    before, after = math.prod(size), math.prod(_halved(size) if strided else size)
-    projected = strided or channels != outputs
-    count.dense(part, before, channels, width, bias=False)
-    if unit_type is AxialUnit:
-        # Within rows, then within columns, both before the size is halved.
-        for length in reversed(size):
-            _attention(count, part, part, queries=before, keys=before, attended=length, width=width)
-            _relative(count, part, before, length, width)
-    else:
-        count.dense(part, after, 3 * 3 * width, width, bias=False)
-    count.dense(part, after, width, outputs, bias=False)
-    if projected:
-        count.dense(part, after, channels, outputs, bias=False)
-
-    count.norm(part, width, times=2)
-    if unit_type is HybridUnit:
-        count.norm(part, outputs, times=2 if projected else 1)  # after the last convolution, and the projection
-    else:
-        count.norm(part, channels)  # before the first convolution
 
 
 def parts_table(model: nn.Module, image_size: int | tuple[int, int]) -> str:

@@ -66,7 +66,7 @@ class PlanRow:
       not_compiled: why a slice of TPUs is a row by formula.
       advice: what to change so that it fits, tried; None if it does, or nothing was found or asked.
       memory: bytes a device.
-      num_parameters: of the model.
+      num_parameters: of the model; num_trained: those of them that are trained.
       flops: of a step by formula; compiler_flops: the same by the compiler, over all devices; None if there are loops,
         which it counts once.
       collectives: exchanges of one step on one device.
@@ -108,6 +108,7 @@ class PlanRow:
     not_compiled: str | None = None
     memory: Memory | None = None
     num_parameters: int | None = None
+    num_trained: int | None = None
     flops: float | None = None
     compiler_flops: float | None = None
     collectives: tuple[Collective, ...] = ()
@@ -233,6 +234,7 @@ def row_of(
     row = _row(
         config, topology, num_devices, task, status=answer["status"], message=answer.get("message"),
         num_parameters=answer.get("num_parameters"), flops=answer.get("flops"), num_steps=answer.get("num_steps"),
+        num_trained=answer.get("gradient_bytes", 0) // 4 or answer.get("num_parameters"),
         versions=answer.get("versions", {}),
     )  # fmt: skip
     # The compiler tells what it lets programs use, in words; of another version they may be others.
@@ -257,7 +259,9 @@ def row_of(
         days=days,
         core_days=days * row.num_cores,
         tpuv3_core_days=tpuv3_core_days(peak * num_devices * seconds),
-        paper_core_days=paper_core_days(row.model, row.image_size, row.num_steps * row.batch_size),
+        paper_core_days=None
+        if config.train_only
+        else paper_core_days(row.model, row.image_size, row.num_steps * row.batch_size),
         price=None if price_per_core_hour is None else days * 24 * row.num_cores * price_per_core_hour,
     )
 
@@ -300,7 +304,7 @@ def _by_compiler(row: PlanRow, topology: Topology, answer: dict[str, Any]) -> Pl
         for each in program["collectives"]
     )
     roofline = estimates.roofline(
-        flops=answer["flops"],
+        flops=answer.get("least_flops", answer["flops"]),
         memory_bytes=estimates.least_traffic(answer["arguments"], answer["outputs"], answer["temporaries"]),
         interconnect=estimates.interconnect_seconds(collectives, topology),
         num_devices=row.num_devices,
@@ -350,9 +354,11 @@ def _by_formula(row: PlanRow, config: ConfigDict, topology: Topology, answer: di
         outputs=0,
         temporaries=answer["temporaries"],
     )
-    collectives = _expected_collectives(config, row.num_devices, row.num_slices, answer["parameter_bytes"])
+    collectives = _expected_collectives(
+        config, row.num_devices, row.num_slices, answer["parameter_bytes"], answer["gradient_bytes"]
+    )
     roofline = estimates.roofline(
-        flops=answer["flops"],
+        flops=answer.get("least_flops", answer["flops"]),
         # Without temporaries: a compiler fuses most of what is counted there before it ever is in memory.
         memory_bytes=estimates.least_traffic(answer["arguments"], answer["arguments"], 0),
         interconnect=estimates.interconnect_seconds(collectives, topology),
@@ -373,7 +379,7 @@ def _by_formula(row: PlanRow, config: ConfigDict, topology: Topology, answer: di
 
 
 def _expected_collectives(
-    config: ConfigDict, num_devices: int, num_slices: int, parameter_bytes: int
+    config: ConfigDict, num_devices: int, num_slices: int, parameter_bytes: int, gradient_bytes: int
 ) -> tuple[Collective, ...]:
     """What a step exchanges by rule: gradients, and with FSDP also parameters, forward and backward.
 
@@ -384,25 +390,23 @@ def _expected_collectives(
     if num_devices == 1:
         return ()
     dtype = config.model.dtype
-    num_bytes = parameter_bytes * (2 if dtype in ("bfloat16", "float16") else 4) // 4
+    width = 2 if dtype in ("bfloat16", "float16") else 4
     per_slice = num_devices // num_slices
-    kinds = {"all-reduce": 1}
+    # The kind, the bytes of the whole arrays, and how often.
+    exchanges = [("all-reduce", gradient_bytes, 1)]
     if config.sharding != "replicated":
-        kinds = {"all-gather": 2 * config.accumulation_steps, "reduce-scatter": config.accumulation_steps}
-    within = [Collective(kind, ((dtype, num_bytes),), per_slice, times=times) for kind, times in kinds.items()]
-    if num_slices == 1:
-        return tuple(within)
-    between = [
-        Collective(
-            kind,
-            ((dtype, num_bytes // (num_devices if kind == "all-gather" else per_slice)),),
-            num_slices,
-            times=times,
-            across_slices=True,
-        )
-        for kind, times in kinds.items()
-    ]
-    return (*within, *between)
+        exchanges = [
+            ("all-gather", parameter_bytes, 2 * config.accumulation_steps),
+            ("reduce-scatter", gradient_bytes, config.accumulation_steps),
+        ]
+    found = []
+    for kind, num_bytes, times in exchanges:
+        sent = num_bytes * width // 4
+        found.append(Collective(kind, ((dtype, sent),), per_slice, times=times))
+        if num_slices > 1:
+            part = sent // (num_devices if kind == "all-gather" else per_slice)
+            found.append(Collective(kind, ((dtype, part),), num_slices, times=times, across_slices=True))
+    return tuple(found)
 
 
 def first_line(message: str) -> str:

@@ -102,8 +102,8 @@ def search_largest(measure: Callable[[int], PlanRow], first_guess: int, *, near:
         row = measure(size)
         if row.fits:
             fitting[size] = row
-        elif row.status.startswith("does not fit"):
-            too_large[size] = row
+        elif row.status.startswith("does not fit") or (row.status == "refused" and "batch_size" in (row.message or "")):
+            too_large[size] = row  # what a config may ask for at most is a limit as well
         else:
             return row
         low, high = max(fitting, default=0), min(too_large, default=None)
@@ -212,10 +212,10 @@ def options(
       shardings: to choose from.
       policies: of rematerialisation, to choose from.
     """
-    if row.flops is None or row.num_parameters is None:
+    if row.flops is None or row.num_trained is None:
         return []
     chip, share = topology.chip, topology.share_of_chip
-    gradients = 4 * row.num_parameters
+    gradients = 4 * row.num_trained
     interconnect = topology.interconnect_bandwidth or math.inf
     found = []
     steps = config.accumulation_steps

@@ -31,6 +31,7 @@ from vit_jax.analysis.flops import forward_flops, train_step_flops
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
 from vit_jax.experiment import Experiment
+from vit_jax.optimizers import merge_parameters
 from vit_jax.planning import hlo
 from vit_jax.train_step import normalize_images
 
@@ -119,15 +120,21 @@ def lower(config: ConfigDict, experiment: Experiment, task: str) -> jax.stages.L
 
 def facts(config: ConfigDict, experiment: Experiment, task: str) -> dict[str, Any]:
     """What is known before anything is compiled."""
-    flops_of = train_step_flops if task == "train" else forward_flops
-    params = experiment.abstract_state.params
+    params, size = experiment.abstract_state.params, config.data.image_size
+    flops = least = forward_flops(experiment.model, size)
+    if task == "train":
+        flops = experiment.train_flops
+        # The count for all parameters has the gradient of the pixels, which is not computed.
+        least = train_step_flops(experiment.model, size, experiment.is_trained or (lambda name: True))
     return {
         "num_steps": experiment.num_steps,
         "num_train_images": experiment.num_train_images,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "parameter_bytes": partitioning.total_bytes(params),
+        "gradient_bytes": partitioning.total_bytes(experiment.select(params)),
         "versions": versions(),
-        "flops": flops_of(experiment.model, config.data.image_size) * config.batch_size,
+        "flops": flops * config.batch_size,
+        "least_flops": least * config.batch_size,
         "remat": getattr(experiment.model, "remat", None),
         "scan_layers": getattr(experiment.model, "scan_layers", False),
     }
@@ -203,18 +210,18 @@ def estimate_by_formula(request: dict[str, Any]) -> dict[str, Any]:
     size = config.data.image_size
 
     def keep(params: Any, images: jax.Array) -> Any:
-        def apply(params: Any) -> jax.Array:
-            rngs = {"dropout": jax.random.key(0)}
-            return experiment.model.apply({"params": params}, normalize_images(images), train=True, rngs=rngs)[0]
+        def apply(trained: Any) -> jax.Array:
+            variables, rngs = {"params": merge_parameters(params, trained)}, {"dropout": jax.random.key(0)}
+            return experiment.model.apply(variables, normalize_images(images), train=True, rngs=rngs)[0]
 
-        return jax.vjp(apply, params)[1]
+        return jax.vjp(apply, experiment.select(params))[1]
 
     kept = jax.tree.leaves(jax.eval_shape(keep, state.params, jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)))
     return facts(config, experiment, "train") | {
         "status": "formula",
         "arguments": partitioning.bytes_per_device(state) + partitioning.bytes_per_device(batch),
-        "temporaries": partitioning.bytes_per_device(state.params) + _bytes_beside(kept, jax.tree.leaves(state.params)),
-        "collectives": [{"bytes": partitioning.total_bytes(state.params), "sharded": config.sharding != "replicated"}],
+        "temporaries": partitioning.bytes_per_device(experiment.select(state.params))
+        + _bytes_beside(kept, jax.tree.leaves(state.params)),
     }
 
 

@@ -1,12 +1,14 @@
 """What parameters were trained on: a released checkpoint, a run, a run that began with another one."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.analysis.flops import train_exaflops
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
+from vit_jax.optimizers import is_trained
 from vit_jax.reporting import settings
 from vit_jax.reporting.files import Run
 from vit_jax.reporting.names import PRE_TRAINING_IMAGES, UNKNOWN, data_set_name, pre_training_name
@@ -96,7 +98,7 @@ def after_run(before: Origin | None, run: Run, model: Mapping[str, Any], label: 
     data = pre_training_name(fields["data.dataset"], fields["data.train_split"], num_images)
     if fields["data.mixture"]:
         data = "mixture of " + " and ".join(data_set_name(str(dataset)) for dataset, _ in fields["data.mixture"])
-    exaflops = _exaflops(model, fields["data.image_size"], seen)
+    exaflops = _exaflops(model, fields["data.image_size"], seen, fields.get("train_only") or ())
     core_days = summary.get("tpuv3_core_days")
     if before is not None:
         exaflops = _sum(exaflops, before.exaflops)
@@ -131,11 +133,11 @@ def _sum(first: float | None, second: float | None) -> float | None:
     return None if first is None or second is None else first + second
 
 
-def _exaflops(model: Mapping[str, Any], image_size: int, seen: int | None) -> float | None:
+def _exaflops(model: Mapping[str, Any], image_size: int, seen: int | None, train_only: Sequence[str]) -> float | None:
     if seen is None:
         return None
     try:
         headless = create_model(**{**model, "num_classes": 0})
-        return train_exaflops(headless, image_size, seen)
-    except (UserError, TypeError, ValueError):  # a model that this version does not make
+        return train_exaflops(headless, image_size, seen, is_trained(train_only))
+    except (UserError, TypeError, ValueError, re.error):  # a model or pattern that this version does not take
         return None
