@@ -144,15 +144,15 @@ def test_images_are_found_by_suffix_or_first_bytes_and_litter_is_left_out(folder
         (folder / name).write_bytes(content if name != "notes.txt" else b"BM is a text")
     os.mkfifo(folder / "pipe.png")
     expected = [*(folder / name for name in ("a.jfif", "b", "c.dat")), *(folder / "sub").iterdir()]
-    assert predict.find_images([str(folder)]) == sorted(map(str, expected))
-    assert str(folder / "._0.png") not in predict.find_images([f"{folder}/*.*", str(folder / "sub")])
+    assert predict.find_images([str(folder)]).images == sorted(map(str, expected))
+    assert str(folder / "._0.png") not in predict.find_images([f"{folder}/*.*", str(folder / "sub")]).images
 
 
 def test_loops_of_links_end(folder):
     for name in ("loop", "again"):
         (folder / name).symlink_to(folder)  # followed, they give 2^40 paths
     for place in (str(folder), f"{folder}/**/*.png"):
-        assert len(predict.find_images([place])) == 5
+        assert len(predict.find_images([place]).images) == 5
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "/dev/zero"])

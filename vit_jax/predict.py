@@ -118,7 +118,8 @@ def find_images(places: Sequence[str | os.PathLike[str]]) -> Found:
     images: dict[str, None] = {}
     others: dict[str, None] = {}
     errors: dict[str, None] = {}
-    for place in map(os.fspath, places):
+    for each in places:
+        place = os.fspath(each)
         matches = _existing(place)
         if not matches:
             raise UserError(f"no image, folder or match of a pattern: '{show_name(place)}'.")
