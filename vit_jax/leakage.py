@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config
-from vit_jax.data.overlap import count_shared, shown
+from vit_jax.data.overlap import Places, shown
 from vit_jax.data.sources import MissingDataError, Source
 from vit_jax.errors import UserError
 from vit_jax.experiment import open_data, training_data_sets
@@ -31,7 +31,8 @@ def find_overlap(tested: Mapping[str, Source], trained_on: Sequence[Source]) -> 
       The number of such examples by evaluation; those without any are left out. `summary.json` and `evaluation.json`
       keep it as "overlap".
     """
-    overlap = {name: count for name, source in tested.items() if (count := count_shared(source, *trained_on))}
+    places = Places(*trained_on)
+    overlap = {name: count for name, source in tested.items() if (count := places.count(source))}
     for name, count in overlap.items():
         logger.warning(
             "%s, which %s is measured on, shares %s of its %s examples with what was trained on. Its accuracy tells "

@@ -17,25 +17,28 @@ from vit_jax.data.sources.base import Extent, Numbers, Source
 from vit_jax.errors import UserError
 
 
+class Places:
+    """Where the examples of some sources are, so that examples of others can be looked for among them."""
+
+    def __init__(self, *sources: Source):
+        """Asks the sources for their places; reads nothing."""
+        self._extents: dict[str, list[Extent]] = defaultdict(list)
+        for source in sources:
+            for extent in _extents(source, range(len(source))):
+                self._extents[extent.place].append(extent)
+
+    def count(self, tested: Source) -> int:
+        """How many examples of a source are among them, each counted as often as it occurs; 0 if none is."""
+        return sum(
+            _count_members(extent.numbers(), [each.numbers() for each in self._extents[extent.place]])
+            for extent in _extents(tested, range(len(tested)))
+            if extent.place in self._extents
+        )
+
+
 def count_shared(tested: Source, *others: Source) -> int:
-    """How many examples of one source are in others too.
-
-    Args:
-      tested: its examples are counted, each as often as it occurs.
-      *others: where to look for them.
-
-    Returns:
-      The number of examples of `tested` that any of the others has as well; 0 if they have none in common.
-    """
-    places: dict[str, list[Extent]] = defaultdict(list)
-    for other in others:
-        for extent in _extents(other, range(len(other))):
-            places[extent.place].append(extent)
-    return sum(
-        _count_members(extent.numbers(), [each.numbers() for each in places[extent.place]])
-        for extent in _extents(tested, range(len(tested)))
-        if extent.place in places
-    )
+    """How many examples of one source are in others too; see `Places.count`."""
+    return Places(*others).count(tested)
 
 
 def check_disjoint(tested: Source, its_role: str, other: Source, other_role: str, advice: str) -> None:
