@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vit_jax.errors import UserError
+from vit_jax.metrics import TRAIN_PREFIX
 from vit_jax.sweeps.runs import Result, Run, Task
 from vit_jax.workdir import AnyPath, write_atomically
 
@@ -105,6 +106,8 @@ def _trained_on(metric: str, result: Result) -> int:
 
 def _notes_on_trials(task: Task, trials: Sequence[tuple[Run, Result]]) -> list[str]:
     """What is to be said of the examples that values are chosen by."""
+    if trials and (name := task.metric_of(trials[0][0])).startswith(TRAIN_PREFIX):
+        return [f"The values are chosen by {name}, which is measured on what is trained on."]
     shared = max((_trained_on(task.metric_of(run), result) for run, result in trials), default=0)
     if not shared:
         return []
