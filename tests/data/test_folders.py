@@ -221,8 +221,15 @@ def test_splits_that_are_added_up_may_lack_classes_of_the_training_split(build, 
     assert source.class_names == ["cat", "dog"]
     for index in range(len(source)):
         assert f"/{source.class_names[source[index]['label']]}/" in source.where(index)
-    with pytest.raises(UserError, match="classes without images: 'cat'"):
-        open_source(place, "val")
+
+
+@pytest.mark.parametrize("split", ["test", "Val", "test[:2]", "test+Val"])
+def test_a_split_for_testing_may_have_empty_classes(build, split, caplog):
+    place = build(images("train/cat", "train/dog", "test/dog", "Val/dog") | {"test/cat/": b"", "Val/cat/": b""})
+    source = open_source(place, split)
+    assert source.class_names == ["cat", "dog"]
+    assert set(source.labels().tolist()) == {1}
+    assert "has no images of 1 of 2 classes: 'cat'" in caplog.text
 
 
 def test_a_class_that_is_empty_in_all_added_splits_is_named(build):
@@ -246,6 +253,7 @@ def test_names_that_differ_in_unicode_form_are_the_same_class(build):
     assert train.class_names == test.class_names == [NFC, "the"]
     assert [test[i]["image"] for i in range(6)] == [JPEG] * 6
     assert open_source(place, "train+test").num_classes == 2
+    assert open_source(place, "test", class_names=["the", NFD]).labels().tolist() == [1] * 3 + [0] * 3
 
 
 def test_order_and_fingerprint_do_not_depend_on_the_unicode_form(build):

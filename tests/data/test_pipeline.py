@@ -11,9 +11,12 @@ import jax
 import numpy as np
 import pytest
 
+from tests.data.test_prepare_input import photo
+from tests.data.test_records import serialized, write_tfrecord
 from vit_jax import partitioning
-from vit_jax.data import pipeline
+from vit_jax.data import images, pipeline
 from vit_jax.data.images import EvalTransform, TrainTransform
+from vit_jax.data.sources import open_source
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError
 from vit_jax.data.sources.mixture import Mixture
 from vit_jax.errors import UserError
@@ -425,3 +428,27 @@ def test_position_random_is_uniform_across_positions():
     counts, _ = np.histogram(first_draws, bins=20, range=(0, 1))
     assert np.square(counts - 500).sum() / 500 < 43.8  # chi-squared, 19 degrees of freedom, p = 0.001
     assert abs(np.corrcoef(first_draws[:-1], first_draws[1:])[0, 1]) < 0.04
+
+
+def test_each_image_is_turned_as_its_own_source_says_unless_the_transform_does(tmp_path):
+    encoded = photo(5, 6)
+    for name in ("cat", "dog"):
+        (tmp_path / "folder" / "train" / name).mkdir(parents=True)
+        (tmp_path / "folder" / "train" / name / "0.jpg").write_bytes(encoded)
+    write_tfrecord(tmp_path / "records" / "x.tfrecord", [serialized(image=encoded, label=[0])] * 2)
+    (tmp_path / "records" / "classes.txt").write_text("cat\ndog\n")
+    folder = open_source(str(tmp_path / "folder"), "train[:50%]+train[50%:]")
+    records = open_source(str(tmp_path / "records" / "x.tfrecord"), "all")
+    mixture = Mixture([folder, records], [1, 1])
+    upright, stored = (images.decode(encoded, exif_orientation=turn) for turn in (True, False))
+    for turn, expected in ((None, [upright] * 2 + [stored] * 2), (True, [upright] * 4), (False, [stored] * 4)):
+        for transform, random in (
+            (EvalTransform(SIZE, exif_orientation=turn), False),
+            (TrainTransform(SIZE, exif_orientation=turn), True),
+        ):
+            batch, bad = pipeline.BatchLoader(mixture, transform).load(range(4))
+            generators = pipeline.PositionRandom(0)
+            for index, image in enumerate(expected):
+                seen = transform(image, generators.at(index)) if random else transform(image)
+                np.testing.assert_array_equal(batch["image"][index], seen)
+            assert not bad

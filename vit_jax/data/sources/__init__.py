@@ -15,7 +15,7 @@ from vit_jax.data.sources.digits import DigitsSource
 from vit_jax.data.sources.folders import ImageFolderSource, list_splits
 from vit_jax.data.sources.real import RealLabels, load_real_labels
 from vit_jax.data.sources.records import RecordSource, find_shards, is_record_file, is_record_name, open_shards
-from vit_jax.data.sources.splits import SlicedSource, open_parts
+from vit_jax.data.sources.splits import SlicedSource, for_testing, open_parts
 from vit_jax.data.sources.tfds import find_tfds, not_prepared, open_tfds, prepared_folder
 from vit_jax.data.sources.trees import IMAGE_SUFFIXES
 from vit_jax.display import show_name, show_names
@@ -121,8 +121,9 @@ def open_source(
         return open_shards(shards, split, name=dataset, **options)
     else:
         raise _not_found(dataset, how_to_prepare)
-    if class_names is not None and (labels := getattr(source, "labels", lambda: None)()) is not None:
-        _tell_missing(source, labels, class_names)
+    names = class_names or (source.class_names if for_testing(split) else None)
+    if names is not None and (labels := getattr(source, "labels", lambda: None)()) is not None:
+        _tell_missing(source, labels, names)
     if num_classes is not None and source.num_classes is not None and num_classes < source.num_classes:
         raise UserError(f"{dataset} has {source.num_classes} classes, more than {num_classes}.")
     return source

@@ -32,6 +32,11 @@ def split_role(name: str) -> str | None:
     return _ROLES.get(name.casefold())
 
 
+def for_testing(spec: str) -> bool:
+    """Whether all splits in a sum of splits and slices are for testing or validation, by their names."""
+    return all(split_role(term.split("[")[0].strip()) in ("test", "validation") for term in spec.split("+"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """Examples `start` to `stop` (exclusive) of a split."""
@@ -268,7 +273,8 @@ def same_classes(opened: Mapping[str, Any], data_set: str) -> dict[str, Any]:
             )
     result: dict[str, Any] = {name: with_classes(source, class_names) for name, source in opened.items()}
     counts = [np.bincount(source.labels(), minlength=len(class_names)) for source in result.values()]
-    if empty := [class_names[label] for label in np.flatnonzero(np.sum(counts, axis=0) == 0).tolist()]:
+    empty = [class_names[label] for label in np.flatnonzero(np.sum(counts, axis=0) == 0).tolist()]
+    if empty and not all(map(for_testing, opened)):
         raise UserError(
             f"{data_set} has classes without images: {show_names(empty)}. Add images or remove the folders."
         )
