@@ -277,7 +277,7 @@ def test_missing_data_set_says_how_to_prepare_it(tmp_path, run_main):
         ([TINY, "--config.optimiser.name=sgd"], "unknown config field 'optimiser'. Did you mean 'optimizer'?"),
         ([TINY, "--config.batch_size=many"], "batch_size=many"),
         ([TINY, "--config.model.name=ViT-Ti4"], "Did you mean 'ViT-Ti/14'"),
-        ([TINY, "--config.batch_size=15", "--config.accumulation_steps=2"], "15 is not divisible by 2"),
+        ([TINY, "--lost_after_seconds=nan"], "--lost_after_seconds must be at least 1 and at most 1,000,000, got nan"),
         (
             [TINY, "--config.steps=3", "--config.epochs", "2"],
             "--config.epochs=2.0 and --config.steps=3 both set the length of the run. Leave one of them out.",

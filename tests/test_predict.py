@@ -245,6 +245,7 @@ def test_weights_without_a_head_or_with_one_of_zeros_are_refused():
         (["--weights={weights}", "x" * 300], "no image, folder or match"),
         (["--weights={weights}", "~nobody-of-this-name/a.png"], "no image, folder or match"),
         (["--weights={weights}", "{folder}", "--top=0"], "must be at least 1"),
+        (["--weights={weights}", "{folder}", "--image_size=1000000"], "at least 1 and at most 16,384"),
         (["--weights={weights}", "{folder}", "--image_size=9"], "not divisible by the patch size 4"),
         (["--weights={weights}", "{folder}", "--model=ViT-B/16"], "not ViT-B/16"),
     ],

@@ -322,7 +322,7 @@ _LARGEST = 2**31 - 1  # steps are counted in int32, and seeds are passed as int3
 _STEPS = Number(1, _LARGEST, whole=True)
 _COUNT = Number(0, _LARGEST, whole=True)
 _BATCH = Number(1, 2**24, whole=True)
-_PIXELS = Number(1, 2**16, whole=True)
+_PIXELS = Number(1, 2**14, whole=True)
 _SIZE = Number(1, 2**20, whole=True)  # of a dimension of a model
 _LAYERS = Number(1, 1000, whole=True)
 _SHARE = Number(0, 1, open_high=True)

@@ -38,6 +38,7 @@ from vit_jax.accounting import Ledger, process_age
 from vit_jax.command_line import define_config, report
 from vit_jax.command_line import parse as parse_flags
 from vit_jax.compilation_cache import use_compilation_cache
+from vit_jax.config import Number
 from vit_jax.data.sources import MissingDataError
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, format_metrics, place_to_evaluate
@@ -64,7 +65,15 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one i
 _LOST_AFTER = flags.DEFINE_float("lost_after_seconds", 60.0, "A process without a sign of life for so long is lost.")
 
 
+_SECONDS = Number(1, 10**6)
+
+
 def _check_flags() -> None:
+    if not _SECONDS.accepts(_LOST_AFTER.value):
+        raise UserError(
+            f"--lost_after_seconds must be {_SECONDS.expected}, got {_LOST_AFTER.value}. The default is "
+            "--lost_after_seconds=60."
+        )
     if _MODE.value == "eval":
         if not _WORKDIR.value and not _CONFIG.value.weights:
             raise UserError("nothing to evaluate: set --config.weights to a checkpoint, or --workdir to that of a run.")

@@ -22,6 +22,7 @@ import numpy as np
 
 from vit_jax import partitioning
 from vit_jax.compilation_cache import use_compilation_cache
+from vit_jax.config import CHECKS
 from vit_jax.data.images import ImageError
 from vit_jax.data.sources.trees import IMAGE_SUFFIXES, MAX_FILE_BYTES, Found, find_files, is_litter
 from vit_jax.display import print_any_text, show_name, show_names
@@ -249,6 +250,11 @@ def main(arguments: list[str]) -> int:
     try:
         if args.top < 1 or args.batch_size < 1:
             raise UserError("--top and --batch_size must be at least 1.")
+        size = CHECKS["data.image_size"]
+        if args.image_size is not None and not size.accepts(args.image_size):
+            raise UserError(
+                f"--image_size must be {size.expected}, got {args.image_size}. Leave it out for the weights' own."
+            )
         found = find_images(args.images)
         use_compilation_cache()
         predictor = Predictor(
