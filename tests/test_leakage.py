@@ -22,12 +22,16 @@ def overlap(weights, split="test"):
     return find_overlap({"named": open_source("digits", split)}, sources_behind(weights)).get("named", 0)
 
 
-def test_data_of_all_runs_behind_weights_count(tmp_path):
+def test_data_of_all_runs_behind_weights_count(tmp_path, monkeypatch):
     first = write_run(tmp_path / "first", train_split="test[:10]")
-    second = write_run(tmp_path / "second", weights=f"{first}/best/12/params.npz", train_split="train[:90%]+test[5:7]")
+    (tmp_path / "first" / "best" / "12").mkdir(parents=True)
+    second = write_run(tmp_path / "second", weights=f"{first}/best/12", train_split="train[:90%]+test[5:7]")
     third = write_run(tmp_path / "third", weights=second, train_split="test[20:25]")
+    (tmp_path / "third" / "exported.npz").touch()
     assert [overlap(place) for place in (first, second, third, f"{third}/exported.npz")] == [10, 10, 15, 15]
     assert overlap(second, "train[80%:]") == 143
+    monkeypatch.chdir(third)
+    assert [overlap(place) for place in ("exported.npz", ".", "vit_b16_i21k")] == [15, 15, 0]
 
 
 def test_parts_of_a_mixture_count_and_those_that_are_not_here_are_told(tmp_path, caplog):

@@ -91,6 +91,7 @@ def test_few_shot_metrics_are_measured_on_their_own_test_split(tmp_path, capsys)
 def test_what_the_weights_were_trained_on_is_not_reported_on_but_may_choose(tmp_path, capsys):
     seen_test = write_run(tmp_path / "a", train_split="test[:7]")
     seen_train = write_run(tmp_path / "b", train_split="train")
+    (tmp_path / "b" / "x.npz").touch()
     grid = f"--grid=weights={seen_train},{seen_test}"
     told = refusal(tmp_path, capsys, *CHOOSE, grid, FINAL)
     assert "shares 7 of its 360 examples with 'test[:7]' of digits, what the weights were trained on" in told

@@ -117,6 +117,8 @@ def _find_run(place: str) -> AnyPath | None:
     """The workdir of the run that weights are from: the place itself, or a folder not far above it."""
     try:
         path = parse(place)
+        if not path.exists():  # such as the name of a released checkpoint
+            return None
         for folder in (path, *list(path.parents)[:_PARENTS]):
             if (folder / "starts.jsonl").is_file() and (folder / "config.json").is_file():
                 return folder
