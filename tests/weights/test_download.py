@@ -4,6 +4,7 @@ import errno
 import hashlib
 import http.server
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -49,6 +50,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         server.requests.append(request)
         if server.statuses and (status := server.statuses.pop(0)):
             return self.send_error(status)
+        if server.redirect:
+            self.send_response(302)
+            self.send_header("Location", server.redirect)
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         content, start = server.content, 0
         match = re.fullmatch(r"bytes=(\d+)-", request.range or "")
         validators = (server.etag, server.last_modified)
@@ -60,9 +66,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if start:
             first = start + server.range_shift
             self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-        if server.etag:
+        if server.etag and not (start and server.parts_without_validator):
             self.send_header("ETag", server.etag)
-        if server.last_modified:
+        if server.last_modified and not (start and server.parts_without_validator):
             self.send_header("Last-Modified", server.last_modified)
         for name, value in server.headers.items():
             self.send_header(name, value)
@@ -102,6 +108,7 @@ def server(monkeypatch):
     server.last_modified = email.utils.formatdate(1e9, usegmt=True)
     server.statuses, server.drop_after, server.ranges, server.heeds_if_range = [], [], True, True
     server.length, server.length_lie, server.range_shift = "told", 0, 0
+    server.redirect, server.parts_without_validator = None, False
     server.piece, server.pause_after, server.go_on = 1 << 16, None, threading.Event()
     server.address = f"http://127.0.0.1:{server.server_port}"
     server.url = f"{server.address}/models/weights.npz"
@@ -504,14 +511,14 @@ def test_without_a_connection_it_says_how_to_bring_the_file_by_hand(get):
 
 
 def test_a_host_without_a_valid_certificate_is_not_asked_again(get, monkeypatch):
-    def refuse(request, timeout):
+    def refuse(_, request, **__):
         requests.append(request)
         error = ssl.SSLCertVerificationError()
         error.verify_message = "self-signed certificate"
         raise urllib.error.URLError(error)
 
     requests = []
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", refuse)
     with pytest.raises(UserError, match=r"host could not prove that it is host: self-signed certificate.*certificates"):
         get("https://host/w.npz")
     assert len(requests) == 1
@@ -526,6 +533,55 @@ def test_a_silent_server_is_given_up(server, get):
 def test_a_web_page_is_not_taken_for_the_file(server, get):
     server.headers = {"Content-Type": "text/html; charset=utf-8"}
     fails(get, server, "web page instead of a file", "by hand")
+
+
+def test_a_web_page_that_passes_for_a_file_is_not_taken_for_it(server, get):
+    server.content = b"\n<!DOCTYPE html><html>Sign in</html>"
+    fails(get, server, "brought a web page")
+    assert not partial(get, server).exists()
+
+
+def test_an_empty_answer_is_no_file(server, get):
+    server.content = b""
+    fails(get, server, "in 4 attempts: the server sent an empty file")
+    final = cached_path(server.url, get.cache)
+    final.write_bytes(b"")  # as an older version kept it
+    server.content = CONTENT
+    assert get(server.url).read_bytes() == CONTENT
+
+
+def test_a_redirect_leads_to_http_only_and_never_out_of_https(server, get):
+    server.redirect = "ftp://127.0.0.1/weights.npz"
+    fails(get, server, r"redirects from http:// to ftp://, which is not followed\. Give the address of the file itself")
+    server.redirect = "file:///etc/passwd"
+    fails(get, server, "redirects from http:// to file://|does not give")
+    with pytest.raises(UserError, match="redirects from https:// to http://"):
+        download._Redirects().redirect_request(
+            urllib.request.Request("https://one/a?token=secret"), None, 302, "Found", {}, "http://one/b"
+        )
+
+
+def test_a_part_that_does_not_say_what_it_is_of_is_not_joined(server, get):
+    server.drop_after, server.parts_without_validator = [700_000], True
+    assert get(server.url).read_bytes() == CONTENT
+    assert [request.range for request in server.requests] == [None, "bytes=700000-", None]
+
+
+def test_a_download_ends_at_its_limit_of_time_and_keeps_what_came(server, get):
+    fails(get, server, r"did not come in 0 seconds\. The [\d,]+ bytes that came are kept", limit_seconds=0.0)
+    assert partial(get, server).stat().st_size > 0
+
+
+def test_a_server_that_trickles_is_given_up(server, get, monkeypatch):
+    hours = itertools.count(0, 3600)  # between two reads
+    monkeypatch.setattr(download, "time", types.SimpleNamespace(monotonic=lambda: next(hours), sleep=time.sleep))
+    fails(get, server, "in 2 attempts: less than a kilobyte a second", retry_seconds=(0,), limit_seconds=1e9)
+
+
+def test_an_answer_without_end_is_given_up(server, get, monkeypatch):
+    monkeypatch.setattr(download, "_MAX_BYTES", 500_000)
+    server.length = "chunked"
+    fails(get, server, "has no end")
 
 
 def test_an_encoded_answer_is_not_taken_for_the_file(server, get):

@@ -48,6 +48,9 @@ _SPARE_BYTES = 1_000_000  # for folders, the small files beside a download, and 
 _LONGEST_NAME = 200  # most file systems take 255 bytes, and `.partial.json` must fit behind
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
+_LIMIT_SECONDS = 24 * 3600.0
+_MAX_BYTES = 2**40  # more is no file of weights, but an answer without end
+_SLOWEST = 1_000  # bytes a second, over `timeout_seconds` twice; whoever brings less is not waited for
 _PLAIN = "-_.~+=,@()!"  # besides letters and digits, these stay as they are in names of cached files
 _HOST = r"([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}|[0-9a-f:.]+:[0-9a-f:.]*"  # a name or an IPv6 address
 _HINT = "Give a path, or the address of a file: https://host/file, gs://bucket/file."
@@ -61,6 +64,7 @@ def fetch(
     progress: bool = True,
     retry_seconds: Sequence[float] = (1, 3, 9),
     timeout_seconds: float = 30,
+    limit_seconds: float = _LIMIT_SECONDS,
 ) -> pathlib.Path:
     """Brings a file here, if it is not here already.
 
@@ -71,6 +75,7 @@ def fetch(
       progress: whether to tell on stderr how far a download is.
       retry_seconds: how long to wait after each attempt in a row that brought nothing new.
       timeout_seconds: how long the server may be silent.
+      limit_seconds: how long the whole download may take.
 
     Returns:
       where the file is.
@@ -95,15 +100,21 @@ def fetch(
 
     url = _url(place)
     final = cached_path(place, cache)
-    if not final.is_file():
-        download = _Download(url, final, sha256, progress=progress, timeout_seconds=timeout_seconds)
+    if not _is_there(final):
+        download = _Download(
+            url, final, sha256, progress=progress, timeout_seconds=timeout_seconds, limit_seconds=limit_seconds
+        )
         with download.errors_for_people(), _locked(final):
-            if not final.is_file():  # another process may have brought it meanwhile
+            if not _is_there(final):  # another process may have brought it meanwhile
                 download.run(retry_seconds)
                 return final
     if sha256 is not None:
         _check_digest(final, sha256, f"If the digest you gave is right, delete the file: rm {_quoted(final)}")
     return final
+
+
+def _is_there(final: pathlib.Path) -> bool:
+    return final.is_file() and final.stat().st_size > 0  # an empty file is what an older version kept of a bad answer
 
 
 def cache_folder() -> pathlib.Path:
@@ -258,7 +269,24 @@ def _beside(final: pathlib.Path, suffix: str) -> pathlib.Path:
 
 
 class _TryAgainError(Exception):
-    """An attempt failed for a reason that may pass."""
+    """An attempt failed for a reason that may pass; `is_slow`: the server brought too little."""
+
+    def __init__(self, reason: str, *, is_slow: bool = False):
+        super().__init__(reason)
+        self.is_slow = is_slow
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http(s) only, and from https to https only."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        schemes = urllib.parse.urlsplit(req.full_url).scheme, urllib.parse.urlsplit(newurl).scheme
+        if schemes[1] not in ("http", "https") or schemes == ("https", "http"):
+            raise UserError(
+                f"{req.full_url.partition('?')[0]} redirects from {schemes[0]}:// to {schemes[1]}://, which is not "
+                "followed. Give the address of the file itself."
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,11 +338,19 @@ class _Download:
     """One file on its way into the cache."""
 
     def __init__(
-        self, url: str, final: pathlib.Path, sha256: str | None, *, progress: bool, timeout_seconds: float
+        self,
+        url: str,
+        final: pathlib.Path,
+        sha256: str | None,
+        *,
+        progress: bool,
+        timeout_seconds: float,
+        limit_seconds: float = _LIMIT_SECONDS,
     ) -> None:
         self._url, self._final, self._sha256 = url, final, sha256
         self._shown_url = url.partition("?")[0]  # the query may contain a secret
         self._show_progress, self._timeout_seconds = progress, timeout_seconds
+        self._limit_seconds, self._end = limit_seconds, time.monotonic() + limit_seconds
         self._partial = _beside(final, ".partial")
         self._sidecar = _beside(final, ".partial.json")
         self._size: int | None = None
@@ -329,7 +365,8 @@ class _Download:
                 self._verify(remote)
                 break
             except _TryAgainError as error:
-                if self._have() > most:  # the line is bad, but it does bring the file
+                self._check_time()
+                if self._have() > most and not error.is_slow:  # the line is bad, but it does bring the file
                     most, tries_in_vain = self._have(), 0
                 if tries_in_vain == len(retry_seconds):
                     kept = f" The {self._have():,} bytes that came are kept; the same command goes on from there."
@@ -389,9 +426,9 @@ class _Download:
             if response.status == http.HTTPStatus.PARTIAL_CONTENT:
                 start, size = _content_range(response)
                 remote = _Remote.of(response, size)
-                if start != have or (have and before is not None and not _same(before, remote)):
+                if start != have or before is None or not _continues(before, remote):
                     self._forget()
-                    raise _TryAgainError("the file changed on the server")
+                    raise _TryAgainError("the file changed on the server, or it does not say that it did not")
             else:
                 if have:
                     logger.warning("%s: the file changed, or the server cannot resume; starting over", self._final.name)
@@ -404,6 +441,9 @@ class _Download:
                     remote.write(self._sidecar)
                 self._check_space(have)
                 have = self._copy(response, file, have)
+        if not have:
+            self._forget()
+            raise _TryAgainError("the server sent an empty file")
         if remote.size is not None and have != remote.size:
             if have > remote.size:
                 self._forget()
@@ -413,13 +453,23 @@ class _Download:
     def _copy(self, response: http.client.HTTPResponse, file: BinaryIO, have: int) -> int:
         """Appends what comes to the partial file; returns how long it is then."""
         progress = _Progress(self._final.name, have, self._size) if self._show_progress else None
+        window, due = have, time.monotonic() + 2 * self._timeout_seconds
         try:
             while chunk := self._read(response):
+                if not have:
+                    self._check_start(chunk)
                 file.write(chunk)
                 file.flush()  # so that it outlives a kill
                 have += len(chunk)
                 if progress:
                     progress.update(have)
+                self._check_time()
+                if have > _MAX_BYTES:
+                    raise UserError(f"{self._shown_url} has no end: {have:,} bytes came. {self._by_hand()}")
+                if time.monotonic() > due:
+                    if have - window < 2 * self._timeout_seconds * _SLOWEST:
+                        raise _TryAgainError("less than a kilobyte a second comes", is_slow=True)
+                    window, due = have, time.monotonic() + 2 * self._timeout_seconds
             os.fsync(file.fileno())
         finally:
             if progress:
@@ -433,11 +483,30 @@ class _Download:
         except (OSError, http.client.HTTPException) as error:
             raise _TryAgainError(f"the connection broke ({_reason(error)})") from error
 
+    def _check_time(self) -> None:
+        if time.monotonic() > self._end:
+            raise UserError(
+                f"{self._shown_url} did not come in {self._limit_seconds:,.0f} seconds. The {self._have():,} bytes "
+                f"that came are kept; the same command goes on from there.\n{self._by_hand()}"
+            )
+
+    def _check_start(self, chunk: bytes) -> None:
+        if chunk.lstrip()[:5].lower() in (b"<!doc", b"<html") and not self._shown_url.endswith((".html", ".htm")):
+            self._forget()
+            raise self._web_page()
+
+    def _web_page(self) -> UserError:
+        return UserError(
+            f"{self._shown_url} brought a web page instead of a file; does this network want you to sign in?\n"
+            f"{self._by_hand()}"
+        )
+
     @contextlib.contextmanager
     def _open(self, headers: dict[str, str]) -> Iterator[http.client.HTTPResponse]:
         request = urllib.request.Request(self._url, headers=headers)  # noqa: S310 - only http(s) comes here
         try:
-            response = urllib.request.urlopen(request, timeout=self._timeout_seconds)  # noqa: S310
+            opener = urllib.request.build_opener(_Redirects())
+            response = opener.open(request, timeout=self._timeout_seconds)
         except urllib.error.HTTPError as error:
             error.close()
             raise self._refused(error.code, error.reason) from error
@@ -472,10 +541,7 @@ class _Download:
     def _check_answer(self, response: http.client.HTTPResponse) -> None:
         kind = response.headers.get_content_type() if response.headers.get("Content-Type") else ""
         if kind == "text/html" and not self._shown_url.endswith((".html", ".htm")):
-            raise UserError(
-                f"{self._shown_url} brought a web page instead of a file; does this network want you to sign in?\n"
-                f"{self._by_hand()}"
-            )
+            raise self._web_page()
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding != "identity":
             raise UserError(f"{self._shown_url} comes encoded ({encoding}) though it should not.\n{self._by_hand()}")
@@ -524,10 +590,10 @@ class _Download:
         )
 
 
-def _same(before: _Remote, now: _Remote) -> bool:
-    """Whether two answers may be about the same file; a field that one of them lacks says nothing."""
-    pairs = zip(dataclasses.astuple(before), dataclasses.astuple(now), strict=True)
-    return all(one == other for one, other in pairs if one is not None and other is not None)
+def _continues(before: _Remote, now: _Remote) -> bool:
+    """Whether a later part is surely of the same file: it has the same length and the same If-Range validator."""
+    is_same = before.etag == now.etag if before.etag else before.last_modified == now.last_modified
+    return is_same and before.size in (None, now.size) and (before.md5 is None or now.md5 in (None, before.md5))
 
 
 def _content_range(response: http.client.HTTPResponse) -> tuple[int | None, int | None]:
