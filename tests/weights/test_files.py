@@ -1,10 +1,15 @@
 import contextlib
 import io
+import json
 import os
+import pathlib
 import pickle
 import re
+import shlex
 import shutil
+import tracemalloc
 import types
+import warnings
 import zipfile
 
 import ml_dtypes
@@ -14,9 +19,9 @@ import safetensors
 import safetensors.numpy
 
 from vit_jax.errors import UserError
-from vit_jax.weights import files
-from vit_jax.weights.files import write_arrays
-from vit_jax.weights.reading import read_arrays
+from vit_jax.weights import files, load
+from vit_jax.weights.files import write_arrays, write_folder
+from vit_jax.weights.reading import open_arrays, read_arrays
 
 ARRAYS = {
     "block/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -337,3 +342,181 @@ def test_a_name_that_is_too_long_is_told(path):
 
 def test_json_that_is_not_there_is_empty(tmp_path):
     assert files.read_json(tmp_path / "config.json") == {}
+
+
+# --- Hostile content ---
+
+
+def npz_with(path, name, header, body, *, compression=zipfile.ZIP_DEFLATED):
+    """A .npz file of one member with this header, as text, and these bytes."""
+    text = header.encode() + b" " * (-(len(header) + 11) % 64) + b"\n"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr(name + ".npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + body)
+    return path
+
+
+def npy(shape, descr="<f4"):
+    return f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}"
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "message"),
+    [
+        (npy("(3,)"), b"\0" * 13, "13 bytes for the shape"),  # more than it declares
+        (npy("(3,)"), b"\0" * 11, "11 bytes for the shape"),
+        (npy("(1000000000000,)"), b"\0" * 12, "12 bytes for the shape"),
+        (npy("(-1, 3)"), b"\0" * 12, r"the shape \(-1, 3\)"),
+        (npy("(True, 3)"), b"\0" * 12, "the shape|damaged"),
+        ("(" * 5000, b"", "damaged"),
+        ("{'descr': '<f4'}", b"", "damaged"),
+        (npy("(3,)", "|O"), b"", "Python objects"),
+    ],
+    ids=range(8),
+)
+def test_a_member_that_is_not_what_its_header_declares_is_refused(header, body, message, tmp_path):
+    refuses(npz_with(tmp_path / "weights.npz", "a", header, body), message)
+
+
+def test_a_member_that_inflates_to_much_is_not_inflated(tmp_path):
+    # 80 MB of zeros in 80 kB. Its names are no model's, so nothing of it is read; the headers alone are.
+    size = 20_000_000
+    path = npz_with(tmp_path / "weights.npz", "unknown", npy(f"({size},)"), bytes(4 * size))
+    tracemalloc.start()
+    opened = open_arrays(path)
+    assert opened.outline()["unknown"].shape == (size,)
+    with pytest.raises(UserError, match="no format that vit_jax knows"):
+        load(path)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+def test_a_header_that_inflates_to_much_is_not_inflated(tmp_path):
+    path = tmp_path / "weights.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\x02\x00" + (10**8).to_bytes(4, "little") + bytes(10**7))
+    refuses(path, "a header of 100,000,000 bytes")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compression_that_has_no_bound_is_refused(compression, tmp_path):
+    refuses(npz_with(tmp_path / "a.npz", "a", npy("(3,)"), bytes(12), compression=compression), "compressed by method")
+
+
+def test_a_member_that_claims_more_than_can_be_there_is_refused(tmp_path):
+    content = bytearray(bytes_of("compressed npz"))
+    entry = content.index(b"PK\1\2")
+    content[entry + 24 : entry + 28] = (10**9).to_bytes(4, "little")  # its size when inflated
+    (tmp_path / "a.npz").write_bytes(content)
+    refuses(tmp_path / "a.npz", "claims 1,000,000,000 bytes")
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for value in (1.0, 2.0):
+            stream = io.BytesIO()
+            np.save(stream, np.full(3, value, np.float32))
+            archive.writestr("a.npy", stream.getvalue())
+    refuses(tmp_path / "a.npz", "a is there twice")
+
+
+def safetensors_with(path, header, body=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    return path
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 80]}},
+        {"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}},
+        {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in "ab"},  # they overlap
+        {"a": {"dtype": "F33", "shape": [2], "data_offsets": [0, 8]}},
+        {"a": 5},
+        b"{" * 20_000,
+        b'{"a":' * 20_000,
+    ],
+    ids=range(9),
+)
+def test_a_safetensors_header_that_cannot_be_is_refused(header, tmp_path):
+    refuses(safetensors_with(tmp_path / "a.safetensors", header, bytes(8)), "damaged or truncated .safetensors")
+
+
+def test_a_header_longer_than_its_file_is_not_waited_for(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes((2**40).to_bytes(8, "little") + b'{"a":')
+    refuses(tmp_path / "a.safetensors", "a header of 1,099,511,627,776 bytes")
+
+
+@pytest.mark.parametrize(
+    ("array", "kind"),
+    [
+        (np.arange(3), "int64"),
+        (np.arange(3, dtype=np.int8), "int8"),
+        (np.array([True, False]), "bool"),
+        (np.ones(3, np.complex64), "complex64"),
+        (np.array(["cat", "dog"]), "str"),
+        (np.array(["2020-01-01"], "datetime64[D]"), "datetime64"),
+        (np.zeros(2, [("a", "<f4"), ("b", "<i4")]), "void"),
+        (np.zeros((0, 3), np.float32), r"empty, its shape is \(0, 3\)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_arrays_that_are_no_weights_are_refused_by_name(array, kind, tmp_path):
+    np.savez(tmp_path / "a.npz", **{"head/kernel": array, "good": np.ones(3, np.float32)})
+    refuses(tmp_path / "a.npz", f"head/kernel .*{kind}")
+
+
+def test_safetensors_of_other_dtypes_are_refused_by_name(tmp_path):
+    header = {"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}
+    refuses(safetensors_with(tmp_path / "a.safetensors", header, bytes(8)), r"a holds F8_E4M3\. Weights are float16")
+    safetensors.numpy.save_file({"a": np.arange(3)}, tmp_path / "b.safetensors")
+    refuses(tmp_path / "b.safetensors", "a holds I64")
+
+
+def test_arrays_in_another_byte_order_or_in_columns_are_read(tmp_path):
+    array = np.arange(6.0).reshape(2, 3)
+    np.savez(tmp_path / "a.npz", big=array.astype(">f4"), columns=np.asfortranarray(array), double=array)
+    found, _ = read_arrays(tmp_path / "a.npz")
+    assert [found[name].dtype for name in ("big", "columns", "double")] == [np.float32, np.float64, np.float64]
+    assert found["big"].dtype.isnative
+    for name in found:
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "weights.npz")
+    refuses(tmp_path / "weights.npz", "is not a file")
+    refuses(pathlib.Path("/dev/zero"), "is not a file")
+
+
+def test_a_command_for_a_name_that_a_shell_would_change_is_quoted(tmp_path):
+    path = tmp_path / "it's $HOME.pth"
+    path.write_bytes(pickle.dumps({"a": 1}, 2))
+    with pytest.raises(UserError) as caught:
+        read_arrays(path)
+    code = shlex.split(str(caught.value).splitlines()[-1])
+    assert code[:2] == ["python", "-c"]
+    assert repr(path.name) in code[2]
+    compile(code[2], "command", "exec")
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    write_folder(tmp_path / "old" / "model.safetensors", {"a": np.ones(3)}, {}, {"config.json": {"a": 1}})
+    before = snapshot(tmp_path / "old")
+    monkeypatch.setattr("pathlib.Path.write_text", fail)
+    for folder in ("old", "new"):
+        with pytest.raises(UserError, match="cannot write"):
+            write_folder(tmp_path / folder / "model.safetensors", ARRAYS, {}, {"config.json": {"a": 2}})
+    assert snapshot(tmp_path / "old") == before
+    assert not (tmp_path / "new").exists()
+    monkeypatch.undo()
+    (tmp_path / "old" / "other.json").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*other.json: Is a directory"):
+        write_folder(tmp_path / "old" / "model.safetensors", ARRAYS, {}, {"other.json": {}})
+    assert snapshot(tmp_path / "old") == before

@@ -16,6 +16,7 @@ import pytest
 import safetensors.numpy
 
 from tests.conftest import ROOT, main_command, main_environment
+from tests.weights.helpers import NAMES, edit, refuses, save_plain, strip_description
 from tests.weights.test_formats import BIT, HYBRID, ROOT_HYBRID, TINY, assert_same, logits, make_weights
 from vit_jax.checkpoints import read_parameters
 from vit_jax.data.sources import open_source
@@ -49,29 +50,7 @@ HOLDS = {
     "huggingface": ("cls", "headless", "representation"),
 }
 SUFFIX = {None: ".npz", "big_vision": ".npz", "timm": "", "huggingface": ""}
-NAMES = ("cat", "dog", "owl", "red fox", "ox")
 POSITIONS = "Transformer/posembed_input/pos_embedding"
-
-
-def strip_description(path):
-    """Makes of a file what another program would have written: arrays alone."""
-    if path.suffix == ".npz":
-        path.with_name(f"{path.name}.json").unlink()
-    else:
-        safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, {"format": "pt"})
-    return path
-
-
-def save_plain(path, arrays):
-    np.savez(path, **arrays)
-    return path
-
-
-def refuses(expected, place, **options):
-    with pytest.raises(UserError) as caught:
-        load(place, **options)
-    for text in [expected] if isinstance(expected, str) else expected:
-        assert re.search(text, str(caught.value)), f"{text!r} is not in: {caught.value}"
 
 
 def snapshot(folder):
@@ -238,29 +217,6 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
 
 
 # --- The folders of others ---
-
-
-@pytest.fixture
-def huggingface(tmp_path):
-    weights = dataclasses.replace(
-        make_weights(), class_names=NAMES, preprocessing=Preprocessing((16, 16), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    )
-    return strip_description(save(weights, tmp_path / "hf", to="huggingface")).parent
-
-
-@pytest.fixture
-def timm(tmp_path):
-    weights = dataclasses.replace(
-        make_weights(),
-        class_names=NAMES,
-        preprocessing=Preprocessing((16, 16), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "crop", 0.9, "bicubic", True),
-    )
-    return strip_description(save(weights, tmp_path / "timm", to="timm")).parent
-
-
-def edit(path, **fields):
-    content = json.loads(path.read_text()) | fields
-    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
 def test_a_huggingface_folder_has_what_transformers_reads(huggingface):
@@ -468,12 +424,6 @@ def test_embeddings_that_a_format_always_has_must_be_there(format_name, request)
 # --- Wrong files ---
 
 
-@pytest.fixture
-def plain(tmp_path):
-    """Arrays of a tiny ViT, and where to save them."""
-    return make_weights(num_layers=4).arrays, tmp_path / "weights.npz"
-
-
 def test_a_file_of_another_model_than_asked_for_names_both_and_the_first_differences(plain):
     arrays, path = plain
     save_plain(path, arrays)
@@ -643,20 +593,6 @@ def released_arrays(name, /, **changes):
     spec = ModelSpec(checkpoint.model, checkpoint.num_classes, dict(checkpoint.model_overrides))
     spec = dataclasses.replace(spec, **changes)
     return {path: np.zeros(shape, np.float32) for path, shape in expected_shapes(spec, (size, size)).items()}
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """A cache of the test's own; nothing can be fetched from elsewhere."""
-    monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("VIT_JAX_GCS_ENDPOINT", "http://127.0.0.1:9")
-
-    def put(name, arrays):
-        path = cached_path(get_checkpoint(name).url)
-        path.parent.mkdir(parents=True)
-        return save_plain(path, arrays)
-
-    return put
 
 
 def test_a_released_checkpoint_is_fetched_by_its_name(tmp_path, monkeypatch):

@@ -70,6 +70,8 @@ def model_file(folder: pathlib.Path) -> pathlib.Path:
         hint = " Weights in several parts are not read; save them as one file."
     elif any(name.endswith((".bin", ".pth")) for name in found):
         hint = " A .bin or .pth file is a pickle, which vit_jax does not read; publishers offer .safetensors beside it."
+    elif "_CHECKPOINT_METADATA" in found or "_METADATA" in found:
+        hint = " It is an Orbax checkpoint; name the workdir of its run instead."
     raise UserError(f"{folder} has no {MODEL_FILE}; there are {', '.join(found[:8]) or 'no files'}.{hint}")
 
 

@@ -399,7 +399,7 @@ HUGGINGFACE = Format(
     name="huggingface",
     description="Hugging Face ViT",
     is_recognised=_has("embeddings.patch_embeddings.projection.weight"),
-    anchor=r"(?P<prefix>(.*\.)??)(vit\.)?embeddings\.patch_embeddings\.projection\.weight",
+    anchor=r"(?P<prefix>(.*?\.)??)(vit\.)?embeddings\.patch_embeddings\.projection\.weight",
     renames=((r"^vit\.", ""),),
     rules=(
         Rule("embeddings.cls_token", "cls"),

@@ -5,6 +5,7 @@ import logging
 import math
 import pathlib
 import re
+import shlex
 from typing import Any
 
 import flax.traverse_util
@@ -173,10 +174,17 @@ def load(
         weights = _load_run(_workdir_in_bucket(place))
     else:
         path = _fetch(place, released)
+        is_cached = path.is_file() and path != pathlib.Path(place).expanduser()
         if path.is_dir() and (path / "starts.jsonl").is_file():
             weights = _load_run(path)
         else:
-            weights = _load_file(path, released, model, image_size, format)
+            try:
+                weights = _load_file(path, released, model, image_size, format)
+            except UserError as error:
+                if "etch it again" not in str(error) or not is_cached or "Delete it" in str(error):
+                    raise
+                message = str(error).removesuffix("Fetch it again.").rstrip()
+                raise UserError(f"{message} Delete it to fetch it again: rm {shlex.quote(str(path))}") from error
     if model is not None:
         _check_asked(weights, model)
     if not allow_nan:
