@@ -145,6 +145,7 @@ def test_mean_and_sample_standard_deviation_are_numpys(finished):
         ((), {"epochs": (1, 2)}, {"steps": 9}, [{"epochs": 1.0}, {"epochs": 2.0}], {"steps": 9}),
         (("--config.images=80",), {}, {"epochs": 3}, [], {"epochs": 3.0}),
         (("--config.images=80",), {}, {}, [], {"images": 80}),
+        (("--config.images=80",), {}, {"epochs": "None"}, [], {"images": 80}),
     ],
 )
 def test_length_that_is_given_last_is_that_of_the_run(fields, choose, final, tried, last, tmp_path):

@@ -45,7 +45,7 @@ def make_schedule(
             f"--config.optimizer.warmup_steps={num_steps // 10}."
         )
     drops = [round(share * num_steps) for share in drop_at]
-    in_order = drops == sorted(set(drops)) and all(warmup_steps <= step < num_steps for step in drops)
+    in_order = drops == sorted(drops) and all(warmup_steps <= step < num_steps for step in drops)
     if (name == "drops") != bool(drops) or not in_order:
         raise UserError(
             "optimizer.drop_at takes shares of the run, after the warm-up, growing, below 1, such as (0.3, 0.6, 0.9), "
@@ -59,7 +59,9 @@ def make_schedule(
             learning_rate, decay_steps, alpha=end_learning_rate / learning_rate if learning_rate else 0.0
         ),
         "constant": lambda: optax.constant_schedule(learning_rate),
-        "drops": lambda: optax.piecewise_constant_schedule(learning_rate, {step - warmup_steps: 0.1 for step in drops}),
+        "drops": lambda: optax.piecewise_constant_schedule(
+            learning_rate, {step - warmup_steps: 0.1 ** drops.count(step) for step in drops}
+        ),
     }
     if name not in decays:
         raise unknown_name("schedule", name, decays)

@@ -263,7 +263,8 @@ class Task:
     def final_run(self, chosen: Mapping[str, Any], seed: int) -> Run:
         """The final run with chosen values and a seed."""
         final = self.sweep.final
-        kept = {field: value for field, value in chosen.items() if not (field in LENGTHS and {*final} & {*LENGTHS})}
+        replaced = LENGTHS if _sets_length(final) else ()
+        kept = {field: value for field, value in chosen.items() if field not in replaced}
         values = {**kept, **final, "seed": seed}
         folder = self.path / "final" / slug(chosen) if chosen else self.path / "final"
         return _make_run(self.place, self.arguments, {"seed": seed}, values, folder / f"seed_{seed}")
@@ -274,6 +275,11 @@ class Task:
         return plain if "/" in plain else f"{run.config.data.eval_split}/{plain}"
 
 
+def _sets_length(values: Mapping[str, Any]) -> bool:
+    """Whether one of the values is the length of a run, which then replaces any other."""
+    return any(values.get(name) not in (None, "None") for name in LENGTHS)
+
+
 def _make_run(
     place: str, arguments: Sequence[str], overrides: Mapping[str, Any], values: Mapping[str, Any], path: AnyPath
 ) -> Run:
@@ -281,7 +287,7 @@ def _make_run(
     of_config = {field.removeprefix(ARGUMENT): value for field, value in values.items() if field.startswith(ARGUMENT)}
     values = {field: value for field, value in values.items() if not field.startswith(ARGUMENT)}
     place = with_arguments(place, of_config)
-    replaced = {*values, *(LENGTHS if any(values.get(name) is not None for name in LENGTHS) else ())}
+    replaced = {*values, *(LENGTHS if _sets_length(values) else ())}
     kept = [argument for argument in arguments if field_of(argument) not in replaced]
     resolved = (*kept, *(_argument(field, value) for field, value in values.items()))
     config = load_config(place, resolved)
