@@ -80,6 +80,15 @@ def test_accuracy_on_part_of_imagenet_is_no_result(tmp_path, labels, examples, n
         assert found.left_out == [f"{run}: {name} is no result: {record.use}"]
 
 
+def test_one_seed_that_was_measured_by_two_kinds_of_labels_has_a_line_for_each(tmp_path):
+    write_fine_tuning(tmp_path / "own", "imagenet2012", 0.8)
+    run = write_fine_tuning(tmp_path / "real", "imagenet2012", 0.9, data__eval_labels="real.json")
+    change_rows(run, **{"validation/examples": 46_837})
+    found = find([str(tmp_path)])
+    assert not found.left_out and all(record.is_result for record in found.records)
+    assert results(found) == {"own": ["80.00", ""], "real": ["", "90.00"]}
+
+
 @pytest.mark.parametrize("variant", VARIANT_NAMES)
 def test_number_on_part_of_a_variant_is_told_and_the_rest_counts(tmp_path, variant):
     whole = 46_837 if variant == "real" else NUM_IMAGES[variant]

@@ -220,6 +220,9 @@ def test_runs_that_begin_with_each_other_end(tmp_path):
     for one, other in (("a", "b"), ("b", "a")):
         write_fine_tuning(tmp_path / one, "cifar10", 0.9, weights=tmp_path / other)
     assert len(find([str(tmp_path)]).records) == 2
+    for run in ("a", "b"):  # of versions that did not write it
+        (tmp_path / run / "model.json").unlink()
+    assert [record.model for record in find([str(tmp_path)]).records] == ["ViT-B/16", "ViT-B/16"]
 
 
 def test_same_run_twice_counts_once_and_says_so(tmp_path):

@@ -258,20 +258,18 @@ class _Reader:
             self._origins[key] = origins.after_run(before, run, model, model_label(model), _changes(run))
         return self._origins[key]
 
-    def _model_of(self, run: Run) -> dict[str, Any]:
-        """What a run's model was made with, as far as files tell."""
+    def _model_of(self, run: Run, *, asked: tuple[str, ...] = ()) -> dict[str, Any]:
+        """What a run's model was made with, as far as files tell; `asked` are the runs that began with this one."""
         if run.model is not None:
             return run.model
         fields = {name.removeprefix("model."): value for name, value in run.fields.items() if name.startswith("model.")}
         fields = {name: value for name, value in fields.items() if value is not None}
-        of_weights = self._model_at(run.fields["weights"]) if run.fields["weights"] else {}
+        of_weights, place = {}, run.fields["weights"]
+        if place and (released := origins.find_released(place)):
+            of_weights = {"name": released.model, **released.model_overrides}
+        elif place and (found := self._find_run(place)) and str(found[0].path) not in asked:
+            of_weights = self._model_of(found[0], asked=(*asked, str(run.path)))
         return {"name": run.summary.get("model", "unknown"), **of_weights, **fields}
-
-    def _model_at(self, place: str) -> dict[str, Any]:
-        if released := origins.find_released(place):
-            return {"name": released.model, **released.model_overrides}
-        found = self._find_run(place)
-        return {} if found is None else dict(self._model_of(found[0]))
 
     def _of_run(self, folder: AnyPath) -> Record:
         """The record of a run that finished."""
