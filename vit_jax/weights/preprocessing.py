@@ -171,8 +171,9 @@ class Preprocessing:
         return images.astype(np.float32) * scale - np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-compatible dictionary."""
-        return dataclasses.asdict(self)
+        """A JSON-compatible dictionary, as it comes back from JSON."""
+        fields = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Preprocessing":
