@@ -116,7 +116,7 @@ class Processes:
                 assert time.monotonic() < deadline, f"process {each} did not write {text!r}:\n{self.output(each)}"
                 time.sleep(0.05)
 
-    def ended(self, process, timeout=120):
+    def ended(self, process, timeout=400):
         """Waits until a process has ended; returns its status and output."""
         try:
             self.processes[process].wait(timeout)
@@ -124,7 +124,7 @@ class Processes:
             raise AssertionError(f"process {process} still runs:\n{self.output(process)}") from error
         return Ended(self.processes[process].returncode, self.output(process))
 
-    def all_ended(self, timeout=120):
+    def all_ended(self, timeout=400):
         return [self.ended(each, timeout) for each in range(len(self.processes))]
 
 

@@ -101,11 +101,11 @@ def on_two_hosts(tmp_path_factory, compilation_cache):
     prefixes = [[], multiprocess.another_host(folder)]
     environment = {"RUNS": str(folder), "XDG_CACHE_HOME": str(compilation_cache)}
     with multiprocess.start(SCRIPT, folder, 2, 2, prefixes, PRESETS=",".join(PRESETS), **environment) as processes:
-        killed, survivor = processes.all_ended(timeout=500)
+        killed, survivor = processes.all_ended()
     assert killed.returncode == -signal.SIGKILL, killed.output
     assert survivor.returncode == 75, survivor.output
     with multiprocess.start(SCRIPT, folder, 2, 2, prefixes, PRESETS="fsdp+tensor", **environment) as processes:
-        ended = processes.all_ended(timeout=500)
+        ended = processes.all_ended()
     assert [each.returncode for each in ended] == [0, 0], ended
     return folder, [each.output for each in ended]
 

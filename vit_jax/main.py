@@ -21,6 +21,8 @@ On several hosts, start the same command on each, with one workdir for all. On C
 find each other; elsewhere say who is who (docs/pods.md also lists what each exit status asks a launcher to do):
 
     python -m vit_jax.main --config=... --workdir=... --coordinator_address=host0:1234 --num_processes=2 --process_id=0
+
+By VIT_JAX_RUN_TOKEN, a secret that you set to the same value on all hosts, they know each other from strangers.
 """
 
 import errno
