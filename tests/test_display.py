@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from vit_jax.display import print_any_text, show_name, show_names
+from vit_jax.display import encode_text, print_any_text, show_name, show_names
+from vit_jax.workdir import write_atomically
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,14 @@ from vit_jax.display import print_any_text, show_name, show_names
 def test_what_cannot_be_shown_is_escaped_and_all_else_kept(name, shown):
     assert show_name(name) == shown
     shown.encode()
+
+
+def test_texts_of_files_keep_their_lines_and_have_such_bytes_escaped(tmp_path):
+    text = "| data | " + os.fsdecode(b"p\xe9ts") + " |\n\tL\u00f6we \u732b\n"
+    expected = "| data | p\\xe9ts |\n\tL\u00f6we \u732b\n".encode()
+    assert encode_text(text) == expected
+    write_atomically(tmp_path / "summary.md", text)
+    assert (tmp_path / "summary.md").read_bytes() == expected
 
 
 def test_names_beyond_the_limit_are_counted():

@@ -26,6 +26,14 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def encode_text(text: str) -> bytes:
+    """Encodes a text of any length as UTF-8, with bytes of names that are not UTF-8 escaped as in `show_name`."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return "".join(_escape(each) if "\ud800" <= each <= "\udfff" else each for each in text).encode()
+
+
 def show_names(names: Sequence[str], limit: int = 5) -> str:
     """Names in quotes with commas between them; counts those beyond `limit`."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""

@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from vit_jax import cluster as clusters
 from vit_jax import roll_call
 from vit_jax.cluster import Cluster
-from vit_jax.display import show_name
+from vit_jax.display import encode_text, show_name
 from vit_jax.errors import UserError
 from vit_jax.json_files import Fields, JsonError, parse_json
 from vit_jax.roll_call import LOST_STATUS, PeerLostError, describe_processes
@@ -501,7 +501,7 @@ def end_process(message: str, exit_status: int) -> None:
     """
     with contextlib.suppress(Exception):
         sys.stdout.flush()
-    os.write(2, f"error: {message}\n".encode())
+    os.write(2, encode_text(f"error: {message}\n"))
     os._exit(exit_status)
 
 

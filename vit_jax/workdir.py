@@ -44,6 +44,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import distributed
 from vit_jax.config import base_config, flatten
+from vit_jax.display import encode_text
 from vit_jax.errors import UserError
 from vit_jax.files import delete_left_over
 from vit_jax.json_files import read_json_lines, read_object
@@ -103,7 +104,7 @@ def write_atomically(path: AnyPath | str, content: str | bytes) -> None:
       UserError: it is in a bucket and could not be written.
     """
     path = parse(path)
-    data = content.encode() if isinstance(content, str) else content
+    data = encode_text(content) if isinstance(content, str) else content
     if is_remote(path):
         try:
             path.write_bytes(data)  # an object is there when all of it is

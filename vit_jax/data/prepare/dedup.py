@@ -35,6 +35,7 @@ from vit_jax.data.prepare.work import (
 )
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.sources.records import read_manifest_facts
+from vit_jax.display import show_name
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.host import num_cpus
 
@@ -144,7 +145,7 @@ class TestSet:
         if match is None:
             raise UserError(f"--against={name} names no split; write <data set>:<split>, such as tfds:cifar10:test.")
         dataset, split = match.groups()
-        return cls(name, open_source(dataset, split))
+        return cls(show_name(name), open_source(dataset, split))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from vit_jax.data.prepare.run import Found, Passed, check_split
 from vit_jax.data.sources.base import BadRecordError, fingerprint_of
 from vit_jax.data.sources.folders import composed
 from vit_jax.data.sources.trees import MAX_FILE_BYTES
+from vit_jax.display import show_name
 from vit_jax.errors import UserError
 from vit_jax.json_files import parse_json
 from vit_jax.regular_files import read_regular, read_text_lines
@@ -77,7 +78,7 @@ class ImageList:
         self.multi_label = not single_label
         self.arrangement: Arrangement = "merged" if merge else "each"
         self.slices: dict[str, dict[str, tuple[int | None, int | None]]] = {}
-        self.description = f"Images listed in {path.name}, as they were."
+        self.description = f"Images listed in {show_name(path.name)}, as they were."
 
     def settings(self) -> dict[str, Any]:
         """What decides the result."""
@@ -94,7 +95,7 @@ class ImageList:
 
     def facts(self) -> dict[str, Any]:
         """The list by name and size."""
-        return {"list": self._path.name, "bytes": self._path.stat().st_size}
+        return {"list": show_name(self._path.name), "bytes": self._path.stat().st_size}
 
     def extent(self) -> int:
         """Bytes of a .jsonl, rows of a .parquet."""
