@@ -183,7 +183,7 @@ def test_final_run_that_says_it_was_evaluated_on_what_it_trained_on_does_not_cou
     (task,) = make_tasks(Sweep(seeds=1), TINY, (), tmp_path)
     (run,) = task.final_runs({})
     leave_results(run, **{"test/accuracy": 0.5})
-    (run.path / "summary.json").write_text(json.dumps({"overlap": {"test": 36, "other": 1}}))
+    (run.path / "summary.json").write_text(json.dumps({"overlap": {"test": 36, "other": "x"}}))
     (_, result), *_ = results.collect(task).final
     assert (result.status, result.is_due) == ("unusable", False)
     assert result.reason == "36 of the examples that test/accuracy is measured on were trained on"
@@ -255,6 +255,16 @@ def test_better_of_two_rules_is_chosen_and_told_and_makes_the_final_runs(winner,
     best, other = ("65.00 %", "60.00 % with argument.rule=vit") if winner == "bit" else ("60.00 %", "55.00 % with argu")
     assert note.startswith(f"argument.rule={winner} won: {best}, against {other}")
     assert "| argument.rule | optimizer.learning_rate |" in results.to_markdown([result])
+
+
+def test_rules_that_are_equal_have_no_winner(two_rules):
+    _, task = two_rules
+    for run in task.trials:
+        leave_results(run, **{f"{run.config.data.eval_split}/accuracy": 0.5})
+    result = results.collect(task)
+    assert result.chosen == {"argument.rule": "vit", "optimizer.learning_rate": 0.001}
+    assert any("is no better than" in note and "argument.rule=bit" in note for note in result.notes)
+    assert not any("won" in note for note in result.notes)
 
 
 def test_rule_that_went_wrong_loses_with_a_line(two_rules):

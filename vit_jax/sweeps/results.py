@@ -186,11 +186,10 @@ def _rivals(
         if field in candidate:
             pair, key = (mean, candidate), str(candidate[field])
             best[key] = better(best.get(key, pair), pair, key=lambda pair: pair[0])
-    others = [
-        f"{_show(metric, mean)} with {_show_values(each)}" for key, (mean, each) in best.items() if key != str(value)
-    ]
-    if others and str(value) in best:
-        yield f"{field}={value} won: {_show(metric, best[str(value)][0])}, against {', '.join(others)}."
+    own = best.pop(str(value))[0]
+    others = [f"{_show(metric, mean)} with {_show_values(each)}" for mean, each in best.values() if mean != own]
+    if others:
+        yield f"{field}={value} won: {_show(metric, own)}, against {', '.join(others)}."
 
 
 def _statistics(result: TaskResult) -> tuple[dict[str, float], dict[str, float | None]]:

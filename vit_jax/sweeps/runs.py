@@ -173,7 +173,8 @@ class Run:
             metrics = {name: value for name, value in last.items() if not name.startswith(TIME_PREFIX)}
             metrics.pop("step", None)
             overlap = read_object(self.path / "summary.json", allow_nan=True).get("overlap")  # a loss may be NaN
-            return Result("finished", metrics, overlap=overlap if isinstance(overlap, dict) else {})
+            counts = overlap.items() if isinstance(overlap, dict) else ()
+            return Result("finished", metrics, overlap={name: n for name, n in counts if isinstance(n, int) and n > 0})
         if (self.path / FAILURE).exists():
             reason = str(read_object(self.path / FAILURE).get("reason", "it is not known why"))
             diverged = _DIVERGED.search(reason)
