@@ -452,3 +452,26 @@ def test_each_image_is_turned_as_its_own_source_says_unless_the_transform_does(t
                 seen = transform(image, generators.at(index)) if random else transform(image)
                 np.testing.assert_array_equal(batch["image"][index], seen)
             assert not bad
+
+
+def test_a_run_of_a_version_that_turned_no_image_goes_on_only_without_turning(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "0.jpg").write_bytes(photo(5, 6))
+    folder = open_source(str(tmp_path), "train[:50%]+train[50%:]")
+
+    def batches(turn=None, source=folder):
+        return pipeline.TrainBatches(
+            source, TrainTransform(SIZE, exif_orientation=turn), sharding(), batch_size=2, seed=0
+        )
+
+    old = batches().get_state()
+    batches().set_state(old)
+    assert old.pop("exif_orientation") is True
+    with pytest.raises(UserError, match=r"--config.data.exif_orientation=False --allow_config_change"):
+        batches().set_state(old)
+    with pytest.raises(UserError, match="turn images"):
+        batches(source=Mixture([folder, folder], [1, 1])).set_state(
+            {**old, "examples": Mixture([folder, folder], [1, 1]).fingerprint()}
+        )
+    batches(turn=False).set_state(old)

@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding
 
 from vit_jax.data.images import EvalTransform, ImageError, TrainTransform
 from vit_jax.data.order import permutation
-from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Source
+from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Source, turns_images
 from vit_jax.data.sources.mixture import Mixture
 from vit_jax.errors import UserError
 from vit_jax.host import num_cpus
@@ -348,6 +348,7 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         """
         self._batch_size, self._sharding, self._prefetch = batch_size, sharding, prefetch
         self._fingerprint, self._num_workers = source.fingerprint(), num_workers
+        self._turns = turns_images(source) if transform.exif_orientation is None else transform.exif_orientation
         threads = num_threads or max(1, num_cpus() // max(1, num_workers))
         loader = BatchLoader(source, transform, num_classes=num_classes, num_threads=threads)
         rows = local_rows(sharding, batch_size) if rows is None else rows
@@ -401,6 +402,7 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
             "images": self._num_done * self._batch_size,
             "examples": self._fingerprint,
             "num_workers": self._num_workers,
+            "exif_orientation": self._turns,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -415,6 +417,12 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
             raise UserError(
                 "the data set has changed since the last start: it has other files, other names of files, or "
                 "another rule for labels. Bring back what it was to go on, or start in a new workdir."
+            )
+        if self._turns and "exif_orientation" not in state:
+            raise UserError(
+                "the run began with a version that did not turn images as their EXIF says. Pass "
+                "--config.data.exif_orientation=False --allow_config_change to go on as before, or start in a new "
+                "workdir."
             )
         if state["images"] % self._batch_size:
             raise UserError(

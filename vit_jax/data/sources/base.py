@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import NotRequired, Protocol, TypeAlias, TypedDict
+from typing import Any, NotRequired, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -19,6 +19,7 @@ __all__ = [
     "Numbers",
     "Source",
     "fingerprint_of",
+    "turns_images",
 ]
 
 Numbers: TypeAlias = range | np.ndarray  # of examples: a range of step 1, or int64 `[examples]`
@@ -115,6 +116,13 @@ class Source(Protocol):
     def where(self, index: int) -> str:
         """The place of an example, for people: file, and offset or member where a file has several."""
         ...
+
+
+def turns_images(source: Any) -> bool:
+    """Whether examples of a source say `exif_orientation`; of a source that consists of others, of any of them."""
+    if hasattr(source, "parts") and not hasattr(source, "exif_orientation"):
+        return any(turns_images(part) for part, _ in source.parts())
+    return getattr(source, "exif_orientation", False)
 
 
 def fingerprint_of(parts: Iterable[object]) -> str:

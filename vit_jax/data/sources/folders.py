@@ -47,6 +47,8 @@ class ImageFolderSource:
     An image takes the bytes of its name and 5 more of memory, and 21 more in a zip file.
     """
 
+    exif_orientation = True  # of all examples
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -115,7 +117,7 @@ class ImageFolderSource:
             "image": content,
             "label": self._labels[number],
             "file_name": show_name(name),
-            "exif_orientation": True,
+            "exif_orientation": self.exif_orientation,
         }
 
     def labels(self) -> np.ndarray:

@@ -200,6 +200,8 @@ class _ClassFolders(ImageFolderSource):
 class _ImageNetLabels:
     """Folders of images, labelled with ImageNet's classes."""
 
+    exif_orientation = False  # the published numbers are of images as they are stored
+
     def __init__(self, folders: _ClassFolders, classes: Mapping[str, tuple[int, ...]], *, name: str, border: int = 0):
         """Reads nothing.
 
@@ -221,7 +223,7 @@ class _ImageNetLabels:
 
     def __getitem__(self, index: int) -> Example:
         example = self._folders[index]
-        del example["exif_orientation"]  # the published numbers are of images as they are stored
+        del example["exif_orientation"]
         labels = self._labels[cast(int, example["label"])]
         if self._border:
             example["image"] = _without_border(cast(bytes, example["image"]), self._border)

@@ -275,7 +275,7 @@ class RecordSource:
         self._sizes = [os.path.getsize(files.paths[file]) for file, _, _ in ranges]
         self.name, self.split, self.splits = name, split, list(splits)
         self.class_names, self.num_classes, self.max_labels = class_names, num_classes, max_labels
-        self._exif_orientation = exif_orientation
+        self.exif_orientation = exif_orientation
         self._all_labelled, self._derive_label, self._derive_image = all_labelled, derive_label, derive_image
 
     def __len__(self) -> int:
@@ -292,7 +292,7 @@ class RecordSource:
             raise BadRecordError(f"cannot read {self.where(index)}: {_reason(error)}.") from error
         labels = self._labels(features, index)
         example: Example = {"image": image, "label": labels}
-        if self._exif_orientation:
+        if self.exif_orientation:
             example["exif_orientation"] = True
         if self._derive_image is not None:
             example["image"] = self._pixels(self._derive_image, image, index)
