@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from vit_jax import evaluation, experiment
+from vit_jax.config import base_config
 from vit_jax.data.sources import BadRecordError, ImageFolderSource, open_source, trees
 from vit_jax.data.sources.folders import list_splits
 from vit_jax.errors import UserError
@@ -212,6 +214,22 @@ def test_a_split_may_lack_classes_of_the_training_split(build, caplog):
     assert test.fingerprint() != open_source(place, "test", class_names=["dog", "cat", "emu"]).fingerprint()
     with pytest.raises(UserError, match="different classes from those it is used with: it has 'dog'"):
         open_source(place, "train", class_names=["cat", "emu"])
+
+
+def test_runs_and_few_shot_evaluations_take_test_splits_that_lack_classes(build):
+    place = build(images("train/cat", "train/dog", "train/emu", "test/emu", "val/dog") | {"test/cat/": b""})
+    config = base_config()
+    config.data.dataset, config.data.eval_split = place, "test"
+    train, test = experiment.open_sources(config.data)
+    assert (train.class_names, test.class_names) == (["cat", "dog", "emu"],) * 2
+    assert {test[i]["label"] for i in range(len(test))} == {2}
+    config.fewshot.datasets, config.fewshot.l2, config.fewshot.validation_split = (place,), (1.0, 2.0), "val"
+    (fewshot,) = evaluation.open_test_data(config, None)
+    assert {fewshot.test[i]["label"] for i in range(3)} == {2}
+    assert {fewshot.validation[i]["label"] for i in range(3)} == {1}
+    config.data.train_split, config.data.eval_split = "test", "train[:5]"
+    with pytest.raises(UserError, match=r"different classes from those"):
+        experiment.open_sources(config.data)
 
 
 @pytest.mark.parametrize("spec", ["train+val", "val+train", "val[:50%]+train[:50%]", "all"])
