@@ -159,23 +159,6 @@ def test_run_that_is_measured_on_training_images_only_chooses(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("split", "use"), [("all[80%:90%]", "chooses (measured on all[80%:90%])"), ("all[90%:]", "final")]
-)
-def test_last_tenth_of_a_folder_without_splits_is_its_test_set(tmp_path, split, use):
-    write_fine_tuning(tmp_path, "cifar10", 0.9, data__dataset="/data/birds", data__eval_split=split)
-    (record,) = find([str(tmp_path)]).records
-    assert record.use == use
-
-
-def test_number_on_a_part_of_a_test_set_is_no_result(tmp_path):
-    path = write_fine_tuning(tmp_path / "run", "cifar10", 0.9)
-    rows = (path / "metrics.jsonl").read_text().replace('"test/examples": 10000', '"test/examples": 5000')
-    (path / "metrics.jsonl").write_text(rows)
-    (record,) = find([str(tmp_path)]).records
-    assert record.use == "measured on 5,000 of 10,000 images"
-
-
-@pytest.mark.parametrize(
     ("weights", "data"),
     [
         ("vit_b16_i21k", "ImageNet-21k"),

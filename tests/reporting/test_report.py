@@ -344,10 +344,18 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def written(folder, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out") / "report"
-    assert report.main([str(folder), f"--out={out}"]) == 0
-    return out
+def written_with_figure_5(folder, tmp_path_factory):
+    """The folder that the command writes, and figure 5, which takes seconds to draw."""
+    out, drawn, draw = tmp_path_factory.mktemp("out") / "report", [], figures.figure_5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "figure_5", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1])
+        assert report.main([str(folder), f"--out={out}"]) == 0
+    return out, drawn[0]
+
+
+@pytest.fixture(scope="module")
+def written(written_with_figure_5):
+    return written_with_figure_5[0]
 
 
 def test_command_writes_tables_and_pictures(written):
@@ -443,8 +451,8 @@ def test_figure_4_draws_few_shot_numbers_by_images_in_the_set(folder):
 
 
 @pytest.fixture(scope="module")
-def figure_5(folder):
-    return figures.figure_5(models_in(folder))
+def figure_5(written_with_figure_5):
+    return written_with_figure_5[1]
 
 
 def test_figure_5_draws_table_6_and_ours_by_compute(figure_5):

@@ -1,8 +1,10 @@
 """Files of runs, evaluations and sweeps, read without trust: each fault is a `DamagedError` that says what is wrong."""
 
 import dataclasses
+import functools
 import json
 import math
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,11 +97,17 @@ _EXPECTED: dict[str, tuple[type | tuple[type, ...], bool]] = {
 }
 
 
+@functools.cache
+def defaults() -> Mapping[str, Any]:
+    """The default of each field of a config, as JSON has it."""
+    return types.MappingProxyType(flatten(json.loads(base_config().to_json())))
+
+
 def as_fields(config: Any, path: AnyPath) -> dict[str, Any]:
     """The fields of a recorded config, flat; those that are younger than the file have their defaults."""
     if not isinstance(config, dict) or not isinstance(config.get("data"), dict) or "batch_size" not in config:
         raise DamagedError(f"{path}: no config of vit_jax")
-    fields = flatten(json.loads(base_config().to_json())) | flatten(config)
+    fields = {**defaults(), **flatten(config)}
     for name, (kind, is_optional) in _EXPECTED.items():
         value = fields[name]
         if not (isinstance(value, kind) or (value is None and is_optional)) or (
@@ -162,7 +170,7 @@ def read_starts(workdir: AnyPath) -> tuple[Start, ...]:
     try:
         for _, row in read_json_lines(path, allow_nan=True, on_error=lambda _: None):
             if isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("config"), dict):
-                fields = flatten(json.loads(base_config().to_json())) | flatten(row["config"])
+                fields = {**defaults(), **flatten(row["config"])}
                 starts.append(Start(row["step"], str(row.get("command", "")), fields))
     except UserError:
         pass

@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.config import base_config, flatten
 from vit_jax.data.sources.imagenet_variants import NUM_IMAGES
 from vit_jax.data.sources.real import NUM_IMAGES as NUM_VALIDATION_IMAGES
 from vit_jax.data.sources.real import NUM_LABELLED
 from vit_jax.protocols import TASKS
 from vit_jax.reporting import settings
+from vit_jax.reporting.files import defaults
 from vit_jax.reporting.names import data_set_name, vtab_task
 from vit_jax.reporting.settings import Settings
 from vit_jax.vtab import TASKS as VTAB_TASKS
@@ -234,7 +234,7 @@ def _few_shot(
 
 def _few_shot_notes(dataset: str, how: Settings) -> list[str]:
     """What was done in another way than the released evaluator does it."""
-    usual = {name: value for name, value in flatten(base_config().to_dict()).items() if name.startswith("fewshot.")}
+    usual = {name: settings.plain(value) for name, value in defaults().items() if name.startswith("fewshot.")}
     usual |= {"fewshot.train_split": _FEW_SHOT_POOL.get(dataset, usual["fewshot.train_split"])}
     done = {name: value for name, value in how if name.startswith("fewshot.")}
     size = done["fewshot.image_size"]

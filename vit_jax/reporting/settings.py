@@ -127,13 +127,13 @@ def _attributes(text: str) -> Settings:
         values = {"name": given["name"], **{name: getattr(made, name) for name in names}}
     except (UserError, TypeError, ValueError):
         values = {name: value for name, value in given.items() if value is not None}
-    return tuple((f"model.{name}", _plain(value)) for name, value in values.items())
+    return tuple((f"model.{name}", plain(value)) for name, value in values.items())
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON has it; a type or a function by its name."""
     if isinstance(value, list | tuple):
-        return tuple(map(_plain, value))
+        return tuple(map(plain, value))
     if value is None or isinstance(value, str | int | float):
         return value
     return getattr(value, "__name__", str(value))
@@ -148,7 +148,7 @@ def training_settings(fields: Mapping[str, Any], model: Mapping[str, Any], steps
       steps: length of the run.
     """
     without = {**WITHOUT_EFFECT, **COUNTED_ELSEWHERE, **ONLY_EVALUATION}
-    settings = {name: _plain(value) for name, value in fields.items() if not is_among(name, without)}
+    settings = {name: plain(value) for name, value in fields.items() if not is_among(name, without)}
     settings |= {name: value for name, value in attributes(model).items() if not is_among(name, WITHOUT_EFFECT)}
     return settings | {"steps": steps}
 
@@ -185,12 +185,12 @@ def _measuring(
         return not (is_among(name, WITHOUT_EFFECT) or is_among(name, ONLY_TRAINING) or is_among(name, without))
 
     settings = {
-        name: _plain(value)
+        name: plain(value)
         for name, value in fields.items()
         if counts(name) and not is_among(name, COUNTED_ELSEWHERE) and not is_among(name, without)
     }
     settings |= {name: value for name, value in attributes(model).items() if counts(name)}
-    settings |= {name: _plain(value) for name, value in (besides or {}).items()}
+    settings |= {name: plain(value) for name, value in (besides or {}).items()}
     return tuple(sorted(settings.items()))
 
 
