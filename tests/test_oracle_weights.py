@@ -656,7 +656,7 @@ def test_the_image_processor_of_transformers_reads_our_preprocessing(transformer
     )
     weights = dataclasses.replace(random_weights("ViT-Ti/16", (64, 64), num_layers=1), preprocessing=preprocessing)
     save(weights, folder, to="huggingface")
-    processor = transformers.ViTImageProcessor.from_pretrained(folder)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     assert (processor.size["height"], processor.size["width"]) == (64, 64)
     assert tuple(processor.image_mean) == preprocessing.mean
     assert tuple(processor.image_std) == preprocessing.std
@@ -667,3 +667,15 @@ def test_the_image_processor_of_transformers_reads_our_preprocessing(transformer
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     expected = np.asarray(processor(image, return_tensors="np")["pixel_values"])[0].transpose(1, 2, 0)
     np.testing.assert_allclose(loaded.normalize(loaded(image)), expected, atol=1e-5)
+
+
+@oracle
+@pytest.mark.parametrize("resize", ["square", "crop"])
+def test_a_crop_of_ours_is_that_of_the_processor_that_transformers_makes_of_it(resize, transformers, folder):
+    preprocessing = Preprocessing((64, 64), resize=resize, crop_fraction=0.9, interpolation="bicubic", antialias=True)
+    weights = dataclasses.replace(random_weights("ViT-Ti/16", (64, 64), num_layers=1), preprocessing=preprocessing)
+    save(weights, folder, to="huggingface")
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    image = np.random.default_rng(0).integers(0, 256, (90, 121, 3), dtype=np.uint8)
+    expected = np.asarray(processor(image, return_tensors="np")["pixel_values"])[0].transpose(1, 2, 0)
+    np.testing.assert_allclose(preprocessing.normalize(preprocessing(image)), expected, atol=1e-5)
