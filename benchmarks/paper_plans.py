@@ -33,9 +33,9 @@ SLICES = ("v3-128", "v3-256", "v3-512", "v3-1024")
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| run | slice | GiB a core of 15.48 | compiler | + network | images/s | days | core-days | paper | FLOPs "
+        "| run | slice | GiB a core of 15.48 | compiler | by | + network | images/s | days | core-days | paper | FLOPs "
         "against formula | compiled in (CPU time) |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "|---|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         cells = [RUNS[row["config"]], row["topology"]]
@@ -43,6 +43,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             cells += [
                 f"{row['memory']['total'] / 2**30:.2f}",
                 f"{1e3 * row['compiler_seconds']:.0f} ms",
+                row["estimate"],
                 f"{1e3 * row['interconnect_seconds']:.0f} ms",
                 f"{row['images_per_second']:,.0f}",
                 f"{row['days']:.2f}",
@@ -52,7 +53,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{row['compile_seconds']:.0f} s ({row['cpu_seconds']:.0f} s)",
             ]
         else:
-            cells += [row["status"], *[""] * 8]
+            cells += [row["status"], *[""] * 9]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

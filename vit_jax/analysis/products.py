@@ -189,14 +189,12 @@ def _transformer_layer(
     own: bool = True,
 ) -> None:
     """Adds a Transformer layer in which each token attends to so many; `table`, `own`: see `_attention`."""
-    below = count.flows
     count.norm("norms", hidden, f"{name}/LayerNorm_0")
     sizes: dict[str, Any] = {"queries": tokens, "keys": tokens, "attended": attended, "width": hidden}
     _attention(
         count, "attention projections", "attention products", f"{name}/{_ATTENTION}", **sizes,
         table=table, table_part="position embeddings", own=own,
     )  # fmt: skip
-    count.flows |= below
     count.norm("norms", hidden, f"{name}/LayerNorm_2")
     _mlp(count, "mlp", f"{name}/MlpBlock_3", tokens, hidden, mlp_dim)
 
