@@ -128,6 +128,30 @@ def test_images_that_were_recorded_as_others_are_not_averaged(tmp_path):
     assert [len(result.records) for result in group(find([str(tmp_path)]).records)] == [2, 1]
 
 
+@pytest.mark.parametrize(
+    ("dataset", "old", "new", "results"),
+    [
+        ("/data/mine", "absent", None, 2),  # which turns photos as their EXIF says; nobody did before
+        ("/data/mine.zip", "absent", None, 2),
+        ("/data/mine", "absent", False, 1),
+        ("/data/mine", True, None, 2),
+        ("tfds:pets", "absent", None, 1),  # records are turned by neither
+        ("/tfds/pets/4.0.0", "absent", None, 1),
+        ("tfds:pets", "absent", True, 2),
+        ("digits", None, False, 1),
+    ],
+)
+def test_images_that_are_turned_now_and_were_not_before_are_not_averaged(tmp_path, dataset, old, new, results):
+    for seed, turned in enumerate((old, new)):
+        run = write_fine_tuning(tmp_path / str(seed), "cifar10", 0.9, seed=seed, data__dataset=dataset)
+        config = json.loads((run / "config.json").read_text())
+        config["data"]["exif_orientation"] = turned
+        if turned == "absent":
+            del config["data"]["exif_orientation"]
+        write_json(run / "config.json", config)
+    assert len(group(find([str(tmp_path)]).records)) == results
+
+
 def few_shot(path, value, weights="vit_b16_i21k", **fields):
     fields = {"fewshot__datasets": ("tfds:imagenet2012",), "fewshot__test_split": "validation", **fields}
     return write_evaluation(path, weights, {"fewshot/imagenet2012/pre_logits/5shot": value}, **fields)
@@ -276,6 +300,17 @@ def test_run_whose_config_was_changed_on_the_way_is_set_apart(tmp_path, starts, 
 def test_change_that_has_no_part_in_the_parameters_sets_nothing_apart(tmp_path, starts):
     (result,) = group(three_seeds(tmp_path, starts))
     assert len(result.records) == 3 and not any(record.changes for record in result.records)
+
+
+@pytest.mark.parametrize(("dataset", "changes"), [("tfds:pets", 0), ("/data/mine", 1)])
+def test_start_of_before_images_were_turned_is_a_change_where_there_are_files(tmp_path, dataset, changes):
+    run = write_fine_tuning(tmp_path, "pets", 0.9, data__dataset=dataset)
+    write_starts(run, [(0, {}), (40, {})])
+    first, second = (json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines())
+    del first["config"]["data"]["exif_orientation"]
+    (run / "starts.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
+    (record,) = find([str(tmp_path)]).records
+    assert len(record.changes) == changes
 
 
 def test_what_began_with_a_changed_pre_training_is_set_apart_too(tmp_path):

@@ -103,11 +103,20 @@ def defaults() -> Mapping[str, Any]:
     return types.MappingProxyType(flatten(json.loads(base_config().to_json())))
 
 
+# Fields whose default does something that earlier versions, which did not have them, never did.
+_BEFORE = {"data.exif_orientation": False}
+
+
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a recorded config, flat; those that are younger than the record have what was done before."""
+    return {**defaults(), **_BEFORE, **flatten(config)}
+
+
 def as_fields(config: Any, path: AnyPath) -> dict[str, Any]:
-    """The fields of a recorded config, flat; those that are younger than the file have their defaults."""
+    """The fields of a recorded config, checked; see `with_defaults`."""
     if not isinstance(config, dict) or not isinstance(config.get("data"), dict) or "batch_size" not in config:
         raise DamagedError(f"{path}: no config of vit_jax")
-    fields = {**defaults(), **flatten(config)}
+    fields = with_defaults(config)
     for name, (kind, is_optional) in _EXPECTED.items():
         value = fields[name]
         if not (isinstance(value, kind) or (value is None and is_optional)) or (
@@ -170,7 +179,7 @@ def read_starts(workdir: AnyPath) -> tuple[Start, ...]:
     try:
         for _, row in read_json_lines(path, allow_nan=True, on_error=lambda _: None):
             if isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("config"), dict):
-                fields = {**defaults(), **flatten(row["config"])}
+                fields = with_defaults(row["config"])
                 starts.append(Start(row["step"], str(row.get("command", "")), fields))
     except UserError:
         pass

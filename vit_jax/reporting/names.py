@@ -60,6 +60,12 @@ def data_set_name(dataset: str) -> str:
     return parts[-1] if parts else dataset
 
 
+def has_records(dataset: str) -> bool:
+    """Whether a data set, as `config.data.dataset` names it, is sure to be of records rather than of image files."""
+    prepared = re.search(r"/\d+\.\d+\.\d+/*$", dataset)  # by TFDS, as <name>/<version>
+    return dataset.startswith(("tfds:", _VTAB)) or dataset == "digits" or ".array_record" in dataset or bool(prepared)
+
+
 def pre_training_name(dataset: str, split: str, num_images: int | None) -> str:
     """The name of what a model was pre-trained on: the paper's only if it is about as large as the paper's.
 

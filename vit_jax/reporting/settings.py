@@ -9,11 +9,12 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
+from vit_jax.reporting.names import has_records
 
 # What is measured of something: fields and their values, in the order of the fields.
 Settings = tuple[tuple[str, Any], ...]
@@ -150,12 +151,12 @@ def training_settings(fields: Mapping[str, Any], model: Mapping[str, Any], steps
     without = {**WITHOUT_EFFECT, **COUNTED_ELSEWHERE, **ONLY_EVALUATION}
     settings = {name: plain(value) for name, value in fields.items() if not is_among(name, without)}
     settings |= {name: value for name, value in attributes(model).items() if not is_among(name, WITHOUT_EFFECT)}
-    return settings | {"steps": steps}
+    return settings | {"steps": steps} | _turning(fields, _trained_on(fields))
 
 
 def accuracy_settings(fields: Mapping[str, Any], model: Mapping[str, Any]) -> Settings:
     """All that can change the accuracy of given parameters on the evaluation split."""
-    return _measuring(fields, model, _NOT_OF_ACCURACY)
+    return _measuring(fields, model, _NOT_OF_ACCURACY, _turning(fields, [fields["data.dataset"]]))
 
 
 def variant_settings(variant: str, fields: Mapping[str, Any], model: Mapping[str, Any]) -> Settings:
@@ -163,7 +164,8 @@ def variant_settings(variant: str, fields: Mapping[str, Any], model: Mapping[str
     place = {f"variants.{variant}": fields.get(f"variants.{variant}")}
     # ReaL has labels alone; its images are those of the evaluation split.
     images = {name: fields.get(name) for name in ("data.dataset", "data.eval_split")} if variant == "real" else {}
-    return _measuring({**fields, "data.eval_split": None}, model, _NOT_OF_VARIANT, place | images)
+    turning = _turning(fields, [fields["data.dataset"] if images else place[f"variants.{variant}"]])
+    return _measuring({**fields, "data.eval_split": None}, model, _NOT_OF_VARIANT, place | images | turning)
 
 
 def few_shot_settings(dataset: str, fields: Mapping[str, Any], model: Mapping[str, Any]) -> Settings:
@@ -172,7 +174,20 @@ def few_shot_settings(dataset: str, fields: Mapping[str, Any], model: Mapping[st
     # What `vit_jax.evaluation` takes where the config says nothing.
     crop_from = fields["fewshot.crop_from"] or (round(size * 256 / 224) if isinstance(size, int) else None)
     resolved = {"fewshot.datasets": dataset, "fewshot.image_size": size, "fewshot.crop_from": crop_from}
-    return _measuring(fields, model, _NOT_OF_FEW_SHOT, resolved)
+    return _measuring(fields, model, _NOT_OF_FEW_SHOT, resolved | _turning(fields, [dataset]))
+
+
+def _trained_on(fields: Mapping[str, Any]) -> list[str]:
+    """The data sets of a training."""
+    mixture = fields.get("data.mixture") or ()
+    return [str(each[0]) for each in mixture if isinstance(each, list | tuple) and each] or [fields["data.dataset"]]
+
+
+def _turning(fields: Mapping[str, Any], datasets: Sequence[str | None]) -> dict[str, Any]:
+    """Whether images are turned as their EXIF says: by default image files are, records are not."""
+    turns = fields.get("data.exif_orientation")
+    is_default = turns is None and all(has_records(str(dataset)) for dataset in datasets)
+    return {"data.exif_orientation": False if is_default else turns}
 
 
 def _measuring(
@@ -219,7 +234,8 @@ def changes_on_the_way(starts: list[tuple[int, dict[str, Any]]]) -> list[str]:
         while parts and parts[-1][0] >= step:  # what it trained was given up
             parts.pop()
         without = {**WITHOUT_EFFECT, **ONLY_EVALUATION}
-        parts.append((step, {name: value for name, value in fields.items() if not is_among(name, without)}))
+        kept = {name: value for name, value in fields.items() if not is_among(name, without)}
+        parts.append((step, kept | _turning(fields, _trained_on(fields))))
     told = []
     for (_, before), (step, after) in itertools.pairwise(parts):
         changed = [
