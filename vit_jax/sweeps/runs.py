@@ -1,6 +1,7 @@
 """The runs of a sweep: their configs, folders and commands, and what is there of them."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -97,6 +98,10 @@ def load_config(place: str, arguments: Sequence[str]) -> ConfigDict:
     set_length(config, {field_of(argument) for argument in arguments if argument not in cleared})
     check_fields(holder.value)
     return holder.value
+
+
+# The runs of a sweep are made again whenever its results are read; their configs stay the same until `make_tasks`.
+_loaded_config = functools.cache(load_config)
 
 
 def _argument(field: str, value: Any) -> str:
@@ -291,7 +296,7 @@ def _make_run(
     replaced = {*values, *(LENGTHS if _sets_length(values) else ())}
     kept = [argument for argument in arguments if field_of(argument) not in replaced]
     resolved = (*kept, *(_argument(field, value) for field, value in values.items()))
-    config = load_config(place, resolved)
+    config = _loaded_config(place, resolved)
     fields = flatten(config.to_dict()) | {f"{ARGUMENT}{name}": value for name, value in of_config.items()}
     return Run({field: fields[field] for field in overrides}, path, (f"--config={place}", *resolved), config)
 
@@ -325,6 +330,7 @@ def make_tasks(sweep: Sweep, place: str, arguments: Sequence[str], path: AnyPath
     Raises:
       UserError: a field, a value or a split is not as it should be, or runs that are there have another config.
     """
+    _loaded_config.cache_clear()
     given = {field_of(argument) for argument in arguments}
     for field in sweep.fields:
         if field in given:
