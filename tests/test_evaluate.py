@@ -15,8 +15,9 @@ from vit_jax.data.images import EvalTransform
 from vit_jax.data.sources import MissingDataError, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, format_metrics
-from vit_jax.evaluation import build_evaluation
+from vit_jax.evaluation import _check_imagenet, build_evaluation
 from vit_jax.models import create_model
+from vit_jax.published.class_names import class_names, wordnet_ids
 from vit_jax.train import train
 from vit_jax.train_step import normalize_images
 from vit_jax.weights import from_params, load, save
@@ -133,6 +134,17 @@ def test_what_cannot_be_evaluated_is_told(config, weights, changes, message):
         config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
         evaluate(config)
+
+
+@pytest.mark.parametrize("change", ["names", "order"])
+def test_variants_are_not_measured_with_a_head_of_other_classes(change):
+    names = list(wordnet_ids("imagenet2012"))
+    _check_imagenet(1000, names, "variants.real")
+    _check_imagenet(1000, class_names("imagenet2012"), "variants.real")
+    _check_imagenet(1000, None, "variants.real")
+    other = [f"thing {label}" for label in range(1000)] if change == "names" else names[1:] + names[:1]
+    with pytest.raises(UserError, match=r"variants.real is for models with ImageNet's classes in the order"):
+        _check_imagenet(1000, other, "variants.real")
 
 
 def test_head_for_other_classes_is_told(config, weights, tmp_path):

@@ -210,6 +210,17 @@ def test_todays_data_are_taken_where_that_is_said_with_labels_by_name(root, capl
     assert "100.00 % of 20 images" in capsys.readouterr().out
 
 
+def test_names_that_are_no_text_or_formulas_are_drawn_and_written(root, capsys):
+    for before, after in ((b"cat", b"c\xe4t"), (b"dog", b"$\\frac_dog$")):
+        os.rename(os.fsencode(root / "pets") + b"/" + before, os.fsencode(root / "pets") + b"/" + after)
+    train(make_config(root, steps=1), root / "other")
+    assert mistakes.main([str(root / "other"), "--split=all"]) == 0
+    written = (root / "other" / "predictions.csv").read_text()
+    assert r"pets/c\xe4t/0.jpg" in written
+    assert r"$\frac_dog$" in written
+    assert (root / "other" / "confusion.png").exists()
+
+
 def test_data_that_moved_are_named_to_mistakes(root, capsys):
     (root / "pets").rename(root / "moved")
     assert mistakes.main([str(root / "run")]) == 1
@@ -242,7 +253,43 @@ def test_a_run_does_not_go_on_with_other_examples_to_evaluate_on(trained, tmp_pa
     longer = make_config(tmp_path, steps=2, **changes)
     with pytest.raises(UserError, match=r"(?s)test: 3 images, but others.*--allow_data_change"):
         train(longer, tmp_path / "run", allow_config_change=True)
-    assert train(longer, tmp_path / "run", allow_config_change=True, allow_data_change=True)["steps"] == 2
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 0, "test/accuracy": 2.0}\n')  # of the other examples
+    summary = train(longer, tmp_path / "run", allow_config_change=True, allow_data_change=True)
+    assert (summary["steps"], summary["best_step"]) == (2, 2)
+    assert read_facts(tmp_path / "run").eval_since == 1
+
+
+def test_a_run_whose_record_is_damaged_goes_on(root):
+    (root / "run" / "facts.json").write_text("{")
+    longer = make_config(root, steps=31, loss="sigmoid")
+    assert train(longer, root / "run", allow_config_change=True)["steps"] == 31
+    assert read_facts(root / "run").class_names == CLASSES
+
+
+# ---- What is recorded is the state, and not the config.
+
+
+def test_a_run_is_not_made_shorter_than_it_is(root):
+    before = (root / "run" / "config.json").read_text()
+    with pytest.raises(UserError, match="has done 30 steps already, more than the 6 that it should have"):
+        train(make_config(root, steps=6, loss="sigmoid"), root / "run", allow_config_change=True)
+    assert (root / "run" / "config.json").read_text() == before
+
+
+def test_a_summary_counts_what_was_seen_and_lists_what_was_changed(root, caplog):
+    caplog.set_level("INFO")
+    changes = {"batch_size": 16, "optimizer.learning_rate": 0.001, "loss": "sigmoid"}
+    summary = train(make_config(root, steps=32, **changes), root / "run", allow_config_change=True)
+    assert summary["steps"] == 32
+    assert summary["epochs"] == (30 * 8 + 2 * 16) / 24
+    assert summary["changed_on_the_way"] == [
+        "batch_size 8 -> 16 from step 31 on",
+        "optimizer.learning_rate 0.01 -> 0.001 from step 31 on",
+        "steps 30 -> 32 from step 31 on",
+    ]
+    assert "at its end the run will have seen 11.33 epochs" in caplog.text
+    assert "learning_rate 0.01 -> 0.001" in (root / "run" / "summary.md").read_text()
 
 
 def test_a_head_is_kept_for_the_classes_it_was_trained_on(root):
@@ -299,6 +346,7 @@ def test_an_older_run_has_no_names_if_its_data_may_be_others(root, change, note,
         ("[]", "expected a JSON object"),
         ({"loss": "hinge"}, "loss is 'hinge'; expected one of softmax, sigmoid"),
         ({"class_names": ["cat", 7]}, "class_names"),
+        ({"eval_since": -1}, "eval_since"),
         ({"class_names": list("abcd")}, "at most 3 names"),
         ({"train": None}, "train is None"),
         ({"version": 9}, "version 9; this code reads up to 1"),

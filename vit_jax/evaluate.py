@@ -35,7 +35,7 @@ def evaluate(
     Returns:
       "weights", "model", "model_fields" (as in a run's model.json), "image_size", "parameters", "time", "devices",
       by name the "metrics", and by evaluation the "overlap": how many of its examples were trained on, as far as it is
-      known (see `leakage`).
+      known (see `leakage`), and the "fingerprints" of the examples.
 
     Raises:
       UserError: something the user can mend.
@@ -66,6 +66,7 @@ def evaluate(
         "devices": partitioning.describe_devices(built.mesh),
         "metrics": metrics,
         "overlap": overlap,
+        "fingerprints": {each.name: each.data.test.fingerprint() for each in built.evaluations},
     }
     if path is not None and distributed.is_main_process():
         path.mkdir(parents=True, exist_ok=True)

@@ -253,7 +253,7 @@ def describe_facts(config: ConfigDict, parts: experiment.Experiment) -> RunFacts
 
 def check_resumed(
     kept: RunFacts | None, now: RunFacts, parts: experiment.Experiment, place: str, *, allow_change: bool
-) -> None:
+) -> bool:
     """Refuses to go on with a run whose classes or examples have changed since its last start.
 
     What the config says otherwise than at the last start is the affair of `workdir.check_config`.
@@ -266,11 +266,14 @@ def check_resumed(
       allow_change: go on with today's evaluation examples. Those to train on never may change: the position in them
         would mean others.
 
+    Returns:
+      Whether accuracies of the last start and of this one are of the same examples, as far as it is known.
+
     Raises:
       UserError: they have changed.
     """
     if kept is None or parts.train_source is None:
-        return
+        return True
     changes = describe_class_changes(kept.class_names, now.class_names)
     if changes := changes or describe_split_changes(kept.train, parts.train_source, kept.class_names):
         raise UserError(
@@ -284,6 +287,7 @@ def check_resumed(
         and kept.eval.is_of(now.eval.dataset, now.eval.split, now.eval.labels)
     ):
         as_trained(parts.eval_source, None, kept.eval, what=place, allow_change=allow_change)
+    return bool(kept.eval and now.eval and kept.eval.fingerprint == now.eval.fingerprint)
 
 
 def _make_fewshot(

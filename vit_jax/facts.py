@@ -19,7 +19,7 @@ from vit_jax.data.sources import Example, MissingDataError, Source, absolute_pla
 from vit_jax.data.sources.base import NO_LABEL, Numbers, fingerprint_of
 from vit_jax.display import show_name, show_names
 from vit_jax.errors import UserError
-from vit_jax.json_files import Fields, read_object
+from vit_jax.json_files import Fields, JsonError, read_object
 from vit_jax.workdir import AnyPath, parse, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,8 @@ class RunFacts:
       loss: "softmax" or "sigmoid".
       preprocessing: from an image to the model's input, as `Preprocessing.to_json` writes it.
       train: what was trained on.
-      eval: what was evaluated on; None: nothing.
+      eval: what is evaluated on; None: nothing.
+      eval_since: the step from which on `eval` was evaluated on. Accuracies of earlier steps are of other examples.
       version: of this file.
     """
 
@@ -93,6 +94,7 @@ class RunFacts:
     preprocessing: dict[str, Any]
     train: SplitFacts
     eval: SplitFacts | None
+    eval_since: int = 0
     version: int = VERSION
 
 
@@ -112,9 +114,15 @@ def read_facts(workdir: AnyPath | str) -> RunFacts | None:
     path = workdir / FILE
     if not path.exists():
         return None
-    fields = Fields(read_object(path), str(path))
+    try:
+        return _parse(Fields(read_object(path), str(path)))
+    except JsonError as error:
+        raise UserError(f"{error} Deleted, the run is used as one of an older version.") from error
+
+
+def _parse(fields: Fields) -> RunFacts:
     if (version := fields.integer("version", at_least=1)) > VERSION:
-        raise UserError(f"{path} has version {version}; this code reads up to {VERSION}. Update vit_jax.")
+        raise UserError(f"{fields.where} has version {version}; this code reads up to {VERSION}. Update vit_jax.")
     num_classes = fields.integer("num_classes", at_least=1)
     class_names = fields.texts("class_names", None)
     if class_names is not None and len(class_names) > num_classes:
@@ -127,6 +135,7 @@ def read_facts(workdir: AnyPath | str) -> RunFacts | None:
         preprocessing=fields.fields("preprocessing").values,
         train=_read_split(fields.fields("train")),
         eval=_read_split(fields.fields("eval")) if "eval" in fields else None,
+        eval_since=fields.integer("eval_since", 0, at_least=0),
         version=version,
     )
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.accounting import describe_cost, paper_core_days, read_starts, total_cost
 from vit_jax.experiment import Experiment
+from vit_jax.facts import read_facts
 from vit_jax.host import format_seconds
 from vit_jax.metrics import TIME_PREFIX, read_jsonl
 from vit_jax.overview import count_parameters
@@ -57,7 +58,11 @@ def summarize(
     for name in ("accuracy", "loss", "examples"):
         if f"{split}/{name}" in last:
             summary[f"{split}/{name}"] = last[f"{split}/{name}"]
-    evaluations = [row for row in rows if math.isfinite(row.get(f"{split}/accuracy", math.nan))]
+    facts = read_facts(workdir)
+    since = facts.eval_since if facts else 0  # before, the examples were others
+    evaluations = [
+        row for row in rows if row["step"] >= since and math.isfinite(row.get(f"{split}/accuracy", math.nan))
+    ]
     if evaluations:
         best = max(evaluations, key=lambda row: row[f"{split}/accuracy"])
         summary |= {f"{split}/best_accuracy": best[f"{split}/accuracy"], "best_step": best["step"]}

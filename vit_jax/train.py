@@ -19,7 +19,7 @@ from vit_jax.checkpoints import Checkpoints
 from vit_jax.curves import plot_curves
 from vit_jax.errors import UserError
 from vit_jax.evaluation import check_resumed, describe_data, describe_facts, make_evaluations
-from vit_jax.facts import read_facts, write_facts
+from vit_jax.facts import RunFacts, read_facts, write_facts
 from vit_jax.metrics import MetricWriter, NonFiniteError, StepMetrics, Throughput, format_row
 from vit_jax.profiling import Profiler
 from vit_jax.stopping import Stopped, StopSignal
@@ -111,15 +111,23 @@ def train(
         if restored:
             step, state, saved = restored
             _check_length(step, num_steps, path)
-            check_resumed(read_facts(path), facts, experiment, str(path), allow_change=allow_data_change)
+            kept = _read_facts(path)
+            same_examples = check_resumed(kept, facts, experiment, str(path), allow_change=allow_data_change)
             batches.set_state(saved["data"])
+            since = step if not same_examples else kept.eval_since if kept else 0
+            facts = dataclasses.replace(facts, eval_since=since)
             logger.info("resumed from the checkpoint of step %d, read in %.1f s", step, ledger.seconds()["restore"])
+            if (images := batches.get_state()["images"]) != step * config.batch_size:
+                epochs = (images + (num_steps - step) * config.batch_size) / experiment.num_train_images
+                logger.info("the batch size was another before; at its end the run will have seen %.4g epochs", epochs)
         else:
-            step, saved = 0, {}
+            step, saved, same_examples = 0, {}, True
             state = experiments.init_state(config, experiment)
         experiment = dataclasses.replace(experiment, initial_params=None)  # a copy on the host, of no more use
         best.drop_after(step)
-        best_accuracy = (best.latest_extra() or {"accuracy": -1.0})["accuracy"]
+        best_accuracy = -1.0
+        if same_examples:
+            best_accuracy = (best.latest_extra() or {"accuracy": -1.0})["accuracy"]
 
         # What is measured.
         machine = describe_machine(list(mesh.devices.flat))
@@ -288,6 +296,15 @@ def train(
         return write_summary(
             config, path, experiment, step=step, images=position["images"], seconds=seconds, overlap=overlap
         )
+
+
+def _read_facts(path: workdir.AnyPath) -> RunFacts | None:
+    """What the last start recorded; None, with a warning, if that is damaged: this start records it anew."""
+    try:
+        return read_facts(path)
+    except UserError as error:
+        logger.warning("%s Whether the data have changed is not known.", error)
+        return None
 
 
 def _check_length(step: int, num_steps: int, path: workdir.AnyPath) -> None:

@@ -266,6 +266,20 @@ def test_what_vit_jax_does_not_have_is_refused(huggingface, fields, message):
     refuses(message, huggingface)
 
 
+@pytest.mark.parametrize(
+    ("problem", "probabilities"),
+    [
+        ("multi_label_classification", "sigmoid"),
+        ("single_label_classification", "softmax"),
+        ("regression", None),
+        (None, None),
+    ],
+)
+def test_the_problem_of_huggingface_says_what_makes_probabilities(huggingface, problem, probabilities):
+    edit(huggingface / "config.json", problem_type=problem)
+    assert load(huggingface).probabilities == probabilities
+
+
 def test_labels_that_only_repeat_numbers_are_no_names(huggingface):
     edit(huggingface / "config.json", id2label={str(label): f"LABEL_{label}" for label in range(5)})
     assert load(huggingface).class_names is None
