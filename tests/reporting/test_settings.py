@@ -119,6 +119,16 @@ def test_length_counts_however_it_was_given(tmp_path):
     assert [len(result.records) for result in group(find([str(tmp_path)]).records)] == [2]
 
 
+def test_images_are_those_recorded_where_the_batch_size_was_another_on_the_way(tmp_path):
+    """10 steps of 512 and 10 of 1024 of 1,000 images; the config has the last batch size alone."""
+    run = write_fine_tuning(tmp_path, "cifar10", 0.9, steps=20, batch_size=1024)
+    summary = json.loads((run / "summary.json").read_text())
+    write_json(run / "summary.json", summary | {"epochs": 15.36})
+    write_json(run / "facts.json", {"train": {"fingerprint": "x", "num_images": 1000}})
+    (record,) = find([str(tmp_path)]).records
+    assert record.train_images == (1000, "x")
+
+
 def test_images_that_were_recorded_as_others_are_not_averaged(tmp_path):
     """Runs from before images were recorded go with either."""
     for seed, fingerprint in enumerate((None, "aa", "bb")):

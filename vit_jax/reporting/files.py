@@ -50,9 +50,17 @@ class Run:
 
     def fingerprint(self, which: str) -> str | None:
         """The fingerprint of the images of "train" or "eval"; None where it was not recorded."""
-        of_split = self.facts.get(which)
-        found = of_split.get("fingerprint") if isinstance(of_split, dict) else None
+        found = self._fact(which, "fingerprint")
         return found if isinstance(found, str) else None
+
+    def num_images(self, which: str) -> int | None:
+        """How many images "train" or "eval" has; None where it was not recorded."""
+        found = self._fact(which, "num_images")
+        return found if type(found) is int and found > 0 else None
+
+    def _fact(self, which: str, name: str) -> Any:
+        of_split = self.facts.get(which)
+        return of_split.get(name) if isinstance(of_split, dict) else None
 
     @property
     def steps(self) -> int | None:

@@ -93,8 +93,8 @@ def after_run(before: Origin | None, run: Run, model: Mapping[str, Any], label: 
     """
     fields, summary = run.fields, run.summary
     seen, num_images = None, num_train_images(run)
-    if num_images is not None:
-        seen = summary["steps"] * fields["batch_size"]
+    if num_images is not None and summary.get("epochs"):
+        seen = round(summary["epochs"] * num_images)  # the batch size may have been another for a part of it
     data = pre_training_name(fields["data.dataset"], fields["data.train_split"], num_images)
     if fields["data.mixture"]:
         data = "mixture of " + " and ".join(data_set_name(str(dataset)) for dataset, _ in fields["data.mixture"])
@@ -124,6 +124,8 @@ def after_run(before: Origin | None, run: Run, model: Mapping[str, Any], label: 
 
 def num_train_images(run: Run) -> int | None:
     """How many images a run trained on; None where that is not known."""
+    if (recorded := run.num_images("train")) is not None:
+        return recorded
     if not run.summary.get("steps") or not run.summary.get("epochs"):
         return None
     return round(run.summary["steps"] * run.fields["batch_size"] / run.summary["epochs"])
