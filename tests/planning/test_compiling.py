@@ -185,42 +185,40 @@ def test_what_libtpu_cannot_compile_is_asked_for_again_by_formula(monkeypatch, s
     assert (asked, answer) == (["tpu7x:2x2x1", None], {"status": "formula", "message": "why"})
 
 
+def ask(folder, monkeypatch, config, name="h100"):
+    """What a worker answers, in this process."""
+    monkeypatch.setattr(worker.logging, "disable", lambda level: None)  # this process goes on
+    request, answer = folder / "request.json", folder / "answer.json"
+    request.write_text(json.dumps(compiling.request_of(config, find_topology(name), num_devices=1, task="train")))
+    worker.main(str(request), str(answer))
+    return json.loads(answer.read_text())
+
+
+def test_with_frozen_parameters_neither_gradients_nor_their_flops_are_planned(tmp_path, monkeypatch):
+    everything = ask(tmp_path, monkeypatch, tiny(batch_size=8))
+    head = ask(tmp_path, monkeypatch, tiny(batch_size=8, train_only=("^head/",)))
+    assert head["gradient_bytes"] == 4 * (1024 * 10 + 10)
+    assert head["temporaries"] < everything["temporaries"] - 4 * 10_000_000
+    assert 1 / 3 < head["flops"] / everything["flops"] < 0.334
+    # Without the gradient of the pixels.
+    embedding = 8 * 2 * 4 * 1024 * 16**2 * 3
+    assert everything["flops"] - everything["least_flops"] == embedding
+
+
 @pytest.mark.parametrize(
     "fields", [{"batch_size": 10**12}, {"steps": 10**18}, {"batch_size": 2**24, "steps": 2**31 - 1}]
 )
 def test_absurd_values_are_a_row(tmp_path, monkeypatch, fields):
-    monkeypatch.setattr(worker.logging, "disable", lambda level: None)  # this process goes on
-    topology = find_topology("h100")
-    request = compiling.request_of(tiny(**fields), topology, num_devices=1, task="train")
-    (tmp_path / "request.json").write_text(json.dumps(request))
-    worker.main(str(tmp_path / "request.json"), str(tmp_path / "answer.json"))
-    row = row_of(tiny(**fields), topology, json.loads((tmp_path / "answer.json").read_text()), num_devices=1)
+    answer = ask(tmp_path, monkeypatch, tiny(**fields))
+    row = row_of(tiny(**fields), find_topology("h100"), answer, num_devices=1)
     assert row.status in ("refused", "does not fit by formula")
     assert format_plan([row])
 
 
 def test_what_the_config_gets_wrong_is_an_answer(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker.logging, "disable", lambda level: None)  # this process goes on
-    config = tiny(batch_size=13, accumulation_steps=2)
-    request, answer = tmp_path / "request.json", tmp_path / "answer.json"
-    request.write_text(json.dumps({"config": json.loads(config.to_json()), "topology": None, "num_devices": 1}))
-    worker.main(str(request), str(answer))
-    given = json.loads(answer.read_text())
+    given = ask(tmp_path, monkeypatch, tiny(batch_size=13, accumulation_steps=2))
     assert given["status"] == "refused"
     assert "not divisible" in given["message"]
-
-
-@pytest.fixture(scope="module")
-def row():
-    return plan_row(tiny(), find_topology("v3-8"))
-
-
-@needs_libtpu
-def test_the_step_that_trains_is_compiled_for_a_slice(row):
-    assert row.status == "fits", row.message
-    assert 15 < row.memory.usable / 2**30 < 16  # the compiler keeps some of the 16 GiB
-    assert row.memory.arguments == pytest.approx(2 * 4 * row.num_parameters, rel=0.25)  # padded to tiles
-    assert 0 < row.roofline.seconds < row.step_seconds
 
 
 # One of each generation, and two slices; each compiles in seconds. On v4 an MLP is large enough that its kernels are
@@ -246,7 +244,7 @@ def rows_of_all_generations(tmp_path_factory):
     for name in SMALLEST:
         topology = find_topology(name)
         narrow = {"model__hidden_dim": 128, "model__mlp_dim": 8192 if name == "v4-8" else 256, "model__num_heads": 1}
-        configs[name] = tiny(batch_size=16, **narrow)
+        configs[name] = tiny() if name == "v3-8" else tiny(batch_size=16, **narrow)
         requests[name] = compiling.request_of(configs[name], topology, num_devices=topology.num_devices, task="train")
     result = subprocess.run(
         [
@@ -263,6 +261,20 @@ def rows_of_all_generations(tmp_path_factory):
         for name, answer in answers.items()
         if answer["status"] != "not compiled"
     }
+
+
+@pytest.fixture(scope="module")
+def row(rows_of_all_generations):
+    """A wide model on v3-8."""
+    return rows_of_all_generations["v3-8"][1]
+
+
+@needs_libtpu
+def test_the_step_that_trains_is_compiled_for_a_slice(row):
+    assert row.status == "fits", row.message
+    assert 15 < row.memory.usable / 2**30 < 16  # the compiler keeps some of the 16 GiB
+    assert row.memory.arguments == pytest.approx(2 * 4 * row.num_parameters, rel=0.25)  # padded to tiles
+    assert 0 < row.roofline.seconds < row.step_seconds
 
 
 @needs_libtpu
