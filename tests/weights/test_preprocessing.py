@@ -1,4 +1,5 @@
 import json
+import math
 import pathlib
 
 import cv2
@@ -7,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from vit_jax.data.images import ImageError
 from vit_jax.errors import UserError
 from vit_jax.json_files import Fields
 from vit_jax.weights import Preprocessing, foreign_preprocessing
@@ -162,3 +164,24 @@ def test_a_config_of_others_is_computed_as_its_library_computes_it(library, name
     ours = ours[::28, ::28] if (library, name) == ("huggingface", "all defaults") else ours
     scale = 1 / (255 * min(preprocessing.std))  # of one of the image's 256 values
     np.testing.assert_allclose(ours, theirs, atol=1e-3 * scale)
+
+
+def test_a_crop_of_huggingface_is_cut_from_exactly_the_size_it_names():
+    for whole in range(1, 300):
+        for part in range(1, whole + 1):
+            fraction = foreign_preprocessing._fraction(part, whole)
+            assert math.floor(part / fraction) == whole, (part, whole)
+            assert fraction <= 1
+
+
+def test_without_resizing_only_images_of_the_right_size_are_taken():
+    preprocessing = Preprocessing((16, 24), resize="none")
+    image = photo(16, 24)
+    assert preprocessing(image) is image
+    with pytest.raises(ImageError, match=r"40 x 90 pixels .*resizes nothing, so images must have 16 x 24"):
+        preprocessing(photo(40, 90))
+
+
+def test_an_image_that_a_crop_would_make_too_large_is_refused():
+    with pytest.raises(ImageError, match="pixels after resizing"):
+        Preprocessing((224, 224), resize="crop", antialias=True)(photo(1, 4000))
