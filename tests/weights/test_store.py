@@ -743,6 +743,14 @@ def test_a_run_is_saved_like_any_weights(finished, tmp_path):
     assert_same(found.arrays, weights.arrays)
 
 
+def test_a_run_whose_record_of_its_model_was_changed_is_refused(run):
+    for field, value in (("num_layers", 10**9), ("hidden_dim", "x"), ("num_heads", []), ("pool", {}), ("name", 5)):
+        before = (run / "model.json").read_text()
+        edit(run / "model.json", **{field: value})
+        refuses(rf"model\.json: {field} is .*; expected", run)
+        (run / "model.json").write_text(before)
+
+
 def test_a_run_without_best_parameters_gives_its_last_ones(run, finished):
     expected = load(finished).arrays
     shutil.rmtree(run / "best")

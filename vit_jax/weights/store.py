@@ -9,6 +9,7 @@ import shlex
 from typing import Any
 
 import flax.traverse_util
+import jax
 import numpy as np
 
 from vit_jax.errors import UserError, unknown_name
@@ -322,11 +323,7 @@ def _described_spec(opened: ArrayFile) -> ModelSpec | None:
     largest, most_layers = sum(map(math.prod, opened.shapes.values())), min(len(opened.shapes), MAX_LAYERS)
     try:
         given = fields.fields("overrides")
-        overrides = _from_json(given.values)
-        for name in ("num_layers", "num_heads", "hidden_dim", "mlp_dim", "patch_size", "width_factor"):
-            given.integer(name, None, at_least=1, at_most=most_layers if name == "num_layers" else largest)
-        for name in ("stages", "resnet"):
-            given.integers(name, None, at_least=1, at_most=most_layers)
+        overrides = _read_attributes(given, largest, most_layers)
         if unknown := sorted(given.values.keys() & set(_WAYS_OF_COMPUTING)):
             raise given.error(unknown[0], "no such attribute")
         size = fields.integers("image_size", None, length=2, at_least=1, at_most=MAX_SIDE)
@@ -347,9 +344,26 @@ def _described_spec(opened: ArrayFile) -> ModelSpec | None:
     return spec
 
 
-def _from_json(overrides: dict[str, Any]) -> dict[str, Any]:
-    """Attributes of a model as they were before JSON made lists of tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
+def _read_attributes(given: Fields, largest: int, most_layers: int) -> dict[str, Any]:
+    """Attributes of a model as they were before JSON made lists of tuples; null ones are left out.
+
+    Args:
+      given: the attributes.
+      largest: the most that a dimension can be.
+      most_layers: the most layers, or units of a stage, that there can be.
+
+    Raises:
+      UserError: one is not of its type and range.
+    """
+    for name in ("num_layers", "num_heads", "hidden_dim", "mlp_dim", "patch_size", "width_factor"):
+        given.integer(name, None, at_least=1, at_most=most_layers if name == "num_layers" else largest)
+    for name in ("stages", "resnet"):
+        given.integers(name, None, at_least=1, at_most=most_layers)
+    for name in ("name", "pool", "gelu", "position_embedding", "position_embedding_at", "root_padding"):
+        given.text(name, None)
+    given.flag("pre_logits", None)
+    attributes = {name: value for name, value in given.values.items() if value is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in attributes.items()}
 
 
 def _described_facts(description: dict[str, Any], spec: ModelSpec) -> Facts:
@@ -427,6 +441,7 @@ def _load_run(workdir: AnyPath) -> Weights:
     from vit_jax.checkpoints import read_parameters
 
     config = read_json(workdir / "config.json")
+    fields = Fields(config, str(workdir / "config.json"))
     if "data" not in config:
         raise UserError(f"{workdir} is the workdir of a run, but config.json is missing or is not that of a run.")
     found = read_parameters(workdir / "best") or read_parameters(workdir / "checkpoints")
@@ -435,8 +450,9 @@ def _load_run(workdir: AnyPath) -> Weights:
     _, params, _ = found
     # A config may leave to the weights it begins with what its model is.
     made = workdir / "model.json"
-    model = read_json(made) if made.exists() else config["model"]
-    overrides = _from_json({name: value for name, value in model.items() if value is not None})
+    model = Fields(read_json(made), str(made)) if made.exists() else fields.fields("model")
+    largest = sum(leaf.size for leaf in jax.tree.leaves(params))
+    overrides = _read_attributes(model, largest, MAX_LAYERS)
     name = overrides.pop("name", None)
     if name is None:
         raise UserError(f"{workdir} does not say which model it trained: model.json is missing or damaged.")
@@ -447,14 +463,14 @@ def _load_run(workdir: AnyPath) -> Weights:
     if kept := read_facts(workdir):
         names, loss, preprocessing = kept.class_names, kept.loss, Preprocessing.from_json(kept.preprocessing)
     else:
-        data = config["data"]
+        data = fields.fields("data")
         names, notes = _class_names_of_old_run(workdir, config)
-        loss = config.get("loss", "softmax")
+        loss = fields.text("loss", "softmax", choices=("softmax", "sigmoid"))
         preprocessing = Preprocessing.of_evaluation(
-            data["image_size"],
-            data["eval_resize_small"],
-            data.get("eval_resize", "bilinear"),
-            data.get("exif_orientation", False),  # a run without the field turned none
+            data.integer("image_size", at_least=1, at_most=MAX_SIDE),
+            data.integer("eval_resize_small", None, at_least=1, at_most=MAX_SIDE),
+            data.text("eval_resize", "bilinear"),
+            data.flag("exif_orientation", False),  # a run without the field turned none
         )
     size = preprocessing.image_size
     weights = from_params(name, params, image_size=size, preprocessing=preprocessing, probabilities=loss, **overrides)
