@@ -7,6 +7,7 @@ equal keys, and says nothing about types. Here every fault is a `JsonError`, whi
     layers = fields.integer("num_hidden_layers", at_least=1, at_most=1000)
 """
 
+import io
 import json
 import math
 import pathlib
@@ -147,7 +148,9 @@ def read_json_lines(
         `MAX_LINE_BYTES`.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as raw:
+            # A file in a bucket has no `readline` of a size.
+            file = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)
             number, continues = 0, False
             while line := file.readline(MAX_LINE_BYTES + 1):
                 whole = not continues
