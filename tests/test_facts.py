@@ -11,6 +11,7 @@ import pytest
 from tests.data.test_sources import write_image
 from tests.test_train import compiled_once
 from vit_jax import mistakes, predict
+from vit_jax.checkpoints import read_parameters
 from vit_jax.config import base_config
 from vit_jax.data.sources import absolute_place, open_source
 from vit_jax.errors import UserError
@@ -248,16 +249,18 @@ def test_a_run_does_not_go_on_with_other_examples_to_evaluate_on(trained, tmp_pa
         shutil.copy(file, target)
     shutil.copytree(tmp_path / "pets", tmp_path / "both" / "train")
     changes = {"data.dataset": str(tmp_path / "both"), "data.train_split": "train", "data.eval_split": "test"}
-    train(make_config(tmp_path, steps=1, **changes), tmp_path / "run")
+    changes["checkpoint.keep_best"] = True
+    assert train(make_config(tmp_path, **changes), tmp_path / "run")["test/best_accuracy"] == 1
     (tmp_path / "both" / "test" / "cat" / "9.jpg").rename(tmp_path / "both" / "test" / "cat" / "8.jpg")
-    longer = make_config(tmp_path, steps=2, **changes)
+    longer = make_config(tmp_path, steps=31, **changes)
     with pytest.raises(UserError, match=r"(?s)test: 3 images, but others.*--allow_data_change"):
         train(longer, tmp_path / "run", allow_config_change=True)
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 0, "test/accuracy": 2.0}\n')  # of the other examples
     summary = train(longer, tmp_path / "run", allow_config_change=True, allow_data_change=True)
-    assert (summary["steps"], summary["best_step"]) == (2, 2)
-    assert read_facts(tmp_path / "run").eval_since == 1
+    assert (summary["steps"], summary["best_step"]) == (31, 31)
+    assert read_facts(tmp_path / "run").eval_since == 30
+    assert read_parameters(tmp_path / "run" / "best")[0] == 31  # whatever the accuracy on the other examples was
 
 
 def test_a_run_whose_record_is_damaged_goes_on(root):
