@@ -37,7 +37,8 @@ class Transform:
 def _heads(num_heads: int | None) -> int:
     if num_heads is None:
         raise UserError(
-            "the number of attention heads cannot be told from this file. Name the model, such as --model=ViT-B/16."
+            "the number of attention heads cannot be told from this file. Name the model, such as --model=ViT-B/16, or "
+            "the folder with its config.json."
         )
     return num_heads
 
