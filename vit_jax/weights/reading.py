@@ -12,7 +12,7 @@ import pathlib
 import shlex
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -44,14 +44,14 @@ class ArrayFile:
       shapes: of the arrays, by name.
       dtypes: names of their dtypes, or of what else they hold.
       description: what this project wrote beside the arrays; empty for files of others.
-      read_one: reads the array of a name.
+      read_all: reads the arrays of these names.
     """
 
     path: pathlib.Path
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
     description: dict[str, Any]
-    read_one: Callable[[str], np.ndarray]
+    read_all: Callable[[Sequence[str]], Arrays]
 
     def outline(self) -> Arrays:
         """Zeros in place of the arrays, which take no memory."""
@@ -85,7 +85,7 @@ class ArrayFile:
         names = list(names)
         self.check(names)
         try:
-            return {name: self.read_one(name) for name in names}
+            return self.read_all(names)
         except MemoryError as error:
             size = sum(math.prod(self.shapes[name]) for name in names)
             raise UserError(f"{self.path} holds {size:,} numbers, for which there is not enough memory.") from error
@@ -166,15 +166,19 @@ class _Member:
 def _open_npz(path: pathlib.Path) -> ArrayFile:
     members = _guarded(path, lambda: _read_members(path))
 
-    def read_one(name: str) -> np.ndarray:
-        return _guarded(path, lambda: _read_member(path, members[name]))
+    def read_all(names: Sequence[str]) -> Arrays:
+        def read() -> Arrays:
+            with zipfile.ZipFile(path) as archive:
+                return {name: _read_member(archive, members[name]) for name in names}
+
+        return _guarded(path, read)
 
     return ArrayFile(
         path=path,
         shapes={name: member.shape for name, member in members.items()},
         dtypes={name: _dtype_name(member.dtype) for name, member in members.items()},
         description=_read_sidecar(path),
-        read_one=read_one,
+        read_all=read_all,
     )
 
 
@@ -248,11 +252,11 @@ def _read_npy_header(stream: Any, info: zipfile.ZipInfo) -> _Member:
     return _Member(info, end, tuple(shape), in_columns, dtype)
 
 
-def _read_member(path: pathlib.Path, member: _Member) -> np.ndarray:
+def _read_member(archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
     """One array. Its last byte is read too, because only then its checksum is compared."""
     flat = np.empty(math.prod(member.shape), member.dtype)
     view, filled = flat.view(np.uint8).data, 0
-    with zipfile.ZipFile(path) as archive, archive.open(member.info) as opened:
+    with archive.open(member.info) as opened:
         stream: Any = opened
         stream.read(member.start)
         while filled < len(view):
@@ -295,10 +299,10 @@ def _open_safetensors(path: pathlib.Path, header_bytes: int) -> ArrayFile:
             f"{path} is a damaged or truncated .safetensors file (a header of {header_bytes:,} bytes). Fetch it again."
         )
 
-    def read_one(name: str) -> np.ndarray:
+    def read_all(names: Sequence[str]) -> Arrays:
         try:
             with safetensors.safe_open(path, framework="np") as file:
-                return file.get_tensor(name)
+                return {name: file.get_tensor(name) for name in names}
         except safetensors.SafetensorError as error:
             raise _safetensors_error(path, error) from error
 
@@ -315,7 +319,7 @@ def _open_safetensors(path: pathlib.Path, header_bytes: int) -> ArrayFile:
         shapes=shapes,
         dtypes={name: _SAFETENSORS_DTYPES.get(dtype, dtype) for name, dtype in found.items()},
         description=_parse(metadata.get(METADATA_KEY, "{}"), path),
-        read_one=read_one,
+        read_all=read_all,
     )
 
 
