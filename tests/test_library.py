@@ -92,16 +92,13 @@ def test_two_threads_do_not_train_in_one_workdir(config, tmp_path):
     assert "another process is training" in str(refused)
 
 
-def test_training_works_where_an_event_loop_runs(config, tmp_path):
+def test_functions_take_strings_for_paths_and_train_where_an_event_loop_runs(config, tmp_path):
+    path = f"{tmp_path}/run"
+
     async def notebook():
-        return train(config, tmp_path / "run")
+        return train(config, path)
 
     assert asyncio.run(notebook())["steps"] == 4
-
-
-def test_functions_take_strings_for_paths(config, tmp_path):
-    path = f"{tmp_path}/run"
-    train(config, path)
     assert evaluate(config, path)["metrics"]["test/examples"] == 360
     weights = load(path)
     assert write_mistakes(path, weights, experiments.open_eval_source(config.data), num_images=1)["examples"] == 360
