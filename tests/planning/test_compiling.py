@@ -124,14 +124,16 @@ def test_a_plan_that_is_ended_leaves_neither_worker_nor_folder(tmp_path, number)
 
 def test_a_worker_ends_when_the_plan_has_no_time_to_say_so(tmp_path):
     watching = """
-        import json, sys
+        import json, pathlib, sys
         from vit_jax.planning.worker import end_with
-        end_with(json.load(open(sys.argv[1]))["parent"], seconds=0.1)
+        request = pathlib.Path(sys.argv[1])
+        end_with(json.loads(request.read_text())["parent"], request.parent, seconds=0.1)
     """
     plan, worker_pid = _start_sleeping_plan(tmp_path, watching)
     plan.kill()
     plan.wait(60)
     _wait_for(lambda: _is_gone(worker_pid), 30)
+    assert list(tmp_path.glob("vit_jax_plan_*")) == []
 
 
 def test_the_worker_finds_the_package_of_a_clone_that_is_not_installed(monkeypatch, tmp_path):

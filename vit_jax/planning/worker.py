@@ -14,6 +14,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import sys
 import threading
 import time
@@ -244,17 +245,19 @@ def _write(path: pathlib.Path, answer: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def end_with(parent: int, seconds: float = 1.0) -> None:
+def end_with(parent: int, folder: pathlib.Path, seconds: float = 1.0) -> None:
     """Starts a thread that ends this process when the one that asked is gone, even if it had no time to say so.
 
     Args:
       parent: process that started this one.
+      folder: its temporary folder, deleted then.
       seconds: between two looks.
     """
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(seconds)
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, name="end with parent", daemon=True).start()
@@ -265,7 +268,7 @@ def main(request_path: str, answer_path: str) -> None:
     logging.disable(logging.WARNING)  # that the data set is missing is no news in a plan
     request = json.loads(pathlib.Path(request_path).read_text())
     if request.get("parent") is not None:
-        end_with(request["parent"])
+        end_with(request["parent"], pathlib.Path(request_path).parent)
     try:
         if request["topology"] is None:
             answer = estimate_by_formula(request)
