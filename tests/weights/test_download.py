@@ -42,6 +42,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def trickle(self):
+        """Sends headers a byte at a time, without an end."""
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            for _ in range(60):
+                self.wfile.write(b"x")
+                time.sleep(self.server.header_seconds)
+
     def do_GET(self):
         server = self.server
         request = types.SimpleNamespace(
@@ -62,6 +71,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             start = int(match[1])
             if start >= len(content):
                 return self.send_error(416)
+        if server.header_seconds:
+            return self.trickle()
         self.send_response(206 if start else 200)
         if start:
             first = start + server.range_shift
@@ -108,7 +119,7 @@ def server(monkeypatch):
     server.last_modified = email.utils.formatdate(1e9, usegmt=True)
     server.statuses, server.drop_after, server.ranges, server.heeds_if_range = [], [], True, True
     server.length, server.length_lie, server.range_shift = "told", 0, 0
-    server.redirect, server.parts_without_validator = None, False
+    server.redirect, server.parts_without_validator, server.header_seconds = None, False, 0
     server.piece, server.pause_after, server.go_on = 1 << 16, None, threading.Event()
     server.address = f"http://127.0.0.1:{server.server_port}"
     server.url = f"{server.address}/models/weights.npz"
@@ -574,8 +585,14 @@ def test_a_download_ends_at_its_limit_of_time_and_keeps_what_came(server, get):
 
 def test_a_server_that_trickles_is_given_up(server, get, monkeypatch):
     hours = itertools.count(0, 3600)  # between two reads
+    monkeypatch.setattr(download, "_CHUNK", 1024)
     monkeypatch.setattr(download, "time", types.SimpleNamespace(monotonic=lambda: next(hours), sleep=time.sleep))
     fails(get, server, "in 2 attempts: less than a kilobyte a second", retry_seconds=(0,), limit_seconds=1e9)
+
+
+def test_a_server_that_trickles_its_headers_is_given_up(server, get):
+    server.header_seconds = 0.05
+    fails(get, server, r"no whole answer in 0\.8 s", timeout_seconds=0.2)
 
 
 def test_an_answer_without_end_is_given_up(server, get, monkeypatch):

@@ -10,6 +10,7 @@ VIT_JAX_GCS_ENDPOINT   where gs://bucket/key is asked for, as <endpoint>/bucket/
 
 import base64
 import binascii
+import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
@@ -27,17 +28,20 @@ import shlex
 import shutil
 import ssl
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO, TypeVar
 
 import vit_jax
 from vit_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CACHE_VARIABLE = "VIT_JAX_CACHE"
 ENDPOINT_VARIABLE = "VIT_JAX_GCS_ENDPOINT"
@@ -50,6 +54,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _LIMIT_SECONDS = 24 * 3600.0
 _MAX_BYTES = 2**40  # more is no file of weights, but an answer without end
+_HEADER_TIMEOUTS = 4  # times `timeout_seconds`, for connection, redirects and headers together
 _SLOWEST = 1_000  # bytes a second, over `timeout_seconds` twice; whoever brings less is not waited for
 _PLAIN = "-_.~+=,@()!"  # besides letters and digits, these stay as they are in names of cached files
 _HOST = r"([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}|[0-9a-f:.]+:[0-9a-f:.]*"  # a name or an IPv6 address
@@ -506,7 +511,9 @@ class _Download:
         request = urllib.request.Request(self._url, headers=headers)  # noqa: S310 - only http(s) comes here
         try:
             opener = urllib.request.build_opener(_Redirects())
-            response = opener.open(request, timeout=self._timeout_seconds)
+            response = _in_time(
+                lambda: opener.open(request, timeout=self._timeout_seconds), _HEADER_TIMEOUTS * self._timeout_seconds
+            )
         except urllib.error.HTTPError as error:
             error.close()
             raise self._refused(error.code, error.reason) from error
@@ -602,6 +609,28 @@ def _content_range(response: http.client.HTTPResponse) -> tuple[int | None, int 
     if not match:
         return None, None
     return int(match[1]), None if match[2] == "*" else int(match[2])
+
+
+def _in_time(call: Callable[[], T], seconds: float) -> T:
+    """Returns what a call returns, or raises `TimeoutError`; the call then goes on in a thread that nothing waits for.
+
+    A time-out of a socket is for one read, and a server may send its headers a byte at a time.
+    """
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="download", daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError as error:
+        if future.done():  # the call's own
+            raise
+        raise TimeoutError(f"no whole answer in {seconds:g} s") from error
 
 
 def _reason(error: object) -> str:
