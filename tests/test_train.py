@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -188,3 +189,30 @@ def test_curves_are_drawn_early_now_and_then_and_at_the_end(seconds, drawn_at, c
     config.eval_every_steps = 4
     train(config, tmp_path)
     assert seen == drawn_at
+
+
+def test_other_seed_gives_another_run(config, tmp_path):
+    config.steps, config.eval_every_steps = 2, None
+    for seed in (0, 1):
+        config.seed = seed
+        train(config, tmp_path / str(seed))
+    first, second = rows(tmp_path / "0"), rows(tmp_path / "1")
+    # The losses of the first step are those of a head of zeros.
+    assert [row["step"] for row in first] == [row["step"] for row in second]
+    assert first[1]["train/loss"] != second[1]["train/loss"]
+
+
+def test_changed_data_set_is_refused_on_resume(config, tmp_path):
+    data = tmp_path / "data"
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = data / split / name
+            folder.mkdir(parents=True)
+            for number in range(10):
+                cv2.imwrite(str(folder / f"{number}.png"), np.full((8, 8, 3), 10 * number, np.uint8))
+    config.data.dataset, config.eval_batch_size = str(data), 24
+    config.steps, config.checkpoint.every_steps, config.eval_every_steps = 2, 2, None
+    train(config, tmp_path / "run")
+    (data / "train" / "cat" / "3.png").unlink()
+    with pytest.raises(UserError, match="the data set has changed since the last start"):
+        train(config, tmp_path / "run")

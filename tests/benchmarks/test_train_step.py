@@ -32,7 +32,7 @@ def run(folder, *arguments):
     process = subprocess.run(
         [sys.executable, "-c", PROBE, ROOT / "benchmarks" / "train_step.py", modules, *arguments, f"--json={result}"],
         cwd=folder,
-        env={**clean, "JAX_PLATFORMS": "cpu"},
+        env={**clean, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         capture_output=True,
         text=True,
         timeout=200,
@@ -173,11 +173,11 @@ def test_batches_double_until_memory_fails():
 
 
 def test_auto_finds_a_batch(tmp_path):
-    flags = [*TINY.split(), "--batch=auto", "--min_batch=512", "--what=forward", "--rounds=1", "--steps=3"]
+    flags = [*TINY.split(), "--batch=auto", "--min_batch=64", "--what=forward", "--rounds=1", "--steps=3"]
     process, result, _ = run(tmp_path, "--models", "ViT-Ti/16", *flags)
     assert process.returncode == 0, process.stderr
-    assert result["rows"][0]["batch"] >= 512
-    assert "images/s by batch: 512: " in process.stderr
+    assert result["rows"][0]["batch"] >= 64
+    assert "images/s by batch: 64: " in process.stderr
 
 
 def test_matrix_products_stop_where_they_take_too_long_or_too_much():
