@@ -52,7 +52,7 @@ class Kind(enum.Enum):
     @property
     def is_file(self) -> bool:
         """Whether it can be opened and read."""
-        return self in (Kind.FILE, Kind.LINK)
+        return self is Kind.FILE or self is Kind.LINK
 
 
 class Tree(Protocol):
@@ -161,6 +161,8 @@ class FolderTree:
 
 def _kind(entry: os.DirEntry[str]) -> Kind:
     try:
+        if entry.is_file(follow_symlinks=False):  # nearly all are; one question suffices for them
+            return Kind.FILE
         if entry.is_dir():
             return Kind.FOLDER
         if not entry.is_file() and os.path.exists(entry.path):
