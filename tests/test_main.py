@@ -88,13 +88,6 @@ def test_signal_before_the_first_step_ends_the_run_at_once(tmp_path, start_main)
     assert steps_of(tmp_path / "run") == []
 
 
-def test_finished_run_started_again_only_reports(finished, tmp_path, run_main):
-    shutil.copytree(finished[0], tmp_path / "run")
-    process = run_main(f"{TINY}:steps=400,checkpoint=40", f"--workdir={tmp_path / 'run'}", check=True)
-    assert "resumed from the checkpoint of step 400" in process.stdout
-    assert differences(tmp_path / "run", finished[0]) == []
-
-
 def test_runs_killed_at_random_moments_end_as_if_nothing_had_happened(tmp_path, compilation_cache):
     output = tmp_path / "result.json"
     process = subprocess.run(
@@ -109,20 +102,17 @@ def test_runs_killed_at_random_moments_end_as_if_nothing_had_happened(tmp_path, 
     assert any(kill["while"] == "writing a checkpoint" for kill in result["kills"])
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_saves_ends_within_ten_seconds_and_resumes_exactly(
-    signum, status, finished, tmp_path, start_main, run_main
-):
+def test_signal_saves_ends_within_ten_seconds_and_resumes_exactly(finished, tmp_path, start_main, run_main):
     workdir = tmp_path / "run"
     arguments = (f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}")
     process = start_main(*arguments)
     wait_until(lambda: (workdir / "metrics.jsonl").exists() and (workdir / "metrics.jsonl").read_text(), process)
-    process.send_signal(signum)  # right after the first row, at step 3 or some steps later
+    process.send_signal(signal.SIGTERM)  # right after the first row, at step 3 or some steps later
     begin = time.time()
     output, _ = process.communicate(timeout=10)
     assert time.time() - begin < 10
-    assert process.returncode == status, output
-    assert f"{signal.Signals(signum).name}: the state of step" in output
+    assert process.returncode == 143, output
+    assert "SIGTERM: the state of step" in output
     assert 0 < max(steps_of(workdir)) < 400
     run_main(*arguments, check=True)
     assert differences(workdir, finished[0]) == []
@@ -142,6 +132,7 @@ def test_ctrl_c_with_worker_processes_saves_and_the_run_may_go_on_without_them(
         os.kill(pid, signal.SIGINT)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 130, output
+    assert "SIGINT: the state of step" in output
     assert 0 < max(steps_of(workdir)) < 400
     deadline = time.time() + 10
     while any(pathlib.Path(f"/proc/{pid}").exists() for pid in workers):

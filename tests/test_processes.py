@@ -21,7 +21,7 @@ def get_config():
     config = quickstart()
     config.data.eval_split = "test[:40]"
     config.eval_batch_size = 40
-    config.model.num_layers = 2
+    config.model.num_layers = 1
     config.model.num_heads = 4
     config.model.hidden_dim = 128
     config.model.mlp_dim = 256

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import logging
 import re
 
 import cv2
@@ -191,11 +192,16 @@ def test_curves_are_drawn_early_now_and_then_and_at_the_end(seconds, drawn_at, c
     assert seen == drawn_at
 
 
-def test_other_seed_gives_another_run(config, tmp_path):
+def test_finished_run_started_again_only_reports_and_other_seed_gives_another_run(config, tmp_path, caplog):
     config.steps, config.eval_every_steps = 2, None
-    for seed in (0, 1):
-        config.seed = seed
-        train(config, tmp_path / str(seed))
+    train(config, tmp_path / "0")
+    before = rows(tmp_path / "0")
+    with caplog.at_level(logging.INFO):
+        assert train(config, tmp_path / "0")["steps"] == 2
+    assert "resumed from the checkpoint of step 2" in caplog.text
+    assert rows(tmp_path / "0") == before
+    config.seed = 1
+    train(config, tmp_path / "1")
     first, second = rows(tmp_path / "0"), rows(tmp_path / "1")
     # The losses of the first step are those of a head of zeros.
     assert [row["step"] for row in first] == [row["step"] for row in second]
