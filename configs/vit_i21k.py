@@ -15,8 +15,8 @@ Reaches   held-out ImageNet-21k images, precision@1 (released models), and Image
               ViT-H/14   49.06 %   85.13 %
 Arguments model, epochs=90 (the paper trained L/16 and L/32 for 30, too), pool=cls (or gap), data=tfds:imagenet21k
 
-An image that lies in several classes has all their labels here. Whether it has in the authors' copy, or one of them,
-their answers differ (issues 28 and 237 of google-research/vision_transformer). Held out are the first 51,200 images of
+An image of several classes keeps all their labels here. The authors' answers differ on whether their copy keeps all or
+one of them (issues 28 and 237 of google-research/vision_transformer). Held out are the first 51,200 images of
 the prepared order, as in the released configs: test full[:25600], val full[25600:51200].
 
 The recipe; docs/configs.md says more. (answer): not in the paper, but said by its authors about the released models

@@ -230,7 +230,7 @@ class MetricWriter:
         try:
             if num_damaged or len(whole) < len(rows):
                 write_atomically(workdir / "metrics.damaged.jsonl", (workdir / "metrics.jsonl").read_bytes())
-                logger.warning("a copy of %s as it was is metrics.damaged.jsonl", workdir / "metrics.jsonl")
+                logger.warning("%s is damaged; a copy is kept as metrics.damaged.jsonl", workdir / "metrics.jsonl")
             write_atomically(path, "".join(json.dumps(row) + "\n" for row in whole if stays(row)))
             self._file = path.open("ab", buffering=0)
         except OSError as error:

@@ -4,7 +4,7 @@ config.json      the resolved config; a workdir belongs to one config
 model.json       what the model was made with: the config's fields, and those that its weights say
 facts.json       names of the classes, loss, preprocessing, examples: what a finished run is used by (vit_jax.facts)
 starts.jsonl     one line a start: time, command, package versions, git commit, devices
-metrics.jsonl    what was measured, by step; metrics.damaged.jsonl: as it was before damaged lines were left out
+metrics.jsonl    what was measured, by step; metrics.damaged.jsonl: a damaged one, kept
 tensorboard/     the same as TensorBoard events
 curves.png       the same as a picture
 checkpoints/     states to resume from
