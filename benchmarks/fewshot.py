@@ -5,7 +5,7 @@ r"""How long the closed-form few-shot classifier takes for a grid of l2 values, 
 
 All run in one process in alternating rounds on the same features:
 
-    ours              vit_jax.ridge: one eigendecomposition, all l2 values scored together
+    ours              vit_jax.evaluators.ridge: one eigendecomposition, all l2 values scored together
     primal, shared    numpy.linalg.solve for each l2 (dim + 1 unknowns); the rest of the work once for all, scores in
                       blocks, everything in float64
     primal            a function of one l2 that does all of it, called for each
@@ -29,8 +29,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vit_jax.host import num_cpus
-from vit_jax.ridge import BIAS, EPSILON, solve_ridge
+from vit_jax.console import num_cpus
+from vit_jax.evaluators.ridge import BIAS, EPSILON, solve_ridge
 
 # How far class centres lie apart, by kind, for accuracies of some 67 % at the default sizes.
 SEPARATION = {"isotropic": 0.22, "decaying": 0.22}
@@ -65,7 +65,7 @@ def make_features(
 
 
 def ours(data: dict[str, np.ndarray], l2: Sequence[float]) -> list[float]:
-    """Accuracies by `vit_jax.ridge`."""
+    """Accuracies by `vit_jax.evaluators.ridge`."""
     solution = solve_ridge(data["train"], data["train_labels"])
     return solution.accuracies(data["test"], data["test_labels"], l2).tolist()
 

@@ -31,8 +31,8 @@ from ml_collections import ConfigDict
 
 from vit_jax.config import base_config
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.planning import find_topology, largest_batch, plan_row
-from vit_jax.planning.compiling import end_on_signals
+from vit_jax.plan import find_topology, largest_batch, plan_row
+from vit_jax.plan.compiling import end_on_signals
 
 # The cheap ones first, so that there is something to look at early.
 MODELS = ("ViT-B/32", "ViT-B/16", "R50x1", "ViT-L/32", "ViT-L/16", "R50x2", "ViT-H/14", "R152x2", "R152x4")

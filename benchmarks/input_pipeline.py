@@ -93,10 +93,10 @@ def vit_jax_batches(task: dict[str, Any]) -> Iterator[Any]:
     """Batches of this project: as arrays on the device, or as the host has them if the task says so."""
     import jax
 
-    from vit_jax.data.images import TrainTransform
     from vit_jax.data.pipeline import TrainBatches
     from vit_jax.data.sources import open_source
-    from vit_jax.partitioning import batch_sharding, make_mesh
+    from vit_jax.data.transforms import TrainTransform
+    from vit_jax.sharding import batch_sharding, make_mesh
 
     source = open_source(task["records"] or task["folder"], "train")
     if task["storage"] == "memory":
@@ -344,7 +344,7 @@ def floor(name: str, task: dict[str, Any]) -> dict[str, Any]:
         import numpy as np
         import simplejpeg
 
-        from vit_jax.data import images
+        from vit_jax.data import transforms as images
 
         if not boxes:  # drawn once, for TensorFlow as well
             rng = np.random.default_rng(0)
@@ -378,9 +378,9 @@ def restore(name: str, task: dict[str, Any]) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from vit_jax.data.images import TrainTransform
     from vit_jax.data.pipeline import PositionRandom, TrainBatches
-    from vit_jax.partitioning import batch_sharding, make_mesh
+    from vit_jax.data.transforms import TrainTransform
+    from vit_jax.sharding import batch_sharding, make_mesh
 
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
 

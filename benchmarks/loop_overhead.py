@@ -20,8 +20,8 @@ import time
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax import experiment as experiments
-from vit_jax.partitioning import describe_devices
+from vit_jax.experiment import build as experiments
+from vit_jax.sharding import describe_devices
 from vit_jax.train import train
 from vit_jax.train_step import init_train_state, make_train_step
 

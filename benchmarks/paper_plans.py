@@ -18,8 +18,8 @@ from typing import Any
 # So that it runs from a clone that is not installed.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from vit_jax.planning import find_topology, plan_row
-from vit_jax.planning.compiling import end_on_signals
+from vit_jax.plan import find_topology, plan_row
+from vit_jax.plan.compiling import end_on_signals
 
 RUNS = {
     "vit_l16_jft": "ViT-L/16, JFT, 14 epochs",

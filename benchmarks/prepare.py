@@ -23,7 +23,7 @@ import zipfile
 import numpy as np
 import simplejpeg
 
-from vit_jax.published.class_names import wordnet_ids
+from vit_jax.data.class_names import wordnet_ids
 
 _PER_CLASS = 1000
 

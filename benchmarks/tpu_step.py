@@ -6,7 +6,7 @@ r"""What makes a training step on TPU v3 fast and small, by XLA's TPU compiler: 
 
 Two studies: `time`, ViT-L/16 on JFT at batch 4096 on 512 cores, layers unrolled; `memory`, ViT-H/14 on JFT at batch
 4096 on 128 cores. A trial is the config of the paper's run with some fields changed, and goes through
-`vit_jax.planning.plan_row`: what is compiled is the step that trains. Each trial is written when it is done and skipped
+`vit_jax.plan.plan_row`: what is compiled is the step that trains. Each trial is written when it is done and skipped
 when the command is given again, unless it went wrong; from 1 to 15 minutes each on two CPU cores. docs/tpu_speed.md
 has the results.
 """
@@ -26,8 +26,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.planning import find_topology, plan_row
-from vit_jax.planning.compiling import end_on_signals
+from vit_jax.plan import find_topology, plan_row
+from vit_jax.plan.compiling import end_on_signals
 
 FSDP = {"sharding": "fsdp"}
 SCAN = {"model.scan_layers": True}

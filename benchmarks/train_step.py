@@ -58,12 +58,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.console import num_cpus
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.host import num_cpus
-from vit_jax.losses import make_loss
 from vit_jax.models import create_model
+from vit_jax.objectives.losses import make_loss
 from vit_jax.optimizers import make_optimizer, make_schedule
-from vit_jax.partitioning import batch_sharding, check_batch_size, make_mesh, replicated
+from vit_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated
 from vit_jax.train_step import init_train_state, make_train_step, normalize_images
 
 LEARNING_RATE = 1e-4
@@ -631,9 +631,9 @@ def flops_of_forward(name: str, overrides: dict[str, Any], settings: Settings) -
     try:
         model = create_model(name, num_classes=settings.num_classes, dtype="float32", **overrides)
         with contextlib.suppress(ImportError, UserError, NotImplementedError):
-            from vit_jax.analysis.flops import forward_flops
+            from vit_jax.costs.flops import forward_flops
 
-            return float(forward_flops(model, settings.image_size)), "vit_jax.analysis.flops"
+            return float(forward_flops(model, settings.image_size)), "vit_jax.costs.flops"
         # XLA counts a loop's body once, and nothing inside of a kernel that it did not write.
         plain: dict[str, Any] = {"scan_layers": False, "remat": "none", "attention": "einsum"}
         known = {field.name for field in dataclasses.fields(model)}

@@ -23,8 +23,8 @@ representation before the head. docs/fewshot.md has the formulas and all options
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, parse_config_string
-from vit_jax.fine_tuning import fitting_size, model_of
-from vit_jax.protocols import transfer_task
+from vit_jax.data.transfer_tasks import transfer_task
+from vit_jax.experiment.fine_tuning import fitting_size, model_of
 
 POOLS = {"imagenet2012": "train[:65000]"}  # as in the released evaluator
 

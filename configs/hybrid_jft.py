@@ -41,8 +41,8 @@ The recipe; docs/configs.md says more
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, parse_config_string
+from vit_jax.data.transfer_tasks import pooling
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.protocols import pooling
 
 LEARNING_RATE = {  # table 3
     "R50+ViT-B/32": 8e-4,

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, parse_config_string
 from vit_jax.errors import UserError
-from vit_jax.sweeps import Sweep
+from vit_jax.sweep import Sweep
 
 ARGUMENTS = {"stage": "finetune", "model": "vit", "pool": "cls", "weights": "none", "resolution": 32}
 FINE_TUNING_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)

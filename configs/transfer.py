@@ -47,10 +47,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, parse_config_string
+from vit_jax.data.transfer_tasks import STAGES, hyper_rule_schedule, hyper_rule_sizes, transfer_task
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.fine_tuning import choose_dropout, fitting_size, model_of
-from vit_jax.protocols import STAGES, hyper_rule_schedule, hyper_rule_sizes, transfer_task
-from vit_jax.sweeps import Sweep
+from vit_jax.experiment.fine_tuning import choose_dropout, fitting_size, model_of
+from vit_jax.sweep import Sweep
 
 RULES = ("vit", "bit")
 ONLY_FOR_RESNETS = 0.06  # of the learning rates on ImageNet: table 4's footnote

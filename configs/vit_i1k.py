@@ -39,8 +39,8 @@ To choose hyper-parameters do not look at the validation split, but hold out a p
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, parse_config_string
+from vit_jax.data.transfer_tasks import pooling
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.protocols import pooling
 
 MODELS = ("ViT-B/32", "ViT-B/16", "ViT-L/32", "ViT-L/16")  # one recipe for all
 OTHER_MODELS = """\

@@ -37,8 +37,8 @@ The recipe; docs/configs.md says more. (answer): not in the paper, but said by i
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, parse_config_string
+from vit_jax.data.transfer_tasks import pooling
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.protocols import pooling
 
 # One recipe for all. H/14 is not in table 3, but in table 5 and among the released models.
 MODELS = ("ViT-B/32", "ViT-B/16", "ViT-L/32", "ViT-L/16", "ViT-H/14")

@@ -33,10 +33,10 @@ whole image is resized to 384. Warm-up and momentum in bfloat16 are the released
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, parse_config_string
+from vit_jax.data.vtab import GROUPS, TASKS, get_task
 from vit_jax.errors import unknown_name
-from vit_jax.fine_tuning import choose_dropout, fitting_size, model_of
-from vit_jax.sweeps import Sweep
-from vit_jax.vtab import GROUPS, TASKS, get_task
+from vit_jax.experiment.fine_tuning import choose_dropout, fitting_size, model_of
+from vit_jax.sweep import Sweep
 
 STAGES = {
     "choose": {"data.train_split": "train800", "data.eval_split": "val200", "data.expected_train_images": 800},

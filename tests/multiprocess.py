@@ -22,7 +22,7 @@ def free_port():
 
 
 def environments(num_processes, devices_per_process=1, cache=None, **extra):
-    """The environment of each process, in which `distributed.initialize()` finds the others.
+    """The environment of each process, in which `processes.initialize()` finds the others.
 
     `extra` values may be lists, one value a process.
     """

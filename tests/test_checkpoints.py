@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax import checkpoints as checkpoints_module
-from vit_jax import partitioning
+from vit_jax import sharding as partitioning
 from vit_jax.checkpoints import Checkpoints, fingerprints
 from vit_jax.errors import UserError
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import pytest
 
 from tests.conftest import ROOT
-from vit_jax import experiment, overview
-from vit_jax.analysis.flops import train_exaflops
+from vit_jax.costs.flops import train_exaflops
 from vit_jax.errors import UserError
-from vit_jax.losses import make_loss
+from vit_jax.experiment import build, dry_run
 from vit_jax.models import create_model
-from vit_jax.published import paper
+from vit_jax.objectives.losses import make_loss
+from vit_jax.paper import tables
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 OTHERS = ("quickstart", "cifar10", "transfer", "vtab", "small_transfer", "fewshot")
@@ -57,8 +57,8 @@ def exaflops(config):
 
 TABLE_3_RUNS = [
     pytest.param(row, model, epochs, id=f"{row.data} {model} {epochs}")
-    for row in paper.TABLE_3
-    for model in (row.models if row.models != ("*",) else paper.IMAGENET_FROM_SCRATCH)
+    for row in tables.TABLE_3
+    for model in (row.models if row.models != ("*",) else tables.IMAGENET_FROM_SCRATCH)
     for epochs in row.epochs
 ]
 
@@ -67,8 +67,8 @@ TABLE_3_RUNS = [
 def test_config_builds_without_its_data(path, monkeypatch):
     monkeypatch.delenv("VIT_JAX_DATA", raising=False)
     config = load(path).get_config()
-    built = experiment.build(config, allow_missing_data=True, devices=jax.devices()[:1])
-    assert built.model_name in overview.dry_run(config, built)
+    built = build.build(config, allow_missing_data=True, devices=jax.devices()[:1])
+    assert built.model_name in dry_run.dry_run(config, built)
     if path in PRE_TRAINING:
         assert built.num_steps == num_steps(config)
 
@@ -101,28 +101,28 @@ def test_run_is_its_row_of_table_3(row, model, epochs):
     assert (optimizer.learning_rate, optimizer.schedule) == (row.learning_rate, row.schedule)
     assert (optimizer.weight_decay, optimizer.warmup_steps) == (row.weight_decay, 10_000)
     assert (config.model.dropout_rate or 0.0) == row.dropout
-    assert config.data.image_size == paper.PRE_TRAINING_SIZE
+    assert config.data.image_size == tables.PRE_TRAINING_SIZE
 
 
 @pytest.mark.parametrize(("row", "model", "epochs"), TABLE_3_RUNS)
 def test_run_of_table_3_is_in_the_index(row, model, epochs):
-    assert f"`{name_of(model, row.data, epochs)}` | {paper.TABLE_3.index(row) + 1} |" in INDEX
+    assert f"`{name_of(model, row.data, epochs)}` | {tables.TABLE_3.index(row) + 1} |" in INDEX
 
 
-@pytest.mark.parametrize("row", paper.TABLE_6, ids=lambda row: f"{row.model} {row.epochs}")
+@pytest.mark.parametrize("row", tables.TABLE_6, ids=lambda row: f"{row.model} {row.epochs}")
 def test_run_is_its_row_of_table_6(row):
     name = name_of(row.model, "JFT-300M", row.epochs)
     config = run_of(name)
     assert (config.model.name, config.epochs) == (row.model, row.epochs)
-    assert config.data.expected_train_images == paper.JFT_IMAGES
-    # Paper's numbers are rounded; ours have the kernel positions on padding, see `vit_jax.analysis.flops`.
+    assert config.data.expected_train_images == tables.JFT_IMAGES
+    # Paper's numbers are rounded; ours have the kernel positions on padding, see `vit_jax.costs.flops`.
     assert exaflops(config) == pytest.approx(row.exaflops, abs=0.04 * row.exaflops + 0.5)
     header = load(ROOT / "configs" / name.partition(":")[0]).__doc__
     reached = rf"{re.escape(row.model)} +{row.epochs} epochs +{row.imagenet:.2f} % +{row.cifar100:.2f} %"
     assert re.search(reached, header)
 
 
-@pytest.mark.parametrize("row", paper.TABLE_6, ids=lambda row: f"{row.model} {row.epochs}")
+@pytest.mark.parametrize("row", tables.TABLE_6, ids=lambda row: f"{row.model} {row.epochs}")
 def test_row_of_table_6_is_in_the_index_with_its_numbers(row):
     name = name_of(row.model, "JFT-300M", row.epochs)
     config = run_of(name)
@@ -132,13 +132,13 @@ def test_row_of_table_6_is_in_the_index_with_its_numbers(row):
 
 @pytest.mark.parametrize("data", TABLES)
 def test_rows_of_table_5_are_in_the_index_with_their_numbers(data):
-    for model, accuracy in zip(paper.TABLE_5_MODELS, paper.TABLE_5[data]["ImageNet"], strict=True):
+    for model, accuracy in zip(tables.TABLE_5_MODELS, tables.TABLE_5[data]["ImageNet"], strict=True):
         if accuracy is None:
             continue
         epochs = {"ImageNet-21k": 90, "ImageNet": 300}[data]
         name = name_of(model, data, epochs)
         config = run_of(name)
-        upstream = (paper.IMAGENET21K_PRECISION if data == "ImageNet-21k" else paper.IMAGENET_FROM_SCRATCH)[model]
+        upstream = (tables.IMAGENET21K_PRECISION if data == "ImageNet-21k" else tables.IMAGENET_FROM_SCRATCH)[model]
         numbers = f"{num_steps(config):,} | {exaflops(config):,.0f} | {upstream:.2f} | {accuracy:.2f}"
         assert re.search(rf"`{re.escape(name)}` \|[^|]+\| {re.escape(numbers)} \|", INDEX)
         header = load(ROOT / "configs" / f"{TABLES[data]}.py").__doc__
@@ -155,11 +155,11 @@ def test_rows_of_table_5_are_in_the_index_with_their_numbers(data):
     ],
 )
 def test_page_of_a_run_of_table_2_has_its_numbers(page, key):
-    header, core_days = load(ROOT / "configs" / f"{page}.py").__doc__, f"{paper.TPUV3_CORE_DAYS[key] / 1000:.3g}k"
-    assert f"{paper.TABLE_2[key]['ImageNet'].mean:.2f} %" in header
+    header, core_days = load(ROOT / "configs" / f"{page}.py").__doc__, f"{tables.TPUV3_CORE_DAYS[key] / 1000:.3g}k"
+    assert f"{tables.TABLE_2[key]['ImageNet'].mean:.2f} %" in header
     assert f"{core_days} TPUv3-core-days" in header
     config = run_of(f"{page}.py")
-    numbers = f"{num_steps(config):,} | {exaflops(config):,.0f} | {paper.TABLE_2[key]['ImageNet'].mean:.2f}"
+    numbers = f"{num_steps(config):,} | {exaflops(config):,.0f} | {tables.TABLE_2[key]['ImageNet'].mean:.2f}"
     assert re.search(rf"`{page}\.py` \|[^|]+\| {numbers}[^|]* \| {core_days} \|", INDEX)
 
 
@@ -299,13 +299,13 @@ def test_fine_tuning_is_its_row_of_table_4(dataset, row, rates):
     page = load(ROOT / "configs" / "transfer.py")
     config = page.get_config(f"dataset={dataset}")
     optimizer = config.optimizer
-    assert (config.steps, config.batch_size, config.data.image_size) == (paper.TABLE_4[row].steps, 512, 384)
+    assert (config.steps, config.batch_size, config.data.image_size) == (tables.TABLE_4[row].steps, 512, 384)
     assert (optimizer.name, optimizer.momentum, optimizer.momentum_dtype) == ("sgd", 0.9, "bfloat16")
     assert (optimizer.schedule, optimizer.weight_decay, optimizer.clip_norm) == ("cosine", 0.0, 1.0)
     assert config.loss == "softmax"
     sweep = page.get_sweep(f"dataset={dataset}")
     assert sweep.choose == {"optimizer.learning_rate": rates}
-    assert set(rates) <= set(paper.TABLE_4[row].learning_rates)
+    assert set(rates) <= set(tables.TABLE_4[row].learning_rates)
     assert sweep.seeds == 3
     (argument,) = sweep.tasks.values()
     chosen = page.get_config(argument)

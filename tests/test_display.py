@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from vit_jax.display import encode_text, print_any_text, show_name, show_names
-from vit_jax.workdir import write_atomically
+from vit_jax.run.workdir import write_atomically
 
 
 @pytest.mark.parametrize(

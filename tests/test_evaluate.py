@@ -9,15 +9,15 @@ import pytest
 
 from tests import multiprocess
 from tests.data.test_sources import write_image
-from vit_jax import overview
 from vit_jax.config import base_config
-from vit_jax.data.images import EvalTransform
+from vit_jax.data.class_names import class_names, wordnet_ids
 from vit_jax.data.sources import MissingDataError, open_source
+from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, format_metrics
-from vit_jax.evaluation import _check_imagenet, build_evaluation
+from vit_jax.experiment import dry_run as overview
+from vit_jax.experiment.evaluations import _check_imagenet, build_evaluation
 from vit_jax.models import create_model
-from vit_jax.published.class_names import class_names, wordnet_ids
 from vit_jax.train import train
 from vit_jax.train_step import normalize_images
 from vit_jax.weights import from_params, load, save

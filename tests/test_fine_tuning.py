@@ -13,16 +13,17 @@ import pytest
 
 from tests.data.test_sources import write_image
 from tests.test_train import compiled_once
-from vit_jax import checkpoints, overview
-from vit_jax import experiment as experiments
-from vit_jax.analysis.flops import forward_flops
+from vit_jax import checkpoints
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.config import base_config, flatten
+from vit_jax.costs.flops import forward_flops
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
-from vit_jax.facts import RunFacts, SplitFacts, write_facts
+from vit_jax.experiment import build as experiments
+from vit_jax.experiment import dry_run
 from vit_jax.models import create_model
 from vit_jax.models.position_embeddings import interpolate_position_embedding
+from vit_jax.run.facts import RunFacts, SplitFacts, write_facts
 from vit_jax.train import train
 from vit_jax.weights import Preprocessing, from_params, load, save
 
@@ -198,7 +199,7 @@ def test_linear_probe_moves_the_head_alone(config, weights):
     # The forward pass, and the gradient of the head's kernel.
     forward = forward_flops(built.model, config.data.image_size)
     assert built.train_flops == forward + 2 * math.prod(built.abstract_state.params["head"]["kernel"].shape)
-    assert "in all at 1 x forward" in overview.describe_run(config, built)
+    assert "in all at 1 x forward" in dry_run.describe_run(config, built)
     begun, state = begun.params, experiments.init_state(config, built)
     step = experiments.make_step(config, built)
     with contextlib.closing(experiments.make_train_batches(config, built)) as batches:
@@ -212,7 +213,7 @@ def test_linear_probe_moves_the_head_alone(config, weights):
 
 def test_dry_run_tells_what_becomes_of_the_weights(config):
     config.optimizer.layer_decay = 0.75
-    text = overview.dry_run(config, experiments.build(config))
+    text = dry_run.dry_run(config, experiments.build(config))
     assert "resized         1  Transformer/posembed_input/pos_embedding (1, 17, 32) -> (1, 37, 32)" in text
     assert "dropped         4  head/bias, head/kernel, pre_logits/bias, pre_logits/kernel" in text
     assert "new: head/bias, head/kernel" in text
@@ -262,7 +263,7 @@ def test_released_weights_that_are_not_here_do_not_keep_from_planning(config, mo
     config.data.image_size = 32
     built = experiments.build(config, allow_missing_data=True)
     assert (built.model_name, built.transfer_report) == ("ViT-Ti/16", None)
-    assert "not read yet" in overview.describe_run(config, built)
+    assert "not read yet" in dry_run.describe_run(config, built)
 
 
 def test_a_config_may_name_the_model_of_weights_with_attributes_of_their_own(config):

@@ -18,14 +18,14 @@ import pytest
 from benchmarks.interruptions import differences
 from tests import multiprocess
 from tests.conftest import ROOT, main_command, main_environment
-from vit_jax import curves, workdir
-from vit_jax.accounting import Accounts, Ledger, read_starts
-from vit_jax.analysis.hardware import describe_machine
 from vit_jax.checkpoints import Checkpoints, read_parameters
 from vit_jax.config import base_config
+from vit_jax.costs.hardware import describe_machine
 from vit_jax.errors import UserError
-from vit_jax.metrics import MetricWriter, read_jsonl
-from vit_jax.profiling import Profiler
+from vit_jax.run import curves, workdir
+from vit_jax.run.accounting import Accounts, Ledger, read_starts
+from vit_jax.run.journal import MetricWriter, read_jsonl
+from vit_jax.run.profiling import Profiler
 from vit_jax.weights import load
 
 missing = [name for name in ("gcsfs", "gcp_storage_emulator") if importlib.util.find_spec(name) is None]

@@ -38,8 +38,8 @@ def local(*arguments, **options):
 
 def test_local_processes_find_each_other_and_their_devices():
     code = (
-        "import jax, os; from vit_jax import distributed; distributed.initialize(timeout_seconds=60); "
-        "print(distributed.process_id(), jax.device_count(), jax.local_device_count()); distributed.shutdown(); "
+        "import jax, os; from vit_jax.multihost import processes; processes.initialize(timeout_seconds=60); "
+        "print(processes.process_id(), jax.device_count(), jax.local_device_count()); processes.shutdown(); "
         "print('token', os.environ['VIT_JAX_RUN_TOKEN'])"
     )
     process = local("--num_processes=2", "--devices_per_process=3", "--", sys.executable, "-c", code, cwd=ROOT)

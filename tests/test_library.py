@@ -13,20 +13,20 @@ import pytest
 from absl import flags
 
 from tests.test_train import compiled_once
-from vit_jax import curves, workdir
-from vit_jax import experiment as experiments
-from vit_jax.accounting import read_starts
+from vit_jax.analysis.mistakes import write_mistakes
 from vit_jax.checkpoints import Checkpoints, read_parameters
 from vit_jax.config import base_config
 from vit_jax.data import pipeline
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
-from vit_jax.facts import read_facts
-from vit_jax.metrics import read_jsonl
-from vit_jax.mistakes import write_mistakes
-from vit_jax.stopping import Stopped, StopSignal, restore_handlers, set_handlers
+from vit_jax.experiment import build as experiments
+from vit_jax.multihost.signals import Stopped, StopSignal, restore_handlers, set_handlers
+from vit_jax.multihost.watchdog import Watchdog
+from vit_jax.run import curves, workdir
+from vit_jax.run.accounting import read_starts
+from vit_jax.run.facts import read_facts
+from vit_jax.run.journal import read_jsonl
 from vit_jax.train import train
-from vit_jax.watchdog import Watchdog
 from vit_jax.weights import load
 
 
@@ -161,7 +161,7 @@ def test_a_signal_in_a_program_saves_and_stops_the_run_and_leaves_the_program_it
 
 
 def test_a_second_signal_is_for_the_programs_own_handler(monkeypatch):
-    monkeypatch.setattr("vit_jax.stopping._SAME_NOTICE_SECONDS", 0.2)
+    monkeypatch.setattr("vit_jax.multihost.signals._SAME_NOTICE_SECONDS", 0.2)
     seen = []
     before = signal.signal(signal.SIGUSR1, lambda *_: seen.append("program"))
     try:

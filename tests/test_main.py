@@ -186,7 +186,7 @@ def test_models_need_jax_and_flax_alone():
         code = f"import sys, {modules}; print(sorted({{name.split('.')[0] for name in sys.modules}} & {others}))"
         return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
-    ours = "vit_jax.models, vit_jax.train_step, vit_jax.optimizers, vit_jax.partitioning"
+    ours = "vit_jax.models, vit_jax.train_step, vit_jax.optimizers, vit_jax.sharding"
     assert imported(ours) == imported("jax, flax.linen, optax")
 
 

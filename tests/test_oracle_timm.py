@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.losses import make_loss
 from vit_jax.models.vit import VisionTransformer, stack_layers, unstack_layers
+from vit_jax.objectives.losses import make_loss
 from vit_jax.optimizers import make_optimizer, make_schedule
-from vit_jax.partitioning import batch_sharding, make_mesh, replicated
+from vit_jax.sharding import batch_sharding, make_mesh, replicated
 from vit_jax.train_step import TrainState, make_train_step, normalize_images
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "vit.npz"

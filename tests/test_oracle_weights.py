@@ -32,8 +32,8 @@ from tests.golden.weights_recipe import checksum, make_array, make_images, make_
 from vit_jax.errors import UserError
 from vit_jax.models import create_model, list_models
 from vit_jax.weights import ModelSpec, Preprocessing, from_params, load, save
-from vit_jax.weights.folders import timm_name
 from vit_jax.weights.formats import FORMATS
+from vit_jax.weights.huggingface import timm_name
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 NAMES = json.loads((GOLDEN / "weights_names.json").read_text())

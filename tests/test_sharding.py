@@ -9,10 +9,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from tests.conftest import ROOT
-from vit_jax import experiment as experiments
-from vit_jax import optimizers, partitioning
+from vit_jax import optimizers
+from vit_jax import sharding as partitioning
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
+from vit_jax.experiment import build as experiments
 from vit_jax.models import create_model
 from vit_jax.train_step import create_train_state
 

@@ -39,15 +39,16 @@ PRESETS = {
 SCRIPT = f"""
     import os, pathlib, signal
     import jax
-    from vit_jax import distributed, metrics
-    from vit_jax.compilation_cache import use_compilation_cache
+    from vit_jax.multihost import processes
+    from vit_jax.run import journal
+    from vit_jax.run.compilation_cache import use_compilation_cache
     from vit_jax.config import base_config
     from vit_jax.train import train
 
     use_compilation_cache()
-    distributed.initialize(timeout_seconds=100, lost_after_seconds=20)
+    processes.initialize(timeout_seconds=100, lost_after_seconds=20)
     print("slices", sorted(device.slice_index for device in jax.devices()), flush=True)
-    push = metrics.StepMetrics.push
+    push = journal.StepMetrics.push
 
     def dying(self, step, values):
         if step == {DIES_AT}:
@@ -59,15 +60,15 @@ SCRIPT = f"""
             config = base_config()
             config.update_from_flattened_dict({FIELDS!r} | {PRESETS!r}[name])
             workdir = pathlib.Path(os.environ["RUNS"], name)
-            if name == "fsdp+tensor" and not workdir.exists() and distributed.is_main_process():
-                metrics.StepMetrics.push = dying
+            if name == "fsdp+tensor" and not workdir.exists() and processes.is_main_process():
+                journal.StepMetrics.push = dying
             train(config, workdir)
     except Exception as error:
-        if not (lost := distributed.lost_peer(error)):
+        if not (lost := processes.lost_peer(error)):
             raise
         print(f"error: {{lost}}", flush=True)
         os._exit(lost.exit_status)
-    distributed.shutdown()
+    processes.shutdown()
 """
 
 

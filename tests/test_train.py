@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as cache
 
-from vit_jax import distributed
-from vit_jax import experiment as experiments
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
-from vit_jax.evaluation import make_evaluations
+from vit_jax.experiment import build as experiments
+from vit_jax.experiment.evaluations import make_evaluations
+from vit_jax.multihost import processes
 from vit_jax.train import train
 
 STEPS = 12
@@ -138,7 +138,7 @@ def test_all_processes_must_have_the_same_data(config, tmp_path, monkeypatch):
         if name == "data":
             raise UserError(value)
 
-    monkeypatch.setattr(distributed, "check_same", compare)
+    monkeypatch.setattr(processes, "check_same", compare)
     with pytest.raises(UserError, match="training: 1,437 images, digits/train\ntest: 360 images, digits/test"):
         train(config, tmp_path)
 

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax import optimizers, partitioning
-from vit_jax.losses import NO_LABEL, make_loss
-from vit_jax.mixing import Mixing
+from vit_jax import optimizers, sharding
 from vit_jax.models import create_model
+from vit_jax.objectives.losses import NO_LABEL, make_loss
+from vit_jax.objectives.mixup import Mixing
 from vit_jax.train_step import (
     MIXING_STREAM,
     RNGS,
@@ -25,7 +25,7 @@ BATCH = 16
 
 @functools.cache  # a compiled step is used again
 def parts(devices, accumulation_steps, dropout_rate, learning_rate, clip_norm, mixing):
-    mesh = partitioning.make_mesh(jax.devices()[:devices])
+    mesh = sharding.make_mesh(jax.devices()[:devices])
     model = create_model(
         "ViT-Ti/4",
         num_classes=10,
@@ -62,7 +62,7 @@ def batches(mesh, count, seed=0):
             "image": rng.integers(0, 256, (BATCH, 8, 8, 3), dtype=np.uint8),
             "label": rng.integers(0, 10, (BATCH,), dtype=np.int32),
         }
-        yield partitioning.global_batch(batch, partitioning.batch_sharding(mesh))
+        yield sharding.global_batch(batch, sharding.batch_sharding(mesh))
 
 
 def run(count=20, **options):
@@ -109,7 +109,7 @@ def test_same_seed_gives_identical_metrics_and_parameters():
 def test_accumulation_over_four_parts_equals_the_whole_batch(mixing):
     # SGD without clipping: the update is linear in the gradient, so that equal parameters mean equal gradients.
     def updated(accumulation_steps):
-        mesh = partitioning.make_mesh(jax.devices()[:2])
+        mesh = sharding.make_mesh(jax.devices()[:2])
         model = create_model("ViT-Ti/4", num_classes=10, num_layers=2, hidden_dim=32, mlp_dim=64, num_heads=2)
         optimizer = optimizers.make_optimizer("sgd", lambda _: 0.1)
         state = init_train_state(model, optimizer, mesh, image_size=8, seed=3)
@@ -231,7 +231,7 @@ def test_sigmoid_loss_sums_over_classes():
 
 
 def test_generator_decides_the_masks_of_dropout_and_not_the_parameters():
-    mesh = partitioning.make_mesh(jax.devices()[:1])
+    mesh = sharding.make_mesh(jax.devices()[:1])
     model = create_model("ViT-Ti/4", num_classes=10, num_layers=1, hidden_dim=32, mlp_dim=32, num_heads=2,
                          dropout_rate=0.5, head_bias=1.0)  # fmt: skip
     schedule = optimizers.make_schedule("constant", learning_rate=1e-3, num_steps=4)
@@ -264,7 +264,7 @@ def test_only_selected_parameters_move_and_as_they_do_alone():
     state = init_train_state(model, optimizer, mesh, image_size=8, seed=3, select=select)
     before = jax.device_get(state.params)
     moments = [path for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state) if leaf.ndim]
-    assert sorted(partitioning.name_of(path).split("/")[-2:] for path in moments) == [
+    assert sorted(sharding.name_of(path).split("/")[-2:] for path in moments) == [
         ["head", "bias"],
         ["head", "kernel"],
     ]

@@ -30,9 +30,9 @@ from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax import distributed
 from vit_jax.errors import UserError
-from vit_jax.workdir import AnyPath, is_remote, parse
+from vit_jax.multihost import processes
+from vit_jax.run.workdir import AnyPath, is_remote, parse
 
 logger = logging.getLogger(__name__)
 
@@ -155,11 +155,11 @@ class Checkpoints:
 
     def _open(self, keep: int) -> ocp.CheckpointManager:
         # Orbax's own option does this in a thread that nothing but the next save waits for.
-        for half_written in ocp.utils.tmp_checkpoints(self._directory) if distributed.is_main_process() else ():
+        for half_written in ocp.utils.tmp_checkpoints(self._directory) if processes.is_main_process() else ():
             # In a bucket any folder without the commit object is one, even what somebody else put there.
             if not is_remote(self._directory) or half_written.get().name.isdigit():
                 half_written.get().rmtree()
-        distributed.barrier(f"{self._directory.name} are tidy")
+        processes.barrier(f"{self._directory.name} are tidy")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self._directory.name),
@@ -217,7 +217,7 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Ends the background work. After an error of one of several processes it is left alone: the others wait."""
-        if kind is None or distributed.process_count() == 1:
+        if kind is None or processes.process_count() == 1:
             self._guard(self._manager.close)
 
     def restore_latest(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
@@ -253,9 +253,9 @@ class Checkpoints:
 
     def set_aside(self, step: int, reason: str) -> None:
         """Renames a checkpoint, so that it is no longer one, but still there: `<reason>-<step>`."""
-        if distributed.is_main_process():
+        if processes.is_main_process():
             self._rename_aside(step, reason)
-        distributed.barrier(f"{self._directory.name}/{step} is set aside")
+        processes.barrier(f"{self._directory.name}/{step} is set aside")
         self._manager.reload()
 
     def _rename_aside(self, step: int, reason: str) -> None:
@@ -355,14 +355,14 @@ class Checkpoints:
             return
         needed = int(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree))) + _SPACE_FOR_SMALL_FILES
         # Of one process, so that all come to the same conclusion.
-        free = distributed.broadcast_from_main("free space", shutil.disk_usage(self._directory).free)
+        free = processes.broadcast_from_main("free space", shutil.disk_usage(self._directory).free)
         if free < needed:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed:,} bytes needed, {free:,} free")
 
     def _guard(self, write: Callable[[], object]) -> None:
         try:
             write()
-        except distributed.PeerLostError:
+        except processes.PeerLostError:
             raise
         except Exception as error:  # any failure to write ends the run with the same advice
             reason = re.sub(r"\s+", " ", str(error))[:500]

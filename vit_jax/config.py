@@ -421,7 +421,7 @@ CHECKS: dict[str, Check] = {
     "mesh.data": _DEVICES,
     "mesh.model": _DEVICES,
     "sharding": _TEXT,
-    "sharding_rules": _ANY_TUPLE,  # `partitioning.parameter_specs` checks the rules
+    "sharding_rules": _ANY_TUPLE,  # `sharding.parameter_specs` checks the rules
     "rng": _one_of("threefry2x32", "rbg", "unsafe_rbg"),  # `train_step.RNGS`
     "compiler_options": _ANY_TUPLE,  # `experiment.make_step` checks the pairs
     "fewshot.datasets": Several(_TEXT),

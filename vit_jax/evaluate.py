@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vit_jax import distributed, leakage, partitioning
+from vit_jax import sharding
 from vit_jax.errors import UserError
-from vit_jax.evaluation import build_evaluation, describe_data
+from vit_jax.experiment import leakage
+from vit_jax.experiment.evaluations import build_evaluation, describe_data
+from vit_jax.multihost import processes
+from vit_jax.run.workdir import AnyPath, parse, write_atomically
 from vit_jax.train_step import TrainState, place_parameters
-from vit_jax.weights.files import read_json
-from vit_jax.workdir import AnyPath, parse, write_atomically
+from vit_jax.weights.arrays import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates the run in a workdir, if there is one, or else `config.weights`.
 
-    With several processes (`distributed.initialize`) all must call it alike.
+    With several processes (`processes.initialize`) all must call it alike.
 
     Args:
       config: see `vit_jax.config.base_config`; of its fields only those of model, data and evaluations count.
@@ -43,10 +45,10 @@ def evaluate(
     path = None if path is None else parse(path)
     place = place_to_evaluate(config.weights, path)
     built = build_evaluation(config, place, allow_data_change=allow_data_change)
-    distributed.check_same("data", describe_data(None, built.evaluations))
+    processes.check_same("data", describe_data(None, built.evaluations))
     logger.info("%s: %s", place, built.description)
     overlap: dict[str, int] = {}
-    if distributed.is_main_process():
+    if processes.is_main_process():
         tested = {each.name: each.data.test for each in built.evaluations}
         overlap = leakage.find_overlap(tested, leakage.sources_behind(place))
     params = place_parameters(built.params, built.abstract_params)
@@ -63,12 +65,12 @@ def evaluate(
         "image_size": config.data.image_size,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "devices": partitioning.describe_devices(built.mesh),
+        "devices": sharding.describe_devices(built.mesh),
         "metrics": metrics,
         "overlap": overlap,
         "fingerprints": {each.name: each.data.test.fingerprint() for each in built.evaluations},
     }
-    if path is not None and distributed.is_main_process():
+    if path is not None and processes.is_main_process():
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / "evaluation.json", json.dumps(result | {"config": json.loads(config.to_json())}) + "\n")
     return result

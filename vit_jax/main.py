@@ -35,19 +35,21 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from vit_jax import distributed, experiment, leakage, overview, summary
-from vit_jax.accounting import Ledger, process_age
-from vit_jax.command_line import define_config, report
-from vit_jax.command_line import parse as parse_flags
-from vit_jax.compilation_cache import use_compilation_cache
 from vit_jax.config import Number
 from vit_jax.data.sources import MissingDataError
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, format_metrics, place_to_evaluate
-from vit_jax.evaluation import build_evaluation, open_test_data
-from vit_jax.stopping import Stopped
+from vit_jax.experiment import build, dry_run, leakage
+from vit_jax.experiment.evaluations import build_evaluation, open_test_data
+from vit_jax.flags import define_config, report
+from vit_jax.flags import parse as parse_flags
+from vit_jax.multihost import processes
+from vit_jax.multihost.signals import Stopped
+from vit_jax.run import summary
+from vit_jax.run.accounting import Ledger, process_age
+from vit_jax.run.compilation_cache import use_compilation_cache
+from vit_jax.run.workdir import parse
 from vit_jax.train import train
-from vit_jax.workdir import parse
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -113,8 +115,8 @@ def _main() -> int:
             _show_evaluation(_CONFIG.value)
             return 0
         if _DRY_RUN.value:
-            built = experiment.build(_CONFIG.value, allow_missing_data=True)
-            print(overview.dry_run(_CONFIG.value, built))
+            built = build.build(_CONFIG.value, allow_missing_data=True)
+            print(dry_run.dry_run(_CONFIG.value, built))
             _warn_of_overlap(_CONFIG.value, built)
             return 0
         return _run(ledger)
@@ -126,11 +128,11 @@ def _show_evaluation(config: ConfigDict) -> None:
     """Prints what --mode=eval would do."""
     place = place_to_evaluate(config.weights, parse(_WORKDIR.value) if _WORKDIR.value else None)
     built = build_evaluation(config, place, allow_missing=True)
-    print(overview.evaluation_dry_run(config, place, built))
+    print(dry_run.evaluation_dry_run(config, place, built))
     leakage.find_overlap({each.name: each.data.test for each in built.evaluations}, leakage.sources_behind(place))
 
 
-def _warn_of_overlap(config: ConfigDict, built: experiment.Experiment) -> None:
+def _warn_of_overlap(config: ConfigDict, built: build.Experiment) -> None:
     """Warns if a run would be evaluated on what it is trained on."""
     if built.train_source is None:
         return
@@ -143,15 +145,15 @@ def _warn_of_overlap(config: ConfigDict, built: experiment.Experiment) -> None:
 
 
 def _run(ledger: Ledger) -> int:
-    distributed.initialize(
+    processes.initialize(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, lost_after_seconds=_LOST_AFTER.value
     )
-    if not distributed.is_main_process():
+    if not processes.is_main_process():
         logging.getLogger("vit_jax").setLevel(logging.WARNING)  # all say the same; one is enough
     if _MODE.value == "eval":
         result = evaluate(_CONFIG.value, _WORKDIR.value or None, allow_data_change=_ALLOW_DATA_CHANGE.value)
-        is_main_process = distributed.is_main_process()  # nobody is another one once all have parted
-        distributed.shutdown()
+        is_main_process = processes.is_main_process()  # nobody is another one once all have parted
+        processes.shutdown()
         if is_main_process:
             print(f"\n{format_metrics(result['metrics'])}\n")
         return 0
@@ -168,7 +170,7 @@ def _run(ledger: Ledger) -> int:
         )
     except Stopped as stopped:
         status = 128 + stopped.signum
-    distributed.shutdown()
+    processes.shutdown()
     if result:
         print(f"\n{summary.format_summary(result)}\n")
         print(f"More in {workdir}: summary.md, curves.png, checkpoints/, tensorboard/")
@@ -177,7 +179,7 @@ def _run(ledger: Ledger) -> int:
 
 def _fail(error: Exception) -> int:
     """Reports an error, to the other processes too; returns the exit status."""
-    if lost := distributed.lost_peer(error):
+    if lost := processes.lost_peer(error):
         report(lost)
         return lost.exit_status
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
@@ -187,10 +189,10 @@ def _fail(error: Exception) -> int:
         )
     if isinstance(error, UserError):
         status = report(error)
-        distributed.announce_failure(str(error), status)
+        processes.announce_failure(str(error), status)
         return status
     traceback.print_exception(error)
-    distributed.announce_failure(f"{type(error).__name__}: {error}")
+    processes.announce_failure(f"{type(error).__name__}: {error}")
     return 1
 
 

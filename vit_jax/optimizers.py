@@ -10,7 +10,7 @@ import optax
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.partitioning import name_of
+from vit_jax.sharding import name_of
 
 
 def make_schedule(

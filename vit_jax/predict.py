@@ -20,15 +20,15 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from vit_jax import partitioning
-from vit_jax.compilation_cache import use_compilation_cache
+from vit_jax import sharding
 from vit_jax.config import CHECKS
-from vit_jax.data.images import ImageError
+from vit_jax.console import format_seconds, num_cpus
 from vit_jax.data.sources.trees import IMAGE_SUFFIXES, MAX_FILE_BYTES, Found, find_files, is_litter
+from vit_jax.data.transforms import ImageError
 from vit_jax.display import print_any_text, show_name, show_names
 from vit_jax.errors import UserError
-from vit_jax.host import format_seconds, num_cpus
 from vit_jax.regular_files import read_regular
+from vit_jax.run.compilation_cache import use_compilation_cache
 from vit_jax.weights import Preprocessing, Weights, load, transfer
 
 PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
@@ -79,17 +79,17 @@ class Predictor:
             )
         self.weights = weights
         self.preprocessing = weights.preprocessing if image_size is None else weights.preprocessing.at(image_size)
-        mesh = partitioning.make_mesh()
+        mesh = sharding.make_mesh()
         devices = mesh.devices.size
         self.batch_size = -(-batch_size // devices) * devices
-        self._sharding = partitioning.batch_sharding(mesh)
+        self._sharding = sharding.batch_sharding(mesh)
 
         model = spec.create(dtype=dtype)
         size = self.preprocessing.image_size
         params = weights.params
         if spec.image_size is not None and size != spec.image_size:
             params, _ = transfer(weights, model, size, keep_head=True, keep_pre_logits=True)
-        self._params = jax.device_put(params, partitioning.replicated(mesh))
+        self._params = jax.device_put(params, sharding.replicated(mesh))
         self.probabilities = probabilities or weights.probabilities or "softmax"
         to_probabilities, normalize = PROBABILITIES[self.probabilities], self.preprocessing.normalize
 
@@ -102,7 +102,7 @@ class Predictor:
         """Maps images, uint8 `[at most batch_size, height, width, 3]`, to probabilities `[images, classes]`."""
         padding = self.batch_size - len(images)
         padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
-        batch = partitioning.global_batch({"image": padded}, self._sharding)["image"]
+        batch = sharding.global_batch({"image": padded}, self._sharding)["image"]
         return np.asarray(self._probabilities(self._params, batch))[: len(images)]
 
 

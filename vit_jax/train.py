@@ -11,21 +11,24 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax import distributed, leakage, overview, partitioning, preemption, workdir
-from vit_jax import experiment as experiments
-from vit_jax.accounting import Accounts, Ledger
-from vit_jax.analysis.hardware import describe_machine
+from vit_jax import sharding
 from vit_jax.checkpoints import Checkpoints
-from vit_jax.curves import plot_curves
+from vit_jax.costs.hardware import describe_machine
 from vit_jax.errors import UserError
-from vit_jax.evaluation import check_resumed, describe_data, describe_facts, make_evaluations
-from vit_jax.facts import RunFacts, read_facts, write_facts
-from vit_jax.metrics import MetricWriter, NonFiniteError, StepMetrics, Throughput, format_row
-from vit_jax.profiling import Profiler
-from vit_jax.stopping import Stopped, StopSignal
-from vit_jax.summary import write_summary
+from vit_jax.experiment import build as experiments
+from vit_jax.experiment import dry_run, leakage
+from vit_jax.experiment.evaluations import check_resumed, describe_data, describe_facts, make_evaluations
+from vit_jax.multihost import preemption, processes
+from vit_jax.multihost.signals import Stopped, StopSignal
+from vit_jax.multihost.watchdog import Watchdog
+from vit_jax.run import workdir
+from vit_jax.run.accounting import Accounts, Ledger
+from vit_jax.run.curves import plot_curves
+from vit_jax.run.facts import RunFacts, read_facts, write_facts
+from vit_jax.run.journal import MetricWriter, NonFiniteError, StepMetrics, Throughput, format_row
+from vit_jax.run.profiling import Profiler
+from vit_jax.run.summary import write_summary
 from vit_jax.train_step import TrainState
-from vit_jax.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +49,12 @@ def train(
     May be called from any thread, and again and again in one process. Only in the main thread do SIGTERM and Ctrl-C
     save and stop the run; docs/library.md says more about use inside another program.
 
-    With several processes (`distributed.initialize`) all must call it alike. They train and save together; the main
+    With several processes (`processes.initialize`) all must call it alike. They train and save together; the main
     process alone writes metrics and results.
 
     Args:
       config: see `vit_jax.config.base_config`.
-      path: the workdir; see `vit_jax.workdir` for what is in it.
+      path: the workdir; see `vit_jax.run.workdir` for what is in it.
       allow_config_change: go on in the workdir of another config.
       allow_data_change: go on although the evaluation data have changed. Training data never may.
       ledger: where the time goes, from the start of the process; None: from here.
@@ -68,7 +71,7 @@ def train(
     path = workdir.parse(path)
     ledger = ledger or Ledger()
     start_time = time.perf_counter()
-    is_main = distributed.is_main_process()
+    is_main = processes.is_main_process()
     with StopSignal(owns_process=owns_process) as stop, contextlib.ExitStack() as cleanup:
         # The parts of the run.
         experiment = experiments.build(config)
@@ -82,8 +85,8 @@ def train(
                 on_lost=workdir.end_process if owns_process else stop.fail,
             )
         )
-        logger.info("%s", overview.describe_run(config, experiment))
-        ends_process = owns_process or distributed.process_count() > 1
+        logger.info("%s", dry_run.describe_run(config, experiment))
+        ends_process = owns_process or processes.process_count() > 1
         watchdog = cleanup.enter_context(Watchdog(config.watchdog_seconds, path, owns_process=ends_process))
         batches = cleanup.enter_context(contextlib.closing(experiments.make_train_batches(config, experiment)))
         evaluations = make_evaluations(
@@ -92,10 +95,10 @@ def train(
             mesh,
             experiment.eval_source,
             class_names=experiment.class_names,
-            shardings=partitioning.shardings_of(experiment.abstract_state.evaluated),
+            shardings=sharding.shardings_of(experiment.abstract_state.evaluated),
             before_each_batch=stop.check,
         )
-        distributed.check_same("data", describe_data(experiment.train_source, evaluations))
+        processes.check_same("data", describe_data(experiment.train_source, evaluations))
         overlap = {}
         if is_main and experiment.train_source is not None:
             trained_on = [experiment.train_source, *leakage.sources_behind(config.weights)]
@@ -149,7 +152,7 @@ def train(
         )
         writer = None
         if is_main:
-            workdir.record_start(path, config, step=step, devices=partitioning.describe_devices(mesh))
+            workdir.record_start(path, config, step=step, devices=sharding.describe_devices(mesh))
             workdir.write_atomically(path / "model.json", json.dumps(experiment.model_fields, indent=1) + "\n")
             write_facts(path, facts)
             (path / workdir.FAILURE).unlink(missing_ok=True)
@@ -202,7 +205,7 @@ def train(
                     if each.is_main and config.checkpoint.keep_best and evaluated["accuracy"] > best_accuracy:
                         best_accuracy = evaluated["accuracy"]
                         with ledger.spent_on("checkpoint"):
-                            if distributed.process_count() > 1:
+                            if processes.process_count() > 1:
                                 checkpoints.wait()  # Orbax's threads for the two would wait at each other's barriers
                             best.save(step, state.evaluated, {"accuracy": best_accuracy})
                 if step < num_steps and time.monotonic() - drawn > _SECONDS_BETWEEN_CURVES:
@@ -265,7 +268,7 @@ def train(
                 if is_main:
                     workdir.write_atomically(path / workdir.FAILURE, json.dumps({"reason": str(error)}) + "\n")
                 raise UserError(f"{error} {last_good} {saved_to}") from error
-            together = isinstance(error, Stopped) or distributed.process_count() == 1
+            together = isinstance(error, Stopped) or processes.process_count() == 1
             if step < first_step or not together:
                 return
             if isinstance(error, UserError | Stopped):  # nothing is wrong with the state

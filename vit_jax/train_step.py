@@ -12,10 +12,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from vit_jax.losses import Loss, is_correct, is_labelled
-from vit_jax.mixing import Mixing, neighbours
+from vit_jax.objectives.losses import Loss, is_correct, is_labelled
+from vit_jax.objectives.mixup import Mixing, neighbours
 from vit_jax.optimizers import merge_parameters
-from vit_jax.partitioning import batch_sharding, replicated, within
+from vit_jax.sharding import batch_sharding, replicated, within
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -117,7 +117,7 @@ def init_train_state(
       mesh: the devices.
       image_size: see there.
       seed: see there.
-      shardings: of the state, from `partitioning.state_shardings`; None: replicated.
+      shardings: of the state, from `sharding.state_shardings`; None: replicated.
       rng: see there.
       polyak_decay: see there.
       select: see there.
@@ -186,7 +186,7 @@ def make_train_step(
       schedule: the one that the optimizer uses; only reported.
       loss_fn: from `losses.make_loss`.
       mesh: the devices.
-      shardings: of the state, from `partitioning.state_shardings`; None: replicated.
+      shardings: of the state, from `sharding.state_shardings`; None: replicated.
       accumulation_steps: the batch goes through the model in this many equal parts, one after the other; the update is
         that of the whole batch. Without dropout it is equal up to rounding; with it each part draws its own masks.
       mixing: mixup and CutMix; pairs are those of the whole batch, however it is sharded or split into parts.

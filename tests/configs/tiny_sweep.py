@@ -2,7 +2,7 @@
 
 from tests.configs import tiny
 from vit_jax.config import parse_config_string
-from vit_jax.sweeps import Sweep
+from vit_jax.sweep import Sweep
 
 
 def get_config(argument=None):

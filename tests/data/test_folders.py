@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from vit_jax import evaluation, experiment
 from vit_jax.config import base_config
 from vit_jax.data.sources import BadRecordError, ImageFolderSource, open_source, trees
 from vit_jax.data.sources.folders import list_splits
+from vit_jax.data.transfer_tasks import transfer_task
 from vit_jax.errors import UserError
-from vit_jax.protocols import transfer_task
+from vit_jax.experiment import build as experiment
+from vit_jax.experiment import evaluations
 
 JPEG = simplejpeg.encode_jpeg(np.full((8, 8, 3), 100, np.uint8))
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
@@ -224,7 +225,7 @@ def test_runs_and_few_shot_evaluations_take_test_splits_that_lack_classes(build)
     assert (train.class_names, test.class_names) == (["cat", "dog", "emu"],) * 2
     assert {test[i]["label"] for i in range(len(test))} == {2}
     config.fewshot.datasets, config.fewshot.l2, config.fewshot.validation_split = (place,), (1.0, 2.0), "val"
-    (fewshot,) = evaluation.open_test_data(config, None)
+    (fewshot,) = evaluations.open_test_data(config, None)
     assert {fewshot.test[i]["label"] for i in range(3)} == {2}
     assert {fewshot.validation[i]["label"] for i in range(3)} == {1}
     config.data.train_split, config.data.eval_split = "test", "train[:5]"

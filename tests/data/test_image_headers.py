@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.conftest import ROOT
-from tests.data.test_images import jpeg, picture, replaced, save
-from vit_jax.data import image_headers, images
+from tests.data.test_transforms import jpeg, picture, replaced, save
+from vit_jax.data import image_headers, transforms
 from vit_jax.data.image_headers import PNG_START
 
 # ---- Orientation.
@@ -46,38 +46,38 @@ def test_exif_orientation_is_pillows(orientation, order, kind):
         encoded = save(stored, file_format, exif=b"Exif\0\0" + exif, **lossless)
         with Image.open(io.BytesIO(encoded)) as opened:
             assert opened.getexif().get(0x0112) == orientation  # Pillow finds it there, too
-        as_stored = images.decode(encoded)
+        as_stored = transforms.decode(encoded)
         tagged = Image.fromarray(as_stored)
         tagged.getexif()[0x0112] = orientation
         expected = np.asarray(ImageOps.exif_transpose(tagged))
         if file_format == "PNG":
             np.testing.assert_array_equal(expected, ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))))
-        upright = images.decode(encoded, exif_orientation=True)
+        upright = transforms.decode(encoded, exif_orientation=True)
         np.testing.assert_array_equal(upright, expected)
         assert upright.flags.c_contiguous
-        assert images.size_of(encoded, exif_orientation=True) == expected.shape[:2]
-        assert images.size_of(encoded) == (33, 50)
+        assert transforms.size_of(encoded, exif_orientation=True) == expected.shape[:2]
+        assert transforms.size_of(encoded) == (33, 50)
         top, left, height, width = 3, 5, 11, 17
-        crop = images.decode_crop(encoded, top, left, height, width, exif_orientation=True)
+        crop = transforms.decode_crop(encoded, top, left, height, width, exif_orientation=True)
         np.testing.assert_array_equal(crop, expected[top : top + height, left : left + width])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_transforms_see_the_upright_image(orientation):
     encoded = with_exif(jpeg(picture(40, 60)), exif_of(orientation))
-    upright = images.decode(encoded, exif_orientation=True)
+    upright = transforms.decode(encoded, exif_orientation=True)
     for transform in (
-        images.TrainTransform(16),
-        images.TrainTransform(16, inception_crop=False, random_crop_from=20),
+        transforms.TrainTransform(16),
+        transforms.TrainTransform(16, inception_crop=False, random_crop_from=20),
     ):
         expected = transform(upright, np.random.default_rng(3))
         given = transform(encoded, np.random.default_rng(3), exif_orientation=True)
         np.testing.assert_array_equal(given, expected)
         forced = dataclasses.replace(transform, exif_orientation=True)
         np.testing.assert_array_equal(forced(encoded, np.random.default_rng(3)), expected)
-    never = images.EvalTransform(16, resize_small=20, exif_orientation=False)
+    never = transforms.EvalTransform(16, resize_small=20, exif_orientation=False)
     always = dataclasses.replace(never, exif_orientation=True)
-    stored = images.decode(encoded)
+    stored = transforms.decode(encoded)
     np.testing.assert_array_equal(never(encoded, exif_orientation=True), never(stored))
     np.testing.assert_array_equal(always(encoded), never(upright))
 
@@ -90,10 +90,10 @@ def test_damaged_exif_is_ignored():
         for at in rng.integers(0, max(len(exif), 1), 2):
             exif[at : at + 1] = [rng.choice([0, 1, 6, 0x7F, 0xFF])]
         encoded = with_exif(plain, bytes(exif))
-        turned += images.decode(encoded, exif_orientation=True).shape != (20, 30, 3)
+        turned += transforms.decode(encoded, exif_orientation=True).shape != (20, 30, 3)
     assert 0 < turned < 100
     for exif in (exif_of(0), exif_of(9), exif_of(6, kind=4)[:-8], exif_of(6, tag=0x0113), b"II*\0\xff\xff\xff\xff"):
-        assert images.decode(with_exif(plain, exif), exif_orientation=True).shape == (20, 30, 3)
+        assert transforms.decode(with_exif(plain, exif), exif_orientation=True).shape == (20, 30, 3)
 
 
 # ---- What a file claims.
@@ -131,9 +131,9 @@ IEND = chunk(b"IEND")
     ],
 )
 def test_files_that_claim_more_than_they_hold_are_refused_before_they_are_decoded(encoded, monkeypatch):
-    monkeypatch.setattr(images.cv2, "imdecode", lambda *_: pytest.fail("was decoded"))
-    for take in (images.decode, lambda encoded: images.decode_crop(encoded, 0, 0, 1, 1)):
-        with pytest.raises(images.ImageError):
+    monkeypatch.setattr(transforms.cv2, "imdecode", lambda *_: pytest.fail("was decoded"))
+    for take in (transforms.decode, lambda encoded: transforms.decode_crop(encoded, 0, 0, 1, 1)):
+        with pytest.raises(transforms.ImageError):
             take(encoded)
 
 
@@ -141,9 +141,9 @@ def test_a_jpeg_with_too_few_bytes_for_its_pixels_is_refused(monkeypatch):
     encoded = jpeg(picture())
     at = image_headers.jpeg_header(encoded).position
     huge = replaced(encoded, at, struct.pack(">HH", 9000, 9000))
-    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("was decoded"))
-    with pytest.raises(images.ImageError, match="bytes for 9,000 x 9,000 pixels"):
-        images.decode(huge)
+    monkeypatch.setattr(transforms.simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("was decoded"))
+    with pytest.raises(transforms.ImageError, match="bytes for 9,000 x 9,000 pixels"):
+        transforms.decode(huge)
 
 
 @pytest.mark.parametrize("shape", [(900, 1200), (16, 20000), (1, 5000)])
@@ -152,18 +152,18 @@ def test_images_of_one_colour_are_not_too_small_for_their_pixels(shape):
     encoded = [save(image, "JPEG", quality=1, optimize=True, progressive=p) for p in (False, True)]
     encoded += [save(image, "PNG", compress_level=9), save(image[..., 0] > 0, "PNG", compress_level=9)]
     for each in encoded:
-        assert images.decode(each).shape == image.shape
+        assert transforms.decode(each).shape == image.shape
 
 
 def test_parts_of_a_png_beside_its_pixels_are_not_given_to_the_decoder(monkeypatch):
     bomb = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20)))
     profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**20)))
     encoded = png_of(IHDR, chunk(b"gAMA", struct.pack(">I", 45455)), profile, bomb, IDAT, bomb, IEND)
-    given, real = [], images.cv2.imdecode
+    given, real = [], transforms.cv2.imdecode
     monkeypatch.setattr(
-        images.cv2, "imdecode", lambda array, flags: (given.append(array.tobytes()), real(array, flags))[1]
+        transforms.cv2, "imdecode", lambda array, flags: (given.append(array.tobytes()), real(array, flags))[1]
     )
-    np.testing.assert_array_equal(images.decode(encoded), np.zeros((4, 4, 3)))
+    np.testing.assert_array_equal(transforms.decode(encoded), np.zeros((4, 4, 3)))
     assert given == [png_of(IHDR, IDAT, IEND)]
 
 
@@ -174,8 +174,8 @@ def test_files_of_endless_parts_are_refused(monkeypatch):
         b"\xff\xd8" + b"\xff" * 500 + jpeg(picture())[2:],
         png_of(IHDR, *200 * [chunk(b"tEXt")], IDAT, IEND),
     ):
-        with pytest.raises(images.ImageError):
-            images.decode(encoded)
+        with pytest.raises(transforms.ImageError):
+            transforms.decode(encoded)
 
 
 def test_no_damage_of_small_headers_takes_memory():

@@ -9,13 +9,13 @@ import simplejpeg
 import tensorflow_datasets as tfds
 
 from tests.conftest import ROOT
-from vit_jax.data.images import EvalTransform, ImageError
+from vit_jax.data.class_names import wordnet_ids
 from vit_jax.data.pipeline import BatchLoader
 from vit_jax.data.sources import MissingDataError
 from vit_jax.data.sources.imagenet_variants import VARIANTS, open_variant
+from vit_jax.data.transforms import EvalTransform, ImageError
 from vit_jax.errors import UserError
-from vit_jax.losses import is_correct
-from vit_jax.published.class_names import wordnet_ids
+from vit_jax.objectives.losses import is_correct
 
 IDS = wordnet_ids("imagenet2012")
 OBJECTNET = json.loads((ROOT / "tests" / "golden" / "objectnet.json").read_text())  # its "source" says whence

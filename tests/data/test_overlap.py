@@ -13,7 +13,7 @@ from tests.data.test_records import GOLDEN, write_shards
 from vit_jax.data.overlap import check_disjoint, count_shared
 from vit_jax.data.sources import open_source
 from vit_jax.data.sources.mixture import Mixture
-from vit_jax.data.sources.real import RealLabels
+from vit_jax.data.sources.real_labels import RealLabels
 from vit_jax.data.sources.splits import SlicedSource
 from vit_jax.errors import UserError
 

@@ -13,12 +13,13 @@ import pytest
 
 from tests.data.test_prepare_input import photo
 from tests.data.test_records import serialized, write_tfrecord
-from vit_jax import partitioning
-from vit_jax.data import images, pipeline
-from vit_jax.data.images import EvalTransform, TrainTransform
+from vit_jax import sharding as partitioning
+from vit_jax.data import pipeline
+from vit_jax.data import transforms as images
 from vit_jax.data.sources import open_source
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError
 from vit_jax.data.sources.mixture import Mixture
+from vit_jax.data.transforms import EvalTransform, TrainTransform
 from vit_jax.errors import UserError
 
 SIZE = 6

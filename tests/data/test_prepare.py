@@ -20,12 +20,12 @@ import pytest
 import simplejpeg
 
 from tests.conftest import ROOT
-from vit_jax.data.prepare import archives, records, work
+from vit_jax.data.class_names import wordnet_ids
+from vit_jax.data.prepare import archives, tfds_layout, work
 from vit_jax.data.prepare.__main__ import main
 from vit_jax.data.prepare.imagenet21k import ONLY_RELEASED, class_map, list_classes
 from vit_jax.data.prepare.index import tfds_order
 from vit_jax.errors import UserError
-from vit_jax.published.class_names import wordnet_ids
 
 WNIDS = wordnet_ids("imagenet21k")[100:104]
 NAME = "imagenet21k/1.0.0"
@@ -257,7 +257,7 @@ def test_killed_again_and_again_it_gives_the_same_bytes(tmp_path):
 
 def test_finished_shards_are_not_written_again(whole, prepared, tmp_path, monkeypatch):
     written = []
-    write_shard = records.write_shard
+    write_shard = tfds_layout.write_shard
 
     def fail_at_the_third(path, made):
         written.append(path.name)
@@ -265,7 +265,7 @@ def test_finished_shards_are_not_written_again(whole, prepared, tmp_path, monkey
             raise KeyboardInterrupt
         return write_shard(path, made)
 
-    monkeypatch.setattr(records, "write_shard", fail_at_the_third)
+    monkeypatch.setattr(tfds_layout, "write_shard", fail_at_the_third)
     assert main(["imagenet21k", str(whole), f"--out={tmp_path}", "--num_shards=3"]) == 130
     run(whole, tmp_path)
     assert [name[-14:] for name in written] == [f"{number:05d}-of-00003" for number in (0, 1, 2, 2)]
@@ -273,13 +273,13 @@ def test_finished_shards_are_not_written_again(whole, prepared, tmp_path, monkey
 
 
 def test_an_interruption_says_that_the_same_command_goes_on(whole, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(records, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(tfds_layout, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["imagenet21k", str(whole), f"--out={tmp_path}"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_a_shard_cut_short_is_written_again(whole, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "write_description", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(tfds_layout, "write_description", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["imagenet21k", str(whole), f"--out={tmp_path}", "--num_shards=3"]) == 130
     monkeypatch.undo()
     shard = next((tmp_path / "imagenet21k/1.0.0.incomplete").glob("*-00001-of-*"))
@@ -324,7 +324,7 @@ def test_other_settings_do_not_mix_with_a_finished_data_set(whole, prepared, cap
 
 
 def test_other_settings_do_not_mix_with_a_begun_data_set(whole, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(records, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(tfds_layout, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["imagenet21k", str(whole), f"--out={tmp_path}"]) == 130
     assert main(["imagenet21k", str(whole), f"--out={tmp_path}", "--classes=archive"]) == 1
     assert "begun with other settings (classes was" in capsys.readouterr().err
@@ -332,7 +332,7 @@ def test_other_settings_do_not_mix_with_a_begun_data_set(whole, tmp_path, monkey
 
 def test_an_archive_that_has_changed_is_noticed(tmp_path, monkeypatch, capsys):
     archive = write_whole(tmp_path / "whole.tar", class_files(3))
-    monkeypatch.setattr(records, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(tfds_layout, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["imagenet21k", str(archive), f"--out={tmp_path}"]) == 130
     os.utime(archive, (1, 1))
     assert main(["imagenet21k", str(archive), f"--out={tmp_path}"]) == 1
@@ -489,7 +489,7 @@ def test_a_text_beside_the_classes_is_left_out_and_named(tmp_path):
         add(tar, "README.txt", b"Please cite")
         add(tar, f"{WNIDS[0]}.tar", class_tar(0, [("1", jpeg(1))]))
     run(tmp_path / "whole.tar", tmp_path)
-    (broken,) = records.read_manifest(tmp_path / NAME)["broken"]
+    (broken,) = tfds_layout.read_manifest(tmp_path / NAME)["broken"]
     assert (broken["file_name"], broken["reason"]) == ("README.txt", "neither an image nor in a class")
     assert len(examples(tmp_path / NAME)) == 1
 

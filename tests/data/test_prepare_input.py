@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.data.test_image_headers import exif_of, with_exif
 from tests.data.test_prepare import WNIDS, add, examples, jpeg
-from vit_jax.data import images
+from vit_jax.data import transforms
 from vit_jax.data.prepare import archives, dedup
 from vit_jax.data.prepare.__main__ import main
 from vit_jax.data.sources import open_source
@@ -190,7 +190,7 @@ def test_records_made_of_files_are_turned_as_the_files_are(tmp_path):
 def test_a_photo_and_its_upright_copy_are_near_duplicates(orientation):
     stored = photo(3, orientation)
     upright = io.BytesIO()
-    Image.fromarray(images.decode(stored, exif_orientation=True)).save(upright, "PNG")
+    Image.fromarray(transforms.decode(stored, exif_orientation=True)).save(upright, "PNG")
     found = dedup.find_pairs(dedup.hash_image(stored)[None], dedup.hash_image(upright.getvalue())[None])
     assert len(found[0]) == 1
 

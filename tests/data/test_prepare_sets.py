@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from tests.conftest import data_file
 from tests.data.test_prepare import contents, examples, jpeg
-from vit_jax.data.prepare import dedup, records
+from vit_jax.data.prepare import dedup, tfds_layout
 from vit_jax.data.prepare.__main__ import main
 from vit_jax.data.sources import open_source
 
@@ -281,7 +281,7 @@ def test_numbers_and_names_do_not_mix(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["web.jsonl", "web.parquet"])
 def test_a_scan_of_a_list_goes_on_from_any_mark(tmp_path, name):
-    from vit_jax.data.prepare.listing import ImageList
+    from vit_jax.data.prepare.image_lists import ImageList
 
     origin = ImageList(write_list(tmp_path, NUMBERED, name))
     everything = list(origin.scan(None))
@@ -373,14 +373,14 @@ def test_an_unknown_version_is_one_message(tmp_path, capsys):
 def test_dedup_of_a_set_whose_images_are_called_otherwise_is_one_message(tmp_path, capsys):
     folder = tmp_path / "birds/1.0.0"
     folder.mkdir(parents=True)
-    shard = records.write_shard(folder / records.shard_name("birds", "train", 0, 1), [b"any"])
-    description = records.Description("birds", "1.0.0", "", "", 1, multi_label=False)
+    shard = tfds_layout.write_shard(folder / tfds_layout.shard_name("birds", "train", 0, 1), [b"any"])
+    description = tfds_layout.Description("birds", "1.0.0", "", "", 1, multi_label=False)
     import tensorflow_datasets as tfds
 
     named = tfds.features.FeaturesDict(
         {"picture": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=1)}
     )
-    records.write_description(folder, description, {"train": [shard]}, features=named)
+    tfds_layout.write_description(folder, description, {"train": [shard]}, features=named)
     assert main(["dedup", str(folder), "--against", "digits:test", f"--out={tmp_path}"]) == 1
     assert "has no feature image, only" in capsys.readouterr().err
 
@@ -501,14 +501,14 @@ def test_a_cleaned_set_passes_its_check(cleaned):
 
 
 def test_cleaning_that_was_interrupted_gives_the_same_bytes(cleaned, pretraining, tmp_path, monkeypatch):
-    write_shard = records.write_shard
+    write_shard = tfds_layout.write_shard
 
     def only_the_first(path, made):
         if "-00000-" not in path.name:
             raise KeyboardInterrupt
         return write_shard(path, made)
 
-    monkeypatch.setattr(records, "write_shard", only_the_first)
+    monkeypatch.setattr(tfds_layout, "write_shard", only_the_first)
     assert main([*clean(pretraining), f"--out={tmp_path}"]) == 130
     monkeypatch.undo()
     assert main([*clean(pretraining), f"--out={tmp_path}"]) == 0
@@ -538,7 +538,7 @@ def test_cleaning_does_not_go_on_with_another_set_of_the_same_name(tmp_path, mon
     prepare = ["manifest", str(write_list(tmp_path, NUMBERED)), f"--out={tmp_path}"]
     assert main(prepare) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(records, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(tfds_layout, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main([*clean(tmp_path), f"--out={tmp_path}"]) == 130
     shutil.rmtree(tmp_path / "web")
     write_list(tmp_path, NUMBERED[1:] + NUMBERED[:1])

@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import partitioning
-from vit_jax.data.images import EvalTransform
+from vit_jax import sharding
 from vit_jax.data.pipeline import EvalBatches
+from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import ClassificationEvaluator
-from vit_jax.losses import make_loss
 from vit_jax.models import create_model
+from vit_jax.objectives.losses import make_loss
 from vit_jax.train_step import TrainState, normalize_images
 
 
@@ -37,14 +37,14 @@ class RandomSource:
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 16), (8, 8), (8, 32)])
 def test_accuracy_and_loss_are_those_of_all_examples_counted_once(devices, batch_size):
-    mesh = partitioning.make_mesh(jax.devices()[:devices])
+    mesh = sharding.make_mesh(jax.devices()[:devices])
     small = {"num_layers": 1, "hidden_dim": 16, "mlp_dim": 16, "num_heads": 2}
     model = create_model("ViT-Ti/4", num_classes=4, dropout_rate=0.5, **small)  # of which evaluation drops nothing
     params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 4))
     params["head"]["bias"] = jnp.array([5.0, 0.0, 0.0, 0.0])  # padding, whose label is 0, would count as right
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
-    batches = EvalBatches(RandomSource(), EvalTransform(8), partitioning.batch_sharding(mesh), batch_size=batch_size)
+    batches = EvalBatches(RandomSource(), EvalTransform(8), sharding.batch_sharding(mesh), batch_size=batch_size)
     found = dict(ClassificationEvaluator(model, batches, make_loss("softmax"), mesh).run(state))
 
     examples = [RandomSource()[i] for i in range(21)]
@@ -63,19 +63,19 @@ def test_several_labels_count_once_and_images_without_labels_not_at_all():
         def __getitem__(self, index):
             return super().__getitem__(index) | {"label": [[], [0], [1, 2], [3, 0, 1]][index % 4]}
 
-    mesh = partitioning.make_mesh(jax.devices()[:1])
+    mesh = sharding.make_mesh(jax.devices()[:1])
     model = create_model("ViT-Ti/4", num_classes=4, num_layers=1, hidden_dim=16, mlp_dim=16, num_heads=2)
     params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     params["head"]["bias"] = jnp.array([5.0, 0.0, 0.0, 0.0])  # always says 0
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
-    batches = EvalBatches(SeveralLabels(), EvalTransform(8), partitioning.batch_sharding(mesh), batch_size=8)
+    batches = EvalBatches(SeveralLabels(), EvalTransform(8), sharding.batch_sharding(mesh), batch_size=8)
     found = dict(ClassificationEvaluator(model, batches, make_loss("softmax"), mesh).run(state))
     assert found["examples"] == 15  # 21 images, and every fourth without a label
     assert found["accuracy"] == pytest.approx(10 / 15)
 
 
 def test_examples_that_the_mask_leaves_out_do_not_count_whatever_their_label():
-    mesh = partitioning.make_mesh(jax.devices()[:1])
+    mesh = sharding.make_mesh(jax.devices()[:1])
     batch = {
         "image": np.zeros((4, 2, 2, 3), np.uint8),  # all logits are equal, so that class 0 is said
         "label": np.array([0, 1, 0, 0], np.int32),
@@ -100,7 +100,7 @@ class Breaks(nn.Module):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("counts", [True, False])
 def test_logits_that_are_not_finite_are_no_class_unless_their_image_does_not_count(bad, counts, caplog):
-    mesh = partitioning.make_mesh(jax.devices()[:1])
+    mesh = sharding.make_mesh(jax.devices()[:1])
     batch = {
         "image": np.full((4, 2, 2, 3), 255, np.uint8),
         "label": np.array([0, 1, 0, 0], np.int32),
@@ -123,11 +123,11 @@ def test_split_without_any_label_is_an_error():
         def __getitem__(self, index):
             return super().__getitem__(index) | {"label": -1}
 
-    mesh = partitioning.make_mesh(jax.devices()[:1])
+    mesh = sharding.make_mesh(jax.devices()[:1])
     model = create_model("ViT-Ti/4", num_classes=4, num_layers=1, hidden_dim=16, mlp_dim=16, num_heads=2)
     params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
-    batches = EvalBatches(NoLabels(), EvalTransform(8), partitioning.batch_sharding(mesh), batch_size=8)
+    batches = EvalBatches(NoLabels(), EvalTransform(8), sharding.batch_sharding(mesh), batch_size=8)
     with pytest.raises(UserError, match="none of the images to evaluate has a label"):
         dict(ClassificationEvaluator(model, batches, make_loss("softmax"), mesh).run(state))
 
@@ -147,8 +147,8 @@ def test_top_5_and_classes_that_compete(classes):
         def __getitem__(self, index):
             return {"image": images[index], "label": int(labels[index])}
 
-    mesh = partitioning.make_mesh(jax.devices()[:8])
-    batches = EvalBatches(ManyClasses(), EvalTransform(4), partitioning.batch_sharding(mesh), batch_size=16)
+    mesh = sharding.make_mesh(jax.devices()[:8])
+    batches = EvalBatches(ManyClasses(), EvalTransform(4), sharding.batch_sharding(mesh), batch_size=16)
     state = TrainState(step=jnp.int32(0), params={}, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     evaluator = ClassificationEvaluator(Pixels(20), batches, make_loss("softmax"), mesh, classes=classes)
     found = dict(evaluator.run(state))

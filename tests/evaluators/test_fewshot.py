@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from tests import multiprocess
-from vit_jax import partitioning
-from vit_jax.data import images
-from vit_jax.data.images import EvalTransform
+from vit_jax import sharding
+from vit_jax.data import transforms as images
 from vit_jax.data.sources import ImageFolderSource, open_source
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError
+from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError
 from vit_jax.evaluators.features import FeatureExtractor, representation_shapes
 from vit_jax.evaluators.fewshot import FewShotEvaluator, draw_shots, read_labels
@@ -104,7 +104,7 @@ def vit():
 
 @pytest.fixture(scope="module")
 def mesh():
-    return partitioning.make_mesh(jax.devices()[:1])
+    return sharding.make_mesh(jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def outputs(model, state):
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 8), (8, 16), (8, 5)])
 def test_features_are_those_of_each_example_once_in_the_order_of_the_source(model, state, outputs, devices, batch_size):
-    source, on = Images("test", 21), partitioning.make_mesh(jax.devices()[:devices])
+    source, on = Images("test", 21), sharding.make_mesh(jax.devices()[:devices])
     extract = FeatureExtractor(model, ("pre_logits", "encoded"), on, image_size=SIZE)
     found = extract(state.params, source, EvalTransform(SIZE), batch_size=batch_size)
     expected = outputs(source)
@@ -244,7 +244,7 @@ def by_hand(outputs):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_accuracies_are_those_of_plain_solutions(model, state, by_hand, devices):
     pool, test = Images("pool", 60), Images("test", 83)
-    on = partitioning.make_mesh(jax.devices()[:devices])
+    on = sharding.make_mesh(jax.devices()[:devices])
     evaluator = FewShotEvaluator(model, pool, test, on, shots=(1, 5), l2=(16.0,), seeds=3, **OPTIONS)
     found = dict(evaluator.run(state))
     for shots in (1, 5):
@@ -468,17 +468,17 @@ def test_splits_that_share_examples_are_refused(model, mesh, splits, options, me
 PROGRAM = """\
 import json
 from tests.evaluators.test_fewshot import evaluate_pictures
-from vit_jax import distributed
-distributed.initialize()
+from vit_jax.multihost import processes
+processes.initialize()
 print("found", json.dumps(evaluate_pictures()), flush=True)
-distributed.shutdown()
+processes.shutdown()
 """
 
 
 def evaluate_pictures():
     model = Model()
     evaluator = FewShotEvaluator(
-        model, Images("pool", 60), Images("test", 83), partitioning.make_mesh(), shots=(2, 5), **OPTIONS
+        model, Images("pool", 60), Images("test", 83), sharding.make_mesh(), shots=(2, 5), **OPTIONS
     )
     return dict(evaluator.run(random_state(model)))
 

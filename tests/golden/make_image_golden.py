@@ -388,7 +388,7 @@ def make_timm(picture: np.ndarray) -> dict[str, np.ndarray]:
 
 def compare(place: str) -> None:
     """Prints differences between vit_jax's pixels and TensorFlow's, in grey levels, over the images of a zip file."""
-    from vit_jax.data import images
+    from vit_jax.data import transforms
 
     differences: dict[str, list[np.ndarray]] = {}
 
@@ -404,18 +404,18 @@ def compare(place: str) -> None:
                 continue
             encoded = archive.read(name)
             theirs = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-            ours = images.decode(encoded)
+            ours = transforms.decode(encoded)
             add("decode", ours, theirs.numpy())
-            box = images.inception_crop_box(*ours.shape[:2], rng)
+            box = transforms.inception_crop_box(*ours.shape[:2], rng)
             top, left, height, width = box
-            crop = images.decode_crop(encoded, *box)
+            crop = transforms.decode_crop(encoded, *box)
             add("decode_crop, against decode and slice", crop, theirs.numpy()[top : top + height, left : left + width])
             add("decode_crop", crop, tf.image.decode_and_crop_jpeg(encoded, box, channels=3).numpy())
-            for method in images.RESIZE_METHODS:
+            for method in transforms.RESIZE_METHODS:
                 resized = tf.clip_by_value(tf.image.resize(crop, [224, 224], method), 0, 255).numpy()
-                add(f"resize {method}", images.resize(crop, 224, 224, method), resized)
-                add(f"resize {method}, rounded", images.resize(crop, 224, 224, method), np.rint(resized))
-                add(f"resize {method}, cut off", images.resize(crop, 224, 224, method), np.trunc(resized))
+                add(f"resize {method}", transforms.resize(crop, 224, 224, method), resized)
+                add(f"resize {method}, rounded", transforms.resize(crop, 224, 224, method), np.rint(resized))
+                add(f"resize {method}, cut off", transforms.resize(crop, 224, 224, method), np.trunc(resized))
     for name, facts in differences.items():
         largest, (_, bias, share, far) = np.max(facts, axis=0)[0], np.mean(facts, axis=0)
         print(

@@ -14,7 +14,7 @@ from vit_jax.models.vit import stack_layers
 from vit_jax.weights import ModelSpec, Preprocessing, Weights
 from vit_jax.weights.formats import FORMATS
 from vit_jax.weights.identify import expected_shapes
-from vit_jax.weights.store import find_format
+from vit_jax.weights.load import find_format
 
 TINY = {"num_layers": 2, "hidden_dim": 16, "mlp_dim": 32, "num_heads": 2}
 BIT = {"name": "R26x1", "stages": (1, 1)}

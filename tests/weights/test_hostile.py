@@ -11,7 +11,8 @@ import safetensors.numpy
 from tests.weights.helpers import edit, refuses, save_plain, strip_description
 from tests.weights.test_formats import assert_same, make_weights
 from vit_jax.errors import UserError
-from vit_jax.weights import Preprocessing, folders, load, save
+from vit_jax.weights import Preprocessing, load, save
+from vit_jax.weights import huggingface as folders
 
 # --- Hostile descriptions ---
 

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vit_jax.data.images import ImageError
+from vit_jax.data.transforms import ImageError
 from vit_jax.errors import UserError
 from vit_jax.json_files import Fields
 from vit_jax.weights import Preprocessing, foreign_preprocessing

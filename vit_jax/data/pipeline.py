@@ -25,13 +25,13 @@ from absl import flags
 from grain.experimental import index_shuffle
 from jax.sharding import NamedSharding
 
-from vit_jax.data.images import EvalTransform, ImageError, TrainTransform
-from vit_jax.data.order import permutation
+from vit_jax.console import num_cpus
+from vit_jax.data.permutation import permutation
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Source, turns_images
 from vit_jax.data.sources.mixture import Mixture
+from vit_jax.data.transforms import EvalTransform, ImageError, TrainTransform
 from vit_jax.errors import UserError
-from vit_jax.host import num_cpus
-from vit_jax.partitioning import global_batch, local_rows
+from vit_jax.sharding import global_batch, local_rows
 
 logger = logging.getLogger(__name__)
 

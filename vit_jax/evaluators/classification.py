@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vit_jax.errors import UserError
-from vit_jax.losses import Loss, is_correct, is_labelled
-from vit_jax.partitioning import batch_sharding, replicated, within
+from vit_jax.objectives.losses import Loss, is_correct, is_labelled
+from vit_jax.sharding import batch_sharding, replicated, within
 from vit_jax.train_step import TrainState, normalize_images
 
 logger = logging.getLogger(__name__)

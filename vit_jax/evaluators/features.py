@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax.data.images import EvalTransform
 from vit_jax.data.pipeline import EvalBatches
 from vit_jax.data.sources.base import Source
+from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.metrics import Progress
-from vit_jax.partitioning import DATA_AXIS, batch_sharding, replicated, within
+from vit_jax.run.journal import Progress
+from vit_jax.sharding import DATA_AXIS, batch_sharding, replicated, within
 from vit_jax.train_step import normalize_images
 
 _BATCHES_AHEAD = 4

@@ -1,8 +1,8 @@
 """Few-shot linear accuracy (section 4.1 of the paper): how well a frozen representation tells classes apart.
 
 For each seed and number of shots k, k images are drawn of each class of a pool; a linear classifier is solved for in
-closed form on their features (`vit_jax.ridge`), and scored on a test split. The defaults are those of the released
-evaluator (google-research/big_vision, evaluators/fewshot_lsr.py and configs/common_fewshot.py).
+closed form on their features (`evaluators/ridge.py`), and scored on a test split. The defaults are those of the
+released evaluator (google-research/big_vision, evaluators/fewshot_lsr.py and configs/common_fewshot.py).
 """
 
 import concurrent.futures
@@ -17,14 +17,14 @@ import flax.linen as nn
 import numpy as np
 from jax.sharding import Mesh
 
-from vit_jax.data.images import EvalTransform
 from vit_jax.data.overlap import check_disjoint
 from vit_jax.data.pipeline import BadRecords
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Source
 from vit_jax.data.sources.splits import SlicedSource
+from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError
 from vit_jax.evaluators.features import FeatureExtractor, Features
-from vit_jax.ridge import BIAS, solve_ridge
+from vit_jax.evaluators.ridge import BIAS, solve_ridge
 from vit_jax.train_step import TrainState
 
 logger = logging.getLogger(__name__)
@@ -141,9 +141,9 @@ class FewShotEvaluator:
           crop_from: side, in pixels, of the square that images are resized to and whose centre is taken; None: they are
             resized to `image_size` and nothing is cut off.
           image_size: side of the images that the model sees, in pixels.
-          resize: method of `data.images.resize`.
-          exif_orientation: see `data.images.TrainTransform`.
-          whiten: see `ridge.solve_ridge`.
+          resize: method of `data.transforms.resize`.
+          exif_orientation: see `data.transforms.TrainTransform`.
+          whiten: see `evaluators.ridge.solve_ridge`.
           bias: see there.
           take_all: take all examples of classes that have fewer than a number of shots, instead of an error.
           batch_size: images at once; see `FeatureExtractor`.

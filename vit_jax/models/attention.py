@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
-from vit_jax.models.sharding import platform
+from vit_jax.models.layers import platform
 
 # "einsum" is written out below; "xla" and "cudnn" are `jax.nn.dot_product_attention`'s; "auto" takes what suits the
 # platform. "half_logits" is for bfloat16 on TPUs: logits and weights stay in it, as in the released code. They are most

@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 
 from vit_jax.errors import unknown_name
 from vit_jax.models.heads import linear_head
-from vit_jax.models.sharding import keep_on_batch_axis
+from vit_jax.models.layers import keep_on_batch_axis
 
 # Units of the four stages (He et al., 2016; R26 is AugReg's, R200 is of table 6).
 UNITS_BY_DEPTH = {

@@ -35,8 +35,8 @@ from vit_jax.errors import UserError, unknown_name
 from vit_jax.models import attention, position_embeddings, resnet
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.heads import linear_head
+from vit_jax.models.layers import keep_on_batch_axis, platform
 from vit_jax.models.position_embeddings import PositionEmbedding
-from vit_jax.models.sharding import keep_on_batch_axis, platform
 
 LAYER_NORM_EPSILON = 1e-6  # as in the released code
 POOLS = ("cls", "gap", "map")

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
-from vit_jax.data import images
+from vit_jax.data import transforms as images
 from vit_jax.errors import UserError
 from vit_jax.json_files import Fields
 
@@ -93,7 +93,7 @@ class Preprocessing:
     def of_evaluation(
         cls, image_size: int, resize_small: int | None, interpolation: str, exif_orientation: bool | None
     ) -> "Preprocessing":
-        """What a run evaluates with (`data.images.EvalTransform`).
+        """What a run evaluates with (`data.transforms.EvalTransform`).
 
         Args:
           image_size: side of the square input, in pixels.

@@ -21,8 +21,8 @@ import safetensors
 
 from vit_jax.errors import UserError
 from vit_jax.json_files import MAX_BYTES, parse_object, read_object
+from vit_jax.run.workdir import AnyPath
 from vit_jax.weights.mapping import Arrays, list_names
-from vit_jax.workdir import AnyPath
 
 METADATA_KEY = "vit_jax"  # in the header of a .safetensors file
 DTYPES = ("float16", "bfloat16", "float32", "float64")

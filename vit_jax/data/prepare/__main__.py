@@ -253,7 +253,7 @@ def _imagenet21k(args: argparse.Namespace) -> int:
 
 
 def _image_folder(args: argparse.Namespace) -> int:
-    from vit_jax.data.prepare.folders import ImageFolder
+    from vit_jax.data.prepare.image_folders import ImageFolder
 
     name = args.name or _name_of(args.source)
     source, result = args.source.resolve(), (args.out / name).resolve()
@@ -263,7 +263,7 @@ def _image_folder(args: argparse.Namespace) -> int:
 
 
 def _manifest(args: argparse.Namespace) -> int:
-    from vit_jax.data.prepare.listing import ImageList
+    from vit_jax.data.prepare.image_lists import ImageList
 
     origin = ImageList(
         args.list,
@@ -284,7 +284,7 @@ def _name_of(path: pathlib.Path) -> str:
 
 
 def _prepare(origin: Any, args: argparse.Namespace, name: str) -> int:
-    from vit_jax.data.prepare.run import Options, prepare, summary
+    from vit_jax.data.prepare.passes import Options, prepare, summary
 
     options = Options(
         data_dir=args.out,
@@ -301,7 +301,7 @@ def _prepare(origin: Any, args: argparse.Namespace, name: str) -> int:
 
 def _tfds(args: argparse.Namespace) -> int:
     from vit_jax.data.prepare.catalogue import prepare_catalogue
-    from vit_jax.data.prepare.run import summary
+    from vit_jax.data.prepare.passes import summary
 
     for name in args.names:
         print(summary(*prepare_catalogue(name, args.out, manual_dir=args.manual_dir, module=args.module)))
@@ -310,7 +310,7 @@ def _tfds(args: argparse.Namespace) -> int:
 
 def _dedup(args: argparse.Namespace) -> int:
     from vit_jax.data.prepare import dedup
-    from vit_jax.data.prepare.run import summary
+    from vit_jax.data.prepare.passes import summary
 
     manifest, folder = dedup.dedup(
         args.source,
@@ -329,7 +329,7 @@ def _dedup(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from vit_jax.data.prepare.records import check, read_manifest
+    from vit_jax.data.prepare.tfds_layout import check, read_manifest
 
     wrong = list(check(args.folder))
     for line in wrong:

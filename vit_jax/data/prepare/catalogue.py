@@ -5,7 +5,7 @@ import importlib.util
 import pathlib
 from typing import Any
 
-from vit_jax.data.prepare import records
+from vit_jax.data.prepare import tfds_layout
 from vit_jax.errors import UserError
 
 # They mend some images with TensorFlow, the first of them after hours.
@@ -55,9 +55,9 @@ def prepare_catalogue(
     folder = pathlib.Path(builder.data_dir)
     if builder.info.file_format is None or builder.info.file_format.value != "array_record":
         raise UserError(f"{folder} is there already, as {builder.info.file_format}. Remove it, or name another --out.")
-    if not (folder / records.MANIFEST).exists():
+    if not (folder / tfds_layout.MANIFEST).exists():
         write_manifest(folder, builder.info)
-    return records.read_manifest(folder), folder
+    return tfds_layout.read_manifest(folder), folder
 
 
 def write_manifest(folder: pathlib.Path, info: Any) -> None:
@@ -83,4 +83,4 @@ def write_manifest(folder: pathlib.Path, info: Any) -> None:
         },
         "splits": splits,
     }
-    records.write_manifest(folder, facts)
+    tfds_layout.write_manifest(folder, facts)

@@ -21,9 +21,9 @@ import imagehash
 import numpy as np
 from PIL import Image, ImageOps
 
+from vit_jax.console import num_cpus
 from vit_jax.data.image_headers import JPEG_START, UPRIGHT, orientation_of, plain
-from vit_jax.data.images import size_of
-from vit_jax.data.prepare import records
+from vit_jax.data.prepare import tfds_layout
 from vit_jax.data.prepare.index import Index
 from vit_jax.data.prepare.work import (
     Progress,
@@ -35,9 +35,9 @@ from vit_jax.data.prepare.work import (
 )
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.sources.records import read_manifest_facts
+from vit_jax.data.transforms import size_of
 from vit_jax.display import show_name
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.host import num_cpus
 
 NEAR, SURE = 11, 72
 """Bits of 64 and of 256 that may differ. docs/prepare.md tells what these find and what they spare."""
@@ -224,7 +224,7 @@ def dedup(
     """
     old = _Pretraining.open(folder, split)
     name, version = name or f"{old.info.name}_dedup", version or str(old.info.version)
-    records.check_name(name, version)
+    tfds_layout.check_name(name, version)
     target = data_dir / name / version
     if not against:
         raise UserError("no test set: name at least one with --against=<data set>:<split>.")
@@ -242,7 +242,7 @@ def dedup(
         "sure": sure,
     }
     if target.exists():
-        manifest = records.read_manifest(target)
+        manifest = tfds_layout.read_manifest(target)
         if manifest["settings"] != settings:
             raise UserError(
                 f"{target} is there already, made with other settings. Remove it, or choose another --name or "
@@ -250,7 +250,7 @@ def dedup(
             )
         print(f"{target} is there already, with {manifest['counts']['examples']:,} examples.", file=sys.stderr)
         return manifest, target
-    work = target.with_name(target.name + records.UNFINISHED)
+    work = target.with_name(target.name + tfds_layout.UNFINISHED)
     work.mkdir(parents=True, exist_ok=True)
     with locked(work), full_disk_explained(work):
         index = Index(work)
@@ -337,7 +337,7 @@ class _Job:
     def _cached(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         path = self.work / name
         if not path.exists():
-            temporary = path.with_name(path.name + records.UNFINISHED)
+            temporary = path.with_name(path.name + tfds_layout.UNFINISHED)
             with temporary.open("wb") as file:
                 np.save(file, make())
             replace_whole(temporary, path)
@@ -358,7 +358,7 @@ class _Job:
 
     def _hash_shard(self, file: pathlib.Path, length: int) -> np.ndarray:
         def make() -> np.ndarray:
-            images = (_image_of(record) for record in records.read_shard(file))
+            images = (_image_of(record) for record in tfds_layout.read_shard(file))
             made = list(ordered_map(_hash_or_zero, images, self.threads))
             if len(made) != length:
                 raise UserError(f"{file} holds {len(made)} examples, but the description says {length}. Is it whole?")
@@ -371,12 +371,12 @@ class _Job:
         removed = {pair["index"] for pair in report["pairs"]}
         pictures = _Pictures(report["pairs"], self.tests)
         names: dict[int, str] = {}
-        finished = {name: records.Shard(**facts) for name, facts in self.index.shards().items()}
+        finished = {name: tfds_layout.Shard(**facts) for name, facts in self.index.shards().items()}
         left = [f for files in self.old.files.values() for f in files if self._new_name(f) not in finished]
         check_space(self.work, sum(file.stat().st_size for file in left))
         total = sum(facts.num_examples for facts in self.old.info.splits.values())
         progress, done = Progress("write", total), 0
-        shards: dict[str, list[records.Shard]] = {}
+        shards: dict[str, list[tfds_layout.Shard]] = {}
         for split, files in self.old.files.items():
             first = 0
             shards[split] = []
@@ -386,8 +386,8 @@ class _Job:
                     self._look_at(file, first, here, names, pictures)
                 name = self._new_name(file)
                 if name not in finished:
-                    kept = _without(records.read_shard(file), {number - first for number in here})
-                    finished[name] = records.write_shard(self.work / name, kept)
+                    kept = _without(tfds_layout.read_shard(file), {number - first for number in here})
+                    finished[name] = tfds_layout.write_shard(self.work / name, kept)
                     self.index.finish_shard(name, dataclasses.asdict(finished[name]))
                 shards[split].append(finished[name])
                 first, done = first + length, done + length
@@ -398,11 +398,11 @@ class _Job:
         info = self.old.info
         homepage = next(iter(info.as_proto.location.urls), "")  # `info.homepage` makes one up
         sentence = f"Without {len(removed):,} near-duplicates of {', '.join(test.name for test in self.tests)}."
-        description = records.Description(self.name, version, f"{info.description} {sentence}", homepage, 0, False)
-        records.write_description(self.work, description, shards, features=info.features)
+        description = tfds_layout.Description(self.name, version, f"{info.description} {sentence}", homepage, 0, False)
+        tfds_layout.write_description(self.work, description, shards, features=info.features)
         (self.work / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (self.work / PICTURES).write_text(pictures.page(report), encoding="utf-8")
-        for leftover in self.work.glob(f"*{records.UNFINISHED}"):
+        for leftover in self.work.glob(f"*{tfds_layout.UNFINISHED}"):
             leftover.unlink()
         kept_counts = {split: sum(shard.examples for shard in of) for split, of in shards.items()}
         facts = {
@@ -434,8 +434,8 @@ class _Job:
         known = {
             self._new_name(f): s for split, of in shards.items() for f, s in zip(self.old.files[split], of, strict=True)
         }
-        records.write_manifest(self.work, facts, known)
-        return records.read_manifest(self.work)
+        tfds_layout.write_manifest(self.work, facts, known)
+        return tfds_layout.read_manifest(self.work)
 
     def _new_name(self, file: pathlib.Path) -> str:
         return self.name + file.name.removeprefix(self.old.info.name)
@@ -444,7 +444,7 @@ class _Job:
         self, file: pathlib.Path, first: int, numbers: set[int], names: dict[int, str], pictures: "_Pictures"
     ) -> None:
         """Notes names, and thumbnails where wanted, of examples that are removed."""
-        for number, record in enumerate(records.read_shard(file), start=first):
+        for number, record in enumerate(tfds_layout.read_shard(file), start=first):
             if number in numbers:
                 names[number] = _name_of(record)
                 pictures.add(number, _image_of(record))

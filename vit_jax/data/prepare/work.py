@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from vit_jax.console import format_seconds
 from vit_jax.errors import UserError
-from vit_jax.host import format_seconds
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -13,7 +13,7 @@ import numpy as np
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, MissingDataError, Source
 from vit_jax.data.sources.digits import DigitsSource
 from vit_jax.data.sources.folders import ImageFolderSource, list_splits
-from vit_jax.data.sources.real import RealLabels, load_real_labels
+from vit_jax.data.sources.real_labels import RealLabels, load_real_labels
 from vit_jax.data.sources.records import RecordSource, find_shards, is_record_file, is_record_name, open_shards
 from vit_jax.data.sources.splits import SlicedSource, for_testing, open_parts
 from vit_jax.data.sources.tfds import find_tfds, not_prepared, open_tfds, prepared_folder
@@ -96,7 +96,7 @@ def open_source(
         raise not_prepared(name, how_to_prepare)
     source: Source
     if dataset.startswith(_VTAB):
-        from vit_jax.vtab import open_vtab  # which is made of the sources here
+        from vit_jax.data.vtab import open_vtab  # which is made of the sources here
 
         source = open_vtab(dataset.removeprefix(_VTAB), split)
     elif dataset == "digits":

@@ -8,7 +8,7 @@ from typing import Any, NotRequired, Protocol, TypeAlias, TypedDict
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.labels import NO_LABEL
+from vit_jax.objectives.labels import NO_LABEL
 
 __all__ = [
     "NO_LABEL",

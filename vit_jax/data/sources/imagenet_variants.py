@@ -16,17 +16,17 @@ from typing import cast
 
 import numpy as np
 
-from vit_jax.data import images
+from vit_jax.console import num_cpus
+from vit_jax.data import transforms
+from vit_jax.data.class_names import class_names, wordnet_ids
 from vit_jax.data.sources import find_path, open_source
 from vit_jax.data.sources.base import Example, MissingDataError, Numbers, Source, fingerprint_of
 from vit_jax.data.sources.folders import ImageFolderSource
-from vit_jax.data.sources.real import NUM_CLASSES, RealLabels, load_real_labels
+from vit_jax.data.sources.real_labels import NUM_CLASSES, RealLabels, load_real_labels
 from vit_jax.data.sources.splits import ALL
 from vit_jax.data.sources.tfds import prepared_folder
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.host import num_cpus
 from vit_jax.json_files import read_object
-from vit_jax.published.class_names import class_names, wordnet_ids
 
 logger = logging.getLogger(__name__)
 
@@ -244,9 +244,9 @@ class _ImageNetLabels:
 
 
 def _without_border(encoded: bytes, border: int) -> np.ndarray:
-    image = images.decode(encoded)
+    image = transforms.decode(encoded)
     if min(image.shape[:2]) <= 2 * border:
-        raise images.ImageError(f"an image of {image.shape[0]} x {image.shape[1]} pixels is nothing but border")
+        raise transforms.ImageError(f"an image of {image.shape[0]} x {image.shape[1]} pixels is nothing but border")
     return image[border:-border, border:-border]
 
 

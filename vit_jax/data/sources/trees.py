@@ -13,15 +13,15 @@ from typing import Protocol
 
 import numpy as np
 
-from vit_jax.data.images import looks_like_image
 from vit_jax.data.sources.records import PositionedFile
+from vit_jax.data.transforms import looks_like_image
 from vit_jax.display import show_name
 from vit_jax.errors import UserError
 from vit_jax.regular_files import read_regular, stat_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp", ".bmp", ".gif")
 MAX_FILE_BYTES = 2**28
-"""Of an encoded image. As many as `images.MAX_PIXELS` has without any compression."""
+"""Of an encoded image. As many as `transforms.MAX_PIXELS` has without any compression."""
 
 # What Windows, macOS, Linux and network storages leave lying about, besides names that begin with a dot. Lower case.
 _LITTER = frozenset(

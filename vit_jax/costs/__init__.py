@@ -1,0 +1,1 @@
+"""FLOPs and parameters of models by formula, and the data sheets of accelerators."""

@@ -1,0 +1,30 @@
+"""Names of the classes that released heads tell apart.
+
+The files list WordNet ids and their words, one class a line, in the order of the labels: that of the ids.
+ImageNet-21k's 21,843 are those of the released heads.
+"""
+
+import functools
+import importlib.resources
+
+from vit_jax.errors import unknown_name
+
+DATA_SETS = ("imagenet2012", "imagenet21k")
+
+
+@functools.cache
+def class_names(data_set: str) -> tuple[str, ...]:
+    """Words for each label, such as "tench, Tinca tinca" for label 0 of "imagenet2012"."""
+    return tuple(line.partition(" ")[2] for line in _lines(data_set))
+
+
+@functools.cache
+def wordnet_ids(data_set: str) -> tuple[str, ...]:
+    """WordNet id of each label, such as "n01440764"."""
+    return tuple(line.partition(" ")[0] for line in _lines(data_set))
+
+
+def _lines(data_set: str) -> list[str]:
+    if data_set not in DATA_SETS:
+        raise unknown_name("data set with class names", data_set, DATA_SETS)
+    return (importlib.resources.files("vit_jax.data") / "classes" / f"{data_set}.txt").read_text().splitlines()

@@ -1,0 +1,110 @@
+"""A folder or zip file of images, `<split>/<class>/<image>`, as it is read without preparation too."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data.prepare.index import Arrangement, Row
+from vit_jax.data.prepare.passes import Found, Passed, check_split
+from vit_jax.data.sources import Example, ImageFolderSource
+from vit_jax.data.sources.base import BadRecordError
+from vit_jax.data.sources.folders import list_splits
+from vit_jax.data.sources.splits import same_classes
+from vit_jax.display import show_name, show_names
+
+
+class ImageFolder:
+    """All splits of a folder or zip file. See `run.Origin`."""
+
+    homepage = ""
+    arrangement: Arrangement = "each"
+    multi_label = False
+    exif_orientation = True
+
+    def __init__(self, path: pathlib.Path):
+        """Lists the files; reads none.
+
+        Raises:
+          UserError: it is no such folder; a zip has paths that would leave the folder it were unpacked in; a split has
+            classes that the training split lacks; or a split has a name that TFDS cannot ask for.
+        """
+        self._path = path
+        self.slices: dict[str, dict[str, tuple[int | None, int | None]]] = {}
+        self.description = f"The images of {show_name(path.resolve().name)}, as they were."
+        splits = list_splits(path)
+        for split in splits:
+            check_split(split, show_name(str(path)))
+        opened = {split: ImageFolderSource(path, split, classes_may_be_empty=len(splits) > 1) for split in splits}
+        if len(splits) > 1:
+            opened = same_classes(opened, show_name(str(path)))
+        self._sources: dict[str, Any] = opened
+        self._classes = list(opened[splits[0]].class_names or ())
+        for split, source in self._sources.items():
+            counts = np.bincount(source.labels(), minlength=len(self._classes))
+            if missing := [self._classes[label] for label in np.flatnonzero(counts == 0).tolist()]:
+                print(
+                    f"note: split {split!r} has no images of {len(missing)} of {len(self._classes)} classes: "
+                    f"{show_names(missing)}",
+                    file=sys.stderr,
+                )
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result."""
+        files = [[split, source.fingerprint(), len(source)] for split, source in self._sources.items()]
+        return {"command": "image_folder", "files": files}
+
+    def facts(self) -> dict[str, Any]:
+        """The name of the folder or zip file, and how many images it has."""
+        return {"folder": show_name(self._path.resolve().name), "images": self.extent()}
+
+    def extent(self) -> int:
+        """Number of images."""
+        return sum(map(len, self._sources.values()))
+
+    def least_bytes(self) -> int:
+        """Nothing is known before the images are read."""
+        return 0
+
+    def scan(self, mark: Any) -> Iterator[Found | Passed]:
+        """Finds all images, split after split."""
+        number = 0
+        for split_number, (split, source) in enumerate(self._sources.items()):
+            for index in range(len(source)):
+                number += 1
+                if mark is None or number > mark:
+                    yield Found(split, source.member(index), (), (split_number, index, 0), number, mark=number)
+
+    def load(self, found: Found) -> Found:
+        """Reads one image, and finds out its name and class."""
+        source = self._sources[found.split]
+        try:
+            example = source[found.place[1]]
+        except BadRecordError as error:
+            # The manifest must not show where the images lie on this machine, which the source's message does.
+            cause = error.__cause__
+            raise cause if isinstance(cause, OSError) else BadRecordError(f"cannot be read: {cause}") from error
+        label = self._classes[int(example["label"])]
+        return dataclasses.replace(found, labels=(label,), content=_encoded(example))
+
+    def read(self, row: Row) -> bytes:
+        """Reads one image."""
+        return _encoded(self._sources[row.split][row.offset])
+
+    def place(self, row: Row) -> str:
+        """The path of the image."""
+        return self._sources[row.split].where(row.offset)
+
+    def classes(self, names: Sequence[str]) -> tuple[dict[str, int], Sequence[str] | int]:
+        """The folders' names, sorted."""
+        return {name: number for number, name in enumerate(self._classes)}, self._classes
+
+
+def _encoded(example: Example) -> bytes:
+    image = example["image"]
+    if not isinstance(image, bytes):
+        raise TypeError("folders give encoded images")
+    return image

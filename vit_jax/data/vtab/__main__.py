@@ -1,0 +1,117 @@
+"""VTAB's tasks: what is here, and whether it is what others have.
+
+python -m vit_jax.vtab list
+python -m vit_jax.vtab manifest --out=vtab.json
+python -m vit_jax.vtab manifest --tasks=dtd,pets --out=vtab.json
+python -m vit_jax.vtab check theirs.json
+python -m vit_jax.vtab check theirs.json ours.json
+
+A manifest has digests of each task's thousand examples, decoded. Whose manifests agree have the same images and labels.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from vit_jax.data.vtab.manifest import differences, make_manifest, read_manifest, write_manifest
+from vit_jax.data.vtab.source import find_data
+from vit_jax.data.vtab.tasks import TASKS, Task, get_task
+from vit_jax.errors import UserError
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The commands and their arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vit_jax.vtab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list | manifest | check")
+    commands.add_parser("list", help="the tasks, and which of them are prepared here")
+    chosen = argparse.ArgumentParser(add_help=False)
+    chosen.add_argument("--tasks", help="with commas between them; default: all that are prepared here")
+    manifest = commands.add_parser("manifest", parents=[chosen], help="writes digests of each task's thousand examples")
+    manifest.add_argument("--out", type=pathlib.Path, required=True, help="the file")
+    check = commands.add_parser("check", parents=[chosen], help="compares with a manifest; status 1 if they differ")
+    check.add_argument("theirs", type=pathlib.Path, help="a manifest")
+    check.add_argument("ours", type=pathlib.Path, nargs="?", help="another; default: the examples that are here")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a command; returns the exit status."""
+    args = make_parser().parse_args(arguments)
+    try:
+        if args.command == "list":
+            return _list()
+        if args.command == "manifest":
+            return _manifest(_choose(args.tasks), args.out)
+        return _check(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _list() -> int:
+    print(f"{'task':<21} {'in the paper':<12} {'group':<12} {'classes':>7}  {'data set':<44} prepared")
+    for task in TASKS.values():
+        folder = find_data(task.data)
+        print(
+            f"{task.id:<21} {task.name:<12} {task.group:<12} {task.num_classes:>7}  {task.data.name:<44} "
+            f"{folder.name if folder else '-'}"
+        )
+    return 0
+
+
+def _choose(given: str | None) -> list[Task]:
+    if given:
+        return [get_task(name) for name in given.split(",")]
+    found = [task for task in TASKS.values() if find_data(task.data)]
+    if not found:
+        raise UserError("no data set of VTAB is prepared here. Name tasks with --tasks to be told how to prepare them.")
+    return found
+
+
+def _manifest(tasks: list[Task], out: pathlib.Path) -> int:
+    if not out.parent.is_dir():  # before all is read
+        raise UserError(f"cannot write {out}: there is no folder {out.parent}. Make it, or choose another --out.")
+    manifest = make_manifest(tasks)
+    write_manifest(manifest, out)
+    for task, entry in manifest["tasks"].items():
+        print(f"{task:<21} {entry['digest'][:16]}  {entry['data']}")
+    print(f"{len(manifest['tasks'])} of {len(TASKS)} tasks in {out}; decoded by {manifest['decoder']}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    theirs = read_manifest(args.theirs)
+    if args.ours:
+        ours = read_manifest(args.ours)
+    else:
+        ours = make_manifest(task for task in _choose(args.tasks) if task.id in theirs["tasks"])
+    every = dict.fromkeys([*theirs["tasks"], *ours["tasks"]])
+    wanted = [get_task(name).id for name in args.tasks.split(",")] if args.tasks else list(every)
+    common = [task for task in wanted if task in ours["tasks"] and task in theirs["tasks"]]
+    if not common:
+        there, here = (", ".join(manifest["tasks"]) or "no task" for manifest in (theirs, ours))
+        raise UserError(f"there is nothing to compare: {args.theirs} has {there}, to be compared with {here}.")
+    lines = [line for task in common for line in differences(ours["tasks"][task], theirs["tasks"][task], task)]
+    for line in lines:
+        print(line)
+    if lines and ours["decoder"] != theirs["decoder"]:
+        print(
+            f"decoded by {ours['decoder']} here, by {theirs['decoder']} there, which alone may change a JPEG's pixels"
+        )
+    if left := [task for task in wanted if task not in common]:
+        print(f"not compared, because not both have them: {', '.join(left)}")
+    same = [task for task in common if ours["tasks"][task]["digest"] == theirs["tasks"][task]["digest"]]
+    print(f"{len(same)} of {len(common)} tasks have the same thousand examples in the same order")
+    return 0 if len(same) == len(common) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

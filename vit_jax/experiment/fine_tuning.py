@@ -1,0 +1,156 @@
+"""What fine-tuning takes from the weights it starts from: model, dropout rate and resolution.
+
+Nothing is downloaded, and arrays are read only where nothing else tells the model.
+"""
+
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.config import CHECKS, flatten
+from vit_jax.errors import UserError
+from vit_jax.models import create_model
+from vit_jax.run.workdir import AnyPath, parse
+from vit_jax.weights import get_checkpoint, list_checkpoints
+from vit_jax.weights import load as load_weights
+from vit_jax.weights.arrays import read_json
+from vit_jax.weights.download import cached_path
+
+PAGE_SIZES = (384, 480, 128)  # defaults of configs/transfer.py and configs/vtab.py, in pixels
+VIT_DROPOUT = 0.1  # README of google-research/vision_transformer, 2021-05-24: "as in the ViT paper"
+
+# Dropout at fine-tuning by the family of a released checkpoint, and who says so. The paper itself gives the rate of
+# pre-training on ImageNet and ImageNet-21k (table 3) and none of fine-tuning.
+_DROPOUT = {
+    "vit": (VIT_DROPOUT, "as the released README says of the ViT paper's checkpoints; AugReg's would have 0"),
+    "augreg": (0.0, "as AugReg's released config says; the ViT paper's checkpoints would have 0.1"),
+    "sam": (0.0, "pre-trained without dropout"),
+    "gsam": (0.0, "pre-trained without dropout"),
+    "plain": (0.0, "pre-trained without dropout"),
+    "bit": (0.0, "BiT's ResNets have no dropout"),
+}
+
+
+def dropout_of(weights: str | None) -> tuple[float, str]:
+    """The dropout rate to fine-tune with by default, and why.
+
+    Args:
+      weights: as `config.weights`.
+
+    Returns:
+      The rate, which is 0.1 for the ViT paper's released checkpoints, a run's own for its workdir and 0 for all others;
+      and where it is from, in words.
+    """
+    if weights is None:
+        return 0.0, "trained from scratch; table 3 has 0.1 on ImageNet"
+    if name := _released_name(weights):
+        return _DROPOUT[name.split("_")[0]]
+    if (run := _workdir(weights)) is not None:
+        rate: Any = flatten(read_json(run / "config.json")).get("model.dropout_rate")
+        known = CHECKS["model.dropout_rate"].accepts(rate)
+        return float(rate) if known else 0.0, "as the run that made these weights, by its config.json"
+    return 0.0, f"nothing says how these weights were trained; the ViT paper's checkpoints would have {VIT_DROPOUT:g}"
+
+
+def choose_dropout(argument: str, weights: str | None) -> float | None:
+    """The value of `model.dropout_rate` for a config's argument `dropout`.
+
+    Args:
+      argument: a rate; "" for that of `dropout_of`.
+      weights: as `config.weights`.
+
+    Returns:
+      The rate; None for none, which models without dropout take too.
+
+    Raises:
+      UserError: the argument is no rate.
+    """
+    if not argument:
+        return dropout_of(weights)[0] or None
+    try:
+        rate = float(argument)
+    except ValueError:
+        rate = -1.0
+    if not 0 <= rate < 1:
+        raise UserError(
+            f"config argument 'dropout' takes a rate of at least 0 and less than 1, such as 0.1, got {argument!r}."
+        )
+    return rate or None
+
+
+def model_of(weights: str | None, name: str = "") -> dict[str, Any]:
+    """Attributes of the model of some weights, as `create_model` takes them, with "name"; {} where it is not known yet.
+
+    Args:
+      weights: as `config.weights`.
+      name: of the model, if the config says it.
+    """
+    if name or weights is None:
+        return {"name": name} if name else {}
+    if released := _released_name(weights):
+        checkpoint = get_checkpoint(released)
+        return {"name": checkpoint.model, **checkpoint.model_overrides}
+    if (run := _workdir(weights)) is not None:
+        fields = read_json(run / "model.json") or read_json(run / "config.json").get("model", {})
+        known = {key: value for key, value in fields.items() if value is not None and key != "num_classes"}
+        return known if "name" in known else {}
+    path = cached_path(weights) if "://" in weights else pathlib.Path(weights).expanduser()
+    if not path.exists():
+        return {}
+    try:
+        return dict(_fields_of_file(weights, path.stat().st_mtime_ns))
+    except UserError:
+        return {}  # making the run says what is wrong
+
+
+def fitting_size(size: int, model: Mapping[str, Any]) -> int:
+    """The largest image size up to `size` that the patches of a model tile: 378 of 384 for patches of 14 pixels.
+
+    Args:
+      size: in pixels.
+      model: attributes, from `model_of`; {}: any size fits.
+    """
+    if not model:
+        return size
+    attributes = {key: value for key, value in model.items() if key in ("patch_size", "resnet")}
+    made = create_model(model["name"], num_classes=0, **attributes)
+    if not hasattr(made, "grid"):
+        return size  # a ResNet takes any
+
+    def fits(side: int) -> bool:
+        try:
+            made.grid(side, side)
+        except UserError:
+            return False
+        return True
+
+    return next((side for side in range(size, 0, -1) if fits(side)), size)
+
+
+def _released_name(weights: str) -> str | None:
+    """The released checkpoint that a name or an address means."""
+    if weights in list_checkpoints():
+        return weights
+    if "://" not in weights:
+        return None
+    place = cached_path(weights)  # the same for gs:// and https://
+    return next((name for name in list_checkpoints() if cached_path(get_checkpoint(name).url) == place), None)
+
+
+def _workdir(weights: str) -> AnyPath | None:
+    """The workdir of a run, if the weights are one."""
+    if "://" in weights and (not weights.startswith("gs://") or weights.endswith((".npz", ".safetensors"))):
+        return None
+    path = parse(weights)
+    try:
+        is_run = (path / "config.json").exists() and (path / "starts.jsonl").exists()
+    except Exception as error:  # gcsfs, aiohttp and google.auth have no common error
+        raise UserError(f"cannot read {weights}: {type(error).__name__}: {error}") from error
+    return path if is_run else None
+
+
+@functools.lru_cache(maxsize=8)
+def _fields_of_file(weights: str, _changed: int) -> tuple[tuple[str, Any], ...]:
+    spec = load_weights(weights).spec
+    return ("name", spec.name), *spec.overrides.items()

@@ -1,0 +1,127 @@
+"""Which of the examples that are evaluated were trained on: by this run, or by those its weights come from."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.config import base_config
+from vit_jax.data.overlap import Places, shown
+from vit_jax.data.sources import MissingDataError, Source
+from vit_jax.errors import UserError
+from vit_jax.experiment.build import open_data, training_data_sets
+from vit_jax.json_files import read_object
+from vit_jax.run.facts import read_facts
+from vit_jax.run.workdir import AnyPath, parse
+
+logger = logging.getLogger(__name__)
+
+_PARENTS = 3  # folders above a file of weights in which its run is looked for, as in <run>/best/100
+
+
+def find_overlap(tested: Mapping[str, Source], trained_on: Sequence[Source]) -> dict[str, int]:
+    """Counts the examples of evaluations that were trained on, and warns of them. Reads no image.
+
+    Args:
+      tested: what each evaluation measures, by the evaluation's name.
+      trained_on: all that the parameters were trained on, as far as that is known.
+
+    Returns:
+      The number of such examples by evaluation; those without any are left out. `summary.json` and `evaluation.json`
+      keep it as "overlap".
+    """
+    places = Places(*trained_on)
+    overlap = {name: count for name, source in tested.items() if (count := places.count(source))}
+    for name, count in overlap.items():
+        logger.warning(
+            "%s, which %s is measured on, shares %s of its %s examples with what was trained on. Its accuracy tells "
+            "how well the model fits them, not how well it does on others, and is no result.",
+            *(shown(tested[name]), name, f"{count:,}", f"{len(tested[name]):,}"),
+        )
+    return overlap
+
+
+def open_training_data(data: ConfigDict) -> tuple[list[Source], list[str]]:
+    """Opens what a run trains on: each part of a mixture by itself.
+
+    Args:
+      data: the part of the config about data.
+
+    Returns:
+      The sources, and names of data sets that are not here.
+
+    Raises:
+      UserError: the data are not as they should be.
+    """
+    found, missing = [], []
+    for dataset, _ in training_data_sets(data):
+        try:
+            found.append(open_data(data, dataset, data.train_split))
+        except MissingDataError:
+            missing.append(dataset)
+    return found, missing
+
+
+def sources_behind(weights: str | None) -> list[Source]:
+    """The training data of the run that weights are from, of the run that its weights are from, and so on.
+
+    What cannot be opened is left out, and what has changed since is taken as it is today, each with a warning.
+
+    Args:
+      weights: as `config.weights`. None, or weights of no run: nothing is known, so [].
+    """
+    sources: list[Source] = []
+    for path, fields, fingerprint in _runs_behind(weights):
+        try:
+            found, missing = open_training_data(fields)
+        except (UserError, TypeError, ValueError, AttributeError) as error:  # of a config.json that was changed
+            found, missing = [], [str(error).partition("\n")[0]]
+        sources += found
+        if missing:
+            logger.warning(
+                "What %s was trained on cannot be compared with what is evaluated, as it is not here: %s",
+                *(path, ", ".join(missing)),
+            )
+        elif fingerprint and [source.fingerprint() for source in found] != [fingerprint]:
+            logger.warning(
+                "What %s was trained on has changed since. Examples that were trained on may be among those that are "
+                "evaluated, unnoticed.",
+                path,
+            )
+    return sources
+
+
+def _runs_behind(weights: str | None) -> Iterator[tuple[AnyPath, ConfigDict, str | None]]:
+    """The workdirs of the runs behind weights, with their configs' fields about data.
+
+    The third is the fingerprint of the examples at that time; None where it is not known, or of a mixture.
+    """
+    seen = set()
+    while isinstance(weights, str) and (path := _find_run(weights)) is not None and path not in seen:
+        seen.add(path)
+        try:
+            recorded = read_object(path / "config.json")
+            data: dict[str, Any] = base_config().data.to_dict() | recorded.get("data", {})
+            facts = None if data["mixture"] else read_facts(path)
+            if facts:
+                data["dataset"] = facts.train.find()  # from any working folder
+        except (UserError, TypeError) as error:
+            logger.warning("What %s was trained on is not known: %s", path, error)
+            return
+        yield path, ConfigDict(data), facts.train.fingerprint if facts else None
+        weights = recorded.get("weights")
+
+
+def _find_run(place: str) -> AnyPath | None:
+    """The workdir of the run that weights are from: the place itself, or a folder not far above it."""
+    try:
+        path = parse(place)
+        if not path.exists():  # such as the name of a released checkpoint
+            return None
+        for folder in (path, *list(path.parents)[:_PARENTS]):
+            if (folder / "starts.jsonl").is_file() and (folder / "config.json").is_file():
+                return folder
+    except (UserError, OSError, ValueError):  # it is no path
+        pass
+    return None

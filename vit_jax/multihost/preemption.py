@@ -1,0 +1,78 @@
+"""Notices that this machine is about to be taken away, besides the SIGTERM that most schedulers send.
+
+On Google's cloud the metadata server knows some 30 s (a preempted VM) to minutes (maintenance) before the end. The VM
+itself gets an ACPI event, which becomes a SIGTERM only for what a service manager started, so that a run started by
+`ssh` would not hear of it.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+import re
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterator
+
+from vit_jax.multihost.cluster import metadata
+
+logger = logging.getLogger(__name__)
+
+# What each value says while nothing is the matter, and values after which the machine goes on.
+_NOTICES = {
+    "instance/preempted": ("FALSE",),
+    "instance/maintenance-event": ("NONE", "MIGRATE_ON_HOST_MAINTENANCE"),
+}
+_WAIT_SECONDS = 60  # for a change; then the server answers that there is none
+_RETRY_SECONDS = 5.0
+_PAUSE_SECONDS = 0.2  # between two questions, whatever the server does
+
+
+@contextlib.contextmanager
+def watch(callback: Callable[[str], object]) -> Iterator[None]:
+    """Watches for the notice as long as the `with` block runs; does nothing outside Google's cloud.
+
+    Args:
+      callback: is called once, from another thread, with what was said.
+    """
+    if not _on_google_cloud():
+        yield
+        return
+    ended = threading.Event()
+    once = threading.Lock()
+
+    def wait(path: str, harmless: tuple[str, ...]) -> None:
+        tag = "0"  # of the value that we know; the server answers at once if it has another
+        while not ended.wait(_PAUSE_SECONDS):
+            query = f"wait_for_change=true&timeout_sec={_WAIT_SECONDS}&last_etag={urllib.parse.quote(tag)}"
+            try:
+                value, tag = metadata(path, os.environ, query, timeout_seconds=_WAIT_SECONDS + 10)
+            except OSError as error:
+                logger.debug("no answer about %s: %s", path, error)
+                ended.wait(_RETRY_SECONDS)
+                continue
+            if not re.fullmatch("[A-Z_]{1,64}", value.upper()):  # such as the page of a proxy
+                logger.debug("no answer about %s, but %.100r", path, value)
+                ended.wait(_RETRY_SECONDS)
+                continue
+            if value.upper() not in harmless and not ended.is_set():
+                if once.acquire(blocking=False):
+                    logger.info("this machine is about to be taken away: %s is %s", path, value)
+                    callback(f"{path} is {value}")
+                return
+
+    for path, harmless in _NOTICES.items():
+        threading.Thread(target=wait, args=(path, harmless), name=f"preemption {path}", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()  # the threads wait for their server, and nobody for them
+
+
+def _on_google_cloud() -> bool:
+    if "GCE_METADATA_HOST" in os.environ or "GCE_METADATA_IP" in os.environ:
+        return True
+    try:
+        return pathlib.Path("/sys/class/dmi/id/product_name").read_text().startswith("Google")
+    except OSError:
+        return False

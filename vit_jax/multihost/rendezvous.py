@@ -1,0 +1,406 @@
+"""A roll call before JAX connects the processes: says who is missing, where JAX would end the process with a core dump.
+
+Process 0 listens at the address where JAX's coordination service will be; the others report there, with who they are.
+When all are there, process 0 sends everyone the list of hosts and hands the port over to JAX.
+
+Anybody who reaches the port may talk to it, so each side proves that it knows the run's token. Lines of text:
+
+    process 0    vit_jax <nonce>
+    the other    <proof> {"process": 3, ..., "nonce": <its nonce>}
+    process 0    <proof> {"hosts": [...]}
+
+A proof is the HMAC-SHA256, under the token, of the other side's nonce and the text that follows. Without a token the
+key is empty, and a proof shows no more than that the other side speaks this protocol. What is not a well-formed line of
+a member is dropped without an answer and changes nothing.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hmac
+import json
+import os
+import platform
+import re
+import secrets
+import selectors
+import socket
+import time
+from typing import Any
+
+import jax
+
+from vit_jax import __version__
+from vit_jax.display import show_name
+from vit_jax.errors import UserError
+from vit_jax.json_files import JsonError, parse_object
+from vit_jax.multihost.cluster import MAX_PROCESSES, TOKEN_VARIABLE, Cluster
+
+LOST_STATUS = 75  # exit status: a process is missing, start all again. EX_TEMPFAIL of sysexits.h
+
+_PORT_SECONDS = 30.0  # an earlier run may still be ending
+_SPEAKING_SECONDS = 10.0  # for a connection to say who it is, and for process 0 to greet
+_TELLING_SECONDS = 10.0  # for all members together to take in what they are told
+_MAX_STRANGERS = 128  # connections that have not said who they are; one more, and the oldest is dropped
+_MAX_HELLO = 4096  # bytes
+_MAX_ANSWER = 1 << 22  # bytes; names of hosts of 16,384 processes
+_MAX_HOST = 253  # characters
+_MAX_SHOWN_ADDRESSES = 4
+
+
+class PeerLostError(UserError):
+    """Another process of the run is missing, and this one cannot go on without it.
+
+    Attributes:
+      exit_status: what to end with: `LOST_STATUS`, or what the other process ended with if it said why.
+    """
+
+    def __init__(self, message: str, exit_status: int = LOST_STATUS):
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+def call(cluster: Cluster, timeout_seconds: float) -> list[str]:
+    """Waits until all processes are there.
+
+    Args:
+      cluster: the processes.
+      timeout_seconds: how long to wait for the others.
+
+    Returns:
+      The hosts' names, by process.
+
+    Raises:
+      PeerLostError: on process 0 and on all that have reported: who is missing; on others: process 0 cannot be reached.
+      UserError: on process 0 and on all that have reported: who does not belong.
+    """
+    if cluster.process_id == 0:
+        with _listen(cluster, timeout_seconds) as listener:
+            return _Register(cluster, listener, timeout_seconds).fill()
+    return _report(cluster, timeout_seconds)
+
+
+def bind_host(cluster: Cluster) -> str:
+    """The address that process 0 binds: all interfaces, unless only this host can be meant."""
+    host = cluster.coordinator_address.rpartition(":")[0]
+    if host in ("localhost", "127.0.0.1"):
+        return "127.0.0.1"
+    return "[::]" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - the other hosts come in here
+
+
+def _who(cluster: Cluster) -> dict[str, Any]:
+    return {
+        "process": cluster.process_id,
+        "num_processes": cluster.num_processes,
+        "host": show_name(platform.node())[:_MAX_HOST] or "?",
+        "versions": f"vit_jax {__version__} and jax {jax.__version__}",
+    }
+
+
+def _address(cluster: Cluster) -> tuple[str, int]:
+    host, _, port = cluster.coordinator_address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _listen(cluster: Cluster, timeout_seconds: float) -> socket.socket:
+    port, host = _address(cluster)[1], bind_host(cluster)
+    give_up = time.monotonic() + min(timeout_seconds, _PORT_SECONDS)
+    while True:
+        try:
+            if host == "[::]":
+                return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512)
+            return socket.create_server((host, port), backlog=512)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and time.monotonic() < give_up:
+                time.sleep(0.5)
+                continue
+            raise UserError(
+                f"process 0 cannot listen on port {port}: {error.strerror or error}. End what does, or choose another "
+                "port in --coordinator_address on all hosts."
+            ) from error
+
+
+@dataclasses.dataclass(eq=False)
+class _Connection:
+    """A connection to process 0.
+
+    Attributes:
+      socket: non-blocking.
+      address: of the other side.
+      nonce: that it was greeted with.
+      since: when it was accepted.
+      said: the part of a line that has come.
+      who: what a member has said; empty until then.
+    """
+
+    socket: socket.socket
+    address: str
+    nonce: str
+    since: float
+    said: bytes = b""
+    who: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class _Register:
+    """Process 0's list of who is there."""
+
+    def __init__(self, cluster: Cluster, listener: socket.socket, timeout_seconds: float):
+        self._ours, self._token = _who(cluster), cluster.token
+        self._listener, self._timeout = listener, timeout_seconds
+        self._hosts: dict[int, str] = {0: self._ours["host"]}
+        self._members: dict[int, _Connection] = {}
+        self._refused: list[_Connection] = []  # those that make the start fail
+        self._strangers: list[_Connection] = []  # the oldest first
+        self._turned_away: list[str] = []  # addresses whose proof was wrong
+        self._selector = selectors.DefaultSelector()
+
+    def fill(self) -> list[str]:
+        deadline = time.monotonic() + self._timeout
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ, None)
+        try:
+            while len(self._hosts) < self._ours["num_processes"]:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise PeerLostError(self._describe_missing())
+                for key, _ in self._selector.select(min(remaining, 1.0)):
+                    self._serve(key.data)
+                self._drop_the_silent()
+            hosts = [self._hosts[each] for each in range(len(self._hosts))]
+            self._tell({"hosts": hosts})
+            return hosts
+        except UserError as error:
+            self._tell({"error": str(error), "lost": isinstance(error, PeerLostError)})
+            raise
+        finally:
+            self._selector.close()
+            for each in [*self._members.values(), *self._refused, *self._strangers]:
+                each.socket.close()
+
+    def _serve(self, connection: _Connection | None) -> None:
+        """Reads what has come, or accepts a connection. One that was dropped meanwhile is ignored."""
+        if connection is None:
+            self._accept()
+        elif connection in self._strangers:
+            self._listen_to(connection)
+        elif connection in self._members.values():
+            # A member has no more to say: it has ended, and perhaps comes again.
+            process = connection.who["process"]
+            del self._members[process], self._hosts[process]
+            self._close(connection)
+
+    def _accept(self) -> None:
+        try:
+            connection, address = self._listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                if not self._strangers:
+                    raise UserError(
+                        f"process 0 cannot open more connections: {error.strerror}. Raise the limit with `ulimit -n` "
+                        "before the start."
+                    ) from error
+                self._drop(self._strangers[0])
+            return  # or it has gone already
+        connection.setblocking(False)
+        ip = str(address[0]).removeprefix("::ffff:")
+        stranger = _Connection(connection, ip, secrets.token_hex(16), time.monotonic())
+        try:
+            connection.send(f"vit_jax {stranger.nonce}\n".encode())  # fits into an empty buffer
+        except OSError:
+            connection.close()
+            return
+        self._strangers.append(stranger)
+        self._selector.register(connection, selectors.EVENT_READ, stranger)
+        if len(self._strangers) > _MAX_STRANGERS:
+            self._drop(self._strangers[0])
+
+    def _listen_to(self, stranger: _Connection) -> None:
+        try:
+            data = stranger.socket.recv(_MAX_HELLO)
+        except OSError:
+            data = b""
+        stranger.said += data
+        if data and b"\n" not in stranger.said and len(stranger.said) < _MAX_HELLO:
+            return
+        line = stranger.said.partition(b"\n")[0]
+        who = _verify(self._token, stranger.nonce, line)
+        if who is None and re.match(rb"[0-9a-f]{64} \{", line) and stranger.address not in self._turned_away:
+            self._turned_away = [*self._turned_away, stranger.address][-_MAX_SHOWN_ADDRESSES:]
+        if who is None or not _is_member(who):
+            self._drop(stranger)
+            return
+        self._strangers.remove(stranger)
+        stranger.who = who
+        self._refused.append(stranger)  # so that it is told why, if it does not belong
+        self._check(who)
+        self._refused.remove(stranger)
+        self._hosts[who["process"]], self._members[who["process"]] = who["host"], stranger
+
+    def _check(self, who: dict[str, Any]) -> None:
+        """Raises `UserError` if a process that knows the token does not belong."""
+        process, host = who["process"], who["host"]
+        for what, said in (("num_processes", "was started for {} processes"), ("versions", "runs {}")):
+            if who[what] != self._ours[what]:
+                raise UserError(
+                    f"process {process} on {host} {said.format(who[what])}, process 0 on {self._ours['host']} "
+                    f"{said.format(self._ours[what])}. Run the same command in the same environment on every host."
+                )
+        if process in self._hosts:
+            raise UserError(
+                f"two processes are process {process}: one on {self._hosts[process]} and one on {host}. Each needs a "
+                "--process_id of its own, from 0."
+            )
+
+    def _drop(self, stranger: _Connection) -> None:
+        self._strangers.remove(stranger)
+        self._close(stranger)
+
+    def _drop_the_silent(self) -> None:
+        before = time.monotonic() - _SPEAKING_SECONDS
+        while self._strangers and self._strangers[0].since < before:
+            self._drop(self._strangers[0])
+
+    def _close(self, connection: _Connection) -> None:
+        self._selector.unregister(connection.socket)
+        connection.socket.close()
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        deadline = time.monotonic() + _TELLING_SECONDS
+        for each in [*self._refused, *self._members.values()]:
+            with contextlib.suppress(OSError):
+                each.socket.settimeout(max(0.1, deadline - time.monotonic()))
+                each.socket.sendall(_sign(self._token, each.who["nonce"], message))
+
+    def _describe_missing(self) -> str:
+        total = self._ours["num_processes"]
+        missing = [each for each in range(total) if each not in self._hosts]
+        there = ", ".join(f"{each} ({self._hosts[each]})" for each in sorted(self._hosts))
+        turned_away = (
+            f" Turned away, for another {TOKEN_VARIABLE} than here: {', '.join(self._turned_away)}."
+            if self._turned_away
+            else ""
+        )
+        return (
+            f"{describe_processes(missing)} of {total} did not connect within {self._timeout:g} s; is the same command "
+            f"running on every host? Connected: {there}.{turned_away}"
+        )
+
+
+def describe_processes(processes: list[int], shown: int = 16) -> str:
+    """`process 3`, `processes 3 and 5`, or the first of many and how many more."""
+    names = [str(each) for each in processes[:shown]]
+    if len(processes) > shown:
+        return f"processes {', '.join(names)} and {len(processes) - shown} more"
+    return f"process {names[0]}" if len(names) == 1 else f"processes {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _report(cluster: Cluster, timeout_seconds: float) -> list[str]:
+    """Another process's side of it."""
+    deadline = time.monotonic() + timeout_seconds
+    reason = "no answer"
+    while (remaining := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection(_address(cluster), timeout=min(5.0, remaining)) as connection:
+                answer = _introduce(cluster, connection, remaining, timeout_seconds)
+        except TimeoutError:
+            reason = "no answer"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        else:
+            if isinstance(answer, str):
+                reason = answer
+            elif "hosts" in answer:
+                return answer["hosts"]
+            else:
+                raise (PeerLostError if answer["lost"] else UserError)(answer["error"])
+        time.sleep(min(0.5, max(0.0, deadline - time.monotonic())))
+    raise PeerLostError(
+        f"process {cluster.process_id} could not reach process 0 at {cluster.coordinator_address} within "
+        f"{timeout_seconds:g} s ({reason}). Is the same command running on every host, is this the address of process "
+        "0's host, and does the network let the port through?"
+    )
+
+
+def _introduce(
+    cluster: Cluster, connection: socket.socket, remaining: float, timeout_seconds: float
+) -> dict[str, Any] | str:
+    """Says who this process is; returns process 0's answer, or why there is none."""
+    greeting = _read_line(connection, min(_SPEAKING_SECONDS, remaining), limit=128)
+    if not (match := re.fullmatch(rb"vit_jax ([0-9a-f]{32})", greeting)):
+        return "what listens there is not a run that is starting"
+    nonce = secrets.token_hex(16)
+    connection.sendall(_sign(cluster.token, match[1].decode(), {**_who(cluster), "nonce": nonce}))
+    # Process 0 may have started later than this one, and says itself if somebody does not come.
+    line = _read_line(connection, timeout_seconds + _TELLING_SECONDS, _MAX_ANSWER)
+    answer = _verify(cluster.token, nonce, line)
+    if answer is None or not _is_answer(answer, cluster.num_processes):
+        return f"it turned this process away; is {TOKEN_VARIABLE} the same on every host?"
+    return answer
+
+
+def _read_line(connection: socket.socket, seconds: float, limit: int) -> bytes:
+    """Reads up to the end of a line or of the connection, or so many bytes; raises `TimeoutError` after so long."""
+    deadline = time.monotonic() + seconds
+    said = bytearray()
+    while b"\n" not in said[-4096:] and len(said) < limit:
+        if (remaining := deadline - time.monotonic()) <= 0:
+            raise TimeoutError
+        connection.settimeout(remaining)
+        if not (data := connection.recv(4096)):
+            break
+        said += data
+    return bytes(said).partition(b"\n")[0]
+
+
+def _proof(token: str, nonce: str, text: bytes) -> bytes:
+    return hmac.new(os.fsencode(token), nonce.encode() + b" " + text, "sha256").hexdigest().encode()
+
+
+def _sign(token: str, nonce: str, message: dict[str, Any]) -> bytes:
+    text = json.dumps(message).encode()
+    return _proof(token, nonce, text) + b" " + text + b"\n"
+
+
+def _verify(token: str, nonce: str, line: bytes) -> dict[str, Any] | None:
+    """The message of a line, or None if its sender does not know the token or it is no JSON object."""
+    proof, _, text = line.partition(b" ")
+    if not hmac.compare_digest(proof, _proof(token, nonce, text)):
+        return None
+    try:
+        return parse_object(text, "the message")
+    except JsonError:
+        return None
+
+
+def _is_member(who: dict[str, Any]) -> bool:
+    """Whether a message has the fields of a member, with values that a member can have."""
+    if who.keys() != {"process", "num_processes", "host", "versions", "nonce"}:
+        return False
+    process, num_processes = who["process"], who["num_processes"]
+    return (
+        type(process) is int
+        and type(num_processes) is int
+        and 0 < process < num_processes <= MAX_PROCESSES
+        and _is_text(who["host"], _MAX_HOST)
+        and _is_text(who["versions"], 256)
+        and isinstance(who["nonce"], str)
+        and re.fullmatch("[0-9a-f]{32}", who["nonce"]) is not None
+    )
+
+
+def _is_answer(answer: dict[str, Any], num_processes: int) -> bool:
+    if "hosts" in answer:
+        hosts = answer["hosts"]
+        return (
+            isinstance(hosts, list) and len(hosts) == num_processes and all(_is_text(each, _MAX_HOST) for each in hosts)
+        )
+    return (
+        answer.keys() == {"error", "lost"}
+        and _is_text(answer["error"], _MAX_ANSWER)
+        and isinstance(answer["lost"], bool)
+    )
+
+
+def _is_text(value: Any, longest: int) -> bool:
+    """Whether a value is text that may be printed, without control characters."""
+    return isinstance(value, str) and 0 < len(value) <= longest and value.isprintable()

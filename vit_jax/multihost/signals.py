@@ -1,0 +1,165 @@
+"""How a run ends on a signal: at once as long as it has made nothing, in good order and on all processes after that."""
+
+import collections
+import ctypes
+import logging
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vit_jax.sharding import replicated
+
+logger = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+# Within this time it is the same notice: `timeout` and schedulers send theirs to a process and again to its group.
+_SAME_NOTICE_SECONDS = 1.0
+
+_LAG = 4  # votes; as many steps run while the result of one is on its way, so that nobody waits for it
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """The run was asked to stop, and did so in good order."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+def set_handlers(signals: Sequence[int], handler: Any) -> dict[int, Any]:
+    """Sets a handler for signals, where that is possible: Python allows it in the main thread alone.
+
+    Returns:
+      The handlers from before by signal, for `restore_handlers`; empty where none could be set.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        logger.info(
+            "not in the main thread: %s are left to the program, and neither save nor stop what runs here",
+            ", ".join(signal.Signals(each).name for each in signals),
+        )
+        return {}
+    return {each: signal.signal(each, handler) for each in signals}
+
+
+def restore_handlers(before: Mapping[int, Any]) -> None:
+    """Undoes `set_handlers`. A handler that was not set from Python cannot be; the system's default takes its place."""
+    for each, handler in before.items():
+        signal.signal(each, signal.SIG_DFL if handler is None else handler)
+
+
+class StopSignal:
+    """Brings all processes to stop at the same point on SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 (a notice by SLURM) to any.
+
+    A preempted machine is told by a signal, and others may not be, so that processes vote before each step: with a sum
+    over the devices that travels like the steps themselves and is read when it has long arrived.
+
+    A process that is the run's alone (`owns_process`) ends at once on a signal before `arm`, and on a second one after
+    it: Python's handlers wait for C++ code, such as a long compilation, to return; the system's default does not. In
+    another program, such as a notebook, its own handlers get these signals. In a thread no signal stops the run.
+    """
+
+    signum: int | None = None
+
+    _collective = False
+    _again: threading.Timer | None = None
+    _error: Exception | None = None
+    _first = 0.0  # when the first signal came
+
+    def __init__(self, *, owns_process: bool = False):
+        """See above; handlers are set from `with` on."""
+        self._owns_process = owns_process
+
+    def __enter__(self) -> "StopSignal":
+        self._before: dict[int, Any] = {}
+        if self._owns_process:
+            self._before = set_handlers(_SIGNALS, signal.SIG_DFL)
+        return self
+
+    def vote_over(self, mesh: Mesh) -> None:
+        """From now on `check` is a vote of the processes of a mesh, if there are several."""
+        devices = list(mesh.devices.flat)
+        self._collective = len({device.process_index for device in devices}) > 1
+        self._votes: collections.deque[jax.Array] = collections.deque()
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._num_devices = len(devices)
+        self._most = jax.jit(jnp.max, out_shardings=replicated(mesh))
+
+    def arm(self) -> None:
+        """From now on a signal only asks to stop; another one, a second or more later, ends the process at once."""
+        if self._owns_process:
+            set_handlers(_SIGNALS, self._receive)
+        else:
+            self._before = set_handlers(_SIGNALS, self._receive_beside_others)
+
+    def __exit__(self, *_: object) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again.join()
+        restore_handlers(self._before)
+
+    def _receive_beside_others(self, signum: int, frame: object) -> None:
+        """The first signal asks to stop; what comes a second or more later is for the program's own handler."""
+        if self.signum is None:
+            self._first = time.monotonic()
+            self.ask(signum)
+            logger.info("%s: saving and stopping", signal.Signals(signum).name)
+        elif time.monotonic() - self._first > _SAME_NOTICE_SECONDS:
+            handler = self._before[signum]
+            if callable(handler):
+                handler(signum, frame)
+            elif handler != signal.SIG_IGN:
+                signal.signal(signum, signal.SIG_DFL)
+                signal.raise_signal(signum)
+
+    def _receive(self, signum: int, _: object) -> None:
+        self.ask(signum)
+        for each in self._before:
+            signal.signal(each, signal.SIG_IGN)
+        self._again = threading.Timer(_SAME_NOTICE_SECONDS, _end_at_once_on_signals)
+        self._again.daemon = True
+        self._again.start()
+        logger.info("%s: saving and stopping; once more to end at once", signal.Signals(signum).name)
+
+    def ask(self, signum: int = signal.SIGTERM) -> None:
+        """Asks to stop, as the signal would; from any thread."""
+        # SLURM's notice means the same, and launchers know one status less.
+        self.signum = signal.SIGTERM if signum == signal.SIGUSR1 else signum
+
+    def fail(self, error: Exception) -> None:
+        """Has `check` raise an error in the thread of the loop; from any thread."""
+        self._error = error
+
+    def check(self) -> None:
+        """Raises `Stopped` if any process was asked to stop. All must call it, equally often and at the same points.
+
+        Raises:
+          Stopped: at the same call on all processes; some calls after the signal came, if there are several.
+          Exception: what `fail` was given, on this process alone.
+        """
+        if self._error is not None:
+            raise self._error
+        if not self._collective:
+            if self.signum is not None:
+                raise Stopped(self.signum)
+            return
+        ours = np.full(1, self.signum or 0, np.int32)
+        votes = jax.make_array_from_callback((self._num_devices,), self._sharding, lambda _: ours)
+        self._votes.append(self._most(votes))
+        if len(self._votes) > _LAG and (signum := int(self._votes.popleft())):
+            raise Stopped(signum)
+
+
+def _end_at_once_on_signals() -> None:
+    """Sets the system's default from any thread. Python would from the main one, which may be waiting for C++ code."""
+    system = ctypes.CDLL(None)
+    system.signal.argtypes, system.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    for each in _SIGNALS:
+        system.signal(each, signal.SIG_DFL.value)

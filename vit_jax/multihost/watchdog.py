@@ -1,0 +1,154 @@
+"""Ends a run whose steps have stopped, and shows where each thread was.
+
+A collective that waits for a lost device or process cannot be interrupted from Python, and costs as much as one that
+computes.
+"""
+
+import contextlib
+import faulthandler
+import logging
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+
+from etils import epath
+
+from vit_jax.multihost import processes
+
+logger = logging.getLogger(__name__)
+
+HUNG_STATUS = 70  # exit status: a step hung, start again. EX_SOFTWARE of sysexits.h
+
+_LONGER = 4  # times as long for the first step, which compiles, and for what `allow` names
+_ALARM_SECONDS = 60.0  # by which the interpreter's alarm comes after this one
+_WRITING_SECONDS = 20.0  # for the file with the stacks, which may be in a bucket that does not answer
+
+
+class Watchdog:
+    """Ends the process with `HUNG_STATUS` if no step is done for too long; see `beat` and `allow`.
+
+    In a program that is more than the run (`owns_process` is False) it does not end it: it logs the same message, once
+    for each step that hangs.
+
+    The stacks of all threads go to standard error and to `<folder>/stacks-<process>.txt`. If Python itself is at a
+    standstill (C code that hangs and holds the interpreter's lock) they go to standard error, a minute later, and this
+    process does not end; the others of the run find it gone.
+    """
+
+    def __init__(
+        self,
+        timeout_seconds: float,
+        folder: epath.PathLike,
+        *,
+        allowance_seconds: float | None = None,
+        owns_process: bool = True,
+    ):
+        """Makes a watchdog; it watches from `with` on.
+
+        Args:
+          timeout_seconds: for a step; 0: none is watched.
+          folder: where the stacks are written; may be in a bucket.
+          allowance_seconds: for the first step and for what `allow` names, unless that says; None: 4 times as long.
+          owns_process: whether the process is the run's alone and may be ended.
+        """
+        self._owns_process = owns_process
+        self._timeout = timeout_seconds
+        self._allowance = _LONGER * timeout_seconds if allowance_seconds is None else allowance_seconds
+        self._folder = epath.Path(folder)
+        self._tick = min(1.0, timeout_seconds / 20)
+        # What is watched: what it is, and its allowance. The innermost counts.
+        self._watched = [("the first step", self._allowance)]
+        self._elapsed = 0.0
+        self._told: str | None = None  # what was said to hang
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def __enter__(self) -> "Watchdog":
+        if self._timeout:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._timeout:
+            self._thread.join()
+
+    def beat(self, step: int) -> None:
+        """Says that a step is done; the next may take `timeout_seconds`."""
+        with self._lock:
+            self._watched[0] = (f"step {step + 1}", self._timeout)
+            self._elapsed = 0.0
+
+    @contextlib.contextmanager
+    def allow(self, label: str, seconds: float | None = None) -> Iterator[None]:
+        """Gives something that is not a step its own time; after it, the step has all of its own again.
+
+        Args:
+          label: what it is, such as "evaluation".
+          seconds: for all of it; None: as for the first step.
+        """
+        with self._lock:
+            self._watched.append((label, self._allowance if seconds is None else seconds))
+            self._elapsed = 0.0
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watched.pop()
+                self._elapsed = 0.0
+
+    def _watch(self) -> None:
+        looked = time.monotonic()
+        try:
+            while not self._ended.wait(self._tick):
+                now = time.monotonic()
+                with self._lock:
+                    # Time in which this process was stopped, or its machine was, is not the step's.
+                    self._elapsed += min(now - looked, 5 * self._tick)
+                    label, allowed = self._watched[-1]
+                    elapsed = self._elapsed
+                looked = now
+                if elapsed > allowed and label != self._told:
+                    self._told = label
+                    self._end(label, allowed)
+                # Should Python stand still, this thread does, too, and the interpreter's own alarm goes off. It must
+                # not end the process, because it counts the time for which that was stopped (Ctrl-Z).
+                faulthandler.dump_traceback_later(max(0.0, allowed - elapsed) + _ALARM_SECONDS, file=2)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _end(self, label: str, allowed: float) -> None:
+        process = processes.process_id()
+        stacks = _describe_threads()
+        print(stacks, file=sys.stderr, flush=True)
+        path = self._folder / f"stacks-{process}.txt"
+        writing = threading.Thread(target=_write, args=(path, stacks), daemon=True)
+        writing.start()
+        writing.join(_WRITING_SECONDS)
+        found = f"{label} has not ended for {allowed:g} s; the stacks of all threads are above and in {path}."
+        slow = "If it is just slow, raise watchdog_seconds (0: no watchdog)."
+        if not self._owns_process:
+            logger.error(
+                "%s Restart this program if it stays so; the run resumes from the newest checkpoint. %s", found, slow
+            )
+            return
+        message = f"{found} Restart the same command on all hosts; it goes on from the newest checkpoint. {slow}"
+        processes.announce_failure(message, HUNG_STATUS)
+        processes.end_process(message, HUNG_STATUS)
+
+
+def _write(path: epath.Path, text: str) -> None:
+    with contextlib.suppress(Exception):  # standard error has it
+        path.write_text(text)
+
+
+def _describe_threads() -> str:
+    """The names of all threads and where each is."""
+    names = "\n".join(f"  {thread.ident:#018x} {thread.name}" for thread in threading.enumerate() if thread.ident)
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return f"Threads:\n{names}\n\n{file.read().decode()}"

@@ -1,0 +1,1 @@
+"""What the loss is made of: labels, targets, mixup and CutMix. Needs JAX alone."""

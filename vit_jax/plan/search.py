@@ -1,0 +1,382 @@
+"""Searches over plans, with as few compilations as will do.
+
+Whether a program fits, and by how much or how little, the compiler knows after a fifth of its work (`memory_only`).
+Memory grows almost linearly with the batch, so that two sizes tell where to look. Near the limit it does not: there XLA
+rematerialises by itself until the program fits, and if it cannot, says what it would need without that. So the guess
+that the straight line makes is only the first, and the rest is bisection.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+from ml_collections import ConfigDict
+
+from vit_jax.plan import roofline
+from vit_jax.plan.plan_row import PlanRow
+from vit_jax.plan.topologies import Topology, find_topology, slices
+
+LARGEST_BATCH = 2**17  # images a device; more is of no use to anyone
+RESOLUTION = 32  # the largest batch is found to one part in so many, or to one image
+MOST_ACCUMULATION = 32
+
+
+class Planner(Protocol):
+    """What makes a row: `rows.plan_row` with all but these arguments given."""
+
+    def __call__(self, config: ConfigDict, topology: Topology) -> PlanRow:
+        """The row of a config on a slice."""
+
+
+class TwoWayPlanner(Protocol):
+    """What makes a row, to the end or as far as memory goes: `rows.plan_row` with all but these arguments given."""
+
+    def __call__(self, config: ConfigDict, topology: Topology, *, memory_only: bool = False) -> PlanRow:
+        """The row of a config on a slice."""
+
+
+def with_fields(config: ConfigDict, **fields: Any) -> ConfigDict:
+    """A copy of a config with other values; "model__remat" means `config.model.remat`."""
+    copy = ConfigDict(config.to_dict(preserve_field_references=False), type_safe=False)
+    for name, value in fields.items():
+        *path, last = name.split("__")
+        part = copy
+        for each in path:
+            part = part[each]
+        part[last] = value
+    return copy
+
+
+def largest_batch(
+    plan: Planner,
+    config: ConfigDict,
+    topology: Topology,
+    *,
+    num_devices: int | None = None,
+    first_guess: int = 4096,
+    near: bool = False,
+) -> PlanRow:
+    """The row with the largest batch that fits on each device.
+
+    Args:
+      plan: makes a row; has to use `num_devices` too.
+      config: whose batch is to be changed; it may be any.
+      topology: the slice.
+      num_devices: how many of its devices take part; None: all.
+      first_guess: images a device that are tried first.
+      near: whether the guess is close, as from a search for another image size.
+
+    Returns:
+      The row of the largest batch that fits, to one image or one part in `RESOLUTION`; of the smallest if none does,
+      and of the one that went wrong if that is not for want of memory. It says nothing of the run's length and costs.
+    """
+    unit = (topology.num_devices if num_devices is None else num_devices) * config.accumulation_steps
+
+    def measure(batch: int) -> PlanRow:
+        # Neither the evaluation nor the length of the run has to do with the memory of a step, but they may not bear
+        # with another batch.
+        length = {"epochs": None, "images": None, "steps": config.optimizer.warmup_steps + 1000}
+        row = plan(with_fields(config, batch_size=batch * unit, eval_batch_size=None, **length), topology)
+        return dataclasses.replace(
+            row, num_steps=None, days=None, core_days=None, tpuv3_core_days=None, paper_core_days=None, price=None
+        )
+
+    return search_largest(measure, first_guess, near=near)
+
+
+def search_largest(measure: Callable[[int], PlanRow], first_guess: int, *, near: bool = False) -> PlanRow:
+    """The row of the largest size that fits; see `largest_batch`.
+
+    Args:
+      measure: row of a size, at least 1.
+      first_guess: size tried first, better too large than too small.
+      near: look around the guess, in growing steps, rather than come down on it from above.
+    """
+    step = max(1, first_guess // (RESOLUTION + 1))
+    fitting: dict[int, PlanRow] = {}
+    too_large: dict[int, PlanRow] = {}
+    size = min(first_guess, LARGEST_BATCH)
+    while True:
+        row = measure(size)
+        if row.fits:
+            fitting[size] = row
+        elif row.status.startswith("does not fit") or (row.status == "refused" and "batch_size" in (row.message or "")):
+            too_large[size] = row  # what a config may ask for at most is a limit as well
+        else:
+            return row
+        low, high = max(fitting, default=0), min(too_large, default=None)
+        if high is None:
+            if low >= LARGEST_BATCH:
+                return fitting[low]
+            size = min(low + (step if near else low), LARGEST_BATCH)
+            step *= 2
+        elif high - low <= max(1, low // RESOLUTION):
+            return fitting[low] if fitting else too_large[high]
+        elif near:
+            size = (low + high) // 2 if fitting else max(1, high - step)
+            step *= 2
+        else:
+            size = _next_size(fitting, too_large)
+
+
+def _next_size(fitting: dict[int, PlanRow], too_large: dict[int, PlanRow]) -> int:
+    """Where to look next, between the largest size that fits and the smallest that does not."""
+    low, high = max(fitting, default=0), min(too_large)
+    if len(too_large) == 1 and not fitting:
+        return max(1, high // 2)
+    sizes = sorted(too_large)[:2]
+    needed = [(size, memory.total) for size in sizes if (memory := too_large[size].memory)]
+    usable = next((row.memory.usable for row in too_large.values() if row.memory), 0)
+    if len(needed) == 2 and needed[0][1] < needed[1][1]:
+        # What fits without XLA's help: the first to confirm, if that is news.
+        guess = math.floor(roofline.straight_line(needed, usable))
+        if low == 0 and guess < high:
+            return max(1, guess)
+        if low == guess and high - low > 2:
+            return low + max(1, low // RESOLUTION)  # for most programs that is the end
+    middle = max(1, (low + high) // 2)
+    return min(middle, low + math.ceil(low / 4)) if low else middle  # XLA's help does not go far
+
+
+def smallest_slice(plan: Planner, config: ConfigDict, generation: str) -> Iterator[PlanRow]:
+    """Rows of the slices of a generation, the smallest first, up to the first that fits.
+
+    Slices whose devices do not divide the batch are rows as well ("refused").
+
+    Args:
+      plan: makes a row.
+      config: as it is.
+      generation: "v3", "h100" or the name of a slice of it.
+    """
+    for topology in slices(generation):
+        row = plan(config, topology)
+        yield row
+        if row.fits:
+            return
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A way to save memory, and what it should cost.
+
+    Attributes:
+      sharding, remat, accumulation_steps: fields of the config.
+      seconds: of a step, expected; only their order counts.
+    """
+
+    sharding: str
+    remat: str
+    accumulation_steps: int
+    seconds: float
+
+    def fields(self) -> dict[str, Any]:
+        """As `with_fields` takes them."""
+        return {
+            "sharding": self.sharding,
+            "model__remat": self.remat,
+            "accumulation_steps": self.accumulation_steps,
+        }
+
+    def flags(self, config: ConfigDict) -> str:
+        """What to type to get from the config to here."""
+        flags = []
+        if self.sharding != config.sharding:
+            flags.append(f"--config.sharding={self.sharding}")
+        if self.remat != (config.model.remat or "none"):
+            flags.append(f"--config.model.remat={self.remat}")
+        if self.accumulation_steps != config.accumulation_steps:
+            flags.append(f"--config.accumulation_steps={self.accumulation_steps}")
+        return " ".join(flags)
+
+
+# Work of a step relative to one without: "full" computes the forward pass a second time, which is a third more;
+# "dots" keeps the results of matrix products and repeats what lies between, which is bound by memory: 1.1 is a guess
+# that only decides what is tried first.
+_REMAT_WORK = {"none": 1.0, "dots": 1.1, "full": 4 / 3}
+
+
+def options(
+    config: ConfigDict, topology: Topology, row: PlanRow, *, shardings: Sequence[str], policies: Sequence[str]
+) -> list[Option]:
+    """Ways to save memory, the fastest first, as far as that can be told without compiling.
+
+    Counted are the arithmetic at the peak rate times what a policy repeats, the traffic of adding up gradients (each
+    part reads the sum and its own gradients, and writes the sum), of the update, and the interconnect.
+
+    Args:
+      config: the config as it is.
+      topology: the slice.
+      row: of the config there; has FLOPs and parameters, but need not fit.
+      shardings: to choose from.
+      policies: of rematerialisation, to choose from.
+    """
+    if row.flops is None or row.num_trained is None:
+        return []
+    chip, share = topology.chip, topology.share_of_chip
+    gradients = 4 * row.num_trained
+    interconnect = topology.interconnect_bandwidth or math.inf
+    found = []
+    steps = config.accumulation_steps
+    while steps <= MOST_ACCUMULATION and config.batch_size % (row.num_devices * steps) == 0:
+        for sharding in shardings:
+            parts = 1 if sharding == "replicated" else row.num_devices
+            for remat in policies:
+                compute = row.flops / row.num_devices / (chip.bf16_flops * share) * _REMAT_WORK[remat]
+                adding = 0 if steps == 1 else 3 * steps * gradients / parts / (chip.hbm_bandwidth * share)
+                updating = 7 * gradients / parts / (chip.hbm_bandwidth * share)  # Adam reads 4 arrays and writes 3
+                passes = 1 if sharding == "replicated" else 0.5 + steps  # bfloat16: all-reduce; or scatter and gathers
+                sending = passes * gradients / interconnect
+                found.append(Option(sharding, remat, steps, compute + adding + updating + sending))
+        steps *= 2
+    return sorted(found, key=lambda option: option.seconds)
+
+
+def policies_of(model: str) -> tuple[str, ...]:
+    """Rematerialisation policies that a model has."""
+    return ("none", "full") if model.startswith("R") and "ViT" not in model else tuple(_REMAT_WORK)
+
+
+def can_scan(model: str) -> bool:
+    """Whether a model has layers that can be scanned: a ViT or a hybrid."""
+    return "+" in model or model.startswith("ViT-")
+
+
+def cheapest_remat(
+    plan: Planner,
+    config: ConfigDict,
+    topology: Topology,
+    row: PlanRow | None = None,
+    *,
+    shardings: Sequence[str] | None = None,
+) -> Iterator[PlanRow]:
+    """Rows of policies of rematerialisation and parts of the batch, the fastest first, up to the first that fits.
+
+    Args:
+      plan: makes a row.
+      config: whose `model.remat` and `accumulation_steps` are to be changed; the steps only upwards.
+      topology: the slice.
+      row: of the config as it is, if that is known; it is not compiled again.
+      shardings: to choose from; None: only the config's.
+    """
+    if row is None:
+        row = plan(with_fields(config, model__remat="none"), topology)
+        yield row
+        if row.fits:
+            return
+        config = with_fields(config, model__remat="none")
+    too_large = [row]
+    for option in options(
+        config, topology, row, shardings=shardings or (row.sharding,), policies=policies_of(row.model)
+    ):
+        if any(_is_hopeless(option, known) for known in too_large):
+            continue
+        tried = plan(with_fields(config, **option.fields()), topology)
+        yield tried
+        if tried.fits:
+            return
+        too_large.append(tried)
+
+
+def _is_hopeless(option: Option, known: PlanRow) -> bool:
+    """Whether an option cannot fit, because it differs from what does not in the parts of the batch alone.
+
+    With so many times the parts it needs no less than the same share of the memory.
+    """
+    if (option.sharding, option.remat) != (known.sharding, known.remat):
+        return False
+    times = option.accumulation_steps / known.accumulation_steps
+    return times <= 1 or (known.memory is not None and known.memory.total / times > known.memory.usable)
+
+
+UNROLL = "--config.model.scan_layers=False"
+_UNROLL_COSTS = "each layer is then compiled by itself, which takes longer; the step computes the same"
+_SCAN_COSTS = (
+    "--config.model.scan_layers=True compiles one layer instead of all, but the loop keeps stacks of all layers: the "
+    "step needs more memory and time"
+)
+
+
+def advise(plan: Planner, config: ConfigDict, topology: Topology, row: PlanRow) -> PlanRow:
+    """Adds to a row what to change: tried, not guessed, where it does not fit; what scanned layers cost or save.
+
+    Args:
+      plan: makes a row.
+      config: the row's.
+      topology: the row's.
+      row: any.
+    """
+    if row.status == "timed out":
+        advice = "raise --timeout_minutes"
+        if not row.scan_layers and can_scan(row.model):
+            advice += f", or: {_SCAN_COSTS}"
+        return dataclasses.replace(row, advice=advice)
+    if row.fits and row.scan_layers:
+        return dataclasses.replace(row, advice=f"scan_layers costs memory and time a step: {UNROLL} saves them")
+    if not row.status.startswith("does not fit"):
+        return row
+    known, unroll = row, ""
+    if row.scan_layers:
+        unrolled_config = with_fields(config, model__scan_layers=False)
+        unrolled = plan(unrolled_config, topology)
+        if unrolled.fits:
+            return dataclasses.replace(row, advice=f"{UNROLL} fits: {_UNROLL_COSTS}")
+        if unrolled.status.startswith("does not fit"):
+            known, config, unroll = unrolled, unrolled_config, f"{UNROLL} "
+    shardings = [row.sharding, *([] if row.num_devices == 1 or row.sharding != "replicated" else ["fsdp"])]
+    for tried in cheapest_remat(plan, config, topology, known, shardings=shardings):
+        if tried.fits:
+            option = Option(tried.sharding, tried.remat, tried.accumulation_steps, 0.0)
+            return dataclasses.replace(row, advice=f"{unroll}{option.flags(config)} fits")
+    tried_fields = "scan_layers, sharding" if unroll else "sharding"
+    advice = f"no {tried_fields}, remat policy or accumulation that was tried fits: a smaller batch or a larger slice"
+    return dataclasses.replace(row, advice=advice)
+
+
+def rows_for(
+    plan: TwoWayPlanner,
+    config: ConfigDict,
+    name: str,
+    *,
+    search: str = "none",
+    num_devices: int | None = None,
+    advice: bool = True,
+) -> Iterator[PlanRow]:
+    """The rows that the command prints of one name: of a topology, or of a search on it.
+
+    A search compiles only as far as memory goes; what it finds is planned again, to the end and with the run's own
+    length.
+
+    Args:
+      plan: makes a row; has to use `num_devices` too.
+      config: as it is.
+      name: of a slice; for "slice" of a generation.
+      search: "none", "batch", "slice" or "remat".
+      num_devices: how many of the devices take part; None: all.
+      advice: without a search, whether to try what would make a row fit that does not.
+    """
+    probe = functools.partial(plan, memory_only=True)
+    found: Iterable[PlanRow]
+    if search == "none":
+        topology = find_topology(name)
+        row = plan(config, topology)
+        yield advise(probe, config, topology, row) if advice and topology.compiler_name else row
+        return
+    if search == "slice":
+        found = smallest_slice(probe, config, name)
+    elif search == "remat":
+        found = cheapest_remat(probe, config, find_topology(name))
+    else:
+        found = [largest_batch(probe, config, find_topology(name), num_devices=num_devices)]
+    for row in found:
+        if not row.fits:
+            yield row
+            continue
+        fields = {"batch_size": row.batch_size, "model__remat": row.remat, "accumulation_steps": row.accumulation_steps}
+        if row.batch_size != config.batch_size:
+            fields["eval_batch_size"] = None
+        confirmed = plan(with_fields(config, **fields), find_topology(row.topology))
+        if confirmed.status == "refused":  # the run may be too short for a larger batch: that says nothing of memory
+            confirmed = dataclasses.replace(row, message=confirmed.message)
+        yield confirmed

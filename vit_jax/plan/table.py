@@ -1,0 +1,174 @@
+"""A plan as text for the terminal."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from vit_jax.plan.hlo import total_bytes
+from vit_jax.plan.plan_row import GIB, PlanRow, first_line
+
+_MISSING = "-"
+
+
+def _number(value: float | None, form: str) -> str:
+    return _MISSING if value is None else format(value, form)
+
+
+def _gib(num_bytes: float | None) -> str:
+    return _MISSING if num_bytes is None else f"{num_bytes / GIB:.2f}"
+
+
+def _seconds(value: float | None) -> str:
+    return _MISSING if value is None else f"{value:.4f}" if value < 0.1 else f"{value:.3f}"
+
+
+def _short(value: float | None) -> str:
+    """Three digits and a unit: 68.3, 683, 2.5k."""
+    if value is None:
+        return _MISSING
+    return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _in_all(row: PlanRow) -> str:
+    return f"{row.memory.total / GIB:.2f} / {row.memory.usable / GIB:.2f}" if row.memory else _MISSING
+
+
+def _fits(row: PlanRow) -> str:
+    return {
+        "fits": "yes",
+        "fits by formula": "yes*",
+        "does not fit": "no",
+        "does not fit by formula": "no*",
+    }.get(row.status, row.status)
+
+
+_COLUMNS: tuple[tuple[str, Callable[[PlanRow], str]], ...] = (
+    ("topology", lambda row: row.topology),
+    ("cores", lambda row: str(row.num_cores)),
+    ("batch", lambda row: f"{row.batch_size:,}"),
+    ("sharding", lambda row: row.sharding),
+    ("remat", lambda row: row.remat),
+    ("parts", lambda row: str(row.accumulation_steps)),
+    ("fits", _fits),
+    ("arguments", lambda row: _gib(row.memory.arguments if row.memory else None)),
+    ("temporaries", lambda row: _gib(row.memory.temporaries if row.memory else None)),
+    ("in all / usable", _in_all),
+    ("compiler", lambda row: _seconds(row.compiler_seconds)),
+    ("+ network", lambda row: _seconds(row.interconnect_seconds)),
+    ("estimate", lambda row: _MISSING if row.step_seconds is None else row.estimate or _MISSING),
+    ("roofline", lambda row: _seconds(row.roofline.seconds if row.roofline else None)),
+    ("images/s", lambda row: _number(row.images_per_second, ",.0f")),
+    ("steps", lambda row: _number(None if row.days is None else row.num_steps, ",")),
+    ("days", lambda row: _short(row.days)),
+    ("core-days", lambda row: _short(row.core_days)),
+    ("as v3", lambda row: _short(row.tpuv3_core_days)),
+    ("paper", lambda row: _short(row.paper_core_days)),
+    ("price", lambda row: _number(row.price, ",.0f")),
+)
+_ALWAYS = ("topology", "cores", "batch", "fits", "in all / usable")
+
+
+def format_table(rows: Sequence[PlanRow]) -> str:
+    """One line a row; columns in which no row has anything, or nothing worth saying, are left out."""
+    columns = []
+    for heading, cell in _COLUMNS:
+        cells = [cell(row) for row in rows]
+        boring = {"sharding": "replicated", "remat": "none", "parts": "1"}.get(heading, _MISSING)
+        if heading in _ALWAYS or any(each != boring for each in cells):
+            columns.append((heading, cells))
+    lines = []
+    widths = [max(len(heading), *map(len, cells)) for heading, cells in columns]
+    for index in range(-1, len(rows)):
+        cells = [heading if index < 0 else cells[index] for heading, cells in columns]
+        lines.append(
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            ).rstrip()
+        )
+    return "\n".join(lines)
+
+
+def format_notes(rows: Sequence[PlanRow]) -> str:
+    """What a table has no room for: FLOPs and collectives of each row, what was wrong, and what to change."""
+    return "\n".join(f"{row.topology}, batch {row.batch_size:,}: {_note(row)}" for row in rows)
+
+
+def _note(row: PlanRow) -> str:
+    return _what_is_wrong(row) if row.message and not row.fits else "; ".join([*_remarks(row), *_details(row)])
+
+
+def _what_is_wrong(row: PlanRow) -> str:
+    note = first_line(row.message or "") if row.status == "failed" else row.message or ""
+    if row.not_compiled:
+        note = f"{note} (by formula, because {row.not_compiled})"
+    if row.advice is not None:
+        note = f"{note}; {row.advice}"
+    return f"does not fit: {note}" if row.status.startswith("does not fit") else note
+
+
+def _remarks(row: PlanRow) -> Iterator[str]:
+    """What to know before the numbers of a row that fits are used."""
+    if row.message:
+        yield f"fits, but the run is refused: {row.message}"
+    if row.not_compiled:
+        yield f"by formula, because {row.not_compiled}"
+    if row.no_estimate:
+        yield f"no time: {row.no_estimate}"
+    if row.estimate == "roofline":
+        yield "the compiler's cycles come to less than the roofline, which takes their place"
+    if row.advice:
+        yield row.advice
+
+
+def _details(row: PlanRow) -> Iterator[str]:
+    """FLOPs, exchanges and the like."""
+    if row.flops:
+        tera = row.flops / 1e12
+        flops = f"{format(tera, ',.0f' if tera >= 10 else '.3g')} TFLOP a step by formula"
+        if row.compiler_flops:
+            flops += f", {100 * (row.compiler_flops / row.flops - 1):+.2f} % by the compiler"
+        yield flops
+    for kind, sizes in total_bytes(row.collectives).items():
+        dtypes = ", ".join(
+            f"{num_bytes / 1e6:,.1f} MB {dtype}" for dtype, num_bytes in sizes.items() if dtype != "count"
+        )
+        yield f"{sizes['count']} {kind} ({dtypes})"
+    if row.dcn_bandwidth:
+        yield f"between slices {row.dcn_bandwidth * 8 / 1e9:g} Gbit/s a {'GPU' if row.device == 'GPU' else 'chip'}"
+    if row.unknown_loops:
+        yield f"{row.unknown_loops} loops counted once"
+    if row.roofline:
+        yield f"roofline: {row.roofline.limit}"
+    if row.compile_seconds:
+        yield f"compiled in {row.compile_seconds:.0f} s ({row.cpu_seconds:.0f} s of CPU)"
+
+
+LEGEND = """\
+Memory in GiB on each JAX device (v2, v3, TPU7x: a core; v4, v5p: a chip of two cores; v5e, v6e: a chip of one core).
+Seconds of a step: "compiler" is its work and "+ network" the collectives that nothing overlaps, by formula. "estimate":
+"cycles" are the compiler's for each operation, over the clock; "roofline" stands for less than that; "formula" see
+below. "roofline": this program cannot be faster. Images/s and days are of the sum of "compiler" and "+ network",
+without input, evaluation and checkpoints. "as v3": core-days of TPU v3 with the same peak; "paper": what table 2
+reports, in the same unit."""
+FORMULA_LEGEND = """\
+* by formula, without a compiler: memory is an upper bound, before fusion; time assumes 40 % of the peak, and NVLink
+between the GPUs of a machine."""
+SLICES_LEGEND = """\
+Several slices, or machines with GPUs, are joined by the data-centre network: "+ network" takes it at the full rate of
+the data sheet, or of --dcn_gigabits, with nothing overlapped."""
+
+
+def format_plan(rows: Sequence[PlanRow]) -> str:
+    """The whole plan: table, notes and legend."""
+    parts = [format_table(rows), format_notes(rows), LEGEND]
+    if any(row.status.endswith("by formula") for row in rows):
+        parts.append(FORMULA_LEGEND)
+    if any(row.num_slices > 1 for row in rows):
+        parts.append(SLICES_LEGEND)
+    versions = {
+        f"JAX {row.versions['jax']}" + (f", libtpu {row.versions['libtpu']}" if row.versions.get("libtpu") else "")
+        for row in rows
+        if row.versions
+    }
+    if versions:
+        parts.append(f"For {'; '.join(sorted(versions))}: another version may need more or less.")
+    return "\n\n".join(parts)

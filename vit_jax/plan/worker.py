@@ -1,0 +1,287 @@
+"""Compiles one step for one topology: a process of its own, so that nothing it does can harm the table.
+
+    python -m vit_jax.plan.worker request.json answer.json
+
+The request is what `compiling.compile_step` writes: the config, the topology, how many of its devices, and the task.
+The answer is a dictionary of plain numbers, or says what was wrong.
+"""
+
+import collections
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+from ml_collections import ConfigDict
+
+from vit_jax import sharding
+from vit_jax.config import base_config
+from vit_jax.costs.flops import forward_flops, train_step_flops
+from vit_jax.errors import UserError
+from vit_jax.experiment import build as experiments
+from vit_jax.experiment.build import Experiment
+from vit_jax.optimizers import merge_parameters
+from vit_jax.plan import hlo
+from vit_jax.train_step import normalize_images
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
+_OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMGTP]?)i?B?\) exceeds available HBM \(([\d.]+)([KMGTP]?)i?B?\)")
+_OUT_OF_MEMORY_OLD = re.compile(r"Used ([\d.]+)([KMGTP]?)i?B? of ([\d.]+)([KMGTP]?)i?B? hbm")
+
+
+def parse_out_of_memory(message: str) -> tuple[int, int] | None:
+    """Bytes a device that a program needs and that there are, from the compiler's message; None if it is another."""
+    match = _OUT_OF_MEMORY.search(message) or _OUT_OF_MEMORY_OLD.search(message)
+    if not match:
+        return None
+    needed, unit, available, available_unit = match.groups()
+    return round(float(needed) * _UNITS[unit]), round(float(available) * _UNITS[available_unit])
+
+
+def restore_config(fields: dict[str, Any]) -> ConfigDict:
+    """A config from its JSON, in which tuples have become lists."""
+
+    def fill(config: ConfigDict, fields: dict[str, Any]) -> None:
+        for name, value in fields.items():
+            if isinstance(value, dict):
+                fill(config[name], value)
+            elif isinstance(value, list):
+                config[name] = tuple(tuple(each) if isinstance(each, list) else each for each in value)
+            else:
+                with config.ignore_type():
+                    config[name] = value
+
+    config = base_config()
+    fill(config, fields)
+    return config
+
+
+class CannotCompileError(Exception):
+    """This version of libtpu, or of JAX, does not compile for a topology."""
+
+
+# What JAX says of programs of a libtpu that is much younger: it cannot read them.
+_UNREADABLE = "RET_CHECK failure (external/xla/xla/hlo/ir"
+
+
+def topology_devices(name: str, options: dict[str, Any]) -> list[jax.Device]:
+    """Describes the devices of TPU slices that are not here.
+
+    Raises:
+      CannotCompileError: libtpu does not know them.
+    """
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(topology_name=name, platform="tpu", **options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise CannotCompileError(f"it does not know the topology: {error}") from error
+
+
+def usable_memory(device: jax.Device) -> int | None:
+    """Bytes that a program may use on a TPU: what the compiler says when it is given one that cannot fit."""
+    too_large = jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32, sharding=SingleDeviceSharding(device))
+    try:
+        jax.jit(lambda array: array * 2).lower(too_large).compile()
+    except jax.errors.JaxRuntimeError as error:
+        parsed = parse_out_of_memory(str(error))
+        return parsed[1] if parsed else None
+    return None
+
+
+def lower(config: ConfigDict, experiment: Experiment, task: str) -> jax.stages.Lowered:
+    """The step that trains, or the forward pass of the same model, from shapes only."""
+    if task == "train":
+        step = experiments.make_step(config, experiment)
+        return step.lower(experiment.abstract_state, experiment.abstract_batch)
+
+    def infer(params: Any, images: jax.Array) -> jax.Array:
+        return experiment.model.apply({"params": params}, normalize_images(images), train=False)[0]
+
+    replicated = sharding.replicated(experiment.mesh)
+    outputs = sharding.batch_sharding(experiment.mesh)
+    params = sharding.with_sharding(
+        experiment.abstract_state.params, jax.tree.map(lambda _: replicated, experiment.abstract_state.params)
+    )
+    infer = sharding.within(experiment.mesh, infer)
+    return jax.jit(infer, out_shardings=outputs).lower(params, experiment.abstract_batch["image"])
+
+
+def facts(config: ConfigDict, experiment: Experiment, task: str) -> dict[str, Any]:
+    """What is known before anything is compiled."""
+    params, size = experiment.abstract_state.params, config.data.image_size
+    flops = least = forward_flops(experiment.model, size)
+    if task == "train":
+        flops = experiment.train_flops
+        # The count for all parameters has the gradient of the pixels, which is not computed.
+        least = train_step_flops(experiment.model, size, experiment.is_trained or (lambda name: True))
+    return {
+        "num_steps": experiment.num_steps,
+        "num_train_images": experiment.num_train_images,
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "parameter_bytes": sharding.total_bytes(params),
+        "gradient_bytes": sharding.total_bytes(experiment.select(params)),
+        "versions": versions(),
+        "flops": flops * config.batch_size,
+        "least_flops": least * config.batch_size,
+        "remat": getattr(experiment.model, "remat", None),
+        "scan_layers": getattr(experiment.model, "scan_layers", False),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """The versions that a plan speaks for: of JAX, and of libtpu if it is installed."""
+    try:
+        libtpu = importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        libtpu = None
+    return {"jax": jax.__version__, "libtpu": libtpu}
+
+
+def compile_for_tpu(request: dict[str, Any], known_path: pathlib.Path) -> dict[str, Any]:
+    """Compiles for a TPU topology and measures the result; writes what is known before it compiles."""
+    config = restore_config(request["config"])
+    devices = topology_devices(request["topology"], request["topology_options"])[: request["num_devices"]]
+    experiment = experiments.build(config, allow_missing_data=True, devices=devices)
+    answer = {"usable": usable_memory(devices[0])} | facts(config, experiment, request["task"])
+    _write(known_path, answer)
+    start = time.perf_counter()
+    lowered = lower(config, experiment, request["task"])
+    lowered_at = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        message = str(error)
+        if _UNREADABLE in message:
+            raise CannotCompileError(f"JAX {jax.__version__} cannot read its program") from error
+        if "RESOURCE_EXHAUSTED" not in message:
+            raise
+        needed, usable = parse_out_of_memory(message) or (None, answer["usable"])
+        return answer | {"status": "does not fit", "needed": needed, "usable": usable, "message": message}
+    compiled_at = time.perf_counter()
+    try:
+        text = compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError as error:
+        raise CannotCompileError(f"JAX {jax.__version__} cannot read its program") from error
+    memory, costs, program = compiled.memory_analysis(), compiled.cost_analysis() or {}, hlo.parse(text)
+    if memory is None:
+        raise RuntimeError("the compiler does not tell how much memory the program needs")
+    return answer | {
+        "status": "fits",
+        "lower_seconds": lowered_at - start,
+        "compile_seconds": compiled_at - lowered_at,
+        "cpu_seconds": time.process_time(),
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+        "compiler_flops": costs.get("flops"),
+        "optimal_seconds": costs.get("optimal_seconds"),
+        "program": dataclasses.asdict(program),
+    }
+
+
+def estimate_by_formula(request: dict[str, Any]) -> dict[str, Any]:
+    """What a step needs on devices for which nothing compiles here: by shapes and shardings alone.
+
+    Temporaries are the gradients and what the backward pass of the model finds of the forward pass, as JAX keeps it
+    before any compiler has fused or freed a thing.
+    """
+    config = restore_config(request["config"])
+    devices = jax.devices("cpu")[: request["num_devices"]]
+    experiment = experiments.build(config, allow_missing_data=True, devices=devices)
+    state, batch, mesh = experiment.abstract_state, experiment.abstract_batch, experiment.mesh
+    model_axis, per_slice = mesh.shape[sharding.MODEL_AXIS], request["num_devices"] // request.get("num_slices", 1)
+    if per_slice % model_axis:
+        raise UserError(f"mesh.model {model_axis} does not divide the {per_slice} devices of a slice.")
+    rows = config.batch_size // config.accumulation_steps // mesh.shape[sharding.DATA_AXIS]
+    size = config.data.image_size
+
+    def keep(params: Any, images: jax.Array) -> Any:
+        def apply(trained: Any) -> jax.Array:
+            variables, rngs = {"params": merge_parameters(params, trained)}, {"dropout": jax.random.key(0)}
+            return experiment.model.apply(variables, normalize_images(images), train=True, rngs=rngs)[0]
+
+        return jax.vjp(apply, experiment.select(params))[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(keep, state.params, jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)))
+    return facts(config, experiment, "train") | {
+        "status": "formula",
+        "arguments": sharding.bytes_per_device(state) + sharding.bytes_per_device(batch),
+        "temporaries": sharding.bytes_per_device(experiment.select(state.params))
+        + _bytes_beside(kept, jax.tree.leaves(state.params)),
+    }
+
+
+def _bytes_beside(kept: Sequence[Any], params: Sequence[Any]) -> int:
+    """Bytes of all arrays but the parameters, which are among what the backward pass needs."""
+    counts = collections.Counter((leaf.shape, leaf.dtype) for leaf in params)
+    total = 0
+    for leaf in kept:
+        if counts[leaf.shape, leaf.dtype] > 0:
+            counts[leaf.shape, leaf.dtype] -= 1
+        else:
+            total += leaf.size * leaf.dtype.itemsize if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else 0
+    return total
+
+
+def _write(path: pathlib.Path, answer: dict[str, Any]) -> None:
+    """Writes an answer, whole or not at all: the worker may be ended, or read, at any moment."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(answer))
+    temporary.replace(path)
+
+
+def end_with(parent: int, folder: pathlib.Path, seconds: float = 1.0) -> None:
+    """Starts a thread that ends this process when the one that asked is gone, even if it had no time to say so.
+
+    Args:
+      parent: process that started this one.
+      folder: its temporary folder, deleted then.
+      seconds: between two looks.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(seconds)
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
+def main(request_path: str, answer_path: str) -> None:
+    """Reads a request and writes the answer."""
+    logging.disable(logging.WARNING)  # that the data set is missing is no news in a plan
+    request = json.loads(pathlib.Path(request_path).read_text())
+    if request.get("parent") is not None:
+        end_with(request["parent"], pathlib.Path(request_path).parent)
+    try:
+        if request["topology"] is None:
+            answer = estimate_by_formula(request)
+        else:
+            answer = compile_for_tpu(request, pathlib.Path(answer_path).with_suffix(".known"))
+    except UserError as error:
+        answer = {"status": "refused", "message": str(error)}
+    except CannotCompileError as error:
+        answer = {"status": "not compiled", "message": f"libtpu {versions()['libtpu']} does not compile it: {error}"}
+    except Exception as error:  # a row of the table, whatever it is
+        answer = {"status": "failed", "message": f"{type(error).__name__}: {error}"}
+    _write(pathlib.Path(answer_path), answer)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,92 @@
+r"""Sets what runs reached beside what the paper published.
+
+    python -m vit_jax.report runs/ sweeps/                  # prints tables
+    python -m vit_jax.report runs/ sweeps/ --out=report/    # writes them too, and pictures
+
+Finds runs, evaluations (--mode=eval) and sweeps in the folders and below. Prints a line for each setting that has a
+result, then the paper's tables 2, 5, 6, 8 and 9 as far as there is something of ours for them, then all that was found.
+A table has the paper's number, ours (mean and standard deviation over seeds) and the difference; notes below it say
+what was done in another way than in the paper. Folders that tell nothing are listed with the reason.
+
+--out writes report.md, a CSV file for each table, and figures 3, 4 and 5 as PNG. docs/report.md shows how it looks.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from vit_jax.errors import UserError
+from vit_jax.flags import report as report_error
+from vit_jax.report import figures
+from vit_jax.report.listings import results_table, runs_table
+from vit_jax.report.markdown import Listing, Table
+from vit_jax.report.paper_tables import paper_tables
+from vit_jax.report.pretrained import pre_trained_models
+from vit_jax.report.run_results import Found, find
+from vit_jax.run.workdir import AnyPath, is_remote, parse, write_atomically
+
+
+def make_report(found: Found, out: AnyPath | None = None, *, show_all: bool = False) -> str:
+    """The report as markdown.
+
+    Args:
+      found: from `vit_jax.report.run_results.find`.
+      out: folder for `report.md`, CSV files and pictures; None: nothing is written.
+      show_all: also the paper's tables and pictures that have nothing of ours.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    models = pre_trained_models(found.records)
+    tables: list[Table | Listing] = [results_table(found.records)]
+    tables += [table for table in paper_tables(found.records, models) if table.has_ours or show_all]
+    tables.append(runs_table(found.records))
+    sections = [table.to_markdown() for table in tables if table.rows]
+    if found.left_out:
+        sections.append("\n".join(["## Left out", "", *(f"- {line}" for line in found.left_out), ""]))
+    if out is not None:
+        try:
+            if not is_remote(out):
+                out.mkdir(parents=True, exist_ok=True)
+            for table in tables:
+                write_atomically(out / f"{table.name}.csv", table.to_csv())
+            pictures = figures.draw_all(found.records, models, show_all=show_all)
+            for name, (title, png) in pictures.items():
+                write_atomically(out / f"{name}.png", png)
+                sections.append(f"## {title}\n\n![{title}]({name}.png)\n\nNotes on our numbers are below the tables.\n")
+            write_atomically(out / "report.md", "\n".join(["# Report", "", *sections]))
+        except OSError as error:
+            raise UserError(f"cannot write to {out}: {error.strerror or error}. Choose another --out.") from error
+    return "\n".join(sections)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vit_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="workdirs of runs or sweeps, or folders of them")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write report.md, CSV files and pictures")
+    parser.add_argument("--all", action="store_true", help="also the paper's tables that have nothing of ours")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    args = make_parser().parse_args(arguments)
+    try:
+        out = parse(args.out) if args.out else None
+        print(make_report(find(args.workdirs), out, show_all=args.all))
+        if out is not None:
+            print(f"Written to {out}: report.md, and each table and picture as a file.")
+        sys.stdout.flush()
+    except BrokenPipeError:  # such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (UserError, OSError) as error:
+        return report_error(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""The paper's figures 3, 4 and 5 with ours in them.
+
+The paper gives its figures as curves alone; drawn here is what its tables say, and nothing is read off a picture.
+"""
+
+import io
+import itertools
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from vit_jax.paper import related, tables
+from vit_jax.report.markdown import Cell
+from vit_jax.report.names import kind_of
+from vit_jax.report.paper_tables import FIVE_SHOT, TABLE_8_MODEL, table_5
+from vit_jax.report.pretrained import AVERAGE_OF, IMAGENET, PreTrained, average_of_five, ours_on
+from vit_jax.report.result import Record
+from vit_jax.report.seeds import Ours, group
+from vit_jax.weights import get_checkpoint
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_DATA = ("ImageNet", "ImageNet-21k", "JFT-300M")
+_COLORS = {
+    "ViT-B/32": "C0",
+    "ViT-B/16": "C1",
+    "ViT-L/32": "C2",
+    "ViT-L/16": "C3",
+    "ViT-H/14": "C4",
+}
+_OTHER_COLORS = ("C5", "C6", "C8", "C9", "C7")
+_OTHER_MARKERS = ("*", "P", "X", "^", "v")
+_ALIGNMENT: "dict[int, Literal['left', 'center', 'right']]" = {1: "left", 0: "center", -1: "right"}
+_KINDS = {"ViT": ("o", "C0"), "BiT": ("s", "0.45"), "hybrid": ("D", "C1")}
+# The smallest and the largest BiT that tables give for ImageNet: after ImageNet-21k that of the README of
+# google-research/big_transfer and that of BiT's table 1, after JFT-300M those of the paper's tables 6 and 2. There are
+# none after ImageNet.
+_SMALLEST_BIT, _LARGEST_BIT = "R50x1", "R152x4"
+
+
+# Characters across a picture 9 inches wide: of names at the axis, and of a legend.
+_ROOM_FOR_DATA, _ROOM_FOR_LEGEND = 60, 140
+
+
+def draw_all(
+    records: Sequence[Record], models: Sequence[PreTrained], *, show_all: bool = False
+) -> dict[str, tuple[str, bytes]]:
+    """Draws the figures that have something of ours, or all that have anything.
+
+    Returns:
+      Title and PNG by name.
+    """
+    figures: dict[str, tuple[str, bytes]] = {}
+    for name, title, figure in (
+        ("figure_3", "Figure 3: transfer to ImageNet against the pre-training data", figure_3(models, show_all)),
+        ("figure_4", "Figure 4: few-shot ImageNet against the number of pre-training images", figure_4(records)),
+        ("figure_5", "Figure 5: transfer against pre-training compute", figure_5(models, show_all)),
+    ):
+        if figure is not None:
+            picture = io.BytesIO()
+            figure.savefig(picture, format="png", dpi=120)
+            figures[name] = (title, picture.getvalue())
+    return figures
+
+
+def bit_area() -> dict[str, tuple[float, float]]:
+    """ImageNet top-1 of the smallest and of the largest BiT, by pre-training data, in percent."""
+    of_21k = (get_checkpoint(f"bit_m_{_SMALLEST_BIT.lower()}").published_accuracy or {})["imagenet2012"]
+    (smallest,) = (row.imagenet for row in tables.TABLE_6 if row.model == _SMALLEST_BIT)
+    return {
+        "ImageNet-21k": (of_21k, related.BIT_M_IMAGENET[_LARGEST_BIT]),
+        "JFT-300M": (smallest, tables.TABLE_2[_LARGEST_BIT, "JFT-300M"][IMAGENET].mean),
+    }
+
+
+def figure_3(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | None":
+    """ImageNet after fine-tuning, by what was pre-trained on: table 5's row. BiT is an area, as in the paper."""
+    table = table_5(models)
+    cells = {(data, name): cell for ((data, task), name), cell in table.cells.items() if task == IMAGENET}
+    if not any(cell.ours for cell in cells.values()) and not show_all:
+        return None
+    figure, (axes,) = _figure(1, (9, 5.2))
+    data = list(dict.fromkeys([*_DATA, *(each for each, _ in cells)]))
+    bit = bit_area()
+    axes.fill_between(
+        [data.index(each) for each in bit],
+        [low for low, _ in bit.values()],
+        [high for _, high in bit.values()],
+        color="0.9",
+        label=f"BiT, {_SMALLEST_BIT} to {_LARGEST_BIT}",
+    )
+    for name in tables.TABLE_5_MODELS:
+        points = [
+            (data.index(each), cell.paper.mean) for (each, of), cell in cells.items() if of == name and cell.paper
+        ]
+        axes.plot(*zip(*points, strict=True), "o-", color=_COLORS[name], ms=5, alpha=0.6, label=f"{name}, table 5")
+    names = [name for name in table.columns if any(cells.get((each, name), Cell()).ours for each in data)]
+    styles = _styles_of(names)
+    step = min(0.08, 0.6 / max(1, len(names)))
+    taken = dict.fromkeys(data, 0)
+    for name in names:
+        own = []
+        for each in data:
+            if ours := cells.get((each, name), Cell()).ours:
+                taken[each] += 1  # beside the paper's points, and beside each other
+                own.append((data.index(each) + step * taken[each], ours))
+        _stars(axes, own, *styles[name], label=f"{name}, ours")
+    is_long = sum(map(len, data)) > _ROOM_FOR_DATA
+    axes.set_xticks(range(len(data)), data, rotation=12 if is_long else 0, ha="right" if is_long else "center")
+    axes.set_xlim(-0.2, len(data) - 0.8 + step * max(taken.values()))
+    axes.set(xlabel="pre-trained on", ylabel="ImageNet top-1 after fine-tuning, %")
+    _legend_below(figure, axes)
+    return figure
+
+
+def figure_4(records: Sequence[Record]) -> "Figure | None":
+    """Linear 5-shot accuracy on ImageNet by the number of images in the pre-training set.
+
+    The paper has curves alone; its table 8 gives one model's number, without how many images that saw.
+    """
+    points: dict[str, list[tuple[float, Ours]]] = {}
+    for result in group(record for record in records if FIVE_SHOT in record.results):
+        origin, ours = result.first.origin, result.ours(FIVE_SHOT)
+        if origin.num_images is not None and ours is not None:
+            points.setdefault(result.first.model, []).append((origin.num_images, ours))
+    if not points:
+        return None
+    figure, (axes,) = _figure(1, (9, 4.6))
+    published = 100 * tables.TABLE_8["learned_1d", "stem"]
+    axes.axhline(published, color="0.5", linestyle=":", label=f"{TABLE_8_MODEL}, table 8")
+    styles = _styles_of(sorted(points))
+    for model, each in sorted(points.items()):
+        each.sort(key=lambda point: point[0])
+        _stars(axes, each, *styles[model], label=f"{model}, ours", line="-")
+    axes.set_xscale("log")
+    images = [images for each in points.values() for images, _ in each]
+    axes.set_xlim(min([*images, 1e6]) / 1.5, max([*images, 3e8]) * 1.5)
+    axes.set(xlabel="images in the pre-training set", ylabel="linear 5-shot ImageNet top-1, %")
+    _legend_below(figure, axes)
+    return figure
+
+
+def figure_5(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | None":
+    """The mean over five tasks, and ImageNet, by the exaFLOPs of pre-training."""
+    known = [model for model in models if model.origin.exaflops]
+    mean_of_five = f"mean of {', '.join(AVERAGE_OF[:-1])} and {AVERAGE_OF[-1]}"
+    panels = {mean_of_five: AVERAGE_OF, IMAGENET: (IMAGENET,)}
+    ours = [
+        [(model, score) for model in known if (score := average_of_five(model))],
+        [(model, score) for model in known if (score := ours_on(model, IMAGENET))],
+    ]
+    if not any(ours) and not show_all:
+        return None
+    figure, all_axes = _figure(2, (14, 6.4))
+    for axes, (title, tasks), stars in zip(all_axes, panels.items(), ours, strict=True):
+        theirs = {row: statistics.fmean(row.scores[task] for task in tasks) for row in tables.TABLE_6}
+        axes.set_xscale("log")
+        axes.margins(x=0.12, y=0.08)
+        labels: list[tuple[float, float, str, str]] = []
+        for kind, (marker, color) in _KINDS.items():
+            rows = [row for row in tables.TABLE_6 if kind_of(row.model) == kind]
+            points = [(row.exaflops, theirs[row]) for row in rows]
+            axes.plot(*zip(*points, strict=True), marker, color=color, ms=6, label=f"{kind}, table 6")
+            labels += [(*point, row.model, color) for point, row in zip(points, rows, strict=True)]
+        for model, score in stars:
+            exaflops = model.origin.exaflops or 0.0
+            color = _KINDS[kind_of(model.model)][1]
+            _stars(axes, [(exaflops, score)], color)
+            row = next((row for row in tables.TABLE_6 if _is_row_of(model, row)), None)
+            if row is None:
+                labels.append((exaflops, score.mean, f"{model.model}, {model.data}", "black"))
+            else:  # its name is there
+                axes.plot([row.exaflops, exaflops], [theirs[row], score.mean], color=color, linewidth=0.8)
+        if stars:
+            _stars(axes, [], "white", label="ours")
+        axes.set(xlabel="exaFLOPs of pre-training", ylabel="top-1 after fine-tuning, %", title=title)
+        axes.legend(fontsize=8, loc="lower right")
+        _write_beside(figure, axes, labels)
+    return figure
+
+
+def _is_row_of(model: PreTrained, row: tables.JftScaling) -> bool:
+    """Whether a model of ours is one of table 6."""
+    exaflops = model.origin.exaflops or 0.0
+    return (model.model, model.data) == (row.model, "JFT-300M") and abs(exaflops / row.exaflops - 1) <= 0.15
+
+
+def _write_beside(figure: "Figure", axes: "Axes", labels: Sequence[tuple[float, float, str, str]]) -> None:
+    """Writes the names of points where they cover each other and other points the least.
+
+    Args:
+      figure: all of it, with its limits settled.
+      axes: to write into.
+      labels: x, y, text and color of each.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    legend = axes.get_legend()
+    taken = [] if legend is None else [legend.get_window_extent()]
+    for line in axes.lines:
+        size = (line.get_markersize() + 2) * figure.dpi / 72
+        for x, y in axes.transData.transform(line.get_xydata()):
+            taken.append(Bbox.from_bounds(x - size / 2, y - size / 2, size, size))
+    frame = axes.get_window_extent()
+
+    def covered(box: Bbox) -> float:
+        inside = Bbox.intersection(box, frame)
+        outside = box.width * box.height - (inside.width * inside.height if inside else 0.0)
+        hits = [hit for other in taken if (hit := Bbox.intersection(box, other))]
+        return 10 * outside + sum(hit.width * hit.height for hit in hits)
+
+    for x, y, text, color in labels:
+        note = axes.annotate(
+            text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=7, color=color, va="center", ha="left"
+        )
+        note.set_in_layout(False)  # or the axes would move away from under what was settled
+        here = note.get_window_extent(canvas.get_renderer())
+        scale = figure.dpi / 72  # pixels a point
+        ranked = []
+        for distance in (6, 13, 22, 32, 44):
+            for across, up in ((1, 0), (-1, 0), (1, 0.7), (-1, 0.7), (1, -0.7), (-1, -0.7), (0, 1), (0, -1)):
+                offset = (round(across * distance), round(up * distance))
+                begins = {1: 0.0, 0: here.width / 2, -1: here.width}[across]  # left of where the offset leads
+                box = here.translated(offset[0] * scale - begins, offset[1] * scale)
+                ranked.append((covered(box) + distance / 10, offset, across, box))
+        _, offset, across, box = min(ranked, key=lambda each: each[0])
+        note.set_position(offset)
+        note.set_horizontalalignment(_ALIGNMENT[across])
+        if max(map(abs, offset)) > 15:
+            arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.4}
+            axes.annotate("", (x, y), xytext=offset, textcoords="offset points", arrowprops=arrow)
+        taken.append(box)
+
+
+def _figure(panels: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    all_axes = figure.subplots(1, panels, squeeze=False)[0]
+    for axes in all_axes:
+        axes.grid(alpha=0.3)
+    return figure, list(all_axes)
+
+
+def _legend_below(figure: "Figure", axes: "Axes") -> None:
+    """A legend in as many columns as its texts leave room for, below a picture that grows by its height."""
+    texts = axes.get_legend_handles_labels()[1]
+    columns = max(1, min(4, _ROOM_FOR_LEGEND // (max(map(len, texts)) + 10)))
+    figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(texts) // columns))
+    figure.legend(fontsize=8, loc="outside lower center", ncols=columns)
+
+
+def _styles_of(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Color and marker of each model: those of table 5 have the color of theirs."""
+    others = itertools.cycle((color, marker) for marker in _OTHER_MARKERS for color in _OTHER_COLORS)
+    return {name: (_COLORS[name], "*") if name in _COLORS else next(others) for name in names}
+
+
+def _stars(
+    axes: "Axes",
+    points: Sequence[tuple[float, Ours]],
+    color: str,
+    marker: str = "*",
+    *,
+    label: str | None = None,
+    line: str = "",
+) -> None:
+    """Numbers of ours, with their standard deviations."""
+    axes.errorbar(
+        [x for x, _ in points],
+        [ours.mean for _, ours in points],
+        [ours.std or 0.0 for _, ours in points],
+        fmt=f"{marker}{line}",
+        ms=12 if marker == "*" else 8,
+        capsize=3,
+        color=color,
+        ecolor="0.3",
+        markeredgecolor="black",
+        markeredgewidth=0.7,
+        label=label,
+        zorder=5,
+    )

@@ -1,0 +1,1 @@
+"""What one run writes: its workdir, metrics, accounting, profile, curves and summary."""

@@ -1,0 +1,352 @@
+"""What the parameters of a run mean, kept in its workdir as `facts.json`.
+
+A run is asked long after it was trained: by then its data set may have been renamed, sorted anew, or deleted. So every
+start records the names of the classes, the loss, the preprocessing, and which examples were trained and evaluated on.
+Nothing that uses a finished run reads these from today's data again.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax.data.sources import Example, MissingDataError, Source, absolute_place
+from vit_jax.data.sources.base import NO_LABEL, Numbers, fingerprint_of
+from vit_jax.display import show_name, show_names
+from vit_jax.errors import UserError
+from vit_jax.json_files import Fields, JsonError, read_object
+from vit_jax.run.workdir import AnyPath, parse, write_atomically
+
+logger = logging.getLogger(__name__)
+
+FILE = "facts.json"
+VERSION = 1
+_SHOWN = 5  # classes in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitFacts:
+    """The examples of a split, as they were when the run began.
+
+    Attributes:
+      dataset: as the config named it.
+      place: absolute path of the data, so that they are found from any working folder; None for what has no path.
+      split: as the config named it.
+      labels: file with other labels than the data set's own (`data.eval_labels`), or None.
+      num_images: how many examples.
+      fingerprint: see `Source.fingerprint`.
+      class_counts: examples of each class; None where the data do not say without being read.
+    """
+
+    dataset: str
+    place: str | None
+    split: str
+    labels: str | None
+    num_images: int
+    fingerprint: str
+    class_counts: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, source: Source, dataset: str, split: str, labels: str | None = None) -> "SplitFacts":
+        """The facts of a split that was opened by these names."""
+        place = absolute_place(dataset)
+        return cls(dataset, place, split, labels, len(source), source.fingerprint(), _class_counts(source))
+
+    def find(self) -> str:
+        """Where to open the data set, whatever the working folder: where it was, or as the config named it."""
+        return self.place if self.place and os.path.exists(self.place) else self.dataset
+
+    def is_of(self, dataset: str, split: str, labels: str | None = None) -> bool:
+        """Whether these names mean the same split, its examples unchanged or not."""
+        if (split, labels) != (self.split, self.labels):
+            return False
+        return dataset in (self.dataset, self.place) or (
+            self.place is not None and absolute_place(dataset) == self.place
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFacts:
+    """What is needed to use the parameters of a run without its data set.
+
+    Attributes:
+      num_classes: width of the logits.
+      class_names: of the logits, or of the first ones where the head is wider than the data; None where the data have
+        no names.
+      max_labels: the most labels an image may have.
+      loss: "softmax" or "sigmoid".
+      preprocessing: from an image to the model's input, as `Preprocessing.to_json` writes it.
+      train: what was trained on.
+      eval: what is evaluated on; None: nothing.
+      eval_since: the step from which on `eval` was evaluated on. Accuracies of earlier steps are of other examples.
+      version: of this file.
+    """
+
+    num_classes: int
+    class_names: tuple[str, ...] | None
+    max_labels: int
+    loss: str
+    preprocessing: dict[str, Any]
+    train: SplitFacts
+    eval: SplitFacts | None
+    eval_since: int = 0
+    version: int = VERSION
+
+
+def write_facts(workdir: AnyPath | str, facts: RunFacts) -> None:
+    """Writes `facts.json`, whole or not at all."""
+    workdir = parse(workdir)
+    write_atomically(workdir / FILE, json.dumps(dataclasses.asdict(facts)) + "\n")
+
+
+def read_facts(workdir: AnyPath | str) -> RunFacts | None:
+    """Reads `facts.json`; None if the run is older than that file.
+
+    Raises:
+      UserError: the file is damaged, or a newer version of this code wrote it.
+    """
+    workdir = parse(workdir)
+    path = workdir / FILE
+    if not path.exists():
+        return None
+    try:
+        return _parse(Fields(read_object(path), str(path)))
+    except JsonError as error:
+        raise UserError(f"{error} Deleted, the run is used as one of an older version.") from error
+
+
+def _parse(fields: Fields) -> RunFacts:
+    if (version := fields.integer("version", at_least=1)) > VERSION:
+        raise UserError(f"{fields.where} has version {version}; this code reads up to {VERSION}. Update vit_jax.")
+    num_classes = fields.integer("num_classes", at_least=1)
+    class_names = fields.texts("class_names", None)
+    if class_names is not None and len(class_names) > num_classes:
+        raise fields.error("class_names", f"at most {num_classes} names")
+    return RunFacts(
+        num_classes=num_classes,
+        class_names=class_names,
+        max_labels=fields.integer("max_labels", at_least=1),
+        loss=fields.text("loss", choices=("softmax", "sigmoid")),
+        preprocessing=fields.fields("preprocessing").values,
+        train=_read_split(fields.fields("train")),
+        eval=_read_split(fields.fields("eval")) if "eval" in fields else None,
+        eval_since=fields.integer("eval_since", 0, at_least=0),
+        version=version,
+    )
+
+
+def _read_split(fields: Fields) -> SplitFacts:
+    return SplitFacts(
+        dataset=fields.text("dataset"),
+        place=fields.text("place", None),
+        split=fields.text("split"),
+        labels=fields.text("labels", None),
+        num_images=fields.integer("num_images", at_least=0),
+        fingerprint=fields.text("fingerprint"),
+        class_counts=fields.integers("class_counts", None, at_least=0),
+    )
+
+
+def _class_counts(source: Source) -> tuple[int, ...] | None:
+    labels = source.labels() if hasattr(source, "labels") else None
+    if labels is None or source.num_classes is None:
+        return None
+    return tuple(np.bincount(labels[labels >= 0], minlength=source.num_classes).tolist())
+
+
+# ---- What differs between a run and the data as they are now.
+
+
+def describe_class_changes(before: Sequence[str] | None, now: Sequence[str] | None) -> str | None:
+    """Says how today's classes differ from those of a run; None if they do not, or one side has no names."""
+    if before is None or now is None or list(before) == list(now):
+        return None
+    gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
+    if not gone and not new:
+        return f"the same {len(before)} classes in another order: {show_names(now, _SHOWN)}"
+    parts = [f"{len(before)} classes then, {len(now)} now"] if len(before) != len(now) else []
+    parts += [f"no longer there: {show_names(gone, _SHOWN)}"] if gone else []
+    parts += [f"new: {show_names(new, _SHOWN)}"] if new else []
+    return "; ".join(parts)
+
+
+def describe_split_changes(before: SplitFacts, source: Source, class_names: Sequence[str] | None) -> str | None:
+    """Says how today's examples of a split differ from those of a run; None if they are the same.
+
+    Args:
+      before: the run's.
+      source: today's.
+      class_names: of the run.
+    """
+    if source.fingerprint() == before.fingerprint:
+        return None
+    counts, counts_now, num_images = "", _class_counts(source), len(source)
+    if before.class_counts and counts_now and class_names and source.class_names:
+        then = dict(zip(class_names, before.class_counts, strict=False))
+        today = dict(zip(source.class_names, counts_now, strict=False))
+        differing = [name for name in then if name in today and then[name] != today[name]]
+        shown = [f"{show_name(name)} had {then[name]} and has {today[name]}" for name in differing[:_SHOWN]]
+        counts = f" ({', '.join(shown)})" if shown else ""
+    if num_images != before.num_images:
+        return f"{before.num_images:,} images then, {num_images:,} now{counts}"
+    return f"{before.num_images:,} images, but others or of other names{counts}"
+
+
+def moved_names(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
+    """Names that both lists have, but not for the same label."""
+    known = set(theirs)
+    return [name for label, name in enumerate(ours) if name in known and list(theirs[label : label + 1]) != [name]]
+
+
+def open_as_trained(
+    open_with: Callable[[Sequence[str] | None], Source],
+    class_names: Sequence[str] | None,
+    kept: SplitFacts | None,
+    *,
+    what: str,
+    allow_change: bool = False,
+) -> Source:
+    """Opens examples whose labels are those of a head, or refuses what has changed since that was trained.
+
+    Args:
+      open_with: opens the examples, given what labels count (see `open_source`); the rest as of `as_trained`.
+      class_names: see `as_trained`.
+      kept: likewise.
+      what: likewise.
+      allow_change: likewise.
+
+    Raises:
+      UserError: as `open_with` and `as_trained`.
+    """
+    try:
+        source = open_with(class_names)
+    except MissingDataError:
+        raise
+    except UserError:
+        if class_names is None:
+            raise
+        source = open_with(None)  # if there are other classes, they are compared below
+        if describe_class_changes(class_names, source.class_names) is None:
+            raise
+    return as_trained(source, class_names, kept, what=what, allow_change=allow_change)
+
+
+def as_trained(
+    source: Source,
+    class_names: Sequence[str] | None,
+    kept: SplitFacts | None,
+    *,
+    what: str,
+    allow_change: bool = False,
+) -> Source:
+    """Returns examples whose labels are those of a head, or refuses what has changed since that was trained.
+
+    Args:
+      source: the examples, as they are today.
+      class_names: of the head; None where they are not known.
+      kept: what the run recorded of the split; None: nothing.
+      what: the run, for messages.
+      allow_change: take today's examples, and match labels by the names of the classes.
+
+    Raises:
+      UserError: classes or examples have changed, and `allow_change` is False; or no class is the same.
+    """
+    changes = []
+    classes = describe_class_changes(class_names, source.class_names)
+    if classes:
+        changes.append(f"  classes: {classes}")
+    if kept and (examples := describe_split_changes(kept, source, class_names)):
+        part = ". Images that were trained on may be among them" if "[" in kept.split else ""
+        changes.append(f"  {kept.split}: {examples}{part}")
+    if not changes:
+        return source
+    found = f"{source.name} has changed since {what} was trained:\n" + "\n".join(changes)
+    if not allow_change:
+        raise UserError(
+            f"{found}\nBring back the data as they were, or pass --allow_data_change to take today's (labels are then "
+            "matched by the names of the classes)."
+        )
+    logger.warning("%s", found)
+    if not classes or class_names is None:
+        return source
+    matched = MatchedByName(source, class_names)
+    if matched.unknown:
+        count = matched.count_unknown()
+        logger.warning(
+            "%s of classes that the head does not know are left out: %s",
+            "images" if count is None else f"{count:,} images",
+            show_names(matched.unknown, _SHOWN),
+        )
+    return matched
+
+
+class MatchedByName:
+    """A source whose labels are turned into those of a head, by the names of the classes.
+
+    Images of classes that the head does not know count as without label.
+    """
+
+    def __init__(self, source: Source, class_names: Sequence[str]):
+        """Matches the classes.
+
+        Args:
+          source: has class names.
+          class_names: of the head.
+
+        Raises:
+          UserError: no class of the source is one of the head's.
+        """
+        own = list(source.class_names or ())
+        labels = {name: label for label, name in enumerate(class_names)}
+        self._labels = np.array([labels.get(name, NO_LABEL) for name in own])
+        self.unknown = tuple(name for name in own if name not in labels)
+        if len(self.unknown) == len(own):
+            raise UserError(
+                f"no class of {source.name} ({show_names(own, _SHOWN)}) is one of those that the head was trained on "
+                f"({show_names(class_names, _SHOWN)}). Give the folders the names they had, or evaluate other data."
+            )
+        self._source = source
+        self.name, self.split, self.splits = source.name, source.split, source.splits
+        self.class_names, self.num_classes = list(class_names), len(class_names)
+        self.max_labels = source.max_labels
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        given = example["label"]
+        if isinstance(given, int | np.integer):
+            return {**example, "label": self._match(int(given))}
+        matched = (self._match(int(label)) for label in given)
+        return {**example, "label": [label for label in matched if label != NO_LABEL]}
+
+    def _match(self, label: int) -> int:
+        return NO_LABEL if label < 0 else int(self._labels[label])
+
+    def labels(self) -> np.ndarray | None:
+        """The labels of all examples, int64 `[examples]`, if the source knows them without reading."""
+        known = self._source.labels() if hasattr(self._source, "labels") else None
+        return None if known is None else np.where(known < 0, NO_LABEL, self._labels[known])
+
+    def parts(self) -> list[tuple[Source, Numbers]]:
+        """The examples whose labels are matched."""
+        return [(self._source, range(len(self)))]
+
+    def count_unknown(self) -> int | None:
+        """How many examples are of classes that the head does not know; None if that takes reading them."""
+        known = self.labels()
+        return None if known is None else Counter(known.tolist())[NO_LABEL]
+
+    def fingerprint(self) -> str:
+        """Changes with the source and with the matching."""
+        return fingerprint_of([self._source.fingerprint(), *self._labels.tolist()])
+
+    def where(self, index: int) -> str:
+        """As the source says."""
+        return self._source.where(index)

@@ -1,0 +1,261 @@
+r"""Runs a config with several values, chooses the best on a validation part, and repeats the final run over seeds.
+
+    python -m vit_jax.sweep --config=configs/quickstart.py --workdir=sweeps/quickstart \
+        --config.data.train_split='train[:90%]' --config.data.eval_split='train[90%:]' \
+        --grid=optimizer.learning_rate=0.001,0.003,0.01 --final=data.train_split=train,data.eval_split=test --seeds=3
+
+--grid may be given several times, once a field: every combination is tried. A config file that knows what to sweep
+over defines get_sweep beside get_config, and needs --config and --workdir alone; docs/sweeps.md shows how.
+--config.<field>=<value> is for all runs, as in training.
+
+Each run is one of `python -m vit_jax.main`, in a process and a workdir of its own. The same command goes on where the
+last start ended: what is finished stays, what was begun goes on from its checkpoint, and the grid may have grown.
+A run whose loss diverges, or that fails, is told in the table, and the others go on; those that failed without having
+diverged are tried again by the next start.
+
+For many machines, --print_commands prints the commands that can be run now, independent of each other: those that
+choose, and when their runs are there, those of the final runs. --collect runs nothing, and reports what is there.
+
+The results are in sweep.json and sweep.md. Exit status: 0 if all runs are there that the result needs, 1 if not or for
+a mistake, 143 or 130 when ended by SIGTERM or Ctrl-C.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vit_jax.errors import UserError
+from vit_jax.flags import report
+from vit_jax.json_files import read_object
+from vit_jax.multihost.signals import Stopped
+from vit_jax.run.workdir import AnyPath, is_remote, locked, parse, write_atomically
+from vit_jax.sweep import Sweep, results
+from vit_jax.sweep.spec import parse_final, parse_grid
+from vit_jax.sweep.subprocesses import Children, FailedRunError
+from vit_jax.sweep.trials import Run, Task, call, field_of, load_module, make_tasks
+
+logger = logging.getLogger("vit_jax.sweep")  # also as a command
+
+_DESCRIPTION = "sweep_config.json"
+
+
+def run_sweep(tasks: Sequence[Task], path: AnyPath, train: Callable[[Run], None]) -> list[results.TaskResult]:
+    """Trains what is missing, and writes `sweep.json` and `sweep.md`.
+
+    Args:
+      tasks: from `make_tasks`.
+      path: the sweep's folder.
+      train: trains a run in its workdir, and raises `FailedRunError` if it fails.
+
+    Returns:
+      A result for each task.
+
+    Raises:
+      UserError: there is no such metric, or the folder cannot be written.
+      Stopped: by a signal.
+    """
+
+    def train_all(task: Task, runs: Sequence[Run]) -> None:
+        due = [run for run in runs if results.read(task, run).is_due]
+        for number, run in enumerate(due, 1):
+            logger.info("[%d/%d] %s", number, len(due), run.path)
+            run.forget_failure()
+            try:
+                train(run)
+            except FailedRunError as error:
+                logger.info("[%d/%d] failed: %s", number, len(due), error)
+                run.record_failure(str(error))
+            results.check_metric(task, run)  # rather learn now than after all of them that they do not have it
+
+    with locked(path):
+        remember(tasks, path)
+        try:
+            for task in tasks:
+                train_all(task, task.trials)
+                if (chosen := results.collect(task).chosen) is not None:
+                    train_all(task, task.final_runs(chosen))
+        finally:
+            collected = [results.collect(task) for task in tasks]
+            results.write(collected, path)
+    return collected
+
+
+def remember(tasks: Sequence[Task], path: AnyPath) -> None:
+    """Writes down what the sweep tries.
+
+    Raises:
+      UserError: the folder has runs of a sweep that tried something else as well, or belongs to a run or to another
+        sweep.
+    """
+    _check_place(tasks, path)
+    tried = {str(run.path.relative_to(path)): run.overrides for task in tasks for run in task.trials}
+    file = path / _DESCRIPTION
+    before = read_object(file).get("tried", {}) if file.exists() else {}
+    if lost := [f"  {folder}" for folder in before if folder not in tried and (path / folder).exists()]:
+        raise UserError(
+            f"{path} has runs of a sweep that tried more; they would be left out:\n"
+            + "\n".join(lost)
+            + "\nA grid may grow: add their values to it; or choose another --workdir, or remove these folders."
+        )
+    sweep = dataclasses.asdict(tasks[0].sweep)
+    content = {"config": [task.place for task in tasks], "arguments": tasks[0].arguments, **sweep, "tried": tried}
+    if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(content, indent=2) + "\n")
+
+
+def _check_place(tasks: Sequence[Task], path: AnyPath) -> None:
+    """Checks that the runs of a sweep would not lie among the files of a run or the runs of another sweep.
+
+    A sweep may be in the folder of another one, beside its runs.
+
+    Raises:
+      UserError: they would.
+    """
+    if (path / "starts.jsonl").exists():
+        raise UserError(f"{path} is the workdir of a run. Choose another --workdir for the sweep.")
+    for task in tasks:
+        if task.path != path and (task.path / _DESCRIPTION).exists():
+            raise UserError(
+                f"{task.path}, where the runs of {task.name} would be, is the folder of another sweep. Choose another "
+                "--workdir."
+            )
+    for parent in () if is_remote(path) else path.absolute().parents:
+        if (file := parent / _DESCRIPTION).exists():
+            folders = {*map(str, read_object(file).get("tried", {})), "final"}
+            if path.absolute().relative_to(parent).parts[0] in {folder.split("/")[0] for folder in folders}:
+                raise UserError(
+                    f"{path} is where the sweep in {parent} has its own runs. Choose a folder beside them as --workdir."
+                )
+
+
+def make_sweep(args: argparse.Namespace) -> Sweep:
+    """The sweep that the config file describes, changed by the flags.
+
+    Raises:
+      UserError: there is nothing to do, or something is not as it should be.
+    """
+    module = load_module(args.config)
+    described = call(module, "get_sweep", args.config) if hasattr(module, "get_sweep") else None
+    changes: dict[str, Any] = {
+        name: value for name in ("seeds", "metric") if (value := getattr(args, name)) is not None
+    }
+    if args.grid:
+        changes["choose"] = parse_grid(args.grid)
+    if args.final is not None:
+        changes["final"] = parse_final(args.final)
+    if described is None and not args.grid and args.seeds is None:
+        raise UserError(
+            f"there is nothing to sweep over: {args.config} defines no get_sweep. Give --grid, for example "
+            "--grid=optimizer.learning_rate=0.003,0.01, or --seeds=3 to repeat the run."
+        )
+    return dataclasses.replace(described or Sweep(), **changes)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments, without --config.<field>."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vit_jax.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="config file, such as configs/quickstart.py")
+    parser.add_argument("--workdir", required=True, help="folder (or gs://bucket/folder) of the sweep")
+    parser.add_argument("--grid", action="append", metavar="FIELD=VALUE,VALUE,...", help="values to choose from")
+    parser.add_argument("--final", metavar="FIELD=VALUE,FIELD=VALUE,...", help="fields of the final runs")
+    parser.add_argument("--seeds", type=int, help="final runs (default: 3); 0 to only choose")
+    parser.add_argument("--metric", help="what to choose by (default: accuracy, on the evaluation split)")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--print_commands", action="store_true", help="print the commands that can be run now")
+    action.add_argument("--collect", action="store_true", help="report what is there, run nothing")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command; returns the exit status."""
+    args, fields = make_parser().parse_known_args(arguments)
+    try:
+        for field in fields:
+            field_of(field)
+        path = parse(args.workdir)
+        tasks = make_tasks(make_sweep(args), args.config, fields, path)
+        if args.print_commands:
+            remember(tasks, path)
+            for result in map(results.collect, tasks):
+                for run in result.due:
+                    print(run.command_line())
+            return 0
+        if args.collect:
+            remember(tasks, path)
+            collected = [results.collect(task) for task in tasks]
+            results.write(collected, path)
+        else:
+            with Children() as children:
+                collected = run_sweep(tasks, path, children.train)
+        return _tell(collected, path)
+    except BrokenPipeError:  # such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Stopped as stopped:
+        logger.info("%s: run the same command to go on", stopped)
+        return 128 + stopped.signum
+    except (UserError, OSError) as error:
+        return report(error)
+
+
+def _tell(collected: Sequence[results.TaskResult], path: AnyPath) -> int:
+    """Prints the tables and what is still missing; returns the exit status."""
+    print(f"\n{results.to_markdown(collected)}")
+    print(f"More in {path}: sweep.md, sweep.json, and a folder for each run. {_space(collected)}".rstrip())
+    missing = [run for result in collected for run in result.due]
+    if missing:
+        print("\nStill to be run, here by the same command again, or anywhere by:")
+    for run in missing:
+        print(f"  {run.command_line()}")
+    sys.stdout.flush()
+    incomplete = [result for result in collected if not result.is_complete]
+    if not incomplete:
+        return 0
+    names = ", ".join(result.task.name for result in incomplete)
+    missing = [run for result in incomplete for run in result.due]
+    hint = f"{len(missing)} run{'s' * (len(missing) > 1)} can be run now"
+    if not missing:
+        gone = [
+            run
+            for result in incomplete
+            for run, each in (*result.trials, *result.final)
+            if each.status in ("diverged", "unusable")
+        ]
+        folders = ", ".join(str(run.path) for run in gone)
+        hint = f"runs that diverged, or are unusable, are not tried again unless their folders are removed: {folders}"
+    return report(UserError(f"incomplete: {names}; {hint}."))
+
+
+def _space(collected: Sequence[results.TaskResult]) -> str:
+    """What the parameters and states of the runs that were only to choose by take on the disk."""
+    total = sum(
+        file.stat().st_size
+        for result in collected
+        for run, _ in result.trials
+        for folder in ("checkpoints", "best", "emergency")
+        if not is_remote(run.path)
+        for file in (run.path / folder).rglob("*")
+        if file.is_file()
+    )
+    if not total:
+        return ""
+    return f"Checkpoints of the trials take {total / 1e6:,.1f} MB; without them, their results stay."
+
+
+if __name__ == "__main__":
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout, force=True
+    )
+    logging.getLogger("vit_jax").setLevel(logging.INFO)
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,124 @@
+"""Trains a run in a process of its own.
+
+So a run that crashes, hangs or takes all memory ends alone, each gets the whole accelerator (this process never touches
+one), and what is trained here is the very command that another machine would be given.
+"""
+
+import ctypes
+import logging
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vit_jax.errors import UserError
+from vit_jax.multihost.signals import Stopped, restore_handlers, set_handlers
+from vit_jax.run.workdir import locked
+from vit_jax.sweep.trials import Run
+
+logger = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class FailedRunError(Exception):
+    """A run ended with an error; the message says why."""
+
+
+class Children:
+    """Trains one run after the other; passes signals on to the one that trains.
+
+    That one is in a session of its own, so that Ctrl-C at a terminal reaches it this way alone.
+    """
+
+    _child: subprocess.Popen | None = None
+    _signum: int | None = None
+
+    def __enter__(self) -> "Children":
+        self._before = set_handlers(_SIGNALS, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        restore_handlers(self._before)
+
+    def _receive(self, signum: int, _: object) -> None:
+        self._signum = signum
+        if self._child is not None:
+            self._child.send_signal(signum)
+
+    def _check(self) -> None:
+        if self._signum is not None:
+            raise Stopped(signal.SIGTERM if self._signum == signal.SIGUSR1 else self._signum)
+
+    def train(self, run: Run) -> None:
+        """Trains a run to its end.
+
+        Raises:
+          FailedRunError: it ended with an error.
+          Stopped: a signal came to this process, and was passed on; or to the run alone.
+        """
+        self.wait_for_others(run)
+        with tempfile.TemporaryFile("w+", errors="replace") as errors:
+            # A pipe would have to be read all the time, and would stay open as long as any process of the run's lives.
+            self._child = subprocess.Popen(  # noqa: S603 - our own command
+                run.command(sys.executable),
+                stderr=errors,
+                start_new_session=True,
+                preexec_fn=_end_with_parent(),  # noqa: PLW1509 - it calls the system and takes no lock
+            )
+            if self._signum is not None:  # it came while there was nobody to pass it on to
+                self._child.send_signal(self._signum)
+            try:
+                status = self._child.wait()
+            finally:
+                self._child = None
+            errors.seek(0)
+            said = errors.read()
+        print(said, end="", file=sys.stderr, flush=True)
+        self._check()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            if status in (128 + signum, -signum):
+                raise Stopped(signum)
+        if status:
+            raise FailedRunError(reason_of(status, said))
+
+    def wait_for_others(self, run: Run) -> None:
+        """Waits as long as another process trains this run: one of another machine, or of a start that was killed."""
+        told = False
+        while True:
+            self._check()
+            try:
+                with locked(run.path):
+                    return
+            except UserError as error:
+                if "another process" not in str(error):
+                    raise
+            if not told:
+                logger.info("another process is training %s; waiting for it to end", run.path)
+                told = True
+            time.sleep(0.2)
+
+
+def _end_with_parent() -> Callable[[], Any] | None:
+    """What makes a child process get SIGTERM when this process ends, however that ends; None where there is no way."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def reason_of(status: int, said: str) -> str:
+    """Why a process failed, from its exit status and what it wrote to stderr."""
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}"
+    messages = re.split(r"^error: ", said, flags=re.MULTILINE)
+    if len(messages) > 1:
+        return " ".join(messages[-1].split())
+    lines = said.strip().splitlines()
+    exceptions = [line for line in lines if re.match(r"[\w.]+: ", line)]  # JAX adds remarks to its tracebacks
+    return (exceptions or lines or [f"exit status {status}"])[-1]

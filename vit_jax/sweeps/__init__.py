@@ -1,6 +1,0 @@
-"""Runs of one config with several values: choosing on a validation part, then final runs over seeds.
-
-`vit_jax.sweep` is the command, and says what it does. `Sweep` is what a config file describes.
-"""
-
-from vit_jax.sweeps.description import Sweep as Sweep
