@@ -4,18 +4,38 @@ A config file starts from `base_config()` and assigns what it changes. Unknown f
 one. `check_fields` compares every field with `CHECKS`, which has an entry for each.
 """
 
-import dataclasses
-import numbers
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.field_checks import (
+    ANY_TUPLE,
+    BATCH,
+    COUNT,
+    DEVICES,
+    DTYPE,
+    FLAG,
+    LAYERS,
+    MOST_FLOAT,
+    NOT_NEGATIVE,
+    PIXELS,
+    POSITIVE_SHARE,
+    SHARE,
+    SIZE,
+    STEPS,
+    TEXT,
+    Check,
+    Number,
+    Several,
+    Value,
+    as_float32,
+    one_of,
+)
 
 
 def base_config() -> ConfigDict:
@@ -208,251 +228,125 @@ def set_length(config: ConfigDict, assigned: Collection[str]) -> None:
                 config[name] = None
 
 
-class Check(Protocol):
-    """The values that a field takes. `expected` completes "<field> must be ..."."""
-
-    @property
-    def expected(self) -> str: ...  # noqa: D102
-    @property
-    def accepts(self) -> Callable[[Any], bool]: ...  # noqa: D102
-
-
-_MOST_FLOAT = float(np.finfo(np.float32).max)
-
-
-def _as_float32(number: float) -> float:
-    with np.errstate(over="ignore"):
-        return float(np.float32(number))
-
-
-@dataclasses.dataclass(frozen=True)
-class Number:
-    """A number in a range. One that is no whole number must be in it as float32 too, which computes with it.
-
-    Attributes:
-      low: smallest value.
-      high: largest value; by default any finite one.
-      whole: whether fractions are refused.
-      open_low: whether `low` itself is refused.
-      open_high: whether `high` itself is refused.
-      also: a value outside the range that has a meaning of its own.
-      hint: what else the field takes, for the message.
-    """
-
-    low: float
-    high: float = _MOST_FLOAT
-    whole: bool = False
-    open_low: bool = False
-    open_high: bool = False
-    also: float | None = None
-    hint: str = ""
-
-    @property
-    def expected(self) -> str:
-        """The range in words."""
-        parts = []
-        if self.low > -_MOST_FLOAT:
-            parts.append(f"{'more than' if self.open_low else 'at least'} {self.low:,}")
-        if self.high < _MOST_FLOAT:
-            parts.append(f"{'less than' if self.open_high else 'at most'} {self.high:,}")
-        texts = [" and ".join(parts)] if parts else []
-        texts += ["a whole number"] if self.whole else [] if len(parts) == 2 else ["a finite number"]
-        also = f", or {self.also:g}" if self.also is not None else ""
-        return ", ".join(texts) + also + self.hint
-
-    def accepts(self, value: Any) -> bool:
-        """Whether a value is such a number; bools are none."""
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral if self.whole else numbers.Real):
-            return False
-        if value == self.also:
-            return True
-        return self.contains(value) and (self.whole or self.contains(_as_float32(float(value))))
-
-    def contains(self, number: Any) -> bool:
-        """Whether a number, not rounded, is in the range."""
-        is_above = number > self.low if self.open_low else number >= self.low
-        return is_above and (number < self.high if self.open_high else number <= self.high)
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """Anything but a number or several values; see `Check`."""
-
-    expected: str
-    accepts: Callable[[Any], bool]
-
-
-def _instance(kind: type | tuple[type, ...], expected: str) -> Value:
-    return Value(expected, lambda value: isinstance(value, kind))
-
-
-def _one_of(*choices: str) -> Value:
-    *first, last = map(repr, choices)
-    return Value(f"{', '.join(first)} or {last}", choices.__contains__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Several:
-    """A tuple.
-
-    Attributes:
-      each: what its elements are.
-      at_least: smallest number of elements.
-      distinct: whether no element may occur twice.
-    """
-
-    each: Check
-    at_least: int = 0
-    distinct: bool = False
-
-    @property
-    def expected(self) -> str:
-        """The elements in words."""
-        different = "different " if self.distinct else ""
-        return f"a tuple of {different}values{', not empty' if self.at_least else ''}, each {self.each.expected}"
-
-    def accepts(self, value: Any) -> bool:
-        """Whether a value is a tuple of such elements."""
-        if not isinstance(value, tuple | list) or len(value) < self.at_least:
-            return False
-        return all(map(self.each.accepts, value)) and not (self.distinct and len(set(value)) < len(value))
-
-
-_LARGEST = 2**31 - 1  # steps are counted in int32, and seeds are passed as int32
-_STEPS = Number(1, _LARGEST, whole=True)
-_COUNT = Number(0, _LARGEST, whole=True)
-_BATCH = Number(1, 2**24, whole=True)
-_PIXELS = Number(1, 2**14, whole=True)
-_SIZE = Number(1, 2**20, whole=True)  # of a dimension of a model
-_LAYERS = Number(1, 1000, whole=True)
-_SHARE = Number(0, 1, open_high=True)
-_POSITIVE_SHARE = Number(0, 1, open_low=True)
-_NOT_NEGATIVE = Number(0)
-_FLAG = _instance(bool, "True or False")
-_TEXT = _instance(str, "text")  # names of parts, such as `optimizer.name`, are checked where the part is made
-_ANY_TUPLE = _instance((tuple, list), "a tuple")
-_DTYPE = _one_of("float32", "bfloat16", "float16")
-_DEVICES = Number(1, 2**20, whole=True, also=-1)
-
 # What each field takes; None where that is the default. Lengths, sizes and counts have a limit far above what anyone
 # uses, so that a slip of the finger is told before it fills the memory.
 CHECKS: dict[str, Check] = {
-    "seed": _COUNT,
-    "weights": _TEXT,
-    "keep_head": _FLAG,
-    "train_only": _ANY_TUPLE,  # `optimizers.select_parameters` checks the patterns
-    "model.name": _TEXT,
+    "seed": COUNT,
+    "weights": TEXT,
+    "keep_head": FLAG,
+    "train_only": ANY_TUPLE,  # `optimizers.select_parameters` checks the patterns
+    "model.name": TEXT,
     "model.num_classes": Number(1, 2**26, whole=True),
-    "model.num_layers": _LAYERS,
-    "model.hidden_dim": _SIZE,
-    "model.mlp_dim": _SIZE,
-    "model.num_heads": _SIZE,
-    "model.stages": Several(_LAYERS, at_least=1),
-    "model.pool": _TEXT,
-    "model.position_embedding": _TEXT,
-    "model.position_embedding_at": _TEXT,
-    "model.pre_logits": _FLAG,
-    "model.head_bias": Number(-_MOST_FLOAT),
-    "model.dropout_rate": _SHARE,
-    "model.attention_dropout_rate": _SHARE,
-    "model.stochastic_depth_rate": _SHARE,
-    "model.attention": _TEXT,
-    "model.dtype": _DTYPE,
-    "model.param_dtype": _DTYPE,
-    "model.scan_layers": _FLAG,
-    "model.root_padding": _TEXT,
-    "model.remat": _TEXT,
-    "data.dataset": _TEXT,
-    "data.mixture": _ANY_TUPLE,  # `experiment.open_train_source` checks the pairs
-    "data.train_split": _TEXT,
+    "model.num_layers": LAYERS,
+    "model.hidden_dim": SIZE,
+    "model.mlp_dim": SIZE,
+    "model.num_heads": SIZE,
+    "model.stages": Several(LAYERS, at_least=1),
+    "model.pool": TEXT,
+    "model.position_embedding": TEXT,
+    "model.position_embedding_at": TEXT,
+    "model.pre_logits": FLAG,
+    "model.head_bias": Number(-MOST_FLOAT),
+    "model.dropout_rate": SHARE,
+    "model.attention_dropout_rate": SHARE,
+    "model.stochastic_depth_rate": SHARE,
+    "model.attention": TEXT,
+    "model.dtype": DTYPE,
+    "model.param_dtype": DTYPE,
+    "model.scan_layers": FLAG,
+    "model.root_padding": TEXT,
+    "model.remat": TEXT,
+    "data.dataset": TEXT,
+    "data.mixture": ANY_TUPLE,  # `experiment.open_train_source` checks the pairs
+    "data.train_split": TEXT,
     # Metrics of training and of time bear these prefixes.
     "data.eval_split": Value(
         "a split of another name than 'train' or 'time', such as 'train[:1%]'",
         lambda value: isinstance(value, str) and value not in ("train", "time"),
     ),
-    "data.eval_labels": _TEXT,
-    "data.image_key": _TEXT,
-    "data.label_key": _TEXT,
+    "data.eval_labels": TEXT,
+    "data.image_key": TEXT,
+    "data.label_key": TEXT,
     "data.max_labels": Number(1, 100_000, whole=True),
-    "data.image_size": _PIXELS,
-    "data.exif_orientation": _FLAG,
-    "data.inception_crop": _FLAG,
-    "data.crop_min_area": _POSITIVE_SHARE,
-    "data.random_crop_from": _PIXELS,
-    "data.flip": _FLAG,
-    "data.resize": _TEXT,
+    "data.image_size": PIXELS,
+    "data.exif_orientation": FLAG,
+    "data.inception_crop": FLAG,
+    "data.crop_min_area": POSITIVE_SHARE,
+    "data.random_crop_from": PIXELS,
+    "data.flip": FLAG,
+    "data.resize": TEXT,
     "data.randaugment_layers": Number(0, 1000, whole=True),
-    "data.randaugment_magnitude": _NOT_NEGATIVE,
-    "data.randaugment_magnitude_std": _NOT_NEGATIVE,
-    "data.randaugment_operations": _TEXT,
-    "data.eval_resize_small": _PIXELS,
-    "data.eval_resize": _TEXT,
+    "data.randaugment_magnitude": NOT_NEGATIVE,
+    "data.randaugment_magnitude_std": NOT_NEGATIVE,
+    "data.randaugment_operations": TEXT,
+    "data.eval_resize_small": PIXELS,
+    "data.eval_resize": TEXT,
     "data.expected_train_images": Number(1, 10**15, whole=True),
-    "data.expected_within": _SHARE,
-    "data.how_to_prepare": _TEXT,
+    "data.expected_within": SHARE,
+    "data.how_to_prepare": TEXT,
     "data.num_threads": Number(1, 4096, whole=True),
     "data.num_workers": Number(0, 1024, whole=True),
     "data.prefetch": Number(1, 10_000, whole=True),
     "data.max_bad_records": Number(0, 10**15, whole=True),
-    "batch_size": _BATCH,
-    "accumulation_steps": _BATCH,
+    "batch_size": BATCH,
+    "accumulation_steps": BATCH,
     "epochs": Number(0, 10**6, open_low=True),
-    "steps": _STEPS,
+    "steps": STEPS,
     "images": Number(1, 10**15, whole=True),
-    "loss": _TEXT,
-    "label_smoothing": _SHARE,
-    "mixup_alpha": _NOT_NEGATIVE,
-    "cutmix_alpha": _NOT_NEGATIVE,
-    "optimizer.name": _TEXT,
-    "optimizer.learning_rate": _NOT_NEGATIVE,
-    "optimizer.schedule": _TEXT,
-    "optimizer.warmup_steps": _COUNT,
-    "optimizer.end_learning_rate": _NOT_NEGATIVE,
+    "loss": TEXT,
+    "label_smoothing": SHARE,
+    "mixup_alpha": NOT_NEGATIVE,
+    "cutmix_alpha": NOT_NEGATIVE,
+    "optimizer.name": TEXT,
+    "optimizer.learning_rate": NOT_NEGATIVE,
+    "optimizer.schedule": TEXT,
+    "optimizer.warmup_steps": COUNT,
+    "optimizer.end_learning_rate": NOT_NEGATIVE,
     "optimizer.drop_at": Several(Number(0, 1, open_low=True, open_high=True), distinct=True),
-    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.clip_norm": Number(0, open_low=True, hint=", or None for no clipping"),
-    "optimizer.b1": _SHARE,
-    "optimizer.b2": _SHARE,
+    "optimizer.b1": SHARE,
+    "optimizer.b2": SHARE,
     "optimizer.eps": Number(0, open_low=True),
     "optimizer.layer_decay": Number(0, 1, open_low=True, hint=", or None for none"),
-    "optimizer.momentum": _SHARE,
-    "optimizer.momentum_dtype": _DTYPE,
-    "polyak_decay": _SHARE,
-    "mesh.data": _DEVICES,
-    "mesh.model": _DEVICES,
-    "sharding": _TEXT,
-    "sharding_rules": _ANY_TUPLE,  # `sharding.parameter_specs` checks the rules
-    "rng": _one_of("threefry2x32", "rbg", "unsafe_rbg"),  # `train_step.RNGS`
-    "compiler_options": _ANY_TUPLE,  # `experiment.make_step` checks the pairs
-    "fewshot.datasets": Several(_TEXT),
-    "fewshot.train_split": _TEXT,
-    "fewshot.test_split": _TEXT,
-    "fewshot.validation_split": _TEXT,
+    "optimizer.momentum": SHARE,
+    "optimizer.momentum_dtype": DTYPE,
+    "polyak_decay": SHARE,
+    "mesh.data": DEVICES,
+    "mesh.model": DEVICES,
+    "sharding": TEXT,
+    "sharding_rules": ANY_TUPLE,  # `sharding.parameter_specs` checks the rules
+    "rng": one_of("threefry2x32", "rbg", "unsafe_rbg"),  # `train_step.RNGS`
+    "compiler_options": ANY_TUPLE,  # `experiment.make_step` checks the pairs
+    "fewshot.datasets": Several(TEXT),
+    "fewshot.train_split": TEXT,
+    "fewshot.test_split": TEXT,
+    "fewshot.validation_split": TEXT,
     "fewshot.shots": Several(Number(1, 10**6, whole=True), at_least=1, distinct=True),
     "fewshot.l2": Several(Number(0, open_low=True), at_least=1, distinct=True),
     "fewshot.seeds": Number(1, 10_000, whole=True),
-    "fewshot.representations": Several(_TEXT, at_least=1, distinct=True),
-    "fewshot.image_size": _PIXELS,
-    "fewshot.crop_from": _PIXELS,
-    "fewshot.whiten": _FLAG,
-    "fewshot.bias": _NOT_NEGATIVE,
-    "fewshot.every_steps": _STEPS,
-    "variants.real": _TEXT,
-    "variants.imagenet_v2": _TEXT,
-    "variants.imagenet_r": _TEXT,
-    "variants.imagenet_a": _TEXT,
-    "variants.imagenet_sketch": _TEXT,
-    "variants.objectnet": _TEXT,
-    "variants.every_steps": _STEPS,
-    "eval_batch_size": _BATCH,
-    "eval_every_steps": _STEPS,
-    "log_every_steps": _STEPS,
-    "checkpoint.every_steps": _STEPS,
+    "fewshot.representations": Several(TEXT, at_least=1, distinct=True),
+    "fewshot.image_size": PIXELS,
+    "fewshot.crop_from": PIXELS,
+    "fewshot.whiten": FLAG,
+    "fewshot.bias": NOT_NEGATIVE,
+    "fewshot.every_steps": STEPS,
+    "variants.real": TEXT,
+    "variants.imagenet_v2": TEXT,
+    "variants.imagenet_r": TEXT,
+    "variants.imagenet_a": TEXT,
+    "variants.imagenet_sketch": TEXT,
+    "variants.objectnet": TEXT,
+    "variants.every_steps": STEPS,
+    "eval_batch_size": BATCH,
+    "eval_every_steps": STEPS,
+    "log_every_steps": STEPS,
+    "checkpoint.every_steps": STEPS,
     "checkpoint.keep": Number(1, 10**6, whole=True),
-    "checkpoint.keep_best": _FLAG,
+    "checkpoint.keep_best": FLAG,
     "watchdog_seconds": Number(0, 10**8),
-    "profile.first_step": _STEPS,
-    "profile.num_steps": _STEPS,
+    "profile.first_step": STEPS,
+    "profile.num_steps": STEPS,
 }
 _MOST_BYTES = 2**40  # of the uint8 images of a batch, on all hosts together
 
@@ -473,9 +367,9 @@ def check_fields(config: ConfigDict) -> None:
             argument = shlex.quote(f"--config.{name}={default}")
             check = CHECKS[name]
             rounded = isinstance(check, Number) and isinstance(value, float) and check.contains(value)
-            as_float32 = f" (as float32 {_as_float32(value):g})" if rounded else ""
+            as_rounded = f" (as float32 {as_float32(value):g})" if rounded else ""
             raise UserError(
-                f"{name} must be {CHECKS[name].expected}, got {value!r}{as_float32}. The default is {argument}."
+                f"{name} must be {CHECKS[name].expected}, got {value!r}{as_rounded}. The default is {argument}."
             )
     for batch in ("batch_size", "eval_batch_size"):
         size = 3 * (fields[batch] or 0) * config.data.image_size**2

@@ -35,12 +35,12 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from vit_jax.config import Number
 from vit_jax.data.sources import MissingDataError
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, format_metrics, place_to_evaluate
 from vit_jax.experiment import build, dry_run, leakage
 from vit_jax.experiment.evaluations import build_evaluation, open_test_data
+from vit_jax.field_checks import Number
 from vit_jax.flags import define_config, report
 from vit_jax.flags import parse as parse_flags
 from vit_jax.multihost import processes
