@@ -22,12 +22,11 @@ import numpy as np
 
 from vit_jax import sharding
 from vit_jax.config import CHECKS
-from vit_jax.console import format_seconds, num_cpus
+from vit_jax.console import format_seconds, num_cpus, print_any_text, show_name, show_names
 from vit_jax.data.sources.trees import IMAGE_SUFFIXES, MAX_FILE_BYTES, Found, find_files, is_litter
 from vit_jax.data.transforms import ImageError
-from vit_jax.display import print_any_text, show_name, show_names
 from vit_jax.errors import UserError
-from vit_jax.regular_files import read_regular
+from vit_jax.files import read_regular
 from vit_jax.run.compilation_cache import use_compilation_cache
 from vit_jax.weights import Preprocessing, Weights, load, transfer
 

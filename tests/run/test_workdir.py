@@ -1,6 +1,5 @@
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import threading
@@ -95,7 +94,7 @@ def test_temporary_files_that_a_kill_left_are_deleted_and_others_kept(tmp_path):
 
 def test_workdir_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write to the workdir"):
+    with pytest.raises(UserError, match=r"cannot write to .*run: Not a directory"):
         workdir.locked(tmp_path / "file" / "run").__enter__()
 
 
@@ -109,43 +108,6 @@ def test_start_is_recorded_with_versions_and_commit(tmp_path):
     assert first["git_commit"] is None or len(first["git_commit"].removesuffix("-dirty")) == 40
     assert first["command"]
     assert first["config"]["batch_size"] == 4096
-
-
-def test_atomic_write_leaves_the_old_content_when_it_fails(tmp_path, monkeypatch):
-    path = tmp_path / "file.json"
-    workdir.write_atomically(path, "old")
-
-    def fail(_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(workdir.os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        workdir.write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert [each.name for each in tmp_path.iterdir()] == ["file.json"]
-
-
-def test_place_is_a_folder_or_a_bucket(monkeypatch):
-    pytest.importorskip("gcsfs")
-    monkeypatch.setenv("EPATH_USE_TF", "")
-    assert workdir.parse("runs/a") == pathlib.Path("runs/a")
-    assert workdir.parse("~/a") == pathlib.Path.home() / "a"
-    path = workdir.parse("gs://bucket/runs/a/")
-    assert str(path / "config.json") == "gs://bucket/runs/a/config.json"
-    assert workdir.is_remote(path)
-    assert not workdir.is_remote(pathlib.Path("runs/a"))
-
-
-@pytest.mark.parametrize("place", ["s3://bucket/run", "gs://", "http://host/run"])
-def test_other_stores_are_refused(place):
-    with pytest.raises(UserError, match=f"cannot use '{place}'.*gs://bucket/folder"):
-        workdir.parse(place)
-
-
-def test_bucket_without_gcsfs_is_an_error_that_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UserError, match=r"pip install --editable '\.\[gcs\]'"):
-        workdir.parse("gs://bucket/run")
 
 
 # A lease wants a store that writes on condition, as buckets do and TensorStore's files.

@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.console import num_cpus
+from vit_jax.console import num_cpus, print_any_text, show_name
 from vit_jax.data.sources import NO_LABEL, Example, MissingDataError, Source, open_source
 from vit_jax.data.transforms import ImageError
-from vit_jax.display import print_any_text, show_name
 from vit_jax.errors import UserError
 from vit_jax.json_files import read_object
 from vit_jax.predict import PROBABILITIES, Predictor

@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping
 
 from vit_jax.config import quote_argument
+from vit_jax.console import show_name
 from vit_jax.data.sources import Source, find_path, open_source
 from vit_jax.data.sources.folders import list_splits
 from vit_jax.data.sources.splits import split_role
 from vit_jax.data.sources.tfds import find_tfds, prepared_folder
 from vit_jax.data.transforms import size_of
-from vit_jax.display import show_name
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.paper.tables import FIGURE_9, TABLE_4
 

@@ -15,13 +15,13 @@ from ml_collections import ConfigDict
 
 from vit_jax import sharding
 from vit_jax.config import check_fields
+from vit_jax.console import show_names
 from vit_jax.data.class_names import class_names as class_names_of
 from vit_jax.data.class_names import wordnet_ids
 from vit_jax.data.pipeline import EvalBatches
 from vit_jax.data.sources import MissingDataError, Source, find_path, open_source
 from vit_jax.data.sources.imagenet_variants import VARIANTS, open_variant
 from vit_jax.data.sources.real_labels import NUM_CLASSES as NUM_IMAGENET_CLASSES
-from vit_jax.display import show_names
 from vit_jax.errors import UserError
 from vit_jax.evaluators import Evaluator
 from vit_jax.evaluators.classification import ClassificationEvaluator

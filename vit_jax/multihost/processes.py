@@ -23,7 +23,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from vit_jax.display import encode_text, show_name
+from vit_jax.console import encode_text, show_name
 from vit_jax.errors import UserError
 from vit_jax.json_files import Fields, JsonError, parse_json
 from vit_jax.multihost import cluster as clusters

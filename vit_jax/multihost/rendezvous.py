@@ -31,7 +31,7 @@ from typing import Any
 import jax
 
 from vit_jax import __version__
-from vit_jax.display import show_name
+from vit_jax.console import show_name
 from vit_jax.errors import UserError
 from vit_jax.json_files import JsonError, parse_object
 from vit_jax.multihost.cluster import MAX_PROCESSES, TOKEN_VARIABLE, Cluster

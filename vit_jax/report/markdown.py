@@ -5,7 +5,7 @@ import dataclasses
 import io
 from collections.abc import Sequence
 
-from vit_jax.display import show_name
+from vit_jax.console import show_name
 from vit_jax.paper.tables import Score
 from vit_jax.report.seeds import Ours
 

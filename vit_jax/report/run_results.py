@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vit_jax.display import show_name
+from vit_jax.console import show_name
 from vit_jax.errors import UserError
 from vit_jax.report import lineage, settings
 from vit_jax.report.lineage import Origin

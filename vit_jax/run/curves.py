@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.display import print_any_text, show_name
+from vit_jax.console import print_any_text, show_name
 from vit_jax.errors import UserError
 from vit_jax.run.journal import read_jsonl
 from vit_jax.run.workdir import AnyPath, parse, write_atomically

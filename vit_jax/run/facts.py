@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.console import show_name, show_names
 from vit_jax.data.sources import Example, MissingDataError, Source, absolute_place
 from vit_jax.data.sources.base import NO_LABEL, Numbers, fingerprint_of
-from vit_jax.display import show_name, show_names
 from vit_jax.errors import UserError
 from vit_jax.json_files import Fields, JsonError, read_object
 from vit_jax.run.workdir import AnyPath, parse, write_atomically

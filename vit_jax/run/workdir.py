@@ -22,7 +22,6 @@ It lies on a disk, or in a bucket (`gs://bucket/folder`; docs/storage.md says wh
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import importlib.metadata
 import itertools
 import json
@@ -37,92 +36,25 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, flatten
-from vit_jax.display import encode_text
 from vit_jax.errors import UserError
-from vit_jax.files import delete_left_over
+from vit_jax.files import AnyPath, delete_left_over, is_remote, lock, parse_path, write_atomically
 from vit_jax.json_files import read_json_lines, read_object
 from vit_jax.multihost import processes
 
 logger = logging.getLogger(__name__)
 
-# A place on a disk, or an `epath.Path` of a bucket; both have the methods that are used here.
-AnyPath: TypeAlias = pathlib.Path | epath.Path
+parse = parse_path  # until all callers use vit_jax.files
 
 FAILURE = "failure.json"
 
 PACKAGES = ("vit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "simplejpeg",
             "opencv-python-headless", "pillow", "tensorflow-datasets", "array_record", "scikit-learn", "ml_collections",
             "clu")  # fmt: skip
-
-
-def parse(place: str | os.PathLike[str]) -> AnyPath:
-    """The path of a workdir: `gs://bucket/folder`, or a folder on a disk, where `~` is the home folder.
-
-    Takes its own result, too, so that functions may be given a string or a path.
-
-    Raises:
-      UserError: it is in another kind of store, or what reads and writes buckets is not installed.
-    """
-    place = str(place)
-    if place.startswith("gs:/") and not place.startswith("gs://"):
-        raise UserError(f"{place!r} was the address of a bucket before it became a path: give it as a string.")
-    scheme, found, rest = place.partition("://")
-    if not found:
-        try:
-            return pathlib.Path(place).expanduser()
-        except RuntimeError as error:
-            raise UserError(f"cannot use {place!r} as a folder: {error}") from error
-    if scheme != "gs" or not rest.strip("/"):
-        raise UserError(f"cannot use {place!r} as a workdir: expected a folder, or gs://bucket/folder.")
-    # Otherwise etils would import TensorFlow for gs:// wherever that happens to be installed.
-    os.environ["EPATH_USE_TF"] = "false"
-    try:
-        import fsspec
-        import gcsfs  # noqa: F401 - etils imports it when it is too late for a good message
-    except ImportError as error:
-        raise UserError(f"{place} needs gcsfs ({error}); pip install --editable '.[gcs]'") from error
-    # Listings would be remembered for ever, although TensorStore writes beside gcsfs.
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-    return epath.Path(place.rstrip("/"))
-
-
-def is_remote(path: AnyPath) -> bool:
-    """Whether a path lies in a bucket: no file locks, no appending, no renaming of folders there."""
-    return str(path).startswith("gs://")
-
-
-def write_atomically(path: AnyPath | str, content: str | bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, whole.
-
-    Raises:
-      UserError: it is in a bucket and could not be written.
-    """
-    path = parse(path)
-    data = encode_text(content) if isinstance(content, str) else content
-    if is_remote(path):
-        try:
-            path.write_bytes(data)  # an object is there when all of it is
-        except Exception as error:  # gcsfs, aiohttp and google.auth have no common error
-            raise UserError(
-                f"cannot write {path}: {type(error).__name__}: {error}. See to the cause and run the same command "
-                "again; it goes on from the newest checkpoint."
-            ) from error
-        return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _append_line(path: AnyPath, line: str) -> None:
@@ -176,21 +108,9 @@ def locked(workdir: AnyPath | str, *, on_lost: Callable[[LockLostError], None] =
                 raise UserError(f"cannot read the workdir {workdir}: {type(error).__name__}: {error}") from error
             yield
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write to the workdir {workdir}: {reason}. Choose another --workdir.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            delete_left_over(workdir, *_TEMPORARY)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is training in the workdir {workdir}. Wait for it, end it, or choose another "
-                "--workdir."
-            ) from error
+    busy = f"another process is training in the workdir {workdir}. Wait for it, end it, or choose another --workdir."
+    with lock(workdir / ".lock", busy):
+        delete_left_over(workdir, *_TEMPORARY)
         yield
 
 

@@ -11,10 +11,10 @@ import struct
 import tarfile
 from collections.abc import Iterator, Sequence
 
+from vit_jax.console import show_name
 from vit_jax.data.sources.trees import is_litter
-from vit_jax.display import show_name
 from vit_jax.errors import UserError
-from vit_jax.regular_files import open_regular, read_regular
+from vit_jax.files import open_regular, read_regular
 
 _COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip --keep"),

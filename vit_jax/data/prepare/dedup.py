@@ -21,7 +21,7 @@ import imagehash
 import numpy as np
 from PIL import Image, ImageOps
 
-from vit_jax.console import num_cpus
+from vit_jax.console import num_cpus, show_name
 from vit_jax.data.image_headers import JPEG_START, UPRIGHT, orientation_of, plain
 from vit_jax.data.prepare import tfds_layout
 from vit_jax.data.prepare.index import Index
@@ -36,7 +36,6 @@ from vit_jax.data.prepare.work import (
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.sources.records import read_manifest_facts
 from vit_jax.data.transforms import size_of
-from vit_jax.display import show_name
 from vit_jax.errors import UserError, unknown_name
 
 NEAR, SURE = 11, 72

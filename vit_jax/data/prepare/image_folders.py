@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.console import show_name, show_names
 from vit_jax.data.prepare.index import Arrangement, Row
 from vit_jax.data.prepare.passes import Found, Passed, check_split
 from vit_jax.data.sources import Example, ImageFolderSource
 from vit_jax.data.sources.base import BadRecordError
 from vit_jax.data.sources.folders import list_splits
 from vit_jax.data.sources.splits import same_classes
-from vit_jax.display import show_name, show_names
 
 
 class ImageFolder:

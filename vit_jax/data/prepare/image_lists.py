@@ -11,15 +11,15 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from vit_jax.console import show_name
 from vit_jax.data.prepare.index import Arrangement, Row
 from vit_jax.data.prepare.passes import Found, Passed, check_split
 from vit_jax.data.sources.base import BadRecordError, fingerprint_of
 from vit_jax.data.sources.folders import composed
 from vit_jax.data.sources.trees import MAX_FILE_BYTES
-from vit_jax.display import show_name
 from vit_jax.errors import UserError
+from vit_jax.files import read_regular, read_text_lines
 from vit_jax.json_files import parse_json
-from vit_jax.regular_files import read_regular, read_text_lines
 
 SPLIT = "train"
 _ROWS_AT_ONCE = 4096  # of a parquet file

@@ -9,15 +9,15 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from vit_jax.console import show_name
 from vit_jax.data.class_names import wordnet_ids
 from vit_jax.data.prepare.archives import Mark, Member, find_archives, read_at, scan
 from vit_jax.data.prepare.index import Arrangement, Row
 from vit_jax.data.prepare.passes import Found, Passed
 from vit_jax.data.sources.base import fingerprint_of
 from vit_jax.data.sources.trees import IMAGE_SUFFIXES
-from vit_jax.display import show_name
 from vit_jax.errors import UserError
-from vit_jax.regular_files import read_text_lines
+from vit_jax.files import read_text_lines
 
 SPLIT = "full"
 SLICES: dict[str, tuple[int | None, int | None]] = {

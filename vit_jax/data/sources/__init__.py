@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.console import show_name, show_names
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, MissingDataError, Source
 from vit_jax.data.sources.digits import DigitsSource
 from vit_jax.data.sources.folders import ImageFolderSource, list_splits
@@ -18,9 +19,8 @@ from vit_jax.data.sources.records import RecordSource, find_shards, is_record_fi
 from vit_jax.data.sources.splits import SlicedSource, for_testing, open_parts
 from vit_jax.data.sources.tfds import find_tfds, not_prepared, open_tfds, prepared_folder
 from vit_jax.data.sources.trees import IMAGE_SUFFIXES
-from vit_jax.display import show_name, show_names
 from vit_jax.errors import UserError
-from vit_jax.regular_files import stat_regular
+from vit_jax.files import stat_regular
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from vit_jax.console import show_name, show_names
 from vit_jax.data.sources.base import BadRecordError, Example, Extent, fingerprint_of
 from vit_jax.data.sources.splits import ALL, for_testing, split_role
 from vit_jax.data.sources.trees import (
@@ -27,9 +28,8 @@ from vit_jax.data.sources.trees import (
     open_tree,
     unreadable,
 )
-from vit_jax.display import show_name, show_names
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.regular_files import read_regular
+from vit_jax.files import read_regular
 
 _MOST_AROUND = 4  # folders around the splits that are looked through
 
@@ -42,7 +42,7 @@ class ImageFolderSource:
     (`trees.is_litter`) and files beside the folders of classes are passed over.
 
     Names are compared in Unicode's composed form (NFC), and those of splits without regard to case. Class names are
-    text that can be shown: bytes that are not UTF-8 are escaped (`display.show_name`).
+    text that can be shown: bytes that are not UTF-8 are escaped (`console.show_name`).
 
     An image takes the bytes of its name and 5 more of memory, and 21 more in a zip file.
     """

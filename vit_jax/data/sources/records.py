@@ -33,9 +33,8 @@ import numpy as np
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Extent, fingerprint_of
 from vit_jax.data.sources.splits import ALL, resolve, shard_ranges
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.files import delete_left_over
+from vit_jax.files import delete_left_over, open_regular, read_regular, read_text_lines, stat_regular
 from vit_jax.json_files import Fields, read_object
-from vit_jax.regular_files import open_regular, read_regular, read_text_lines, stat_regular
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.console import show_names
 from vit_jax.data.permutation import permutation
 from vit_jax.data.sources.base import Example, Numbers, Source, fingerprint_of
-from vit_jax.display import show_names
 from vit_jax.errors import UserError, unknown_name
 
 ALL = "all"

@@ -29,7 +29,7 @@ from vit_jax.data.sources.records import (
 )
 from vit_jax.data.sources.splits import resolve, shard_ranges
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.regular_files import stat_regular
+from vit_jax.files import stat_regular
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from typing import Protocol
 
 import numpy as np
 
+from vit_jax.console import show_name
 from vit_jax.data.sources.records import PositionedFile
 from vit_jax.data.transforms import looks_like_image
-from vit_jax.display import show_name
 from vit_jax.errors import UserError
-from vit_jax.regular_files import read_regular, stat_regular
+from vit_jax.files import read_regular, stat_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp", ".bmp", ".gif")
 MAX_FILE_BYTES = 2**28
