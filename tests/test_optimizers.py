@@ -34,6 +34,11 @@ def test_cosine_schedule_follows_half_a_cosine():
     np.testing.assert_allclose([schedule(s) for s in steps], expected, rtol=1e-5, atol=1e-10)
 
 
+def test_cosine_ends_at_its_end_learning_rate():
+    schedule = optimizers.make_schedule("cosine", learning_rate=3e-3, num_steps=100, end_learning_rate=3e-4)
+    np.testing.assert_allclose([schedule(0), schedule(50), schedule(100)], [3e-3, 1.65e-3, 3e-4], rtol=1e-5)
+
+
 def test_constant_schedule_without_warmup():
     schedule = optimizers.make_schedule("constant", learning_rate=0.1, num_steps=10)
     np.testing.assert_allclose([schedule(0), schedule(9)], 0.1)

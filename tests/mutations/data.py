@@ -1,0 +1,421 @@
+"""Data: decoding, crops, RandAugment, the order of examples, sources, VTAB's labels and splits, preparation."""
+
+from tests.mutations.mutation import Mutation
+
+AUGMENT, TEST_AUGMENT = "vit_jax/data/augment.py", "tests/data/test_augment.py"
+IMAGES, TEST_IMAGES = "vit_jax/data/images.py", "tests/data/test_images.py"
+HEADERS, TEST_HEADERS = "vit_jax/data/image_headers.py", "tests/data/test_image_headers.py"
+ORDER, TEST_ORDER = "vit_jax/data/order.py", "tests/data/test_order.py"
+PIPELINE, TEST_PIPELINE = "vit_jax/data/pipeline.py", "tests/data/test_pipeline.py"
+FOLDERS, TEST_FOLDERS = "vit_jax/data/sources/folders.py", "tests/data/test_folders.py"
+TREES = "vit_jax/data/sources/trees.py"
+VARIANTS, TEST_VARIANTS = "vit_jax/data/sources/imagenet_variants.py", "tests/data/test_imagenet_variants.py"
+REAL, TEST_REAL = "vit_jax/data/sources/real.py", "tests/data/test_real.py"
+RECORDS, TEST_RECORDS = "vit_jax/data/sources/records.py", "tests/data/test_records.py"
+SPLITS, TEST_SOURCES = "vit_jax/data/sources/splits.py", "tests/data/test_sources.py"
+TFDS, TEST_TFDS = "vit_jax/data/sources/tfds.py", "tests/data/test_tfds.py"
+VTAB_LABELS, TEST_VTAB_LABELS = "vit_jax/vtab/labels.py", "tests/vtab/test_labels.py"
+VTAB_TASKS, TEST_VTAB_SOURCE = "vit_jax/vtab/tasks.py", "tests/vtab/test_source.py"
+ARCHIVES, TEST_PREPARE = "vit_jax/data/prepare/archives.py", "tests/data/test_prepare.py"
+INDEX = "vit_jax/data/prepare/index.py"
+PASSES = "vit_jax/data/prepare/run.py"
+LISTS, TEST_SETS = "vit_jax/data/prepare/listing.py", "tests/data/test_prepare_sets.py"
+DEDUP = "vit_jax/data/prepare/dedup.py"
+LAYOUT = "vit_jax/data/prepare/records.py"
+
+MUTATIONS = [
+    Mutation(
+        AUGMENT,
+        "np.float32(level * 1.8 + 0.1)",
+        "np.float32(level * 1.9)",
+        f"{TEST_AUGMENT}::test_operations_give_tensorflows_pixels",
+        "enhancements are TensorFlow's",
+    ),
+    Mutation(
+        AUGMENT,
+        "if name in rules.directed and rng.random() < 0.5:",
+        "if name in rules.directed and rng.random() < 0.1:",
+        f"{TEST_AUGMENT}::test_what_has_a_direction_goes_either_way",
+        "operations with a direction go either way alike",
+    ),
+    Mutation(
+        AUGMENT,
+        '"medium2": AugRegSetting(RandAugment(2, 15), 0.5)',
+        '"medium2": AugRegSetting(RandAugment(2, 15), 0.2)',
+        f"{TEST_AUGMENT}::test_the_settings_of_augreg_are_those_of_big_vision",
+        "AugReg's settings are big_vision's",
+    ),
+    Mutation(
+        IMAGES,
+        "rows = top + height + 1",
+        "rows = top + height",
+        f"{TEST_IMAGES}::test_a_crop_of_any_height_has_the_pixels_of_the_whole",
+        "a decoded crop has the whole image's pixels",
+    ),
+    Mutation(
+        IMAGES,
+        "smallest, largest = min_area * height * width, max_area * height * width",
+        "smallest, largest = 2 * min_area * height * width, max_area * height * width",
+        f"{TEST_IMAGES}::test_inception_crops_are_distributed_as_tensorflows",
+        "inception crops are distributed as TensorFlow's",
+    ),
+    Mutation(
+        IMAGES,
+        "if self.flip and rng.random() < 0.5:",
+        "if self.flip and rng.random() < 0.9:",
+        f"{TEST_IMAGES}::test_train_transform_flips_half_of_the_images",
+        "half of the images are flipped",
+    ),
+    Mutation(
+        IMAGES,
+        "pixels = 255 - pixels",
+        "pass",
+        f"{TEST_IMAGES}::test_every_kind_of_file_decodes_to_tensorflows_pixels",
+        "CMYK JPEGs without Adobe's marker store ink",
+    ),
+    Mutation(
+        IMAGES,
+        "top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2",
+        "top, left = 0, (image.shape[1] - size) // 2",
+        f"{TEST_IMAGES}::test_central_crop_is_tensorflows",
+        "evaluation crops the centre",
+    ),
+    Mutation(
+        HEADERS,
+        "if height * width > MAX_PIXELS:",
+        "if False:",
+        f"{TEST_IMAGES}::test_decompression_bombs_are_refused_by_their_headers",
+        "decompression bombs are refused",
+    ),
+    Mutation(
+        HEADERS,
+        "6: (True, True, False),",
+        "6: (True, False, True),",
+        f"{TEST_HEADERS}::test_exif_orientation_is_pillows",
+        "photos are turned as EXIF says",
+    ),
+    Mutation(
+        ORDER,
+        "np.uint64(0x9E3779B97F4A7C15)",
+        "np.uint64(0x9E3779B97F4A7C17)",
+        f"{TEST_ORDER}::test_order_stays_what_it_was",
+        "the order of examples is the same in every version",
+    ),
+    Mutation(
+        PIPELINE,
+        "seed = (self._seed + part * 0x85EBCA6B + epoch) % 2**32",
+        "seed = (self._seed + part * 0x85EBCA6B) % 2**32",
+        f"{TEST_PIPELINE}::test_every_example_comes_once_an_epoch_in_another_order_each_time",
+        "each epoch has its own order",
+    ),
+    Mutation(
+        PIPELINE,
+        "self._seed = seed * 0x9E3779B1",
+        "self._seed = seed",
+        f"{TEST_PIPELINE}::test_neighbouring_seeds_share_no_order_in_any_epoch",
+        "neighbouring seeds share no epoch's order",
+    ),
+    Mutation(
+        PIPELINE,
+        "rng = random.at(positions[i])",
+        "rng = random.at(index)",
+        f"{TEST_PIPELINE}::test_augmentation_differs_between_epochs",
+        "augmentation differs between epochs",
+    ),
+    Mutation(
+        PIPELINE,
+        'self._num_done = state["images"] // self._batch_size',
+        'self._num_done = state["images"] // self._batch_size + 1',
+        f"{TEST_PIPELINE}::test_restored_iterator_continues_exactly",
+        "a restart goes on with the next batch",
+    ),
+    Mutation(
+        PIPELINE,
+        'if state["examples"] != self._fingerprint:',
+        "if False:",
+        f"{TEST_PIPELINE}::test_state_of_another_data_set_is_refused",
+        "a run does not go on with other data",
+    ),
+    Mutation(
+        PIPELINE,
+        'return batch | {"mask": is_there.astype(np.float32)}, bad',
+        'return batch | {"mask": np.ones_like(is_there, np.float32)}, bad',
+        f"{TEST_PIPELINE}::test_evaluation_counts_every_example_once_and_masks_the_padding",
+        "evaluation masks the padding",
+    ),
+    Mutation(
+        PIPELINE,
+        "if self.count > self._limit:",
+        "if False:",
+        f"{TEST_PIPELINE}::test_bad_records_are_left_out_and_told_up_to_the_limit",
+        "more bad records than allowed end the run",
+    ),
+    Mutation(
+        PIPELINE,
+        "weakref.finalize(array, self._free.append, memory)",
+        "self._free.append(memory)",
+        f"{TEST_PIPELINE}::test_memory_is_used_again_only_when_nobody_holds_a_view_of_it "
+        f"{TEST_PIPELINE}::test_batches_that_are_kept_keep_their_images",
+        "a batch's memory is used again only when nobody holds it",
+    ),
+    Mutation(
+        PIPELINE,
+        "return start + _shuffled(position, stop - start, seed)",
+        "return _shuffled(position, stop - start, seed)",
+        f"{TEST_PIPELINE}::test_mixture_draws_by_weight_and_each_source_once_through_before_again",
+        "a mixture draws from each of its sources",
+    ),
+    Mutation(
+        FOLDERS,
+        'return name if name.isascii() else unicodedata.normalize("NFC", name)',
+        "return name",
+        f"{TEST_FOLDERS}::test_names_that_differ_in_unicode_form_are_the_same_class",
+        "class names are compared in one Unicode form",
+    ),
+    Mutation(
+        FOLDERS,
+        "return sorted(names) if",
+        "return names if",
+        f"{TEST_FOLDERS}::test_the_folder_is_listed_in_any_order",
+        "the order of examples does not depend on the file system",
+    ),
+    Mutation(
+        FOLDERS,
+        "self._labels = [numbers.get(name, 0) for name in own]",
+        "self._labels = list(range(len(own)))",
+        f"{TEST_FOLDERS}::test_a_split_may_lack_classes_of_the_training_split",
+        "a split that lacks classes keeps the training split's labels",
+    ),
+    Mutation(
+        TREES,
+        'return name.startswith(("/", "\\\\")) or ".." in parts or parts[0][1:2] == ":"',
+        "return False",
+        f"{TEST_FOLDERS}::test_paths_out_of_a_zip_are_refused",
+        "a zip file with a path out of its folder is refused",
+    ),
+    Mutation(
+        TREES,
+        "if zlib.crc32(content) != crc:",
+        "if False:",
+        f"{TEST_SOURCES}::test_damaged_member_of_a_zip_is_named_when_it_is_read_and_others_are_read",
+        "damage in a zip file is noticed",
+    ),
+    Mutation(
+        TREES,
+        "decompress(content, size + 1)",
+        "decompress(content)",
+        f"{TEST_FOLDERS}::test_a_member_that_inflates_without_end_is_stopped_at_the_size_it_claims",
+        "zip bombs are stopped",
+    ),
+    Mutation(
+        VARIANTS,
+        "OBJECTNET_BORDER = 2",
+        "OBJECTNET_BORDER = 1",
+        f"{TEST_VARIANTS}::test_red_border_is_cut_off",
+        "ObjectNet's border is cut off",
+    ),
+    Mutation(
+        VARIANTS,
+        "classes = {str(label): (label,) for label in range(NUM_CLASSES)}",
+        "classes = {name: (label,) for label, name in enumerate(sorted(map(str, range(NUM_CLASSES))))}",
+        f"{TEST_VARIANTS}::test_folders_of_imagenet_v2_are_numbers_though_they_sort_as_text",
+        "ImageNet-V2's folders are numbers",
+    ),
+    Mutation(
+        VARIANTS,
+        "classes = occurring if len(occurring) < NUM_CLASSES else None",
+        "classes = None",
+        f"{TEST_VARIANTS}::test_folders_of_wordnet_ids_get_imagenets_labels_and_their_classes_alone_compete",
+        "only the 200 classes of ImageNet-R compete",
+    ),
+    Mutation(
+        REAL,
+        '"label": self._labels[self._number(example, index) - 1]}',
+        '"label": self._labels[index]}',
+        f"{TEST_REAL}::test_labels_are_found_by_the_number_in_the_name",
+        "ReaL labels are found by the image's number",
+    ),
+    Mutation(
+        RECORDS,
+        "if _checksum(content) != _CHECKSUM.unpack(opened.read(begin + size, _CHECKSUM.size))[0]:",
+        "if False:",
+        f"{TEST_RECORDS}::test_damaged_record_is_named_when_it_is_read_and_others_are_read",
+        "a damaged record is noticed",
+    ),
+    Mutation(
+        RECORDS,
+        "return offsets if content[:4].tolist() == _identity(offsets, stat) else None",
+        "return offsets",
+        f"{TEST_RECORDS}::test_damaged_index_is_made_anew "
+        f"{TEST_RECORDS}::test_rewritten_file_of_the_same_size_is_indexed_again",
+        "an index of another file is made anew",
+    ),
+    Mutation(
+        RECORDS,
+        "labels = [label for label in dict.fromkeys(values) if label != NO_LABEL]",
+        "labels = list(values)",
+        f"{TEST_RECORDS}::test_several_labels_are_lists_without_repetition_and_missing_ones_empty",
+        "a label that occurs twice counts once",
+    ),
+    Mutation(
+        RECORDS,
+        "if missing := sorted(set(range(int(total))) - numbers):",
+        "if missing := ():",
+        f"{TEST_RECORDS}::test_missing_shard_is_named",
+        "a missing shard is named",
+    ),
+    Mutation(
+        SPLITS,
+        "low, high = max(start - first, 0), min(stop - first, length)",
+        "low, high = max(start - first, 0), min(stop - first + 1, length)",
+        f"{TEST_RECORDS}::test_slices_of_shards_are_taken",
+        "slices of splits do not overlap",
+    ),
+    Mutation(
+        SPLITS,
+        "return permutation(length, 0)[part.start : part.stop]",
+        "return np.arange(length)[part.start : part.stop]",
+        f"{TEST_SOURCES}::test_slices_of_a_folder_have_all_classes",
+        "a slice of a folder has all classes",
+    ),
+    Mutation(
+        "vit_jax/data/overlap.py",
+        "is_member |= (wanted >= other.start) & (wanted < other.stop)",
+        "pass",
+        "tests/data/test_overlap.py::test_slices_and_sums_of_digits",
+        "training on test examples is noticed",
+    ),
+    Mutation(
+        TFDS,
+        "return max(wanted, key=_version_key)",
+        "return max(wanted)",
+        f"{TEST_TFDS}::test_data_set_is_found_by_name_config_and_version",
+        "the newest version is taken",
+    ),
+    Mutation(
+        VTAB_LABELS,
+        "number = bisect.bisect_left(lower_ends, value) - 1",
+        "number = bisect.bisect_right(lower_ends, value) - 1",
+        TEST_VTAB_LABELS,
+        "distances on a bin's border are VTAB's",
+    ),
+    Mutation(
+        VTAB_LABELS,
+        "* 16 // 40",
+        "* 16 // 41",
+        TEST_VTAB_LABELS,
+        "dSprites' orientations are VTAB's classes",
+    ),
+    Mutation(
+        VTAB_LABELS,
+        "strict=True) if kind < _VEHICLES]",
+        "strict=True)]",
+        TEST_VTAB_LABELS,
+        "KITTI's distance is that of the closest vehicle",
+    ),
+    Mutation(
+        VTAB_TASKS,
+        '"train800val200": f"train[:800]+{first}"',
+        '"train800val200": "train[:1000]"',
+        TEST_VTAB_SOURCE,
+        "VTAB-1k is 800 training and 200 validation examples",
+    ),
+    Mutation(
+        VTAB_TASKS,
+        'cut = size * percent // 100\n    return {**splits_of(f"train[:{cut}]", "train", cut, test)',
+        'cut = size * percent // 100 + 1\n    return {**splits_of(f"train[:{cut}]", "train", cut, test)',
+        TEST_VTAB_SOURCE,
+        "VTAB's splits are carved where its authors carve them",
+    ),
+    Mutation(
+        "vit_jax/vtab/scores.py",
+        'members["mean"] = list(TASKS)',
+        'members["mean"] = list(TASKS)[:-1]',
+        "tests/vtab",
+        "VTAB's mean is over 19 tasks",
+    ),
+    Mutation(
+        ARCHIVES,
+        'if path.startswith("/") or ".." in path.split("/")',
+        'if path.startswith("/")',
+        f"{TEST_PREPARE}::test_paths_out_of_the_folder_are_refused",
+        "a tar file with a path out of its folder is refused",
+    ),
+    Mutation(
+        ARCHIVES,
+        "if end != tarfile.NUL * tarfile.BLOCKSIZE and (strict or end):",
+        "if False:",
+        f"{TEST_PREPARE}::test_an_archive_cut_between_two_members_is_an_error",
+        "a truncated tar file is noticed",
+    ),
+    Mutation(
+        INDEX,
+        "FROM image\n      GROUP BY split, content\n      ORDER",
+        "FROM image\n      GROUP BY split, content, labels\n      ORDER",
+        f"{TEST_PREPARE}::test_copies_are_one_example_with_the_labels_of_all",
+        "copies of an image become one example with the labels of all",
+    ),
+    Mutation(
+        INDEX,
+        'return hashlib.md5(f"{split}{key}".encode()',
+        'return hashlib.md5(f"{key}{split}".encode()',
+        f"{TEST_PREPARE}::test_the_order_is_that_of_tfds",
+        "prepared examples have the order of TFDS",
+    ),
+    Mutation(
+        PASSES,
+        "index.commit(mark=found.mark, done=found.done)",
+        "index.commit(done=found.done)",
+        f"{TEST_PREPARE}::test_killed_again_and_again_it_gives_the_same_bytes",
+        "a killed preparation goes on and gives the same bytes",
+    ),
+    Mutation(
+        PASSES,
+        "if content_hash(content) != row.content:",
+        "if False:",
+        f"{TEST_PREPARE}::test_an_archive_that_has_changed_is_noticed",
+        "an archive that changes during preparation is noticed",
+    ),
+    Mutation(
+        PASSES,
+        'if begun and index.fact("settings") != settings:',
+        "if False:",
+        f"{TEST_PREPARE}::test_other_settings_do_not_mix_with_a_begun_data_set",
+        "a preparation does not go on with other settings",
+    ),
+    Mutation(
+        LAYOUT,
+        'elif file_sha256(path) != facts["sha256"]:',
+        "elif False:",
+        f"{TEST_PREPARE}::test_check_finds_damage",
+        "check finds changed bytes",
+    ),
+    Mutation(
+        LISTS,
+        "inside = os.path.commonpath([real, self._real_root]) == self._real_root",
+        "inside = True",
+        f"{TEST_SETS}::test_a_list_does_not_lead_out_of_its_folder",
+        "a list does not lead out of its folder",
+    ),
+    Mutation(
+        DEDUP,
+        "distance = np.bitwise_count(queries[query, 1:] ^ targets[target, 1:])",
+        "distance = np.bitwise_count(queries[query, 1:2] ^ targets[target, 1:2])",
+        f"{TEST_SETS}::test_the_search_finds_what_comparing_all_with_all_finds",
+        "near-duplicates agree in the long hash",
+    ),
+    Mutation(
+        DEDUP,
+        "masks = _masks(near // _BANDS)",
+        "masks = _masks(near // _BANDS - 1)",
+        f"{TEST_SETS}::test_the_search_finds_what_comparing_all_with_all_finds",
+        "the search for near-duplicates misses none",
+    ),
+    Mutation(
+        DEDUP,
+        "targets = np.concatenate([*plain, *mirrored])",
+        "targets = np.concatenate([*plain, *plain])",
+        f"{TEST_SETS}::test_copies_of_test_images_are_taken_out_and_others_kept",
+        "mirrored copies are found",
+    ),
+]

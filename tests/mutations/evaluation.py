@@ -1,0 +1,170 @@
+"""Evaluators, few-shot accuracy, the experiment, the config, predictions, transfer tasks."""
+
+from tests.mutations.mutation import Mutation
+
+CLASSIFICATION = "vit_jax/evaluators/classification.py"
+TEST_CLASSIFICATION = "tests/evaluators/test_classification.py"
+FEWSHOT, TEST_FEWSHOT = "vit_jax/evaluators/fewshot.py", "tests/evaluators/test_fewshot.py"
+FEATURES = "vit_jax/evaluators/features.py"
+RIDGE, TEST_RIDGE = "vit_jax/ridge.py", "tests/test_ridge.py"
+EXPERIMENT, TEST_EXPERIMENT = "vit_jax/experiment.py", "tests/test_experiment.py"
+TASKS, TEST_TASKS = "vit_jax/protocols.py", "tests/test_protocols.py"
+EVALUATE, TEST_EVALUATE = "vit_jax/evaluate.py", "tests/test_evaluate.py"
+
+MUTATIONS = [
+    Mutation(
+        CLASSIFICATION,
+        'mask = batch["mask"] * is_labelled(batch["label"])',
+        'mask = is_labelled(batch["label"])',
+        f"{TEST_CLASSIFICATION}::test_accuracy_and_loss_are_those_of_all_examples_counted_once "
+        f"{TEST_CLASSIFICATION}::test_examples_that_the_mask_leaves_out_do_not_count_whatever_their_label",
+        "padding does not count",
+    ),
+    Mutation(
+        CLASSIFICATION,
+        'mask = batch["mask"] * is_labelled(batch["label"])',
+        'mask = batch["mask"]',
+        f"{TEST_CLASSIFICATION}::test_several_labels_count_once_and_images_without_labels_not_at_all",
+        "images without labels do not count",
+    ),
+    Mutation(
+        CLASSIFICATION,
+        "logits = jnp.where(competes, logits, _NEVER)",
+        "pass",
+        f"{TEST_CLASSIFICATION}::test_top_5_and_classes_that_compete",
+        "only the variant's classes compete",
+    ),
+    Mutation(
+        CLASSIFICATION,
+        'yield "accuracy", math.nan if not_finite else float(totals["correct"]) / examples',
+        'yield "accuracy", float(totals["correct"]) / examples',
+        f"{TEST_CLASSIFICATION}::test_logits_that_are_not_finite_are_no_class_unless_their_image_does_not_count",
+        "there is no accuracy of logits that are not finite",
+    ),
+    Mutation(
+        CLASSIFICATION,
+        '{"correct": 1, "top5_correct": 5}',
+        '{"correct": 1, "top5_correct": 4}',
+        f"{TEST_CLASSIFICATION}::test_top_5_and_classes_that_compete",
+        "top-5 accuracy is of five classes",
+    ),
+    Mutation(
+        FEWSHOT,
+        "generator.permutation(indices)[:shots]",
+        "indices[:shots]",
+        f"{TEST_FEWSHOT}::test_draws_are_those_of_the_released_evaluator_and_fewer_shots_are_among_more",
+        "draws of images are the released evaluator's",
+    ),
+    Mutation(
+        FEWSHOT,
+        'best = int(np.mean(accuracies["validation"], axis=0).argmax())',
+        'best = int(np.mean(accuracies["test"], axis=0).argmax())',
+        f"{TEST_FEWSHOT}::test_l2_is_chosen_on_the_validation_split",
+        "l2 is not chosen on the test split",
+    ),
+    Mutation(
+        FEWSHOT,
+        "check_disjoint(source, role, other, other_role, advice)",
+        "pass",
+        f"{TEST_FEWSHOT}::test_splits_that_share_examples_are_refused",
+        "few-shot splits that share examples are refused",
+    ),
+    Mutation(
+        FEATURES,
+        "out[name].astype(jnp.float32).mean(axis=tuple(range(1, out[name].ndim - 1)))",
+        "out[name].astype(jnp.float32).max(axis=tuple(range(1, out[name].ndim - 1)))",
+        f"{TEST_FEWSHOT}::test_feature_maps_are_averaged_over_positions_in_float32",
+        "feature maps are averaged over positions",
+    ),
+    Mutation(
+        RIDGE,
+        "right = left.T @ (2 * sums - sums.sum(axis=0)).T",
+        "right = left.T @ (2 * sums).T",
+        TEST_RIDGE,
+        "targets of the ridge regression are -1 and 1",
+    ),
+    Mutation(
+        RIDGE,
+        "scale = np.where(is_constant, 0, 1 / (np.sqrt(np.einsum",
+        "scale = np.where(is_constant, 1, 1 / (np.sqrt(np.einsum",
+        TEST_RIDGE,
+        "features that are constant in training do not count",
+    ),
+    Mutation(
+        RIDGE,
+        "is_first[index, rows[left]] = scores.argmax(axis=1) == labels[rows[left]]",
+        "is_first[index, rows[left]] = False",
+        TEST_RIDGE,
+        "accuracies are float64's",
+    ),
+    Mutation(
+        RIDGE,
+        "if examples >= x.shape[1]:",
+        "if examples < x.shape[1]:",
+        TEST_RIDGE,
+        "the smaller of the two systems is solved",
+    ),
+    Mutation(
+        EXPERIMENT,
+        "num_steps = round(images / config.batch_size)",
+        "num_steps = int(images / config.batch_size) + 1",
+        TEST_EXPERIMENT,
+        "epochs become steps",
+    ),
+    Mutation(
+        EXPERIMENT,
+        "if list(eval_source.class_names) != list(train_source.class_names):",
+        "if False:",
+        f"{TEST_EXPERIMENT}::test_splits_with_different_classes_are_refused",
+        "splits with different classes are refused",
+    ),
+    Mutation(
+        EXPERIMENT,
+        "if expected and abs(len(train_source) - expected) > data.expected_within * expected:",
+        "if False:",
+        TEST_EXPERIMENT,
+        "an incomplete data set is refused",
+    ),
+    Mutation(
+        EXPERIMENT,
+        "accumulation_steps=config.accumulation_steps,",
+        "",
+        f"{TEST_EXPERIMENT}::test_step_is_made_as_the_config_says",
+        "config.accumulation_steps is heeded",
+    ),
+    Mutation(
+        EXPERIMENT,
+        'left_out = () if config.keep_head else ("pre_logits",)',
+        "left_out = ()",
+        "tests/test_fine_tuning.py::test_fine_tuning_begins_with_a_head_of_zeros_and_interpolated_position_embeddings",
+        "fine-tuning has no hidden layer in its head",
+    ),
+    Mutation(
+        TASKS,
+        "return 500 if num_images < 20_000 else 10_000 if num_images < 500_000 else 20_000",
+        "return 500 if num_images < 20_000 else 10_000 if num_images < 600_000 else 20_000",
+        f"{TEST_TASKS}::test_hyper_rule_is_that_of_bit",
+        "BiT-HyperRule's lengths are BiT's",
+    ),
+    Mutation(
+        TASKS,
+        'choose, final = (f"{whole}[:80%]", f"{whole}[80%:90%]"), (f"{whole}[:90%]", f"{whole}[90%:]")',
+        'choose, final = (f"{whole}[:80%]", f"{whole}[80%:]"), (f"{whole}[:90%]", f"{whole}[90%:]")',
+        f"{TEST_TASKS}::test_a_folder_of_classes_is_split_into_what_has_nothing_in_common",
+        "nothing is chosen on images to test on",
+    ),
+    Mutation(
+        TASKS,
+        "FIGURE_9['gap'] / FIGURE_9['cls']",
+        "FIGURE_9['cls'] / FIGURE_9['gap']",
+        "tests/test_configs.py tests/test_fine_tuning_defaults.py::test_pages_offer_gap_with_its_rate",
+        "global average pooling has a lower learning rate (figure 9)",
+    ),
+    Mutation(
+        EVALUATE,
+        "if weights is not None and weights != began_with",
+        "if False and weights != began_with",
+        f"{TEST_EVALUATE}::test_other_weights_are_not_taken_for_those_of_the_run_in_a_workdir",
+        "other weights are not evaluated as those of a run",
+    ),
+]

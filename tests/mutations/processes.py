@@ -1,0 +1,81 @@
+"""Several processes: start, comparison, loss of a peer."""
+
+from tests.mutations.mutation import Mutation
+
+DISTRIBUTED, TEST_DISTRIBUTED = "vit_jax/distributed.py", "tests/test_distributed.py"
+ROLL_CALL, TEST_ROLL_CALL = "vit_jax/roll_call.py", "tests/test_roll_call.py"
+CLUSTER, TEST_CLUSTER = "vit_jax/cluster.py", "tests/test_cluster.py"
+
+MUTATIONS = [
+    Mutation(
+        DISTRIBUTED,
+        "if now - seen.at > self._lost_after]",
+        "if False]",
+        f"{TEST_DISTRIBUTED}::test_survivor_of_a_lost_process_ends_with_one_message_and_the_status_to_restart",
+        "survivors of a lost process end",
+    ),
+    Mutation(
+        DISTRIBUTED,
+        "if values[process] != values[0]]",
+        "if False]",
+        f"{TEST_DISTRIBUTED}::test_what_is_the_same_everywhere_passes_and_what_differs_is_named_in_all_processes",
+        "processes with other configs or data are refused",
+    ),
+    Mutation(
+        DISTRIBUTED,
+        "use = self._uses[name] = self._uses.get(name, 0) + 1",
+        "use = self._uses[name] = 1",
+        f"{TEST_DISTRIBUTED}::test_barriers_of_the_same_name_can_follow_each_other",
+        "a barrier can be used again",
+    ),
+    Mutation(
+        ROLL_CALL,
+        "if not hmac.compare_digest(proof, _proof(token, nonce, text)):",
+        "if False:",
+        f"{TEST_ROLL_CALL}::test_stranger_without_the_token_cannot_take_a_place "
+        f"{TEST_ROLL_CALL}::test_process_with_another_token_says_so",
+        "who does not know the token is no member",
+    ),
+    Mutation(
+        ROLL_CALL,
+        'nonce.encode() + b" " + text',
+        "text",
+        f"{TEST_ROLL_CALL}::test_impostor_in_the_place_of_process_0_is_not_believed",
+        "an answer that was recorded earlier proves nothing",
+    ),
+    Mutation(
+        ROLL_CALL,
+        "if process in self._hosts:",
+        "if False:",
+        f"{TEST_ROLL_CALL}::test_two_processes_of_the_same_number_are_refused_by_all",
+        "two processes of one number are refused",
+    ),
+    Mutation(
+        ROLL_CALL,
+        'for what, said in (("num_processes", "was started for {} processes"), ("versions", "runs {}")):',
+        'for what, said in (("num_processes", "was started for {} processes"),):',
+        f"{TEST_ROLL_CALL}::test_process_of_another_version_is_refused",
+        "a process of another version is refused",
+    ),
+    Mutation(
+        ROLL_CALL,
+        "if len(self._strangers) > _MAX_STRANGERS:",
+        "if False:",
+        f"{TEST_ROLL_CALL}::test_a_thousand_silent_connections_do_not_keep_members_out",
+        "silent connections do not use up the descriptors",
+    ),
+    Mutation(
+        CLUSTER,
+        "process_id = slice_id * len(hosts) + _number",
+        "process_id = _number",
+        f"{TEST_CLUSTER}::test_several_slices_are_one_run",
+        "processes are numbered over all slices",
+    ),
+    Mutation(
+        CLUSTER,
+        "alone = on_this_node == 1 or len(gpus) < on_this_node",
+        "alone = on_this_node == 1",
+        f"{TEST_CLUSTER}::test_several_tasks_on_a_node_share_its_gpus_unless_slurm_has_dealt_them_out",
+        "GPUs that SLURM has dealt out are all a task's own",
+    ),
+]

@@ -1,0 +1,257 @@
+"""Weights of others: reading, formats, identification, preprocessing, downloads, transfer."""
+
+from tests.mutations.mutation import Mutation
+
+DOWNLOAD, TEST_DOWNLOAD = "vit_jax/weights/download.py", "tests/weights/test_download.py"
+READING, TEST_FILES = "vit_jax/weights/reading.py", "tests/weights/test_files.py"
+FORMATS, TEST_FORMATS = "vit_jax/weights/formats.py", "tests/weights/test_formats.py"
+MAPPING = "vit_jax/weights/mapping.py"
+IDENTIFY, TEST_IDENTIFY = "vit_jax/weights/identify.py", "tests/weights/test_identify.py"
+PREPROCESSING, TEST_PREPROCESSING = "vit_jax/weights/preprocessing.py", "tests/weights/test_preprocessing.py"
+FOREIGN = "vit_jax/weights/foreign_preprocessing.py"
+FOLDERS, TEST_STORE = "vit_jax/weights/folders.py", "tests/weights/test_store.py"
+RELEASED, TEST_RELEASED = "vit_jax/weights/released.py", "tests/weights/test_released.py"
+TRANSFER, TEST_TRANSFER = "vit_jax/weights/transfer.py", "tests/weights/test_transfer.py"
+FACTS, TEST_FACTS = "vit_jax/facts.py", "tests/test_facts.py"
+
+MUTATIONS = [
+    Mutation(
+        DOWNLOAD,
+        "if self._sha256 is not None and sha256 != self._sha256:",
+        "if False:",
+        f"{TEST_DOWNLOAD}::test_a_wrong_digest_is_told_and_the_file_set_aside",
+        "a file with another digest is refused",
+    ),
+    Mutation(
+        DOWNLOAD,
+        'name = name.replace(".", "%2E") or "%"',
+        "pass",
+        f"{TEST_DOWNLOAD}::test_no_name_can_escape_the_cache",
+        "no address leads out of the cache",
+    ),
+    Mutation(
+        DOWNLOAD,
+        'if schemes[1] not in ("http", "https") or schemes == ("https", "http"):',
+        "if False:",
+        f"{TEST_DOWNLOAD}::test_a_redirect_leads_to_http_only_and_never_out_of_https",
+        "no redirect leaves https",
+    ),
+    Mutation(
+        DOWNLOAD,
+        "if needed and shutil.disk_usage(self._final.parent).free < needed + _SPARE_BYTES:",
+        "if False:",
+        f"{TEST_DOWNLOAD}::test_space_is_checked_before_the_download",
+        "space is checked before the download",
+    ),
+    Mutation(
+        READING,
+        "if members[name].dtype.hasobject:",
+        "if False:",
+        f"{TEST_FILES}::test_a_pickled_npz_is_refused_and_not_run",
+        "a pickle is never run",
+    ),
+    Mutation(
+        READING,
+        "if path.suffix in _PICKLES or start.startswith(_PICKLE_STARTS):",
+        "if False:",
+        f"{TEST_FILES}::test_a_legacy_torch_file_is_refused_with_the_command_that_turns_it_over",
+        "a pickle is refused with the command that converts it",
+    ),
+    Mutation(
+        READING,
+        "if info.file_size > most:",
+        "if False:",
+        f"{TEST_FILES}::test_a_member_that_claims_more_than_can_be_there_is_refused",
+        "a zip bomb is not inflated",
+    ),
+    Mutation(
+        READING,
+        "if bad := [name for name, array in arrays.items() if not np.isfinite(array).all()]:",
+        "if bad := []:",
+        "tests/weights/test_hostile.py::test_values_that_are_no_numbers_are_refused_by_name_unless_they_are_allowed",
+        "weights that are not finite are refused",
+    ),
+    Mutation(
+        READING,
+        "flat.reshape(member.shape[::-1]).T if member.in_columns",
+        "flat.reshape(member.shape) if member.in_columns",
+        f"{TEST_FILES}::test_arrays_in_another_byte_order_or_in_columns_are_read",
+        "arrays in Fortran order are read as what they are",
+    ),
+    Mutation(
+        MAPPING,
+        "return tuple(part.T.reshape(width, heads, -1) for part in np.split(array, 3))",
+        "return tuple(part.reshape(width, heads, -1) for part in np.split(array, 3))",
+        f"{TEST_FORMATS}::test_their_names_and_layouts_are_read",
+        "timm's qkv is read",
+    ),
+    Mutation(
+        MAPPING,
+        "lambda array, heads: (array.T.reshape(_heads(heads), -1, array.shape[0]),)",
+        "lambda array, heads: (array.reshape(_heads(heads), -1, array.shape[0]),)",
+        f"{TEST_FORMATS}::test_their_names_and_layouts_are_read",
+        "the attention's output projection is read",
+    ),
+    Mutation(
+        MAPPING,
+        "if unknown:\n            raise UserError(",
+        "if False:\n            raise UserError(",
+        f"{TEST_FORMATS}::test_names_that_no_rule_knows_are_listed",
+        "names that no rule matches are errors",
+    ),
+    Mutation(
+        FORMATS,
+        '*_scale_and_bias(_BIG_VISION_BLOCK + "LayerNorm_1", _BLOCK + "LayerNorm_2")',
+        '*_scale_and_bias(_BIG_VISION_BLOCK + "LayerNorm_2", _BLOCK + "LayerNorm_2")',
+        f"{TEST_FORMATS}::test_their_names_and_layouts_are_read",
+        "big_vision's second layer norm is called LayerNorm_1",
+    ),
+    Mutation(
+        FORMATS,
+        '(("a", "1"), ("b", "2"), ("c", "3"))',
+        '(("a", "2"), ("b", "1"), ("c", "3"))',
+        f"{TEST_FORMATS}::test_their_names_and_layouts_are_read",
+        "BiT's convolutions a, b and c come in this order",
+    ),
+    Mutation(
+        FORMATS,
+        'arrays |= {"cls": arrays["cls"] + positions[:, :1], _POSITIONS: positions[:, 1:]}',
+        "arrays |= {_POSITIONS: positions[:, 1:]}",
+        f"{TEST_FORMATS}::test_big_visions_class_token_takes_over_its_position "
+        f"{TEST_FORMATS}::test_to_big_vision_and_back_changes_no_logits",
+        "big_vision's class token takes over its position",
+    ),
+    Mutation(
+        FORMATS,
+        'attributes={"root_padding": "lowest"}',
+        "attributes={}",
+        f"{TEST_STORE}::test_the_padding_of_bits_root_goes_with_the_format_and_the_description",
+        "big_vision's BiT pads its pooling with the lowest values",
+    ),
+    Mutation(
+        IDENTIFY,
+        'pool = "cls" if "cls" in shapes else "map" if "MAPHead_0/probe" in shapes else "gap"',
+        'pool = "cls" if "cls" in shapes else "gap"',
+        f"{TEST_IDENTIFY}::test_a_model_is_told_by_its_names_and_shapes",
+        "attention pooling is recognised",
+    ),
+    Mutation(
+        IDENTIFY,
+        "if variant == given:",
+        "if variant.hidden_dim == given.hidden_dim:",
+        f"{TEST_IDENTIFY}::test_a_model_of_other_dimensions_is_told_by_its_names_and_shapes",
+        "a model of other dimensions is not taken for a known one",
+    ),
+    Mutation(
+        IDENTIFY,
+        "if not (missing or extra or differing):",
+        "if not (missing or differing):",
+        f"{TEST_IDENTIFY}::test_an_array_too_many_is_named",
+        "an array too many is an error",
+    ),
+    Mutation(
+        PREPROCESSING,
+        "(round(top), round(left)) if self.centre_to_even else (int(top), int(left))",
+        "(int(top), int(left))",
+        f"{TEST_PREPROCESSING}::test_a_config_of_others_is_computed_as_its_library_computes_it",
+        "timm's centre crop is timm's",
+    ),
+    Mutation(
+        PREPROCESSING,
+        "scale = 1 / (255 * np.asarray(self.std, np.float32))",
+        "scale = 1 / (256 * np.asarray(self.std, np.float32))",
+        f"{TEST_PREPROCESSING}::test_mean_and_std_of_a_half_give_minus_one_to_one",
+        "images are normalised by mean and std",
+    ),
+    Mutation(
+        FOREIGN,
+        'resize="crop" if keeps_ratio else "square"',
+        'resize="square"',
+        f"{TEST_STORE}::test_a_centre_crop_of_huggingface_is_heeded",
+        "Hugging Face's centre crop is heeded",
+    ),
+    Mutation(
+        FOREIGN,
+        'crop_fraction=fields.number("crop_pct", 0.875, above=0, at_most=1)',
+        "crop_fraction=0.875",
+        f"{TEST_STORE}::test_a_timm_folder_of_others_tells_labels_and_preprocessing",
+        "timm's crop_pct is heeded",
+    ),
+    Mutation(
+        FOLDERS,
+        'overrides = {"gelu": "exact"} if config.values and gelus[activation] == "exact" else {}',
+        "overrides = {}",
+        f"{TEST_STORE}::test_the_exact_gelu_of_huggingface_is_heeded",
+        "Hugging Face's exact GELU is heeded",
+    ),
+    Mutation(
+        RELEASED,
+        '("l16", "ViT-L/16", 384, 85.15, table_5)',
+        '("l16", "ViT-L/16", 384, 85.51, table_5)',
+        f"{TEST_RELEASED}::test_the_papers_checkpoints_are_there",
+        "published accuracies are the paper's",
+    ),
+    Mutation(
+        RELEASED,
+        '"l16": ("0.01", 85.59)',
+        '"l16": ("0.03", 85.59)',
+        TEST_RELEASED,
+        "addresses of AugReg's checkpoints are those of the release",
+    ),
+    Mutation(
+        RELEASED,
+        'I21K, 224, probabilities="sigmoid")',
+        "I21K, 224)",
+        f"{TEST_RELEASED}::test_an_entry_agrees_with_itself",
+        "AugReg's pre-trained heads predict with the sigmoid",
+    ),
+    Mutation(
+        TRANSFER,
+        'anew = {"head": not keep_head,',
+        'anew = {"head": False,',
+        f"{TEST_TRANSFER}::test_the_head_begins_anew_at_zero_and_all_else_is_taken_over",
+        "fine-tuning begins with a head of zeros",
+    ),
+    Mutation(
+        TRANSFER,
+        "old_grid=old_model.grid(*old_size),",
+        "",
+        f"{TEST_TRANSFER}::test_a_grid_that_was_not_square_is_interpolated_along_each_axis",
+        "a grid that was not square is interpolated along each axis",
+    ),
+    Mutation(
+        TRANSFER,
+        'for attribute in ("gelu", "position_embedding_at", "root_padding"):',
+        'for attribute in ("position_embedding_at", "root_padding"):',
+        f"{TEST_TRANSFER}::test_a_difference_that_no_array_shows_is_refused",
+        "another GELU than the weights' is refused",
+    ),
+    Mutation(
+        TRANSFER,
+        "arrays[name] = array[:, before - after :]",
+        "arrays[name] = array[:, : array.shape[1] - before + after]",
+        f"{TEST_TRANSFER}::test_a_class_token_is_dropped_with_its_position",
+        "a class token is dropped with its own position",
+    ),
+    Mutation(
+        FACTS,
+        "if source.fingerprint() == before.fingerprint:",
+        "if True:",
+        f"{TEST_FACTS}::test_changed_data_are_refused_with_what_differs",
+        "a run notices that its data changed",
+    ),
+    Mutation(
+        FACTS,
+        "if before is None or now is None or list(before) == list(now):",
+        "if before is None or now is None or set(before) == set(now):",
+        f"{TEST_FACTS}::test_changes_of_classes_are_described",
+        "classes in another order are other classes",
+    ),
+    Mutation(
+        FACTS,
+        "self._labels = np.array([labels.get(name, NO_LABEL) for name in own])",
+        "self._labels = np.arange(len(own))",
+        f"{TEST_FACTS}::test_labels_are_matched_by_name_also_where_there_are_several_or_none",
+        "labels of changed data are matched by name",
+    ),
+]
