@@ -339,6 +339,18 @@ def test_an_archive_that_has_changed_is_noticed(tmp_path, monkeypatch, capsys):
     assert "the source files are not the same" in capsys.readouterr().err
 
 
+def test_an_image_that_changes_after_the_scan_is_noticed(tmp_path, monkeypatch, capsys):
+    archive = write_whole(tmp_path / "whole.tar", class_files(3))
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(tfds_layout, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["imagenet21k", str(archive), f"--out={tmp_path}"]) == 130
+    content, times = archive.read_bytes(), archive.stat()
+    archive.write_bytes(content.replace(jpeg(1), bytes(len(jpeg(1)))))
+    os.utime(archive, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert main(["imagenet21k", str(archive), f"--out={tmp_path}"]) == 1
+    assert "has changed since it was scanned" in capsys.readouterr().err
+
+
 def test_a_damaged_index_is_one_message(whole, tmp_path, capsys):
     folder = tmp_path / "imagenet21k" / "1.0.0.incomplete"
     folder.mkdir(parents=True)

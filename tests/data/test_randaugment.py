@@ -158,6 +158,8 @@ def test_what_has_a_direction_goes_either_way(monkeypatch, implementation, direc
     levels = {name: {level for other, level in seen if other == name} for name, _ in seen}
     assert {name for name, found in levels.items() if found == {1.0, -1.0}} == directed
     assert all(found == {1.0} for name, found in levels.items() if name not in directed)
+    turned = [level for name, level in seen if name in directed]
+    assert scipy.stats.binomtest(turned.count(-1.0), len(turned)).pvalue > 1e-4
 
 
 def test_deits_magnitudes_spread_around_9_and_end_at_10(monkeypatch):

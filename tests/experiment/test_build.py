@@ -191,6 +191,13 @@ def test_splits_with_different_classes_are_refused(tmp_path):
         build.build(digits_config(**{"data.dataset": str(tmp_path), "data.eval_split": "test"}))
 
 
+def test_evaluation_data_of_other_classes_are_refused(tmp_path):
+    for name in ("cat", "dog"):
+        write_image(tmp_path / "train" / name / "1.jpg", 0)
+    with pytest.raises(UserError, match="to evaluate on, have different classes"):
+        build.build(digits_config(**{"data.mixture": ((str(tmp_path), 1.0),), "data.eval_split": "test"}))
+
+
 def test_missing_data_are_allowed_only_where_the_config_says_how_many_there_are():
     config = digits_config(**{"data.dataset": "/nowhere", "data.expected_train_images": 1600, "model.num_classes": 7})
     built = build.build(config, allow_missing_data=True)

@@ -92,34 +92,27 @@ def run_tests(copy: pathlib.Path, arguments: Sequence[str], timeout: float) -> t
 
 def failed_tests(output: str) -> list[str]:
     """Returns the names in pytest's summary."""
-    return re.findall(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+    return re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", output, re.MULTILINE)
 
 
-def try_mutation(copy: pathlib.Path, mutation: Mutation, failed_before: Sequence[str]) -> str:
+def try_mutation(copy: pathlib.Path, mutation: Mutation) -> str:
     """Applies the change, runs its tests, restores the file. Returns the outcome in words."""
-    tests_to_run = mutation.tests.split()
-    if useless := [failed for failed in failed_before if failed.startswith(tuple(tests_to_run))]:
-        return f"stale: {useless[0]} fails on the unchanged code"
     file = copy / mutation.path
-    if not file.exists():
-        return "stale: no such file"
-    original, times = file.read_text(), file.stat()
+    original = file.read_text() if file.exists() else ""
     if (count := original.count(mutation.old)) != 1:
         return f"stale: the text occurs {count} times"
+    times = file.stat()
     try:
         file.write_text(original.replace(mutation.old, mutation.new))
         os.utime(file, (0, 0))  # or a compiled file from the same second would be used instead
-        status, output = run_tests(copy, ["-x", *tests_to_run], SECONDS)
+        status, output = run_tests(copy, ["-x", *mutation.tests.split()], SECONDS)
     finally:
         file.write_text(original)
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    if status is None:
-        return f"timeout after {SECONDS} s"
-    if status == 0:
-        return "SURVIVED"
     if status == 1 and (failed := failed_tests(output)):
         return f"caught by {failed[0]}"
-    return f"stale: pytest ended with {status}: {(output.strip() or '-').splitlines()[-1]}"
+    known = {0: "SURVIVED", None: f"timeout after {SECONDS} s"}
+    return known.get(status, f"stale: pytest ended with {status}: {output.strip()[-200:]}")
 
 
 def main() -> int:
@@ -146,13 +139,14 @@ def main() -> int:
         failed_before = failed_tests(output)
         if status != 0:
             print(output)
-        if status not in (0, 1):
+        if status not in (0, 1):  # such as a test that no longer exists
             return 1
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # for processes that tests start
         sys.dont_write_bytecode = True
         start = time.monotonic()
         for number, each in enumerate(chosen, 1):
-            outcome = try_mutation(copy, each, failed_before)
+            useless = [name for name in failed_before if name.startswith(tuple(each.tests.split()))]
+            outcome = f"stale: {useless[0]} fails unbroken" if useless else try_mutation(copy, each)
             outcomes[outcome.split()[0].rstrip(":")] += 1
             minutes_left = (time.monotonic() - start) / number * (len(chosen) - number) / 60
             print(

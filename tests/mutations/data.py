@@ -2,26 +2,26 @@
 
 from tests.mutations.mutation import Mutation
 
-AUGMENT, TEST_AUGMENT = "vit_jax/data/augment.py", "tests/data/test_augment.py"
-IMAGES, TEST_IMAGES = "vit_jax/data/images.py", "tests/data/test_images.py"
+AUGMENT, TEST_AUGMENT = "vit_jax/data/randaugment.py", "tests/data/test_randaugment.py"
+IMAGES, TEST_IMAGES = "vit_jax/data/transforms.py", "tests/data/test_transforms.py"
 HEADERS, TEST_HEADERS = "vit_jax/data/image_headers.py", "tests/data/test_image_headers.py"
-ORDER, TEST_ORDER = "vit_jax/data/order.py", "tests/data/test_order.py"
+ORDER, TEST_ORDER = "vit_jax/data/permutation.py", "tests/data/test_permutation.py"
 PIPELINE, TEST_PIPELINE = "vit_jax/data/pipeline.py", "tests/data/test_pipeline.py"
 FOLDERS, TEST_FOLDERS = "vit_jax/data/sources/folders.py", "tests/data/test_folders.py"
 TREES = "vit_jax/data/sources/trees.py"
 VARIANTS, TEST_VARIANTS = "vit_jax/data/sources/imagenet_variants.py", "tests/data/test_imagenet_variants.py"
-REAL, TEST_REAL = "vit_jax/data/sources/real.py", "tests/data/test_real.py"
+REAL, TEST_REAL = "vit_jax/data/sources/real_labels.py", "tests/data/test_real_labels.py"
 RECORDS, TEST_RECORDS = "vit_jax/data/sources/records.py", "tests/data/test_records.py"
 SPLITS, TEST_SOURCES = "vit_jax/data/sources/splits.py", "tests/data/test_sources.py"
 TFDS, TEST_TFDS = "vit_jax/data/sources/tfds.py", "tests/data/test_tfds.py"
-VTAB_LABELS, TEST_VTAB_LABELS = "vit_jax/vtab/labels.py", "tests/vtab/test_labels.py"
-VTAB_TASKS, TEST_VTAB_SOURCE = "vit_jax/vtab/tasks.py", "tests/vtab/test_source.py"
+VTAB_LABELS, TEST_VTAB_LABELS = "vit_jax/data/vtab/task_labels.py", "tests/data/vtab/test_task_labels.py"
+VTAB_TASKS, TEST_VTAB_SOURCE = "vit_jax/data/vtab/tasks.py", "tests/data/vtab/test_source.py"
 ARCHIVES, TEST_PREPARE = "vit_jax/data/prepare/archives.py", "tests/data/test_prepare.py"
 INDEX = "vit_jax/data/prepare/index.py"
-PASSES = "vit_jax/data/prepare/run.py"
-LISTS, TEST_SETS = "vit_jax/data/prepare/listing.py", "tests/data/test_prepare_sets.py"
+PASSES = "vit_jax/data/prepare/passes.py"
+LISTS, TEST_SETS = "vit_jax/data/prepare/image_lists.py", "tests/data/test_prepare_sets.py"
 DEDUP = "vit_jax/data/prepare/dedup.py"
-LAYOUT = "vit_jax/data/prepare/records.py"
+LAYOUT = "vit_jax/data/prepare/tfds_layout.py"
 
 MUTATIONS = [
     Mutation(
@@ -282,7 +282,7 @@ MUTATIONS = [
         "vit_jax/data/overlap.py",
         "is_member |= (wanted >= other.start) & (wanted < other.stop)",
         "pass",
-        "tests/data/test_overlap.py::test_slices_and_sums_of_digits",
+        "tests/data/test_overlap.py::test_files_of_records_by_any_pattern_and_as_single_files",
         "training on test examples is noticed",
     ),
     Mutation(
@@ -328,10 +328,10 @@ MUTATIONS = [
         "VTAB's splits are carved where its authors carve them",
     ),
     Mutation(
-        "vit_jax/vtab/scores.py",
+        "vit_jax/data/vtab/scores.py",
         'members["mean"] = list(TASKS)',
         'members["mean"] = list(TASKS)[:-1]',
-        "tests/vtab",
+        "tests/data/vtab",
         "VTAB's mean is over 19 tasks",
     ),
     Mutation(
@@ -373,8 +373,8 @@ MUTATIONS = [
         PASSES,
         "if content_hash(content) != row.content:",
         "if False:",
-        f"{TEST_PREPARE}::test_an_archive_that_has_changed_is_noticed",
-        "an archive that changes during preparation is noticed",
+        f"{TEST_PREPARE}::test_an_image_that_changes_after_the_scan_is_noticed",
+        "an image that changes after the scan is noticed",
     ),
     Mutation(
         PASSES,

@@ -6,9 +6,9 @@ CLASSIFICATION = "vit_jax/evaluators/classification.py"
 TEST_CLASSIFICATION = "tests/evaluators/test_classification.py"
 FEWSHOT, TEST_FEWSHOT = "vit_jax/evaluators/fewshot.py", "tests/evaluators/test_fewshot.py"
 FEATURES = "vit_jax/evaluators/features.py"
-RIDGE, TEST_RIDGE = "vit_jax/ridge.py", "tests/test_ridge.py"
-EXPERIMENT, TEST_EXPERIMENT = "vit_jax/experiment.py", "tests/test_experiment.py"
-TASKS, TEST_TASKS = "vit_jax/protocols.py", "tests/test_protocols.py"
+RIDGE, TEST_RIDGE = "vit_jax/evaluators/ridge.py", "tests/evaluators/test_ridge.py"
+EXPERIMENT, TEST_EXPERIMENT = "vit_jax/experiment/build.py", "tests/experiment/test_build.py"
+TASKS, TEST_TASKS = "vit_jax/data/transfer_tasks.py", "tests/data/test_transfer_tasks.py"
 EVALUATE, TEST_EVALUATE = "vit_jax/evaluate.py", "tests/test_evaluate.py"
 
 MUTATIONS = [
@@ -115,7 +115,7 @@ MUTATIONS = [
         EXPERIMENT,
         "if list(eval_source.class_names) != list(train_source.class_names):",
         "if False:",
-        f"{TEST_EXPERIMENT}::test_splits_with_different_classes_are_refused",
+        f"{TEST_EXPERIMENT}::test_evaluation_data_of_other_classes_are_refused",
         "splits with different classes are refused",
     ),
     Mutation(
@@ -157,7 +157,7 @@ MUTATIONS = [
         TASKS,
         "FIGURE_9['gap'] / FIGURE_9['cls']",
         "FIGURE_9['cls'] / FIGURE_9['gap']",
-        "tests/test_configs.py tests/test_fine_tuning_defaults.py::test_pages_offer_gap_with_its_rate",
+        "tests/experiment/test_fine_tuning.py::test_pages_offer_gap_with_its_rate",
         "global average pooling has a lower learning rate (figure 9)",
     ),
     Mutation(

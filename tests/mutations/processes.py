@@ -2,9 +2,9 @@
 
 from tests.mutations.mutation import Mutation
 
-DISTRIBUTED, TEST_DISTRIBUTED = "vit_jax/distributed.py", "tests/test_distributed.py"
-ROLL_CALL, TEST_ROLL_CALL = "vit_jax/roll_call.py", "tests/test_roll_call.py"
-CLUSTER, TEST_CLUSTER = "vit_jax/cluster.py", "tests/test_cluster.py"
+DISTRIBUTED, TEST_DISTRIBUTED = "vit_jax/multihost/processes.py", "tests/multihost/test_processes.py"
+ROLL_CALL, TEST_ROLL_CALL = "vit_jax/multihost/rendezvous.py", "tests/multihost/test_rendezvous.py"
+CLUSTER, TEST_CLUSTER = "vit_jax/multihost/cluster.py", "tests/multihost/test_cluster.py"
 
 MUTATIONS = [
     Mutation(

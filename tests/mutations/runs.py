@@ -3,11 +3,11 @@
 from tests.mutations.mutation import Mutation
 
 CHECKPOINTS, TEST_CHECKPOINTS = "vit_jax/checkpoints.py", "tests/test_checkpoints.py"
-WORKDIR, TEST_WORKDIR = "vit_jax/workdir.py", "tests/test_workdir.py"
-METRICS, TEST_METRICS = "vit_jax/metrics.py", "tests/test_metrics.py"
-ACCOUNTING, TEST_ACCOUNTING = "vit_jax/accounting.py", "tests/test_accounting.py"
+WORKDIR, TEST_WORKDIR = "vit_jax/run/workdir.py", "tests/run/test_workdir.py"
+METRICS, TEST_METRICS = "vit_jax/run/journal.py", "tests/run/test_journal.py"
+ACCOUNTING, TEST_ACCOUNTING = "vit_jax/run/accounting.py", "tests/run/test_accounting.py"
 TRAIN, TEST_TRAIN = "vit_jax/train.py", "tests/test_train.py"
-TEST_FACTS = "tests/test_facts.py"
+TEST_FACTS = "tests/run/test_facts.py"
 JSON, TEST_JSON = "vit_jax/json_files.py", "tests/test_json_files.py"
 
 MUTATIONS = [
@@ -228,45 +228,45 @@ MUTATIONS = [
         "a run is not made shorter than it is",
     ),
     Mutation(
-        "vit_jax/stopping.py",
+        "vit_jax/multihost/signals.py",
         "if len(self._votes) > _LAG and (signum := int(self._votes.popleft())):",
         "if len(self._votes) > _LAG and (signum := self.signum):",
         "tests/test_faults.py::test_signal_to_one_process_ends_all_with_the_state_of_one_step_saved",
         "a signal to one process stops all at the same step",
     ),
     Mutation(
-        "vit_jax/stopping.py",
+        "vit_jax/multihost/signals.py",
         "self.signum = signal.SIGTERM if signum == signal.SIGUSR1 else signum",
         "self.signum = None",
         "tests/test_library.py::test_a_signal_in_a_program_saves_and_stops_the_run_and_leaves_the_program_its_handlers",
         "a signal saves and stops the run",
     ),
     Mutation(
-        "vit_jax/stopping.py",
+        "vit_jax/multihost/signals.py",
         "restore_handlers(self._before)",
         "pass",
         "tests/test_library.py::test_a_signal_in_a_program_saves_and_stops_the_run_and_leaves_the_program_its_handlers",
         "a program keeps its signal handlers",
     ),
     Mutation(
-        "vit_jax/watchdog.py",
+        "vit_jax/multihost/watchdog.py",
         "if elapsed > allowed and label != self._told:",
         "if False:",
-        "tests/test_watchdog.py::test_hung_step_ends_the_process_with_its_status_and_one_message",
+        "tests/multihost/test_watchdog.py::test_hung_step_ends_the_process_with_its_status_and_one_message",
         "a step that hangs ends the process",
     ),
     Mutation(
-        "vit_jax/watchdog.py",
+        "vit_jax/multihost/watchdog.py",
         "self._elapsed += min(now - looked, 5 * self._tick)",
         "self._elapsed += now - looked",
-        "tests/test_watchdog.py::test_time_in_which_the_process_was_stopped_does_not_count",
+        "tests/multihost/test_watchdog.py::test_time_in_which_the_process_was_stopped_does_not_count",
         "a process that was stopped does not count as hung",
     ),
     Mutation(
-        "vit_jax/preemption.py",
+        "vit_jax/multihost/preemption.py",
         '"instance/preempted": ("FALSE",)',
         '"instance/preempted": ("FALSE", "TRUE")',
-        "tests/test_preemption.py::test_notice_is_told_when_it_comes",
+        "tests/multihost/test_preemption.py::test_notice_is_told_when_it_comes",
         "a preemption notice saves and stops",
     ),
     Mutation(

@@ -2,16 +2,16 @@
 
 from tests.mutations.mutation import Mutation
 
-ROOFLINE, TEST_ROOFLINE = "vit_jax/planning/estimates.py", "tests/planning/test_estimates.py"
-HLO, TEST_HLO = "vit_jax/planning/hlo.py", "tests/planning/test_hlo.py"
-ROW, TEST_ROW = "vit_jax/planning/rows.py", "tests/planning/test_rows.py"
-SEARCH, TEST_SEARCH = "vit_jax/planning/search.py", "tests/planning/test_search.py"
-TOPOLOGIES, TEST_TOPOLOGIES = "vit_jax/planning/topologies.py", "tests/planning/test_topologies.py"
-PRODUCTS, TEST_FLOPS = "vit_jax/analysis/products.py", "tests/analysis/test_flops.py"
-SWEEP_RESULTS, TEST_SWEEP = "vit_jax/sweeps/results.py", "tests/test_sweep.py"
-TRIALS, TEST_SWEEP_RESULTS = "vit_jax/sweeps/runs.py", "tests/test_sweep_results.py"
-SEEDS, TEST_REPORT = "vit_jax/reporting/scores.py", "tests/reporting/test_report.py"
-MEASURED, TEST_MEASURED = "vit_jax/reporting/measured.py", "tests/reporting/test_measured.py"
+ROOFLINE, TEST_ROOFLINE = "vit_jax/plan/roofline.py", "tests/plan/test_roofline.py"
+HLO, TEST_HLO = "vit_jax/plan/hlo.py", "tests/plan/test_hlo.py"
+ROW, TEST_ROW = "vit_jax/plan/plan_row.py", "tests/plan/test_plan_row.py"
+SEARCH, TEST_SEARCH = "vit_jax/plan/search.py", "tests/plan/test_search.py"
+TOPOLOGIES, TEST_TOPOLOGIES = "vit_jax/plan/topologies.py", "tests/plan/test_topologies.py"
+PRODUCTS, TEST_FLOPS = "vit_jax/costs/products.py", "tests/costs/test_flops.py"
+SWEEP_RESULTS, TEST_SWEEP = "vit_jax/sweep/results.py", "tests/sweep/test_sweep.py"
+TRIALS, TEST_SWEEP_RESULTS = "vit_jax/sweep/trials.py", "tests/sweep/test_results.py"
+SEEDS, TEST_REPORT = "vit_jax/report/seeds.py", "tests/report/test_report.py"
+MEASURED, TEST_MEASURED = "vit_jax/report/measured.py", "tests/report/test_measured.py"
 CONFIG, TEST_CONFIG = "vit_jax/config.py", "tests/test_config.py"
 
 MUTATIONS = [
@@ -110,17 +110,17 @@ MUTATIONS = [
         "frozen parameters need no gradient",
     ),
     Mutation(
-        "vit_jax/analysis/hardware.py",
+        "vit_jax/costs/hardware.py",
         "bf16_flops=123e12",
         "bf16_flops=126e12",
-        "tests/analysis/test_hardware.py",
+        "tests/costs/test_hardware.py",
         "a TPUv3 chip has 123 TFLOP/s",
     ),
     Mutation(
-        "vit_jax/plan.py",
+        "vit_jax/plan/__main__.py",
         'raise UserError(f"--topology has {repeated[0]!r} twice.")',
         "pass",
-        "tests/planning/test_plan.py",
+        "tests/plan/test_plan.py",
         "a topology that is given twice is refused",
     ),
     Mutation(
@@ -167,23 +167,23 @@ MUTATIONS = [
     ),
     Mutation(
         TRIALS,
-        "opened.check(measured, role, trained_on, splits.TRAINED_ON)",
+        "opened.check(measured, role, trained_on, split_checks.TRAINED_ON)",
         "pass",
         f"{TEST_SWEEP_RESULTS}::test_training_choosing_and_reporting_take_different_examples",
         "nothing is chosen or reported on what is trained on",
     ),
     Mutation(
         TRIALS,
-        "opened.check(measured, role, examples, splits.CHOSEN_BY)",
+        "opened.check(measured, role, examples, split_checks.CHOSEN_BY)",
         "pass",
         f"{TEST_SWEEP_RESULTS}::test_training_choosing_and_reporting_take_different_examples",
         "nothing is reported on what is chosen by",
     ),
     Mutation(
-        "vit_jax/leakage.py",
+        "vit_jax/experiment/leakage.py",
         'weights = recorded.get("weights")',
         "weights = None",
-        "tests/test_leakage.py::test_data_of_all_runs_behind_weights_count",
+        "tests/experiment/test_leakage.py::test_data_of_all_runs_behind_weights_count",
         "the data of all runs behind weights count as trained on",
     ),
     Mutation(
@@ -204,14 +204,14 @@ MUTATIONS = [
         SEEDS,
         "best = max(reached, key=lambda rule: reached[rule][1])",
         "best = min(reached, key=lambda rule: reached[rule][1])",
-        "tests/reporting/test_protocol.py::test_better_of_two_rules_on_held_out_images_counts_whatever_the_test_images_say",
+        "tests/report/test_protocol.py::test_better_of_two_rules_on_held_out_images_counts_whatever_the_test_images_say",
         "the better rule on held-out images counts",
     ),
     Mutation(
         MEASURED,
         '("accuracy", REAL if anew else ACCURACY),',
         '("accuracy", ACCURACY),',
-        "tests/reporting/test_records.py::test_real_labels_in_place_of_the_usual_ones_are_no_imagenet_accuracy",
+        "tests/report/test_run_results.py::test_real_labels_in_place_of_the_usual_ones_are_no_imagenet_accuracy",
         "accuracy by ReaL labels is no ImageNet accuracy",
     ),
     Mutation(
@@ -229,17 +229,17 @@ MUTATIONS = [
         "accuracy on training images is no result",
     ),
     Mutation(
-        "vit_jax/reporting/settings.py",
+        "vit_jax/report/settings.py",
         '"polyak_decay": "optimisation; what is evaluated are the averaged parameters already",',
         "",
-        "tests/reporting/test_settings.py",
+        "tests/report/test_settings.py",
         "every field of a config is known to the report",
     ),
     Mutation(
-        "vit_jax/published/paper.py",
+        "vit_jax/paper/tables.py",
         '"ImageNet": Score(88.55, 0.04)',
         '"ImageNet": Score(85.55, 0.04)',
-        "tests/analysis/test_flops.py::test_published_tables_agree_where_they_tell_the_same",
+        "tests/costs/test_flops.py::test_published_tables_agree_where_they_tell_the_same",
         "published numbers are the paper's",
     ),
     Mutation(
@@ -271,14 +271,14 @@ MUTATIONS = [
         "--config.steps replaces the config's epochs",
     ),
     Mutation(
-        "vit_jax/command_line.py",
+        "vit_jax/flags.py",
         "for field in cleared:",
         "for field in ():",
         "tests/test_main.py::test_dry_run_with_a_length_a_field_without_value_and_evaluation_on_what_is_trained_on",
         "--config.<field>=None clears a field",
     ),
     Mutation(
-        "vit_jax/command_line.py",
+        "vit_jax/flags.py",
         'print(f"error: {message}", file=sys.stderr, flush=True)\n    return 1',
         'print(f"error: {message}", file=sys.stderr, flush=True)\n    return 0',
         "tests/test_main.py::test_mistake_is_one_message_and_status_not_zero",
@@ -302,28 +302,28 @@ MUTATIONS = [
         "vit_jax/predict.py",
         'self.probabilities = probabilities or weights.probabilities or "softmax"',
         'self.probabilities = probabilities or "softmax"',
-        "tests/test_predict.py tests/test_facts.py::test_a_run_with_the_sigmoid_loss_predicts_with_the_sigmoid",
+        "tests/test_predict.py tests/run/test_facts.py::test_a_run_with_the_sigmoid_loss_predicts_with_the_sigmoid",
         "a head trained with the sigmoid loss predicts with the sigmoid",
     ),
     Mutation(
-        "vit_jax/overview.py",
+        "vit_jax/experiment/dry_run.py",
         '"yes" if decay_by_path[path] else "no"',
         '"yes"',
-        "tests/test_overview.py::test_parameter_table_lists_every_parameter_and_says_which_decay",
+        "tests/experiment/test_dry_run.py::test_parameter_table_lists_every_parameter_and_says_which_decay",
         "--dry_run says which parameters decay",
     ),
     Mutation(
-        "vit_jax/summary.py",
+        "vit_jax/run/summary.py",
         'if row["step"] >= since and math.isfinite',
         "if math.isfinite",
-        "tests/test_facts.py::test_a_run_does_not_go_on_with_other_examples_to_evaluate_on",
+        "tests/run/test_facts.py::test_a_run_does_not_go_on_with_other_examples_to_evaluate_on",
         "the best accuracy is on today's examples",
     ),
     Mutation(
-        "vit_jax/mistakes.py",
+        "vit_jax/analysis/mistakes.py",
         'np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")',
         'np.argsort(probabilities[wrong, predicted[wrong]], kind="stable")',
-        "tests/test_mistakes.py",
+        "tests/analysis/test_mistakes.py",
         "the worst mistakes come first",
     ),
     Mutation(

@@ -2,11 +2,11 @@
 
 from tests.mutations.mutation import Mutation
 
-LOSSES, TEST_LOSSES = "vit_jax/losses.py", "tests/test_losses.py"
-MIXUP, TEST_MIXUP = "vit_jax/mixing.py", "tests/test_mixing.py"
+LOSSES, TEST_LOSSES = "vit_jax/objectives/losses.py", "tests/objectives/test_losses.py"
+MIXUP, TEST_MIXUP = "vit_jax/objectives/mixup.py", "tests/objectives/test_mixup.py"
 STEP, TEST_STEP = "vit_jax/train_step.py", "tests/test_train_step.py"
 OPTIMIZERS, TEST_OPTIMIZERS = "vit_jax/optimizers.py", "tests/test_optimizers.py"
-SHARDING, TEST_SHARDING = "vit_jax/partitioning.py", "tests/test_sharding.py"
+SHARDING, TEST_SHARDING = "vit_jax/sharding.py", "tests/test_sharding.py"
 
 MUTATIONS = [
     Mutation(
@@ -259,21 +259,21 @@ MUTATIONS = [
         SHARDING,
         "first = int(np.searchsorted(rows, start))",
         "first = start",
-        "tests/test_processes.py tests/test_partitioning.py",
+        "tests/test_several_processes.py tests/test_sharding_rules.py",
         "a process places its own rows of a batch",
     ),
     Mutation(
         SHARDING,
         "if batch_size < 1 or batch_size % parts:",
         "if batch_size < 1 or batch_size % devices:",
-        "tests/test_partitioning.py::test_batch_that_devices_and_accumulation_do_not_split_is_refused",
+        "tests/test_sharding_rules.py::test_batch_that_devices_and_accumulation_do_not_split_is_refused",
         "a batch that accumulation does not divide is refused",
     ),
     Mutation(
-        "vit_jax/models/sharding.py",
+        "vit_jax/models/layers.py",
         "PartitionSpec(BATCH_AXIS, *others)",
         "PartitionSpec(PartitionSpec.UNCONSTRAINED, *others)",
-        "tests/models/test_sharding.py::test_with_split_parameters_no_activation_leaves_its_device",
+        "tests/models/test_layers.py::test_with_split_parameters_no_activation_leaves_its_device",
         "activations stay on their devices",
     ),
 ]

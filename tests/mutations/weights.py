@@ -3,16 +3,16 @@
 from tests.mutations.mutation import Mutation
 
 DOWNLOAD, TEST_DOWNLOAD = "vit_jax/weights/download.py", "tests/weights/test_download.py"
-READING, TEST_FILES = "vit_jax/weights/reading.py", "tests/weights/test_files.py"
+READING, TEST_FILES = "vit_jax/weights/reading.py", "tests/weights/test_arrays.py"
 FORMATS, TEST_FORMATS = "vit_jax/weights/formats.py", "tests/weights/test_formats.py"
 MAPPING = "vit_jax/weights/mapping.py"
 IDENTIFY, TEST_IDENTIFY = "vit_jax/weights/identify.py", "tests/weights/test_identify.py"
 PREPROCESSING, TEST_PREPROCESSING = "vit_jax/weights/preprocessing.py", "tests/weights/test_preprocessing.py"
 FOREIGN = "vit_jax/weights/foreign_preprocessing.py"
-FOLDERS, TEST_STORE = "vit_jax/weights/folders.py", "tests/weights/test_store.py"
+FOLDERS, TEST_STORE = "vit_jax/weights/huggingface.py", "tests/weights/test_load.py"
 RELEASED, TEST_RELEASED = "vit_jax/weights/released.py", "tests/weights/test_released.py"
 TRANSFER, TEST_TRANSFER = "vit_jax/weights/transfer.py", "tests/weights/test_transfer.py"
-FACTS, TEST_FACTS = "vit_jax/facts.py", "tests/test_facts.py"
+FACTS, TEST_FACTS = "vit_jax/run/facts.py", "tests/run/test_facts.py"
 
 MUTATIONS = [
     Mutation(
