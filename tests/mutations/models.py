@@ -13,8 +13,15 @@ MUTATIONS = [
         VIT,
         "x = jnp.concatenate([cls, x], axis=1)",
         "x = jnp.concatenate([x, cls], axis=1)",
-        f"{TEST_VIT}::test_cls_head_takes_the_first_token",
+        f"{TEST_POSITIONS}::test_encoder_is_that_of_the_definition",
         "the class token comes first (equation 1)",
+    ),
+    Mutation(
+        VIT,
+        "x = x[:, 0]",
+        "x = x[:, 1]",
+        f"{TEST_VIT}::test_cls_head_takes_the_first_token",
+        "the head takes the class token (equation 4)",
     ),
     Mutation(
         VIT,

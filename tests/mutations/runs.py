@@ -3,6 +3,7 @@
 from tests.mutations.mutation import Mutation
 
 CHECKPOINTS, TEST_CHECKPOINTS = "vit_jax/checkpoints.py", "tests/test_checkpoints.py"
+FILES, TEST_FILES = "vit_jax/files.py", "tests/test_files.py"
 WORKDIR, TEST_WORKDIR = "vit_jax/run/workdir.py", "tests/run/test_workdir.py"
 METRICS, TEST_METRICS = "vit_jax/run/journal.py", "tests/run/test_journal.py"
 ACCOUNTING, TEST_ACCOUNTING = "vit_jax/run/accounting.py", "tests/run/test_accounting.py"
@@ -79,18 +80,17 @@ MUTATIONS = [
         "a checkpoint of another model is refused",
     ),
     Mutation(
-        WORKDIR,
-        "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
-        "fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        FILES,
+        "file_lock.acquire(blocking=False)",
+        "pass",
         f"{TEST_WORKDIR}::test_second_process_is_kept_out_of_a_workdir_until_the_first_is_done",
         "one process at a time trains in a workdir",
     ),
     Mutation(
-        WORKDIR,
-        "temporary.replace(path)",
+        FILES,
+        "with replacing(path) as temporary:\n            temporary.write_bytes(data)",
         "path.write_bytes(data)",
-        f"{TEST_WORKDIR}::test_atomic_write_leaves_the_old_content_when_it_fails "
-        f"{TEST_WORKDIR}::test_config_is_recorded_and_the_same_config_is_welcome_again",
+        f"{TEST_FILES}::test_atomic_write_leaves_the_old_content_when_it_fails",
         "files of a run are replaced atomically",
     ),
     Mutation(

@@ -251,14 +251,14 @@ MUTATIONS = [
     ),
     Mutation(
         CONFIG,
-        '"model.dropout_rate": _SHARE,',
-        '"model.dropout_rate": _NOT_NEGATIVE,',
+        '"model.dropout_rate": SHARE,',
+        '"model.dropout_rate": NOT_NEGATIVE,',
         TEST_CONFIG,
         "a dropout rate is below 1",
     ),
     Mutation(
-        CONFIG,
-        "return self.contains(value) and (self.whole or self.contains(_as_float32(float(value))))",
+        "vit_jax/field_checks.py",
+        "return self.contains(value) and (self.whole or self.contains(as_float32(float(value))))",
         "return self.contains(value)",
         TEST_CONFIG,
         "numbers are checked as float32",
