@@ -166,6 +166,14 @@ def test_in_a_terminal_progress_is_a_bar_that_leaves_lines_and_cursor_alone():
     assert last.endswith("end\r\n")
 
 
+def test_in_a_notebook_without_widgets_progress_is_lines(monkeypatch, capsys, clock):
+    monkeypatch.setitem(sys.modules, "ipykernel", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    Progress("hash", None).add()
+    assert capsys.readouterr().err == "hash: 1 images, 0.0 images/s\n"
+
+
 def test_in_a_dumb_terminal_and_in_a_second_process_there_is_no_bar():
     quiet = BAR.replace("clock =", "logging.getLogger('vit_jax').setLevel(logging.WARNING); clock =")
     assert (

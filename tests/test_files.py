@@ -146,11 +146,13 @@ def test_space_is_checked_where_the_folder_will_be(tmp_path, monkeypatch):
         files.check_space(tmp_path / "a" / "b", 1500, "Make room.")
 
 
-def test_a_library_that_meets_a_full_disk_is_understood(tmp_path):
+def test_a_full_disk_is_one_message_for_our_files_and_for_libraries(tmp_path):
     """array_record says so in words of its own, on a disk that is really full."""
     from array_record.python import array_record_module
 
-    with pytest.raises(UserError, match="No space left"), files.full_disk_explained(tmp_path):
+    with pytest.raises(UserError, match="disk is full"), files.full_disk_explained(tmp_path):
+        pathlib.Path("/dev/full").write_bytes(bytes(100_000))
+    with pytest.raises(UserError, match=r"disk is full.*No space left"), files.full_disk_explained(tmp_path):
         writer = array_record_module.ArrayRecordWriter("/dev/full", "group_size:1,uncompressed")
         for _ in range(100):
             writer.write(bytes(100_000))

@@ -5,7 +5,6 @@ import functools
 import io
 import json
 import os
-import pathlib
 import resource
 import shutil
 import signal
@@ -25,7 +24,6 @@ from vit_jax.data.prepare import archives, tfds_layout, work
 from vit_jax.data.prepare.__main__ import main
 from vit_jax.data.prepare.imagenet21k import ONLY_RELEASED, class_map, list_classes
 from vit_jax.data.prepare.index import tfds_order
-from vit_jax.errors import UserError
 
 WNIDS = wordnet_ids("imagenet21k")[100:104]
 NAME = "imagenet21k/1.0.0"
@@ -362,7 +360,7 @@ def test_a_damaged_index_is_one_message(whole, tmp_path, capsys):
 def test_two_processes_do_not_prepare_into_the_same_folder(whole, tmp_path, capsys):
     folder = tmp_path / "imagenet21k" / "1.0.0.incomplete"
     folder.mkdir(parents=True)
-    with work.locked(folder):
+    with work.working_in(folder):
         assert main(["imagenet21k", str(whole), f"--out={tmp_path}"]) == 1
     assert "another process" in capsys.readouterr().err
 
@@ -398,22 +396,6 @@ def test_a_full_disk_is_told_and_mended(tmp_path):
     assert not (tmp_path / NAME).exists()
     assert main(["imagenet21k", str(archive), f"--out={tmp_path}", "--classes=archive"]) == 0
     assert len(examples(tmp_path / NAME)) == 100
-
-
-def test_no_space_left_is_told(tmp_path):
-    with pytest.raises(UserError, match="disk is full"), work.full_disk_explained(tmp_path):
-        (pathlib.Path("/dev/full")).write_bytes(b"x" * 100_000)
-
-
-def test_a_library_that_meets_a_full_disk_is_understood(tmp_path):
-    """array_record says so in words of its own, on a disk that is really full."""
-    from array_record.python import array_record_module
-
-    with pytest.raises(UserError, match="No space left"), work.full_disk_explained(tmp_path):
-        writer = array_record_module.ArrayRecordWriter("/dev/full", "group_size:1,uncompressed")
-        for _ in range(100):
-            writer.write(bytes(100_000))
-        writer.close()
 
 
 def test_what_cannot_fit_is_not_begun(whole, tmp_path, monkeypatch, capsys):
@@ -551,14 +533,6 @@ def test_results_keep_their_order_though_threads_do_not():
 def test_an_error_in_a_thread_is_raised():
     with pytest.raises(ZeroDivisionError):
         list(work.ordered_map(lambda item: 1 // item, [1, 0, 1], 2))
-
-
-def test_long_work_tells_its_rate_and_the_time_left(monkeypatch, capsys):
-    clock = iter(range(0, 10**6, 31))  # seconds
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    progress = work.Progress("scan", 100)
-    progress.add(5, 25)
-    assert capsys.readouterr().err == "scan: 5 images, 0 images/s, 25.0 % done, 0:01:33 left\n"
 
 
 # ---- check.

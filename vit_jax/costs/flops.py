@@ -35,6 +35,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
+from vit_jax.console import format_table
 from vit_jax.costs.products import FlopsRow, Trained, count_model
 from vit_jax.errors import UserError
 from vit_jax.models import create_model, list_models
@@ -106,34 +107,31 @@ def parts_table(model: nn.Module, image_size: int | tuple[int, int]) -> str:
     rows = count_parts(model, image_size)
     rows.append(FlopsRow("total", sum(row.flops for row in rows), sum(row.parameters for row in rows)))
     total = rows[-1].flops
-    lines = [f"{'part':<22} {'parameters':>13} {'GFLOPs':>10} {'share':>7}"]
-    lines += [
-        f"{row.part:<22} {row.parameters:>13,} {row.flops / 1e9:>10.4f} {row.flops / total:>7.1%}" for row in rows
-    ]
-    return "\n".join(lines)
+    cells = [(row.part, f"{row.parameters:,}", f"{row.flops / 1e9:.4f}", f"{row.flops / total:.1%}") for row in rows]
+    return format_table(("part", "parameters", "GFLOPs", "share"), cells, markdown=False)
 
 
 def models_table(names: Sequence[str], image_size: int | tuple[int, int], num_classes: int) -> str:
     """Parameters and FLOPs of models, in a table."""
-    lines = [f"{'model':<16} {'parameters':>13} {'without head':>13} {'GFLOPs':>10} {'GFLOPs to train':>15}"]
+    rows = []
     for name in names:
         model = create_model(name, num_classes=num_classes)
         headless = parameter_count(create_model(name, num_classes=0), image_size)
-        lines.append(
-            f"{name:<16} {parameter_count(model, image_size):>13,} {headless:>13,} "
-            f"{forward_flops(model, image_size) / 1e9:>10.3f} {train_step_flops(model, image_size) / 1e9:>15.3f}"
+        forward, train = forward_flops(model, image_size) / 1e9, train_step_flops(model, image_size) / 1e9
+        rows.append(
+            (name, f"{parameter_count(model, image_size):,}", f"{headless:,}", f"{forward:,.3f}", f"{train:,.3f}")
         )
-    return "\n".join(lines)
+    headings = ("model", "parameters", "without head", "GFLOPs", "GFLOPs to train")
+    return format_table(headings, rows, markdown=False)
 
 
 def table6_table() -> str:
     """The comparison with table 6, in a table."""
-    lines = [f"{'model':<13} {'epochs':>6} {'paper':>6} {'formula':>8} {'ratio':>6}"]
-    lines += [
-        f"{row.model:<13} {row.epochs:>6} {row.exaflops:>6,} {ours:>8,.1f} {ours / row.exaflops:>6.3f}"
+    rows = [
+        (row.model, row.epochs, f"{row.exaflops:,}", f"{ours:,.1f}", f"{ours / row.exaflops:.3f}")
         for row, ours in table6()
     ]
-    return "\n".join(lines)
+    return format_table(("model", "epochs", "paper", "formula", "ratio"), rows, markdown=False)
 
 
 def matching_models(patterns: Sequence[str], image_size: int | tuple[int, int]) -> tuple[list[str], list[str]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from vit_jax import console
 from vit_jax.plan.hlo import total_bytes
 from vit_jax.plan.plan_row import GIB, PlanRow, first_line
 
@@ -73,18 +74,9 @@ def format_table(rows: Sequence[PlanRow]) -> str:
         cells = [cell(row) for row in rows]
         boring = {"sharding": "replicated", "remat": "none", "parts": "1"}.get(heading, _MISSING)
         if heading in _ALWAYS or any(each != boring for each in cells):
-            columns.append((heading, cells))
-    lines = []
-    widths = [max(len(heading), *map(len, cells)) for heading, cells in columns]
-    for index in range(-1, len(rows)):
-        cells = [heading if index < 0 else cells[index] for heading, cells in columns]
-        lines.append(
-            "  ".join(
-                cell.ljust(width) if column == 0 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ).rstrip()
-        )
-    return "\n".join(lines)
+            columns.append((heading, *cells))
+    headings, *lines = zip(*columns, strict=True)
+    return console.format_table(headings, lines, num_left=1, markdown=False)
 
 
 def format_notes(rows: Sequence[PlanRow]) -> str:

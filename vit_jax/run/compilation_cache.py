@@ -10,6 +10,8 @@ import zlib
 
 import jax
 
+from vit_jax.files import cache_folder
+
 logger = logging.getLogger(__name__)
 
 _CHECKED = ".checked"  # its modification time: entries before it were checked
@@ -17,14 +19,13 @@ _CHUNK_BYTES = 2**20
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in `$JAX_COMPILATION_CACHE_DIR`, or in the user's cache folder.
+    """Keeps compiled programs in `$JAX_COMPILATION_CACHE_DIR`, or in `compiled/` of the cache folder.
 
-    Entries that a kill truncated are deleted first. JAX would find them unreadable at every start, compile, and never
+    Deletes entries that a kill truncated first. JAX would find them unreadable at every start, compile, and never
     replace them.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache, "vit_jax", "compiled")))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     directory = jax.config.values["jax_compilation_cache_dir"]
     if directory and "://" not in directory:
@@ -34,8 +35,8 @@ def use_compilation_cache() -> None:
 def delete_damaged_entries(directory: pathlib.Path) -> list[pathlib.Path]:
     """Deletes the entries that cannot be decompressed; checks those that are newer than the last check.
 
-    An entry that another process is just writing is deleted, too. That process runs on, and its program is compiled
-    once more.
+    An entry that another process is writing may be deleted too. That process continues, and its program is compiled
+    again at the next start.
 
     Returns:
       The entries that were deleted.

@@ -21,22 +21,16 @@ import imagehash
 import numpy as np
 from PIL import Image, ImageOps
 
-from vit_jax.console import num_cpus, show_name
+from vit_jax.console import Progress, num_cpus, show_name
 from vit_jax.data.image_headers import JPEG_START, UPRIGHT, orientation_of, plain
 from vit_jax.data.prepare import tfds_layout
 from vit_jax.data.prepare.index import Index
-from vit_jax.data.prepare.work import (
-    Progress,
-    check_space,
-    full_disk_explained,
-    locked,
-    ordered_map,
-    replace_whole,
-)
+from vit_jax.data.prepare.work import ordered_map, working_in
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.sources.records import read_manifest_facts
 from vit_jax.data.transforms import size_of
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.files import check_space, replace_whole
 
 NEAR, SURE = 11, 72
 """Bits of 64 and of 256 that may differ. docs/prepare.md tells what these find and what they spare."""
@@ -250,8 +244,7 @@ def dedup(
         print(f"{target} is there already, with {manifest['counts']['examples']:,} examples.", file=sys.stderr)
         return manifest, target
     work = target.with_name(target.name + tfds_layout.UNFINISHED)
-    work.mkdir(parents=True, exist_ok=True)
-    with locked(work), full_disk_explained(work):
+    with working_in(work):
         index = Index(work)
         try:
             if index.fact("settings") not in (None, settings):
@@ -289,29 +282,29 @@ class _Job:
         targets = np.concatenate([*plain, *mirrored])
         # Hashes of 0 are of what could not be hashed: it resembles nothing.
         sought = np.flatnonzero(targets.any(axis=1))
-        progress = Progress("hash", sum(self.old.lengths))
         pairs: list[dict[str, Any]] = []
         first, not_compared = 0, 0
-        for file, length in zip(self.old.files[self.old.split], self.old.lengths, strict=True):
-            found = self._hash_shard(file, length)
-            hashed = np.flatnonzero(found.any(axis=1))
-            not_compared += length - len(hashed)
-            matches = find_pairs(found[hashed], targets[sought], near=near, sure=sure)
-            for query, target, distance in zip(*matches, strict=True):
-                of = int(sought[target]) % int(ends[-1])
-                number = int(np.searchsorted(ends, of, side="right"))
-                pairs.append(
-                    {
-                        "index": first + int(hashed[query]),
-                        "against": self.tests[number].name,
-                        "against_index": of - int(ends[number - 1] if number else 0),
-                        "mirrored": bool(sought[target] >= ends[-1]),
-                        "bits": int(distance),
-                    }
-                )
-            first += length
-            progress.add(length, first)
-        progress.finish()
+        with Progress("hash", sum(self.old.lengths)) as progress:
+            for file, length in zip(self.old.files[self.old.split], self.old.lengths, strict=True):
+                found = self._hash_shard(file, length)
+                hashed = np.flatnonzero(found.any(axis=1))
+                not_compared += length - len(hashed)
+                matches = find_pairs(found[hashed], targets[sought], near=near, sure=sure)
+                for query, target, distance in zip(*matches, strict=True):
+                    of = int(sought[target]) % int(ends[-1])
+                    number = int(np.searchsorted(ends, of, side="right"))
+                    pairs.append(
+                        {
+                            "index": first + int(hashed[query]),
+                            "against": self.tests[number].name,
+                            "against_index": of - int(ends[number - 1] if number else 0),
+                            "mirrored": bool(sought[target] >= ends[-1]),
+                            "bits": int(distance),
+                        }
+                    )
+                first += length
+                progress.add(length, first)
+            progress.finish()
         removed = sorted({pair["index"] for pair in pairs})
         return {
             "near": near,
@@ -372,26 +365,28 @@ class _Job:
         names: dict[int, str] = {}
         finished = {name: tfds_layout.Shard(**facts) for name, facts in self.index.shards().items()}
         left = [f for files in self.old.files.values() for f in files if self._new_name(f) not in finished]
-        check_space(self.work, sum(file.stat().st_size for file in left))
+        needed = sum(file.stat().st_size for file in left)
+        check_space(self.work, needed, "Make room, or name another disk with --out.")
         total = sum(facts.num_examples for facts in self.old.info.splits.values())
-        progress, done = Progress("write", total), 0
+        done = 0
         shards: dict[str, list[tfds_layout.Shard]] = {}
-        for split, files in self.old.files.items():
-            first = 0
-            shards[split] = []
-            for file, length in zip(files, self.old.info.splits[split].shard_lengths, strict=True):
-                here = removed & set(range(first, first + length)) if split == self.old.split else set()
-                if here:
-                    self._look_at(file, first, here, names, pictures)
-                name = self._new_name(file)
-                if name not in finished:
-                    kept = _without(tfds_layout.read_shard(file), {number - first for number in here})
-                    finished[name] = tfds_layout.write_shard(self.work / name, kept)
-                    self.index.finish_shard(name, dataclasses.asdict(finished[name]))
-                shards[split].append(finished[name])
-                first, done = first + length, done + length
-                progress.add(length, done)
-        progress.finish()
+        with Progress("write", total) as progress:
+            for split, files in self.old.files.items():
+                first = 0
+                shards[split] = []
+                for file, length in zip(files, self.old.info.splits[split].shard_lengths, strict=True):
+                    here = removed & set(range(first, first + length)) if split == self.old.split else set()
+                    if here:
+                        self._look_at(file, first, here, names, pictures)
+                    name = self._new_name(file)
+                    if name not in finished:
+                        kept = _without(tfds_layout.read_shard(file), {number - first for number in here})
+                        finished[name] = tfds_layout.write_shard(self.work / name, kept)
+                        self.index.finish_shard(name, dataclasses.asdict(finished[name]))
+                    shards[split].append(finished[name])
+                    first, done = first + length, done + length
+                    progress.add(length, done)
+            progress.finish()
         for pair in report["pairs"]:
             pair["file_name"] = names[pair["index"]]
         info = self.old.info

@@ -15,23 +15,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, Protocol
 
-from vit_jax.console import num_cpus
+from vit_jax.console import Progress, format_bytes, num_cpus
 from vit_jax.data.prepare import tfds_layout
 from vit_jax.data.prepare.index import Arrangement, Index, Row, content_hash
-from vit_jax.data.prepare.work import (
-    Progress,
-    check_space,
-    format_bytes,
-    full_disk_explained,
-    locked,
-    ordered_map,
-    replace_whole,
-)
+from vit_jax.data.prepare.work import ordered_map, working_in
 from vit_jax.data.sources.base import BadRecordError
 from vit_jax.data.transforms import ImageError, decode
 from vit_jax.errors import UserError
+from vit_jax.files import check_space, replace_whole
 
 _COMMIT_EVERY = 1000  # images
+_MAKE_ROOM = "Make room, or name another disk with --out."
 _ROW_BYTES = 400  # of an image in the index and in sorting it; an estimate
 
 
@@ -184,8 +178,7 @@ def prepare(origin: Origin, options: Options) -> dict[str, Any]:
         _refuse_other(done, origin, options.folder, settings)
         return done
     folder = options.folder.with_name(options.folder.name + tfds_layout.UNFINISHED)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder), full_disk_explained(folder):
+    with working_in(folder):
         if not (folder / tfds_layout.MANIFEST).exists():  # else a kill came just before the end
             _prepare(origin, options, folder, settings)
         manifest = tfds_layout.read_manifest(folder)
@@ -221,7 +214,7 @@ def _prepare(origin: Origin, options: Options, folder: pathlib.Path, settings: d
             )
         index.commit(settings=settings)
         if not index.fact("scanned"):
-            check_space(folder, origin.least_bytes() if index.fact("mark") is None else 0)
+            check_space(folder, origin.least_bytes() if index.fact("mark") is None else 0, _MAKE_ROOM)
             _scan(origin, options, index)
         if not index.fact("arranged"):
             _arrange(origin, index)
@@ -254,7 +247,6 @@ _OF_THE_FILE = frozenset(
 
 def _scan(origin: Origin, options: Options, index: Index) -> None:
     mark = index.fact("mark")
-    progress = Progress("scan", origin.extent(), index.fact("done") or 0)
     if mark is not None:
         print(f"scan: goes on after {index.count('image'):,} images", file=sys.stderr)
 
@@ -280,27 +272,28 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
         return dataclasses.replace(found, content=None), content_hash(content), len(content), None
 
     pending, broken = 0, index.count("broken")
-    for found, content, size, reason in ordered_map(check, origin.scan(mark), options.threads or num_cpus()):
-        if isinstance(found, Found):
-            pending += 1
-            progress.add(1, found.done)
-            if reason is not None:
-                place = origin.place(_row(found))
-                broken += 1
-                print(f"broken, left out: {place}: {reason}", file=sys.stderr)
-                index.add_broken(found.split, found.file_name, pathlib.PurePath(place).name, reason)
-                if broken > options.max_broken:
-                    _too_many(broken, options)
-            else:
-                file, offset, _ = found.place
-                index.add(found.split, found.file_name, found.labels, content, (file, offset, size))
-        if pending >= _COMMIT_EVERY and found.mark is not None:
-            index.commit(mark=found.mark, done=found.done)
-            pending = 0
+    with Progress("scan", origin.extent(), done=index.fact("done") or 0) as progress:
+        for found, content, size, reason in ordered_map(check, origin.scan(mark), options.threads or num_cpus()):
+            if isinstance(found, Found):
+                pending += 1
+                progress.add(1, found.done)
+                if reason is not None:
+                    place = origin.place(_row(found))
+                    broken += 1
+                    print(f"broken, left out: {place}: {reason}", file=sys.stderr)
+                    index.add_broken(found.split, found.file_name, pathlib.PurePath(place).name, reason)
+                    if broken > options.max_broken:
+                        _too_many(broken, options)
+                else:
+                    file, offset, _ = found.place
+                    index.add(found.split, found.file_name, found.labels, content, (file, offset, size))
+            if pending >= _COMMIT_EVERY and found.mark is not None:
+                index.commit(mark=found.mark, done=found.done)
+                pending = 0
+        progress.finish()
     if not index.count("image"):  # not committed: the next start looks again
         raise UserError(f"there are no images: {broken:,} are broken or not where they should be.")
     index.commit(scanned=True)
-    progress.finish()
 
 
 def _too_many(broken: int, options: Options) -> NoReturn:
@@ -347,10 +340,9 @@ def _write(
     done = sum(shard.examples for shard in finished.values())
     left = sum(size for _, _, size in splits.values()) - sum(shard.record_bytes for shard in finished.values())
     # Some more for the fields around the images and for what the file format adds.
-    check_space(folder, max(left, 0) * 101 // 100 + (total - done) * 200)
+    check_space(folder, max(left, 0) * 101 // 100 + (total - done) * 200, _MAKE_ROOM)
     if finished:
         print(f"write: goes on after {done:,} of {total:,} examples", file=sys.stderr)
-    progress = Progress("write", total, done)
 
     def record(row: Row) -> bytes:
         content = origin.read(row)
@@ -359,19 +351,20 @@ def _write(
         return serialize(content, row.file_name, row.labels)
 
     shards: dict[str, dict[str, tfds_layout.Shard]] = {}
-    for split, (start, count, size) in splits.items():
-        shards[split], first = {}, start
-        lengths = tfds_layout.shard_lengths(count, size, options.num_shards)
-        for number, length in enumerate(lengths):
-            name = tfds_layout.shard_name(options.name, split, number, len(lengths))
-            if name not in finished:
-                made = ordered_map(record, index.examples(first, length), options.threads or num_cpus())
-                finished[name] = tfds_layout.write_shard(folder / name, _counted(made, progress, done))
-                index.finish_shard(name, dataclasses.asdict(finished[name]))
-                done += length
-            shards[split][name] = finished[name]
-            first += length
-    progress.finish()
+    with Progress("write", total, done=done) as progress:
+        for split, (start, count, size) in splits.items():
+            shards[split], first = {}, start
+            lengths = tfds_layout.shard_lengths(count, size, options.num_shards)
+            for number, length in enumerate(lengths):
+                name = tfds_layout.shard_name(options.name, split, number, len(lengths))
+                if name not in finished:
+                    made = ordered_map(record, index.examples(first, length), options.threads or num_cpus())
+                    finished[name] = tfds_layout.write_shard(folder / name, _counted(made, progress, done))
+                    index.finish_shard(name, dataclasses.asdict(finished[name]))
+                    done += length
+                shards[split][name] = finished[name]
+                first += length
+        progress.finish()
     return shards
 
 

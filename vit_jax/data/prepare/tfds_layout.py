@@ -24,8 +24,8 @@ from tensorflow_datasets.core import dataset_info, example_serializer, file_adap
 from tensorflow_datasets.core.utils import shard_utils
 
 import vit_jax
-from vit_jax.data.prepare.work import replace_whole, sync
 from vit_jax.errors import UserError
+from vit_jax.files import replace_whole, sync
 from vit_jax.json_files import read_object
 
 MANIFEST = "manifest.json"

@@ -2,13 +2,11 @@
 
 A tfrecord file has no table of contents, so one is made when the file is first used: where each record begins, 8 bytes
 a record, found by reading the records' headers alone. It is kept beside the file as `.<file>.index`, or, where that
-folder cannot be written, in the cache: $VIT_JAX_CACHE/indices, otherwise $XDG_CACHE_HOME/vit_jax/indices, otherwise
-~/.cache/vit_jax/indices.
+folder cannot be written, in `indices/` of the cache (`vit_jax.files`).
 """
 
 import bisect
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import glob
@@ -22,7 +20,6 @@ import re
 import resource
 import struct
 import time
-import uuid
 import weakref
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +30,7 @@ import numpy as np
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Extent, fingerprint_of
 from vit_jax.data.sources.splits import ALL, resolve, shard_ranges
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.files import delete_left_over, open_regular, read_regular, read_text_lines, stat_regular
+from vit_jax.files import cache_folder, open_regular, read_regular, read_text_lines, replacing, stat_regular
 from vit_jax.json_files import Fields, read_object
 
 logger = logging.getLogger(__name__)
@@ -678,7 +675,7 @@ def tfrecord_index(path: str) -> np.ndarray:
         try:
             _save_index(place, offsets, stat)
             return offsets
-        except OSError:
+        except UserError:
             continue  # the next place, if this one cannot be written
     logger.warning("%s: the index could not be kept, so it is made anew at each start.", path)
     return offsets
@@ -686,11 +683,9 @@ def tfrecord_index(path: str) -> np.ndarray:
 
 def _index_places(path: str) -> list[pathlib.Path]:
     full = pathlib.Path(path).resolve()
-    folder = os.environ.get("VIT_JAX_CACHE")
-    cache = pathlib.Path(folder or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vit_jax")).expanduser()
     digest = hashlib.sha256(os.fsencode(full)).hexdigest()[:16]
     # Hidden, so that no pattern of shards finds it.
-    return [full.with_name(f".{full.name}.index"), cache / "indices" / f"{full.name}-{digest}.index"]
+    return [full.with_name(f".{full.name}.index"), cache_folder("indices") / f"{full.name}-{digest}.index"]
 
 
 def _identity(offsets: np.ndarray, stat: os.stat_result) -> list[int]:
@@ -719,16 +714,8 @@ def _load_index(place: pathlib.Path, stat: os.stat_result) -> np.ndarray | None:
 def _save_index(place: pathlib.Path, offsets: np.ndarray, stat: os.stat_result) -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.concatenate([np.array(_identity(offsets, stat), np.int64), offsets]), allow_pickle=False)
-    temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.tmp")
-    if not place.name.startswith("."):
-        place.parent.mkdir(parents=True, exist_ok=True)
-    delete_left_over(place.parent, f"{glob.escape(place.name)}.*.tmp")
-    try:
-        temporary.write_bytes(buffer.getbuffer())  # not forced to disk: a damaged index is noticed and made anew
-        temporary.replace(place)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with replacing(place) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def _scan(path: str, size: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import argparse
 import pathlib
 import sys
 
+from vit_jax.console import format_table
 from vit_jax.data.vtab.manifest import differences, make_manifest, read_manifest, write_manifest
 from vit_jax.data.vtab.source import find_data
 from vit_jax.data.vtab.tasks import TASKS, Task, get_task
@@ -57,13 +58,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _list() -> int:
-    print(f"{'task':<21} {'in the paper':<12} {'group':<12} {'classes':>7}  {'data set':<44} prepared")
+    rows = []
     for task in TASKS.values():
         folder = find_data(task.data)
-        print(
-            f"{task.id:<21} {task.name:<12} {task.group:<12} {task.num_classes:>7}  {task.data.name:<44} "
-            f"{folder.name if folder else '-'}"
-        )
+        rows.append([task.id, task.name, task.group, task.num_classes, task.data.name, folder.name if folder else "-"])
+    headings = ("task", "in the paper", "group", "classes", "data set", "prepared")
+    print(format_table(headings, rows, markdown=False))
     return 0
 
 
