@@ -1,0 +1,64 @@
+"""Files of earlier versions: changes that would lose a run, a sweep or weights."""
+
+from tests.mutations.mutation import Mutation
+
+TEST = "tests/test_golden_workdirs.py"
+
+MUTATIONS = [
+    Mutation(
+        "vit_jax/optimizers.py",
+        "return optax.chain(clip, optimizers[name]())",
+        "return optax.chain(optax.identity(), clip, optimizers[name]())",
+        f"{TEST}::test_state_has_the_arrays_that_checkpoints_have {TEST}::test_state_is_restored_to_the_bit",
+        "the optimizer's state has the names it has in checkpoints",
+    ),
+    Mutation(
+        "vit_jax/train_step.py",
+        "jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)",
+        "jax.tree.map(jnp.array, params)",
+        f"{TEST}::test_state_has_the_arrays_that_checkpoints_have",
+        "the average is in float32",
+    ),
+    Mutation(
+        "vit_jax/train.py",
+        'state=saved.get("window")',
+        'state=saved.get("sums")',
+        f"{TEST}::test_interrupted_run_resumes_and_ends_as_if_nothing_had_happened",
+        "the metrics of steps that were not logged yet are in the checkpoint",
+    ),
+    Mutation(
+        "vit_jax/config.py",
+        "config.fewshot.bias = 100.0",
+        "config.fewshot.bias = 10.0",
+        f"{TEST}::test_interrupted_run_resumes_and_ends_as_if_nothing_had_happened",
+        "a config page means the same run as before",
+    ),
+    Mutation(
+        "vit_jax/run/facts.py",
+        'FILE = "facts.json"',
+        'FILE = "run_facts.json"',
+        f"{TEST}::test_exported_weights_are_those_of_the_run {TEST}::test_run_and_exported_weights_predict_as_before",
+        "the names of a run's classes are found",
+    ),
+    Mutation(
+        "vit_jax/sweep/trials.py",
+        'text = ",".join(f"{field}={value}" for field, value in overrides.items())',
+        'text = ",".join(f"{field}-{value}" for field, value in overrides.items())',
+        f"{TEST}::test_finished_sweep_is_collected_as_before",
+        "the runs of a sweep are found in the folders they are in",
+    ),
+    Mutation(
+        "vit_jax/report/run_results.py",
+        'if file.name == "evaluation.json":',
+        'if file.name == "evaluations.json":',
+        f"{TEST}::test_report_has_the_rows_it_had",
+        "evaluations are found",
+    ),
+    Mutation(
+        "vit_jax/weights/load.py",
+        'probabilities=fields.text("probabilities", None, choices=("softmax", "sigmoid")),',
+        "",
+        f"{TEST}::test_exported_weights_are_those_of_the_run",
+        "a file of weights says what makes probabilities of its logits",
+    ),
+]
