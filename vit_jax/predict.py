@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -22,7 +21,7 @@ import numpy as np
 
 from vit_jax import sharding
 from vit_jax.config import CHECKS
-from vit_jax.console import format_seconds, num_cpus, print_any_text, show_name, show_names
+from vit_jax.console import Progress, num_cpus, print_any_text, show_name, show_names
 from vit_jax.data.sources.trees import IMAGE_SUFFIXES, MAX_FILE_BYTES, Found, find_files, is_litter
 from vit_jax.data.transforms import ImageError
 from vit_jax.errors import UserError
@@ -199,23 +198,6 @@ def top_classes(probabilities: np.ndarray, k: int, names: Sequence[str] | None) 
     ]
 
 
-class _Progress:
-    """Images done, images a second and the time left, on stderr where many are to come."""
-
-    def __init__(self, total: int):
-        self._total, self._done, self._start, self._shown = total, 0, time.perf_counter(), 0.0
-
-    def add(self, count: int) -> None:
-        self._done += count
-        elapsed = time.perf_counter() - self._start
-        if elapsed - self._shown < (1.0 if sys.stderr.isatty() else 10.0):
-            return
-        self._shown = elapsed
-        left = format_seconds(elapsed / self._done * (self._total - self._done))
-        rate = self._done / elapsed
-        print(f"{self._done:,}/{self._total:,} images, {rate:.1f} images/s, {left} left", file=sys.stderr)
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The arguments."""
     parser = argparse.ArgumentParser(
@@ -290,22 +272,24 @@ def _predict(predictor: Predictor, found: Found, top: int, as_json: bool) -> int
         print(f"cannot read {show_name(message)}", file=sys.stderr)
     if others := [path for path in found.others if not path.lower().endswith(_OTHER_PHOTOS)]:
         print(f"note: left out {len(others):,} of other kinds than images: {show_names(others, 3)}", file=sys.stderr)
-    progress, unreadable = _Progress(len(paths)), len(found.errors) + len(photos)
-    for good, images, messages in read_images(paths, predictor.preprocessing, predictor.batch_size):
-        for path, probabilities in zip(good, predictor(images) if good else (), strict=True):
-            predictions = top_classes(probabilities, top, names)
-            if as_json:
-                print(json.dumps({"image": path, "predictions": predictions}))
-                continue
-            print(show_name(path))
-            for row in predictions:
-                name = show_name(str(row["name"] or "class"))
-                print(f"  {100 * float(str(row['probability'])):6.2f} %  {name} ({row['label']})")
-        sys.stdout.flush()
-        for message in messages:
-            print(f"cannot read {message}", file=sys.stderr)
-        unreadable += len(messages)
-        progress.add(len(good) + len(messages))
+    unreadable = len(found.errors) + len(photos)
+    # No bar among the results on the same terminal.
+    with Progress("predict", len(paths), bar=not sys.stdout.isatty(), every_seconds=10) as progress:
+        for good, images, messages in read_images(paths, predictor.preprocessing, predictor.batch_size):
+            for path, probabilities in zip(good, predictor(images) if good else (), strict=True):
+                predictions = top_classes(probabilities, top, names)
+                if as_json:
+                    print(json.dumps({"image": path, "predictions": predictions}))
+                    continue
+                print(show_name(path))
+                for row in predictions:
+                    name = show_name(str(row["name"] or "class"))
+                    print(f"  {100 * float(str(row['probability'])):6.2f} %  {name} ({row['label']})")
+            sys.stdout.flush()
+            for message in messages:
+                print(f"cannot read {message}", file=sys.stderr)
+            unreadable += len(messages)
+            progress.add(len(good) + len(messages))
     if unreadable:
         total = len(paths) + len(found.errors) + len(photos)
         print(f"{unreadable} of {total} images could not be read.", file=sys.stderr)

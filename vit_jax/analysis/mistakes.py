@@ -24,11 +24,11 @@ from vit_jax.console import num_cpus, print_any_text, show_name
 from vit_jax.data.sources import NO_LABEL, Example, MissingDataError, Source, open_source
 from vit_jax.data.transforms import ImageError
 from vit_jax.errors import UserError
+from vit_jax.files import AnyPath, parse_path, write_atomically
 from vit_jax.json_files import read_object
 from vit_jax.predict import PROBABILITIES, Predictor
 from vit_jax.run.compilation_cache import use_compilation_cache
 from vit_jax.run.facts import open_as_trained, read_facts
-from vit_jax.run.workdir import AnyPath, parse, write_atomically
 from vit_jax.weights import Weights, load
 
 _MOST_CLASSES = 60  # of a matrix that has room for names
@@ -156,7 +156,7 @@ def write_mistakes(
       num_images: in the picture of mistakes.
       probabilities: "softmax" or "sigmoid"; None: as the weights say, or else softmax.
     """
-    path = parse(path)
+    path = parse_path(path)
     predictor = Predictor(weights, batch_size=min(64, len(source)), probabilities=probabilities)
     chances, labels = predict_source(predictor, source)
     num_classes = chances.shape[1]
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if args.images < 1:
             raise UserError(f"--images must be at least 1, got {args.images}.")
-        path = parse(args.workdir)
+        path = parse_path(args.workdir)
         if not (path / "config.json").exists():
             raise UserError(f"{path} is not the workdir of a run: it has no config.json.")
         use_compilation_cache()

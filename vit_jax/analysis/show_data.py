@@ -26,9 +26,9 @@ from vit_jax.data.sources import NO_LABEL, BadRecordError, Source
 from vit_jax.data.transforms import ImageError, TrainTransform
 from vit_jax.errors import UserError
 from vit_jax.experiment import build as experiments
+from vit_jax.files import write_atomically
 from vit_jax.flags import define_config, parse, report
 from vit_jax.objectives.mixup import Mixing, neighbours
-from vit_jax.run.workdir import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,8 +22,8 @@ from vit_jax.data.transforms import decode
 from vit_jax.data.vtab.source import find_data, open_vtab
 from vit_jax.data.vtab.tasks import Task
 from vit_jax.errors import UserError
+from vit_jax.files import write_atomically
 from vit_jax.json_files import JsonError, read_object
-from vit_jax.run.workdir import write_atomically
 
 SPLIT = "train800val200"
 _FORMAT = 1
