@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 from vit_jax.console import format_seconds
 from vit_jax.experiment.build import Experiment
 from vit_jax.experiment.dry_run import count_parameters
+from vit_jax.run import workdir as workdirs
 from vit_jax.run.accounting import describe_cost, paper_core_days, read_starts, total_cost
 from vit_jax.run.facts import read_facts
 from vit_jax.run.journal import TIME_PREFIX, read_jsonl
-from vit_jax.run.workdir import AnyPath, describe_changes, parse, read_segments, write_atomically
+from vit_jax.run.workdir import AnyPath, parse, write_atomically
 
 
 def summarize(
@@ -52,7 +53,7 @@ def summarize(
         "steps": step,
         "epochs": images / experiment.num_train_images,
     }
-    if changes := describe_changes(read_segments(workdir)):
+    if changes := workdirs.describe_changes(workdirs.read_starts(workdir)):
         summary["changed_on_the_way"] = changes
     split = config.data.eval_split
     for name in ("accuracy", "loss", "examples"):
