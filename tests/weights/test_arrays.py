@@ -261,7 +261,7 @@ def test_an_existing_file_is_replaced_whole(path, before):
 
 def test_a_disk_that_is_too_full_is_told_before_anything_is_written(path, before, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=30_000_000))
-    with pytest.raises(UserError, match=r"0\.04 GB are to be written to .*folder, where 0\.03 GB are free"):
+    with pytest.raises(UserError, match=r"folder has 30\.0 MB free, but 40\.0 MB are needed"):
         write_arrays(path, {"a": np.zeros(10_000_000, np.float32)}, {})
     assert snapshot(path.parent) == before
 
@@ -315,7 +315,7 @@ def test_a_rename_that_fails_leaves_the_old_file_and_nothing_else(path, before, 
     def fail(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(files.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(UserError, match=r"cannot write .*Input/output error"):
         write_arrays(path, ARRAYS, DESCRIPTION)
     monkeypatch.undo()
@@ -395,7 +395,7 @@ def test_a_header_that_inflates_to_much_is_not_inflated(tmp_path):
     path = tmp_path / "weights.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.npy", b"\x93NUMPY\x02\x00" + (10**8).to_bytes(4, "little") + bytes(10**7))
-    refuses(path, "a header of 100,000,000 bytes")
+    refuses(path, "damaged or truncated")
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

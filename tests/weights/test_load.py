@@ -25,7 +25,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.position_embeddings import KINDS, PLACES
 from vit_jax.models.vit import stack_layers
 from vit_jax.weights import ModelSpec, Preprocessing, Weights, from_params, get_checkpoint, load, save
-from vit_jax.weights.download import cached_path
+from vit_jax.weights.addresses import cached_path
 from vit_jax.weights.identify import expected_shapes
 
 FAMILIES = {
@@ -211,7 +211,7 @@ def test_a_timm_file_of_its_own_is_read_alone(family, tmp_path):
 def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
     for to, name in ((None, "a.npz"), ("timm", "a.safetensors"), ("huggingface", "a")):
-        with pytest.raises(UserError, match=r"GB are to be written .* GB are free"):
+        with pytest.raises(UserError, match=r"1\.0 kB free, but .* are needed"):
             save(make_weights(), tmp_path / name, to=to)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -633,7 +633,7 @@ def test_a_released_checkpoint_is_fetched_by_its_name(tmp_path, monkeypatch):
     assert len(found.class_names) == 1000
     assert found.class_names[0] == "tench, Tinca tinca"
     assert (found.source, found.format, found.notes) == (name, "vit", ())
-    assert cached_path(get_checkpoint(name).url, tmp_path / "cache").is_file()
+    assert cached_path(get_checkpoint(name).url).is_file()
 
 
 def test_a_released_hybrid_is_loaded_from_the_cache(cache):

@@ -6,7 +6,7 @@ import pytest
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
 from vit_jax.weights import released
-from vit_jax.weights.download import cached_path
+from vit_jax.weights.addresses import cached_path
 from vit_jax.weights.released import get_checkpoint, list_checkpoints
 
 ALL = [get_checkpoint(name) for name in list_checkpoints()]
@@ -81,7 +81,7 @@ def test_a_name_that_does_not_exist_comes_with_the_nearest(given, nearest):
 
 
 @pytest.mark.parametrize("checkpoint", ALL, ids=lambda checkpoint: checkpoint.name)
-def test_an_entry_agrees_with_itself(checkpoint, tmp_path):
+def test_an_entry_agrees_with_itself(checkpoint):
     bit, augreg = checkpoint.name.startswith("bit_"), checkpoint.name.startswith("augreg_")
     # The name
     pretraining = {"imagenet21k": "i21k", "imagenet2012": "in1k"}[checkpoint.pretraining_data]
@@ -92,7 +92,7 @@ def test_an_entry_agrees_with_itself(checkpoint, tmp_path):
     assert re.fullmatch(f"{expected}(_[0-9]+ep)?", checkpoint.name)
     # The address
     assert re.fullmatch(r"gs://(vit_models|bit_models|big_vision)/[\w./+-]+\.npz", checkpoint.url)
-    assert cached_path(checkpoint.url, tmp_path).suffix == ".npz"
+    assert cached_path(checkpoint.url).suffix == ".npz"
     assert ("res_384" in checkpoint.url) == (augreg and checkpoint.image_size == 384)
     assert ("res_224" in checkpoint.url) == (
         augreg and bool(checkpoint.finetuning_data) and checkpoint.image_size == 224

@@ -37,7 +37,7 @@ from vit_jax.train_step import (
 )
 from vit_jax.weights import ModelSpec, TransferReport, Weights, get_checkpoint, list_checkpoints, transfer
 from vit_jax.weights import load as load_weights
-from vit_jax.weights.download import cached_path
+from vit_jax.weights.addresses import cached_path
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from vit_jax.models import create_model
 from vit_jax.run.workdir import AnyPath, parse
 from vit_jax.weights import get_checkpoint, list_checkpoints
 from vit_jax.weights import load as load_weights
+from vit_jax.weights.addresses import cached_path
 from vit_jax.weights.arrays import read_json
-from vit_jax.weights.download import cached_path
 
 PAGE_SIZES = (384, 480, 128)  # defaults of configs/transfer.py and configs/vtab.py, in pixels
 VIT_DROPOUT = 0.1  # README of google-research/vision_transformer, 2021-05-24: "as in the ViT paper"

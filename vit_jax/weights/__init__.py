@@ -11,9 +11,11 @@ format, `transfer` what fine-tuning does to weights, `released` the released che
 """
 
 from vit_jax.weights.identify import ModelSpec
-from vit_jax.weights.load import Weights, from_params, load, save
+from vit_jax.weights.load import load
+from vit_jax.weights.model_weights import Weights, from_params
 from vit_jax.weights.preprocessing import Preprocessing
 from vit_jax.weights.released import ReleasedCheckpoint, get_checkpoint, list_checkpoints
+from vit_jax.weights.save import save
 from vit_jax.weights.transfer import TransferReport, transfer
 
 __all__ = [

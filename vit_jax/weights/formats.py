@@ -1,7 +1,6 @@
 """The formats of released and foreign weights, a table each."""
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -15,178 +14,112 @@ from vit_jax.weights.mapping import (
     HEAD_AS_TF_CONV,
     INTO_HEADS,
     INTO_HEADS_BIAS,
-    KV,
-    KV_BIAS,
     OUT_OF_HEADS,
-    QKV,
-    QKV_BIAS,
     Arrays,
     Format,
     Rule,
     Transform,
+    list_names,
 )
 
+POSITIONS = "Transformer/posembed_input/pos_embedding"
 _BLOCK = "Transformer/encoderblock_{l}/"
 _ATTENTION = _BLOCK + "MultiHeadDotProductAttention_1/"
 _MAP = "MAPHead_0/"
 _MAP_ATTENTION = _MAP + "MultiHeadDotProductAttention_0/"
-_POSITIONS = "Transformer/posembed_input/pos_embedding"
+_FLAX_PREFIX = r"(opt/target/|params/)?"
+_ALL_OTHERS_ARE_OURS = Rule("", "")
 
 
-def _has(*names: str) -> Callable[[Iterable[str]], bool]:
-    return lambda given: set(names) <= set(given)
+def _scale_and_bias(theirs: str, ours: str, transform: Transform = CHANNELS) -> list[Rule]:
+    """Flax's names of a normalization."""
+    return [Rule(f"{theirs}/{leaf}", f"{ours}/{leaf}", transform) for leaf in ("scale", "bias")]
 
 
-def _same(name: str) -> Rule:
-    return Rule(name, name)
-
-
-def _with_bias(theirs: str, ours: str | None = None) -> list[Rule]:
-    """Flax's names of a layer; None: ours are the same."""
-    return [Rule(f"{theirs}/{leaf}", f"{ours or theirs}/{leaf}") for leaf in ("kernel", "bias")]
-
-
-def _scale_and_bias(theirs: str, ours: str | None = None, transform: Transform = CHANNELS) -> list[Rule]:
-    """Flax's names of a normalisation; None: ours are the same."""
-    return [Rule(f"{theirs}/{leaf}", f"{ours or theirs}/{leaf}", transform) for leaf in ("scale", "bias")]
-
-
-def _weight_and_bias(theirs: str, ours: str, weight: Transform = DENSE) -> list[Rule]:
+def _layer(theirs: str, ours: str, weight: Transform = DENSE) -> list[Rule]:
     """PyTorch's names of a layer."""
     return [Rule(f"{theirs}.weight", f"{ours}/kernel", weight), Rule(f"{theirs}.bias", f"{ours}/bias")]
 
 
 def _norm(theirs: str, ours: str) -> list[Rule]:
-    """PyTorch's names of a normalisation."""
+    """PyTorch's names of a normalization."""
     return [Rule(f"{theirs}.weight", f"{ours}/scale"), Rule(f"{theirs}.bias", f"{ours}/bias")]
 
 
-# --- The released .npz of the ViT paper, AugReg, SAM and GSAM, and what this project's models call their arrays ---
-
-_HYBRID_NPZ = [
-    Rule("conv_root/kernel", "conv_root/kernel"),
-    *_scale_and_bias("gn_root"),
-    *[
-        rule
-        for number in ("1", "2", "3", "_proj")
-        for rule in [
-            _same("block{s}/unit{u}/conv" + number + "/kernel"),
-            *_scale_and_bias("block{s}/unit{u}/gn" + number),
-        ]
-    ],
-]
-
-# Position embeddings other than the released ones, which only this project's files have.
-_TABLE_8 = [
-    _same(name)
-    for place in ("Transformer/posembed_input/", _BLOCK + "posembed/")
-    for name in (place + "pos_embedding_x", place + "pos_embedding_y")
-]
-_TABLE_8 += [_same(_BLOCK + "posembed/pos_embedding")]
-_TABLE_8 += [_same(name + "relative_embedding") for name in ("Transformer/", _ATTENTION)]
-
-
-def _map_head_npz() -> list[Rule]:
+def _into_heads(theirs: str, *ours: str) -> list[Rule]:
+    """PyTorch's names of a projection to queries, keys or values, or to several of them."""
     return [
-        _same(_MAP + "probe"),
-        *_scale_and_bias(_MAP + "LayerNorm_0"),
-        *[rule for name in ("query", "key", "value", "out") for rule in _with_bias(_MAP_ATTENTION + name)],
-        *[rule for name in ("Dense_0", "Dense_1") for rule in _with_bias(_MAP + "MlpBlock_0/" + name)],
+        Rule(f"{theirs}.weight", tuple(f"{name}/kernel" for name in ours), INTO_HEADS),
+        Rule(f"{theirs}.bias", tuple(f"{name}/bias" for name in ours), INTO_HEADS_BIAS),
     ]
 
+
+# --- The released .npz of the ViT paper, AugReg, SAM and GSAM; the names of this project's ViTs are the same ---
 
 VIT = Format(
     name="vit",
     description="released ViT .npz",
-    prefixes=("opt/target/", "params/"),
-    is_recognised=lambda names: (
-        {"embedding/kernel"} <= set(names)
-        and any(re.search(r"encoderblock(_0)?/MlpBlock_3/", name) for name in names)
-        and "pos_embedding" not in names
-    ),
-    # What some training runs kept beside the parameters of an attention layer.
-    others=(r".*/unused",),
+    marks=("embedding/kernel", r"Transformer/encoderblock(_0)?/MlpBlock_3/.*"),
+    prefix=_FLAX_PREFIX,
+    ignored=(r".*/unused",),  # some training runs kept these beside the parameters of an attention layer
     rules=(
-        *_HYBRID_NPZ,
-        *_with_bias("embedding"),
-        Rule("cls", "cls"),
-        Rule(_POSITIONS, _POSITIONS),
-        *_TABLE_8,
-        *_scale_and_bias(_BLOCK + "LayerNorm_0"),
-        *[rule for name in ("query", "key", "value", "out") for rule in _with_bias(_ATTENTION + name)],
-        *_scale_and_bias(_BLOCK + "LayerNorm_2"),
-        *[rule for name in ("Dense_0", "Dense_1") for rule in _with_bias(_BLOCK + "MlpBlock_3/" + name)],
-        *_scale_and_bias("Transformer/encoder_norm"),
-        *_map_head_npz(),
-        *_with_bias("pre_logits"),
-        *_with_bias("head"),
+        *_scale_and_bias("gn_root", "gn_root"),
+        *[
+            rule
+            for norm in ("gn1", "gn2", "gn3", "gn_proj")
+            for rule in _scale_and_bias("block{s}/unit{u}/" + norm, "block{s}/unit{u}/" + norm)
+        ],
+        _ALL_OTHERS_ARE_OURS,
     ),
 )
 
 
-# --- big_vision's .npz: blocks count their layers from 0, positions are added before the class token joins ---
+# --- big_vision's .npz: it numbers the layers of a block from 0 and adds positions before the class token joins ---
 
 
 def _from_big_vision(arrays: Arrays) -> Arrays:
-    if "cls" in arrays and _POSITIONS in arrays:
-        positions = arrays[_POSITIONS]
+    if "cls" in arrays and POSITIONS in arrays:
+        positions = arrays[POSITIONS]
         if positions.ndim != 3:
             raise UserError(f"pos_embedding has an unexpected shape, {positions.shape}.")
-        # Its class token has no position embedding of its own.
-        arrays[_POSITIONS] = np.concatenate([np.zeros_like(positions[:, :1]), positions], axis=1)
+        # Its class token has no position embedding.
+        arrays[POSITIONS] = np.concatenate([np.zeros_like(positions[:, :1]), positions], axis=1)
     return arrays
 
 
 def _to_big_vision(arrays: Arrays) -> Arrays:
-    if "cls" in arrays and _POSITIONS in arrays:
-        positions = arrays[_POSITIONS]
-        arrays |= {"cls": arrays["cls"] + positions[:, :1], _POSITIONS: positions[:, 1:]}
+    if "cls" in arrays and POSITIONS in arrays:
+        positions = arrays[POSITIONS]
+        arrays |= {"cls": arrays["cls"] + positions[:, :1], POSITIONS: positions[:, 1:]}
     return arrays
 
 
-_BIG_VISION_BLOCK = "Transformer/encoderblock_{l}/"
 BIG_VISION = Format(
     name="big_vision",
     description="big_vision ViT .npz",
     attributes={"gelu": "tanh"},
-    prefixes=("params/", "opt/target/"),
-    is_recognised=lambda names: (
-        {"embedding/kernel"} <= set(names) and any(re.search(r"encoderblock(_0)?/MlpBlock_0/", name) for name in names)
-    ),
+    marks=("embedding/kernel", r"Transformer/encoderblock(_0)?/MlpBlock_0/.*"),
+    prefix=_FLAX_PREFIX,
     rules=(
-        *_with_bias("embedding"),
-        Rule("cls", "cls"),
-        Rule("pos_embedding", _POSITIONS),
-        *_scale_and_bias(_BIG_VISION_BLOCK + "LayerNorm_0", _BLOCK + "LayerNorm_0"),
-        *[
-            rule
-            for name in ("query", "key", "value", "out")
-            for rule in _with_bias(_BIG_VISION_BLOCK + "MultiHeadDotProductAttention_0/" + name, _ATTENTION + name)
-        ],
-        *_scale_and_bias(_BIG_VISION_BLOCK + "LayerNorm_1", _BLOCK + "LayerNorm_2"),
-        *[
-            rule
-            for name in ("Dense_0", "Dense_1")
-            for rule in _with_bias(_BIG_VISION_BLOCK + "MlpBlock_0/" + name, _BLOCK + "MlpBlock_3/" + name)
-        ],
-        *_scale_and_bias("Transformer/encoder_norm"),
-        *_map_head_npz(),
-        *_with_bias("pre_logits"),
-        *_with_bias("head"),
+        Rule("pos_embedding", POSITIONS),
+        Rule(_BLOCK + "MultiHeadDotProductAttention_0/", _ATTENTION),
+        Rule(_BLOCK + "LayerNorm_1/", _BLOCK + "LayerNorm_2/"),
+        Rule(_BLOCK + "MlpBlock_0/", _BLOCK + "MlpBlock_3/"),
+        _ALL_OTHERS_ARE_OURS,
     ),
     to_ours=_from_big_vision,
     from_ours=_to_big_vision,
 )
 
 
-# --- BiT's .npz with TensorFlow's names ---
+# --- BiT's .npz with TensorFlow's names, and big_vision's with Flax's ---
 
 _UNIT = "resnet/block{s}/unit{u:02d}/"
 _OUR_UNIT = "block{s}/unit{u:02d}/"
 BIT = Format(
     name="bit",
     description="released BiT .npz",
-    is_recognised=lambda names: any(name.startswith("resnet/root_block/") for name in names),
+    marks=(r"resnet/root_block/.*",),
     # TensorFlow numbered the layers of some files: standardized_conv2d_17, group_norm_3, head/conv2d_1.
     renames=((r"/(standardized_conv2d|group_norm|conv2d)_\d+/", r"/\1/"),),
     rules=(
@@ -212,179 +145,112 @@ BIG_VISION_BIT = Format(
     name="big_vision_bit",
     description="big_vision BiT .npz",
     attributes={"root_padding": "lowest"},
-    prefixes=("params/", "opt/target/"),
-    is_recognised=_has("root_block/conv_root/kernel", "norm-pre-head/scale"),
+    marks=("root_block/conv_root/kernel", "norm-pre-head/scale"),
+    prefix=_FLAX_PREFIX,
     rules=(
-        Rule("root_block/conv_root/kernel", "root_block/conv_root/kernel"),
         *[
             rule
-            for number in ("1", "2", "3")
-            for rule in (
-                _same(f"{_OUR_UNIT}conv{number}/kernel"),
-                *_scale_and_bias(f"{_OUR_UNIT}gn{number}", f"{_OUR_UNIT}gn{number}", CHANNELS_OF_4D),
-            )
+            for norm in ("gn1", "gn2", "gn3")
+            for rule in _scale_and_bias(_OUR_UNIT + norm, _OUR_UNIT + norm, CHANNELS_OF_4D)
         ],
-        _same(f"{_OUR_UNIT}conv_proj/kernel"),
         *_scale_and_bias("norm-pre-head", "norm_pre_head", CHANNELS_OF_4D),
-        *_with_bias("head"),
+        _ALL_OTHERS_ARE_OURS,
     ),
 )
 
 
-# --- This project's own names where no released layout has them: axial models ---
+# --- Axial models, which no other library has ---
 
-_AXIAL_BLOCK = "encoderblock_{l}/"
 AXIAL = Format(
     name="axial",
     description="vit_jax .npz of an axial model",
-    is_recognised=lambda names: any(re.search(r"/(row|column)/", name) for name in names),
-    rules=(
-        *_with_bias("embedding"),
-        _same("posembed_input/pos_embedding"),
-        *[
-            rule
-            for axis in ("row", "column")
-            for rule in (
-                *_scale_and_bias(f"{_AXIAL_BLOCK}{axis}/LayerNorm_0"),
-                *_scale_and_bias(f"{_AXIAL_BLOCK}{axis}/LayerNorm_2"),
-                *_with_bias(f"{_AXIAL_BLOCK}{axis}/MlpBlock_3/Dense_0"),
-                *_with_bias(f"{_AXIAL_BLOCK}{axis}/MlpBlock_3/Dense_1"),
-                *[
-                    rule
-                    for name in ("query", "key", "value", "out")
-                    for place in (f"{_AXIAL_BLOCK}{axis}/MultiHeadDotProductAttention_1/", f"{_OUR_UNIT}{axis}/")
-                    for rule in _with_bias(place + name)
-                ],
-                _same(f"{_OUR_UNIT}{axis}/relative_embedding"),
-            )
-        ],
-        *_scale_and_bias("encoder_norm"),
-        _same("root_block/conv_root/kernel"),
-        *[
-            rule
-            for number in ("1", "2", "3")
-            for rule in (
-                _same(f"{_OUR_UNIT}conv{number}/kernel"),
-                *_scale_and_bias(f"{_OUR_UNIT}gn{number}"),
-            )
-        ],
-        _same(f"{_OUR_UNIT}conv_proj/kernel"),
-        *_scale_and_bias("norm_pre_head"),
-        *_with_bias("head"),
-    ),
+    marks=(r".*/(row|column)/.*",),
+    rules=(_ALL_OTHERS_ARE_OURS,),
 )
 
 
 # --- timm's state dicts ---
 
 
-def _refuse_lost_pre_logits(arrays: Arrays, library: str) -> Arrays:
-    if "pre_logits/kernel" in arrays and (library == "timm" or "head/kernel" in arrays):
-        place = "no place for the pre_logits layer" if library == "timm" else "no place for pre_logits beside a head"
-        drop = "head" if library != "timm" else "pre_logits,head" if "head/kernel" in arrays else "pre_logits"
-        raise UserError(
-            f"{library} has {place}, so the file would be another model. Leave out what it cannot hold: --drop={drop}."
-        )
+def _check_timm_has_all(arrays: Arrays) -> Arrays:
+    if "pre_logits/kernel" in arrays:
+        drop = "pre_logits,head" if "head/kernel" in arrays else "pre_logits"
+        raise UserError(f"timm has no pre_logits layer; without it the model is another. Leave it out: --drop={drop}.")
     return arrays
 
 
+_BACKBONE = "patch_embed.backbone."
+
+
 def _name_lone_root(arrays: Arrays) -> Arrays:
-    """R+Ti/16's backbone is its root, which timm then gives no name of its own."""
+    """Names the root of R+Ti/16, which is the whole backbone, as timm does."""
     if any(name.startswith(_BACKBONE + "stages.") for name in arrays):
         return arrays
     return {name.replace(_BACKBONE + "stem.", _BACKBONE): array for name, array in arrays.items()}
 
 
-def _prefix_all_but_the_head(arrays: Arrays) -> Arrays:
-    """ViTForImageClassification keeps the model under `vit.`; ViTModel alone does not."""
-    if "classifier.weight" not in arrays:
-        return arrays
-    return {name if name.startswith("classifier.") else "vit." + name: array for name, array in arrays.items()}
-
-
-def _timm_hybrid(root: str, unit: str) -> list[Rule]:
+def _timm_units(theirs: str, ours: str) -> list[Rule]:
+    """The units of a ResNet."""
     return [
-        Rule(root + "conv.weight", "conv_root/kernel", CONV),
-        *_norm(root + "norm", "gn_root"),
         *[
             rule
             for number in ("1", "2", "3")
             for rule in (
-                Rule(f"{unit}conv{number}.weight", "block{s}/unit{u}/conv" + number + "/kernel", CONV),
-                *_norm(f"{unit}norm{number}", "block{s}/unit{u}/gn" + number),
+                Rule(f"{theirs}conv{number}.weight", f"{ours}conv{number}/kernel", CONV),
+                *_norm(f"{theirs}norm{number}", f"{ours}gn{number}"),
             )
         ],
-        Rule(f"{unit}downsample.conv.weight", "block{s}/unit{u}/conv_proj/kernel", CONV),
-        *_norm(f"{unit}downsample.norm", "block{s}/unit{u}/gn_proj"),
+        Rule(f"{theirs}downsample.conv.weight", f"{ours}conv_proj/kernel", CONV),
     ]
 
 
-_BACKBONE = "patch_embed.backbone."
 _TIMM_BLOCK = "blocks.{l}."
+_TIMM_UNIT = "stages.{s0}.blocks.{u0}."
+_HYBRID_UNIT = "block{s}/unit{u}/"
 TIMM = Format(
     name="timm",
     description="timm VisionTransformer state dict",
-    is_recognised=_has("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"),
-    anchor=r"(?P<prefix>(.*\.)?)patch_embed\.proj\.weight",
+    marks=(r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight"),
+    prefix=r"(.*\.)?",
     rules=(
-        *_timm_hybrid(_BACKBONE + "stem.", _BACKBONE + "stages.{s0}.blocks.{u0}."),
-        *_weight_and_bias("patch_embed.proj", "embedding", CONV),
+        Rule(_BACKBONE + "stem.conv.weight", "conv_root/kernel", CONV),
+        *_norm(_BACKBONE + "stem.norm", "gn_root"),
+        *_timm_units(_BACKBONE + _TIMM_UNIT, _HYBRID_UNIT),
+        *_norm(_BACKBONE + _TIMM_UNIT + "downsample.norm", _HYBRID_UNIT + "gn_proj"),
+        *_layer("patch_embed.proj", "embedding", CONV),
         Rule("cls_token", "cls"),
-        Rule("pos_embed", _POSITIONS),
+        Rule("pos_embed", POSITIONS),
         *_norm(_TIMM_BLOCK + "norm1", _BLOCK + "LayerNorm_0"),
-        Rule(
-            _TIMM_BLOCK + "attn.qkv.weight",
-            (_ATTENTION + "query/kernel", _ATTENTION + "key/kernel", _ATTENTION + "value/kernel"),
-            QKV,
-        ),
-        Rule(
-            _TIMM_BLOCK + "attn.qkv.bias",
-            (_ATTENTION + "query/bias", _ATTENTION + "key/bias", _ATTENTION + "value/bias"),
-            QKV_BIAS,
-        ),
-        *_weight_and_bias(_TIMM_BLOCK + "attn.proj", _ATTENTION + "out", OUT_OF_HEADS),
+        *_into_heads(_TIMM_BLOCK + "attn.qkv", *[_ATTENTION + name for name in ("query", "key", "value")]),
+        *_layer(_TIMM_BLOCK + "attn.proj", _ATTENTION + "out", OUT_OF_HEADS),
         *_norm(_TIMM_BLOCK + "norm2", _BLOCK + "LayerNorm_2"),
-        *_weight_and_bias(_TIMM_BLOCK + "mlp.fc1", _BLOCK + "MlpBlock_3/Dense_0"),
-        *_weight_and_bias(_TIMM_BLOCK + "mlp.fc2", _BLOCK + "MlpBlock_3/Dense_1"),
+        *_layer(_TIMM_BLOCK + "mlp.fc1", _BLOCK + "MlpBlock_3/Dense_0"),
+        *_layer(_TIMM_BLOCK + "mlp.fc2", _BLOCK + "MlpBlock_3/Dense_1"),
         *_norm("norm", "Transformer/encoder_norm"),
         Rule("attn_pool.latent", _MAP + "probe"),
-        *_weight_and_bias("attn_pool.q", _MAP_ATTENTION + "query", INTO_HEADS)[:1],
-        Rule("attn_pool.q.bias", _MAP_ATTENTION + "query/bias", INTO_HEADS_BIAS),
-        Rule("attn_pool.kv.weight", (_MAP_ATTENTION + "key/kernel", _MAP_ATTENTION + "value/kernel"), KV),
-        Rule("attn_pool.kv.bias", (_MAP_ATTENTION + "key/bias", _MAP_ATTENTION + "value/bias"), KV_BIAS),
-        *_weight_and_bias("attn_pool.proj", _MAP_ATTENTION + "out", OUT_OF_HEADS),
+        *_into_heads("attn_pool.q", _MAP_ATTENTION + "query"),
+        *_into_heads("attn_pool.kv", _MAP_ATTENTION + "key", _MAP_ATTENTION + "value"),
+        *_layer("attn_pool.proj", _MAP_ATTENTION + "out", OUT_OF_HEADS),
         *_norm("attn_pool.norm", _MAP + "LayerNorm_0"),
-        *_weight_and_bias("attn_pool.mlp.fc1", _MAP + "MlpBlock_0/Dense_0"),
-        *_weight_and_bias("attn_pool.mlp.fc2", _MAP + "MlpBlock_0/Dense_1"),
-        # Older releases had this layer; today's have no place for it.
-        *_weight_and_bias("pre_logits.fc", "pre_logits"),
-        *_weight_and_bias("head", "head"),
+        *_layer("attn_pool.mlp.fc1", _MAP + "MlpBlock_0/Dense_0"),
+        *_layer("attn_pool.mlp.fc2", _MAP + "MlpBlock_0/Dense_1"),
+        *_layer("pre_logits.fc", "pre_logits"),  # only older releases have this layer
+        *_layer("head", "head"),
     ),
-    # The root of R+Ti/16 is the whole backbone.
-    renames=((r"^patch_embed\.backbone\.(conv|norm)\.", r"patch_embed.backbone.stem.\1."),),
-    from_ours=lambda arrays: _refuse_lost_pre_logits(arrays, "timm"),
+    renames=((r"^patch_embed\.backbone\.(conv|norm)\.", r"patch_embed.backbone.stem.\1."),),  # R+Ti/16
+    from_ours=_check_timm_has_all,
     finish=_name_lone_root,
 )
 
-_TIMM_UNIT = "stages.{s0}.blocks.{u0}."
 TIMM_BIT = Format(
     name="timm_bit",
     description="timm ResNetV2 (BiT) state dict",
     attributes={"root_padding": "zeros"},
-    is_recognised=_has("stem.conv.weight", "stages.0.blocks.0.conv1.weight", "norm.weight"),
-    # Not the stem of a hybrid's backbone.
-    anchor=r"(?P<prefix>((?!.*backbone\.stem).*\.)?)stem\.conv\.weight",
+    marks=(r"stem\.conv\.weight", r"stages\.0\.blocks\.0\.conv1\.weight", r"norm\.weight"),
+    prefix=r"((?!.*backbone\.stem).*\.)?",  # not the backbone of a hybrid
     rules=(
         Rule("stem.conv.weight", "root_block/conv_root/kernel", CONV),
-        *[
-            rule
-            for number in ("1", "2", "3")
-            for rule in (
-                Rule(f"{_TIMM_UNIT}conv{number}.weight", f"{_OUR_UNIT}conv{number}/kernel", CONV),
-                *_norm(f"{_TIMM_UNIT}norm{number}", f"{_OUR_UNIT}gn{number}"),
-            )
-        ],
-        Rule(f"{_TIMM_UNIT}downsample.conv.weight", f"{_OUR_UNIT}conv_proj/kernel", CONV),
+        *_timm_units(_TIMM_UNIT, _OUR_UNIT),
         *_norm("norm", "norm_pre_head"),
         Rule("head.fc.weight", "head/kernel", HEAD_AS_CONV),
         Rule("head.fc.bias", "head/bias"),
@@ -394,50 +260,76 @@ TIMM_BIT = Format(
 
 # --- Hugging Face's ViT ---
 
+
+def _check_huggingface_has_all(arrays: Arrays) -> Arrays:
+    if "pre_logits/kernel" in arrays and "head/kernel" in arrays:
+        raise UserError(
+            "Hugging Face has no pre_logits layer before a head; without it the model is another. Leave the head out: "
+            "--drop=head."
+        )
+    return arrays
+
+
+def _prefix_all_but_the_head(arrays: Arrays) -> Arrays:
+    """ViTForImageClassification keeps the model under `vit.`; ViTModel alone does not."""
+    if "classifier.weight" not in arrays:
+        return arrays
+    return {name if name.startswith("classifier.") else "vit." + name: array for name, array in arrays.items()}
+
+
 _HF_LAYER = "encoder.layer.{l}."
 HUGGINGFACE = Format(
     name="huggingface",
     description="Hugging Face ViT",
-    is_recognised=_has("embeddings.patch_embeddings.projection.weight"),
-    anchor=r"(?P<prefix>(.*?\.)??)(vit\.)?embeddings\.patch_embeddings\.projection\.weight",
-    renames=((r"^vit\.", ""),),
+    marks=(r"(vit\.)?embeddings\.patch_embeddings\.projection\.weight",),
+    prefix=r"(.*?\.)??",
+    renames=(
+        (r"^vit\.", ""),
+        # Names of transformers 5 in memory. It writes them into files only if asked to.
+        (r"^layers\.", "encoder.layer."),
+        (r"\.attention\.q_proj\.", ".attention.attention.query."),
+        (r"\.attention\.k_proj\.", ".attention.attention.key."),
+        (r"\.attention\.v_proj\.", ".attention.attention.value."),
+        (r"\.attention\.o_proj\.", ".attention.output.dense."),
+        (r"\.mlp\.fc1\.", ".intermediate.dense."),
+        (r"\.mlp\.fc2\.", ".output.dense."),
+    ),
     rules=(
         Rule("embeddings.cls_token", "cls"),
-        Rule("embeddings.position_embeddings", _POSITIONS),
-        *_weight_and_bias("embeddings.patch_embeddings.projection", "embedding", CONV),
+        Rule("embeddings.position_embeddings", POSITIONS),
+        *_layer("embeddings.patch_embeddings.projection", "embedding", CONV),
         *_norm(_HF_LAYER + "layernorm_before", _BLOCK + "LayerNorm_0"),
         *[
             rule
             for name in ("query", "key", "value")
-            for rule in (
-                Rule(f"{_HF_LAYER}attention.attention.{name}.weight", f"{_ATTENTION}{name}/kernel", INTO_HEADS),
-                Rule(f"{_HF_LAYER}attention.attention.{name}.bias", f"{_ATTENTION}{name}/bias", INTO_HEADS_BIAS),
-            )
+            for rule in _into_heads(f"{_HF_LAYER}attention.attention.{name}", _ATTENTION + name)
         ],
-        *_weight_and_bias(_HF_LAYER + "attention.output.dense", _ATTENTION + "out", OUT_OF_HEADS),
+        *_layer(_HF_LAYER + "attention.output.dense", _ATTENTION + "out", OUT_OF_HEADS),
         *_norm(_HF_LAYER + "layernorm_after", _BLOCK + "LayerNorm_2"),
-        *_weight_and_bias(_HF_LAYER + "intermediate.dense", _BLOCK + "MlpBlock_3/Dense_0"),
-        *_weight_and_bias(_HF_LAYER + "output.dense", _BLOCK + "MlpBlock_3/Dense_1"),
+        *_layer(_HF_LAYER + "intermediate.dense", _BLOCK + "MlpBlock_3/Dense_0"),
+        *_layer(_HF_LAYER + "output.dense", _BLOCK + "MlpBlock_3/Dense_1"),
         *_norm("layernorm", "Transformer/encoder_norm"),
-        # What transformers 5 calls them in memory; it still writes the names above unless told otherwise.
-        *[
-            rule
-            for name, theirs in (("query", "q"), ("key", "k"), ("value", "v"))
-            for rule in (
-                Rule(f"layers.{{l}}.attention.{theirs}_proj.weight", f"{_ATTENTION}{name}/kernel", INTO_HEADS),
-                Rule(f"layers.{{l}}.attention.{theirs}_proj.bias", f"{_ATTENTION}{name}/bias", INTO_HEADS_BIAS),
-            )
-        ],
-        *_weight_and_bias("layers.{l}.attention.o_proj", _ATTENTION + "out", OUT_OF_HEADS),
-        *_norm("layers.{l}.layernorm_before", _BLOCK + "LayerNorm_0"),
-        *_norm("layers.{l}.layernorm_after", _BLOCK + "LayerNorm_2"),
-        *_weight_and_bias("layers.{l}.mlp.fc1", _BLOCK + "MlpBlock_3/Dense_0"),
-        *_weight_and_bias("layers.{l}.mlp.fc2", _BLOCK + "MlpBlock_3/Dense_1"),
-        *_weight_and_bias("pooler.dense", "pre_logits"),
-        *_weight_and_bias("classifier", "head"),
+        *_layer("pooler.dense", "pre_logits"),
+        *_layer("classifier", "head"),
     ),
-    from_ours=lambda arrays: _refuse_lost_pre_logits(arrays, "Hugging Face"),
+    from_ours=_check_huggingface_has_all,
     finish=_prefix_all_but_the_head,
 )
 
 FORMATS = {format.name: format for format in (VIT, BIG_VISION, BIT, BIG_VISION_BIT, AXIAL, TIMM, TIMM_BIT, HUGGINGFACE)}
+
+
+def find_format(names: Iterable[str]) -> Format:
+    """Tells the format of a file from the names of its arrays.
+
+    Raises:
+      UserError: there are none, or they are of no known format.
+    """
+    names = list(names)
+    if not names:
+        raise UserError("there are no arrays in it.")
+    for layout in FORMATS.values():
+        if layout.is_format_of(names):
+            return layout
+    known = "; ".join(layout.description for layout in FORMATS.values())
+    raise UserError(f"names such as {list_names(names)} are those of no format that vit_jax knows: {known}.")

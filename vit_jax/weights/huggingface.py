@@ -3,7 +3,6 @@
 Hugging Face's ViT has `config.json` and `preprocessor_config.json`; timm has `config.json` with its own fields.
 """
 
-import dataclasses
 import pathlib
 import re
 from typing import Any
@@ -13,6 +12,7 @@ from vit_jax.json_files import Fields
 from vit_jax.models.vit import LAYER_NORM_EPSILON, VARIANTS
 from vit_jax.weights import foreign_preprocessing
 from vit_jax.weights.arrays import read_json
+from vit_jax.weights.description import Facts
 from vit_jax.weights.identify import ModelSpec
 from vit_jax.weights.preprocessing import MAX_SIDE, Preprocessing
 
@@ -31,29 +31,6 @@ _TIMM_ARGUMENTS = ("img_size", "patch_size", "in_chans", "num_classes", "global_
                    "num_heads", "mlp_ratio", "qkv_bias", "class_token", "fc_norm", "act_layer", "weight_init",
                    "init_values", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
                    "drop_path_rate", "strict_img_size", "dynamic_img_size")  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Facts:
-    """What stands beside the arrays.
-
-    Attributes:
-      num_heads: of the attention.
-      overrides: attributes of the model that arrays do not tell.
-      image_size: height and width, in pixels.
-      preprocessing: from images to the model's input.
-      class_names: of the logits.
-      probabilities: what makes probabilities of the logits, "softmax" or "sigmoid"; None where nothing says.
-      notes: what a user should know.
-    """
-
-    num_heads: int | None = None
-    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
-    image_size: tuple[int, int] | None = None
-    preprocessing: Preprocessing | None = None
-    class_names: tuple[str, ...] | None = None
-    probabilities: str | None = None
-    notes: tuple[str, ...] = ()
 
 
 def model_file(folder: pathlib.Path) -> pathlib.Path:

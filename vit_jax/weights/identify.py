@@ -1,4 +1,4 @@
-"""Which model arrays belong to, told by their names and shapes."""
+"""Which model arrays belong to, by their names and shapes."""
 
 import dataclasses
 import re
@@ -12,11 +12,10 @@ from vit_jax.models import create_model
 from vit_jax.models.position_embeddings import grid_of
 from vit_jax.models.resnet import EXPANSION, ROOT_WIDTH, UNITS_BY_DEPTH
 from vit_jax.models.vit import VARIANTS, Variant
-from vit_jax.weights.mapping import MAX_LAYERS
+from vit_jax.weights.mapping import MAX_LAYERS, Arrays, list_names
 
 Shapes = dict[str, tuple[int, ...]]
-_POSITIONS = "Transformer/posembed_input/pos_embedding"
-_SHOWN = 8
+_SHOWN = 8  # differences in an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +24,9 @@ class ModelSpec:
 
     Attributes:
       name: such as "ViT-B/16".
-      num_classes: width of the head; 0 without head.
+      num_classes: width of the head; 0: no head.
       overrides: attributes that the name does not tell, such as `{"pre_logits": True}`.
-      image_size: height and width of the images that the position embeddings are for, in pixels; None where there are
-        none to tell.
+      image_size: height and width of the images that the position embeddings are for, in pixels; None: any.
     """
 
     name: str
@@ -48,50 +46,55 @@ class ModelSpec:
         return ", ".join(parts)
 
 
+def shapes_of(arrays: Arrays) -> Shapes:
+    """Shapes by name."""
+    return {name: array.shape for name, array in arrays.items()}
+
+
 def identify(shapes: Shapes, *, image_size: tuple[int, int] | None = None) -> ModelSpec:
-    """Tells which model has parameters of these names and shapes.
+    """Tells the model from the names and shapes of its parameters.
 
     Args:
       shapes: by our names, layers unrolled.
-      image_size: height and width of the images that the position embeddings are for, where it is known; None: a
-        square, as many pixels as there are patches.
+      image_size: height and width of the images that the position embeddings are for; None: told by the embeddings,
+        whose grid is then taken to be square.
 
     Raises:
-      UserError: none of ours.
+      UserError: no model of this project has such parameters.
     """
     try:
         if "root_block/conv_root/kernel" in shapes:
             return _identify_resnet(shapes)
         if "embedding/kernel" in shapes and any(name.startswith("Transformer/encoderblock_0/") for name in shapes):
-            return _identify_vit(shapes, image_size)
-        if "embedding/kernel" in shapes and any(name.startswith("encoderblock_0/row/") for name in shapes):
-            return _identify_axial(shapes, image_size)
+            spec = _identify_vit(shapes)
+        elif "embedding/kernel" in shapes and any(name.startswith("encoderblock_0/row/") for name in shapes):
+            size, overrides = _variant(shapes, "encoderblock_{}/row/")
+            spec = ModelSpec(f"Axial-ViT-{size}/{_patch_size(shapes)}", _num_classes(shapes), overrides)
+        else:
+            raise UserError(f"no model of vit_jax has such arrays: {list_names(shapes)}. See list_models().")
+        return dataclasses.replace(spec, image_size=image_size or _image_size(shapes, spec.create()))
     except (IndexError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise UserError(
-            f"the arrays contradict each other or are not whole, so that the model cannot be told: {error!r}."
-        ) from error
-    raise UserError(
-        f"these are no arrays of a model that vit_jax has: {', '.join(sorted(shapes)[:_SHOWN])} ... See list_models()."
-    )
+        raise UserError(f"the arrays contradict each other or are incomplete: {error!r}. No model has them.") from error
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """How many different numbers there are in place of the pattern's group."""
+    """How many different numbers the pattern's group has."""
     return len({match[1] for name in shapes if (match := re.match(pattern, name))})
 
 
 def _units(shapes: Shapes) -> tuple[int, ...]:
-    num_stages = _count(shapes, r"block(\d+)/unit")
-    stages = tuple(_count(shapes, rf"block{stage}/unit(\d+)/") for stage in range(1, num_stages + 1))
-    if sum(stages) > MAX_LAYERS:
-        raise UserError(f"by their names, the arrays are of {sum(stages):,} units; at most {MAX_LAYERS} are read.")
-    return stages
+    """Number of units in each stage of a ResNet."""
+    num_stages = _count(shapes, r"block([0-9]+)/unit")
+    units = tuple(_count(shapes, rf"block{stage}/unit([0-9]+)/") for stage in range(1, num_stages + 1))
+    if sum(units) > MAX_LAYERS:
+        raise UserError(f"by their names, the arrays are of {sum(units):,} units; at most {MAX_LAYERS} are read.")
+    return units
 
 
 def _patch_size(shapes: Shapes) -> int:
     patch_size = shapes["embedding/kernel"][0]
     if patch_size < 1:
-        raise UserError("no model: embedding/kernel is empty.")
+        raise UserError("embedding/kernel is empty: no model has it.")
     return patch_size
 
 
@@ -99,84 +102,61 @@ def _num_classes(shapes: Shapes) -> int:
     return shapes["head/kernel"][-1] if "head/kernel" in shapes else 0
 
 
-def _known_variant(given: Variant) -> tuple[str, dict[str, int]]:
-    """The size that has all these dimensions; else Ti with all of them as overrides."""
-    for name, variant in VARIANTS.items():
-        if variant == given:
-            return name, {}
-    return "Ti", dataclasses.asdict(given)
-
-
-def _transformer_variant(shapes: Shapes, block: str, layers: str) -> tuple[str, dict[str, int]]:
+def _variant(shapes: Shapes, block: str) -> tuple[str, dict[str, int]]:
+    """The size of a transformer whose blocks have these names; Ti and all dimensions if no size has the dimensions."""
+    first = block.format(0)
     try:
-        # Of biases, which cannot be transposed unnoticed.
+        # From biases, because a transposed kernel would go unnoticed.
         (hidden_dim,) = shapes["embedding/bias"]
-        num_heads, _ = shapes[block + "MultiHeadDotProductAttention_1/query/bias"]
-        (mlp_dim,) = shapes[block + "MlpBlock_3/Dense_0/bias"]
+        num_heads, _ = shapes[first + "MultiHeadDotProductAttention_1/query/bias"]
+        (mlp_dim,) = shapes[first + "MlpBlock_3/Dense_0/bias"]
     except KeyError as error:
         raise UserError(f"the model cannot be told, because {error} is missing.") from error
     except ValueError as error:
-        raise UserError(f"the model cannot be told by the shapes of embedding/bias and {block}: {error}.") from error
+        raise UserError(f"the model cannot be told by the shapes of embedding/bias and {first}: {error}.") from error
     if 0 in (hidden_dim, mlp_dim, num_heads) or hidden_dim % num_heads:
         raise UserError(
-            f"no model: embedding/bias is as wide as {hidden_dim}, and {block}...query/bias is of {num_heads} heads."
+            f"embedding/bias has {hidden_dim} elements and {first}...query/bias {num_heads} heads: no model has both."
         )
-    num_layers = 1 + max(int(match[1]) for name in shapes if (match := re.match(layers, name)))
+    pattern = block.replace("{}", "([0-9]{1,6})")
+    num_layers = 1 + max(int(match[1]) for name in shapes if (match := re.match(pattern, name)))
     if num_layers > min(len(shapes), MAX_LAYERS):
         raise UserError(f"by their names, the arrays are of {num_layers:,} layers; at most {MAX_LAYERS} are read.")
-    return _known_variant(Variant(num_layers, hidden_dim, mlp_dim, num_heads))
+    found = Variant(num_layers, hidden_dim, mlp_dim, num_heads)
+    name = next((name for name, variant in VARIANTS.items() if variant == found), None)
+    return (name, {}) if name else ("Ti", dataclasses.asdict(found))
 
 
-def _identify_vit(shapes: Shapes, image_size: tuple[int, int] | None) -> ModelSpec:
-    size, overrides = _transformer_variant(shapes, "Transformer/encoderblock_0/", r"Transformer/encoderblock_(\d+)/")
-    found: dict[str, Any] = dict(overrides)
+def _identify_vit(shapes: Shapes) -> ModelSpec:
+    size, dimensions = _variant(shapes, "Transformer/encoderblock_{}/")
+    found: dict[str, Any] = dict(dimensions)
     patch_size = _patch_size(shapes)
     if "conv_root/kernel" in shapes:
-        stages = _units(shapes)
+        key = (_units(shapes), patch_size)
         named = {
             ((), 8): f"R+{size}/16",
-            (UNITS_BY_DEPTH[26], 1): f"R26+ViT-{size}/32",
+            (UNITS_BY_DEPTH[26], 1): "R26+S/32" if size == "S" else f"R26+ViT-{size}/32",
             (UNITS_BY_DEPTH[50], 1): f"R50+ViT-{size}/32",
             ((3, 4, 9), 1): f"R50+ViT-{size}/16",
         }
-        name = named.get((stages, patch_size), f"R50+ViT-{size}/16")
-        if (stages, patch_size) not in named:
-            found |= {"resnet": stages, "patch_size": patch_size}
-        augreg = {"R26+ViT-S/32": "R26+S/32"}
-        name = augreg.get(name, name)
+        name = named.get(key, f"R50+ViT-{size}/16")
+        if key not in named:
+            found |= {"resnet": key[0], "patch_size": patch_size}
     else:
         name = f"ViT-{size}/{patch_size}"
-    pool = "cls" if "cls" in shapes else "map" if "MAPHead_0/probe" in shapes else "gap"
-    if pool != "cls":
-        found["pool"] = pool
+    if "cls" not in shapes:
+        found["pool"] = "map" if "MAPHead_0/probe" in shapes else "gap"
     found |= _position_overrides(shapes)
     if "pre_logits/kernel" in shapes:
         found["pre_logits"] = True
-    spec = ModelSpec(name, _num_classes(shapes), found)
-    return dataclasses.replace(spec, image_size=image_size or _image_size(shapes, spec.create()))
-
-
-def _image_size(shapes: Shapes, model: Any) -> tuple[int, int] | None:
-    for place in ("Transformer/posembed_input/", "Transformer/encoderblock_0/posembed/", "posembed_input/"):
-        grid: tuple[int, int] | None = None
-        if positions := shapes.get(place + "pos_embedding"):
-            grid = grid_of(positions[1], model.num_prefix_tokens)
-        elif place + "pos_embedding_x" in shapes:
-            grid = (shapes[place + "pos_embedding_y"][0], shapes[place + "pos_embedding_x"][0])
-        if grid:
-            return grid[0] * model.pixels_per_token, grid[1] * model.pixels_per_token
-    for name, shape in shapes.items():
-        if name.endswith("relative_embedding"):  # one for each offset between -(num_tokens - 1) and num_tokens - 1
-            grid = grid_of((shape[0] + 1) // 2, model.num_prefix_tokens)
-            return grid[0] * model.pixels_per_token, grid[1] * model.pixels_per_token
-    return None
+    return ModelSpec(name, _num_classes(shapes), found)
 
 
 def _position_overrides(shapes: Shapes) -> dict[str, str]:
     at_stem = "Transformer/posembed_input/"
     in_layer = "Transformer/encoderblock_0/posembed/"
     for kind, leaf in (("learned_1d", "pos_embedding"), ("learned_2d", "pos_embedding_x")):
-        # A shared one has the stem's name; whoever wrote the file has to say that it is shared.
+        # Shared embeddings have the stem's name; only a description tells that they are shared.
         if at_stem + leaf in shapes:
             return {} if kind == "learned_1d" else {"position_embedding": kind}
         if in_layer + leaf in shapes:
@@ -188,31 +168,35 @@ def _position_overrides(shapes: Shapes) -> dict[str, str]:
     return {"position_embedding": "none"}
 
 
-def _identify_axial(shapes: Shapes, image_size: tuple[int, int] | None) -> ModelSpec:
-    size, overrides = _transformer_variant(shapes, "encoderblock_0/row/", r"encoderblock_(\d+)/row/")
-    name = f"Axial-ViT-{size}/{_patch_size(shapes)}"
-    spec = ModelSpec(name, _num_classes(shapes), dict(overrides))
-    return dataclasses.replace(spec, image_size=image_size or _image_size(shapes, spec.create()))
+def _image_size(shapes: Shapes, model: Any) -> tuple[int, int] | None:
+    grid: tuple[int, int] | None = None
+    for module in ("Transformer/posembed_input/", "Transformer/encoderblock_0/posembed/", "posembed_input/"):
+        if positions := shapes.get(module + "pos_embedding"):
+            grid = grid_of(positions[1], model.num_prefix_tokens)
+        elif module + "pos_embedding_x" in shapes:
+            grid = (shapes[module + "pos_embedding_y"][0], shapes[module + "pos_embedding_x"][0])
+    relative = next((shape for name, shape in shapes.items() if name.endswith("relative_embedding")), None)
+    if grid is None and relative is not None:  # one for each offset between -(num_tokens - 1) and num_tokens - 1
+        grid = grid_of((relative[0] + 1) // 2, model.num_prefix_tokens)
+    return grid and (grid[0] * model.pixels_per_token, grid[1] * model.pixels_per_token)
 
 
 def _identify_resnet(shapes: Shapes) -> ModelSpec:
-    stages = _units(shapes)
+    units = _units(shapes)
     width = shapes["root_block/conv_root/kernel"][-1]
-    overrides: dict[str, Any] = {}
-    depths: dict[tuple[int, ...], int] = {units: depth for depth, units in UNITS_BY_DEPTH.items()}
-    if stages not in depths:
-        overrides["stages"] = stages
-    depth = depths.get(stages, 50)
+    depth = next((depth for depth, known in UNITS_BY_DEPTH.items() if known == units), None)
+    overrides: dict[str, Any] = {} if depth else {"stages": units}
+    depth = depth or 50
     if any("/row/" in name for name in shapes):
-        # Its relative embeddings tell the size of the first stage's feature map, a quarter of the image.
+        # Relative embeddings tell the size of the first stage's feature map, a quarter of the image.
         rows, columns = ((shapes[f"block1/unit01/{axis}/relative_embedding"][0] + 1) // 2 for axis in ("column", "row"))
         if min(rows, columns) < 1:
-            raise UserError("no model: a relative_embedding is empty.")
+            raise UserError("a relative_embedding is empty: no model has it.")
         return ModelSpec(f"AxialResNet-{depth}", _num_classes(shapes), overrides, (4 * rows, 4 * columns))
     if width % ROOT_WIDTH or "block1/unit01/conv3/kernel" not in shapes:
-        raise UserError(f"a ResNet of root width {width} is none of BiT's: they are multiples of {ROOT_WIDTH}.")
+        raise UserError(f"the ResNet's root is {width} wide; BiT's are multiples of {ROOT_WIDTH}.")
     if shapes["block1/unit01/conv3/kernel"][-1] != EXPANSION * width:
-        raise UserError("a ResNet, but not of BiT's bottleneck units.")
+        raise UserError("the ResNet does not have the bottleneck units of BiT.")
     return ModelSpec(f"R{depth}x{width // ROOT_WIDTH}", _num_classes(shapes), overrides)
 
 
@@ -226,15 +210,15 @@ def expected_shapes(spec: ModelSpec, image_size: tuple[int, int]) -> Shapes:
 
 
 def check_shapes(found: Shapes, expected: Shapes, their_name: Any = lambda name: name) -> None:
-    """Compares all names and shapes before anything is used.
+    """Compares all names and shapes.
 
     Args:
       found: in the file, by our names.
       expected: of the model, by our names.
-      their_name: what the file calls an array of ours.
+      their_name: maps our name of an array to the file's.
 
     Raises:
-      UserError: lists the first differences.
+      UserError: they differ; lists the first differences.
     """
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())

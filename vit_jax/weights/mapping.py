@@ -1,13 +1,10 @@
-"""From the names and layouts of other libraries' arrays to ours and back, by tables.
+"""Maps the names and layouts of other libraries' arrays to ours and back, by tables of rules.
 
-A format is a table of rules. A rule pairs one of their names with one or several of ours, and says how arrays are
-turned over. The names are templates: `{l}` stands for a layer (from 0), `{s}` for a stage and `{u}` for a unit of a
-ResNet (from 1), `{s0}` and `{u0}` for the same counted from 0.
-
-Ours are flat here: `{"Transformer/encoderblock_0/LayerNorm_0/scale": array, ...}`, layers unrolled.
+Names are flat and layers unrolled: `{"Transformer/encoderblock_0/LayerNorm_0/scale": array, ...}`.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,24 +14,24 @@ import numpy as np
 from vit_jax.errors import UserError
 
 Arrays = dict[str, np.ndarray]
-MAX_LAYERS = 256  # the deepest ViT has 48, R200 has 66; what a model of so many takes to trace is seconds
+MAX_LAYERS = 256  # bounds the time to trace a model; the deepest ViT has 48 layers, R200 has 66 units
 _SHOWN = 8  # names in an error
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How arrays are turned over.
+    """How the layout of an array changes.
 
     Attributes:
-      to_ours: maps their array and the number of attention heads to ours, one for each of the rule's names.
-      to_theirs: maps our arrays, one for each of the rule's names, to theirs.
+      to_ours: maps their array and the number of attention heads (None: unknown) to ours.
+      to_theirs: maps our array to theirs.
     """
 
-    to_ours: Callable[[np.ndarray, int | None], tuple[np.ndarray, ...]]
-    to_theirs: Callable[..., np.ndarray]
+    to_ours: Callable[[np.ndarray, int | None], np.ndarray]
+    to_theirs: Callable[[np.ndarray], np.ndarray]
 
 
-def _heads(num_heads: int | None) -> int:
+def _known(num_heads: int | None) -> int:
     if num_heads is None:
         raise UserError(
             "the number of attention heads cannot be told from this file. Name the model, such as --model=ViT-B/16, or "
@@ -43,63 +40,45 @@ def _heads(num_heads: int | None) -> int:
     return num_heads
 
 
-def _split_qkv_kernel(array: np.ndarray, num_heads: int | None) -> tuple[np.ndarray, ...]:
-    heads, width = _heads(num_heads), array.shape[1]
-    return tuple(part.T.reshape(width, heads, -1) for part in np.split(array, 3))
-
-
-SAME = Transform(lambda array, _: (array,), lambda array: array)
+SAME = Transform(lambda array, _: array, lambda array: array)
 # [out, in] <-> [in, out]
-DENSE = Transform(lambda array, _: (array.T,), lambda array: array.T)
+DENSE = Transform(lambda array, _: array.T, lambda array: array.T)
 # [out, in, height, width] <-> [height, width, in, out]
-CONV = Transform(lambda array, _: (array.transpose(2, 3, 1, 0),), lambda array: array.transpose(3, 2, 0, 1))
+CONV = Transform(lambda array, _: array.transpose(2, 3, 1, 0), lambda array: array.transpose(3, 2, 0, 1))
 # [classes, width, 1, 1] <-> [width, classes]
-HEAD_AS_CONV = Transform(lambda array, _: (array.squeeze((2, 3)).T,), lambda array: array.T[:, :, None, None])
+HEAD_AS_CONV = Transform(lambda array, _: array.squeeze((2, 3)).T, lambda array: array.T[:, :, None, None])
 # [1, 1, width, classes] <-> [width, classes]
-HEAD_AS_TF_CONV = Transform(lambda array, _: (array.squeeze((0, 1)),), lambda array: array[None, None])
+HEAD_AS_TF_CONV = Transform(lambda array, _: array.squeeze((0, 1)), lambda array: array[None, None])
 # [1, 1, 1, channels] <-> [channels]
-CHANNELS_OF_4D = Transform(lambda array, _: (array.reshape(-1),), lambda array: array[None, None, None])
+CHANNELS_OF_4D = Transform(lambda array, _: array.reshape(-1), lambda array: array[None, None, None])
 # Older files have [1, 1, 1, channels], newer ones [channels].
-CHANNELS = Transform(lambda array, _: (array.reshape(-1),), lambda array: array)
+CHANNELS = Transform(lambda array, _: array.reshape(-1), lambda array: array)
 # [heads * head_dim, width] <-> [width, heads, head_dim]
 INTO_HEADS = Transform(
-    lambda array, heads: (array.T.reshape(array.shape[1], _heads(heads), -1),),
+    lambda array, heads: array.T.reshape(array.shape[1], _known(heads), -1),
     lambda array: array.reshape(array.shape[0], -1).T,
 )
 # [heads * head_dim] <-> [heads, head_dim]
-INTO_HEADS_BIAS = Transform(lambda array, heads: (array.reshape(_heads(heads), -1),), lambda array: array.reshape(-1))
+INTO_HEADS_BIAS = Transform(lambda array, heads: array.reshape(_known(heads), -1), lambda array: array.reshape(-1))
 # [width, heads * head_dim] <-> [heads, head_dim, width]
 OUT_OF_HEADS = Transform(
-    lambda array, heads: (array.T.reshape(_heads(heads), -1, array.shape[0]),),
+    lambda array, heads: array.T.reshape(_known(heads), -1, array.shape[0]),
     lambda array: array.reshape(-1, array.shape[-1]).T,
-)
-# Several of the above, one below the other.
-QKV = Transform(
-    _split_qkv_kernel,
-    lambda *arrays: np.concatenate([array.reshape(array.shape[0], -1).T for array in arrays]),
-)
-QKV_BIAS = Transform(
-    lambda array, heads: tuple(part.reshape(_heads(heads), -1) for part in np.split(array, 3)),
-    lambda *arrays: np.concatenate([array.reshape(-1) for array in arrays]),
-)
-KV = Transform(
-    lambda array, heads: tuple(part.T.reshape(array.shape[1], _heads(heads), -1) for part in np.split(array, 2)),
-    QKV.to_theirs,
-)
-KV_BIAS = Transform(
-    lambda array, heads: tuple(part.reshape(_heads(heads), -1) for part in np.split(array, 2)),
-    QKV_BIAS.to_theirs,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One of their names, ours, and how the arrays are turned over.
+    """One of their names, ours, and how the layout changes.
+
+    Names are templates: `{l}` is the number of a layer (from 0), `{s}` of a stage and `{u}` of a unit of a ResNet (from
+    1), `{s0}` and `{u0}` the same counted from 0. A template that ends in "/" stands for all arrays of a module, the
+    empty one for all names.
 
     Attributes:
       theirs: template of their name.
-      ours: template of our name, or of several.
-      transform: of the arrays.
+      ours: template of our name. Several: theirs has ours one below the other.
+      transform: of each of ours.
     """
 
     theirs: str
@@ -108,7 +87,7 @@ class Rule:
 
     @property
     def all_ours(self) -> tuple[str, ...]:
-        """Our names, also where there is one."""
+        """Templates of our names, also if there is one."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
 
@@ -117,112 +96,99 @@ class Format:
     """How a library names and lays out a model's arrays.
 
     Attributes:
-      name: what the command line calls it.
+      name: as `--to` takes it.
       description: in a few words.
       rules: the table.
-      is_recognised: whether a file with these names, prefix taken off, is of this format.
-      prefixes: that all names may bear, such as "params/"; the first that any has is taken off.
-      anchor: regular expression of the name of one array that each model has; what its group "prefix" matches is taken
-        off all names, instead of `prefixes`.
-      others: names beside the parameters that carry nothing, as regular expressions.
-      renames: (regular expression, replacement) of names that some files spell otherwise.
-      attributes: of the model, which the library fixes and no array shows.
-      to_ours: what remains to be done to our arrays after reading.
-      from_ours: what remains to be done to our arrays before writing.
-      finish: what remains to be done to their arrays after writing.
+      marks: regular expressions; in a file of this format each matches a name, without prefix.
+      prefix: regular expression of what may precede all names, such as "params/". The first mark tells where it is.
+      ignored: regular expressions of names that are not parameters.
+      renames: (regular expression, replacement) of names that some files spell differently.
+      attributes: of the model; fixed by the library, and visible in no array.
+      to_ours: a last step after reading.
+      from_ours: a first step before writing.
+      finish: a last step after writing.
     """
 
     name: str
     description: str
     rules: tuple[Rule, ...]
-    is_recognised: Callable[[Iterable[str]], bool]
-    prefixes: tuple[str, ...] = ()
-    anchor: str = ""
-    others: tuple[str, ...] = ()
+    marks: tuple[str, ...]
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     attributes: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     to_ours: Callable[[Arrays], Arrays] = lambda arrays: arrays
     from_ours: Callable[[Arrays], Arrays] = lambda arrays: arrays
     finish: Callable[[Arrays], Arrays] = lambda arrays: arrays
 
-    def normalize(self, arrays: Arrays) -> Arrays:
-        """Their arrays without prefix, odd spellings and what carries nothing."""
-        arrays = unstack_arrays(self._strip(arrays))
-        normalized: Arrays = {}
-        for name, array in arrays.items():
-            for pattern, replacement in self.renames:
-                name = re.sub(pattern, replacement, name)  # noqa: PLW2901
-            if name in normalized:
-                raise UserError(f"two arrays of the file are called {name!r}, spelt differently.")
-            if not any(re.fullmatch(pattern, name) for pattern in self.others):
-                normalized[name] = array
-        return normalized
-
-    def parameters(self, names: Iterable[str]) -> list[str]:
-        """The names of a file that are those of parameters: with the prefix, if any has it, and not of `others`."""
-        names = list(names)
-        prefix = self.prefix(names)
-        return [
-            name
-            for name in names
-            if name.startswith(prefix) and not any(re.fullmatch(other, name[len(prefix) :]) for other in self.others)
-        ]
-
-    def prefix(self, names: Iterable[str]) -> str:
-        """What stands before the names of all parameters, such as "params/"; may be empty.
+    def parameters(self, names: Iterable[str]) -> dict[str, str]:
+        """Names of a file's parameters, mapped to the same without prefix and odd spellings.
 
         Raises:
           UserError: the file has several models.
         """
         names = list(names)
-        if not self.anchor:
-            return next((prefix for prefix in self.prefixes if any(name.startswith(prefix) for name in names)), "")
-        found = sorted({match["prefix"] for name in names if (match := re.fullmatch(self.anchor, name))})
-        if len(found) > 1:
+        anchor = re.compile(f"(?P<prefix>{self.prefix}){self.marks[0]}")
+        prefixes = sorted({match["prefix"] for name in names if (match := anchor.fullmatch(name))})
+        if len(prefixes) > 1:
             raise UserError(
-                f"the file has {len(found)} models, whose names begin with {', '.join(map(repr, found[:4]))}. Keep the "
-                "arrays of one."
+                f"the file has {len(prefixes)} models, whose names begin with {', '.join(map(repr, prefixes[:4]))}. "
+                "Keep the arrays of one."
             )
-        return found[0] if found else ""
+        prefix = prefixes[0] if prefixes else ""
+        found: dict[str, str] = {}
+        for name in names:
+            plain = name[len(prefix) :]
+            for pattern, replacement in self.renames:
+                plain = re.sub(pattern, replacement, plain)
+            if name.startswith(prefix) and not any(re.fullmatch(pattern, plain) for pattern in self.ignored):
+                found[name] = plain
+        return found
 
-    def _strip(self, arrays: Arrays) -> Arrays:
-        """Takes the prefix off; names without it are dropped as not parameters."""
-        prefix = self.prefix(arrays)
-        return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+    def is_format_of(self, names: Iterable[str]) -> bool:
+        """Whether a file with these names is of this format."""
+        plain = self.parameters(names).values()
+        return all(any(re.fullmatch(mark, name) for name in plain) for mark in self.marks)
 
     def read(self, arrays: Arrays, *, num_heads: int | None = None) -> Arrays:
         """Maps their arrays to ours.
 
         Args:
           arrays: as in the file.
-          num_heads: attention heads, which only some formats need to be told.
+          num_heads: attention heads; only some formats need it.
 
         Raises:
-          UserError: a name that no rule knows.
+          UserError: a name without a rule, or a shape that its rule does not take.
         """
+        plain: Arrays = {}
+        for name, plain_name in self.parameters(arrays).items():
+            if plain_name in plain:
+                raise UserError(f"two arrays of the file are called {plain_name!r}, spelt differently.")
+            plain[plain_name] = arrays[name]
         ours: Arrays = {}
         unknown = []
-        for name, array in self.normalize(arrays).items():
-            match = _find(self.rules, name)
+        for name, array in unstack_arrays(plain).items():
+            match = next(((rule, fields) for rule in self.rules if (fields := _match(rule.theirs, name))), None)
             if match is None:
                 unknown.append(name)
                 continue
-            rule, indices = match
+            rule, fields = match
+            names = [_fill(template, fields) for template in rule.all_ours]
             try:
-                parts = rule.transform.to_ours(array, num_heads)
+                parts = np.split(array, len(names)) if len(names) > 1 else [array]
+                parts = [rule.transform.to_ours(part, num_heads) for part in parts]
             except (ValueError, IndexError) as error:
                 if isinstance(error, UserError):
                     raise
                 raise UserError(f"{name} has an unexpected shape, {array.shape}.") from error
-            for our_name, part in zip(rule.all_ours, parts, strict=True):
-                filled = _fill(our_name, indices)
-                if filled in ours:
-                    raise UserError(f"two arrays of the file are {self.their_name(filled)}, spelt differently.")
-                ours[filled] = part
+            for our_name, part in zip(names, parts, strict=True):
+                if our_name in ours:
+                    raise UserError(f"two arrays of the file are {self.their_name(our_name)}, spelt differently.")
+                ours[our_name] = part
         if unknown:
             raise UserError(
                 f"{len(unknown)} of the file's {len(arrays)} names are not those of a {self.description}, first "
-                f"{list_names(unknown)}. A different architecture, or a format that vit_jax does not know."
+                f"{list_names(unknown)}. The architecture differs, or vit_jax does not know the format."
             )
         return self.to_ours(ours)
 
@@ -232,17 +198,16 @@ class Format:
         Raises:
           UserError: an array that the format has no name for.
         """
-        params = self.from_ours(dict(params))
+        left = self.from_ours(dict(params))
         theirs: Arrays = {}
-        left = dict(params)
-        for name in params:
-            if name not in left:
+        for name in list(left):
+            if (match := self._rule_of(name)) is None:
                 continue
-            found = self._rule_of(name)
-            names = found and [_fill(template, found[1]) for template in found[0].all_ours]
-            if not found or not names or any(other not in left for other in names):
-                continue
-            theirs[_fill(found[0].theirs, found[1])] = found[0].transform.to_theirs(*(left.pop(n) for n in names))
+            rule, fields = match
+            names = [_fill(template, fields) for template in rule.all_ours]
+            if left.keys() >= set(names):
+                parts = [rule.transform.to_theirs(left.pop(each)) for each in names]
+                theirs[_fill(rule.theirs, fields)] = np.concatenate(parts) if len(parts) > 1 else parts[0]
         if left:
             raise UserError(
                 f"a {self.description} has no name for {len(left)} of the model's {len(params)} arrays, first "
@@ -255,25 +220,22 @@ class Format:
         found = self._rule_of(our_name)
         return _fill(found[0].theirs, found[1]) if found else our_name
 
-    def _rule_of(self, our_name: str) -> tuple[Rule, dict[str, int]] | None:
-        for rule in self.rules:
-            for template in rule.all_ours:
-                if (indices := _match(template, our_name)) is not None:
-                    return rule, indices
-        return None
+    def _rule_of(self, our_name: str) -> tuple[Rule, dict[str, Any]] | None:
+        templates = ((rule, template) for rule in self.rules for template in rule.all_ours)
+        return next(((rule, fields) for rule, template in templates if (fields := _match(template, our_name))), None)
 
 
 def unstack_arrays(arrays: Arrays) -> Arrays:
     """Splits the arrays of scanned layers, `.../encoderblock/...`, into those of single ones."""
     unstacked: Arrays = {}
     for name, array in arrays.items():
-        if re.search(r"(^|/)encoderblock/", name):
-            if not array.ndim or len(array) > MAX_LAYERS:
-                raise UserError(f"{name} has an unexpected shape, {array.shape}: layers should be first.")
+        if not re.search(r"(^|/)encoderblock/", name):
+            unstacked[name] = array
+        elif not array.ndim or len(array) > MAX_LAYERS:
+            raise UserError(f"{name} has an unexpected shape, {array.shape}: layers should be first.")
+        else:
             for layer in range(len(array)):
                 unstacked[name.replace("encoderblock/", f"encoderblock_{layer}/", 1)] = array[layer]
-        else:
-            unstacked[name] = array
     return unstacked
 
 
@@ -283,37 +245,23 @@ def list_names(names: Iterable[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-_FIELD = re.compile(r"\{(\w+)(?::\w+)?\}")
+@functools.cache
+def _pattern(template: str) -> re.Pattern[str]:
+    pieces = re.split(r"\{(\w+)(?::\w+)?\}", template)  # every other piece is the name of a field
+    pattern = "".join(f"(?P<{piece}>[0-9]{{1,6}})" if i % 2 else re.escape(piece) for i, piece in enumerate(pieces))
+    return re.compile(pattern + ("(?P<rest>.+)" if template[-1:] in ("/", "") else "(?P<rest>)"))
 
 
-def _pattern(template: str) -> str:
-    pieces = _FIELD.split(template)
-    # Every other piece is the name of a field.
-    return "".join(
-        f"(?P<{piece}>[0-9]{{1,6}})" if index % 2 else re.escape(piece) for index, piece in enumerate(pieces)
-    )
-
-
-_PATTERNS: dict[str, re.Pattern[str]] = {}
-
-
-def _match(template: str, name: str) -> dict[str, int] | None:
-    """The numbers that a template's fields have in a name, counted as ours; None if it is not of this form."""
-    if template not in _PATTERNS:
-        _PATTERNS[template] = re.compile(_pattern(template))
-    match = _PATTERNS[template].fullmatch(name)
+def _match(template: str, name: str) -> dict[str, Any] | None:
+    """The numbers of a template's fields in a name, counted as ours; None if the template does not match."""
+    match = _pattern(template).fullmatch(name)
     if match is None:
         return None
-    return {field.removesuffix("0"): int(number) + field.endswith("0") for field, number in match.groupdict().items()}
+    fields = match.groupdict()
+    rest = fields.pop("rest")
+    numbers = {field.removesuffix("0"): int(number) + field.endswith("0") for field, number in fields.items()}
+    return {**numbers, **{f"{field}0": number - 1 for field, number in numbers.items()}, "rest": rest}
 
 
-def _find(rules: Iterable[Rule], name: str) -> tuple[Rule, dict[str, int]] | None:
-    for rule in rules:
-        if (indices := _match(rule.theirs, name)) is not None:
-            return rule, indices
-    return None
-
-
-def _fill(template: str, indices: dict[str, int]) -> str:
-    fields: dict[str, Any] = {**indices, **{f"{name}0": index - 1 for name, index in indices.items()}}
-    return template.format(**fields)
+def _fill(template: str, fields: dict[str, Any]) -> str:
+    return template.format(**fields) + fields["rest"]

@@ -1,8 +1,8 @@
 """Reads arrays from .npz and .safetensors files. Neither can run code; pickles are refused.
 
-A file is opened first: names, shapes and dtypes, at the cost of its headers. Its arrays are read when they are known to
-be those of a model, each into as many bytes as its header declares. Memory is thus bounded by the model, whatever a
-file claims or inflates to.
+`open_arrays` reads headers only: names, shapes and dtypes. `ArrayFile.read` then reads the arrays that are known to be
+those of a model, each into as many bytes as its header declares. So the model bounds the memory, whatever a file claims
+or inflates to.
 """
 
 import dataclasses
@@ -21,7 +21,6 @@ import safetensors
 
 from vit_jax.errors import UserError
 from vit_jax.json_files import MAX_BYTES, parse_object, read_object
-from vit_jax.run.workdir import AnyPath
 from vit_jax.weights.mapping import Arrays, list_names
 
 METADATA_KEY = "vit_jax"  # in the header of a .safetensors file
@@ -29,21 +28,24 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 _SAFETENSORS_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 _PICKLE_STARTS = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
-_NPY_START = 12  # bytes up to the header's text, at most
 _MAX_NPY_HEADER = 10_000  # bytes
-_MAX_INFLATION = 1032  # deflate cannot do more
-_CHUNK = 1 << 20  # bytes
+_MAX_INFLATION = 1032  # the most that deflate compresses
+
+
+class DamagedFileError(UserError):
+    """A file is not whole; the same file fetched again may be."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayFile:
-    """A file whose headers are read.
+    """A file whose headers were read.
 
     Attributes:
       path: of the file.
       shapes: of the arrays, by name.
-      dtypes: names of their dtypes, or of what else they hold.
-      description: what this project wrote beside the arrays; empty for files of others.
+      dtypes: names of the arrays' dtypes.
+      description: what this project wrote beside the arrays; empty for other files.
+      described_in: where the description is.
       read_all: reads the arrays of these names.
     """
 
@@ -51,21 +53,22 @@ class ArrayFile:
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
     description: dict[str, Any]
+    described_in: str
     read_all: Callable[[Sequence[str]], Arrays]
 
     def outline(self) -> Arrays:
-        """Zeros in place of the arrays, which take no memory."""
+        """Zeros of the arrays' shapes, which take no memory."""
         zero = np.float32(0)
         try:
             return {name: np.broadcast_to(zero, shape) for name, shape in self.shapes.items()}
-        except ValueError as error:  # more dimensions, or more elements, than NumPy has numbers for
+        except ValueError as error:  # more dimensions or elements than NumPy supports
             raise UserError(f"{self.path} is damaged: {error}.") from error
 
     def check(self, names: Iterable[str]) -> None:
         """Checks that arrays can be weights.
 
         Raises:
-          UserError: one is empty, or holds other values than floating point numbers.
+          UserError: one is empty, or not of floating point numbers.
         """
         for name in names:
             if self.dtypes[name] not in DTYPES:
@@ -88,20 +91,20 @@ class ArrayFile:
             return self.read_all(names)
         except MemoryError as error:
             size = sum(math.prod(self.shapes[name]) for name in names)
-            raise UserError(f"{self.path} holds {size:,} numbers, for which there is not enough memory.") from error
+            raise UserError(f"there is not enough memory for the {size:,} numbers of {self.path}.") from error
 
 
 def read_arrays(path: pathlib.Path) -> tuple[Arrays, dict[str, Any]]:
-    """Reads all arrays of a file, and what `files.write_arrays` was given as description."""
+    """Reads all arrays of a file, and the description that `arrays.write_arrays` wrote."""
     opened = open_arrays(path)
     return opened.read(opened.shapes), opened.description
 
 
 def open_arrays(path: pathlib.Path) -> ArrayFile:
-    """Reads the headers of a .npz or .safetensors file; told apart by what is in it.
+    """Reads the headers of a .npz or .safetensors file; the content tells which it is.
 
     Raises:
-      UserError: not such a file, or not a whole one.
+      UserError: the file is of another kind, or damaged.
     """
     try:
         if not path.is_file():  # opening a FIFO would block
@@ -116,14 +119,14 @@ def open_arrays(path: pathlib.Path) -> ArrayFile:
         return _open_safetensors(path, int.from_bytes(start[:8], "little"))
     if path.suffix in _PICKLES or start.startswith(_PICKLE_STARTS):
         raise _pickle_error(path)
-    what = "empty" if not start else "neither .npz nor .safetensors"
-    raise UserError(f"{path} is {what}, or was cut off. Fetch it again.")
+    what = "neither .npz nor .safetensors" if start else "empty"
+    raise DamagedFileError(f"{path} is {what}, or was cut off. Fetch it again.")
 
 
 def _pickle_error(path: pathlib.Path) -> UserError:
-    """Says how to turn a checkpoint of PyTorch into a file that is read."""
-    # Bare state dicts, and those inside what timm, DeiT, Lightning and others save; only tensors are kept, as copies
-    # because tied ones cannot be saved. `weights_only` runs no code but that of the classes named here.
+    """Tells how to convert a checkpoint of PyTorch."""
+    # Takes bare state dicts, and those inside what timm, DeiT, Lightning and others save. `weights_only` runs no code
+    # but that of the classes named here. Tensors are copied because tied ones cannot be saved.
     stem = path.name.partition(".")[0] or "weights"
     code = (
         "import argparse, torch, safetensors.torch as s; torch.serialization.add_safe_globals([argparse.Namespace]); "
@@ -133,34 +136,15 @@ def _pickle_error(path: pathlib.Path) -> UserError:
         "s.save_file({k: v.detach().clone().contiguous() for k, v in d.items() if torch.is_tensor(v)}, "
         f"{stem + '.safetensors'!r})"
     )
-    plain = not set(path.name) & set('"$`\\!')
-    command = f'python -c "{code}"' if plain else f"python -c {shlex.quote(code)}"
+    is_plain = not set(path.name) & set('"$`\\!')
+    command = f'python -c "{code}"' if is_plain else f"python -c {shlex.quote(code)}"
     return UserError(
-        f"{path} is a pickle, which may run any code when it is read, so vit_jax does not. Turn it into a .safetensors "
-        f"file where torch is installed, in its folder; docs/weights.md has more:\n{command}"
+        f"{path} is a pickle, which may run any code when it is read, so vit_jax does not. Convert it to .safetensors "
+        f"where torch is installed, in the file's folder; docs/weights.md has more:\n{command}"
     )
 
 
 # --- .npz ---
-
-
-@dataclasses.dataclass(frozen=True)
-class _Member:
-    """An array inside a .npz file.
-
-    Attributes:
-      info: of the zip file.
-      start: bytes before the values.
-      shape: of the array.
-      in_columns: whether values are in Fortran's order.
-      dtype: of the values.
-    """
-
-    info: zipfile.ZipInfo
-    start: int
-    shape: tuple[int, ...]
-    in_columns: bool
-    dtype: np.dtype
 
 
 def _open_npz(path: pathlib.Path) -> ArrayFile:
@@ -169,21 +153,27 @@ def _open_npz(path: pathlib.Path) -> ArrayFile:
     def read_all(names: Sequence[str]) -> Arrays:
         def read() -> Arrays:
             with zipfile.ZipFile(path) as archive:
-                return {name: _read_member(archive, members[name]) for name in names}
+                return {name: _read_member(archive, members[name][0]) for name in names}
 
         return _guarded(path, read)
 
+    sidecar = sidecar_of(path)
+    try:
+        description = read_object(sidecar) if sidecar.exists() else {}
+    except UserError as error:
+        raise UserError(f"the description {error} Delete or mend it.") from error
     return ArrayFile(
         path=path,
-        shapes={name: member.shape for name, member in members.items()},
-        dtypes={name: _dtype_name(member.dtype) for name, member in members.items()},
-        description=_read_sidecar(path),
+        shapes={name: shape for name, (_, shape, _) in members.items()},
+        dtypes={name: _dtype_name(dtype) for name, (_, _, dtype) in members.items()},
+        description=description,
+        described_in=str(sidecar),
         read_all=read_all,
     )
 
 
 def _guarded(path: pathlib.Path, read: Callable[[], Any]) -> Any:
-    """Turns the errors of a damaged file into one."""
+    """Turns the errors that a damaged file causes into one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about headers of Python 2 and the like
@@ -191,18 +181,19 @@ def _guarded(path: pathlib.Path, read: Callable[[], Any]) -> Any:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # zipfile, zlib and NumPy have no common error for damaged files
-        raise UserError(f"{path} is a damaged or truncated .npz file ({error}). Fetch it again.") from error
+        raise DamagedFileError(f"{path} is a damaged or truncated .npz file ({error}). Fetch it again.") from error
 
 
-def _read_members(path: pathlib.Path) -> dict[str, _Member]:
-    members: dict[str, _Member] = {}
+def _read_members(path: pathlib.Path) -> dict[str, tuple[zipfile.ZipInfo, tuple[int, ...], np.dtype]]:
+    """Shapes and dtypes of the arrays in a .npz file, by name, with their places in it."""
+    members = {}
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
-        if strangers := sorted(info.filename for info in infos if not info.filename.endswith(".npy")):
-            if any(name.endswith("data.pkl") for name in strangers):
+        if others := sorted(info.filename for info in infos if not info.filename.endswith(".npy")):
+            if any(name.endswith("data.pkl") for name in others):
                 raise _pickle_error(path)
             raise UserError(
-                f"{path} is a zip file, but no .npz: it contains {', '.join(strangers[:3])}. Weights are .npz or "
+                f"{path} is a zip file, but no .npz: it contains {', '.join(others[:3])}. Weights are .npz or "
                 ".safetensors files."
             )
         if sum(info.compress_size for info in infos) > path.stat().st_size:
@@ -211,78 +202,49 @@ def _read_members(path: pathlib.Path) -> dict[str, _Member]:
             name = info.filename.removesuffix(".npy")
             if name in members:
                 raise ValueError(f"{name} is there twice")
-            _check_inflation(info)
-            with archive.open(info) as stream:
-                members[name] = _read_npy_header(stream, info)
-            if members[name].dtype.hasobject:
+            shape, dtype = _read_npy_header(archive, info)
+            if dtype.hasobject:
                 raise UserError(
                     f"{path} contains Python objects (a pickle), which may run any code when they are read, so vit_jax "
                     "does not. Save it again with plain arrays only."
                 )
+            members[name] = info, shape, dtype
     return members
 
 
-def _check_inflation(info: zipfile.ZipInfo) -> None:
+def _read_npy_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{info.filename} is compressed by method {info.compress_type}, which .npz files do not use")
-    is_stored = info.compress_type == zipfile.ZIP_STORED
-    most = info.compress_size if is_stored else _MAX_INFLATION * info.compress_size
+    most = info.compress_size * (1 if info.compress_type == zipfile.ZIP_STORED else _MAX_INFLATION)
     if info.file_size > most:
-        raise ValueError(f"{info.filename} claims {info.file_size:,} bytes, of which {info.compress_size:,} are there")
-
-
-def _read_npy_header(stream: Any, info: zipfile.ZipInfo) -> _Member:
-    start = stream.read(_NPY_START)
-    major = np.lib.format.read_magic(io.BytesIO(start))[0]
-    if major not in (1, 2):
-        raise ValueError(f"{info.filename} is of version {major} of .npy; weights are of 1 or 2")
-    size_bytes = 2 if major == 1 else 4
-    length = int.from_bytes(start[8 : 8 + size_bytes], "little")
-    if length > _MAX_NPY_HEADER:
-        raise ValueError(f"{info.filename} has a header of {length:,} bytes")
-    end = 8 + size_bytes + length
-    header = io.BytesIO(start + stream.read(max(end - len(start), 0)))
-    header.seek(8)
-    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-    shape, in_columns, dtype = read(header, max_header_size=_MAX_NPY_HEADER)
+        raise ValueError(f"{info.filename} claims {info.file_size:,} bytes, but has {info.compress_size:,}")
+    with archive.open(info) as stream:
+        start = io.BytesIO(stream.read(_MAX_NPY_HEADER))
+    version = np.lib.format.read_magic(start)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"{info.filename} is of version {version[0]} of .npy; weights are of 1 or 2")
+    is_first = version == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(start, max_header_size=_MAX_NPY_HEADER)
     if any(isinstance(side, bool) or side < 0 for side in shape):
         raise ValueError(f"{info.filename} has the shape {shape}")
-    if not dtype.hasobject and end + math.prod(shape) * dtype.itemsize != info.file_size:
-        raise ValueError(f"{info.filename} has {info.file_size - end:,} bytes for the shape {shape} of {dtype}")
-    return _Member(info, end, tuple(shape), in_columns, dtype)
+    found = info.file_size - start.tell()
+    if not dtype.hasobject and found != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{info.filename} has {found:,} bytes for the shape {shape} of {dtype}")
+    return tuple(shape), dtype
 
 
-def _read_member(archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
-    """One array. Its last byte is read too, because only then its checksum is compared."""
-    flat = np.empty(math.prod(member.shape), member.dtype)
-    view, filled = flat.view(np.uint8).data, 0
-    with archive.open(member.info) as opened:
-        stream: Any = opened
-        stream.read(member.start)
-        while filled < len(view):
-            count = stream.readinto(view[filled : filled + _CHUNK])
-            if not count:
-                raise ValueError(f"{member.info.filename} is cut off")
-            filled += count
-        stream.read(1)
-    array = flat.reshape(member.shape[::-1]).T if member.in_columns else flat.reshape(member.shape)
-    # NumPy forgets the name of bfloat16 when it saves.
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(info) as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False, max_header_size=_MAX_NPY_HEADER)
+        stream.read(1)  # compares the checksum, at the end of the member
+    # NumPy loses the name of bfloat16 when it saves.
     array = array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _dtype_name(dtype: np.dtype) -> str:
     return "bfloat16" if dtype == np.dtype("V2") else dtype.newbyteorder("=").name
-
-
-def _read_sidecar(path: pathlib.Path) -> dict[str, Any]:
-    sidecar = sidecar_of(path)
-    if not sidecar.exists():
-        return {}
-    try:
-        return read_object(sidecar)
-    except UserError as error:
-        raise UserError(f"the description {error} Delete or mend it.") from error
 
 
 def sidecar_of(path: pathlib.Path) -> pathlib.Path:
@@ -294,18 +256,18 @@ def sidecar_of(path: pathlib.Path) -> pathlib.Path:
 
 
 def _open_safetensors(path: pathlib.Path, header_bytes: int) -> ArrayFile:
-    if header_bytes > min(MAX_BYTES, path.stat().st_size):
-        raise UserError(
-            f"{path} is a damaged or truncated .safetensors file (a header of {header_bytes:,} bytes). Fetch it again."
-        )
+    def damaged(error: object) -> UserError:
+        return DamagedFileError(f"{path} is a damaged or truncated .safetensors file ({error}). Fetch it again.")
 
     def read_all(names: Sequence[str]) -> Arrays:
         try:
             with safetensors.safe_open(path, framework="np") as file:
                 return {name: file.get_tensor(name) for name in names}
         except safetensors.SafetensorError as error:
-            raise _safetensors_error(path, error) from error
+            raise damaged(error) from error
 
+    if header_bytes > min(MAX_BYTES, path.stat().st_size):
+        raise damaged(f"a header of {header_bytes:,} bytes")
     try:
         with safetensors.safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
@@ -313,29 +275,23 @@ def _open_safetensors(path: pathlib.Path, header_bytes: int) -> ArrayFile:
             found = {name: str(each.get_dtype()) for name, each in slices.items()}
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
-        raise _safetensors_error(path, error) from error
+        raise damaged(error) from error
+    try:
+        description = parse_object(metadata.get(METADATA_KEY, "{}"), f"the description in {path}")
+    except UserError as error:
+        raise UserError(f"{error} Delete or mend it.") from error
     return ArrayFile(
         path=path,
         shapes=shapes,
         dtypes={name: _SAFETENSORS_DTYPES.get(dtype, dtype) for name, dtype in found.items()},
-        description=_parse(metadata.get(METADATA_KEY, "{}"), path),
+        description=description,
+        described_in="its header",
         read_all=read_all,
     )
 
 
-def _safetensors_error(path: pathlib.Path, error: Exception) -> UserError:
-    return UserError(f"{path} is a damaged or truncated .safetensors file ({error}). Fetch it again.")
-
-
-def _parse(text: str, path: AnyPath) -> dict[str, Any]:
-    try:
-        return parse_object(text, f"the description in {path}")
-    except UserError as error:
-        raise UserError(f"{error} Delete or mend it.") from error
-
-
 def check_finite(arrays: Arrays, where: object) -> None:
-    """Checks that all values are numbers.
+    """Checks that all values are finite.
 
     Raises:
       UserError: some are infinite or not a number; names the arrays.
