@@ -39,7 +39,7 @@ from collections.abc import Iterable, Iterator
 
 from benchmarks.interruptions import differences, newest, steps_of, unfinished, wait_for
 from vit_jax.multihost.processes import LOST_STATUS
-from vit_jax.run.journal import read_jsonl
+from vit_jax.run.metrics import read_jsonl
 
 DISK_BYTES = 256_000_000
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.interruptions import differences, load_arrays, steps_of
 from tests import multiprocess
 from tests.conftest import ROOT
-from vit_jax.run.journal import read_jsonl
+from vit_jax.run.metrics import read_jsonl
 
 # The command, with less patience for a process that shows no sign of life, and slow enough to be hit at a known step.
 # A process whose number is in FAIL cannot read its data after three steps.

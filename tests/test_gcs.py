@@ -24,7 +24,7 @@ from vit_jax.costs.hardware import describe_machine
 from vit_jax.errors import UserError
 from vit_jax.run import curves, workdir
 from vit_jax.run.accounting import Accounts, Ledger, read_starts
-from vit_jax.run.journal import MetricWriter, read_jsonl
+from vit_jax.run.metrics import MetricWriter, read_jsonl
 from vit_jax.run.profiling import Profiler
 from vit_jax.weights import load
 

@@ -185,8 +185,8 @@ def test_curves_are_drawn_early_now_and_then_and_at_the_end(seconds, drawn_at, c
         rows = [json.loads(line) for line in (workdirs[0] / "metrics.jsonl").read_text().splitlines()]
         seen.append(max(row["step"] for row in rows if "test/accuracy" in row))
 
-    monkeypatch.setattr("vit_jax.train.plot_curves", note)
-    monkeypatch.setattr("vit_jax.train._SECONDS_BETWEEN_CURVES", seconds)
+    monkeypatch.setattr("vit_jax.run.journal.plot_curves", note)
+    monkeypatch.setattr("vit_jax.run.journal._SECONDS_BETWEEN_CURVES", seconds)
     config.eval_every_steps = 4
     train(config, tmp_path)
     assert seen == drawn_at

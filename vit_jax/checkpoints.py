@@ -31,8 +31,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vit_jax.errors import UserError
+from vit_jax.files import AnyPath, is_remote, parse_path
 from vit_jax.multihost import processes
-from vit_jax.run.workdir import AnyPath, is_remote, parse
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class Checkpoints:
         Raises:
           UserError: they are in a bucket that cannot be used.
         """
-        self._directory = _absolute(parse(directory))
+        self._directory = _absolute(parse_path(directory))
         try:
             self._manager = self._open(keep)
         except Exception as error:
@@ -243,13 +243,13 @@ class Checkpoints:
         step, (tree, extra, _) = newest
         return step, tree, extra
 
-    def latest_extra(self) -> dict[str, Any] | None:
-        """The extra data of the newest whole checkpoint, or None. Damaged ones are set aside, with a warning."""
+    def latest_extra(self) -> tuple[int, dict[str, Any]] | None:
+        """Returns step and extra data of the newest intact checkpoint, or None. Damaged ones are set aside."""
         newest = self._newest_whole(self._read_extra)
         if newest is None:
             for step in self._manager.all_steps():
                 self.set_aside(step, "damaged")
-        return None if newest is None else newest[1]
+        return newest
 
     def set_aside(self, step: int, reason: str) -> None:
         """Renames a checkpoint, so that it is no longer one, but still there: `<reason>-<step>`."""
@@ -439,7 +439,7 @@ def _open_for_reading(directory: AnyPath) -> Iterator[ocp.CheckpointManager]:
 
 def read_extra(directory: AnyPath | str) -> dict[str, Any] | None:
     """The extra data of the newest checkpoint, arrays unread; None if there is no checkpoint, or it is damaged."""
-    directory = parse(directory)
+    directory = parse_path(directory)
     if not directory.is_dir():
         return None
     with _open_for_reading(directory) as manager:
@@ -466,7 +466,7 @@ def read_parameters(directory: AnyPath | str) -> tuple[int, dict[str, Any], dict
     Raises:
       UserError: all are damaged.
     """
-    directory = parse(directory)
+    directory = parse_path(directory)
     if not directory.is_dir():
         return None
     with _open_for_reading(directory) as manager:

@@ -1,4 +1,4 @@
-"""Reads JSON that somebody else wrote, or that a disk damaged: bounded, strict, with errors that name file and field.
+"""Reads JSON that others wrote or a disk damaged: bounded and strict, with errors that name file and field.
 
 `json.loads` alone raises `RecursionError` for deep nesting, takes `NaN` and `1e999` for numbers, keeps the last of two
 equal keys, and says nothing about types. Here every fault is a `JsonError`, which is a `UserError`.
@@ -21,6 +21,7 @@ from vit_jax.errors import UserError
 
 MAX_BYTES = 16 * 2**20  # of a file; parsed, the worst content takes 25 times as much memory
 MAX_LINE_BYTES = 2**20  # of a line of a JSON-lines file
+_LARGEST = 1.7e308  # what a float holds; a JSON integer may be larger
 MAX_DEPTH = 64  # arrays and objects inside each other; what walks over the result recursively stays safe
 
 T = TypeVar("T")
@@ -69,8 +70,8 @@ def parse_json(text: str | bytes, where: object, *, allow_nan: bool = False, max
 
     Args:
       text: str, or bytes in UTF-8 (with or without a byte order mark), UTF-16 or UTF-32.
-      where: what the text is of, such as its path; for errors.
-      allow_nan: whether `NaN` and `Infinity`, which JSON does not have but Python writes, are numbers.
+      where: what the text is, such as its path; for errors.
+      allow_nan: accept `NaN` and `Infinity`, which Python writes although JSON does not have them.
       max_bytes: longest text to parse.
 
     Raises:
@@ -173,8 +174,8 @@ def read_json_lines(
 class Fields:
     """A JSON object whose fields are asked for by type and range.
 
-    Each method returns the field's value, or `default` where the field is absent or null. Without a default such a
-    field is an error.
+    Each method returns the field's value, or `default` where the field is absent or null. Without a default that is an
+    error. `limits` of numbers are `at_least`, `at_most` and `above`.
 
     Attributes:
       values: the object.
@@ -201,30 +202,21 @@ class Fields:
             raise self.error(name, expected)
         return value
 
-    def integer(
-        self, name: str, default: T = _REQUIRED, *, at_least: int | None = None, at_most: int | None = None
-    ) -> int | T:
-        """A whole number of a range, whose ends are included."""
-        return self._get(
-            name, default, "a whole number" + _range(at_least, at_most), lambda v: _is_integer(v, at_least, at_most)
-        )
+    def _list(self, name: str, default: Any, expected: str, length: int | None, is_valid: Callable[[Any], bool]) -> Any:
+        def check(value: Any) -> bool:
+            return isinstance(value, list) and length in (None, len(value)) and all(map(is_valid, value))
 
-    def number(
-        self,
-        name: str,
-        default: T = _REQUIRED,
-        *,
-        at_least: float | None = None,
-        at_most: float | None = None,
-        above: float | None = None,
-    ) -> float | T:
-        """A finite number of a range, whose ends are included; `above` is a lower end that is not."""
-        value = self._get(
-            name,
-            default,
-            "a number" + (f" above {above}" if above is not None else "") + _range(at_least, at_most),
-            lambda v: _is_number(v, at_least, at_most, above),
-        )
+        number = "" if length is None else f"{length} "
+        value = self._get(name, default, f"a list of {number}{expected}", check)
+        return tuple(value) if isinstance(value, list) else value
+
+    def integer(self, name: str, default: T = _REQUIRED, **limits: float) -> int | T:
+        """A whole number."""
+        return self._get(name, default, f"a whole number{_words(**limits)}", lambda v: _is_integer(v, **limits))
+
+    def number(self, name: str, default: T = _REQUIRED, **limits: float) -> float | T:
+        """A finite number."""
+        value = self._get(name, default, f"a number{_words(**limits)}", lambda v: _is_number(v, **limits))
         return float(value) if _is_number(value) else value
 
     def flag(self, name: str, default: T = _REQUIRED) -> bool | T:
@@ -237,71 +229,43 @@ class Fields:
         return self._get(name, default, expected, lambda v: isinstance(v, str) and (not choices or v in choices))
 
     def integers(
-        self,
-        name: str,
-        default: T = _REQUIRED,
-        *,
-        length: int | None = None,
-        at_least: int | None = None,
-        at_most: int | None = None,
+        self, name: str, default: T = _REQUIRED, *, length: int | None = None, **limits: float
     ) -> tuple[int, ...] | T:
-        """A list of whole numbers of a range, as a tuple; `length` of them if given."""
-        expected = f"a list of {'' if length is None else f'{length} '}whole numbers" + _range(at_least, at_most)
-        return self._list(name, default, expected, length, lambda v: _is_integer(v, at_least, at_most))
+        """A list of whole numbers, as a tuple."""
+        expected = f"whole numbers{_words(**limits)}"
+        return self._list(name, default, expected, length, lambda v: _is_integer(v, **limits))
 
     def numbers(
-        self,
-        name: str,
-        default: T = _REQUIRED,
-        *,
-        length: int | None = None,
-        at_least: float | None = None,
-        at_most: float | None = None,
-        above: float | None = None,
+        self, name: str, default: T = _REQUIRED, *, length: int | None = None, **limits: float
     ) -> tuple[float, ...] | T:
-        """A list of finite numbers of a range, as a tuple; `length` of them if given."""
-        expected = f"a list of {'' if length is None else f'{length} '}numbers"
-        expected += (f" above {above}" if above is not None else "") + _range(at_least, at_most)
-        found = self._list(name, default, expected, length, lambda v: _is_number(v, at_least, at_most, above))
+        """A list of finite numbers, as a tuple."""
+        expected = f"numbers{_words(**limits)}"
+        found = self._list(name, default, expected, length, lambda v: _is_number(v, **limits))
         return tuple(map(float, found)) if found is not default else found
 
     def texts(self, name: str, default: T = _REQUIRED) -> tuple[str, ...] | T:
         """A list of strings, as a tuple."""
-        return self._list(name, default, "a list of strings", None, lambda v: isinstance(v, str))
+        return self._list(name, default, "strings", None, lambda v: isinstance(v, str))
 
     def fields(self, name: str, default: T = _REQUIRED) -> "Fields | T":
         """An object inside this one."""
         value = self._get(name, default, "an object {...}", lambda v: isinstance(v, dict))
         return Fields(value, f"{self.where}: {name}") if isinstance(value, dict) else value
 
-    def _list(self, name: str, default: Any, expected: str, length: int | None, is_valid: Callable[[Any], bool]) -> Any:
-        def check(value: Any) -> bool:
-            return isinstance(value, list) and length in (None, len(value)) and all(map(is_valid, value))
 
-        value = self._get(name, default, expected, check)
-        return tuple(value) if isinstance(value, list) else value
-
-
-def _range(at_least: float | None, at_most: float | None) -> str:
+def _words(*, at_least: float | None = None, at_most: float | None = None, above: float | None = None) -> str:
+    words = "" if above is None else f" above {above}"
     if at_least is not None and at_most is not None:
-        return f" from {at_least} to {at_most}"
-    return "" if at_least is at_most is None else f" of at least {at_least}" if at_most is None else f" up to {at_most}"
+        return f"{words} from {at_least} to {at_most}"
+    if at_least is not None:
+        return f"{words} of at least {at_least}"
+    return words if at_most is None else f"{words} up to {at_most}"
 
 
-def _is_integer(value: Any, at_least: int | None = None, at_most: int | None = None) -> bool:
-    return type(value) is int and (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
+def _is_number(value: Any, *, at_least: float = -_LARGEST, at_most: float = _LARGEST, above: float = -math.inf) -> bool:
+    is_finite = type(value) in (int, float) and abs(value) <= _LARGEST  # NaN compares as false
+    return is_finite and at_least <= value <= at_most and value > above
 
 
-def _is_number(
-    value: Any, at_least: float | None = None, at_most: float | None = None, above: float | None = None
-) -> bool:
-    if type(value) not in (int, float) or not abs(value) <= _LARGEST:  # NaN compares as false
-        return False
-    return (
-        (at_least is None or value >= at_least)
-        and (at_most is None or value <= at_most)
-        and (above is None or value > above)
-    )
-
-
-_LARGEST = 1.7e308  # what a float holds; a JSON integer may be larger
+def _is_integer(value: Any, **limits: float) -> bool:
+    return type(value) is int and (not limits or _is_number(value, **limits))

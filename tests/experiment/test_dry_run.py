@@ -5,8 +5,8 @@ from tests.experiment.test_build import digits_config
 from tests.test_sharding_rules import slices
 from vit_jax import sharding
 from vit_jax.experiment import build, dry_run
+from vit_jax.experiment.run_records import record_result
 from vit_jax.optimizers import decay_mask
-from vit_jax.run import summary
 
 
 def test_parameter_table_lists_every_parameter_and_says_which_decay():
@@ -53,7 +53,7 @@ def test_summary_takes_last_and_best_values(tmp_path):
         '{"step": 2, "train/loss": 0.5, "time/images_per_second": 10.0}\n'
         '{"step": 2, "test/accuracy": 0.8, "test/loss": 1.5, "test/examples": 360}\n'
     )
-    result = summary.write_summary(config, tmp_path, build.build(config), step=3, images=48, seconds=61.0, overlap={})
+    result = record_result(config, build.build(config), tmp_path, 3, images=48, seconds=61.0, overlap={})
     assert result["test/accuracy"] == 0.8
     assert (result["test/best_accuracy"], result["best_step"]) == (0.9, 1)
     text = (tmp_path / "summary.md").read_text()

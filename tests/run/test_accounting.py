@@ -9,9 +9,9 @@ from tests.conftest import ROOT
 from tests.experiment.test_build import digits_config
 from vit_jax.costs.hardware import CHIPS, TPU_V3_CORE_BF16_FLOPS, Machine
 from vit_jax.experiment import build
+from vit_jax.experiment.run_records import record_result
 from vit_jax.run import accounting
 from vit_jax.run.accounting import Accounts, Ledger, Start, describe_cost, paper_core_days, read_starts, total_cost
-from vit_jax.run.summary import write_summary
 
 CPU = Machine("cpu", num_devices=1, num_cores=2, bf16_flops=None)
 V3_8 = Machine("TPU v3", num_devices=8, num_cores=8, bf16_flops=8 * 61.5e12)
@@ -208,6 +208,7 @@ def test_processes_that_do_not_write_leave_the_file_alone(tmp_path):
 def test_no_run_ends_over_its_accounts(tmp_path, caplog):
     accounts = Accounts(tmp_path, Ledger(), CPU, step=0)
     tmp_path.rename(tmp_path.with_name("away"))
+    tmp_path.write_text("a file in the place of the folder")
     accounts.record(10)
     assert "could not record" in caplog.text
 
@@ -253,7 +254,7 @@ def test_the_summary_tells_what_the_run_cost(tmp_path):
     Accounts(tmp_path, Ledger(start_up_seconds=1800.0), V3_8, step=0)
     rows = [{"step": step, "time/mfu": mfu} for step, mfu in ((1, 0.1), (2, 0.5), (3, 0.4))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = write_summary(config, tmp_path, build.build(config), step=3, images=48, seconds=1800.0, overlap={})
+    result = record_result(config, build.build(config), tmp_path, 3, images=48, seconds=1800.0, overlap={})
     assert result["mfu"] == 0.4
     assert result["starts"] == 1
     assert result["core_hours"] == pytest.approx(4.0, rel=1e-3)
@@ -268,8 +269,8 @@ def test_the_summary_tells_what_the_run_cost(tmp_path):
 
 def test_a_run_without_accounts_has_a_summary_without_costs(tmp_path):
     config = digits_config()
-    assert "core_hours" not in write_summary(
-        config, tmp_path, build.build(config), step=3, images=48, seconds=1.0, overlap={}
+    assert "core_hours" not in record_result(
+        config, build.build(config), tmp_path, 3, images=48, seconds=1.0, overlap={}
     )
 
 

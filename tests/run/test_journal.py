@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -8,10 +9,16 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto import event_pb2
 
+from tests.run.test_profiling import read_trace
+from vit_jax.costs.hardware import Machine
 from vit_jax.errors import UserError
-from vit_jax.run import journal
+from vit_jax.multihost.watchdog import Watchdog
 from vit_jax.run.accounting import Ledger
-from vit_jax.run.journal import MetricWriter, NonFiniteError, Progress, StepMetrics, Throughput
+from vit_jax.run.journal import Journal, NonFiniteError, StepMetrics, Throughput, format_row
+from vit_jax.run.metrics import MetricWriter, read_jsonl
+from vit_jax.run.profiling import Profiler
+
+CPU = Machine("cpu", num_devices=1, num_cores=2, bf16_flops=None)
 
 
 def collect(every_steps=2, **options):
@@ -73,7 +80,7 @@ def test_rows_that_will_be_made_again_are_dropped_on_resume(tmp_path):
         file.write('{"step": 200, "train/lo')  # cut off by a kill
     with MetricWriter(tmp_path, step=100) as writer:
         writer.write(150, {"train/loss": 7.0})
-    rows = journal.read_jsonl(tmp_path / "metrics.jsonl")
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
     assert rows == [
         {"step": 50, "train/loss": 1 / 50},
         {"step": 100, "train/loss": 1 / 100},
@@ -113,17 +120,17 @@ def test_one_bad_byte_costs_one_row_and_a_copy_is_kept(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     damaged = path.read_bytes().replace(b'"step": 2', b'"step": \xff') + b'["no object"]\n{"no": "step"}\n'
     path.write_bytes(damaged)
-    assert [row.get("step") for row in journal.read_jsonl(path)] == [1, 3, None]
+    assert [row.get("step") for row in read_jsonl(path)] == [1, 3, None]
     with MetricWriter(tmp_path, step=3) as writer:
         writer.write(4, {"train/loss": 0.25})
-    assert [row["step"] for row in journal.read_jsonl(path)] == [1, 3, 4]
+    assert [row["step"] for row in read_jsonl(path)] == [1, 3, 4]
     assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == damaged
-    assert "damaged lines are left out: 2 of 5" in caplog.text
+    assert "skipped 2 damaged lines of 5" in caplog.text
 
 
 def test_a_line_that_a_kill_cut_off_is_no_damage(tmp_path, caplog):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "train/lo')
-    assert journal.read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1}]
+    assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1}]
     MetricWriter(tmp_path, step=1).__exit__()
     assert not caplog.text
     assert not (tmp_path / "metrics.damaged.jsonl").exists()
@@ -144,7 +151,7 @@ def test_rows_wait_in_memory_while_the_disk_is_full(tmp_path, monkeypatch):
             writer.flush()  # a checkpoint would be saved next
         monkeypatch.undo()
         writer.write(3, {"train/loss": 0.125})
-    assert [row["step"] for row in journal.read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
 def test_a_clock_that_goes_back_by_weeks_holds_nothing_up(tmp_path, monkeypatch):
@@ -155,7 +162,7 @@ def test_a_clock_that_goes_back_by_weeks_holds_nothing_up(tmp_path, monkeypatch)
         monkeypatch.setattr(time, "time", lambda: now - 30 * 86400)
         for step in range(2, 30):  # more than a queue would hold
             writer.write(step, {"train/loss": 0.5})
-    assert len(journal.read_jsonl(tmp_path / "metrics.jsonl")) == 29
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 29
     assert events_of(tmp_path)[-1] == (29, "train/loss", 0.5)
 
 
@@ -165,77 +172,74 @@ def test_no_run_ends_over_tensorboard(tmp_path, monkeypatch, caplog):
         for step in (1, 2):
             writer.write(step, {"train/loss": 0.5})
             writer.flush()
-    assert len(journal.read_jsonl(tmp_path / "metrics.jsonl")) == 2
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 2
     assert caplog.text.count("TensorBoard events are no longer written: ZeroDivisionError") == 1
 
 
 def test_reading_no_metrics_is_empty(tmp_path):
-    assert journal.read_jsonl(tmp_path / "metrics.jsonl") == []
+    assert read_jsonl(tmp_path / "metrics.jsonl") == []
 
 
-def test_throughput_counts_images_between_marks_and_leaves_pauses_out(monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that tests set."""
     now = [0.0]
-    monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
-    throughput = Throughput(batch_size=10, num_cores=2)
-    now[0] = 5.0
-    throughput.restart(4)  # compilation
-    with throughput.waiting_for_input(None):
-        now[0] = 5.5
-    now[0] = 7.0
-    assert throughput.mark(8) == {
-        "time/images_per_second": 20.0,
-        "time/images_per_second_per_core": 10.0,
-        "time/step_seconds": 0.5,
-        "time/input_wait": 0.25,
-    }
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def ledger(clock):
+    """A ledger of a run that trains."""
+    ledger = Ledger()
+    ledger.turn_to("training")
+    return ledger
+
+
+def test_throughput_counts_images_between_marks_and_leaves_pauses_out(clock, ledger):
+    throughput = Throughput(ledger, 10, CPU)
+    with ledger.spent_on("compile"):
+        clock[0] += 5.0
+    throughput.restart(4)
+    clock[0] += 1.5
+    with ledger.spent_on("evaluation"):
+        clock[0] += 30.0
+    clock[0] += 0.5
+    ledger.charge("input", 0.5)
+    rates = throughput.mark(8)
+    assert {name: rates[f"time/{name}"] for name in (
+        "images_per_second", "images_per_second_per_core", "step_seconds", "input_wait"
+    )} == {
+        "images_per_second": 20.0, "images_per_second_per_core": 10.0, "step_seconds": 0.5, "input_wait": 0.25
+    }  # fmt: skip
     assert throughput.mark(8) == {}
 
 
-def test_late_batch_is_no_waiting_while_the_devices_are_at_work(monkeypatch):
-    class Value:
-        def __init__(self, ready):
-            self.is_ready = lambda: ready
-
-    now = [0.0]
-    monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
-    throughput = Throughput(batch_size=10, num_cores=2)
-    for ready, seconds in ((False, 3.0), (True, 1.0)):
-        with throughput.waiting_for_input({"loss": Value(ready)}):
-            now[0] += seconds
-    assert throughput.mark(2)["time/input_wait"] == 0.25
+def test_throughput_restarts_after_the_step_that_compiles(clock, ledger):
+    throughput = Throughput(ledger, 10, CPU)
+    clock[0] += 5.0
+    throughput.restart(1)
+    clock[0] += 2.0
+    assert throughput.mark(3)["time/step_seconds"] == 1.0
 
 
-def test_utilisation_is_the_share_of_the_peak(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
-    throughput = Throughput(batch_size=10, num_cores=2, flops_per_image=3e12, peak_flops=60e12)
-    now[0] = 2.0
+@pytest.mark.parametrize(("peak_flops", "mfu"), [(60e12, 1.0), (None, None)])
+def test_utilisation_is_the_share_of_the_peak_where_that_is_known(clock, ledger, peak_flops, mfu):
+    machine = Machine("any", num_devices=1, num_cores=2, bf16_flops=peak_flops)
+    throughput = Throughput(ledger, 10, machine, flops_per_image=3e12)
+    clock[0] = 2.0
     rates = throughput.mark(4)
     assert rates["time/tflops_per_second"] == 60.0
-    assert rates["time/mfu"] == 1.0
+    assert rates.get("time/mfu") == mfu
 
 
-def test_there_is_no_utilisation_where_the_peak_is_not_known(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
-    throughput = Throughput(batch_size=10, num_cores=2, flops_per_image=3e12, peak_flops=None)
-    now[0] = 2.0
-    assert "time/mfu" not in throughput.mark(4)
-
-
-def test_a_mark_tells_what_became_of_the_time_pauses_included(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
-    ledger = Ledger()
-    ledger.turn_to("training")
-    throughput = Throughput(batch_size=10, num_cores=2, ledger=ledger)
-    now[0] = 5.0
+def test_a_mark_tells_what_became_of_the_time_pauses_included(clock, ledger):
+    throughput = Throughput(ledger, 10, CPU)
+    clock[0] = 5.0
     with ledger.spent_on("evaluation"):
-        now[0] = 15.0
-    throughput.restart(4)
-    with throughput.waiting_for_input(None):
-        now[0] = 16.0
-    now[0] = 20.0
+        clock[0] = 15.0
+    clock[0] = 20.0
+    ledger.charge("input", 1.0)
     row = throughput.mark(8)
     assert row["time/step_seconds"] == 1.25
     assert row["time/goodput"] == pytest.approx(9 / 20)
@@ -243,50 +247,127 @@ def test_a_mark_tells_what_became_of_the_time_pauses_included(monkeypatch):
     assert row["time/input_share"] == pytest.approx(1 / 20)
 
 
-def test_a_mark_without_steps_leaves_the_time_to_the_next(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(journal.time, "perf_counter", lambda: now[0])
+def test_a_mark_without_steps_leaves_the_time_to_the_next(clock):
     ledger = Ledger()
-    throughput = Throughput(batch_size=10, num_cores=2, ledger=ledger)
-    now[0] = 8.0
+    throughput = Throughput(ledger, 10, CPU)
+    clock[0] = 8.0
     assert throughput.mark(0) == {}
     ledger.turn_to("training")
-    now[0] = 10.0
+    clock[0] = 10.0
     assert throughput.mark(1)["time/start_up_share"] == pytest.approx(0.8)
 
 
-@pytest.mark.parametrize(("goodput", "told"), [(0.9, ""), (0.62, "  62 % of the time in training, 30 % in evaluation")])
+class Value:
+    """A metric of a step that the device has done, or not."""
+
+    def __init__(self, is_done):
+        self.is_ready = lambda: is_done
+        self.copy_to_host_async = self.block_until_ready = lambda: None
+
+    def __float__(self):
+        return 0.5
+
+
+@pytest.fixture
+def make_journal(tmp_path, ledger):
+    """Makes the journal of a run of 8 steps."""
+
+    @contextlib.contextmanager
+    def make(step=0, profiler=None):
+        profiler = profiler or Profiler(tmp_path, first_step=None)
+        fields = {"machine": CPU, "batch_size": 10, "flops_per_image": 0.0, "num_steps": 8, "log_every_steps": 4}
+        with Watchdog(0, tmp_path) as watchdog, Journal(tmp_path, ledger, watchdog, profiler, **fields) as journal:
+            journal.start(step)
+            yield journal
+
+    return make
+
+
+def test_there_is_a_batch_for_each_step_that_is_left(make_journal):
+    for step in (0, 5, 8):
+        with make_journal(step) as journal:
+            assert len(list(journal.timed(iter(range(100))))) == 8 - step
+
+
+@pytest.mark.parametrize(("is_done", "waited"), [(True, 4.0), (False, 1.0)])
+def test_late_batch_is_no_waiting_while_the_devices_are_at_work(is_done, waited, clock, ledger, make_journal):
+    def batches():
+        for seconds in (1.0, 3.0):
+            clock[0] += seconds
+            yield None
+
+    with make_journal() as journal:
+        for step, _ in enumerate(journal.timed(batches()), start=1):
+            journal.end_step(step, {"loss": Value(is_done)})
+            if step == 2:
+                break
+    assert ledger.seconds()["input"] == waited
+
+
+def test_a_profile_shows_the_wait_for_input(make_journal, tmp_path):
+    with (
+        Profiler(tmp_path / "profile", first_step=2, num_steps=1) as profiler,
+        make_journal(profiler=profiler) as journal,
+    ):
+        for step, _ in enumerate(journal.timed(iter(range(8))), start=1):
+            journal.end_step(step, {"loss": jnp.float32(0.5)})
+    names = [event.get("name") for event in read_trace(tmp_path / "profile/plugins/profile/steps_2-2")]
+    assert names.count("train") == names.count("waiting_for_input") == 1
+
+
+def test_a_pause_first_reads_the_metrics_of_all_steps_and_is_no_training(clock, ledger, make_journal):
+    seen = []
+    with make_journal() as journal:
+        journal.write = lambda step, metrics: seen.append((step, metrics["train/loss"]))
+        for step, _ in zip(range(1, 5), journal.timed(iter(range(8))), strict=False):
+            journal.end_step(step, {"loss": Value(True)})
+        assert seen == []
+        with journal.pause("evaluation", "evaluation"):
+            assert seen == [(4, 0.5)]
+            clock[0] += 7.0
+        assert journal.window() == {"sums": {}, "count": 0}
+    assert ledger.seconds()["evaluation"] == 7.0
+
+
+def test_nothing_follows_a_metric_that_is_not_finite(make_journal):
+    with make_journal() as journal:
+        journal.end_step(1, {"loss": jnp.float32("nan")})
+        journal.end_step(2, {"loss": jnp.float32("nan")})
+        with pytest.raises(NonFiniteError, match="at step 1"), journal.pause("checkpoint", "saving"):
+            raise AssertionError
+        with journal.pause("checkpoint", "what can be saved"):  # steps after it do not count
+            pass
+
+
+@pytest.mark.parametrize(("goodput", "told"), [(0.9, ""), (0.62, "  goodput 62 % (evaluation 30 %)")])
 def test_row_tells_where_the_time_went_when_little_of_it_was_training(goodput, told):
-    row = journal.format_row(
+    row = format_row(
         50, 200, {"train/loss": 1.5, "time/goodput": goodput, "time/input_share": 0.08, "time/evaluation_share": 0.3}
     )
     assert row == f"step  50/200  25%  loss 1.5{told}"
 
 
 def test_row_tells_of_waiting_for_input_once():
-    row = journal.format_row(50, 200, {"time/input_wait": 0.4, "time/goodput": 0.6, "time/input_share": 0.4})
-    assert row == "step  50/200  25%  waits 40 % for input  60 % of the time in training"
+    row = format_row(50, 200, {"time/input_wait": 0.4, "time/goodput": 0.6, "time/input_share": 0.4})
+    assert row == "step  50/200  25%  waits 40 % for input  goodput 60 %"
 
 
 def test_row_shows_progress_speed_and_time_left():
-    row = journal.format_row(
+    row = format_row(
         50, 200, {"train/loss": 1.5, "time/images_per_second": 640.0, "time/images_per_second_per_core": 320.0,
                   "time/step_seconds": 0.2}
     )  # fmt: skip
-    assert row == "step  50/200  25%  loss 1.5  640 images/s (320/core)  ETA 0:00:30"
+    assert row == "step  50/200  25%  loss 1.5  640 images/s  ETA 0:00:30"
 
 
-def test_progress_yields_all_items_again_and_again_and_stops_when_told(caplog):
-    stop = []
-
-    def before_each():
-        if stop:
-            raise KeyboardInterrupt
-
-    progress = Progress([1, 2, 3], "counting", every_seconds=0, before_each=before_each)
-    with caplog.at_level("INFO"):
-        assert list(progress) == list(progress) == [1, 2, 3]
-    assert "counting: 1/3" in caplog.text
-    stop.append(True)
-    with pytest.raises(KeyboardInterrupt):
-        list(progress)
+def test_rows_fit_a_terminal():
+    training = {"train/loss": 10.38, "train/accuracy": 0.000244, "train/grad_norm": 0.1234, "train/learning_rate": 1e-3}
+    times = {"time/images_per_second": 12345.6, "time/step_seconds": 0.33, "time/input_wait": 0.019}
+    (line,) = format_row(1000, 14062, training | times).splitlines()
+    assert line == (
+        "step  1000/14062   7%  loss 10.38  acc 0.000244  grad 0.1234  lr 0.001  12346 images/s  ETA 1:11:50"
+    )
+    few_shot = {f"fewshot/imagenet2012/{shots}shot_pre_logits_accuracy": 0.1234 for shots in (1, 5, 10, 25)}
+    lines = format_row(1000, 14062, few_shot).splitlines()
+    assert len(lines) == 4
+    assert all(len(line) <= 111 for line in lines)

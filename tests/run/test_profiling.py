@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from vit_jax.run.accounting import Ledger
-from vit_jax.run.journal import Throughput
 from vit_jax.run.profiling import Profiler
 
 
@@ -20,13 +19,11 @@ def toy_step(state, batch):
 
 def run(directory, *, steps=range(1, 9), ledger=None, break_at=None, **fields):
     """A loop over steps as in training; returns the steps after which the profiler had waited."""
-    throughput = Throughput(1, 1)
     state, waited = jnp.ones((64, 64)), []
     with Profiler(directory, ledger=ledger, **fields) as profiler:
         for step in steps:
             with profiler.step(step):
-                with throughput.waiting_for_input(None):
-                    batch = np.ones((8, 64), np.float32)
+                batch = np.ones((8, 64), np.float32)
                 state, metrics = toy_step(state, batch)
             if step == break_at:
                 raise RuntimeError("broken")
@@ -53,11 +50,10 @@ def test_a_profile_has_the_chosen_steps_and_no_others(profiled):
     assert [int(event["args"]["step_num"]) for event in steps] == [3, 4, 5, 6]
 
 
-def test_a_profile_shows_the_step_the_operations_of_the_device_and_the_wait_for_input(profiled):
+def test_a_profile_shows_the_step_and_the_operations_of_the_device(profiled):
     folder, _ = profiled
     names = [event.get("name", "") for event in read_trace(folder)]
     assert "PjitFunction(toy_step)" in names
-    assert "waiting_for_input" in names
     # At least: of steps that were dispatched before, the device may make some meanwhile.
     assert sum("tanh" in name and not name.startswith("end: ") for name in names) >= 4
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from vit_jax.console import Tracked
 from vit_jax.data.pipeline import EvalBatches
 from vit_jax.data.sources.base import Source
 from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.run.journal import Progress
 from vit_jax.sharding import DATA_AXIS, batch_sharding, replicated, within
 from vit_jax.train_step import normalize_images
 
@@ -153,7 +153,7 @@ class FeatureExtractor:
 
         dispatched: collections.deque[tuple[int, Any]] = collections.deque()
         what = f"features of {source.name}/{source.split}"
-        for number, batch in enumerate(Progress(batches, what, before_each=before_each_batch)):
+        for number, batch in enumerate(Tracked(batches, what, before_each=before_each_batch)):
             try:
                 results = self._extract(params, {"image": batch["image"], "label": batch["label"]})
             except flax.errors.ScopeParamShapeError as error:

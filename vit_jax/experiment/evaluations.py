@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import sharding
 from vit_jax.config import check_fields
-from vit_jax.console import show_names
+from vit_jax.console import Tracked, show_names
 from vit_jax.data.class_names import class_names as class_names_of
 from vit_jax.data.class_names import wordnet_ids
 from vit_jax.data.pipeline import EvalBatches
@@ -39,7 +39,6 @@ from vit_jax.run.facts import (
     open_as_trained,
     read_facts,
 )
-from vit_jax.run.journal import Progress
 from vit_jax.run.workdir import parse
 from vit_jax.weights import Preprocessing, Weights, transfer
 from vit_jax.weights.identify import Shapes, check_shapes, expected_shapes
@@ -132,7 +131,7 @@ def make_evaluations(
             num_threads=config.data.num_threads,
             max_bad_records=config.data.max_bad_records,
         )
-        progress = Progress(batches, f"evaluation on {name}", before_each=before_each_batch)
+        progress = Tracked(batches, f"evaluation on {name}", before_each=before_each_batch)
         return ClassificationEvaluator(model, progress, make_loss(config.loss), mesh, shardings, classes)
 
     for name in VARIANTS:

@@ -12,6 +12,7 @@ from vit_jax.data.sources import MissingDataError, Source
 from vit_jax.errors import UserError
 from vit_jax.experiment.build import open_data, training_data_sets
 from vit_jax.json_files import read_object
+from vit_jax.multihost import processes
 from vit_jax.run.facts import read_facts
 from vit_jax.run.workdir import AnyPath, parse
 
@@ -40,6 +41,23 @@ def find_overlap(tested: Mapping[str, Source], trained_on: Sequence[Source]) -> 
             *(shown(tested[name]), name, f"{count:,}", f"{len(tested[name]):,}"),
         )
     return overlap
+
+
+def find_overlap_of_run(evaluations: Sequence[Any], train_source: Source | None, weights: str | None) -> dict[str, int]:
+    """Counts the examples of a run's evaluations that it, or the runs behind its weights, trained on.
+
+    Args:
+      evaluations: have a `name` and `data.test`.
+      train_source: of the run; None: nothing is trained.
+      weights: as `config.weights`.
+
+    Returns:
+      See `find_overlap`; {} in all processes but the main one.
+    """
+    if not processes.is_main_process():
+        return {}
+    trained_on = ([] if train_source is None else [train_source]) + sources_behind(weights)
+    return find_overlap({each.name: each.data.test for each in evaluations}, trained_on)
 
 
 def open_training_data(data: ConfigDict) -> tuple[list[Source], list[str]]:

@@ -1,6 +1,7 @@
 """How a run ends on a signal: at once as long as it has made nothing, in good order and on all processes after that."""
 
 import collections
+import contextlib
 import ctypes
 import logging
 import signal
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vit_jax.multihost import preemption
 from vit_jax.sharding import replicated
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,8 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         self._before: dict[int, Any] = {}
+        self._armed = False
+        self._watch = contextlib.ExitStack()
         if self._owns_process:
             self._before = set_handlers(_SIGNALS, signal.SIG_DFL)
         return self
@@ -93,13 +97,21 @@ class StopSignal:
         self._most = jax.jit(jnp.max, out_shardings=replicated(mesh))
 
     def arm(self) -> None:
-        """From now on a signal only asks to stop; another one, a second or more later, ends the process at once."""
+        """From now on a signal asks to stop, and so does a notice of the machine's preemption; see `preemption`.
+
+        Another signal, a second or more later, ends the process at once. Further calls change nothing.
+        """
+        if self._armed:
+            return
+        self._armed = True
+        self._watch.enter_context(preemption.watch(lambda _: self.ask()))
         if self._owns_process:
             set_handlers(_SIGNALS, self._receive)
         else:
             self._before = set_handlers(_SIGNALS, self._receive_beside_others)
 
     def __exit__(self, *_: object) -> None:
+        self._watch.close()
         if self._again is not None:
             self._again.cancel()
             self._again.join()

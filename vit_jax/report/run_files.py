@@ -11,7 +11,7 @@ from typing import Any
 from vit_jax.config import base_config, flatten
 from vit_jax.errors import UserError
 from vit_jax.json_files import read_json, read_json_lines
-from vit_jax.run.journal import read_jsonl
+from vit_jax.run.metrics import read_jsonl
 from vit_jax.run.workdir import AnyPath
 
 

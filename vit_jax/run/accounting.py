@@ -1,14 +1,18 @@
-"""What a run cost and where its time went: core-hours, TPUv3-core-days, goodput. docs/accounting.md explains them.
+"""What a run costs and where its time goes: core-hours, TPUv3-core-days, goodput. docs/accounting.md explains them.
 
-Only clocks are read, and no device is waited for. Steps are dispatched ahead, so that the time of a single step cannot
-be told; what can be told is when the loop did something else. The remainder is training.
+Only clocks are read; no device is waited for. Steps are dispatched ahead, so the time of a single step is unknown. What
+is known is when the loop did something else; the rest is training.
 """
 
+import collections
 import contextlib
 import dataclasses
 import datetime
 import json
 import logging
+import math
+import os
+import pathlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,35 +21,35 @@ import jax
 
 from vit_jax.costs.hardware import TPU_V3_CORE_BF16_FLOPS, Machine
 from vit_jax.errors import UserError
+from vit_jax.files import AnyPath, is_remote, parse_path, write_atomically
 from vit_jax.json_files import Fields, read_json
 from vit_jax.paper import tables
-from vit_jax.run.workdir import AnyPath, is_remote, parse, write_atomically
 
 logger = logging.getLogger(__name__)
 
-# All that a run spends time on. Each moment belongs to one of them.
+# Everything that a run spends time on. Each moment belongs to one of them.
 KINDS = {
-    "training": "the devices train, or could: all that is none of the following",
-    "redone": "training that a kill undid: the steps after the checkpoint that the next start went on from",
-    "start_up": "imports, processes that wait for each other, data sets, parameters",
-    "restore": "a checkpoint is read",
-    "compile": "the first step of a start, which waits for its compilation",
-    "input": "no batch was there and the devices had run dry",
-    "checkpoint": "the loop stands still for a checkpoint; what is written behind its back is training",
-    "evaluation": "the model is evaluated",
-    "profiling": "a profile is begun or written",
-    "report": "pictures and tables are made",
+    "training": "the devices train, or could: everything that is none of the following",
+    "redone": "training that a kill undid: the steps after the checkpoint from which the next start resumed",
+    "start_up": "imports, waiting for other processes, opening data sets, making parameters",
+    "restore": "reading a checkpoint",
+    "compile": "the first step of a start, which waits for compilation",
+    "input": "waiting for a batch while the devices are idle",
+    "checkpoint": "the loop waits for a checkpoint; writing in the background is training",
+    "evaluation": "evaluating the model",
+    "profiling": "starting or writing a profile",
+    "report": "drawing curves, making tables",
 }
 
 
 class Ledger:
-    """Where the time of this start goes: seconds by kind, each moment counted once, under the innermost kind.
+    """Seconds of this start by kind. Each moment is counted once, under the innermost kind.
 
         ledger = Ledger()                    # start_up from here on
         ledger.turn_to("training")
         with ledger.spent_on("evaluation"):
             ...
-            with ledger.spent_on("checkpoint"):  # no evaluation meanwhile
+            with ledger.spent_on("checkpoint"):  # not evaluation
                 ...
 
     For the thread of the loop alone.
@@ -55,74 +59,69 @@ class Ledger:
         """Starts the clock.
 
         Args:
-          start_up_seconds: how long the process has been there already; see `process_age`.
+          start_up_seconds: how long the process has been running already; see `process_age`.
         """
         self._seconds = dict.fromkeys(KINDS, 0.0)
+        self._window_began = dict(self._seconds)
         self._seconds["start_up"] = start_up_seconds
-        self._told = dict(self._seconds, start_up=0.0)
         self._kinds = ["start_up"]  # the innermost last
         self._since = time.perf_counter()
 
     def turn_to(self, kind: str) -> None:
-        """From now on time is spent on this kind, wherever no `spent_on` says otherwise."""
-        self._check(kind)
-        self._settle()
+        """From now on, time outside any `spent_on` is spent on this kind."""
+        self._settle(kind)
         self._kinds[0] = kind
 
     @contextlib.contextmanager
     def spent_on(self, kind: str) -> Iterator[None]:
-        """What runs inside is spent on this kind, and not on that around it."""
-        self._check(kind)
-        self._settle()
+        """Enters the time inside under this kind, not under the one around it."""
+        self._settle(kind)
         self._kinds.append(kind)
         try:
-            with jax.profiler.TraceAnnotation(kind):  # to be seen in a profile
+            with jax.profiler.TraceAnnotation(kind):  # shows in a profile
                 yield
         finally:
             self._settle()
             self._kinds.pop()
 
     def charge(self, kind: str, seconds: float) -> None:
-        """Moves time that has just passed from the present kind to another, where only the end tells what it was."""
-        self._check(kind)
-        self._settle()
+        """Moves time that has just passed from the present kind to another one."""
+        self._settle(kind)
         self._seconds[self._kinds[-1]] -= seconds
         self._seconds[kind] += seconds
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by kind until now, all kinds of `KINDS`. Their sum is the time since the start."""
+        """Returns the seconds until now by kind, for all `KINDS`. They add up to the time since the start."""
         self._settle()
         return dict(self._seconds)
 
+    def total_seconds(self) -> float:
+        """Returns the time since the start."""
+        return sum(self.seconds().values())
+
     def window(self) -> dict[str, float]:
-        """Shares of the time since the last call: `goodput` is training's; others as `<kind>_share` if there are."""
+        """Returns shares of the time since the last call: `goodput` is training's, the others are `<kind>_share`."""
         now = self.seconds()
-        spent = {kind: seconds - self._told[kind] for kind, seconds in now.items()}
+        spent = {kind: seconds - self._window_began[kind] for kind, seconds in now.items()}
         total = sum(spent.values())
-        self._told = now
+        self._window_began = now
         if total <= 0:
             return {}
         goodput = spent.pop("training") / total
         return {"goodput": goodput, **{f"{kind}_share": each / total for kind, each in spent.items() if each > 0}}
 
-    def _settle(self) -> None:
+    def _settle(self, next_kind: str = "training") -> None:
+        if next_kind not in KINDS:
+            raise ValueError(f"unknown kind of time {next_kind!r}; known: {', '.join(KINDS)}.")
         now = time.perf_counter()
         self._seconds[self._kinds[-1]] += now - self._since
         self._since = now
 
-    @staticmethod
-    def _check(kind: str) -> None:
-        if kind not in KINDS:
-            raise ValueError(f"unknown kind of time {kind!r}; there are {', '.join(KINDS)}.")
-
 
 def process_age() -> float:
-    """Seconds since this process was started, its imports included; 0 where the system does not tell (Linux does)."""
+    """Returns the seconds since this process was started, its imports included; 0 where the system does not say."""
     try:
-        import os
-        import pathlib
-
-        # Fields 3 and later of proc_pid_stat(5), after the name, which may have spaces and brackets; 22 is the start.
+        # Fields 3 and later of proc_pid_stat(5) follow the name, which may contain spaces and brackets.
         fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         started = int(fields[22 - 3]) / os.sysconf("SC_CLK_TCK")
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
@@ -136,7 +135,7 @@ class Start:
 
     Attributes:
       time: when it began, in UTC.
-      from_step: the step it went on from.
+      from_step: the step it resumed from.
       step: the last step it is known to have made.
       machine: the devices.
       seconds: by kind; see `KINDS`.
@@ -150,7 +149,7 @@ class Start:
 
 
 _FILE = "accounting.json"
-# A kill loses at most this. In a bucket every record is a request.
+# A kill loses at most this much. In a bucket every record is a request.
 _SECONDS_BETWEEN_RECORDS = 10.0
 _SECONDS_BETWEEN_REMOTE_RECORDS = 60.0
 
@@ -158,35 +157,34 @@ _SECONDS_BETWEEN_REMOTE_RECORDS = 60.0
 class Accounts:
     """Keeps `accounting.json`: every start of a run with its machine, its steps and its seconds by kind.
 
-    Rows of `metrics.jsonl` beyond a checkpoint are dropped when they are made again; this file forgets nothing. It is
-    rewritten whole, so that a kill at any moment leaves the former or the new. No run ends because it cannot be
-    written: that is a warning.
+    Unlike rows of `metrics.jsonl`, entries are never dropped. The file is rewritten as a whole, so that a kill leaves
+    the old one or the new. If it cannot be written, that is only a warning.
     """
 
     def __init__(self, workdir: AnyPath | str, ledger: Ledger, machine: Machine, *, step: int, writes: bool = True):
-        """Adds a start to those before, and records it.
+        """Adds this start to the earlier ones, and records it.
 
         Args:
           workdir: the run's folder.
           ledger: of this start.
           machine: from `describe_machine`.
-          step: the step this start goes on from.
-          writes: whether this process writes; one of a run's does.
+          step: the step this start resumes from.
+          writes: whether this process writes; one process of a run does.
         """
-        workdir = parse(workdir)
+        workdir = parse_path(workdir)
         self._path, self._ledger, self._machine, self._from_step = workdir / _FILE, ledger, machine, step
         self._writes = writes
         self._before = read_starts(workdir) if writes else []
         if writes and not self._before and self._path.exists():
             with contextlib.suppress(OSError, UserError):  # damaged, and about to be overwritten
                 write_atomically(self._path.with_name("accounting.damaged.json"), self._path.read_bytes())
-        began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=sum(ledger.seconds().values()))
+        began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=ledger.total_seconds())
         self._began = began.isoformat(timespec="seconds")
         self._every_seconds = _SECONDS_BETWEEN_REMOTE_RECORDS if is_remote(workdir) else _SECONDS_BETWEEN_RECORDS
         self.record(step)
 
     def record(self, step: int) -> None:
-        """Records this start as it stands now."""
+        """Records the state of this start."""
         self._recorded = time.monotonic()
         if not self._writes:
             return
@@ -195,24 +193,24 @@ class Accounts:
         try:
             write_atomically(self._path, "[\n" + ",\n".join(rows) + "\n]\n")
         except (OSError, UserError) as error:
-            logger.warning("could not record what the run costs: %s", error)
+            logger.warning("could not record the cost of the run: %s", error)
 
     def record_if_due(self, step: int) -> None:
-        """Records this start if that was last done some time ago; cheap enough for every row of metrics."""
+        """Records this start if the last record is some time ago; cheap enough for every row of metrics."""
         if time.monotonic() - self._recorded >= self._every_seconds:
             self.record(step)
 
 
 def read_starts(workdir: AnyPath | str) -> list[Start]:
-    """The starts of a run, in order; [] where none are recorded, or the record is damaged (with a warning)."""
-    workdir = parse(workdir)
+    """Reads the starts of a run, in order; [] if none are recorded, or with a warning if the record is damaged."""
+    workdir = parse_path(workdir)
     path = workdir / _FILE
     if not path.exists():
         return []
     try:
         return [_parse_start(Fields(row, str(path))) for row in read_json(path)]
     except (ValueError, TypeError, KeyError) as error:
-        logger.warning("%s is damaged (%s); what the run cost before is not counted", path, error)
+        logger.warning("%s is damaged (%s); the cost of earlier starts is not counted", path, error)
         return []
 
 
@@ -231,13 +229,13 @@ def _parse_start(row: Fields) -> Start:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a run cost, all its starts together. Time between starts costs nothing here: nobody held the hardware.
+    """The cost of all starts of a run. Time between starts costs nothing: nobody held the hardware.
 
     Attributes:
-      starts: how many there were.
-      redone_steps: steps that were made and lost, because a start went on from an earlier checkpoint.
+      starts: number of starts.
+      redone_steps: steps made and lost, because a start resumed from an earlier checkpoint.
       core_hours: cores of each start (`Machine.num_cores`) times its hours.
-      tpuv3_core_days: days on as many TPU v3 cores as have the same peak; None where a peak is not known (CPU).
+      tpuv3_core_days: days on as many TPU v3 cores as have the same peak; None if a peak is unknown (CPU).
       shares: of the core-hours, by kind (see `KINDS`); `training` is the goodput. Kinds without time are left out.
     """
 
@@ -251,50 +249,44 @@ class Cost:
 def total_cost(starts: Sequence[Start]) -> Cost:
     """Adds up the starts of a run.
 
-    Training of steps that a later start made again is moved to `redone`: of the time that a start trained, the share
-    that these steps are of all its steps.
+    If a later start made some steps of a start again, the same share of that start's training time counts as `redone`.
     """
-    redone_steps, kept = 0, None  # `kept`: no later start begins before it
-    core_seconds, core_seconds_of, flops = 0.0, dict.fromkeys(KINDS, 0.0), 0.0
-    known = bool(starts)
+    redone_steps, flops = 0, 0.0
+    kept = math.inf  # no later start resumed before this step
+    core_seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
     for start in reversed(starts):
-        lost = 0 if kept is None else start.step - min(start.step, max(start.from_step, kept))
-        kept = start.from_step if kept is None else min(kept, start.from_step)
-        redone_steps += lost
+        lost = start.step - min(start.step, max(start.from_step, kept))
+        kept = min(kept, start.from_step)
+        redone_steps += int(lost)
         seconds = dict(start.seconds)
         if lost:
             again = seconds["training"] * lost / (start.step - start.from_step)
             seconds["training"] -= again
             seconds["redone"] += again
         for kind, each in seconds.items():
-            core_seconds_of[kind] = core_seconds_of.get(kind, 0.0) + each * start.machine.num_cores
-        elapsed = sum(seconds.values())
-        core_seconds += elapsed * start.machine.num_cores
-        if start.machine.bf16_flops is None:
-            known = False
-        else:
-            flops += elapsed * start.machine.bf16_flops
+            core_seconds[kind] += each * start.machine.num_cores
+        flops += sum(seconds.values()) * (math.nan if start.machine.bf16_flops is None else start.machine.bf16_flops)
+    total = sum(core_seconds.values())
     return Cost(
         starts=len(starts),
         redone_steps=redone_steps,
-        core_hours=core_seconds / 3600,
-        tpuv3_core_days=tpuv3_core_days(flops) if known else None,
-        shares={kind: each / core_seconds for kind, each in core_seconds_of.items() if each > 0},
+        core_hours=total / 3600,
+        tpuv3_core_days=tpuv3_core_days(flops) if starts and not math.isnan(flops) else None,
+        shares={kind: each / total for kind, each in core_seconds.items() if each > 0},
     )
 
 
 def tpuv3_core_days(peak_flops: float) -> float:
-    """Core-days of TPU v3 with the same peak: devices' peak FLOP/s times seconds, over that of a core's day.
+    """Converts peak FLOP/s times seconds of any devices to core-days of TPU v3, the unit of the paper's table 2.
 
-    The paper's table 2 gives cores times days. Other hardware is translated by its peak with bfloat16, so that a run
-    which makes as good use of its hardware comes to the same number wherever it runs. It is no measure of the work
-    done: a run that wastes half its time costs twice as much.
+    The peak is that of bfloat16. Runs that use their hardware equally well get the same number on any hardware. It does
+    not measure work: a run that wastes half its time costs twice as much.
     """
     return peak_flops / (TPU_V3_CORE_BF16_FLOPS * 86400)
 
 
-# Images of a pre-training, for which table 2 gives core-days: those of an epoch, and the epochs (section 4.1, table 3).
-# BiT-L's are from Kolesnikov et al. 2020, section 3.2: 40 epochs.
+# Images of the pre-trainings in table 2: images of an epoch times epochs (section 4.1, table 3). BiT-L's 40 epochs are
+# from Kolesnikov et al. 2020, section 3.2.
 _PAPER_IMAGES = {
     ("ViT-H/14", "JFT-300M"): tables.JFT_IMAGES * 14,
     ("ViT-L/16", "JFT-300M"): tables.JFT_IMAGES * 14,
@@ -304,13 +296,13 @@ _PAPER_IMAGES = {
 
 
 def paper_core_days(model: str, image_size: int, num_images: float) -> float | None:
-    """What the paper reports for a pre-training of this size, in TPUv3-core-days; None where it reports none.
+    """Returns the TPUv3-core-days that the paper reports for a pre-training of this size, or None.
 
     Args:
       model: its name.
       image_size: in pixels.
-      num_images: that the run trains on, each epoch counted anew. Up to 15 % more or less is the same size: copies of
-        ImageNet-21k differ by as much.
+      num_images: training images, each epoch counted anew. Sizes within 15 % are the same: copies of ImageNet-21k
+        differ by as much.
     """
     for key, images in _PAPER_IMAGES.items():
         if key[0] == model and image_size == tables.PRE_TRAINING_SIZE and abs(num_images / images - 1) <= 0.15:
@@ -319,7 +311,7 @@ def paper_core_days(model: str, image_size: int, num_images: float) -> float | N
 
 
 def describe_cost(cost: Cost) -> dict[str, Any]:
-    """The cost as entries of a summary; what is not known, or hardly took time, is left out."""
+    """Returns the cost as entries of a summary, without those that are unknown or took hardly any time."""
     entries: dict[str, Any] = {"starts": cost.starts, "core_hours": cost.core_hours}
     if cost.redone_steps:
         entries["redone_steps"] = cost.redone_steps

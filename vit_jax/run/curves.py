@@ -15,8 +15,8 @@ from typing import Any
 
 from vit_jax.console import print_any_text, show_name
 from vit_jax.errors import UserError
-from vit_jax.run.journal import read_jsonl
-from vit_jax.run.workdir import AnyPath, parse, write_atomically
+from vit_jax.files import AnyPath, parse_path, write_atomically
+from vit_jax.run.metrics import read_jsonl
 
 _SAME_COLORS = 10  # after so many runs matplotlib's colours begin anew
 _COLUMNS = 1100  # of the legend, in points of text over the width of the picture
@@ -33,7 +33,7 @@ def plot_curves(workdirs: Sequence[AnyPath | str], output: AnyPath | str) -> Non
     """
     picture = io.BytesIO()
     draw_curves(workdirs).savefig(picture, format="png", dpi=120)
-    write_atomically(parse(output), picture.getvalue())
+    write_atomically(parse_path(output), picture.getvalue())
 
 
 def draw_curves(workdirs: Sequence[AnyPath | str]) -> Any:
@@ -47,7 +47,7 @@ def draw_curves(workdirs: Sequence[AnyPath | str]) -> Any:
     import matplotlib
     from matplotlib.figure import Figure
 
-    paths = [parse(each) for each in workdirs]
+    paths = [parse_path(each) for each in workdirs]
     many = matplotlib.colormaps["turbo"].resampled(len(paths))
     names = _distinct_names(paths)
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     print_any_text()
     try:
-        output = parse(arguments.output) if arguments.output else parse(arguments.workdirs[0]) / "curves.png"
+        output = parse_path(arguments.output) if arguments.output else parse_path(arguments.workdirs[0]) / "curves.png"
         plot_curves(arguments.workdirs, output)
     except (OSError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)

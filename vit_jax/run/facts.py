@@ -1,8 +1,8 @@
 """What the parameters of a run mean, kept in its workdir as `facts.json`.
 
-A run is asked long after it was trained: by then its data set may have been renamed, sorted anew, or deleted. So every
-start records the names of the classes, the loss, the preprocessing, and which examples were trained and evaluated on.
-Nothing that uses a finished run reads these from today's data again.
+A run is used long after it was trained, when its data set may have been renamed, reordered or deleted. So every start
+records the class names, the loss, the preprocessing, and the examples that were trained and evaluated on. Nothing that
+uses a finished run reads these from today's data.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from vit_jax.console import show_name, show_names
 from vit_jax.data.sources import Example, MissingDataError, Source, absolute_place
 from vit_jax.data.sources.base import NO_LABEL, Numbers, fingerprint_of
 from vit_jax.errors import UserError
+from vit_jax.files import AnyPath, parse_path, write_atomically
 from vit_jax.json_files import Fields, JsonError, read_object
-from vit_jax.run.workdir import AnyPath, parse, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,12 @@ class SplitFacts:
 
     Attributes:
       dataset: as the config named it.
-      place: absolute path of the data, so that they are found from any working folder; None for what has no path.
+      place: absolute path of the data, so that they are found from any working folder; None if they have no path.
       split: as the config named it.
-      labels: file with other labels than the data set's own (`data.eval_labels`), or None.
-      num_images: how many examples.
+      labels: file that replaces the data set's own labels (`data.eval_labels`), or None.
+      num_images: number of examples.
       fingerprint: see `Source.fingerprint`.
-      class_counts: examples of each class; None where the data do not say without being read.
+      class_counts: examples of each class; None if that requires reading the data.
     """
 
     dataset: str
@@ -53,21 +53,18 @@ class SplitFacts:
 
     @classmethod
     def of(cls, source: Source, dataset: str, split: str, labels: str | None = None) -> "SplitFacts":
-        """The facts of a split that was opened by these names."""
+        """The facts of a split that was opened with these names."""
         place = absolute_place(dataset)
         return cls(dataset, place, split, labels, len(source), source.fingerprint(), _class_counts(source))
 
     def find(self) -> str:
-        """Where to open the data set, whatever the working folder: where it was, or as the config named it."""
+        """What to open the data set as, from any working folder: its path then, or the config's name for it."""
         return self.place if self.place and os.path.exists(self.place) else self.dataset
 
     def is_of(self, dataset: str, split: str, labels: str | None = None) -> bool:
-        """Whether these names mean the same split, its examples unchanged or not."""
-        if (split, labels) != (self.split, self.labels):
-            return False
-        return dataset in (self.dataset, self.place) or (
-            self.place is not None and absolute_place(dataset) == self.place
-        )
+        """Whether these names mean the same split, whether or not its examples have changed."""
+        same_place = self.place is not None and absolute_place(dataset) == self.place
+        return (split, labels) == (self.split, self.labels) and (dataset in (self.dataset, self.place) or same_place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +73,14 @@ class RunFacts:
 
     Attributes:
       num_classes: width of the logits.
-      class_names: of the logits, or of the first ones where the head is wider than the data; None where the data have
-        no names.
+      class_names: of the logits, or of the first ones where the head is wider than the data; None if the data have no
+        names.
       max_labels: the most labels an image may have.
       loss: "softmax" or "sigmoid".
       preprocessing: from an image to the model's input, as `Preprocessing.to_json` writes it.
-      train: what was trained on.
-      eval: what is evaluated on; None: nothing.
-      eval_since: the step from which on `eval` was evaluated on. Accuracies of earlier steps are of other examples.
+      train: the training split.
+      eval: the evaluation split, or None.
+      eval_since: first step that was evaluated on `eval`; accuracies of earlier steps are of other examples.
       version: of this file.
     """
 
@@ -100,8 +97,7 @@ class RunFacts:
 
 def write_facts(workdir: AnyPath | str, facts: RunFacts) -> None:
     """Writes `facts.json`, whole or not at all."""
-    workdir = parse(workdir)
-    write_atomically(workdir / FILE, json.dumps(dataclasses.asdict(facts)) + "\n")
+    write_atomically(parse_path(workdir) / FILE, json.dumps(dataclasses.asdict(facts)) + "\n")
 
 
 def read_facts(workdir: AnyPath | str) -> RunFacts | None:
@@ -110,14 +106,13 @@ def read_facts(workdir: AnyPath | str) -> RunFacts | None:
     Raises:
       UserError: the file is damaged, or a newer version of this code wrote it.
     """
-    workdir = parse(workdir)
-    path = workdir / FILE
+    path = parse_path(workdir) / FILE
     if not path.exists():
         return None
     try:
         return _parse(Fields(read_object(path), str(path)))
     except JsonError as error:
-        raise UserError(f"{error} Deleted, the run is used as one of an older version.") from error
+        raise UserError(f"{error} Or delete it, to use the run like one of an older version.") from error
 
 
 def _parse(fields: Fields) -> RunFacts:
@@ -159,11 +154,11 @@ def _class_counts(source: Source) -> tuple[int, ...] | None:
     return tuple(np.bincount(labels[labels >= 0], minlength=source.num_classes).tolist())
 
 
-# ---- What differs between a run and the data as they are now.
+# ---- Differences between a run's data and today's.
 
 
 def describe_class_changes(before: Sequence[str] | None, now: Sequence[str] | None) -> str | None:
-    """Says how today's classes differ from those of a run; None if they do not, or one side has no names."""
+    """Describes how today's classes differ from a run's; None if they do not, or if one side has no names."""
     if before is None or now is None or list(before) == list(now):
         return None
     gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
@@ -176,13 +171,7 @@ def describe_class_changes(before: Sequence[str] | None, now: Sequence[str] | No
 
 
 def describe_split_changes(before: SplitFacts, source: Source, class_names: Sequence[str] | None) -> str | None:
-    """Says how today's examples of a split differ from those of a run; None if they are the same.
-
-    Args:
-      before: the run's.
-      source: today's.
-      class_names: of the run.
-    """
+    """Describes how today's examples of a split differ from those of a run, whose classes had `class_names`."""
     if source.fingerprint() == before.fingerprint:
         return None
     counts, counts_now, num_images = "", _class_counts(source), len(source)
@@ -211,17 +200,17 @@ def open_as_trained(
     what: str,
     allow_change: bool = False,
 ) -> Source:
-    """Opens examples whose labels are those of a head, or refuses what has changed since that was trained.
+    """Opens examples with the labels of a head and checks them with `as_trained`, which explains the other arguments.
 
     Args:
-      open_with: opens the examples, given what labels count (see `open_source`); the rest as of `as_trained`.
-      class_names: see `as_trained`.
-      kept: likewise.
-      what: likewise.
-      allow_change: likewise.
+      open_with: opens the examples, given the class names that labels count (see `open_source`).
+      class_names: of the head; None if unknown.
+      kept: what the run recorded of the split, or None.
+      what: the run, for messages.
+      allow_change: take today's examples.
 
     Raises:
-      UserError: as `open_with` and `as_trained`.
+      UserError: as of `open_with` and `as_trained`.
     """
     try:
         source = open_with(class_names)
@@ -244,14 +233,14 @@ def as_trained(
     what: str,
     allow_change: bool = False,
 ) -> Source:
-    """Returns examples whose labels are those of a head, or refuses what has changed since that was trained.
+    """Returns examples with the labels of a head. Refuses data that have changed since the head was trained.
 
     Args:
       source: the examples, as they are today.
-      class_names: of the head; None where they are not known.
-      kept: what the run recorded of the split; None: nothing.
+      class_names: of the head; None if unknown.
+      kept: what the run recorded of the split, or None.
       what: the run, for messages.
-      allow_change: take today's examples, and match labels by the names of the classes.
+      allow_change: take today's examples, and match labels by class name.
 
     Raises:
       UserError: classes or examples have changed, and `allow_change` is False; or no class is the same.
@@ -268,8 +257,8 @@ def as_trained(
     found = f"{source.name} has changed since {what} was trained:\n" + "\n".join(changes)
     if not allow_change:
         raise UserError(
-            f"{found}\nBring back the data as they were, or pass --allow_data_change to take today's (labels are then "
-            "matched by the names of the classes)."
+            f"{found}\nRestore the data, or pass --allow_data_change to take today's (labels are then matched by class "
+            "name)."
         )
     logger.warning("%s", found)
     if not classes or class_names is None:
@@ -286,29 +275,21 @@ def as_trained(
 
 
 class MatchedByName:
-    """A source whose labels are turned into those of a head, by the names of the classes.
+    """A source whose labels are translated into those of a head, by class name.
 
-    Images of classes that the head does not know count as without label.
+    Images of classes that the head does not know have no label.
     """
 
     def __init__(self, source: Source, class_names: Sequence[str]):
-        """Matches the classes.
-
-        Args:
-          source: has class names.
-          class_names: of the head.
-
-        Raises:
-          UserError: no class of the source is one of the head's.
-        """
+        """Matches the source's classes with those of the head; raises `UserError` if they have none in common."""
         own = list(source.class_names or ())
         labels = {name: label for label, name in enumerate(class_names)}
         self._labels = np.array([labels.get(name, NO_LABEL) for name in own])
         self.unknown = tuple(name for name in own if name not in labels)
         if len(self.unknown) == len(own):
             raise UserError(
-                f"no class of {source.name} ({show_names(own, _SHOWN)}) is one of those that the head was trained on "
-                f"({show_names(class_names, _SHOWN)}). Give the folders the names they had, or evaluate other data."
+                f"no class of {source.name} ({show_names(own, _SHOWN)}) is among those that the head was trained on "
+                f"({show_names(class_names, _SHOWN)}). Restore the names of the folders, or evaluate other data."
             )
         self._source = source
         self.name, self.split, self.splits = source.name, source.split, source.splits
@@ -330,23 +311,23 @@ class MatchedByName:
         return NO_LABEL if label < 0 else int(self._labels[label])
 
     def labels(self) -> np.ndarray | None:
-        """The labels of all examples, int64 `[examples]`, if the source knows them without reading."""
+        """The labels of all examples, int64 `[examples]`; None if that requires reading them."""
         known = self._source.labels() if hasattr(self._source, "labels") else None
         return None if known is None else np.where(known < 0, NO_LABEL, self._labels[known])
 
     def parts(self) -> list[tuple[Source, Numbers]]:
-        """The examples whose labels are matched."""
+        """The source of the examples."""
         return [(self._source, range(len(self)))]
 
     def count_unknown(self) -> int | None:
-        """How many examples are of classes that the head does not know; None if that takes reading them."""
+        """Number of examples of classes that the head does not know; None if that requires reading them."""
         known = self.labels()
         return None if known is None else Counter(known.tolist())[NO_LABEL]
 
     def fingerprint(self) -> str:
-        """Changes with the source and with the matching."""
+        """Changes with the source and with the translation of labels."""
         return fingerprint_of([self._source.fingerprint(), *self._labels.tolist()])
 
     def where(self, index: int) -> str:
-        """As the source says."""
+        """The place of an example, for messages."""
         return self._source.where(index)

@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 
+from vit_jax.files import AnyPath, is_remote, parse_path, write_atomically
 from vit_jax.run.accounting import Ledger
-from vit_jax.run.workdir import AnyPath, is_remote, parse, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Profiler:
         """
         self._first_step = first_step
         self._last_step = (first_step or 0) + num_steps - 1
-        self._folder = parse(directory) / "plugins" / "profile" / f"steps_{first_step}-{self._last_step}"
+        self._folder = parse_path(directory) / "plugins" / "profile" / f"steps_{first_step}-{self._last_step}"
         self._ledger = ledger
         self._temporary: tempfile.TemporaryDirectory | None = None  # while steps are profiled
 

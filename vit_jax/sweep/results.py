@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.run.journal import TRAIN_PREFIX
+from vit_jax.run.metrics import TRAIN_PREFIX
 from vit_jax.run.workdir import AnyPath, write_atomically
 from vit_jax.sweep.trials import Result, Run, Task
 

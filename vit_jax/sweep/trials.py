@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from vit_jax.config import LENGTHS, check_fields, flatten, set_length
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.json_files import read_object
-from vit_jax.run.journal import TIME_PREFIX, read_jsonl
+from vit_jax.run.metrics import TIME_PREFIX, read_jsonl
 from vit_jax.run.workdir import FAILURE, AnyPath, check_config, is_remote, write_atomically
 from vit_jax.sweep import split_checks
 from vit_jax.sweep.spec import ARGUMENT, Sweep

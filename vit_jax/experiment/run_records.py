@@ -1,0 +1,128 @@
+"""What a run records of its experiment: each start and the result; and what a resumed run checks them for."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax import sharding
+from vit_jax.data.pipeline import TrainBatches
+from vit_jax.errors import UserError
+from vit_jax.experiment.build import Experiment
+from vit_jax.experiment.dry_run import count_parameters
+from vit_jax.experiment.evaluations import check_resumed, describe_facts
+from vit_jax.files import AnyPath, write_atomically
+from vit_jax.multihost import processes
+from vit_jax.run import workdir
+from vit_jax.run.accounting import paper_core_days
+from vit_jax.run.facts import RunFacts, read_facts, write_facts
+from vit_jax.run.summary import write_summary
+
+logger = logging.getLogger(__name__)
+
+
+def resume(
+    config: ConfigDict,
+    experiment: Experiment,
+    batches: TrainBatches,
+    path: AnyPath,
+    step: int,
+    position: Mapping[str, Any],
+    *,
+    allow_data_change: bool = False,
+) -> RunFacts:
+    """Continues a run from a checkpoint: moves the training data to its position, and checks that they are the same.
+
+    Args:
+      config: see `vit_jax.config.base_config`.
+      experiment: of this start.
+      batches: the training data.
+      path: the workdir.
+      step: of the checkpoint.
+      position: in the data, as the checkpoint has it.
+      allow_data_change: continue although the evaluation data have changed.
+
+    Returns:
+      What this start has to record of its data.
+
+    Raises:
+      UserError: the run is longer already than it should be, or its data have changed.
+    """
+    if step > experiment.num_steps:
+        raise UserError(
+            f"the run in {path} has done {step:,} steps already, more than the {experiment.num_steps:,} that it should "
+            "have. Set at least as many (steps, epochs or images), or choose another --workdir for a shorter run."
+        )
+    kept, facts = _read_facts(path), describe_facts(config, experiment)
+    same_examples = check_resumed(kept, facts, experiment, str(path), allow_change=allow_data_change)
+    batches.set_state(dict(position))
+    if (images := position["images"]) != step * config.batch_size:
+        epochs = (images + (experiment.num_steps - step) * config.batch_size) / experiment.num_train_images
+        logger.info("the batch size was different before; at its end the run will have seen %.4g epochs", epochs)
+    return dataclasses.replace(facts, eval_since=step if not same_examples else kept.eval_since if kept else 0)
+
+
+def _read_facts(path: AnyPath) -> RunFacts | None:
+    """Reads what the last start recorded; None, with a warning, if that is damaged: this start records it anew."""
+    try:
+        return read_facts(path)
+    except UserError as error:
+        logger.warning("%s Changes of the data cannot be noticed.", error)
+        return None
+
+
+def record_start(config: ConfigDict, experiment: Experiment, path: AnyPath, step: int, facts: RunFacts) -> None:
+    """Records in the workdir how a start runs, on what data, and with what model. The main process writes."""
+    if not processes.is_main_process():
+        return
+    workdir.record_start(path, config, step=step, devices=sharding.describe_devices(experiment.mesh))
+    write_atomically(path / "model.json", json.dumps(experiment.model_fields, indent=1) + "\n")
+    write_facts(path, facts)
+    (path / workdir.FAILURE).unlink(missing_ok=True)
+
+
+def record_result(
+    config: ConfigDict,
+    experiment: Experiment,
+    path: AnyPath,
+    step: int,
+    *,
+    images: int,
+    overlap: Mapping[str, int],
+    seconds: float,
+) -> dict[str, Any]:
+    """Writes `summary.json` and `summary.md` of a finished run.
+
+    Args:
+      config: see `vit_jax.config.base_config`.
+      experiment: of the run.
+      path: the workdir.
+      step: number of steps made.
+      images: number of images seen, each epoch counted anew.
+      overlap: by evaluation, how many of its examples were trained on.
+      seconds: how long this start took.
+
+    Returns:
+      The content of `summary.json`; {} in all processes but the main one.
+    """
+    if not processes.is_main_process():
+        return {}
+    published = paper_core_days(experiment.model_name, config.data.image_size, images)
+    return write_summary(
+        path,
+        {
+            "model": experiment.model_name,
+            "parameters": count_parameters(experiment.abstract_state.params),
+            "dataset": config.data.dataset,
+            "steps": step,
+            "epochs": images / experiment.num_train_images,
+        },
+        eval_split=config.data.eval_split,
+        flops_per_image=experiment.train_flops,
+        paper_core_days=None if config.train_only else published,
+        overlap=overlap,
+        seconds=seconds,
+    )

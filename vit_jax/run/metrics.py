@@ -1,0 +1,202 @@
+"""The files of a run's metrics: `metrics.jsonl`, and TensorBoard's events."""
+
+import contextlib
+import json
+import logging
+import pathlib
+import platform
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from vit_jax.errors import UserError
+from vit_jax.files import AnyPath, is_remote, parse_path, write_atomically
+from vit_jax.json_files import JsonError, read_json_lines
+
+logger = logging.getLogger(__name__)
+
+# Metrics of the machine and the hour; all others are equal in every run of a config and seed.
+TIME_PREFIX = "time/"
+TRAIN_PREFIX = "train/"
+
+_UPLOAD_SECONDS = 60.0
+
+
+def read_jsonl(path: AnyPath | str) -> list[dict[str, Any]]:
+    """Reads the rows of a JSON-lines file; [] if it does not exist.
+
+    Skips damaged lines with a warning, and a last line that a kill cut off without one.
+    """
+    return _read_jsonl(parse_path(path))[0]
+
+
+def _read_jsonl(path: AnyPath) -> tuple[list[dict[str, Any]], int]:
+    """Returns the rows of a JSON-lines file, and the number of its damaged lines."""
+    if not path.exists():
+        return [], 0
+    rows: list[Any] = []  # in the order of the lines; an error where a line is not JSON
+    for _, row in read_json_lines(path, allow_nan=True, on_error=rows.append):
+        rows.append(row)
+    if rows and isinstance(rows[-1], JsonError) and not path.read_bytes().endswith(b"\n"):
+        del rows[-1]  # cut off by a kill, or being written
+    whole = [row for row in rows if isinstance(row, dict)]
+    if num_damaged := len(rows) - len(whole):
+        logger.warning("%s: skipped %d damaged lines of %d", path, num_damaged, len(rows))
+    return whole, num_damaged
+
+
+class _TensorBoard:
+    """Writes scalars as TensorBoard events, in the calling thread. After an error it warns once and stops writing.
+
+    tensorboardX's own `SummaryWriter` hands events to a thread over a bounded queue. When that thread dies, as it does
+    when the wall clock is set back by weeks, the caller waits forever.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, step: int):
+        self._file: Any = None
+        with self._stopping_at_errors():
+            import tensorboardX
+            from tensorboardX.proto import event_pb2
+
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"events.out.tfevents.{int(time.time())}.{platform.node()}.{uuid.uuid4().hex[:8]}"
+            self._file = tensorboardX.RecordWriter(str(folder / name))
+            self._write(event_pb2.Event(file_version="brain.Event:2"))
+            # TensorBoard then drops the events of later steps in older files.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(event_pb2.Event(step=step + 1, session_log=start))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        with self._stopping_at_errors():
+            from tensorboardX import summary
+            from tensorboardX.proto import event_pb2
+
+            for name, value in metrics.items():
+                self._write(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
+
+    def _write(self, event: Any) -> None:
+        if self._file:
+            event.wall_time = time.time()
+            self._file.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        with self._stopping_at_errors():
+            if self._file:
+                self._file.flush()
+
+    def close(self) -> None:
+        with self._stopping_at_errors():
+            if self._file:
+                self._file.close()
+        self._file = None
+
+    @contextlib.contextmanager
+    def _stopping_at_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # no picture is worth a run
+            self._file = None
+            logger.warning("TensorBoard events are no longer written: %s: %s", type(error).__name__, error)
+
+
+class MetricWriter:
+    """Writes rows of metrics to `metrics.jsonl` and TensorBoard.
+
+    While the disk is full, rows wait in memory; `flush` raises if they still cannot be written. Objects in a bucket
+    cannot grow: there, the files grow in a temporary folder and are uploaded by `flush`, and at most once a minute
+    between two of them.
+    """
+
+    def __init__(self, workdir: AnyPath | str, *, step: int):
+        """Opens the files and drops rows after the step a run resumes from, since they will be written again.
+
+        Args:
+          workdir: the run's folder. A damaged `metrics.jsonl` there is first copied to `metrics.damaged.jsonl`.
+          step: the last step done. Its evaluations will be repeated, too.
+
+        Raises:
+          UserError: `metrics.jsonl` cannot be written.
+        """
+        workdir = parse_path(workdir)
+        self._remote = workdir if is_remote(workdir) else None
+        self._temporary = tempfile.TemporaryDirectory() if self._remote else None
+        self._folder = pathlib.Path(self._temporary.name if self._temporary else workdir)
+        rows, num_damaged = _read_jsonl(workdir / "metrics.jsonl")
+        whole = [row for row in rows if isinstance(row.get("step"), int)]
+        path = self._folder / "metrics.jsonl"
+        try:
+            if num_damaged or len(whole) < len(rows):
+                write_atomically(workdir / "metrics.damaged.jsonl", (workdir / "metrics.jsonl").read_bytes())
+                logger.warning("%s is damaged; a copy is kept as metrics.damaged.jsonl", workdir / "metrics.jsonl")
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in whole if _is_kept(row, step)))
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
+        self._unwritten = b""
+        self._tensorboard = _TensorBoard(self._folder / "tensorboard", step=step)
+        self._upload()
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends a row. The operating system has it when this returns, unless the disk is full.
+
+        Raises:
+          UserError: the bucket of the workdir cannot be written.
+        """
+        self._append(json.dumps({"step": step, **metrics}).encode() + b"\n")
+        self._tensorboard.write(step, metrics)
+        if self._remote and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+            self.flush()
+
+    def _append(self, line: bytes) -> OSError | None:
+        """Writes waiting rows and this one; returns the error if that fails."""
+        waited = bool(self._unwritten)
+        self._unwritten += line
+        try:
+            while self._unwritten:
+                written = self._file.write(self._unwritten)
+                self._unwritten = self._unwritten[written:]
+        except OSError as error:
+            if not waited:
+                logger.warning("cannot write to %s (%s); its rows wait in memory", self._file.name, error.strerror)
+            return error
+        return None
+
+    def flush(self) -> None:
+        """Hands everything to the operating system, or to the bucket.
+
+        Raises:
+          UserError: rows cannot be written.
+        """
+        if error := self._append(b""):
+            raise UserError(
+                f"cannot write to {self._file.name}: {error.strerror or error}. Free some space, or repair the disk, "
+                "and run the same command again to resume from the newest checkpoint."
+            ) from error
+        self._tensorboard.flush()
+        self._upload()
+
+    def _upload(self) -> None:
+        if self._remote:
+            for file in self._folder.rglob("*"):
+                if file.is_file():
+                    write_atomically(self._remote / str(file.relative_to(self._folder)), file.read_bytes())
+            self._uploaded = time.monotonic()
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._append(b"")
+        self._file.close()
+        self._tensorboard.close()
+        self._upload()
+        if self._temporary:
+            self._temporary.cleanup()
+
+
+def _is_kept(row: Mapping[str, Any], step: int) -> bool:
+    """Whether a run that resumes after a step will not write this row again."""
+    is_evaluation = any(not name.startswith((TRAIN_PREFIX, TIME_PREFIX)) for name in row if name != "step")
+    return row["step"] < step or (row["step"] == step and not is_evaluation)

@@ -1,0 +1,191 @@
+"""The checkpoints of a run: `checkpoints/` to resume from, `best/` to use, `emergency/` to look into."""
+
+import contextlib
+import json
+import logging
+from typing import Any
+
+from vit_jax.checkpoints import Checkpoints
+from vit_jax.errors import UserError
+from vit_jax.files import AnyPath, write_atomically
+from vit_jax.multihost import processes
+from vit_jax.multihost.signals import Stopped
+from vit_jax.run.journal import Journal, NonFiniteError
+from vit_jax.run.workdir import FAILURE, LockLostError
+from vit_jax.train_step import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+class RunCheckpoints:
+    """Saves the training state when it is due, the best parameters, and what can be saved when a run fails.
+
+    All processes must call each method alike.
+    """
+
+    def __init__(
+        self, workdir: AnyPath, journal: Journal, *, keep: int, every_steps: int | None, keep_best: bool = True
+    ):
+        """Opens the folders.
+
+        Args:
+          workdir: the run's folder.
+          journal: of the run; it knows the length of the run and the unfinished window of metrics.
+          keep: number of newest checkpoints to keep.
+          every_steps: how often to save; None: only at the end.
+          keep_best: whether to save the parameters of the best evaluation.
+        """
+        self._workdir, self._journal = workdir, journal
+        self._every_steps, self._keep_best = every_steps, keep_best
+        self._checkpoints = Checkpoints(workdir / "checkpoints", keep=keep)
+        self._best = Checkpoints(workdir / "best", keep=2)  # a second one in case the newest is dropped
+        self._best_accuracy = -1.0
+        self._first_step = 0  # of this start
+
+    def restore(self, like: Any) -> tuple[int, TrainState, dict[str, Any]] | None:
+        """Reads the newest intact checkpoint.
+
+        Args:
+          like: a tree of arrays or `jax.ShapeDtypeStruct`s with the shapes, dtypes and shardings of the state.
+
+        Returns:
+          step, state, and what was saved with it: "data" (the position in the data) and "window" (the unfinished window
+          of metrics); None if there is no checkpoint.
+
+        Raises:
+          UserError: see `Checkpoints.restore_latest`.
+        """
+        with self._journal.ledger.spent_on("restore"):
+            return self._checkpoints.restore_latest(like)
+
+    def start(self, step: int, *, same_examples_since: int = 0) -> None:
+        """Begins after a step: drops what an earlier start saved in `best/` after it, and finds the accuracy to beat.
+
+        Args:
+          step: the last step done.
+          same_examples_since: evaluations up to this step were of other examples, so their accuracies do not count.
+        """
+        self._first_step = step + 1
+        self._best.drop_after(step)
+        best = self._best.latest_extra()
+        if best and best[0] > same_examples_since:
+            self._best_accuracy = best[1]["accuracy"]
+
+    def save_if_due(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
+        """Saves the state of a step in the background, if it is due. Waits for the steps under way.
+
+        Args:
+          step: the last step done.
+          state: after it.
+          position: in the data, after its batch.
+
+        Raises:
+          NonFiniteError: a metric of a step is not finite; nothing is saved.
+          UserError: this or an earlier checkpoint cannot be written.
+        """
+        if self._journal.is_due(step, self._every_steps):
+            self._save(step, state, position)
+
+    def _save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
+        with self._journal.pause("checkpoint", "saving a checkpoint"):
+            self._journal.flush()
+            self._best.wait()  # a kill could lose it for good: its evaluation would not be repeated
+            self._checkpoints.save(step, state, {"data": position, "window": self._journal.window()})
+        self._journal.record_costs()
+
+    def save_if_best(self, step: int, params: Any, accuracy: float) -> None:
+        """Saves evaluated parameters in the background if no earlier evaluation was as good."""
+        if not self._keep_best or not accuracy > self._best_accuracy:
+            return
+        self._best_accuracy = accuracy
+        with self._journal.ledger.spent_on("checkpoint"):
+            if processes.process_count() > 1:
+                self._checkpoints.wait()  # Orbax's threads for the two folders would wait at each other's barriers
+            self._best.save(step, params, {"accuracy": accuracy})
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk.
+
+        Raises:
+          UserError: a checkpoint cannot be written.
+        """
+        with self._journal.pause("checkpoint", "writing checkpoints"):
+            self._checkpoints.wait()
+            self._best.wait()
+
+    def rescue(self, error: Exception, step: int, state: TrainState, position: dict[str, Any]) -> None:
+        """Saves what can be saved when an error ends the loop.
+
+        After a signal, or an error that a user can fix, the state is good and becomes a checkpoint. After any other
+        error it goes to `emergency/`, and so does a state whose loss is not finite. One of several processes saves
+        nothing unless all stop at the same step.
+
+        Args:
+          error: that ended the loop.
+          step: the last step done.
+          state: after it.
+          position: in the data, after its batch.
+
+        Raises:
+          UserError: a loss is not finite; names its step and the last good checkpoint.
+        """
+        try:
+            if isinstance(error, LockLostError):
+                return  # another process may be writing there
+            if isinstance(error, NonFiniteError):
+                raise error
+            all_stop_here = isinstance(error, Stopped) or processes.process_count() == 1
+            if step < self._first_step or not all_stop_here:
+                return
+            if isinstance(error, UserError | Stopped):
+                self._save(step, state, position)
+                self.wait()
+                reason = f"{error}: " if isinstance(error, Stopped) else ""
+                logger.info("%sthe state of step %d is saved; run the same command to resume", reason, step)
+            else:
+                with contextlib.suppress(Exception):  # the metrics of the last steps
+                    self._journal.drain()
+                logger.error("%s", self._save_in_emergency(step, state, position))
+        except NonFiniteError as diverged:  # perhaps found by the save
+            self.wait()
+            last_good = self._last_good(diverged.step)
+            saved = self._save_in_emergency(step, state, position)
+            if processes.is_main_process():
+                write_atomically(self._workdir / FAILURE, json.dumps({"reason": str(diverged)}) + "\n")
+            raise UserError(f"{diverged} {last_good} {saved}") from diverged
+
+    def _last_good(self, bad_step: int) -> str:
+        """Says where to resume from, and how, after the loss of a step was not finite."""
+        if self._checkpoints.latest_step() == bad_step - 1:
+            # The loss of a step is that of the parameters before its update, so the update before it did the harm.
+            self._checkpoints.set_aside(bad_step - 1, "diverged")
+        last = self._checkpoints.latest_step()
+        last_good = "No checkpoint was saved before it."
+        if last is not None:
+            last_good = f"The last good checkpoint is that of step {last}."
+        return (
+            f"{last_good} Try a lower optimizer.learning_rate, a longer optimizer.warmup_steps, or "
+            "optimizer.clip_norm=1, in a new workdir or with --allow_config_change."
+        )
+
+    def _save_in_emergency(self, step: int, state: TrainState, position: dict[str, Any]) -> str:
+        """Saves a state that may be bad; returns a message that says where, or why not. Raises nothing."""
+        try:
+            with Checkpoints(self._workdir / "emergency", keep=1) as emergency:
+                emergency.drop_after(step - 1)  # of an earlier failure
+                emergency.save(step, state, {"data": position, "window": self._journal.window()})
+                emergency.wait()
+        except Exception as error:  # the first error matters more
+            return f"The state of step {step} could not be saved for a closer look: {error}"
+        return (
+            f"The state of step {step} is in {self._workdir / 'emergency' / str(step)} for a closer look; a start "
+            "resumes from it if it is moved to checkpoints/."
+        )
+
+    def __enter__(self) -> "RunCheckpoints":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Ends the background work."""
+        self._best.__exit__(*error)
+        self._checkpoints.__exit__(*error)
