@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 from vit_jax.experiment import build as experiments
 from vit_jax.sharding import describe_devices
 from vit_jax.train import train
-from vit_jax.train_step import init_train_state, make_train_step
 
 
 def load_config(spec: str) -> ConfigDict:
@@ -42,22 +41,8 @@ class BareStep:
 
     def __init__(self, config: ConfigDict):
         experiment = experiments.build(config)
-        self._batch = next(experiments.make_train_batches(config, experiment))
-        self._step = make_train_step(
-            experiment.model,
-            experiment.optimizer,
-            experiment.schedule,
-            experiment.loss_fn,
-            experiment.mesh,
-            accumulation_steps=config.accumulation_steps,
-        )
-        self._state = init_train_state(
-            experiment.model,
-            experiment.optimizer,
-            experiment.mesh,
-            image_size=config.data.image_size,
-            seed=config.seed,
-        )
+        self._batch = next(experiment.make_train_batches())
+        self._step, self._state = experiment.step, experiment.init_state()
         self.devices = describe_devices(experiment.mesh)
         self.seconds(2)
 

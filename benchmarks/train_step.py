@@ -11,7 +11,7 @@ r"""How fast models compute and train: images/s, compile time, memory, and the s
     python benchmarks/train_step.py --models ViT-L/16@64 --dtype=bfloat16 --what=train --timm=never \
         --variant=scan:scan_layers=true --variant=scan-remat:scan_layers=true,remat=dots
 
-It needs jax, flax and optax alone. "forward" classifies a batch; "train" is `vit_jax.train_step.make_train_step` with
+It needs jax, flax and optax alone. "forward" classifies a batch; "train" is `vit_jax.train_step.TrainStep` with
 its optimizer: forward, backward, clipping, update, on a donated state. Images are uint8, lie on the device already and
 are normalised there. All candidates of a model take turns in one process, so that a machine whose speed drifts treats
 them alike; reported are medians over the rounds.
@@ -61,10 +61,11 @@ import numpy as np
 from vit_jax.console import num_cpus
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.models import create_model
-from vit_jax.objectives.losses import make_loss
+from vit_jax.models.layers import normalize_images
+from vit_jax.objectives.classification import Classification
 from vit_jax.optimizers import make_optimizer, make_schedule
 from vit_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated
-from vit_jax.train_step import init_train_state, make_train_step, normalize_images
+from vit_jax.train_step import TrainStep
 
 LEARNING_RATE = 1e-4
 WEIGHT_DECAY = 0.1
@@ -236,25 +237,26 @@ class OurCandidate:
         optimizer = make_optimizer(
             settings.optimizer, schedule, weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM, momentum=MOMENTUM
         )
+        step = TrainStep(
+            self._model,
+            optimizer,
+            Classification(),
+            image_size=settings.image_size,
+            schedule=schedule,
+            mesh=mesh,
+            accumulation_steps=settings.accumulation,
+        )
         # A step that ran out of memory has taken the state with it.
         if self._state is None or any(leaf.is_deleted() for leaf in jax.tree.leaves(self._state)):
             self._state = None
-            self._state = init_train_state(self._model, optimizer, mesh, image_size=settings.image_size, seed=0)
+            self._state = step.init(seed=0)
         examples = jax.device_put(random_examples(batch, settings), batch_sharding(mesh))
 
         # The state is still being made in the background, and would slow the compiler.
         jax.block_until_ready((self._state, examples))
         start = time.perf_counter()
         if what == "train":
-            step: Any = make_train_step(
-                self._model,
-                optimizer,
-                schedule,
-                make_loss("softmax"),
-                mesh,
-                accumulation_steps=settings.accumulation,
-            )
-            compiled = step.lower(self._state, examples).compile()
+            compiled: Any = step.lower(examples).compile()
 
             def take_step() -> None:
                 self._state, self._metrics = compiled(self._state, examples)

@@ -18,8 +18,8 @@ from vit_jax.evaluate import evaluate, format_metrics
 from vit_jax.experiment import dry_run as overview
 from vit_jax.experiment.evaluations import _check_imagenet, build_evaluation
 from vit_jax.models import create_model
+from vit_jax.models.layers import normalize_images
 from vit_jax.train import train
-from vit_jax.train_step import normalize_images
 from vit_jax.weights import from_params, load, save
 
 

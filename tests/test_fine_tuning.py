@@ -82,7 +82,7 @@ def run(weights, tmp_path_factory, compilation_cache):
 
 def begin(config):
     built = experiments.build(config)
-    return built, jax.device_get(experiments.init_state(config, built))
+    return built, jax.device_get(built.init_state())
 
 
 def test_fine_tuning_begins_with_a_head_of_zeros_and_interpolated_position_embeddings(config, weights):
@@ -124,7 +124,7 @@ def test_weights_of_a_fine_tuned_run_say_what_its_model_is(run):
     again.keep_head = True
     _, state = begin(again)
     with Checkpoints(path / "checkpoints", keep=1) as kept:
-        _, last, _ = kept.restore_latest(experiments.build(config).abstract_state)
+        _, last, _ = kept.restore_latest(experiments.build(config).step.abstract_state)
     jax.tree.map(np.testing.assert_array_equal, state.params, jax.device_get(last.average))
 
 
@@ -198,11 +198,11 @@ def test_linear_probe_moves_the_head_alone(config, weights):
     built, begun = begin(config)
     # The forward pass, and the gradient of the head's kernel.
     forward = forward_flops(built.model, config.data.image_size)
-    assert built.train_flops == forward + 2 * math.prod(built.abstract_state.params["head"]["kernel"].shape)
+    assert built.train_flops == forward + 2 * math.prod(built.step.abstract_state.params["head"]["kernel"].shape)
     assert "in all at 1 x forward" in dry_run.describe_run(config, built)
-    begun, state = begun.params, experiments.init_state(config, built)
-    step = experiments.make_step(config, built)
-    with contextlib.closing(experiments.make_train_batches(config, built)) as batches:
+    begun, state = begun.params, built.init_state()
+    step = built.step
+    with contextlib.closing(built.make_train_batches()) as batches:
         for _ in range(2):
             state, _ = step(state, next(batches))
     ended = jax.device_get(state.params)

@@ -20,7 +20,7 @@ from vit_jax.checkpoints import Checkpoints, fingerprints
 from vit_jax.evaluate import evaluate
 from vit_jax.experiment import build as experiments
 from vit_jax.report import __main__ as report
-from vit_jax.run.journal import read_jsonl
+from vit_jax.run.metrics import read_jsonl
 from vit_jax.sweep import __main__ as sweep
 from vit_jax.train import train
 from vit_jax.weights import load
@@ -53,7 +53,7 @@ def make_config(fields=()):
 def read_state(config, folder):
     """The newest state in a folder of checkpoints."""
     with Checkpoints(folder, keep=1) as checkpoints:
-        step, state, _ = checkpoints.restore_latest(experiments.build(config).abstract_state)
+        step, state, _ = checkpoints.restore_latest(experiments.build(config).step.abstract_state)
     return step, state
 
 
@@ -109,7 +109,7 @@ def test_state_has_the_arrays_that_checkpoints_have(option):
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in layout["fields"].items()}
     trees = {part: LAYOUTS["trees"][tree] for part, tree in layout["state"].items()}
     expected = {f"{part}{name}": array for part, tree in trees.items() for name, array in tree.items()}
-    state = by_name(experiments.build(make_config(fields)).abstract_state)
+    state = by_name(experiments.build(make_config(fields)).step.abstract_state)
     assert {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in state.items()} == expected
 
 

@@ -20,6 +20,7 @@ from vit_jax.data import pipeline
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
 from vit_jax.experiment import build as experiments
+from vit_jax.experiment.data import open_eval_source
 from vit_jax.multihost.signals import Stopped, StopSignal, restore_handlers, set_handlers
 from vit_jax.multihost.watchdog import Watchdog
 from vit_jax.run import curves, workdir
@@ -27,6 +28,7 @@ from vit_jax.run.accounting import read_starts
 from vit_jax.run.facts import read_facts
 from vit_jax.run.metrics import read_jsonl
 from vit_jax.train import train
+from vit_jax.train_step import TrainStep
 from vit_jax.weights import load
 
 
@@ -101,7 +103,7 @@ def test_functions_take_strings_for_paths_and_train_where_an_event_loop_runs(con
     assert asyncio.run(notebook())["steps"] == 4
     assert evaluate(config, path)["metrics"]["test/examples"] == 360
     weights = load(path)
-    assert write_mistakes(path, weights, experiments.open_eval_source(config.data), num_images=1)["examples"] == 360
+    assert write_mistakes(path, weights, open_eval_source(config.data), num_images=1)["examples"] == 360
     curves.plot_curves([path], f"{tmp_path}/curves.png")
     assert read_facts(path).num_classes == 10
     assert read_parameters(f"{path}/checkpoints")[0] == 4
@@ -123,19 +125,14 @@ def at_step(monkeypatch):
     """Calls a function when a step is taken."""
 
     def arrange(step, call):
-        make = experiments.make_step
+        take, count = TrainStep.__call__, iter(range(1, 100))
 
-        def make_noted(*args):
-            take, count = make(*args), iter(range(1, 100))
+        def noted(*args):
+            if next(count) == step:
+                call()
+            return take(*args)
 
-            def noted(*args):
-                if next(count) == step:
-                    call()
-                return take(*args)
-
-            return noted
-
-        monkeypatch.setattr(experiments, "make_step", make_noted)
+        monkeypatch.setattr(TrainStep, "__call__", noted)
 
     return arrange
 
@@ -217,7 +214,7 @@ def test_flags_that_a_program_requires_do_not_stop_the_input(config, monkeypatch
     values = flags.FlagValues()
     flags.DEFINE_string("needed", None, "", flag_values=values, required=True)
     monkeypatch.setattr(pipeline, "flags", types.SimpleNamespace(FLAGS=values))
-    with contextlib.closing(experiments.make_train_batches(config, experiments.build(config))) as batches:
+    with contextlib.closing(experiments.build(config).make_train_batches()) as batches:
         next(batches)
     assert values.is_parsed()
 

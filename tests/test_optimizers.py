@@ -194,7 +194,7 @@ def test_every_model_has_its_layers(name, first, num_layers):
 
 
 def test_only_selected_parameters_are_kept():
-    selected = optimizers.select_parameters(["^head/", "norm/scale"])(PARAMS)
+    selected = optimizers.select_parameters(PARAMS, ["^head/", "norm/scale"])
     assert jax.tree.map(lambda leaf: leaf.shape, selected) == {
         "cls": None,
         "Transformer": {"posembed_input": {"pos_embedding": None}, "encoder_norm": {"scale": (4,), "bias": None}},
@@ -209,9 +209,9 @@ def test_only_selected_parameters_are_kept():
     [
         (["^haed/"], "'\\^haed/' is found in no name of a parameter. Names are such as .*'head/kernel'"),
         ("^head/", "takes several patterns, such as"),
-        (["("], "takes patterns of names"),
+        (["("], "takes patterns of parameter names"),
     ],
 )
 def test_wrong_selections_are_refused(patterns, message):
     with pytest.raises(UserError, match=message):
-        optimizers.select_parameters(patterns)(PARAMS)
+        optimizers.select_parameters(PARAMS, patterns)

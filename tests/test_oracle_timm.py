@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vit_jax.models.layers import normalize_images
 from vit_jax.models.vit import VisionTransformer, stack_layers, unstack_layers
+from vit_jax.objectives.classification import Classification
 from vit_jax.objectives.losses import make_loss
 from vit_jax.optimizers import make_optimizer, make_schedule
 from vit_jax.sharding import batch_sharding, make_mesh, replicated
-from vit_jax.train_step import TrainState, make_train_step, normalize_images
+from vit_jax.train_step import TrainState, TrainStep
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "vit.npz"
 VARIANTS = {"cls": {}, "cls_pre_logits": {"pre_logits": True}, "gap": {"pool": "gap"}}
@@ -137,12 +139,13 @@ def train(golden, run, *, accumulation_steps=1, scan_layers=False):
     mesh = make_mesh(jax.devices()[:1])
     schedule = make_schedule(num_steps=len(images), **SCHEDULES[run])
     optimizer = make_optimizer(schedule=schedule, clip_norm=1.0, **OPTIMIZERS[run])
-    step = make_train_step(
+    step = TrainStep(
         make_model("cls", scan_layers=scan_layers),
         optimizer,
-        schedule,
-        make_loss("softmax", label_smoothing=0.1),
-        mesh,
+        Classification(make_loss("softmax", label_smoothing=0.1)),
+        image_size=images.shape[2],
+        schedule=schedule,
+        mesh=mesh,
         accumulation_steps=accumulation_steps,
     )
     params = make_params(golden, "cls")

@@ -15,7 +15,8 @@ from vit_jax.config import base_config
 from vit_jax.errors import UserError
 from vit_jax.experiment import build as experiments
 from vit_jax.models import create_model
-from vit_jax.train_step import create_train_state
+from vit_jax.objectives.classification import Classification
+from vit_jax.train_step import TrainStep
 
 STEPS = 20
 
@@ -46,7 +47,7 @@ def config_of(**fields):
 def losses(devices, num_steps=STEPS, **fields):
     config = config_of(**fields)
     experiment = experiments.build(config, devices=jax.devices()[:devices])
-    step, state = experiments.make_step(config, experiment), experiments.init_state(config, experiment)
+    step, state = experiment.step, experiment.init_state()
     sharding = partitioning.batch_sharding(experiment.mesh)
     found = []
     for number in range(num_steps):
@@ -86,7 +87,7 @@ def test_eight_devices_compute_what_one_does_however_the_state_is_split(on_one_d
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_split_state_takes_its_share_of_memory(scan_layers):
     config = config_of(sharding="fsdp", **{"model.scan_layers": scan_layers})
-    state = experiments.build(config).abstract_state
+    state = experiments.build(config).step.abstract_state
     kernels = [leaf for leaf in jax.tree.leaves(state) if leaf.size >= partitioning.SMALLEST_SPLIT]
     assert partitioning.bytes_per_device(kernels) * 8 == partitioning.total_bytes(kernels)
     assert partitioning.bytes_per_device(state) < partitioning.total_bytes(state) / 5  # biases and norms are whole
@@ -95,7 +96,7 @@ def test_split_state_takes_its_share_of_memory(scan_layers):
 def abstract_params(name="ViT-Ti/16", **attributes):
     model = create_model(name, num_classes=10, **attributes)
     optimizer = optimizers.make_optimizer("adamw", lambda step: 0.1)
-    return jax.eval_shape(lambda: create_train_state(model, optimizer, image_size=32, seed=0, polyak_decay=0.9))
+    return TrainStep(model, optimizer, Classification(), image_size=32, polyak_decay=0.9).abstract_state
 
 
 def specs(preset, rules=(), *, model=1, name="ViT-Ti/16", **attributes):
@@ -205,7 +206,7 @@ def test_batch_lies_on_the_data_axis_alone():
 
 
 def test_table_says_what_is_split_and_what_a_device_holds():
-    state = experiments.build(config_of(sharding="fsdp")).abstract_state
+    state = experiments.build(config_of(sharding="fsdp")).step.abstract_state
     table = partitioning.sharding_table(state)
     row = next(line.split() for line in table.splitlines() if "encoderblock_*/MlpBlock_3/Dense_0/kernel" in line)
     assert row[1:] == ["2", "(128,", "256)", "-", "data", f"{2 * 4 * 128 * 256:,}", f"{2 * 4 * 128 * 256 // 8:,}"]

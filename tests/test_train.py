@@ -13,11 +13,12 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache as cache
 
 from vit_jax.config import base_config
+from vit_jax.data.pipeline import TrainBatches
 from vit_jax.errors import UserError
-from vit_jax.experiment import build as experiments
 from vit_jax.experiment.evaluations import make_evaluations
 from vit_jax.multihost import processes
 from vit_jax.train import train
+from vit_jax.train_step import TrainStep
 
 STEPS = 12
 
@@ -74,23 +75,15 @@ def fail_at(monkeypatch):
     """Makes the batch of a step, or the step itself, fail."""
 
     def arrange(step, where):
-        make = getattr(experiments, where)
+        name = "__call__" if where is TrainStep else "__next__"
+        works, calls = getattr(where, name), itertools.count(1)
 
-        def make_broken(*args):
-            made, calls = make(*args), itertools.count(1)
+        def broken(*args):
+            if next(calls) == step:
+                raise ZeroDivisionError
+            return works(*args)
 
-            def broken(*args):
-                if next(calls) == step:
-                    raise ZeroDivisionError
-                return made(*args) if where == "make_step" else next_batch()
-
-            if where == "make_step":
-                return broken
-            next_batch = made.__next__
-            monkeypatch.setattr(type(made), "__next__", lambda self: broken())
-            return made
-
-        monkeypatch.setattr(experiments, where, make_broken)
+        monkeypatch.setattr(where, name, broken)
 
     return arrange
 
@@ -100,7 +93,7 @@ def test_state_of_a_run_that_failed_is_kept_beside_the_good_ones_and_can_be_gone
 ):
     train(config, tmp_path / "whole")
     workdir = tmp_path / "failed"
-    fail_at(8, "make_train_batches")
+    fail_at(8, TrainBatches)
     with pytest.raises(ZeroDivisionError):
         train(config, workdir)
     assert steps_in(workdir / "checkpoints") == [4]
@@ -108,7 +101,7 @@ def test_state_of_a_run_that_failed_is_kept_beside_the_good_ones_and_can_be_gone
 
     # Of a second failure, earlier, nothing of the first is left.
     monkeypatch.undo()
-    fail_at(2, "make_step")
+    fail_at(2, TrainStep)
     with pytest.raises(ZeroDivisionError):
         train(config, workdir)
     assert steps_in(workdir / "emergency") == [5]
@@ -155,19 +148,14 @@ def test_average_of_the_parameters_is_what_is_evaluated(config, tmp_path, monkey
 
     monkeypatch.setattr("vit_jax.train.make_evaluations", make_spy)
     states = []
-    make_step = experiments.make_step
+    take = TrainStep.__call__
 
-    def make_noted(*args):
-        step = make_step(*args)
+    def noted(step, state, batch):
+        state, metrics = take(step, state, batch)
+        states.append(np.asarray(state.params["head"]["bias"]))
+        return state, metrics
 
-        def noted(state, batch):
-            state, metrics = step(state, batch)
-            states.append(np.asarray(state.params["head"]["bias"]))
-            return state, metrics
-
-        return noted
-
-    monkeypatch.setattr(experiments, "make_step", make_noted)
+    monkeypatch.setattr(TrainStep, "__call__", noted)
     config.optimizer.learning_rate = 0.01
     train(config, tmp_path)
     average = np.zeros(10)

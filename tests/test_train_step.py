@@ -8,51 +8,46 @@ import pytest
 
 from vit_jax import optimizers, sharding
 from vit_jax.models import create_model
+from vit_jax.models.layers import normalize_images
+from vit_jax.objectives.classification import Classification
 from vit_jax.objectives.losses import NO_LABEL, make_loss
 from vit_jax.objectives.mixup import Mixing
-from vit_jax.train_step import (
-    MIXING_STREAM,
-    RNGS,
-    create_train_state,
-    init_train_state,
-    make_train_step,
-    normalize_images,
-    with_parameters,
-)
+from vit_jax.train_step import OBJECTIVE_STREAM, RNGS, TrainStep
 
 BATCH = 16
 
 
+def make_model(**attributes):
+    sizes = {"num_layers": 2, "hidden_dim": 32, "mlp_dim": 64, "num_heads": 2}
+    return create_model("ViT-Ti/4", num_classes=10, **(sizes | attributes))
+
+
+def sgd_step(model=None, *, mixing=None, devices=1, momentum_dtype="float32", **options):
+    """A step of which the update is linear in the gradient."""
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    optimizer = optimizers.make_optimizer("sgd", 0.1, momentum_dtype=momentum_dtype)
+    objective = Classification(make_loss("softmax"), mixing or Mixing())
+    return TrainStep(model or make_model(), optimizer, objective, image_size=8, mesh=mesh, **options)
+
+
 @functools.cache  # a compiled step is used again
 def parts(devices, accumulation_steps, dropout_rate, learning_rate, clip_norm, mixing):
-    mesh = sharding.make_mesh(jax.devices()[:devices])
-    model = create_model(
-        "ViT-Ti/4",
-        num_classes=10,
-        num_layers=2,
-        hidden_dim=32,
-        mlp_dim=64,
-        num_heads=2,
-        dropout_rate=dropout_rate,
-    )
     schedule = optimizers.make_schedule("cosine", learning_rate=learning_rate, num_steps=40, warmup_steps=5)
-    optimizer = optimizers.make_optimizer("adamw", schedule, weight_decay=0.1, clip_norm=clip_norm)
-    state = init_train_state(model, optimizer, mesh, image_size=8, seed=3)
-    step = make_train_step(
-        model,
-        optimizer,
-        schedule,
-        make_loss("softmax", 0.1),
-        mesh,
+    step = TrainStep(
+        make_model(dropout_rate=dropout_rate),
+        optimizers.make_optimizer("adamw", schedule, weight_decay=0.1, clip_norm=clip_norm),
+        Classification(make_loss("softmax", 0.1), mixing or Mixing()),
+        image_size=8,
+        schedule=schedule,
+        mesh=sharding.make_mesh(jax.devices()[:devices]),
         accumulation_steps=accumulation_steps,
-        mixing=mixing,
     )
-    return mesh, state, step
+    return step, step.init(seed=3)
 
 
 def setup(*, devices=1, accumulation_steps=1, dropout_rate=0.0, learning_rate=1e-3, clip_norm=1.0, mixing=None):
-    mesh, state, step = parts(devices, accumulation_steps, dropout_rate, learning_rate, clip_norm, mixing)
-    return mesh, jax.tree.map(jnp.copy, state), step  # the step is given a state for good
+    step, state = parts(devices, accumulation_steps, dropout_rate, learning_rate, clip_norm, mixing)
+    return step.mesh, jax.tree.map(jnp.copy, state), step  # the step is given a state for good
 
 
 def batches(mesh, count, seed=0):
@@ -109,19 +104,8 @@ def test_same_seed_gives_identical_metrics_and_parameters():
 def test_accumulation_over_four_parts_equals_the_whole_batch(mixing):
     # SGD without clipping: the update is linear in the gradient, so that equal parameters mean equal gradients.
     def updated(accumulation_steps):
-        mesh = sharding.make_mesh(jax.devices()[:2])
-        model = create_model("ViT-Ti/4", num_classes=10, num_layers=2, hidden_dim=32, mlp_dim=64, num_heads=2)
-        optimizer = optimizers.make_optimizer("sgd", lambda _: 0.1)
-        state = init_train_state(model, optimizer, mesh, image_size=8, seed=3)
-        step = make_train_step(
-            model,
-            optimizer,
-            lambda _: 0.1,
-            make_loss("softmax"),
-            mesh,
-            accumulation_steps=accumulation_steps,
-            mixing=mixing,
-        )
+        step = sgd_step(devices=2, mixing=mixing, accumulation_steps=accumulation_steps)
+        mesh, state = step.mesh, step.init(seed=3)
         losses = []
         for batch in batches(mesh, 3):
             # Parts with none, some and all of their images labelled.
@@ -161,10 +145,10 @@ def test_mixup_is_the_loss_of_mixed_images_and_targets_of_which_both_have_labels
     batch = next(batches(mesh, 1))
     batch["label"] = batch["label"].at[np.array(unlabelled, int)].set(NO_LABEL)
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    share = float(mixing.weights(jax.random.fold_in(rng, MIXING_STREAM), 8, 8).mean())
+    share = float(mixing.weights(jax.random.fold_in(rng, OBJECTIVE_STREAM), 8, 8).mean())
     images, labels = np.asarray(normalize_images(batch["image"])), np.asarray(batch["label"])
     mixed = share * images + (1 - share) * images[np.arange(BATCH) - 1]
-    model = create_model("ViT-Ti/4", num_classes=10, num_layers=2, hidden_dim=32, mlp_dim=64, num_heads=2)
+    model = make_model()
     # The head starts at zero; let it say something.
     params = jax.tree.map(jnp.copy, state.params) | {
         "head": {"kernel": jax.random.normal(jax.random.key(1), (32, 10)), "bias": jnp.zeros(10)}
@@ -231,17 +215,13 @@ def test_sigmoid_loss_sums_over_classes():
 
 
 def test_generator_decides_the_masks_of_dropout_and_not_the_parameters():
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    model = create_model("ViT-Ti/4", num_classes=10, num_layers=1, hidden_dim=32, mlp_dim=32, num_heads=2,
-                         dropout_rate=0.5, head_bias=1.0)  # fmt: skip
-    schedule = optimizers.make_schedule("constant", learning_rate=1e-3, num_steps=4)
-    optimizer = optimizers.make_optimizer("adamw", schedule)
+    model = make_model(num_layers=1, mlp_dim=32, dropout_rate=0.5, head_bias=1.0)
     found = {}
     for rng in RNGS:
-        state = init_train_state(model, optimizer, mesh, image_size=8, seed=3, rng=rng)
+        step = sgd_step(model, rng=rng)
+        state = step.init(seed=3)
         params = jax.device_get(state.params)
-        step = make_train_step(model, optimizer, schedule, make_loss("softmax"), mesh, rng=rng)
-        for batch in batches(mesh, 2):
+        for batch in batches(step.mesh, 2):
             state, metrics = step(state, batch)
         found[rng] = params, float(metrics["grad_norm"])
     jax.tree.map(np.testing.assert_array_equal, found["rbg"][0], found["threefry2x32"][0])
@@ -249,30 +229,24 @@ def test_generator_decides_the_masks_of_dropout_and_not_the_parameters():
 
 
 def test_average_is_float32_whatever_the_parameters_are():
-    model = create_model("ViT-Ti/4", num_classes=10, num_layers=1, param_dtype="bfloat16")
-    optimizer = optimizers.make_optimizer("sgd", lambda step: 0.1)
-    state = jax.eval_shape(lambda: create_train_state(model, optimizer, image_size=8, seed=0, polyak_decay=0.9999))
+    state = sgd_step(make_model(param_dtype="bfloat16"), polyak_decay=0.9999).abstract_state
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.average)} == {jnp.dtype("float32")}
 
 
 def test_only_selected_parameters_move_and_as_they_do_alone():
-    mesh, state, _ = setup()
-    model = create_model("ViT-Ti/4", num_classes=10, num_layers=2, hidden_dim=32, mlp_dim=64, num_heads=2)
-    select = optimizers.select_parameters(["^head/"])
-    optimizer = optimizers.make_optimizer("sgd", lambda _: 0.1, momentum_dtype="bfloat16")
-    state = init_train_state(model, optimizer, mesh, image_size=8, seed=3, select=select)
+    step = sgd_step(train_only=["^head/"], momentum_dtype="bfloat16")
+    state = step.init(seed=3)
     before = jax.device_get(state.params)
     moments = [path for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state) if leaf.ndim]
     assert sorted(sharding.name_of(path).split("/")[-2:] for path in moments) == [
         ["head", "bias"],
         ["head", "kernel"],
     ]
-    step = make_train_step(model, optimizer, lambda _: 0.1, make_loss("softmax"), mesh, select=select)
-    batch = next(batches(mesh, 1))
+    batch = next(batches(step.mesh, 1))
 
     def loss(head):
-        logits, _ = model.apply({"params": before | {"head": head}}, normalize_images(batch["image"]))
+        logits, _ = step.model.apply({"params": before | {"head": head}}, normalize_images(batch["image"]))
         return make_loss("softmax")(logits, batch["label"]).mean()
 
     gradient = jax.grad(loss)(before["head"])
@@ -287,24 +261,16 @@ def test_only_selected_parameters_move_and_as_they_do_alone():
 
 
 def test_nothing_is_computed_for_gradients_of_parameters_that_stay():
-    mesh, state, _ = setup()
-    model = create_model("ViT-Ti/4", num_classes=10, num_layers=2, hidden_dim=32, mlp_dim=64, num_heads=2)
-    optimizer = optimizers.make_optimizer("sgd", lambda _: 0.1)
     flops = {}
     for patterns in ((), ("^head/",)):
-        select = optimizers.select_parameters(patterns)
-        state = init_train_state(model, optimizer, mesh, image_size=8, seed=3, select=select)
-        step = make_train_step(model, optimizer, lambda _: 0.1, make_loss("softmax"), mesh, select=select)
-        flops[patterns] = step.lower(state, next(batches(mesh, 1))).compile().cost_analysis()["flops"]
+        step = sgd_step(train_only=patterns)
+        flops[patterns] = step.lower(next(batches(step.mesh, 1))).compile().cost_analysis()["flops"]
     assert flops["^head/",] < 0.4 * flops[()]  # a third: the forward pass alone
 
 
 def test_state_begins_with_other_parameters_and_their_average():
-    mesh, _, _ = setup()
-    model = create_model("ViT-Ti/4", num_classes=10, num_layers=1, hidden_dim=32, mlp_dim=64, num_heads=2)
-    optimizer = optimizers.make_optimizer("sgd", lambda _: 0.1)
-    state = init_train_state(model, optimizer, mesh, image_size=8, seed=3, polyak_decay=0.9)
-    other = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5), state.params)
-    state = with_parameters(state, other)
+    step = sgd_step(make_model(num_layers=1), polyak_decay=0.9)
+    other = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5), step.abstract_state.params)
+    state = step.init(seed=3, params=other)
     assert all((leaf == 0.5).all() for leaf in jax.tree.leaves((state.params, state.average)))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}

@@ -118,13 +118,14 @@ def base_config() -> ConfigDict:
     config.epochs = placeholder(float)  # length of the run: set one of epochs, steps and images
     config.steps = placeholder(int)
     config.images = placeholder(int)
+    config.objective = "classification"  # see vit_jax/experiment/objective.py
     config.loss = "softmax"  # "softmax" or "sigmoid"
     config.label_smoothing = 0.0
     config.mixup_alpha = 0.0  # AugReg: 0.2, 0.5 or 0.8; BiT: 0.1
     config.cutmix_alpha = 0.0  # DeiT: 1.0, with mixup 0.8
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"  # "adamw" or "sgd"
+    config.optimizer.name = "adamw"  # "adamw", "sgd", "adafactor", "lamb", "lion" or "muon"
     config.optimizer.learning_rate = 1e-3  # base, reached after the warm-up
     config.optimizer.schedule = "cosine"  # "linear", "cosine", "constant" or "drops"
     config.optimizer.warmup_steps = 0
@@ -257,7 +258,7 @@ CHECKS: dict[str, Check] = {
     "model.root_padding": TEXT,
     "model.remat": TEXT,
     "data.dataset": TEXT,
-    "data.mixture": ANY_TUPLE,  # `experiment.open_train_source` checks the pairs
+    "data.mixture": ANY_TUPLE,  # `experiment.data.training_data_sets` checks the pairs
     "data.train_split": TEXT,
     # Metrics of training and of time bear these prefixes.
     "data.eval_split": Value(
@@ -293,6 +294,7 @@ CHECKS: dict[str, Check] = {
     "epochs": Number(0, 10**6, open_low=True),
     "steps": STEPS,
     "images": Number(1, 10**15, whole=True),
+    "objective": TEXT,
     "loss": TEXT,
     "label_smoothing": SHARE,
     "mixup_alpha": NOT_NEGATIVE,
@@ -317,7 +319,7 @@ CHECKS: dict[str, Check] = {
     "sharding": TEXT,
     "sharding_rules": ANY_TUPLE,  # `sharding.parameter_specs` checks the rules
     "rng": one_of("threefry2x32", "rbg", "unsafe_rbg"),  # `train_step.RNGS`
-    "compiler_options": ANY_TUPLE,  # `experiment.make_step` checks the pairs
+    "compiler_options": ANY_TUPLE,  # `experiment.step` checks the pairs
     "fewshot.datasets": Several(TEXT),
     "fewshot.train_split": TEXT,
     "fewshot.test_split": TEXT,

@@ -16,7 +16,7 @@ from vit_jax.experiment import leakage
 from vit_jax.experiment.evaluations import build_evaluation, describe_data
 from vit_jax.multihost import processes
 from vit_jax.run.workdir import AnyPath, parse, write_atomically
-from vit_jax.train_step import TrainState, place_parameters
+from vit_jax.train_step import TrainState
 from vit_jax.weights.arrays import read_json
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def evaluate(
     if processes.is_main_process():
         tested = {each.name: each.data.test for each in built.evaluations}
         overlap = leakage.find_overlap(tested, leakage.sources_behind(place))
-    params = place_parameters(built.params, built.abstract_params)
+    params = sharding.place(built.params, built.abstract_params)
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     metrics: dict[str, float] = {}
     for each in built.evaluations:

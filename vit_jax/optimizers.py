@@ -1,5 +1,9 @@
-"""Optimizers and learning-rate schedules as optax transformations (tables 3 and 4)."""
+"""Optimizers and learning-rate schedules as optax transformations (tables 3 and 4).
 
+A new optimizer is a function of the schedule and `Settings`, and a line in `OPTIMIZERS`.
+"""
+
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -80,45 +84,43 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def is_trained(patterns: Sequence[str]) -> Callable[[str], bool] | None:
-    """Tells by a parameter's name whether it is trained; None if all are. See `select_parameters`."""
-    compiled = [re.compile(pattern) for pattern in patterns]
-    return (lambda name: any(pattern.search(name) for pattern in compiled)) if compiled else None
-
-
-def select_parameters(patterns: Sequence[str]) -> Callable[[Any], Any]:
-    """Says which parameters are trained: those in whose name one of the patterns is found.
-
-    Args:
-      patterns: regular expressions, such as "^head/" for the head alone; none: all parameters are trained.
-
-    Returns:
-      A function from the parameters to a tree of those that are trained, with None in the place of the others. It
-      raises `UserError` where a pattern is found in no name.
+def is_trained(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """Tells by a parameter's name whether one of the patterns is found in it; without patterns, always.
 
     Raises:
-      UserError: a pattern is no regular expression.
+      UserError: they are not regular expressions.
     """
     if isinstance(patterns, str):
         raise UserError(f"train_only takes several patterns, such as ({patterns!r},); got {patterns!r}.")
     try:
         compiled = [re.compile(pattern) for pattern in patterns]
     except (re.error, TypeError) as error:
-        raise UserError(f"train_only takes patterns of names of parameters, got {patterns!r}: {error}.") from error
+        raise UserError(f"train_only takes patterns of parameter names, got {patterns!r}: {error}.") from error
+    return lambda name: not compiled or any(pattern.search(name) for pattern in compiled)
 
-    def select(params: Any) -> Any:
-        names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        for pattern in compiled:
-            if not any(map(pattern.search, names)):
-                raise UserError(
-                    f"train_only {pattern.pattern!r} is found in no name of a parameter. Names are such as "
-                    f"{', '.join(repr(name) for name in [*names[:: max(1, len(names) // 4)][:4], names[-1]])}."
-                )
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf if any(pattern.search(name_of(path)) for pattern in compiled) else None, params
-        )
 
-    return select if compiled else lambda params: params
+def select_parameters(params: Any, patterns: Sequence[str]) -> Any:
+    """Selects the parameters that are trained: those in whose name one of the patterns is found.
+
+    Args:
+      params: a tree of arrays or shapes.
+      patterns: regular expressions, such as "^head/" for the head alone; none: all parameters are trained.
+
+    Returns:
+      A tree of those that are trained, with None in the place of the others.
+
+    Raises:
+      UserError: a pattern is no regular expression, or is found in no name.
+    """
+    is_selected = is_trained(patterns)
+    names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            raise UserError(
+                f"train_only {pattern!r} is found in no name of a parameter. Names are such as "
+                f"{', '.join(repr(name) for name in [*names[:: max(1, len(names) // 4)][:4], names[-1]])}."
+            )
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if is_selected(name_of(path)) else None, params)
 
 
 def merge_parameters(params: Any, trained: Any) -> Any:
@@ -126,6 +128,11 @@ def merge_parameters(params: Any, trained: Any) -> Any:
     return jax.tree.map(
         lambda new, old: old if new is None else new, trained, params, is_leaf=lambda leaf: leaf is None
     )
+
+
+def update_average(average: Any, params: Any, decay: float) -> Any:
+    """Moves the Polyak average of the parameters: `decay` of it stays, the rest are the new parameters."""
+    return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)
 
 
 _LAYER = re.compile(r"\bencoderblock_(\d+)/")
@@ -169,58 +176,150 @@ def layer_scales(params: Any, layer_decay: float) -> Any:
     return jax.tree_util.tree_map_with_path(scale, params)
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What an optimizer may be told; each uses what it has.
+
+    Attributes:
+      weight_decay: of kernels (`decay_mask`). A step subtracts learning rate x weight_decay x kernel, which is the
+        paper's meaning of 0.1; SGD alone adds it to the gradient, before the momentum.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      momentum: of SGD and Muon.
+      momentum_dtype: of the first moment or the momentum; the released fine-tuning uses bfloat16.
+    """
+
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    momentum: float = 0.9
+    momentum_dtype: DTypeLike = "float32"
+
+
+def _adamw(schedule: optax.ScalarOrSchedule, s: Settings) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay: the paper's pre-training (Loshchilov & Hutter, 2019)."""
+    return optax.adamw(
+        schedule, s.b1, s.b2, s.eps, mu_dtype=s.momentum_dtype, weight_decay=s.weight_decay, mask=decay_mask
+    )
+
+
+def _sgd(schedule: optax.ScalarOrSchedule, s: Settings) -> optax.GradientTransformation:
+    """SGD with momentum: the paper's fine-tuning, and BiT."""
+    decay = optax.add_decayed_weights(s.weight_decay, decay_mask) if s.weight_decay else optax.identity()
+    return optax.chain(decay, optax.sgd(schedule, s.momentum, accumulator_dtype=s.momentum_dtype))
+
+
+def _lion(schedule: optax.ScalarOrSchedule, s: Settings) -> optax.GradientTransformation:
+    """Lion (Chen et al., 2023), who use b2 0.99 and, against AdamW, a tenth of the rate and ten times the decay."""
+    return optax.lion(schedule, s.b1, s.b2, s.momentum_dtype, s.weight_decay, decay_mask)
+
+
+def _lamb(schedule: optax.ScalarOrSchedule, s: Settings) -> optax.GradientTransformation:
+    """LAMB, Adam for large batches (You et al., 2020); optax keeps its moments in the parameters' dtype."""
+    return optax.lamb(schedule, s.b1, s.b2, s.eps, weight_decay=s.weight_decay, mask=decay_mask)
+
+
+def _adafactor(schedule: optax.ScalarOrSchedule, s: Settings) -> optax.GradientTransformation:
+    """Adafactor (Shazeer & Stern, 2018) as changed for large ViTs (Zhai et al., 2022).
+
+    With a first moment, without the parameters' scale, and the second moment's decay `1 - t^-0.8` is at most b2. The
+    second moment of a kernel is a row and a column; with `momentum_dtype="bfloat16"` the state is half the parameters.
+    """
+
+    def decay(step: Any, power: Any) -> jax.Array:
+        return jnp.minimum(1.0 - (jnp.asarray(step, jnp.float32) + 1.0) ** -power, s.b2)
+
+    return optax.chain(
+        optax.scale_by_factored_rms(decay_rate_fn=decay),
+        optax.clip_by_block_rms(1.0),
+        optax.ema(s.b1, debias=False, accumulator_dtype=s.momentum_dtype),
+        optax.add_decayed_weights(s.weight_decay, decay_mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _muon(schedule: optax.ScalarOrSchedule, s: Settings) -> optax.GradientTransformation:
+    """Muon (Jordan et al., 2024) for the kernels of layers, AdamW for all other parameters.
+
+    Scaled as by Liu et al. (2025), so that AdamW's learning rate and weight decay fit; their momentum is 0.95. The
+    embedding and the head are AdamW's, as is usual.
+    """
+    from optax import contrib  # not above: it takes a tenth of a second, and only Muon needs it
+
+    def matrices(params: Any) -> Any:
+        def find(path: tuple[Any, ...], _: Any) -> contrib.MuonDimensionNumbers | None:
+            axes = _matrix_axes(name_of(path))
+            return contrib.MuonDimensionNumbers(*axes) if axes else None
+
+        return jax.tree_util.tree_map_with_path(find, params)
+
+    muon = contrib.muon(
+        1.0,
+        beta=s.momentum,
+        eps=s.eps,
+        mu_dtype=s.momentum_dtype,
+        adam_b1=s.b1,
+        adam_b2=s.b2,
+        muon_weight_dimension_numbers=matrices,
+        consistent_rms=0.2,
+    )
+    # Its own weight decay has no mask for the parameters that AdamW updates.
+    decay = optax.add_decayed_weights(s.weight_decay, decay_mask)
+    return optax.chain(muon, optax.scale(-1.0), decay, optax.scale_by_learning_rate(schedule))
+
+
+def _matrix_axes(name: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The axes of a layer's kernel that are inputs and outputs, counted from the last; None for other parameters."""
+    if not name.endswith("/kernel") or not (_LAYER.search(name) or _UNIT.search(name) or name.startswith(_STACKED)):
+        return None
+    if _UNIT.search(name):
+        return (-4, -3, -2), (-1,)  # a convolution
+    if name.endswith(("/query/kernel", "/key/kernel", "/value/kernel")):
+        return (-3,), (-2, -1)  # to heads
+    return ((-3, -2), (-1,)) if name.endswith("/out/kernel") else ((-2,), (-1,))
+
+
+OPTIMIZERS: dict[str, Callable[[optax.ScalarOrSchedule, Settings], optax.GradientTransformation]] = {
+    "adafactor": _adafactor,
+    "adamw": _adamw,
+    "lamb": _lamb,
+    "lion": _lion,
+    "muon": _muon,
+    "sgd": _sgd,
+}
+
+
 def make_optimizer(
     name: str,
-    schedule: optax.Schedule,
+    schedule: optax.ScalarOrSchedule,
     *,
-    weight_decay: float = 0.0,
     clip_norm: float | None = None,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    momentum: float = 0.9,
-    momentum_dtype: DTypeLike = "float32",
     layer_decay: float | None = None,
+    **settings: Any,
 ) -> optax.GradientTransformation:
-    """Adam at pre-training, SGD with momentum at fine-tuning.
+    """Makes an optimizer.
 
     Args:
-      name: "adamw" or "sgd".
-      schedule: the learning rate at each step.
-      weight_decay: applied to `decay_mask`. Decoupled for "adamw": a step subtracts learning rate x weight_decay x
-        kernel, which is the paper's meaning of 0.1. For "sgd" it is added to the gradient, before the momentum.
+      name: one of `OPTIMIZERS`.
+      schedule: the learning rate at each step, or one for all.
       clip_norm: gradients are scaled down to this global norm; None leaves them as they are.
-      b1: Adam's decay of the first moment.
-      b2: Adam's decay of the second moment.
-      eps: Adam's epsilon.
-      momentum: of SGD.
-      momentum_dtype: dtype of SGD's momentum and of Adam's first moment; the released fine-tuning uses bfloat16.
       layer_decay: the learning rate of a parameter is times its `layer_scales`; None: it is the same for all.
+      **settings: see `Settings`.
 
     Raises:
       UserError: unknown optimizer.
     """
-
-    def adamw():
-        return optax.adamw(
-            schedule, b1=b1, b2=b2, eps=eps, mu_dtype=momentum_dtype, weight_decay=weight_decay, mask=decay_mask
-        )
-
-    def sgd():
-        return optax.chain(
-            optax.add_decayed_weights(weight_decay, mask=decay_mask) if weight_decay else optax.identity(),
-            optax.sgd(schedule, momentum=momentum, accumulator_dtype=momentum_dtype),
-        )
-
-    optimizers = {"adamw": adamw, "sgd": sgd}
-    if name not in optimizers:
-        raise unknown_name("optimizer", name, optimizers)
+    if name not in OPTIMIZERS:
+        raise unknown_name("optimizer", name, OPTIMIZERS)
+    optimizer = OPTIMIZERS[name](schedule, Settings(**settings))
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     if layer_decay is None:
-        return optax.chain(clip, optimizers[name]())
+        return optax.chain(clip, optimizer)
     by_layer = optax.stateless(
         lambda updates, _: jax.tree.map(
             lambda update, scale: (update * scale).astype(update.dtype), updates, layer_scales(updates, layer_decay)
         )
     )
-    return optax.chain(clip, optimizers[name](), by_layer)
+    return optax.chain(clip, optimizer, by_layer)

@@ -174,6 +174,21 @@ def global_batch(
     return {name: place(array) for name, array in batch.items()}
 
 
+def place(arrays: Any, like: Any) -> Any:
+    """Puts a tree of arrays on the devices.
+
+    Args:
+      arrays: on the host; every process has all of them.
+      like: a tree of arrays, or shapes, with the dtypes and shardings that they get.
+    """
+
+    def place_one(array: Any, like: Any) -> jax.Array:
+        array = np.asarray(array, like.dtype)
+        return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
+
+    return jax.tree.map(place_one, arrays, like)
+
+
 def name_of(path: tuple[Any, ...]) -> str:
     """A leaf's place in a tree, such as `Transformer/encoder_norm/scale`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -275,21 +290,25 @@ def _split_over_data(shape: tuple[int, ...], spec: list[str | None], parts: int)
 
 
 def state_shardings(state: Any, mesh: Mesh, specs: Mapping[str, PartitionSpec]) -> Any:
-    """Shardings of a training state: parameters as `specs` says, what belongs to one as that one, the rest replicated.
+    """Shardings of a training state: parameters as `specs` says, and so the arrays of the optimizer that are like one.
+
+    An array belongs to the parameter whose name its own name ends with. If it has the parameter's shape, as Adam's
+    moments and the Polyak average do, it is split in the same way; if not, as Adafactor's factored moments, it is small
+    and every device holds all of it.
 
     Args:
-      state: arrays or shapes; parameters and what belongs to them are known by their names' ends.
+      state: arrays or shapes, with the parameters as `params`; or a tree of parameters alone.
       mesh: from `make_mesh`.
       specs: from `parameter_specs`.
     """
+    params = getattr(state, "params", state)
+    shapes = {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def find(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         parts = name_of(path).split("/")
-        for first in range(len(parts)):
-            spec = specs.get("/".join(parts[first:]))
-            if spec is not None and len(spec) <= len(leaf.shape):
-                return NamedSharding(mesh, spec)
-        return replicated(mesh)
+        names = ("/".join(parts[first:]) for first in range(len(parts)))
+        name = next((name for name in names if name in specs), None)
+        return NamedSharding(mesh, specs[name]) if name and shapes[name] == leaf.shape else replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(find, state)
 

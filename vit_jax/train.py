@@ -85,30 +85,29 @@ def train(
                 log_every_steps=config.log_every_steps,
             )
         )
-        batches = cleanup.enter_context(contextlib.closing(experiments.make_train_batches(config, experiment)))
+        batches = cleanup.enter_context(contextlib.closing(experiment.make_train_batches()))
         made = make_evaluations(
             config,
             experiment.model,
             experiment.mesh,
             experiment.eval_source,
             class_names=experiment.class_names,
-            shardings=sharding.shardings_of(experiment.abstract_state.evaluated),
+            shardings=sharding.shardings_of(experiment.step.abstract_state.evaluated),
             before_each_batch=stop.check,
         )
         processes.check_same("data", describe_data(experiment.train_source, made))
         overlap = leakage.find_overlap_of_run(made, experiment.train_source, config.weights)
-        train_step = experiments.make_step(config, experiment)
         checkpoints = cleanup.enter_context(RunCheckpoints(path, journal, **config.checkpoint))
         evaluations = Evaluations(made, journal, checkpoints)
 
         # Restore, or initialise.
-        restored = checkpoints.restore(experiment.abstract_state)
+        restored = checkpoints.restore(experiment.step.abstract_state)
         if restored:
             step, state, saved = restored
             facts = resume(config, experiment, batches, path, step, saved["data"], allow_data_change=allow_data_change)
             logger.info("resumed from the checkpoint of step %d, read in %.1f s", step, ledger.seconds()["restore"])
         else:
-            step, state, saved = 0, experiments.init_state(config, experiment), {}
+            step, state, saved = 0, experiment.init_state(), {}
             facts = describe_facts(config, experiment)
         experiment = dataclasses.replace(experiment, initial_params=None)  # frees the copy on the host
         record_start(config, experiment, path, step, facts)
@@ -122,7 +121,7 @@ def train(
                 evaluations.run_if_due(step, state)  # an earlier start may have ended in the middle of it
             for batch in journal.timed(batches):
                 stop.check()
-                state, metrics = train_step(state, batch)
+                state, metrics = experiment.step(state, batch)
                 del batch  # its memory is free before the next one arrives
                 step, position = step + 1, batches.get_state()
                 journal.end_step(step, metrics)

@@ -30,7 +30,7 @@ def drawn(part):
 def test_training_images_are_those_that_the_run_sees_first(config):
     training, _ = show_data.draw_batches(config, count=5).subfigs
     images, labels = drawn(training)
-    batch = next(build.make_train_batches(config, build.build(config)))
+    batch = next(build.build(config).make_train_batches())
     np.testing.assert_array_equal(images, batch["image"][:5])
     assert labels == [str(label) for label in batch["label"][:5]]
 

@@ -18,8 +18,8 @@ from vit_jax.data.sources import BadRecordError, ImageFolderSource, open_source,
 from vit_jax.data.sources.folders import list_splits
 from vit_jax.data.transfer_tasks import transfer_task
 from vit_jax.errors import UserError
-from vit_jax.experiment import build as experiment
 from vit_jax.experiment import evaluations
+from vit_jax.experiment.data import open_sources
 
 JPEG = simplejpeg.encode_jpeg(np.full((8, 8, 3), 100, np.uint8))
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
@@ -221,7 +221,7 @@ def test_runs_and_few_shot_evaluations_take_test_splits_that_lack_classes(build)
     place = build(images("train/cat", "train/dog", "train/emu", "test/emu", "val/dog") | {"test/cat/": b""})
     config = base_config()
     config.data.dataset, config.data.eval_split = place, "test"
-    train, test = experiment.open_sources(config.data)
+    train, test = open_sources(config.data)
     assert (train.class_names, test.class_names) == (["cat", "dog", "emu"],) * 2
     assert {test[i]["label"] for i in range(len(test))} == {2}
     config.fewshot.datasets, config.fewshot.l2, config.fewshot.validation_split = (place,), (1.0, 2.0), "val"
@@ -230,7 +230,7 @@ def test_runs_and_few_shot_evaluations_take_test_splits_that_lack_classes(build)
     assert {fewshot.validation[i]["label"] for i in range(3)} == {1}
     config.data.train_split, config.data.eval_split = "test", "train[:5]"
     with pytest.raises(UserError, match=r"different classes from those"):
-        experiment.open_sources(config.data)
+        open_sources(config.data)
 
 
 @pytest.mark.parametrize("spec", ["train+val", "val+train", "val[:50%]+train[:50%]", "all"])

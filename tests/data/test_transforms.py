@@ -12,7 +12,7 @@ from PIL import Image
 
 from vit_jax.data import randaugment, transforms
 from vit_jax.errors import UserError
-from vit_jax.train_step import normalize_images
+from vit_jax.models.layers import normalize_images
 
 with np.load(pathlib.Path(__file__).parents[1] / "golden" / "images.npz") as _file:
     GOLDEN = dict(_file)

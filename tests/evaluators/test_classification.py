@@ -10,8 +10,9 @@ from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import ClassificationEvaluator
 from vit_jax.models import create_model
+from vit_jax.models.layers import normalize_images
 from vit_jax.objectives.losses import make_loss
-from vit_jax.train_step import TrainState, normalize_images
+from vit_jax.train_step import TrainState
 
 
 class Pixels(nn.Module):

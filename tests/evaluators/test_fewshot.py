@@ -21,7 +21,8 @@ from vit_jax.errors import UserError
 from vit_jax.evaluators.features import FeatureExtractor, representation_shapes
 from vit_jax.evaluators.fewshot import FewShotEvaluator, draw_shots, read_labels
 from vit_jax.models import create_model
-from vit_jax.train_step import TrainState, normalize_images
+from vit_jax.models.layers import normalize_images
+from vit_jax.train_step import TrainState
 
 CLASSES, SIZE = 4, 8
 

@@ -13,8 +13,9 @@ from vit_jax.config import base_config, flatten
 from vit_jax.errors import UserError
 from vit_jax.experiment import build, dry_run
 from vit_jax.experiment.evaluations import describe_data, make_evaluations, open_test_data
+from vit_jax.objectives.classification import Classification
+from vit_jax.objectives.losses import Loss
 from vit_jax.objectives.mixup import Mixing
-from vit_jax.train_step import init_train_state
 
 
 def digits_config(**changes):
@@ -46,7 +47,7 @@ def test_mixture_is_trained_on_and_the_data_set_evaluated(tmp_path):
     built = build.build(config)
     assert (len(built.train_source), len(built.eval_source), built.num_classes) == (1447, 360, 10)
     assert str(tmp_path) in dry_run.describe_run(config, built)
-    with contextlib.closing(build.make_train_batches(config, built)) as batches:
+    with contextlib.closing(built.make_train_batches()) as batches:
         images = np.asarray(next(batches)["image"], int).reshape(16, -1)
     assert (np.ptp(images, axis=1) < 8).sum() == 12  # those of the folder are of one colour
 
@@ -62,7 +63,7 @@ def test_real_labels_replace_those_of_the_validation_split(tmp_path):
     config = digits_config(**{"data.dataset": str(tmp_path), "data.eval_split": "val", "eval_batch_size": 1000})
     config.data.eval_labels = str(tmp_path / "real.json")
     built = build.build(config)
-    state = init_train_state(built.model, built.optimizer, built.mesh, image_size=8, seed=0)
+    state = built.init_state()
     (evaluation,) = make_evaluations(config, built.model, built.mesh, built.eval_source)
     found = dict(evaluation.evaluator.run(state))
     assert found["examples"] == 3  # of all other images no label is right
@@ -161,27 +162,37 @@ def test_mistake_in_a_config_is_one_clear_error(changes, message):
 
 def test_learning_rates_of_layers_decay_as_the_config_says():
     config = digits_config(**{"optimizer.layer_decay": 0.5, "optimizer.name": "sgd", "optimizer.learning_rate": 0.1})
-    optimizer = build.build(config).optimizer
+    optimizer = build.build(config).step.optimizer
     params = {name: {"kernel": np.ones(2, np.float32)} for name in ("embedding", "head")}
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     np.testing.assert_allclose(updates["embedding"]["kernel"], 0.5 * updates["head"]["kernel"])
 
 
-def test_step_is_made_as_the_config_says(monkeypatch):
+def test_step_is_made_as_the_config_says():
     config = digits_config(accumulation_steps=2, polyak_decay=0.9, rng="rbg", mixup_alpha=0.1, train_only=("^head/",))
-    built = build.build(config)
-    monkeypatch.setattr(build, "make_train_step", lambda *args, **options: options)
-    options = build.make_step(config, built)
-    assert (options["accumulation_steps"], options["polyak_decay"], options["rng"]) == (2, 0.9, "rbg")
-    assert (options["mixing"], options["select"]) == (Mixing(0.1, 0.0), built.select)
-    assert options["select"]({"head": {"bias": 1}, "cls": 2}) == {"head": {"bias": 1}, "cls": None}
+    config.label_smoothing, config.sharding, config.compiler_options = (
+        0.1,
+        "fsdp",
+        (("xla_cpu_enable_fast_math", True),),
+    )
+    step = build.build(config).step
+    assert (step.accumulation_steps, step.polyak_decay, step.rng, step.sharding) == (2, 0.9, "rbg", "fsdp")
+    assert step.objective == Classification(Loss("softmax", 0.1), Mixing(0.1, 0.0))
+    assert step.trained({"head": {"bias": 1}, "cls": 2}) == {"head": {"bias": 1}, "cls": None}
+    assert step.compiler_options == {"xla_cpu_enable_fast_math": True}
 
 
 def test_every_field_of_a_config_is_read():
-    files = ("experiment", "evaluation", "train", "evaluate")
-    code = "".join((ROOT / "vit_jax" / f"{name}.py").read_text() for name in files)
+    package = ROOT / "vit_jax"
+    files = [*(package / "experiment").glob("*.py"), package / "train.py", package / "evaluate.py"]
+    code = "".join(path.read_text() for path in files)
+
+    def is_read(name):
+        section, _, field = name.rpartition(".")
+        return re.search(rf'[."]{field}\b', code) or f"**config.{section}" in code
+
     names = [name for name in flatten(base_config().to_dict()) if not name.startswith(("model.", "variants."))]
-    assert [name for name in names if not re.search(rf"\.{name.split('.')[-1]}\b", code)] == []
+    assert [name for name in names if not is_read(name)] == []
 
 
 def test_splits_with_different_classes_are_refused(tmp_path):
@@ -217,4 +228,4 @@ def test_missing_data_are_allowed_only_where_the_config_says_how_many_there_are(
 def test_compiler_options_that_there_are_not_are_refused(options, message):
     config = digits_config(compiler_options=options)
     with pytest.raises(UserError, match=message):
-        build.make_step(config, build.build(config))
+        build.build(config)

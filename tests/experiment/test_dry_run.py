@@ -11,7 +11,7 @@ from vit_jax.optimizers import decay_mask
 
 def test_parameter_table_lists_every_parameter_and_says_which_decay():
     built = build.build(digits_config())
-    params = built.abstract_state.params
+    params = built.step.abstract_state.params
     table = dry_run.parameter_table(params, decayed=decay_mask(params))
     lines = table.splitlines()
     for path, decayed in jax.tree_util.tree_leaves_with_path(decay_mask(params)):

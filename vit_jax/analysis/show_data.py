@@ -25,7 +25,7 @@ from vit_jax.data.pipeline import BatchLoader, IndexStream
 from vit_jax.data.sources import NO_LABEL, BadRecordError, Source
 from vit_jax.data.transforms import ImageError, TrainTransform
 from vit_jax.errors import UserError
-from vit_jax.experiment import build as experiments
+from vit_jax.experiment import data
 from vit_jax.files import write_atomically
 from vit_jax.flags import define_config, parse, report
 from vit_jax.objectives.mixup import Mixing, neighbours
@@ -110,8 +110,8 @@ def draw_batches(config: ConfigDict, count: int = 32) -> "Figure":
     Raises:
       UserError: something in the config or the data is not as it should be.
     """
-    train_source, eval_source = experiments.open_sources(config.data)
-    transform, mixing = experiments.train_transform(config.data), Mixing(config.mixup_alpha, config.cutmix_alpha)
+    train_source, eval_source = data.open_sources(config.data)
+    transform, mixing = data.train_transform(config.data), Mixing(config.mixup_alpha, config.cutmix_alpha)
     loader = BatchLoader(train_source, transform, num_classes=config.model.num_classes)
     order = IndexStream(train_source, config.seed)
     batch, bad = loader.load([order[position] for position in range(count)], range(count), config.seed)
@@ -125,7 +125,7 @@ def draw_batches(config: ConfigDict, count: int = 32) -> "Figure":
     parts: list[tuple[str, np.ndarray | Sequence[np.ndarray], Sequence[str]]] = [(heading, images, captions)]
 
     if eval_source is not None:
-        see = experiments.eval_transform(config.data)
+        see = data.eval_transform(config.data)
         indices = np.linspace(0, len(eval_source) - 1, min(count, len(eval_source)), dtype=int)
         batch, bad = BatchLoader(eval_source, see, num_classes=config.model.num_classes).load(indices)
         _tell(bad.values())
@@ -141,7 +141,7 @@ def draw_classes(config: ConfigDict, most: int = 100) -> "Figure":
     Raises:
       UserError: something in the config or the data is not as it should be.
     """
-    source = experiments.open_train_source(config.data)
+    source = data.open_train_source(config.data)
     order, found = IndexStream(source, config.seed), dict[int, np.ndarray]()
     num_classes = source.num_classes or config.model.num_classes
     wanted = min(most, num_classes or most)

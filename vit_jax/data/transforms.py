@@ -1,7 +1,7 @@
 """From encoded bytes to the pixels a model sees: decode, crop, resize, flip. All on uint8 `[height, width, 3]` arrays.
 
-The accelerator normalises (`train_step.normalize_images`), so nothing that leaves here is floating point. What becomes
-of which kind of file, and how far the pixels are from TensorFlow's, is in docs/images.md.
+The accelerator normalises (`models.layers.normalize_images`), so nothing that leaves here is floating point.
+docs/images.md has the treatment of each kind of file, and how far the pixels are from TensorFlow's.
 """
 
 import contextlib

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vit_jax.errors import UserError
+from vit_jax.models.layers import normalize_images
 from vit_jax.objectives.losses import Loss, is_correct, is_labelled
 from vit_jax.sharding import batch_sharding, replicated, within
-from vit_jax.train_step import TrainState, normalize_images
+from vit_jax.train_step import TrainState
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from vit_jax.data.pipeline import EvalBatches
 from vit_jax.data.sources.base import Source
 from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.models.layers import normalize_images
 from vit_jax.sharding import DATA_AXIS, batch_sharding, replicated, within
-from vit_jax.train_step import normalize_images
 
 _BATCHES_AHEAD = 4
 _ATTENTION = "attention_"  # weights between tokens, which are not about an image's content

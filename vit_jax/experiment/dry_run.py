@@ -63,12 +63,12 @@ def describe_run(config: ConfigDict, experiment: Experiment) -> str:
         data += f"; evaluation on {config.data.eval_split}: {len(experiment.eval_source):,} images"
     layer_decay = "" if config.optimizer.layer_decay is None else f", layer decay {config.optimizer.layer_decay:g}"
     accumulation = f" in {config.accumulation_steps} parts" if config.accumulation_steps > 1 else ""
-    parameters = count_parameters(experiment.abstract_state.params)
+    parameters = count_parameters(experiment.step.abstract_state.params)
     flops = forward_flops(experiment.model, size)
     images = experiment.num_steps * config.batch_size
     exaflops = experiment.train_flops * images / 1e18
-    held = sharding.bytes_per_device(experiment.abstract_state) / 1e9
-    trained = count_parameters(experiment.select(experiment.abstract_state.params))
+    held = sharding.bytes_per_device(experiment.step.abstract_state) / 1e9
+    trained = count_parameters(experiment.step.trained(experiment.step.abstract_state.params))
     begun = []
     if config.weights:
         anew = ", ".join(experiment.transfer_report.initialised) if experiment.transfer_report else "not read yet"
@@ -183,7 +183,7 @@ def schedule_table(config: ConfigDict, experiment: Experiment) -> str:
 
 def describe_decay(experiment: Experiment) -> str:
     """How many parameters weight decay touches."""
-    params = experiment.abstract_state.params
+    params = experiment.step.abstract_state.params
     mask = jax.tree.leaves(decay_mask(params))
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(params)]
     decayed = sum(size for size, chosen in zip(sizes, mask, strict=True) if chosen)
@@ -195,7 +195,7 @@ def describe_decay(experiment: Experiment) -> str:
 
 def dry_run(config: ConfigDict, experiment: Experiment) -> str:
     """All of the above, with the resolved config."""
-    params = experiment.abstract_state.params
+    params = experiment.step.abstract_state.params
     paper = paper_count(experiment.model_name)
     report = experiment.transfer_report
     return "\n\n".join(
@@ -205,7 +205,7 @@ def dry_run(config: ConfigDict, experiment: Experiment) -> str:
             "# Parameters\n" + parameter_table(params, decayed=decay_mask(params)) + (f"\n{paper}" if paper else ""),
             "# Weight decay\n" + describe_decay(experiment),
             "# Learning rate\n" + schedule_table(config, experiment),
-            "# Sharding\n" + sharding.sharding_table(experiment.abstract_state),
+            "# Sharding\n" + sharding.sharding_table(experiment.step.abstract_state),
             "# What would be trained\n" + describe_run(config, experiment),
         ]
     )

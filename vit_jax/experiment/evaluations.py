@@ -27,6 +27,8 @@ from vit_jax.evaluators import Evaluator
 from vit_jax.evaluators.classification import ClassificationEvaluator
 from vit_jax.evaluators.fewshot import FewShotEvaluator, check_splits
 from vit_jax.experiment import build
+from vit_jax.experiment.data import eval_transform, open_eval_source
+from vit_jax.experiment.model import check_class_names, find_weights, get_model_fields, num_kept_classes
 from vit_jax.models import create_model
 from vit_jax.objectives.losses import make_loss
 from vit_jax.run.facts import (
@@ -124,7 +126,7 @@ def make_evaluations(
     def classification(name: str, source: Source, classes: Sequence[int] | None = None) -> ClassificationEvaluator:
         batches = EvalBatches(
             source,
-            build.eval_transform(config.data),
+            eval_transform(config.data),
             sharding.batch_sharding(mesh),
             batch_size=batch_size,
             num_classes=model.num_classes,
@@ -379,7 +381,7 @@ def build_evaluation(
     check_fields(config)
     mesh = sharding.make_mesh(None, data=config.mesh.data, model=config.mesh.model)
     sharding.check_batch_size(config.eval_batch_size or config.batch_size, mesh, field="eval_batch_size")
-    spec, weights = build.find_weights(place, config.model.name, allow_missing=allow_missing)
+    spec, weights = find_weights(place, config.model.name, allow_missing=allow_missing)
     if weights:
         _tell_differences(config, weights, place)
     missing: dict[str, str] = {}
@@ -396,11 +398,11 @@ def build_evaluation(
                 raise
             note(config.data.eval_split, error)
         remedy = "Fine-tune it first, or set data.eval_split=None"
-        num_classes = build.num_kept_classes(config, place, spec, eval_source, remedy)
+        num_classes = num_kept_classes(config, place, spec, eval_source, remedy)
         if weights:
-            build.check_class_names(weights, eval_source, remedy)
+            check_class_names(weights, eval_source, remedy)
     with_head = ConfigDict({**config, "keep_head": True}, type_safe=False)
-    model_fields = build.get_model_fields(with_head, num_classes, spec)
+    model_fields = get_model_fields(with_head, num_classes, spec)
     if model_fields.get("pre_logits") and not spec.overrides.get("pre_logits"):
         del model_fields["pre_logits"]  # asked for by a config of pre-training; the weights' own head has none
     model = create_model(**model_fields)
@@ -447,7 +449,7 @@ def _open_as_trained(config: ConfigDict, weights: Weights | None, *, allow_chang
     if weights is None or weights.format != "run":
         names = weights.class_names if weights and allow_change else None
         return open_as_trained(
-            lambda known: build.open_eval_source(data, known),
+            lambda known: open_eval_source(data, known),
             names,
             None,
             what=weights.source if weights else "",
@@ -462,7 +464,7 @@ def _open_as_trained(config: ConfigDict, weights: Weights | None, *, allow_chang
     if recorded and find_path(data.dataset) is None:
         data.dataset = recorded.find()  # a relative path, from another working folder
     return open_as_trained(
-        lambda known: build.open_eval_source(data, known),
+        lambda known: open_eval_source(data, known),
         names,
         recorded,
         what=weights.source,

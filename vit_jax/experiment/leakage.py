@@ -10,7 +10,7 @@ from vit_jax.config import base_config
 from vit_jax.data.overlap import Places, shown
 from vit_jax.data.sources import MissingDataError, Source
 from vit_jax.errors import UserError
-from vit_jax.experiment.build import open_data, training_data_sets
+from vit_jax.experiment.data import open_data, training_data_sets
 from vit_jax.json_files import read_object
 from vit_jax.multihost import processes
 from vit_jax.run.facts import read_facts

@@ -115,7 +115,7 @@ def record_result(
         path,
         {
             "model": experiment.model_name,
-            "parameters": count_parameters(experiment.abstract_state.params),
+            "parameters": count_parameters(experiment.step.abstract_state.params),
             "dataset": config.data.dataset,
             "steps": step,
             "epochs": images / experiment.num_train_images,

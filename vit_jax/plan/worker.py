@@ -32,9 +32,9 @@ from vit_jax.costs.flops import forward_flops, train_step_flops
 from vit_jax.errors import UserError
 from vit_jax.experiment import build as experiments
 from vit_jax.experiment.build import Experiment
-from vit_jax.optimizers import merge_parameters
+from vit_jax.models.layers import normalize_images
+from vit_jax.optimizers import is_trained, merge_parameters
 from vit_jax.plan import hlo
-from vit_jax.train_step import normalize_images
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 _OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMGTP]?)i?B?\) exceeds available HBM \(([\d.]+)([KMGTP]?)i?B?\)")
@@ -101,41 +101,38 @@ def usable_memory(device: jax.Device) -> int | None:
     return None
 
 
-def lower(config: ConfigDict, experiment: Experiment, task: str) -> jax.stages.Lowered:
-    """The step that trains, or the forward pass of the same model, from shapes only."""
+def lower(experiment: Experiment, task: str) -> jax.stages.Lowered:
+    """Lowers the step that trains, or the forward pass of the same model, from shapes only."""
     if task == "train":
-        step = experiments.make_step(config, experiment)
-        return step.lower(experiment.abstract_state, experiment.abstract_batch)
+        return experiment.step.lower(experiment.batch_shapes)
 
     def infer(params: Any, images: jax.Array) -> jax.Array:
         return experiment.model.apply({"params": params}, normalize_images(images), train=False)[0]
 
-    replicated = sharding.replicated(experiment.mesh)
-    outputs = sharding.batch_sharding(experiment.mesh)
-    params = sharding.with_sharding(
-        experiment.abstract_state.params, jax.tree.map(lambda _: replicated, experiment.abstract_state.params)
-    )
+    params = sharding.with_sharding(experiment.step.abstract_state.params, sharding.replicated(experiment.mesh))
     infer = sharding.within(experiment.mesh, infer)
-    return jax.jit(infer, out_shardings=outputs).lower(params, experiment.abstract_batch["image"])
+    outputs = sharding.batch_sharding(experiment.mesh)
+    return jax.jit(infer, out_shardings=outputs).lower(params, experiment.batch_shapes["image"])
 
 
-def facts(config: ConfigDict, experiment: Experiment, task: str) -> dict[str, Any]:
+def facts(experiment: Experiment, task: str) -> dict[str, Any]:
     """What is known before anything is compiled."""
-    params, size = experiment.abstract_state.params, config.data.image_size
+    step = experiment.step
+    params, size = step.abstract_state.params, step.image_size
     flops = least = forward_flops(experiment.model, size)
     if task == "train":
         flops = experiment.train_flops
         # The count for all parameters has the gradient of the pixels, which is not computed.
-        least = train_step_flops(experiment.model, size, experiment.is_trained or (lambda name: True))
+        least = train_step_flops(experiment.model, size, is_trained(step.train_only))
     return {
         "num_steps": experiment.num_steps,
         "num_train_images": experiment.num_train_images,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "parameter_bytes": sharding.total_bytes(params),
-        "gradient_bytes": sharding.total_bytes(experiment.select(params)),
+        "gradient_bytes": sharding.total_bytes(step.trained(params)),
         "versions": versions(),
-        "flops": flops * config.batch_size,
-        "least_flops": least * config.batch_size,
+        "flops": flops * experiment.batch_size,
+        "least_flops": least * experiment.batch_size,
         "remat": getattr(experiment.model, "remat", None),
         "scan_layers": getattr(experiment.model, "scan_layers", False),
     }
@@ -155,10 +152,10 @@ def compile_for_tpu(request: dict[str, Any], known_path: pathlib.Path) -> dict[s
     config = restore_config(request["config"])
     devices = topology_devices(request["topology"], request["topology_options"])[: request["num_devices"]]
     experiment = experiments.build(config, allow_missing_data=True, devices=devices)
-    answer = {"usable": usable_memory(devices[0])} | facts(config, experiment, request["task"])
+    answer = {"usable": usable_memory(devices[0])} | facts(experiment, request["task"])
     _write(known_path, answer)
     start = time.perf_counter()
-    lowered = lower(config, experiment, request["task"])
+    lowered = lower(experiment, request["task"])
     lowered_at = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -203,25 +200,26 @@ def estimate_by_formula(request: dict[str, Any]) -> dict[str, Any]:
     config = restore_config(request["config"])
     devices = jax.devices("cpu")[: request["num_devices"]]
     experiment = experiments.build(config, allow_missing_data=True, devices=devices)
-    state, batch, mesh = experiment.abstract_state, experiment.abstract_batch, experiment.mesh
+    step, mesh = experiment.step, experiment.mesh
+    state, batch = step.abstract_state, experiment.batch_shapes
     model_axis, per_slice = mesh.shape[sharding.MODEL_AXIS], request["num_devices"] // request.get("num_slices", 1)
     if per_slice % model_axis:
         raise UserError(f"mesh.model {model_axis} does not divide the {per_slice} devices of a slice.")
-    rows = config.batch_size // config.accumulation_steps // mesh.shape[sharding.DATA_AXIS]
-    size = config.data.image_size
+    rows = experiment.batch_size // step.accumulation_steps // mesh.shape[sharding.DATA_AXIS]
+    size = step.image_size
 
     def keep(params: Any, images: jax.Array) -> Any:
         def apply(trained: Any) -> jax.Array:
             variables, rngs = {"params": merge_parameters(params, trained)}, {"dropout": jax.random.key(0)}
             return experiment.model.apply(variables, normalize_images(images), train=True, rngs=rngs)[0]
 
-        return jax.vjp(apply, experiment.select(params))[1]
+        return jax.vjp(apply, step.trained(params))[1]
 
     kept = jax.tree.leaves(jax.eval_shape(keep, state.params, jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)))
-    return facts(config, experiment, "train") | {
+    return facts(experiment, "train") | {
         "status": "formula",
         "arguments": sharding.bytes_per_device(state) + sharding.bytes_per_device(batch),
-        "temporaries": sharding.bytes_per_device(experiment.select(state.params))
+        "temporaries": sharding.bytes_per_device(step.trained(state.params))
         + _bytes_beside(kept, jax.tree.leaves(state.params)),
     }
 

@@ -140,6 +140,6 @@ def _exaflops(model: Mapping[str, Any], image_size: int, seen: int | None, train
         return None
     try:
         headless = create_model(**{**model, "num_classes": 0})
-        return train_exaflops(headless, image_size, seen, is_trained(train_only))
+        return train_exaflops(headless, image_size, seen, is_trained(train_only) if train_only else None)
     except (UserError, TypeError, ValueError, re.error):  # a model or pattern that this version does not take
         return None

@@ -12,7 +12,7 @@ from vit_jax.data.overlap import check_disjoint, count_shared
 from vit_jax.data.sources import MissingDataError, Source
 from vit_jax.data.sources.splits import resolve
 from vit_jax.errors import UserError
-from vit_jax.experiment.build import open_data, open_eval_source, training_data_sets
+from vit_jax.experiment.data import open_data, open_eval_source, training_data_sets
 from vit_jax.experiment.evaluations import open_test_data
 from vit_jax.experiment.leakage import sources_behind
 

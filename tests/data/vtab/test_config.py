@@ -36,7 +36,7 @@ def test_task_dry_runs_without_its_data(name):
     assert f"data      vtab:{name} (train800val200): 1,000 images expected, NOT HERE YET" in text
     assert "2,500 steps of 512 images" in text
     assert built.num_classes == TASKS[name].num_classes
-    assert built.abstract_batch["image"].shape == (512, 384, 384, 3)
+    assert built.batch_shapes["image"].shape == (512, 384, 384, 3)
 
 
 def test_weights_tell_the_model_and_are_not_fetched_for_a_dry_run():

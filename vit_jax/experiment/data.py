@@ -1,0 +1,153 @@
+"""The data of a run: sources, what is done to images, training batches. `data` is the config's part of that name."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vit_jax import sharding
+from vit_jax.data.randaugment import RandAugment
+from vit_jax.data.sources import RealLabels, Source, load_real_labels, open_source
+from vit_jax.data.sources.mixture import Mixture
+from vit_jax.data.transforms import EvalTransform, TrainTransform
+from vit_jax.errors import UserError
+
+
+def train_transform(data: ConfigDict) -> TrainTransform:
+    """What is done to each training image; `data` is the part of the config about data."""
+    randaugment = None
+    if data.randaugment_layers:
+        randaugment = RandAugment(
+            data.randaugment_layers,
+            data.randaugment_magnitude,
+            data.randaugment_magnitude_std,
+            data.randaugment_operations,
+        )
+    return TrainTransform(
+        image_size=data.image_size,
+        inception_crop=data.inception_crop,
+        min_area=data.crop_min_area,
+        random_crop_from=data.random_crop_from,
+        flip=data.flip,
+        resize=data.resize,
+        randaugment=randaugment,
+        exif_orientation=data.exif_orientation,
+    )
+
+
+def eval_transform(data: ConfigDict) -> EvalTransform:
+    """What is done to each image of an evaluation; `data` is the part of the config about data."""
+    return EvalTransform(
+        image_size=data.image_size,
+        resize_small=data.eval_resize_small,
+        resize=data.eval_resize,
+        exif_orientation=data.exif_orientation,
+    )
+
+
+def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
+    """Opens the data for training and, if there are, for evaluation; `data` is the part of the config about data.
+
+    Raises:
+      MissingDataError: they are not there.
+      UserError: they are not as they should be.
+    """
+    train_source = open_train_source(data)
+    expected = data.expected_train_images
+    if expected and abs(len(train_source) - expected) > data.expected_within * expected:
+        raise UserError(
+            f"{train_source.name}/{data.train_split} has {len(train_source)} images, but data.expected_train_images is "
+            f"{expected}. Complete the data set, or pass --config.data.expected_train_images={len(train_source)} if "
+            "that is how it should be."
+        )
+    if data.eval_split is None:
+        if data.eval_labels:
+            raise UserError("data.eval_labels is set, but data.eval_split, whose labels they are, is not.")
+        return train_source, None
+    eval_source = open_eval_source(data, train_source.class_names)
+    if eval_source.class_names and train_source.class_names:
+        differing = sorted(set(train_source.class_names) ^ set(eval_source.class_names))
+        if list(eval_source.class_names) != list(train_source.class_names):
+            raise UserError(
+                f"{train_source.name}/{train_source.split}, to train on, and {eval_source.name}/{eval_source.split}, "
+                f"to evaluate on, have different classes, so labels would not mean the same: {len(differing)} are in "
+                f"one of them only, such as {differing[:5]}."
+            )
+    return train_source, eval_source
+
+
+def open_eval_source(data: ConfigDict, class_names: Sequence[str] | None = None) -> Source:
+    """Opens the evaluation split, which must be set.
+
+    Args:
+      data: the part of the config about data.
+      class_names: of the model or of the training data; see `open_source`.
+
+    Raises:
+      MissingDataError: the data are not there.
+      UserError: they are not as they should be.
+    """
+    source = open_data(data, data.dataset, data.eval_split, class_names)
+    return RealLabels(source, load_real_labels(data.eval_labels)) if data.eval_labels else source
+
+
+def open_data(data: ConfigDict, dataset: str, split: str, class_names: Sequence[str] | None = None) -> Source:
+    """Opens a split of a data set with the config's options.
+
+    Args:
+      data: the part of the config about data.
+      dataset: the data set.
+      split: its split.
+      class_names: see `open_source`.
+
+    Raises:
+      MissingDataError: it is not there.
+      UserError: it is not as it should be.
+    """
+    return open_source(
+        dataset,
+        split,
+        how_to_prepare=data.how_to_prepare,
+        image_key=data.image_key,
+        label_key=data.label_key,
+        max_labels=data.max_labels,
+        class_names=class_names,
+    )
+
+
+def training_data_sets(data: ConfigDict) -> list[tuple[str, float]]:
+    """The data sets to train on, with their weights; several in a mixture. `data` is the config's part about data.
+
+    Raises:
+      UserError: a mixture is not as it should be.
+    """
+    if not data.mixture:
+        return [(data.dataset, 1.0)]
+    try:
+        return [(str(dataset), float(weight)) for dataset, weight in data.mixture]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"data.mixture takes pairs of data set and weight, got {data.mixture!r}.") from error
+
+
+def open_train_source(data: ConfigDict) -> Source:
+    """Opens the data for training; `data` is the part of the config about data.
+
+    Raises:
+      MissingDataError: they are not there.
+      UserError: they are not as they should be.
+    """
+    pairs = training_data_sets(data)
+    sources = [open_data(data, dataset, data.train_split) for dataset, _ in pairs]
+    return Mixture(sources, [weight for _, weight in pairs]) if data.mixture else sources[0]
+
+
+def batch_shapes(batch_size: int, image_size: int, max_labels: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a training batch; with `max_labels` 1 an image has one label."""
+    labels = (batch_size, max_labels) if max_labels > 1 else (batch_size,)
+    shapes = {
+        "image": jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct(labels, jnp.int32),
+    }
+    return sharding.with_sharding(shapes, sharding.batch_sharding(mesh))

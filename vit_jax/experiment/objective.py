@@ -1,0 +1,32 @@
+"""What a run learns. A new objective is a function of the config and a line in `OBJECTIVES`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.errors import unknown_name
+from vit_jax.objectives import Objective
+from vit_jax.objectives.classification import Classification
+from vit_jax.objectives.losses import make_loss
+from vit_jax.objectives.mixup import Mixing
+
+
+def _classification(config: ConfigDict) -> tuple[Objective, dict[str, Any]]:
+    loss = make_loss(config.loss, config.label_smoothing)
+    return Classification(loss, Mixing(config.mixup_alpha, config.cutmix_alpha)), {}
+
+
+# By the config's `objective`: the objective, and attributes of the model that it needs, such as `{"num_classes": 0}`.
+OBJECTIVES: dict[str, Callable[[ConfigDict], tuple[Objective, dict[str, Any]]]] = {"classification": _classification}
+
+
+def make_objective(config: ConfigDict) -> tuple[Objective, dict[str, Any]]:
+    """Makes the objective; see `OBJECTIVES`.
+
+    Raises:
+      UserError: there is none of that name, or a field is not as it should be.
+    """
+    if config.objective not in OBJECTIVES:
+        raise unknown_name("objective", config.objective, OBJECTIVES)
+    return OBJECTIVES[config.objective](config)
