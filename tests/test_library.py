@@ -107,7 +107,7 @@ def test_functions_take_strings_for_paths_and_train_where_an_event_loop_runs(con
     curves.plot_curves([path], f"{tmp_path}/curves.png")
     assert read_facts(path).num_classes == 10
     assert read_parameters(f"{path}/checkpoints")[0] == 4
-    assert len(read_starts(path)) == len(workdir.read_segments(path)) == 1
+    assert len(read_starts(path)) == len(workdir.read_starts(path)) == 1
     assert read_jsonl(f"{path}/metrics.jsonl")
     with Checkpoints(f"{path}/checkpoints", keep=2) as kept:
         assert kept.latest_step() == 4
@@ -227,6 +227,6 @@ def test_starts_of_a_run_are_put_together_by_step(tmp_path):
 
     lines = [start(0), start(4), start(6, seed=1), "damaged", start(2, seed=2), start(5, seed=2, watchdog_seconds=9)]
     (tmp_path / "starts.jsonl").write_text("\n".join(lines) + "\n")
-    segments = workdir.read_segments(tmp_path)
-    assert [(each.first_step, each.config["seed"]) for each in segments] == [(0, 0), (2, 2), (5, 2)]
-    assert workdir.describe_changes(segments) == ["seed 0 -> 2 from step 3 on"]
+    starts = workdir.read_starts(tmp_path)
+    assert [(each.step, each.fields["seed"]) for each in starts] == [(0, 0), (4, 0), (6, 1), (2, 2), (5, 2)]
+    assert workdir.describe_changes(starts) == ["seed 0 -> 2 from step 3 on"]

@@ -102,16 +102,16 @@ MUTATIONS = [
     ),
     Mutation(
         WORKDIR,
-        "before = flatten(json.loads(base_config().to_json())) | flatten(recorded)",
-        "before = flatten(recorded)",
+        "_changed({**defaults(), **flatten(recorded)}, ",
+        "_changed(flatten(recorded), ",
         f"{TEST_WORKDIR}::test_fields_without_effect_may_change_and_younger_fields_had_their_defaults",
         "workdirs from before a field resume",
     ),
     Mutation(
-        WORKDIR,
+        "vit_jax/run/lease.py",
         "stands_still = found.value == seen and time.monotonic() - since > _LEASE_SECONDS",
         "stands_still = found.value == seen",
-        f"{TEST_WORKDIR}::test_lease_of_another_machine_is_taken_over_when_it_stands_still",
+        "tests/run/test_lease.py::test_lease_of_another_machine_is_taken_over_when_it_stands_still",
         "a bucket's lock is taken over only after a minute without heartbeat",
     ),
     Mutation(

@@ -11,7 +11,6 @@ from vit_jax.report.listings import results_table, runs_table
 from vit_jax.report.measured import ACCURACY
 from vit_jax.report.run_results import find
 from vit_jax.report.seeds import group
-from vit_jax.run import workdir
 
 FIELDS = flatten(json.loads(base_config().to_json()))
 MODEL = {"name": "ViT-Ti/16", "num_classes": 3, "dtype": "bfloat16"}
@@ -74,10 +73,6 @@ def test_lists_name_fields_there_are_with_a_reason_each():
             assert len(reason) > 5
             assert name in FIELDS or (name.endswith(".") and any(field.startswith(name) for field in FIELDS)), name
     assert not settings.ONLY_EVALUATION.keys() & settings.ONLY_TRAINING.keys()
-
-
-def test_fields_that_a_resumed_run_may_change_set_nothing_apart():
-    assert all(is_in(name, settings.WITHOUT_EFFECT) for name in workdir._WITHOUT_EFFECT)
 
 
 def test_defaults_of_a_model_are_the_same_whether_they_are_written_out_or_not():

@@ -15,25 +15,14 @@ from typing import Any
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
 from vit_jax.report.names import has_records
+from vit_jax.run import workdir
 
 # What is measured of something: fields and their values, in the order of the fields.
 Settings = tuple[tuple[str, Any], ...]
 
 # Fields that change no number by more than rounding. A name that ends in a dot is a group of fields.
 WITHOUT_EFFECT = {
-    "data.expected_train_images": "it is only compared with the data set",
-    "data.expected_within": "it is only compared with the data set",
-    "data.how_to_prepare": "it is part of a message",
-    "data.num_threads": "the order of examples does not depend on it",
-    "data.num_workers": "the order of examples does not depend on it",
-    "data.prefetch": "the order of examples does not depend on it",
-    "data.max_bad_records": "a run with more bad images ends; which images are bad is up to the data",
-    "mesh.": "the same sums in another order; with rng='rbg' also other draws of the same noise, as with another seed",
-    "sharding": "the same sums in another order",
-    "sharding_rules": "the same sums in another order",
-    "model.remat": "it computes the same again instead of keeping it",
-    "compiler_options": "the same operations in another program",
-    "eval_batch_size": "the same sums in another order",
+    **workdir.WITHOUT_EFFECT,
     "eval_every_steps": "the metrics of the last step count",
     "fewshot.every_steps": "the metrics of the last step count",
     "variants.every_steps": "the metrics of the last step count",
@@ -41,8 +30,6 @@ WITHOUT_EFFECT = {
     "checkpoint.every_steps": "a resumed run is the same run",
     "checkpoint.keep": "a resumed run is the same run",
     "checkpoint.keep_best": "the last parameters count; what begins with the best ones, or measures them, is set apart",
-    "watchdog_seconds": "it ends a run that hangs",
-    "profile.": "it records what is computed",
 }
 # Fields that count in another form.
 COUNTED_ELSEWHERE = {

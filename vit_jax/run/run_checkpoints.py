@@ -11,7 +11,8 @@ from vit_jax.files import AnyPath, write_atomically
 from vit_jax.multihost import processes
 from vit_jax.multihost.signals import Stopped
 from vit_jax.run.journal import Journal, NonFiniteError
-from vit_jax.run.workdir import FAILURE, LockLostError
+from vit_jax.run.lease import LockLostError
+from vit_jax.run.workdir import FAILURE
 from vit_jax.train_step import TrainState
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from typing import Any
 
 from vit_jax.console import format_seconds
 from vit_jax.files import AnyPath, parse_path, write_atomically
+from vit_jax.run import workdir as workdirs
 from vit_jax.run.accounting import describe_cost, read_starts, total_cost
 from vit_jax.run.facts import read_facts
 from vit_jax.run.metrics import TIME_PREFIX, read_jsonl
-from vit_jax.run.workdir import describe_changes, read_segments
 
 
 def write_summary(
@@ -42,7 +42,7 @@ def write_summary(
     last = {name: value for row in rows for name, value in row.items()}
     summary = dict(head)
     # Without this, the config alone would hide that its length, batch size or learning rate changed between two starts.
-    if changes := describe_changes(read_segments(workdir)):
+    if changes := workdirs.describe_changes(workdirs.read_starts(workdir)):
         summary["changed_on_the_way"] = changes
     names = [f"{eval_split}/{name}" for name in ("accuracy", "loss", "examples")]
     summary |= {name: last[name] for name in names if name in last}
