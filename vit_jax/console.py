@@ -7,11 +7,12 @@ import io
 import logging
 import os
 import re
+import select
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -81,6 +82,35 @@ def print_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError, io.UnsupportedOperation):  # replaced, or closed
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+# ---- Commands.
+
+
+def run_command(main: Callable[[list[str]], object]) -> NoReturn:
+    """Runs a command with the arguments of this process, and exits with its status.
+
+    A reader of stdout that goes away early (`| head`) is no error: it has what it wanted.
+    """
+    try:
+        try:
+            status = main(sys.argv[1:])
+        except SystemExit as end:
+            status = end.code
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not lost_reader():  # another pipe, such as a worker's
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at its end
+        status = 0
+    sys.exit(status)  # type: ignore[arg-type]
+
+
+def lost_reader() -> bool:
+    """Whether nobody can read stdout any more."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 # ---- Tables.

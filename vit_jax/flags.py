@@ -1,42 +1,56 @@
-"""What the commands that take a --config share: flags, and mistakes told in one message."""
+"""The flags that commands with a --config share, their --help, and one message for each mistake."""
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 
-from absl import flags
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from vit_jax.config import set_length
+from vit_jax.console import run_command
 from vit_jax.errors import UserError
 
 _CLEAR = re.compile(r"--config\.([\w.]+)=None")
+_HELP = ("--help", "-help", "-h", "--helpshort", "-?")
+_COLUMNS = 100
 
 
 def define_config() -> flags.FlagHolder[ConfigDict]:
     """Defines --config and --config.<field>; once in a process."""
-    return config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py.", lock_config=True)
+    return config_flags.DEFINE_config_file(
+        "config", None, "Config file, such as configs/quickstart.py; its arguments follow a colon.", lock_config=True
+    )
 
 
-def parse(argv: Sequence[str], config: flags.FlagHolder[ConfigDict], check: Callable[[], None]) -> list[str]:
-    """Parses the command line; a mistake in it is one message and exit status 1, not a traceback.
+def run(
+    main: Callable[[list[str]], object], config: flags.FlagHolder[ConfigDict], check: Callable[[], None] = lambda: None
+) -> None:
+    """Runs a command with flags: parses them, or prints --help, and exits with the status that `main` returns.
+
+    A mistake in the command line is one message and exit status 1, not a traceback.
 
     Args:
-      argv: the program's name and its arguments.
+      main: takes the program's name in a list.
       config: from `define_config`.
-      check: called when all is parsed; raises `UserError` if flags are missing or do not go together.
-
-    Returns:
-      The positional arguments.
+      check: called after parsing; raises `UserError` if flags are missing or contradict each other.
     """
+    run_command(lambda _: app.run(main, flags_parser=lambda argv: _parse(argv, config, check)))
+
+
+def _parse(argv: Sequence[str], config: flags.FlagHolder[ConfigDict], check: Callable[[], None]) -> list[str]:
+    if any(each in _HELP for each in argv[1:]):
+        print(_help())
+        raise SystemExit(0)
     try:
         cleared = [match[1] for each in argv if (match := _CLEAR.fullmatch(each))]
         positional = flags.FLAGS([each for each in argv if not _CLEAR.fullmatch(each)])
         if len(positional) > 1:
             raise UserError(f"unexpected argument {positional[1]!r}; fields are set with --config.<field>=<value>.")
         if config.value is None:
-            raise UserError("--config is missing, e.g. --config=configs/quickstart.py. --help tells more.")
-        config.value.lock()  # fails if the config file itself could not be read
+            raise UserError("--config is missing, e.g. --config=configs/quickstart.py. --help lists all flags.")
+        config.value.lock()  # raises if the config file itself could not be read
         for field in cleared:
             _clear(config.value, field)
         set_length(config.value, config_flags.get_override_values(flags.FLAGS[config.name]).keys() - set(cleared))
@@ -44,6 +58,28 @@ def parse(argv: Sequence[str], config: flags.FlagHolder[ConfigDict], check: Call
         return positional
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise SystemExit(report(error)) from error
+
+
+def _help() -> str:
+    """Returns the docstring of the command, and all flags that it and this module define."""
+    ours = [name for name in flags.FLAGS.flags_by_module_dict() if name in (sys.argv[0], __name__)]
+    found = {flag.name: flag for module in ours for flag in flags.FLAGS.get_flags_for_module(module)}
+    entries = list(map(_describe, found.values()))
+    entries.append(("--config.<field>=<value>", "Sets a field of the config; vit_jax/config.py lists all of them."))
+    return "\n".join([(sys.modules["__main__"].__doc__ or "").strip(), "\nflags:", *_lines(sorted(entries))])
+
+
+def _describe(flag: flags.Flag) -> tuple[str, str]:
+    kind = "|".join(getattr(flag.parser, "enum_values", ())) or flag.flag_type().replace("config object", "file")
+    usage = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}=<{kind}>"
+    default = f" Default: {flag.default}." if flag.default else ""
+    return usage, f"{flag.help.removeprefix(f'<{kind}>: ')}{default}"
+
+
+def _lines(entries: Sequence[tuple[str, str]]) -> Iterator[str]:
+    for usage, text in entries:
+        yield f"  {usage}"
+        yield from textwrap.wrap(text, _COLUMNS, initial_indent="      ", subsequent_indent="      ")
 
 
 def _clear(config: ConfigDict, field: str) -> None:
@@ -62,7 +98,7 @@ def report(error: Exception) -> int:
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if nearest := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):  # from ml_collections
         message = f"unknown config field {nearest[2]!r}. Did you mean {nearest[1]!r}?"
-    # What a config file itself refuses arrives as text: a traceback that ends with our error.
+    # An error in a config file arrives as text: a traceback that ends with our error.
     message = message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2].strip()
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 1

@@ -7,22 +7,22 @@ A config file may take arguments after a colon, and any of its fields can be set
     python -m vit_jax.main --config=configs/cifar10.py:data=/data/cifar10.zip --workdir=runs/cifar10 \
         --config.optimizer.learning_rate=3e-4 --config.model.name=ViT-S/4
 
-Look before you train: --dry_run prints the resolved config, the parameters, which of them weight decay touches, the
-learning rate along the run, how the state lies on the devices of this process, and what would be trained, and ends.
+Look before you train: with --dry_run it prints the resolved config, the parameters, which of them decay, the learning
+rate along the run, how the state is sharded over the devices, and what would be trained. Nothing is written.
 
-Evaluate without training: --mode=eval measures the run in --workdir, if there is one, or else --config.weights (a
-released checkpoint, a file, the workdir of a run), on all that the config evaluates. With --dry_run it prints the
-weights, the model as it will be, and what would be evaluated on how many images, and ends.
+Evaluate without training: --mode=eval measures the run in --workdir, or else --config.weights (a released checkpoint,
+a file, the workdir of a run), on everything that the config evaluates. With --dry_run it prints weights, model and
+data instead.
 
-The same command in the same --workdir goes on where the last start ended, to the bit. SIGTERM or Ctrl-C save and end
-the run with status 143 or 130; mistakes end it with status 1 and one message. vit_jax/config.py lists all fields.
+The same command in the same --workdir resumes exactly where the last start ended. SIGTERM and Ctrl-C save the state and
+end the run with status 143 or 130; mistakes end it with status 1 and one message. vit_jax/config.py lists all fields.
 
 On several hosts, start the same command on each, with one workdir for all. On Cloud TPU, SLURM and GKE the processes
-find each other; elsewhere say who is who (docs/pods.md also lists what each exit status asks a launcher to do):
+find each other; elsewhere pass their addresses (docs/pods.md also explains each exit status to launchers):
 
     python -m vit_jax.main --config=... --workdir=... --coordinator_address=host0:1234 --num_processes=2 --process_id=0
 
-By VIT_JAX_RUN_TOKEN, a secret that you set to the same value on all hosts, they know each other from strangers.
+VIT_JAX_RUN_TOKEN, a secret that you set to the same value on all hosts, keeps strangers out of the run.
 """
 
 import errno
@@ -31,10 +31,12 @@ import os
 import sys
 import traceback
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
+from vit_jax import flags as common_flags
+from vit_jax.console import lost_reader
 from vit_jax.data.sources import MissingDataError
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, format_metrics, place_to_evaluate
@@ -42,7 +44,6 @@ from vit_jax.experiment import build, dry_run, leakage
 from vit_jax.experiment.evaluations import build_evaluation, open_test_data
 from vit_jax.field_checks import Number
 from vit_jax.flags import define_config, report
-from vit_jax.flags import parse as parse_flags
 from vit_jax.multihost import processes
 from vit_jax.multihost.signals import Stopped
 from vit_jax.run import summary
@@ -52,21 +53,21 @@ from vit_jax.run.workdir import parse
 from vit_jax.train import train
 
 _CONFIG = define_config()
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder (or gs://bucket/folder) for checkpoints, metrics and results; made if need be."
-)
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or only evaluate.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be trained, or evaluated, and end.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder (or gs://bucket/folder) for checkpoints, metrics and results.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train, or eval to only evaluate.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be trained, or evaluated, and exit.")
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-    "allow_config_change", False, "Go on in a workdir that belongs to another config."
+    "allow_config_change", False, "Continue in a workdir that belongs to another config."
 )
 _ALLOW_DATA_CHANGE = flags.DEFINE_bool(
-    "allow_data_change", False, "Evaluate on today's data, although they have changed since the run was trained."
+    "allow_data_change", False, "Evaluate on today's data although they have changed since the run was trained."
 )
-_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, for all processes the same.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
-_LOST_AFTER = flags.DEFINE_float("lost_after_seconds", 60.0, "A process without a sign of life for so long is lost.")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0; the same for all processes.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+_LOST_AFTER = flags.DEFINE_float(
+    "lost_after_seconds", 60.0, "A process that gives no sign of life for this long is lost."
+)
 
 
 _SECONDS = Number(1, 10**6)
@@ -90,15 +91,16 @@ def _set_up_logging() -> None:
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout, force=True
     )
     logging.getLogger("vit_jax").setLevel(logging.INFO)
-    # Orbax logs tracebacks of its threads through absl; what matters in them reaches us as errors.
+    logging.raiseExceptions = False  # a run does not need a reader: `| head`
+    # Orbax logs tracebacks of its threads through absl; the errors reach us anyway.
     absl_logging.set_verbosity(absl_logging.FATAL)
 
 
 def main(_: list[str]) -> None:
-    """The command."""
+    """Runs the command."""
     status = _main()
     if status:
-        # All that can be saved is on disk. Threads of libraries may still wait for what will not come, or print
+        # Everything that can be saved is on the disk. Threads of libraries may still wait for other processes, or print
         # tracebacks because they cannot flush to a full disk.
         sys.stdout.flush()
         sys.stderr.flush()
@@ -106,7 +108,7 @@ def main(_: list[str]) -> None:
 
 
 def _main() -> int:
-    """Does what the flags say; returns the exit status."""
+    """Returns the exit status."""
     ledger = Ledger(start_up_seconds=process_age())
     _set_up_logging()
     use_compilation_cache()
@@ -121,6 +123,8 @@ def _main() -> int:
             return 0
         return _run(ledger)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and lost_reader():
+            raise  # for `run_command`
         return _fail(error)
 
 
@@ -149,10 +153,10 @@ def _run(ledger: Ledger) -> int:
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, lost_after_seconds=_LOST_AFTER.value
     )
     if not processes.is_main_process():
-        logging.getLogger("vit_jax").setLevel(logging.WARNING)  # all say the same; one is enough
+        logging.getLogger("vit_jax").setLevel(logging.WARNING)  # all log the same
     if _MODE.value == "eval":
         result = evaluate(_CONFIG.value, _WORKDIR.value or None, allow_data_change=_ALLOW_DATA_CHANGE.value)
-        is_main_process = processes.is_main_process()  # nobody is another one once all have parted
+        is_main_process = processes.is_main_process()  # after the shutdown, every process is one
         processes.shutdown()
         if is_main_process:
             print(f"\n{format_metrics(result['metrics'])}\n")
@@ -184,8 +188,8 @@ def _fail(error: Exception) -> int:
         return lost.exit_status
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         error = UserError(
-            f"{error}. Checkpoints that were whole still are; see to it and run the same command again, which goes on "
-            "from the newest one."
+            f"{error}. Existing checkpoints are intact. Fix the problem and run the same command again to resume from "
+            "the newest."
         )
     if isinstance(error, UserError):
         status = report(error)
@@ -198,7 +202,7 @@ def _fail(error: Exception) -> int:
 
 def run() -> None:
     """Entry point of `python -m vit_jax.main`."""
-    app.run(main, flags_parser=lambda argv: parse_flags(argv, _CONFIG, _check_flags))
+    common_flags.run(main, _CONFIG, _check_flags)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 
 from vit_jax import sharding
 from vit_jax.config import CHECKS
-from vit_jax.console import Progress, num_cpus, print_any_text, show_name, show_names
+from vit_jax.console import Progress, num_cpus, print_any_text, run_command, show_name, show_names
 from vit_jax.data.sources.trees import IMAGE_SUFFIXES, MAX_FILE_BYTES, Found, find_files, is_litter
 from vit_jax.data.transforms import ImageError
 from vit_jax.errors import UserError
@@ -252,9 +252,8 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:  # for `run_command`
+        raise
     except OSError as error:  # such as a full disk behind `>`
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -297,4 +296,4 @@ def _predict(predictor: Predictor, found: Found, top: int, as_json: bool) -> int
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.console import num_cpus, print_any_text, show_name
+from vit_jax.console import num_cpus, print_any_text, run_command, show_name
 from vit_jax.data.sources import NO_LABEL, Example, MissingDataError, Source, open_source
 from vit_jax.data.transforms import ImageError
 from vit_jax.errors import UserError
@@ -281,4 +281,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

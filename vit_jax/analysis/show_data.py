@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict
 
+from vit_jax import flags as common_flags
 from vit_jax.config import check_fields
 from vit_jax.data.pipeline import BatchLoader, IndexStream
 from vit_jax.data.sources import NO_LABEL, BadRecordError, Source
@@ -27,7 +28,7 @@ from vit_jax.data.transforms import ImageError, TrainTransform
 from vit_jax.errors import UserError
 from vit_jax.experiment import data
 from vit_jax.files import write_atomically
-from vit_jax.flags import define_config, parse, report
+from vit_jax.flags import define_config, report
 from vit_jax.objectives.mixup import Mixing, neighbours
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def run() -> None:
         print(path)
         return 0
 
-    app.run(main, flags_parser=lambda argv: parse(argv, config, lambda: None))
+    common_flags.run(main, config)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from vit_jax.console import format_table
+from vit_jax.console import format_table, run_command
 from vit_jax.costs.products import FlopsRow, Trained, count_model
 from vit_jax.errors import UserError
 from vit_jax.models import create_model, list_models
@@ -213,4 +213,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -35,12 +35,13 @@ import sys
 import time
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
+from vit_jax import flags as common_flags
 from vit_jax.console import format_seconds
 from vit_jax.errors import UserError
-from vit_jax.flags import define_config, parse, report
+from vit_jax.flags import define_config, report
 from vit_jax.plan.compiling import check_compiler, end_on_signals
 from vit_jax.plan.plan_row import PlanRow, failures, plan_record, plan_row
 from vit_jax.plan.search import rows_for
@@ -178,7 +179,7 @@ def _main(_: list[str]) -> int:
 
 def run() -> None:
     """Entry point of `python -m vit_jax.plan`."""
-    app.run(_main, flags_parser=lambda argv: parse(argv, _CONFIG, _check_flags))
+    common_flags.run(_main, _CONFIG, _check_flags)
 
 
 if __name__ == "__main__":

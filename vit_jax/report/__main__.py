@@ -12,10 +12,10 @@ what was done in another way than in the paper. Folders that tell nothing are li
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
+from vit_jax.console import run_command
 from vit_jax.errors import UserError
 from vit_jax.flags import report as report_error
 from vit_jax.report import figures
@@ -81,12 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if out is not None:
             print(f"Written to {out}: report.md, and each table and picture as a file.")
         sys.stdout.flush()
-    except BrokenPipeError:  # such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # for `run_command`
+        raise
     except (UserError, OSError) as error:
         return report_error(error)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

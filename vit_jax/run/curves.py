@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.console import print_any_text, show_name
+from vit_jax.console import print_any_text, run_command, show_name
 from vit_jax.errors import UserError
 from vit_jax.files import AnyPath, parse_path, write_atomically
 from vit_jax.run.metrics import read_jsonl
@@ -146,4 +146,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -24,11 +24,11 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vit_jax.console import run_command
 from vit_jax.errors import UserError
 from vit_jax.flags import report
 from vit_jax.json_files import read_object
@@ -199,9 +199,8 @@ def main(arguments: Sequence[str]) -> int:
             with Children() as children:
                 collected = run_sweep(tasks, path, children.train)
         return _tell(collected, path)
-    except BrokenPipeError:  # such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:  # for `run_command`
+        raise
     except Stopped as stopped:
         logger.info("%s: run the same command to go on", stopped)
         return 128 + stopped.signum
@@ -258,4 +257,4 @@ if __name__ == "__main__":
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout, force=True
     )
     logging.getLogger("vit_jax").setLevel(logging.INFO)
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 
+from vit_jax.console import run_command
 from vit_jax.errors import UserError
 from vit_jax.weights import Weights, get_checkpoint, list_checkpoints, load, save
 
@@ -148,4 +149,4 @@ def _print_facts(weights: Weights) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from vit_jax.console import run_command
 from vit_jax.errors import UserError
 
 _COMMANDS = "imagenet21k | image_folder | manifest | tfds | dedup | check"
@@ -232,6 +233,8 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # for `run_command`
+        raise
     except OSError as error:  # such as an unreadable folder
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -341,4 +344,4 @@ def _check(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

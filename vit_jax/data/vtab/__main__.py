@@ -13,7 +13,7 @@ import argparse
 import pathlib
 import sys
 
-from vit_jax.console import format_table
+from vit_jax.console import format_table, run_command
 from vit_jax.data.vtab.manifest import differences, make_manifest, read_manifest, write_manifest
 from vit_jax.data.vtab.source import find_data
 from vit_jax.data.vtab.tasks import TASKS, Task, get_task
@@ -49,6 +49,8 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # for `run_command`
+        raise
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -114,4 +116,4 @@ def _check(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)
