@@ -215,7 +215,7 @@ def test_bucket_that_does_not_exist_is_one_error(emulator):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # other arrays' writes fail later
 def test_checkpoint_that_cannot_be_written_is_one_error(emulator):
     checkpoints = Checkpoints(workdir.parse("gs://nowhere/run"), keep=1)
-    with pytest.raises(UserError, match=r"could not write a checkpoint to gs://nowhere/run: (.|\n)*See to the cause"):
+    with pytest.raises(UserError, match=r"could not write a checkpoint to gs://nowhere/run: (.|\n)*Fix the cause"):
         checkpoints.save(1, tree())
         checkpoints.wait()
 

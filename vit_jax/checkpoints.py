@@ -1,11 +1,11 @@
-"""Checkpoints through Orbax: written in the background, several kept, and never half of one taken for a whole.
+"""Checkpoints through Orbax: written in the background, verified when they are read.
 
-Orbax writes into a temporary folder and renames it when all is there. On top, each checkpoint carries a fingerprint of
-every array and one checksum over its step, these fingerprints and the extra data. A checkpoint that was damaged later,
-or renamed to another step, fails the checksum and is set aside; the one before is used.
+Orbax writes into a temporary folder and renames it when it is complete. Besides, each checkpoint has a fingerprint of
+every array, and one checksum over its step, these fingerprints and the extra data. A checkpoint that was damaged later,
+or renamed to another step, fails the checksum; it is set aside, and the one before is used.
 
 In a bucket, where folders cannot be renamed, Orbax writes in place and an object `commit_success.txt` last; without it
-a folder is no checkpoint.
+a folder is not a checkpoint.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,10 +40,20 @@ logger = logging.getLogger(__name__)
 PyTree = Any
 T = TypeVar("T")
 
-# After so long a process that waits for the others in a save gives up; files of a large model take minutes.
+# A process that waits this long for the others in a save gives up; the files of a large model take minutes.
 _SAVE_SECONDS = 1200
-
 _SPACE_FOR_SMALL_FILES = 1_000_000  # metadata, in bytes; generous
+_ITEMS = ("tree", "extra")
+_CHECKSUM = "checksum"
+# What versions before the checksum saved. Without a checksum, any other key is damage.
+_KEYS_WITHOUT_CHECKSUM = {"arrays", "data", "window", "accuracy"}
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint can be read, but its contents changed since it was written."""
+
+
+# ---- Fingerprints and checksums.
 
 
 def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
@@ -50,8 +61,8 @@ def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
         unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
         bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
         position = jnp.arange(leaf.size, dtype=jnp.uint32).reshape(leaf.shape)
-        # Sums modulo 2^32 do not depend on the order, thus not on how the array is sharded; the odd weights notice
-        # values that changed places.
+        # Sums modulo 2^32 do not depend on the order, thus not on the sharding; the odd weights notice values that
+        # changed places.
         return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
 
     return jnp.stack([fingerprint(leaf) for leaf in leaves])
@@ -63,86 +74,152 @@ def _jitted_fingerprints(sharding: NamedSharding | None) -> jax.stages.Wrapped:
 
 
 def fingerprints(tree: PyTree) -> dict[str, int]:
-    """A 32-bit fingerprint of each array's bits, by its path in the tree. Equal for every sharding of the array."""
+    """Returns a 32-bit fingerprint of each array's bits by its path in the tree. Shardings make no difference."""
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
     sharding = leaves[0].sharding
-    # Every process wants to know all of them.
+    # Every process gets all of them.
     everywhere = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
     values = np.asarray(_jitted_fingerprints(everywhere)(list(leaves)))
     return {jax.tree_util.keystr(path): int(value) for path, value in zip(paths, values, strict=True)}
 
 
-def _describe(tree: PyTree, prints: dict[str, int] | None = None) -> dict[str, dict[str, Any]]:
-    """Shape and dtype of each array by its path, and its fingerprint if given; JSON-compatible."""
-    arrays: dict[str, dict[str, Any]] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path)
-        arrays[name] = {"shape": list(leaf.shape), "dtype": str(jnp.dtype(leaf.dtype))}
-        if prints:
-            arrays[name]["fingerprint"] = prints[name]
-    return arrays
+def _check_fingerprints(tree: PyTree, expected: dict[str, int]) -> None:
+    found = fingerprints(tree)
+    differing = [name for name, value in expected.items() if found[name] != value]
+    if differing:
+        raise DamagedCheckpointError(f"contents of {len(differing)} arrays changed, such as {differing[0]}")
 
 
-class DamagedCheckpointError(Exception):
-    """A checkpoint that can be read, but not as it was written."""
-
-
-_CHECKSUM = "checksum"
-# What versions before the checksum saved. Any other key without a checksum is a damaged one.
-_KEYS_WITHOUT_CHECKSUM = {"arrays", "data", "window", "accuracy"}
+def _describe(tree: PyTree) -> dict[str, dict[str, Any]]:
+    """Returns the shape and dtype of each array by its path, JSON-compatible."""
+    return {
+        jax.tree_util.keystr(path): {"shape": list(leaf.shape), "dtype": str(jnp.dtype(leaf.dtype))}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _checksum(step: int, contents: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([step, contents], sort_keys=True).encode()).hexdigest()
 
 
-def _verified(step: int, extra: Any) -> dict[str, Any]:
-    """The extra data of a checkpoint without their checksum.
-
-    Raises:
-      DamagedCheckpointError: they are not those that were saved for this step.
-    """
-    if not isinstance(extra, dict) or not isinstance(extra.get("arrays"), dict):
-        raise DamagedCheckpointError("the description of its arrays is missing")
-    contents = {name: value for name, value in extra.items() if name != _CHECKSUM}
-    if _CHECKSUM in extra:
-        intact = extra[_CHECKSUM] == _checksum(step, contents)
-    else:
-        intact = contents.keys() <= _KEYS_WITHOUT_CHECKSUM
-    if not intact:
-        raise DamagedCheckpointError(f"its contents do not match the checksum of step {step}")
-    return contents
+# ---- Reading.
 
 
 def _means_damage(error: Exception) -> bool:
-    """Whether an error in reading says that the files are bad, rather than the memory or the disk of this machine."""
+    """Whether an error in reading means damaged files, rather than trouble of this machine or its network."""
     passing = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED",
                "Out of memory")  # fmt: skip
-    way_to_a_bucket = ("aiohttp", "gcsfs", "google", "requests")
     cause: BaseException | None = error
-    while cause:  # Orbax wraps what TensorStore says
+    while cause:  # Orbax wraps TensorStore's errors
         if isinstance(cause, MemoryError) or any(word in str(cause) for word in passing):
             return False
-        if type(cause).__module__.partition(".")[0] in way_to_a_bucket:
+        if type(cause).__module__.partition(".")[0] in ("aiohttp", "gcsfs", "google", "requests"):
             return False
         cause = cause.__cause__ or cause.__context__
     return not isinstance(error, OSError) or isinstance(error, FileNotFoundError)
 
 
+def _read_extra(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the extra data of a checkpoint, and the description of its arrays.
+
+    Raises:
+      DamagedCheckpointError: they are not those that were saved for this step.
+    """
+    extra = manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
+    if not isinstance(extra, dict) or not isinstance(extra.get("arrays"), dict):
+        raise DamagedCheckpointError("the description of its arrays is missing")
+    if _CHECKSUM in extra:
+        is_intact = extra.pop(_CHECKSUM) == _checksum(step, extra)
+    else:
+        is_intact = extra.keys() <= _KEYS_WITHOUT_CHECKSUM
+    if not is_intact:
+        raise DamagedCheckpointError(f"its contents do not match the checksum of step {step}")
+    return extra, extra.pop("arrays")
+
+
+def _read_tree(folder: AnyPath, like: PyTree) -> PyTree:
+    """Reads arrays. What is None in `like` is not read."""
+    # On its own: otherwise, a process that finds its part damaged would leave the others waiting.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"read_{jax.process_index()}",
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        args = ocp.args.PyTreeRestore(
+            like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
+        )
+        tree = checkpointer.restore(folder / "tree", args=args)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, jax.Array):  # Orbax returns the description of an array that it does not find
+            raise DamagedCheckpointError(f"array {jax.tree_util.keystr(path)} is missing")
+    return tree
+
+
+def _newest_intact(
+    manager: ocp.CheckpointManager,
+    read: Callable[[int], T],
+    check: Callable[[T], None] = lambda _: None,
+    anywhere: Callable[[bool], bool] = bool,
+) -> tuple[tuple[int, T] | None, list[int]]:
+    """Finds the newest checkpoint that is intact.
+
+    Args:
+      manager: of the checkpoints.
+      read: reads the checkpoint of a step.
+      check: raises `DamagedCheckpointError` unless all of what was read is intact; alike on all processes.
+      anywhere: whether a flag is set in any process. Each reads its part, and may find that damaged.
+
+    Returns:
+      its step and content, or None, and the steps of damaged ones.
+
+    Raises:
+      UserError: a checkpoint cannot be read, though it may be intact.
+    """
+    damaged: list[int] = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        problem: Exception | None = None
+        try:
+            result = read(step)
+        except UserError:
+            raise
+        except Exception as error:  # Orbax and TensorStore have no common error for damaged files
+            problem = error
+        is_damaged = anywhere(problem is not None)
+        if not is_damaged:
+            try:
+                check(result)
+                return (step, result), damaged
+            except DamagedCheckpointError as error:
+                problem = error
+        reason = "as another process found"
+        if problem is not None:
+            reason = f"{type(problem).__name__}: {re.sub(chr(10), ' ', str(problem))[:200]}"
+            if not _means_damage(problem):
+                raise UserError(
+                    f"cannot read the checkpoint of step {step} in {manager.directory} ({reason}). It may be intact, "
+                    "and was left as it is. Fix the cause and run the same command again."
+                ) from problem
+        logger.warning("checkpoint of step %d is damaged (%s); trying the one before", step, reason)
+        damaged.append(step)
+    return None, damaged
+
+
 class Checkpoints:
-    """The checkpoints of one kind in one folder, `<directory>/<step>/`."""
+    """The checkpoints in one folder, `<directory>/<step>/`. All processes must call each method alike."""
 
     def __init__(self, directory: AnyPath | str, *, keep: int):
-        """Opens or creates the folder and clears away what an interrupted write left.
+        """Opens or creates the folder, and deletes what an interrupted write left.
 
         Args:
-          directory: where the checkpoints lie.
-          keep: number of newest checkpoints kept.
+          directory: of the checkpoints.
+          keep: number of newest checkpoints to keep.
 
         Raises:
-          UserError: they are in a bucket that cannot be used.
+          UserError: the bucket cannot be used.
         """
-        self._directory = _absolute(parse_path(directory))
+        self._directory = _absolute(directory)
         try:
             self._manager = self._open(keep)
         except Exception as error:
@@ -154,16 +231,16 @@ class Checkpoints:
             ) from error
 
     def _open(self, keep: int) -> ocp.CheckpointManager:
-        # Orbax's own option does this in a thread that nothing but the next save waits for.
+        # Orbax's own option does this in a thread that only the next save waits for.
         for half_written in ocp.utils.tmp_checkpoints(self._directory) if processes.is_main_process() else ():
-            # In a bucket any folder without the commit object is one, even what somebody else put there.
+            # In a bucket, any folder without the commit object counts as one, even somebody else's.
             if not is_remote(self._directory) or half_written.get().name.isdigit():
                 half_written.get().rmtree()
         processes.barrier(f"{self._directory.name} are tidy")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self._directory.name),
-            # A folder that cannot be made (full disk) is an error at once; made in the background, the other
+            # If a folder cannot be made (full disk), that is an error at once; made in the background, the other
             # threads would wait for it for minutes.
             async_options=ocp.AsyncOptions(
                 create_directories_asynchronously=False,
@@ -171,19 +248,19 @@ class Checkpoints:
                 barrier_sync_fn=_barrier_between_threads,
             ),
         )
-        return ocp.CheckpointManager(self._directory, options=options, item_names=("tree", "extra"))
+        return ocp.CheckpointManager(self._directory, options=options, item_names=_ITEMS)
 
     def latest_step(self) -> int | None:
-        """Step of the newest checkpoint, or None."""
+        """Returns the step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, tree: PyTree, extra: dict[str, Any] | None = None) -> None:
         """Saves in the background; arrays are copied before this returns, so they may be donated.
 
-        All processes must call it, as all other methods, and each writes what its devices hold.
+        Each process writes the parts that its devices hold.
 
         Args:
-          step: names the checkpoint. If it exists already nothing is done.
+          step: names the checkpoint. If it exists already, nothing is done.
           tree: arrays.
           extra: JSON-compatible data that belong to them.
 
@@ -192,12 +269,14 @@ class Checkpoints:
         """
         if step == self.latest_step():
             return
-        contents = {"arrays": _describe(tree, fingerprints(tree)), **(extra or {})}
+        prints = fingerprints(tree)
+        arrays = {name: array | {"fingerprint": prints[name]} for name, array in _describe(tree).items()}
+        contents = {"arrays": arrays, **(extra or {})}
         contents[_CHECKSUM] = _checksum(step, contents)
         args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), extra=ocp.args.JsonSave(contents))
 
         def write() -> None:
-            # Asked first, because a write that fails half-way leaves a mess of tracebacks from other threads.
+            # Checked first: a write that fails half-way leaves a mess of tracebacks from other threads.
             self._check_space(tree)
             if not self._manager.save(step, args=args):
                 raise RuntimeError(f"step {step} is not beyond the newest checkpoint, {self.latest_step()}")
@@ -205,7 +284,7 @@ class Checkpoints:
         self._guard(write)
 
     def wait(self) -> None:
-        """Returns when all is on disk.
+        """Returns when everything is on the disk.
 
         Raises:
           UserError: a checkpoint could not be written.
@@ -216,195 +295,130 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Ends the background work. After an error of one of several processes it is left alone: the others wait."""
+        """Ends the background work; not after an error of one of several processes, for which the others wait."""
         if kind is None or processes.process_count() == 1:
             self._guard(self._manager.close)
 
     def restore_latest(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
-        """Reads the newest whole checkpoint; damaged ones are set aside, with a warning.
+        """Reads the newest intact checkpoint; damaged ones are set aside, with a warning.
 
         Args:
-          like: a tree of arrays or `jax.ShapeDtypeStruct`s with the shapes, dtypes and shardings that are wanted.
+          like: a tree of arrays or `jax.ShapeDtypeStruct`s with the wanted shapes, dtypes and shardings.
 
         Returns:
           step, tree and extra data; None if there is no checkpoint.
 
         Raises:
-          UserError: the checkpoint is of another model or optimizer, or there are checkpoints and all are damaged.
+          UserError: the checkpoint is of another model or optimizer, or all checkpoints are damaged.
         """
-        newest = self._newest_whole(lambda step: self._read(step, like), self._compare)
-        if newest is None and self.latest_step() is not None:
+        newest = self._newest_intact(lambda step: self._read(step, like), self._check)
+        if newest is None:
+            if self.latest_step() is None:
+                return None
             raise UserError(
                 f"all checkpoints in {self._directory} are damaged. Nothing was changed; move the folder away to start "
                 "from step 0."
             )
-        if newest is None:
-            return None
         step, (tree, extra, _) = newest
         return step, tree, extra
 
     def latest_extra(self) -> tuple[int, dict[str, Any]] | None:
         """Returns step and extra data of the newest intact checkpoint, or None. Damaged ones are set aside."""
-        newest = self._newest_whole(self._read_extra)
+        newest = self._newest_intact(lambda step: _read_extra(self._manager, step)[0])
         if newest is None:
             for step in self._manager.all_steps():
                 self.set_aside(step, "damaged")
         return newest
 
-    def set_aside(self, step: int, reason: str) -> None:
-        """Renames a checkpoint, so that it is no longer one, but still there: `<reason>-<step>`."""
-        if processes.is_main_process():
-            self._rename_aside(step, reason)
-        processes.barrier(f"{self._directory.name}/{step} is set aside")
-        self._manager.reload()
-
-    def _rename_aside(self, step: int, reason: str) -> None:
-        number = 0
-        while (aside := self._directory / f"{reason}-{step}{f'-{number}' if number else ''}").exists():
-            number += 1
-        _rename(self._directory / str(step), aside)
-        logger.warning("set aside the checkpoint of step %d as %s", step, aside)
-
-    def drop_after(self, step: int) -> None:
-        """Deletes the checkpoints of later steps: they will be made again."""
-        for later in self._manager.all_steps():
-            if later > step:
-                self._manager.delete(later)
-
-    def _newest_whole(
-        self, read: Callable[[int], T], is_whole: Callable[[T], None] = lambda _: None
+    def _newest_intact(
+        self, read: Callable[[int], T], check: Callable[[T], None] = lambda _: None
     ) -> tuple[int, T] | None:
-        """The newest checkpoint that `read` reads and `is_whole` accepts, on all processes, by raising no error."""
-        damaged: list[int] = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            problem: Exception | None = None
-            try:
-                result = read(step)
-            except UserError:
-                raise
-            except Exception as error:  # Orbax and TensorStore have no common error for damaged files
-                problem = error
-            # Each process reads its own part, and may find it damaged while others do not.
-            broken = _anywhere(problem is not None)
-            if not broken:
-                try:
-                    is_whole(result)
-                except DamagedCheckpointError as error:
-                    problem, broken = error, True
-            if not broken:
-                for each in damaged:  # only now that there is another to go on from
-                    self.set_aside(each, "damaged")
-                return step, result
-            reason = "as another process found"
-            if problem is not None:
-                reason = f"{type(problem).__name__}: {re.sub(chr(10), ' ', str(problem))[:200]}"
-                if not _means_damage(problem):
-                    raise UserError(
-                        f"cannot read the checkpoint of step {step} in {self._directory} ({reason}). It may be whole "
-                        "and was left as it is; see to the cause and run the same command again."
-                    ) from problem
-            logger.warning("checkpoint of step %d is damaged (%s); trying the one before", step, reason)
-            damaged.append(step)
-        return None
-
-    def _read_extra(self, step: int) -> dict[str, Any]:
-        return _read_extra(self._manager, step)
+        newest, damaged = _newest_intact(self._manager, read, check, _anywhere)
+        for step in damaged if newest else ():  # only if there is another one to resume from
+            self.set_aside(step, "damaged")
+        return newest
 
     def _read(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any], dict[str, int]]:
         """Reads this process's part of a checkpoint: tree, extra data, and the fingerprints that were saved."""
-        extra = self._read_extra(step)
-        saved = extra.pop("arrays")
-        expected_prints = {name: array.pop("fingerprint") for name, array in saved.items()}
+        extra, saved = _read_extra(self._manager, step)
+        prints = {name: array.pop("fingerprint") for name, array in saved.items()}
         wanted = _describe(like)
-        if wanted != saved:
-            differing = sorted(name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name))
+        if differing := sorted(name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name)):
             raise UserError(
                 f"the checkpoint of step {step} in {self._directory} is of another model, optimizer, rng or "
                 f"polyak_decay; {len(differing)} arrays differ, such as {differing[0]}: "
                 f"{saved.get(differing[0], 'absent')} there, {wanted.get(differing[0], 'absent')} here. Use the config "
                 "it was written with, or another --workdir."
             )
-        # On its own: together, a process that finds its part damaged would leave the others waiting for it.
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=jax.process_index(),
-            active_processes={jax.process_index()},
-            barrier_sync_key_prefix=f"read_{jax.process_index()}",
-        )
-        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, like)
-            args = ocp.args.PyTreeRestore(
-                abstract,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                partial_restore=True,  # arrays were compared; what is None here may be absent from older checkpoints
-            )
-            tree = checkpointer.restore(self._directory / str(step) / "tree", args=args)
-        _check_all_read(tree)
-        return tree, extra, expected_prints
+        tree = _read_tree(self._directory / str(step), jax.tree.map(ocp.tree.to_shape_dtype_struct, like))
+        return tree, extra, prints
 
     @staticmethod
-    def _compare(result: tuple[PyTree, dict[str, Any], dict[str, int]]) -> None:
-        tree, _, expected_prints = result
-        found_prints = fingerprints(tree)
-        differing = [name for name, expected in expected_prints.items() if found_prints[name] != expected]
-        if differing:
-            raise DamagedCheckpointError(f"contents of {len(differing)} arrays changed, such as {differing[0]}")
+    def _check(found: tuple[PyTree, dict[str, Any], dict[str, int]]) -> None:
+        tree, _, prints = found
+        _check_fingerprints(tree, prints)
+
+    def set_aside(self, step: int, reason: str) -> None:
+        """Renames a checkpoint to `<reason>-<step>`, so that it is kept but no longer used."""
+        if processes.is_main_process():
+            number = 0
+            while (aside := self._directory / f"{reason}-{step}{f'-{number}' if number else ''}").exists():
+                number += 1
+            _rename(self._directory / str(step), aside)
+            logger.warning("set aside the checkpoint of step %d as %s", step, aside)
+        processes.barrier(f"{self._directory.name}/{step} is set aside")
+        self._manager.reload()
+
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps, which will be made again."""
+        for later in self._manager.all_steps():
+            if later > step:
+                self._manager.delete(later)
 
     def _check_space(self, tree: PyTree) -> None:
         if is_remote(self._directory):
             return
         needed = int(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree))) + _SPACE_FOR_SMALL_FILES
-        # Of one process, so that all come to the same conclusion.
+        # Measured by one process, so that all decide alike.
         free = processes.broadcast_from_main("free space", shutil.disk_usage(self._directory).free)
         if free < needed:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed:,} bytes needed, {free:,} free")
 
     def _guard(self, write: Callable[[], object]) -> None:
+        """Turns any failure to write into one error with the same advice."""
         try:
             write()
         except processes.PeerLostError:
             raise
-        except Exception as error:  # any failure to write ends the run with the same advice
+        except Exception as error:
             reason = re.sub(r"\s+", " ", str(error))[:500]
-            if is_remote(self._directory):  # which may be out of reach
-                whole, advice = "", "See to the cause"
-            else:
+            advice = "Fix the cause"
+            if not is_remote(self._directory):
                 steps = sorted(int(path.name) for path in self._directory.glob("[0-9]*") if path.name.isdigit())
-                whole = f"Whole checkpoints there: {', '.join(map(str, steps)) or 'none'}. "
-                advice = "Free some space (or mend the disk)"
+                whole = ", ".join(map(str, steps)) or "none"
+                advice = f"Whole checkpoints there: {whole}. Free some space, or repair the disk,"
             raise UserError(
-                f"could not write a checkpoint to {self._directory}: {reason}\n"
-                f"{whole}{advice} and run the same command again; it goes on from the newest one."
+                f"could not write a checkpoint to {self._directory}: {reason}\n{advice} and run the same command again "
+                "to resume from the newest one."
             ) from error
 
 
-def _read_extra(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    restored = manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))
-    return _verified(step, restored["extra"])
-
-
-def _check_all_read(tree: PyTree) -> None:
-    """Orbax returns the description of an array that it does not find, in place of the array."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not isinstance(leaf, jax.Array):
-            raise DamagedCheckpointError(f"array {jax.tree_util.keystr(path)} is missing")
-
-
 def _barrier_between_threads(*, key: str, timeout_ms: int) -> None:
-    """Orbax's barrier, but not after an error: the others never come to the one by which its threads then end."""
+    """Orbax's barrier, but not after an error: the others never reach the barrier at the end of its threads."""
     if sys.exc_info()[0] is None:
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _anywhere(flag: bool) -> bool:
-    """Whether any process says yes; all must call it."""
+    """Whether the flag is set in any process; all must call it."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
-def _absolute(directory: AnyPath) -> AnyPath:
-    return directory if is_remote(directory) else directory.absolute()
+def _absolute(directory: AnyPath | str) -> AnyPath:
+    path = parse_path(directory)
+    return path if is_remote(path) else path.absolute()
 
 
 def _rename(source: AnyPath, target: AnyPath) -> None:
@@ -413,24 +427,31 @@ def _rename(source: AnyPath, target: AnyPath) -> None:
         return
     import fsspec
 
-    # Copied (by the store itself) and then deleted: a kill in between leaves the checkpoint in place, damaged as it
-    # is, and the next start sets it aside again.
+    # Copied by the store itself, then deleted: a kill in between leaves the damaged checkpoint in place, and the next
+    # start sets it aside again.
     files, _ = fsspec.core.url_to_fs(str(source))
     files.copy(f"{source}/", f"{target}/", recursive=True)
     files.rm(str(source), recursive=True)
 
 
+# ---- Reading without a run.
+
 _VERBOSITY = threading.Lock()
 
 
 @contextlib.contextmanager
-def _open_for_reading(directory: AnyPath) -> Iterator[ocp.CheckpointManager]:
-    with _VERBOSITY:  # which is one for all threads
+def _open_for_reading(directory: AnyPath | str) -> Iterator[ocp.CheckpointManager | None]:
+    """Gives the manager of the checkpoints in a folder; None if there is no such folder."""
+    path = _absolute(directory)
+    if not path.is_dir():
+        yield None
+        return
+    with _VERBOSITY:  # all threads share it
         verbosity = absl_logging.get_verbosity()
-        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns, three times, that it will not write
+        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns three times that it will not write
         try:
             options = ocp.CheckpointManagerOptions(read_only=True)
-            manager = ocp.CheckpointManager(_absolute(directory), options=options, item_names=("tree", "extra"))
+            manager = ocp.CheckpointManager(path, options=options, item_names=_ITEMS)
         finally:
             absl_logging.set_verbosity(verbosity)
     with manager:
@@ -438,86 +459,56 @@ def _open_for_reading(directory: AnyPath) -> Iterator[ocp.CheckpointManager]:
 
 
 def read_extra(directory: AnyPath | str) -> dict[str, Any] | None:
-    """The extra data of the newest checkpoint, arrays unread; None if there is no checkpoint, or it is damaged."""
-    directory = parse_path(directory)
-    if not directory.is_dir():
-        return None
+    """Reads the extra data of the newest checkpoint; None if there is no checkpoint, or it is damaged."""
     with _open_for_reading(directory) as manager:
-        step = manager.latest_step()
-        if step is None:
+        step = manager.latest_step() if manager else None
+        if manager is None or step is None:
             return None
         try:
-            return manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
+            return _read_extra(manager, step)[0]
         except Exception:  # Orbax and TensorStore have no common error for damaged files
             return None
 
 
 def read_parameters(directory: AnyPath | str) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
-    """Reads the newest whole checkpoint's parameters, such as those of `<workdir>/best`, and changes nothing there.
+    """Reads the parameters of the newest intact checkpoint, such as those in `<workdir>/best`. Changes nothing.
 
     Args:
       directory: of the checkpoints; a run may be writing others meanwhile. From a whole training state, the parameters
         that would be evaluated are read: the average, if there is one.
 
     Returns:
-      step, nested parameters as NumPy arrays, and the extra data; None if there is no checkpoint. A damaged checkpoint
-      is passed over with a warning.
+      step, nested parameters as NumPy arrays, and the extra data; None if there is no checkpoint. Damaged checkpoints
+      are skipped with a warning.
 
     Raises:
       UserError: all are damaged.
     """
-    directory = parse_path(directory)
-    if not directory.is_dir():
-        return None
     with _open_for_reading(directory) as manager:
-        problem: UserError | None = None
-        for step in sorted(manager.all_steps(), reverse=True):
-            try:
-                parameters, extra = _read_parameters_of(manager, _absolute(directory) / str(step), step)
-            except Exception as error:  # Orbax and TensorStore have no common error for damaged files
-                reason = re.sub(r"\s+", " ", str(error))[:200]
-                verb = "is damaged" if isinstance(error, DamagedCheckpointError) else "cannot be read"
-                message = f"the checkpoint of step {step} in {directory} {verb}: {reason}."
-                if not _means_damage(error):
-                    raise UserError(message) from error
-                logger.warning("%s", message)
-                problem = problem or UserError(message)
-                continue
-            if problem:
-                logger.warning("using the checkpoint of step %d instead", step)
-            return step, parameters, extra
-        if problem:
-            raise problem
+        if manager is None:
+            return None
+        newest, damaged = _newest_intact(manager, lambda step: _read_parameters(manager, step))
+    if newest is None:
+        if damaged:
+            raise UserError(f"all checkpoints in {directory} are damaged: {', '.join(map(str, damaged))}.")
         return None
+    return newest[0], *newest[1]
 
 
-def _read_parameters_of(
-    manager: ocp.CheckpointManager, folder: AnyPath, step: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    extra = _read_extra(manager, step)
-    described = extra.pop("arrays")
-    part = next((name for name in ("average", "params") if any(p.startswith(f".{name}[") for p in described)), "")
+def _read_parameters(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    extra, described = _read_extra(manager, step)
+    part = next((name for name in ("average", "params") if any(path.startswith(f".{name}[") for path in described)), "")
     prefix = f".{part}" if part else ""
-    described = {path.removeprefix(prefix): array for path, array in described.items() if path.startswith(f"{prefix}[")}
-    like: dict[str, Any] = {}
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like: dict[tuple[str, ...], jax.ShapeDtypeStruct] = {}
+    prints: dict[str, int] = {}
     for path, array in described.items():
-        *modules, leaf = re.findall(r"\['([^']+)'\]", path)
-        node = like
-        for module in modules:
-            node = node.setdefault(module, {})
-        node[leaf] = jax.ShapeDtypeStruct(
-            array["shape"], array["dtype"], sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        )
-    wanted = {part: like} if part else like
-    args = ocp.args.PyTreeRestore(
-        wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
-    )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.restore(folder / "tree", args=args)
-    tree = tree[part] if part else tree
-    _check_all_read(tree)
-    found = fingerprints(tree)
-    for path, array in described.items():
-        if array["fingerprint"] != found[path]:
-            raise DamagedCheckpointError(f"{path} changed on disk")
-    return jax.tree.map(np.asarray, tree), extra
+        if path.startswith(f"{prefix}["):
+            names = tuple(re.findall(r"\['([^']+)'\]", path))
+            like[names] = jax.ShapeDtypeStruct(array["shape"], array["dtype"], sharding=here)
+            prints[path.removeprefix(prefix)] = array["fingerprint"]
+    params = flax.traverse_util.unflatten_dict(like)
+    tree = _read_tree(manager.directory / str(step), {part: params} if part else params)
+    params = tree[part] if part else tree
+    _check_fingerprints(params, prints)
+    return jax.tree.map(np.asarray, params), extra
