@@ -1,12 +1,11 @@
 """Breaks the package one line at a time and runs the tests that must notice.
 
-    python -m tests.mutations                    # all of them; half an hour on two quiet cores
+    python -m tests.mutations                    # all of them; about half an hour
     python -m tests.mutations --only=optimizers  # those with "optimizers" in a path, a test or a reason
-    python -m tests.mutations --list
 
-Works on a copy of the checkout. First the named tests must pass on the unchanged copy. Each mutation is then "caught
-by" a failed test, "SURVIVED" (the tests passed), "stale" (its text or its test no longer exists, or the changed file
-does not import) or "timeout". Exit status 1 unless all are caught.
+Works on a copy of the checkout, where the named tests must pass first. Each mutation is then "caught by" a failed
+test, "SURVIVED", "stale" (its text no longer exists, or pytest could not run) or "timeout". Status 1 unless all are
+caught.
 """
 
 import argparse
@@ -71,8 +70,8 @@ def be_pytest(copy: pathlib.Path, arguments: Sequence[str], output: IO[str]) -> 
         os._exit(status)
 
 
-def run_tests(copy: pathlib.Path, arguments: Sequence[str], timeout: float) -> tuple[int | None, str]:
-    """Runs tests in the copy. Returns pytest's exit status, None after the timeout, and its output."""
+def run_tests(copy: pathlib.Path, arguments: Sequence[str], timeout: float) -> tuple[int | None, list[str], str]:
+    """Runs tests in the copy. Returns pytest's exit status, None after the timeout; what failed; the whole output."""
     with tempfile.TemporaryFile("w+") as output:
         child = os.fork()
         if child == 0:
@@ -87,12 +86,9 @@ def run_tests(copy: pathlib.Path, arguments: Sequence[str], timeout: float) -> t
                 os.killpg(child, signal.SIGKILL)
                 os.waitpid(child, 0)
         output.seek(0)
-        return os.waitstatus_to_exitcode(ended[1]) if ended[0] else None, output.read()
-
-
-def failed_tests(output: str) -> list[str]:
-    """Returns the names in pytest's summary."""
-    return re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", output, re.MULTILINE)
+        text = output.read()
+    failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", text, re.MULTILINE)
+    return os.waitstatus_to_exitcode(ended[1]) if ended[0] else None, failed, text
 
 
 def try_mutation(copy: pathlib.Path, mutation: Mutation) -> str:
@@ -105,11 +101,11 @@ def try_mutation(copy: pathlib.Path, mutation: Mutation) -> str:
     try:
         file.write_text(original.replace(mutation.old, mutation.new))
         os.utime(file, (0, 0))  # or a compiled file from the same second would be used instead
-        status, output = run_tests(copy, ["-x", *mutation.tests.split()], SECONDS)
+        status, failed, output = run_tests(copy, ["-x", *mutation.tests.split()], SECONDS)
     finally:
         file.write_text(original)
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    if status == 1 and (failed := failed_tests(output)):
+    if status == 1 and failed:
         return f"caught by {failed[0]}"
     known = {0: "SURVIVED", None: f"timeout after {SECONDS} s"}
     return known.get(status, f"stale: pytest ended with {status}: {output.strip()[-200:]}")
@@ -123,8 +119,7 @@ def main() -> int:
     flags = parser.parse_args()
     chosen = [each for each in read_tables() if flags.only in f"{each.path} {each.tests} {each.why}"]
     if flags.list:
-        for each in chosen:
-            print(f"{each.path}: {each.why}\n  - {each.old}\n  + {each.new}\n  {each.tests}")
+        print("\n".join(f"{each.path}: {each.why}\n- {each.old}\n+ {each.new}\n  {each.tests}" for each in chosen))
         return 0
 
     for name in SHARED:
@@ -135,10 +130,8 @@ def main() -> int:
         copy_checkout(copy)
         names = sorted({name for each in chosen for name in each.tests.split()})
         print(f"{len(names)} tests on the unchanged code ...", flush=True)
-        status, output = run_tests(copy, names, 3600)
-        failed_before = failed_tests(output)
-        if status != 0:
-            print(output)
+        status, failed_before, output = run_tests(copy, names, 3600)
+        print(output if status else "passed", flush=True)
         if status not in (0, 1):  # such as a test that no longer exists
             return 1
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # for processes that tests start
@@ -149,9 +142,8 @@ def main() -> int:
             outcome = f"stale: {useless[0]} fails unbroken" if useless else try_mutation(copy, each)
             outcomes[outcome.split()[0].rstrip(":")] += 1
             minutes_left = (time.monotonic() - start) / number * (len(chosen) - number) / 60
-            print(
-                f"[{number}/{len(chosen)}, {minutes_left:.0f} min left] {each.path}: {each.why}: {outcome}", flush=True
-            )
+            progress = f"{number}/{len(chosen)}, {minutes_left:.0f} min left"
+            print(f"[{progress}] {each.path}: {each.why}: {outcome}", flush=True)
     print(", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items())))
     return 0 if outcomes.keys() <= {"caught"} else 1
 
