@@ -294,27 +294,38 @@ def test_without_room_for_connections_the_oldest_stranger_makes_room():
 
 
 GREETING = f"vit_jax {'0' * 32}\n".encode()
+NO_RUN, NO_PROOF = "what listens there is not a run that is starting", "it turned this process away"
+HOSTS = {"hosts": ["a", "b"]}
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("greeting", "answer", "reason"),
     [
-        (b"", "what listens there is not a run that is starting"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what listens there is not a run that is starting"),
-        (b"x" * 1000, "what listens there is not a run that is starting"),
-        (GREETING, "it turned this process away"),
-        (GREETING + b'{"error": "go away", "lost": false}\n', "it turned this process away"),
-        (GREETING + rendezvous._sign("guess", "0" * 32, {"hosts": ["a", "b"]}), "it turned this process away"),
+        pytest.param(b"", None, NO_RUN, id="nothing"),
+        pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", None, NO_RUN, id="another protocol"),
+        pytest.param(b"x" * 1000, None, NO_RUN, id="no line"),
+        pytest.param(GREETING, b"", NO_PROOF, id="no answer"),
+        pytest.param(GREETING, b'{"error": "go away", "lost": false}\n', NO_PROOF, id="refusal without proof"),
+        pytest.param(GREETING, rendezvous._sign("guess", "0" * 32, HOSTS), NO_PROOF, id="hosts with a wrong proof"),
+        pytest.param(GREETING, rendezvous._sign("secret", "0" * 32, HOSTS), NO_PROOF, id="hosts of an earlier start"),
     ],
-    ids=["nothing", "another protocol", "no line", "no answer", "refusal without proof", "hosts with a wrong proof"],
 )
-def test_impostor_in_the_place_of_process_0_is_not_believed(said, reason):
+def test_impostor_in_the_place_of_process_0_is_not_believed(greeting, answer, reason):
     ours, theirs = socket.socketpair()
-    with ours, theirs:
-        theirs.sendall(said)
+
+    def pretend():
+        theirs.sendall(greeting)
+        if answer is not None:
+            theirs.recv(4096)  # what we say of ourselves
+            theirs.sendall(answer)
         theirs.shutdown(socket.SHUT_WR)
+
+    impostor = threading.Thread(target=pretend)
+    with ours, theirs:
+        impostor.start()
         cluster = Cluster("127.0.0.1:1", 2, 1, "flags", token="secret")
-        assert rendezvous._introduce(cluster, ours, 5, 5).startswith(reason)
+        assert str(rendezvous._introduce(cluster, ours, 5, 5)).startswith(reason)
+        impostor.join()
 
 
 @pytest.mark.parametrize(

@@ -130,8 +130,8 @@ MUTATIONS = [
     ),
     Mutation(
         METRICS,
-        "total / self._count for name",
-        "total / self._every_steps for name",
+        "self._sums, self._count = {}, 0",
+        "self._count = 0",
         f"{TEST_METRICS}::test_windows_average_their_steps",
         "a row is the mean of its steps",
     ),
