@@ -175,6 +175,14 @@ def test_accumulation_draws_other_dropout_masks_for_each_part():
     assert abs(grad_norm(2) / grad_norm(4) - 1) > 1e-3
 
 
+def test_each_step_draws_other_dropout_masks():
+    mesh, state, step = setup(dropout_rate=0.5, learning_rate=0.0)
+    batch = next(batches(mesh, 1))
+    state, first = step(state, batch)
+    _, second = step(state, batch)
+    assert abs(float(second["grad_norm"]) / float(first["grad_norm"]) - 1) > 1e-3
+
+
 def test_state_is_donated():
     mesh, state, step = setup()
     before = state.params["head"]["kernel"]

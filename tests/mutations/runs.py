@@ -67,9 +67,7 @@ MUTATIONS = [
         CHECKPOINTS,
         'for name in ("average", "params") if any',
         'for name in ("params", "average") if any',
-        "tests/test_train.py::test_average_of_the_parameters_is_what_is_evaluated "
-        "tests/test_fine_tuning.py::test_weights_of_a_fine_tuned_run_say_what_its_model_is "
-        "tests/test_evaluate.py",
+        "tests/test_fine_tuning.py::test_weights_of_a_fine_tuned_run_say_what_its_model_is",
         "the weights of a run are its Polyak average",
     ),
     Mutation(

@@ -111,14 +111,14 @@ MUTATIONS = [
         STEP,
         "jax.random.wrap_key_data(state.rng, impl=rng_name), state.step)",
         "jax.random.wrap_key_data(state.rng, impl=rng_name), 0)",
-        TEST_STEP,
+        f"{TEST_STEP}::test_each_step_draws_other_dropout_masks",
         "each step draws other dropout masks",
     ),
     Mutation(
         STEP,
         "old + (1 - polyak_decay) * (new - old), state.average, params",
         "new + (1 - polyak_decay) * (old - new), state.average, params",
-        f"{TEST_STEP} tests/test_train.py::test_average_of_the_parameters_is_what_is_evaluated",
+        "tests/test_train.py::test_average_of_the_parameters_is_what_is_evaluated",
         "polyak_decay is the share of the old average",
     ),
     Mutation(
@@ -259,7 +259,7 @@ MUTATIONS = [
         SHARDING,
         "first = int(np.searchsorted(rows, start))",
         "first = start",
-        "tests/test_several_processes.py tests/test_sharding_rules.py",
+        "tests/test_sharding_rules.py tests/test_several_processes.py",
         "a process places its own rows of a batch",
     ),
     Mutation(

@@ -62,6 +62,7 @@ def test_core_days_of_v3_are_their_own_unit():
 def test_a_v4_device_counts_as_two_cores_of_its_own_and_more_of_v3():
     row = make_row("v4-8", num_devices=4)
     assert row.num_cores == 8
+    assert row.core_days == pytest.approx(8 * row.days)
     assert row.tpuv3_core_days == pytest.approx(4 * row.days * 275 / 61.5)
 
 
