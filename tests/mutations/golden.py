@@ -48,9 +48,9 @@ MUTATIONS = [
         "the runs of a sweep are found in the folders they are in",
     ),
     Mutation(
-        "vit_jax/report/run_results.py",
-        'if file.name == "evaluation.json":',
-        'if file.name == "evaluations.json":',
+        "vit_jax/report/collect.py",
+        "self._evaluations += [folder] if _EVALUATION in names else []",
+        'self._evaluations += [folder] if "evaluations.json" in names else []',
         f"{TEST}::test_report_has_the_rows_it_had",
         "evaluations are found",
     ),

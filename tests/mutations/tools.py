@@ -10,6 +10,7 @@ TOPOLOGIES, TEST_TOPOLOGIES = "vit_jax/plan/topologies.py", "tests/plan/test_top
 PRODUCTS, TEST_FLOPS = "vit_jax/costs/products.py", "tests/costs/test_flops.py"
 SWEEP_RESULTS, TEST_SWEEP = "vit_jax/sweep/results.py", "tests/sweep/test_sweep.py"
 TRIALS, TEST_SWEEP_RESULTS = "vit_jax/sweep/trials.py", "tests/sweep/test_results.py"
+RECIPES = "vit_jax/report/recipes.py"
 SEEDS, TEST_REPORT = "vit_jax/report/seeds.py", "tests/report/test_report.py"
 MEASURED, TEST_MEASURED = "vit_jax/report/measured.py", "tests/report/test_measured.py"
 CONFIG, TEST_CONFIG = "vit_jax/config.py", "tests/test_config.py"
@@ -188,43 +189,43 @@ MUTATIONS = [
     ),
     Mutation(
         SEEDS,
-        "notes, std = [], statistics.stdev(values) if len(values) > 1 else None",
-        "notes, std = [], statistics.pstdev(values) if len(values) > 1 else None",
+        "return statistics.stdev(values) if len(values) > 1 else None",
+        "return statistics.pstdev(values) if len(values) > 1 else None",
         f"{TEST_REPORT}::test_cell_has_mean_standard_deviation_and_difference",
         "± in a report is the sample standard deviation",
     ),
     Mutation(
-        SEEDS,
-        "len(protocol.differences(result.first)),\n            -len(result.records),",
-        "-result.first.values[ACCURACY].value,\n            -len(result.records),",
+        RECIPES,
+        "key=lambda each: (len(recipe.differences(each.first)), -len(each.models), str(each.first.path))",
+        "key=lambda each: -each.first.values[ACCURACY].value",
         f"{TEST_REPORT}::test_accuracy_does_not_choose_between_settings",
         "accuracy does not choose between settings",
     ),
     Mutation(
-        SEEDS,
-        "best = max(reached, key=lambda rule: reached[rule][1])",
-        "best = min(reached, key=lambda rule: reached[rule][1])",
-        "tests/report/test_protocol.py::test_better_of_two_rules_on_held_out_images_counts_whatever_the_test_images_say",
+        RECIPES,
+        "rule = max(held_out, key=lambda rule: held_out[rule][1])",
+        "rule = min(held_out, key=lambda rule: held_out[rule][1])",
+        "tests/report/test_recipes.py::test_better_of_two_rules_on_held_out_images_counts_whatever_the_test_images_say",
         "the better rule on held-out images counts",
     ),
     Mutation(
         MEASURED,
-        '("accuracy", REAL if anew else ACCURACY),',
-        '("accuracy", ACCURACY),',
-        "tests/report/test_run_results.py::test_real_labels_in_place_of_the_usual_ones_are_no_imagenet_accuracy",
+        'top_1, top_5 = REAL, f"{REAL} {TOP_5}"',
+        "pass",
+        "tests/report/test_collect.py::test_real_labels_in_place_of_the_usual_ones_are_no_imagenet_accuracy",
         "accuracy by ReaL labels is no ImageNet accuracy",
     ),
     Mutation(
         MEASURED,
-        "if examples is None or not whole or examples in whole:",
-        "if True:",
+        "elif examples is not None and whole and examples not in whole:",
+        "elif False:",
         f"{TEST_MEASURED}::test_accuracy_on_part_of_imagenet_is_no_result",
         "accuracy on part of a test set is no result",
     ),
     Mutation(
         MEASURED,
-        'return f"measured on images of which {seen} were trained on"',
-        'return ""',
+        'flaw = f"measured on images of which {overlap[prefix]} were trained on"',
+        'flaw = ""',
         f"{TEST_MEASURED}::test_number_on_images_that_were_trained_on_is_no_result",
         "accuracy on training images is no result",
     ),

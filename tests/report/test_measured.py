@@ -11,11 +11,11 @@ from vit_jax.data.sources.imagenet_variants import NUM_IMAGES
 from vit_jax.data.vtab import TASKS as VTAB_TASKS
 from vit_jax.errors import UserError
 from vit_jax.paper import tables
+from vit_jax.report.collect import find
 from vit_jax.report.listings import results_table, runs_table
 from vit_jax.report.measured import ACCURACY, REAL, TEST_IMAGES, VARIANT_NAMES, vtab_test_images
 from vit_jax.report.paper_tables import paper_tables
 from vit_jax.report.pretrained import pre_trained_models
-from vit_jax.report.run_results import find
 
 
 def change_rows(run, **metrics):
@@ -26,17 +26,17 @@ def change_rows(run, **metrics):
 
 
 def in_paper_tables(found):
-    models = pre_trained_models(found.records)
+    models = pre_trained_models(found.models)
     return {
         (table.name, row, column)
-        for table in paper_tables(found.records, models)
+        for table in paper_tables(found.models, models)
         for (row, column), cell in table.cells.items()
         if cell.ours
     }
 
 
 def results(found):
-    listing = results_table(found.records)
+    listing = results_table(found.models)
     return {row[-1].rpartition("/")[2]: row[8:-1] for row in listing.rows}
 
 
@@ -64,13 +64,13 @@ def test_accuracy_on_part_of_imagenet_is_no_result(tmp_path, labels, examples, n
     run = write_fine_tuning(tmp_path, "imagenet2012", 0.9, data__eval_labels=labels)
     change_rows(run, **{"validation/examples": examples})
     found = find([str(tmp_path)])
-    (record,) = found.records
+    (record,) = found.models
     assert record.values[name].value == 0.9 and record.is_result == is_result
     assert bool(in_paper_tables(found)) == bool(results(found)) == is_result
     if not is_result:
         whole = 46_837 if labels else 50_000
-        assert record.use == f"measured on {examples:,} of {whole:,} images"
-        assert found.left_out == [f"{run}: {name} is no result: {record.use}"]
+        assert record.purpose.what == f"measured on {examples:,} of {whole:,} images"
+        assert found.left_out == [f"{run}: {name} is no result: {record.purpose.what}"]
 
 
 def test_one_seed_that_was_measured_by_two_kinds_of_labels_has_a_line_for_each(tmp_path):
@@ -78,7 +78,7 @@ def test_one_seed_that_was_measured_by_two_kinds_of_labels_has_a_line_for_each(t
     run = write_fine_tuning(tmp_path / "real", "imagenet2012", 0.9, data__eval_labels="real.json")
     change_rows(run, **{"validation/examples": 46_837})
     found = find([str(tmp_path)])
-    assert not found.left_out and all(record.is_result for record in found.records)
+    assert not found.left_out and all(record.is_result for record in found.models)
     assert results(found) == {"own": ["80.00", ""], "real": ["", "90.00"]}
 
 
@@ -93,8 +93,8 @@ def test_number_on_part_of_a_variant_is_told_and_the_rest_counts(tmp_path, varia
     assert found.left_out == [f"{tmp_path}/part: {VARIANT_NAMES[variant]} is no result: {flaw}"]
     ((accuracy, value),) = results(found).values()
     assert (accuracy, value) == ("85.00 ± 0.00", "50.00")
-    assert f"{tmp_path}: {VARIANT_NAMES[variant]} is without seed 1" in results_table(found.records).remarks
-    assert [row[8] for row in runs_table(found.records).rows] == [f"final; {flaw}", "final"]
+    assert f"{tmp_path}: {VARIANT_NAMES[variant]} is without seed 1" in results_table(found.models).remarks
+    assert [row[8] for row in runs_table(found.models).rows] == [f"final; {flaw}", "final"]
 
 
 def test_vtab_and_few_shot_on_part_of_a_test_set_are_no_results(tmp_path):
@@ -106,7 +106,7 @@ def test_vtab_and_few_shot_on_part_of_a_test_set_are_no_results(tmp_path):
         metrics = {metric: 0.6, "fewshot/imagenet2012/examples": examples}
         write_evaluation(tmp_path / name, "vit_b16_i21k", metrics, **few)
     found = find([str(tmp_path)])
-    uses = {record.path.name: record.use for record in found.records}
+    uses = {record.path.name: record.purpose.what for record in found.models}
     assert uses["part"] == "measured on 700 of 711 images" and uses["whole"] == "final"
     assert uses["few_part"] == "measured on 1,000 of 50,000 images"
     assert uses["few_whole"] == "final"
@@ -121,7 +121,7 @@ def test_number_on_images_that_were_trained_on_is_no_result(tmp_path):
     content = json.loads((file / "evaluation.json").read_text())
     write_json(file / "evaluation.json", content | {"overlap": {"fewshot/mine": 7}})
     found = find([str(tmp_path)])
-    assert [record.use for record in found.records] == [
+    assert [record.purpose.what for record in found.models] == [
         "measured on images of which 7 were trained on",
         "measured on images of which 12 were trained on",
     ]
@@ -132,7 +132,7 @@ def test_images_of_an_accuracy_that_were_not_counted_are_no_flaw(tmp_path):
     """Of old workdirs."""
     change_rows(write_fine_tuning(tmp_path, "cifar10", 0.9), **{"test/examples": None})
     found = find([str(tmp_path)])
-    assert found.records[0].is_result and not found.left_out
+    assert found.models[0].is_result and not found.left_out
 
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -145,7 +145,7 @@ def test_accuracy_that_is_none_leaves_its_run_out_with_a_line(tmp_path, value):
     rows = (run / "metrics.jsonl").read_text().replace('"test/accuracy": 0.5', f'"test/accuracy": {json.dumps(value)}')
     (run / "metrics.jsonl").write_text(rows)
     found = find([str(tmp_path)])
-    assert [record.path.name for record in found.records] == ["good"]
+    assert [record.path.name for record in found.models] == ["good"]
     (line,) = found.left_out
     assert line.startswith(f"{run}: test/accuracy is {value!r}")
 
@@ -159,8 +159,8 @@ def test_other_number_that_is_not_finite_is_left_out_with_a_line(tmp_path, metri
     change_rows(run, **{"objectnet/accuracy": 0.5, metric: value})
     found = find([str(tmp_path)])
     assert found.left_out == [f"{run}: {metric} is {value}, not a finite number"]
-    assert found.records[0].values[ACCURACY].value == 0.9
-    assert not {"ImageNet ReaL", "5-shot digits"} & found.records[0].values.keys()
+    assert found.models[0].values[ACCURACY].value == 0.9
+    assert not {"ImageNet ReaL", "5-shot digits"} & found.models[0].values.keys()
 
 
 def test_loss_that_is_not_finite_is_told_beside_the_accuracy(tmp_path):
@@ -168,7 +168,7 @@ def test_loss_that_is_not_finite_is_told_beside_the_accuracy(tmp_path):
     for seed, loss in enumerate((0.4, NAN, 0.5)):
         change_rows(write_fine_tuning(tmp_path / str(seed), "cifar10", 0.9, seed=seed), **{"test/loss": loss})
     found = find([str(tmp_path)])
-    listing = results_table(found.records)
+    listing = results_table(found.models)
     assert [row[8] for row in listing.rows] == ["90.00 ± 0.00"]
     told = "test/loss is nan: some logits are not finite, and what they count as says nothing"
     assert f"{tmp_path}: accuracy: {told}" in listing.remarks
@@ -189,7 +189,7 @@ def test_summary_with_what_cannot_be_leaves_its_run_out_with_a_line(tmp_path, na
     summary = json.loads((run / "summary.json").read_text())
     write_json(run / "summary.json", summary | {name: value})
     found = find([str(tmp_path)])
-    assert [record.path.name for record in found.records] == ["good"]
+    assert [record.path.name for record in found.models] == ["good"]
     (line,) = found.left_out
     assert line.startswith(f"{run}/summary.json: {name} is {value!r}")
 
@@ -201,8 +201,8 @@ def test_damaged_file_is_a_line(tmp_path, file, text):
     run = write_fine_tuning(tmp_path / "bad", "cifar10", 0.9)
     (run / file).write_text(text)
     found = find([str(tmp_path)])
-    assert [record.path.name for record in found.records] == ["good"] and len(found.left_out) == 1
-    assert found.left_out[0].startswith(f"{run}/{file}: ")
+    assert [record.path.name for record in found.models] == ["good"] and len(found.left_out) == 1
+    assert found.left_out[0].startswith((f"{run}/{file} is damaged", f"{run}/{file} is no config"))
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def test_config_with_what_no_config_has_is_a_line(tmp_path, field):
     (config[groups[0]] if groups else config)[last] = value
     write_json(run / "config.json", config)
     found = find([str(tmp_path)])
-    assert [record.path.name for record in found.records] == ["good"]
-    assert found.left_out == [f"{run}/config.json: {name} is {value!r}, which no config has"]
+    assert [record.path.name for record in found.models] == ["good"]
+    assert found.left_out == [f"{run}/config.json: {name} is {value!r}, which no config has."]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_evaluation_with_what_cannot_be_is_a_line(tmp_path, change):
     content = json.loads((path / "evaluation.json").read_text())
     write_json(path / "evaluation.json", content | change)
     found = find([str(tmp_path)])
-    shown = {record.path.name for record in found.records if record.values}
+    shown = {record.path.name for record in found.models if record.values}
     assert shown == {"good"} and any(line.startswith(f"{path}") for line in found.left_out)
 
 
@@ -269,13 +269,13 @@ def test_every_folder_of_a_run_is_in_a_table_or_has_a_line(tmp_path):
         os.mkfifo(folders[-1] / file)
     os.symlink(tmp_path, tmp_path / "loop")
     found = find([str(tmp_path)])
-    rows = {row[-1] for row in runs_table(found.records).rows}
+    rows = {row[-1] for row in runs_table(found.models).rows}
     for folder in folders:
-        in_line = [line for line in found.left_out if line.startswith((f"{folder}:", f"{folder}/"))]
+        in_line = [line for line in found.left_out if f"{folder}:" in line or f"{folder}/" in line]
         assert (str(folder) in rows) or in_line, folder
     # A run's own folders are none.
     assert write_run(tmp_path / "a/best", "ViT-B/16", {}, steps=3, data__dataset="digits")
-    assert str(tmp_path / "a/best") not in {str(record.path) for record in find([str(tmp_path)]).records}
+    assert str(tmp_path / "a/best") not in {str(record.path) for record in find([str(tmp_path)]).models}
 
 
 def test_name_that_is_not_text_is_shown(tmp_path, capsys):
@@ -299,5 +299,5 @@ def test_paper_cells_hold_no_part_of_a_test_set(tmp_path):
         change_rows(run, **{f"{split}/examples": examples // 2, "real/examples": 40_000})
     found = find([str(tmp_path)])
     assert not in_paper_tables(found) and len(found.left_out) == len(FINE_TUNING) + 1
-    assert len(runs_table(found.records).rows) == len(FINE_TUNING)
+    assert len(runs_table(found.models).rows) == len(FINE_TUNING)
     assert tables.TABLE_5["ImageNet-21k"]["Pets"]

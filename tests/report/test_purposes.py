@@ -12,15 +12,15 @@ from tests.report.workdirs import (
     write_starts,
     write_sweep,
 )
+from vit_jax.report.collect import find
 from vit_jax.report.listings import results_table
 from vit_jax.report.measured import ACCURACY
-from vit_jax.report.purposes import stage_of, use_by_protocol
-from vit_jax.report.run_results import find
+from vit_jax.report.purposes import purpose_by_split, stage_of
 
 
 def uses(*places, below):
     found = find([str(place) for place in places])
-    return {str(record.path.relative_to(below)): record.use for record in found.records}
+    return {str(record.path.relative_to(below)): record.purpose.what for record in found.models}
 
 
 def write_own(path, train, test, *, seed=0, dataset="/data/mine", **fields):
@@ -42,7 +42,7 @@ def test_final_runs_of_a_sweep_are_results_whatever_their_split_is_called(tmp_pa
     write_sweep(tmp_path, [], ["final/0", "final/1"])
     found = find([str(tmp_path)])
     assert not found.left_out
-    assert [row[8] for row in results_table(found.records).rows] == ["90.00 ± 0.00"]
+    assert [row[8] for row in results_table(found.models).rows] == ["90.00 ± 0.00"]
 
 
 def test_runs_to_choose_by_are_no_results_whatever_their_split_is_called(tmp_path):
@@ -118,7 +118,10 @@ def test_trials_of_a_sweep_without_results_choose(tmp_path):
     write_own(tmp_path / "final/a", "train", "test")
     write_json(tmp_path / "sweep_config.json", {"tried": {"trials/a": {"optimizer.learning_rate": 0.1}}})
     found = find([str(tmp_path)])
-    assert {record.path.parent.name: record.use for record in found.records} == {"trials": "chooses", "final": "final"}
+    assert {record.path.parent.name: record.purpose.what for record in found.models} == {
+        "trials": "chooses",
+        "final": "final",
+    }
     assert found.left_out == [f"{tmp_path}: a sweep without results yet; its finished final runs count one by one"]
 
 
@@ -153,7 +156,7 @@ def test_command_says_what_a_run_outside_of_a_sweep_is_for(tmp_path, stage, use)
         run = write_own(tmp_path / name, train, test, dataset=f"/data/{name}")
         write_starts(run, [(0, {})], f"{MAIN}configs/transfer.py:dataset=/data/{name},stage={stage}")
     found = find([str(tmp_path)])
-    assert [record.use for record in found.records] == [use] * 3 and not found.left_out
+    assert [record.purpose.what for record in found.models] == [use] * 3 and not found.left_out
 
 
 def test_sweeps_record_is_stronger_than_the_command(tmp_path):
@@ -189,14 +192,14 @@ def test_sweeps_record_is_stronger_than_the_command(tmp_path):
     ],
 )
 def test_protocol_decides_where_nothing_is_recorded(dataset, split, is_final, is_sure):
-    what, sure = use_by_protocol(dataset, split)
+    what, sure = purpose_by_split(dataset, split)
     assert (what == "final", sure) == (is_final, is_sure)
 
 
 def test_run_of_which_nothing_says_what_it_is_for_has_a_line(tmp_path):
     run = write_own(tmp_path, "train", "validation")
     found = find([str(tmp_path)])
-    assert [record.use for record in found.records] == ["chooses (measured on validation)"]
+    assert [record.purpose.what for record in found.models] == ["chooses (measured on validation)"]
     (line,) = found.left_out
     assert line.startswith(f"{run}: no result, as nothing says that validation is a test set. ")
 
@@ -204,7 +207,7 @@ def test_run_of_which_nothing_says_what_it_is_for_has_a_line(tmp_path):
 def test_pre_training_shows_its_held_out_accuracy(tmp_path):
     """Nothing is chosen by it, and the split stands beside it."""
     write_own(tmp_path, "full[51200:]", "full[:51200]", weights="", dataset="tfds:imagenet21k")
-    ((*_, split, _, _, _, _, accuracy, _),) = results_table(find([str(tmp_path)]).records).rows
+    ((*_, split, _, _, _, _, accuracy, _),) = results_table(find([str(tmp_path)]).models).rows
     assert (split, accuracy) == ("full[:51200]", "90.00")
 
 
@@ -230,7 +233,9 @@ def test_evaluation_of_a_run_that_did_not_finish_is_no_result(tmp_path):
     fields = {"data__dataset": "tfds:cifar10", "data__eval_split": "test"}
     write_evaluation(tmp_path / "later", run, {"test/accuracy": 0.8, "test/examples": 10_000}, **fields)
     found = find([str(tmp_path)])
-    assert [(record.path.name, record.use) for record in found.records] == [("later", "of a run that did not finish")]
+    assert [(record.path.name, record.purpose.what) for record in found.models] == [
+        ("later", "of a run that did not finish")
+    ]
     assert found.left_out == [f"{run}: not finished (step 10)"]
 
 
@@ -259,9 +264,9 @@ def test_damaged_sweep_is_a_line_and_its_runs_are_read(tmp_path, content):
     write_fine_tuning(tmp_path / "by_hand", "pets", 0.9)
     (tmp_path / "sweep.json").write_text(content)
     found = find([str(tmp_path)])
-    assert [record.use for record in found.records] == ["final"]
+    assert [record.purpose.what for record in found.models] == ["final"]
     (line,) = found.left_out
-    assert line.startswith(f"{tmp_path}/sweep.json: ")
+    assert line.startswith(f"{tmp_path}/sweep.json is damaged")
 
 
 def test_sweep_with_numbers_that_are_not_finite_says_so(tmp_path):
@@ -276,4 +281,4 @@ def test_sweep_with_numbers_that_are_not_finite_says_so(tmp_path):
         f"{tmp_path}/sweep.json: tasks.task.final[0].metrics.test/loss is -inf, which is not used",
         f"{tmp_path}/sweep.json: tasks.task.mean.test/loss is nan, which is not used",
     ]
-    assert found.records[0].values[ACCURACY].value == 0.9
+    assert found.models[0].values[ACCURACY].value == 0.9

@@ -17,15 +17,15 @@ from vit_jax.data.vtab import TASKS as VTAB_TASKS
 from vit_jax.paper import tables as paper
 from vit_jax.report import __main__ as report
 from vit_jax.report import figures
+from vit_jax.report.collect import find
 from vit_jax.report.paper_tables import paper_tables, table_2, table_5, table_6, table_8, table_9
-from vit_jax.report.pretrained import AVERAGE_OF, average_of_five, pre_trained_models, protocol_of, vtab_scores
-from vit_jax.report.run_results import find
+from vit_jax.report.pretrained import AVERAGE_OF, average_of_five, pre_trained_models, recipe_of, vtab_scores
 
 JFT = 303_000_000
 
 
 def models_in(folder):
-    return pre_trained_models(find([str(folder)]).records)
+    return pre_trained_models(find([str(folder)]).models)
 
 
 def cells_of_ours(table):
@@ -104,7 +104,7 @@ def test_imagenet_of_table_2_is_the_one_at_512_with_polyak_averaging_and_of_tabl
     ],
 )
 def test_resolutions_of_table_2(task, model, sizes):
-    assert protocol_of(task, model, table_2=True).image_sizes == sizes
+    assert recipe_of(task, model, table_2=True).image_sizes == sizes
 
 
 def test_imagenet_at_384_stands_in_table_2_with_a_note(tmp_path):
@@ -248,7 +248,7 @@ def test_table_8_has_few_shot_accuracies_by_position_embedding(tmp_path):
     few_shot_run(tmp_path / "1d", "learned_1d", "stem", 0.65)
     few_shot_run(tmp_path / "2d", "learned_2d", "shared", 0.63)
     few_shot_run(tmp_path / "small", "learned_2d", "stem", 0.5, model="ViT-S/16")
-    cells = cells_of_ours(table_8(find([str(tmp_path)]).records))
+    cells = cells_of_ours(table_8(find([str(tmp_path)]).models))
     assert cells[("ViT-B/16", "learned_1d"), "stem"].difference == pytest.approx(0.65 - 0.64206)
     assert cells[("ViT-B/16", "learned_2d"), "shared"].difference == pytest.approx(0.63 - 0.64022)
     small = cells[("ViT-S/16", "learned_2d"), "stem"]
@@ -266,7 +266,7 @@ def test_pre_training_of_another_length_is_no_row_of_the_papers(tmp_path):
 
 def test_resnet_has_no_place_among_position_embeddings(tmp_path):
     few_shot_run(tmp_path, "learned_1d", "stem", 0.5, model="R50x1")
-    assert not table_8(find([str(tmp_path)]).records).has_ours
+    assert not table_8(find([str(tmp_path)]).models).has_ours
 
 
 def test_compute_of_a_small_pre_training_is_not_rounded_to_nothing(tmp_path):
@@ -280,7 +280,7 @@ def test_folders_have_the_names_that_were_given(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pre = write_pre_training(tmp_path / "runs" / "pre")
     write_fine_tuning(tmp_path / "runs" / "fine", "cifar10", 0.5, weights=pre)
-    assert {str(record.path) for record in find(["runs"]).records} == {"runs/pre", "runs/fine"}
+    assert {str(record.path) for record in find(["runs"]).models} == {"runs/pre", "runs/fine"}
 
 
 def test_average_of_five_is_that_of_table_7(tmp_path):
@@ -433,7 +433,7 @@ def test_bit_is_an_area_between_published_numbers():
 
 
 def test_figure_4_draws_few_shot_numbers_by_images_in_the_set(folder):
-    (axes,) = figures.figure_4(find([str(folder)]).records).axes
+    (axes,) = figures.figure_4(find([str(folder)]).models).axes
     assert points_of(axes, "ViT-B/16, ours").tolist() == [[pytest.approx(JFT, rel=1e-4), pytest.approx(65.0)]]
 
 

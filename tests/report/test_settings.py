@@ -4,21 +4,29 @@ import json
 
 import pytest
 
-from tests.report.workdirs import write_evaluation, write_fine_tuning, write_json, write_run, write_starts
+from tests.report.workdirs import (
+    write_evaluation,
+    write_facts,
+    write_fine_tuning,
+    write_json,
+    write_run,
+    write_starts,
+)
 from vit_jax.config import base_config, flatten
 from vit_jax.report import settings
+from vit_jax.report.collect import find
 from vit_jax.report.listings import results_table, runs_table
 from vit_jax.report.measured import ACCURACY
-from vit_jax.report.run_results import find
 from vit_jax.report.seeds import group
 
 FIELDS = flatten(json.loads(base_config().to_json()))
 MODEL = {"name": "ViT-Ti/16", "num_classes": 3, "dtype": "bfloat16"}
-# Values of attributes that a model can be made with, where its own way to check them would refuse others.
+# Other values of fields and of attributes of a model that are computed with.
 OTHER = {
     **dict.fromkeys(("num_layers", "hidden_dim", "mlp_dim", "num_heads", "num_classes"), 6),
     **dict.fromkeys(("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "head_bias"), 0.5),
     **{"pool": "gap", "position_embedding": "none", "position_embedding_at": "shared", "pre_logits": True},
+    **{"data.mixture": [["/data/mine", 1.0]], "data.image_size": 99, "fewshot.image_size": 99},
     **{"attention": "einsum", "dtype": "float32", "param_dtype": "bfloat16", "scan_layers": True, "remat": "full"},
 }
 
@@ -40,10 +48,10 @@ def is_in(name, *lists):
 @pytest.mark.parametrize("name", [*FIELDS, "optimizer.brand_new", "data.brand_new", "brand_new"])
 def test_each_field_tells_results_apart_unless_a_list_says_why_not(name):
     """A field that is added to the config counts, until somebody gives a reason."""
-    fields, model, changed = {**FIELDS, name: None}, MODEL, {**FIELDS, name: "something else"}
+    model, changed = MODEL, {**FIELDS, name: OTHER.get(name, "something else")}
     if name.startswith("model.") and name != "model.name":  # what the model has counts, not what the config asks for
         model = {**MODEL, name.removeprefix("model."): OTHER.get(name.removeprefix("model."), "something else")}
-    before, after = keys(fields, MODEL), keys(changed, model)
+    before, after = keys(FIELDS, MODEL), keys(changed, model)
     differing = {what for what in before if before[what] != after[what]}
     if is_in(name, settings.WITHOUT_EFFECT):
         assert differing == set()
@@ -101,8 +109,8 @@ def test_runs_that_differ_in_what_can_change_a_number_are_not_averaged(tmp_path,
         tmp_path / "b", "cifar10", 0.8, seed=1, **{name.rstrip("_"): each for name, each in field.items()}
     )
     found = find([str(tmp_path)])
-    assert [len(result.records) for result in group(found.records)] == [1, 1]
-    first, second = results_table(found.records).rows
+    assert [len(result.models) for result in group(found.models)] == [1, 1]
+    first, second = results_table(found.models).rows
     assert first[:8] != second[:8]  # a reader sees what sets them apart
 
 
@@ -111,7 +119,7 @@ def test_length_counts_however_it_was_given(tmp_path):
     write_fine_tuning(tmp_path / "b", "cifar10", 0.8, seed=1, steps=100)
     config = json.loads((tmp_path / "b/config.json").read_text())
     write_json(tmp_path / "b/config.json", config | {"steps": None, "epochs": 51.2})
-    assert [len(result.records) for result in group(find([str(tmp_path)]).records)] == [2]
+    assert [len(result.models) for result in group(find([str(tmp_path)]).models)] == [2]
 
 
 def test_images_are_those_recorded_where_the_batch_size_was_another_on_the_way(tmp_path):
@@ -119,8 +127,8 @@ def test_images_are_those_recorded_where_the_batch_size_was_another_on_the_way(t
     run = write_fine_tuning(tmp_path, "cifar10", 0.9, steps=20, batch_size=1024)
     summary = json.loads((run / "summary.json").read_text())
     write_json(run / "summary.json", summary | {"epochs": 15.36})
-    write_json(run / "facts.json", {"train": {"fingerprint": "x", "num_images": 1000}})
-    (record,) = find([str(tmp_path)]).records
+    write_facts(run, train="x")
+    (record,) = find([str(tmp_path)]).models
     assert record.train_images == (1000, "x")
 
 
@@ -129,8 +137,8 @@ def test_images_that_were_recorded_as_others_are_not_averaged(tmp_path):
     for seed, fingerprint in enumerate((None, "aa", "bb")):
         run = write_fine_tuning(tmp_path / str(seed), "cifar10", 0.9, seed=seed)
         if fingerprint:
-            write_json(run / "facts.json", {"train": {"fingerprint": "x"}, "eval": {"fingerprint": fingerprint}})
-    assert [len(result.records) for result in group(find([str(tmp_path)]).records)] == [2, 1]
+            write_facts(run, evaluation=fingerprint)
+    assert [len(result.models) for result in group(find([str(tmp_path)]).models)] == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +162,7 @@ def test_images_that_are_turned_now_and_were_not_before_are_not_averaged(tmp_pat
         if turned == "absent":
             del config["data"]["exif_orientation"]
         write_json(run / "config.json", config)
-    assert len(group(find([str(tmp_path)]).records)) == results
+    assert len(group(find([str(tmp_path)]).models)) == results
 
 
 def few_shot(path, value, weights="vit_b16_i21k", **fields):
@@ -179,17 +187,17 @@ def test_evaluations_of_the_same_weights_that_differ_are_both_shown(tmp_path, fi
     few_shot(tmp_path / "b", 0.7, **field)
     found = find([str(tmp_path)])
     assert not found.left_out
-    rows = results_table(found.records).rows
+    rows = results_table(found.models).rows
     assert sorted(row[8] for row in rows) == ["50.00", "70.00"]
     (name,) = field
     assert all("[" in row[0] for row in rows)
-    remarks = " ".join(results_table(found.records).remarks)
+    remarks = " ".join(results_table(found.models).remarks)
     assert f"{name.replace('__', '.')}=" in remarks
 
 
 def test_few_shot_says_what_differs_from_the_released_evaluator(tmp_path):
     few_shot(tmp_path, 0.5, fewshot__l2=(1.0,), fewshot__bias=0.0, data__image_size=224)
-    (record,) = find([str(tmp_path)]).records
+    (record,) = find([str(tmp_path)]).models
     assert set(record.values["5-shot ImageNet"].notes) == {
         "fewshot.l2=(1.0,), usually (1024.0,)",
         "fewshot.bias=0.0, usually 100.0",
@@ -207,7 +215,7 @@ def test_evaluation_that_measures_again_is_told_and_what_is_new_in_it_is_kept(tm
         fewshot__test_split="validation",
     )
     found = find([str(tmp_path)])
-    (record,) = found.records
+    (record,) = found.models
     assert {name: value.value for name, value in record.values.items()} == {
         "5-shot ImageNet": 0.5,
         "10-shot ImageNet": 0.8,
@@ -215,16 +223,16 @@ def test_evaluation_that_measures_again_is_told_and_what_is_new_in_it_is_kept(tm
     (line,) = found.left_out
     assert line.startswith(f"{other}: measures again what {tmp_path}/a tells")
     assert line.endswith("5-shot ImageNet is 60.00 here, 50.00 there.")
-    assert f"{tmp_path}/a: with what {other} measured of it" in runs_table(found.records).remarks
+    assert f"{tmp_path}/a: with what {other} measured of it" in runs_table(found.models).remarks
 
 
 def test_seeds_that_were_measured_differently_are_not_averaged(tmp_path):
     for seed, l2 in enumerate((1.0, 1.0, 1024.0)):
         run = write_fine_tuning(tmp_path / f"run_{seed}", "cifar10", 0.9, seed=seed, data__image_size=224)
         few_shot(tmp_path / f"few_{seed}", 0.5 + seed / 100, run, fewshot__l2=(l2,))
-    results = group(find([str(tmp_path)]).records)
+    results = group(find([str(tmp_path)]).models)
     by_seeds = {
-        tuple(record.seed for record in result.records): result.ours("5-shot ImageNet").mean for result in results
+        tuple(record.seed for record in result.models): result.mean("5-shot ImageNet").mean for result in results
     }
     assert by_seeds == {(0, 1): pytest.approx(50.5), (2,): pytest.approx(52.0)}
 
@@ -232,9 +240,9 @@ def test_seeds_that_were_measured_differently_are_not_averaged(tmp_path):
 def test_number_that_some_seeds_lack_says_so(tmp_path):
     for seed, real in ((0, 0.90), (1, None), (2, 0.94)):
         write_fine_tuning(tmp_path / str(seed), "imagenet2012", 0.8, seed=seed, real=real)
-    records = find([str(tmp_path)]).records
+    records = find([str(tmp_path)]).models
     (result,) = group(records)
-    ours = result.ours("ImageNet ReaL")
+    ours = result.mean("ImageNet ReaL")
     assert ours.mean == pytest.approx(92.0) and ours.seeds == 2
     assert ours.notes == ("without seed 1, which has no ImageNet ReaL",)
     assert f"{tmp_path}: ImageNet ReaL is without seed 1" in results_table(records).remarks
@@ -249,7 +257,7 @@ def test_weights_of_an_earlier_step_are_another_beginning(tmp_path, place, resul
     (pre / place).mkdir(parents=True, exist_ok=True)
     write_fine_tuning(tmp_path / "fine/a", "cifar10", 0.9, weights=pre)
     write_fine_tuning(tmp_path / "fine/b", "cifar10", 0.7, weights=pre / place, seed=1)
-    records = [record for record in find([str(tmp_path)]).records if record.before]
+    records = [record for record in find([str(tmp_path)]).models if record.before]
     assert len(group(records)) == results
 
 
@@ -259,7 +267,7 @@ def test_evaluation_of_an_earlier_step_is_not_mixed_with_the_runs_own_numbers(tm
     fields = {"data__dataset": "tfds:cifar10", "data__eval_split": "test", "data__image_size": 384}
     metrics = {"test/accuracy": 0.4, "test/examples": 10_000}
     write_evaluation(tmp_path / "early", run / "checkpoints/300", metrics, **fields)
-    early, last = find([str(tmp_path)]).records
+    early, last = find([str(tmp_path)]).models
     assert (early.values[ACCURACY].value, last.values[ACCURACY].value) == (0.4, 0.9)
     assert early.values[ACCURACY].notes == ("of checkpoints/300, not of the last parameters",)
     assert len(group([early, last])) == 2
@@ -269,7 +277,7 @@ def three_seeds(path, starts):
     for seed in range(3):
         run = write_fine_tuning(path / str(seed), "cifar10", 0.9, seed=seed, steps=100)
         write_starts(run, starts if seed == 2 else [(0, {})])
-    return find([str(path)]).records
+    return find([str(path)]).models
 
 
 @pytest.mark.parametrize(
@@ -284,7 +292,7 @@ def three_seeds(path, starts):
 def test_run_whose_config_was_changed_on_the_way_is_set_apart(tmp_path, starts, told):
     records = three_seeds(tmp_path, starts)
     first, second = group(records)
-    assert [record.seed for record in first.records] == [0, 1] and second.first.seed == 2
+    assert [record.seed for record in first.models] == [0, 1] and second.first.seed == 2
     assert second.first.changes[0] == told
     listing = results_table(records)
     assert any(
@@ -304,7 +312,7 @@ def test_run_whose_config_was_changed_on_the_way_is_set_apart(tmp_path, starts, 
 )
 def test_change_that_has_no_part_in_the_parameters_sets_nothing_apart(tmp_path, starts):
     (result,) = group(three_seeds(tmp_path, starts))
-    assert len(result.records) == 3 and not any(record.changes for record in result.records)
+    assert len(result.models) == 3 and not any(record.changes for record in result.models)
 
 
 @pytest.mark.parametrize(("dataset", "changes"), [("tfds:pets", 0), ("/data/mine", 1)])
@@ -314,7 +322,7 @@ def test_start_of_before_images_were_turned_is_a_change_where_there_are_files(tm
     first, second = (json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines())
     del first["config"]["data"]["exif_orientation"]
     (run / "starts.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
-    (record,) = find([str(tmp_path)]).records
+    (record,) = find([str(tmp_path)]).models
     assert len(record.changes) == changes
 
 
@@ -324,8 +332,8 @@ def test_what_began_with_a_changed_pre_training_is_set_apart_too(tmp_path):
         if seed:
             write_starts(pre, [(0, {"optimizer__weight_decay": 0.5}), (5, {})])
         write_fine_tuning(tmp_path / f"fine/{seed}", "cifar10", 0.9, weights=pre)
-    records = [record for record in find([str(tmp_path)]).records if record.before]
-    assert [len(result.records) for result in group(records)] == [1, 1]
+    records = [record for record in find([str(tmp_path)]).models if record.before]
+    assert [len(result.models) for result in group(records)] == [1, 1]
 
 
 def test_damaged_record_of_starts_is_no_traceback(tmp_path):
@@ -333,5 +341,5 @@ def test_damaged_record_of_starts_is_no_traceback(tmp_path):
     write_starts(run, [(0, {"optimizer__learning_rate": 0.3}), (40, {})])
     with (run / "starts.jsonl").open("a") as file:
         file.write('"text"\n{"step": "x", "config": 3}\n{"step": 3}\n{"step": 60, "conf\n')
-    (record,) = find([str(tmp_path)]).records
+    (record,) = find([str(tmp_path)]).models
     assert len(record.changes) == 1

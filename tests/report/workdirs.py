@@ -1,9 +1,10 @@
-"""Writes what runs, evaluations and sweeps leave, without training. `test_run_results.py` has real ones."""
+"""Writes what runs, evaluations and sweeps leave, without training. `test_collect.py` has real ones."""
 
 import json
 
 from vit_jax.config import base_config, flatten
 from vit_jax.report.measured import vtab_test_images
+from vit_jax.run import facts
 
 # What configs/transfer.py and configs/vtab.py set, and how many test images there are.
 FINE_TUNING = {
@@ -57,6 +58,13 @@ def write_run(
         write_json(path / "summary.json", summary)
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def write_facts(path, *, num_images=1000, train="train", evaluation="eval"):
+    """The record of the data: the number of training images, and fingerprints."""
+    train = facts.SplitFacts("tfds:cifar10", None, "train", None, num_images, train)
+    evaluated = facts.SplitFacts("tfds:cifar10", None, "test", None, 10_000, evaluation)
+    facts.write_facts(path, facts.RunFacts(10, None, 1, "softmax", {}, train, evaluated))
 
 
 def write_starts(path, starts, command=""):

@@ -17,31 +17,31 @@ from collections.abc import Sequence
 
 from vit_jax.console import run_command
 from vit_jax.errors import UserError
+from vit_jax.files import AnyPath, is_remote, parse_path, write_atomically
 from vit_jax.flags import report as report_error
 from vit_jax.report import figures
+from vit_jax.report.collect import FoundRuns, find
 from vit_jax.report.listings import results_table, runs_table
 from vit_jax.report.markdown import Listing, Table
 from vit_jax.report.paper_tables import paper_tables
 from vit_jax.report.pretrained import pre_trained_models
-from vit_jax.report.run_results import Found, find
-from vit_jax.run.workdir import AnyPath, is_remote, parse, write_atomically
 
 
-def make_report(found: Found, out: AnyPath | None = None, *, show_all: bool = False) -> str:
+def make_report(found: FoundRuns, out: AnyPath | None = None, *, show_all: bool = False) -> str:
     """The report as markdown.
 
     Args:
-      found: from `vit_jax.report.run_results.find`.
+      found: from `vit_jax.report.collect.find`.
       out: folder for `report.md`, CSV files and pictures; None: nothing is written.
       show_all: also the paper's tables and pictures that have nothing of ours.
 
     Raises:
       UserError: the folder cannot be written.
     """
-    models = pre_trained_models(found.records)
-    tables: list[Table | Listing] = [results_table(found.records)]
-    tables += [table for table in paper_tables(found.records, models) if table.has_ours or show_all]
-    tables.append(runs_table(found.records))
+    models = pre_trained_models(found.models)
+    tables: list[Table | Listing] = [results_table(found.models)]
+    tables += [table for table in paper_tables(found.models, models) if table.has_ours or show_all]
+    tables.append(runs_table(found.models))
     sections = [table.to_markdown() for table in tables if table.rows]
     if found.left_out:
         sections.append("\n".join(["## Left out", "", *(f"- {line}" for line in found.left_out), ""]))
@@ -51,7 +51,7 @@ def make_report(found: Found, out: AnyPath | None = None, *, show_all: bool = Fa
                 out.mkdir(parents=True, exist_ok=True)
             for table in tables:
                 write_atomically(out / f"{table.name}.csv", table.to_csv())
-            pictures = figures.draw_all(found.records, models, show_all=show_all)
+            pictures = figures.draw_all(found.models, models, show_all=show_all)
             for name, (title, png) in pictures.items():
                 write_atomically(out / f"{name}.png", png)
                 sections.append(f"## {title}\n\n![{title}]({name}.png)\n\nNotes on our numbers are below the tables.\n")
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     args = make_parser().parse_args(arguments)
     try:
-        out = parse(args.out) if args.out else None
+        out = parse_path(args.out) if args.out else None
         print(make_report(find(args.workdirs), out, show_all=args.all))
         if out is not None:
             print(f"Written to {out}: report.md, and each table and picture as a file.")

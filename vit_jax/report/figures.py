@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 from vit_jax.paper import related, tables
 from vit_jax.report.markdown import Cell
+from vit_jax.report.measured import MeasuredModel
 from vit_jax.report.names import kind_of
 from vit_jax.report.paper_tables import FIVE_SHOT, TABLE_8_MODEL, table_5
-from vit_jax.report.pretrained import AVERAGE_OF, IMAGENET, PreTrained, average_of_five, ours_on
-from vit_jax.report.result import Record
-from vit_jax.report.seeds import Ours, group
+from vit_jax.report.pretrained import AVERAGE_OF, PreTrained, average_of_five, result_on
+from vit_jax.report.recipes import IMAGENET
+from vit_jax.report.seeds import SeedMean, group
 from vit_jax.weights import get_checkpoint
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _ROOM_FOR_DATA, _ROOM_FOR_LEGEND = 60, 140
 
 
 def draw_all(
-    records: Sequence[Record], models: Sequence[PreTrained], *, show_all: bool = False
+    measured: Sequence[MeasuredModel], models: Sequence[PreTrained], *, show_all: bool = False
 ) -> dict[str, tuple[str, bytes]]:
     """Draws the figures that have something of ours, or all that have anything.
 
@@ -55,7 +56,7 @@ def draw_all(
     figures: dict[str, tuple[str, bytes]] = {}
     for name, title, figure in (
         ("figure_3", "Figure 3: transfer to ImageNet against the pre-training data", figure_3(models, show_all)),
-        ("figure_4", "Figure 4: few-shot ImageNet against the number of pre-training images", figure_4(records)),
+        ("figure_4", "Figure 4: few-shot ImageNet against the number of pre-training images", figure_4(measured)),
         ("figure_5", "Figure 5: transfer against pre-training compute", figure_5(models, show_all)),
     ):
         if figure is not None:
@@ -115,25 +116,25 @@ def figure_3(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | 
     return figure
 
 
-def figure_4(records: Sequence[Record]) -> "Figure | None":
+def figure_4(measured: Sequence[MeasuredModel]) -> "Figure | None":
     """Linear 5-shot accuracy on ImageNet by the number of images in the pre-training set.
 
     The paper has curves alone; its table 8 gives one model's number, without how many images that saw.
     """
-    points: dict[str, list[tuple[float, Ours]]] = {}
-    for result in group(record for record in records if FIVE_SHOT in record.results):
-        origin, ours = result.first.origin, result.ours(FIVE_SHOT)
-        if origin.num_images is not None and ours is not None:
-            points.setdefault(result.first.model, []).append((origin.num_images, ours))
+    points: dict[str, list[tuple[float, SeedMean]]] = {}
+    for each in group(model for model in measured if FIVE_SHOT in model.results):
+        lineage, ours = each.first.lineage, each.mean(FIVE_SHOT)
+        if lineage.num_images is not None and ours is not None:
+            points.setdefault(each.first.model, []).append((lineage.num_images, ours))
     if not points:
         return None
     figure, (axes,) = _figure(1, (9, 4.6))
     published = 100 * tables.TABLE_8["learned_1d", "stem"]
     axes.axhline(published, color="0.5", linestyle=":", label=f"{TABLE_8_MODEL}, table 8")
     styles = _styles_of(sorted(points))
-    for model, each in sorted(points.items()):
-        each.sort(key=lambda point: point[0])
-        _stars(axes, each, *styles[model], label=f"{model}, ours", line="-")
+    for model, own in sorted(points.items()):
+        own.sort(key=lambda point: point[0])
+        _stars(axes, own, *styles[model], label=f"{model}, ours", line="-")
     axes.set_xscale("log")
     images = [images for each in points.values() for images, _ in each]
     axes.set_xlim(min([*images, 1e6]) / 1.5, max([*images, 3e8]) * 1.5)
@@ -144,12 +145,12 @@ def figure_4(records: Sequence[Record]) -> "Figure | None":
 
 def figure_5(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | None":
     """The mean over five tasks, and ImageNet, by the exaFLOPs of pre-training."""
-    known = [model for model in models if model.origin.exaflops]
+    known = [model for model in models if model.lineage.exaflops]
     mean_of_five = f"mean of {', '.join(AVERAGE_OF[:-1])} and {AVERAGE_OF[-1]}"
     panels = {mean_of_five: AVERAGE_OF, IMAGENET: (IMAGENET,)}
     ours = [
         [(model, score) for model in known if (score := average_of_five(model))],
-        [(model, score) for model in known if (score := ours_on(model, IMAGENET))],
+        [(model, score) for model in known if (score := result_on(model, IMAGENET))],
     ]
     if not any(ours) and not show_all:
         return None
@@ -165,7 +166,7 @@ def figure_5(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | 
             axes.plot(*zip(*points, strict=True), marker, color=color, ms=6, label=f"{kind}, table 6")
             labels += [(*point, row.model, color) for point, row in zip(points, rows, strict=True)]
         for model, score in stars:
-            exaflops = model.origin.exaflops or 0.0
+            exaflops = model.lineage.exaflops or 0.0
             color = _KINDS[kind_of(model.model)][1]
             _stars(axes, [(exaflops, score)], color)
             row = next((row for row in tables.TABLE_6 if _is_row_of(model, row)), None)
@@ -183,7 +184,7 @@ def figure_5(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | 
 
 def _is_row_of(model: PreTrained, row: tables.JftScaling) -> bool:
     """Whether a model of ours is one of table 6."""
-    exaflops = model.origin.exaflops or 0.0
+    exaflops = model.lineage.exaflops or 0.0
     return (model.model, model.data) == (row.model, "JFT-300M") and abs(exaflops / row.exaflops - 1) <= 0.15
 
 
@@ -263,7 +264,7 @@ def _styles_of(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 def _stars(
     axes: "Axes",
-    points: Sequence[tuple[float, Ours]],
+    points: Sequence[tuple[float, SeedMean]],
     color: str,
     marker: str = "*",
     *,

@@ -1,23 +1,26 @@
-"""A table of published numbers with ours beside them, as markdown and as CSV."""
+"""Tables as markdown and as CSV."""
 
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from vit_jax.console import show_name
+from vit_jax.console import format_table, show_name
 from vit_jax.paper.tables import Score
-from vit_jax.report.seeds import Ours
+from vit_jax.report.seeds import SeedMean
 
 _NAMED = 6  # cells that a note names
+
+Row = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What is published and what we have; `digits` after the point are shown."""
+    """A published number and ours; `digits` after the point are shown."""
 
     paper: Score | None = None
-    ours: Ours | None = None
+    ours: SeedMean | None = None
     digits: int = 2
 
     @property
@@ -32,35 +35,46 @@ class Table:
 
     Attributes:
       name: of its file, such as "table_5".
-      title: what it shows, with the unit.
+      title: with the unit.
       headings: of the columns that name a row.
       column_heading: what the other columns are.
       columns: their names.
-      rows: names of the rows, as many parts each as there are headings.
       cells: by row and column; missing ones are empty.
-      remarks: on all of it.
-      publisher: whose numbers ours stand beside.
+      remarks: below the table.
+      publisher: of the numbers beside ours.
     """
 
     name: str
     title: str
-    headings: tuple[str, ...]
+    headings: Row
     column_heading: str
-    columns: list[str]
-    rows: list[tuple[str, ...]]
-    cells: dict[tuple[tuple[str, ...], str], Cell] = dataclasses.field(default_factory=dict)
+    columns: list[str] = dataclasses.field(default_factory=list)
+    cells: dict[tuple[Row, str], Cell] = dataclasses.field(default_factory=dict)
     remarks: list[str] = dataclasses.field(default_factory=list)
     publisher: str = "paper"
 
     @property
+    def rows(self) -> list[Row]:
+        """The names of the rows, as many parts each as there are headings."""
+        return list(dict.fromkeys(row for row, _ in self.cells))
+
+    @property
     def has_ours(self) -> bool:
-        """Whether there is a number of ours in it."""
+        """Whether there is a number of ours."""
         return any(cell.ours for cell in self.cells.values())
 
-    def set(self, row: tuple[str, ...], column: str, cell: Cell) -> None:
-        """Fills a cell, in a row and a column that come last if they are new."""
-        if row not in self.rows:
-            self.rows.append(row)
+    def publish(self, scores: Mapping[Any, Score | float], *, digits: int = 2) -> None:
+        """Fills in published numbers by row and column."""
+        for (row, column), score in scores.items():
+            self._add(row, column, Cell(Score(score) if isinstance(score, int | float) else score, digits=digits))
+
+    def add_ours(self, row: Row, column: str, ours: SeedMean | None, *, digits: int = 2) -> None:
+        """Fills in a number of ours, if there is one; a new row or column comes last."""
+        if ours is not None:
+            cell = self.cells.get((row, column), Cell(digits=digits))
+            self._add(row, column, dataclasses.replace(cell, ours=ours, digits=digits))
+
+    def _add(self, row: Row, column: str, cell: Cell) -> None:
         if column not in self.columns:
             self.columns.append(column)
         self.cells[row, column] = cell
@@ -70,7 +84,7 @@ class Table:
         lines = []
         for row in self.rows:
             cells = [self.cells.get((row, column), Cell()) for column in self.columns]
-            label: Sequence[str] = row
+            label = row
             for who, texts in (
                 (self.publisher, [_show(cell.paper, cell.digits) for cell in cells]),
                 ("ours", [_show(cell.ours, cell.digits) for cell in cells]),
@@ -78,69 +92,58 @@ class Table:
             ):
                 if any(texts):
                     lines.append([*label, who, *texts])
-                    label = [""] * len(row)
-        parts = [
-            f"## {self.title}",
-            "",
-            *format_table([*self.headings, "", *self.columns], lines, len(self.headings) + 1),
-        ]
-        notes = [*self._notes(), *self.remarks]
-        return "\n".join([*parts, "", *(f"- {show_name(note)}" for note in notes), *([""] if notes else [])])
+                    label = ("",) * len(row)
+        headings = [*self.headings, "", *self.columns]
+        remarks = [*self._notes(), *self.remarks]
+        return _section(self.title, format_table(headings, lines, num_left=len(self.headings) + 1), remarks)
 
     def _notes(self) -> list[str]:
-        """Notes of the cells, each told once, with the cells it is of."""
+        """Notes of the cells, each once, with the cells it is of."""
+        ours = {
+            (row, column): cell.ours
+            for row in self.rows
+            for column in self.columns
+            if (cell := self.cells.get((row, column))) and cell.ours
+        }
         where: dict[str, list[str]] = {}
-        filled = 0
-        for row in self.rows:
-            for column in self.columns:
-                ours = self.cells.get((row, column), Cell()).ours
-                if ours is None:
-                    continue
-                filled += 1
-                for note in ours.notes:
-                    where.setdefault(note, []).append(f"{', '.join(row)} ({column})")
-        told = []
+        for (row, column), mean in ours.items():
+            for note in mean.notes:
+                where.setdefault(note, []).append(f"{', '.join(row)} ({column})")
+        notes = []
         for note, cells in where.items():
-            named = "; ".join(cells[:_NAMED])
-            more = f"; and {len(cells) - _NAMED} more" if len(cells) > _NAMED else ""
-            told.append(f"{note}: {'all of ours' if len(cells) == filled > 1 else named + more}.")
-        return told
+            named = "; ".join(cells[:_NAMED]) + (f"; and {len(cells) - _NAMED} more" if len(cells) > _NAMED else "")
+            notes.append(f"{note}: {'all of ours' if len(cells) == len(ours) > 1 else named}.")
+        return notes
 
     def to_csv(self) -> str:
-        """A line for each cell, for programs."""
-        rows: list[list[object]] = []
+        """A line for each cell, with the numbers unrounded."""
+        lines = []
         for row in self.rows:
             for column in self.columns:
-                cell = self.cells.get((row, column))
-                if cell is None or (cell.paper is None and cell.ours is None):
+                cell = self.cells.get((row, column), Cell())
+                if cell.paper is None and cell.ours is None:
                     continue
                 paper, ours = cell.paper, cell.ours
-                rows.append(
-                    [
-                        *row,
-                        column,
-                        *((paper.mean, paper.std) if paper else (None, None)),
-                        *((ours.mean, ours.std, ours.seeds) if ours else (None, None, None)),
-                        cell.difference,
-                        *(("; ".join(ours.notes), " ".join(ours.sources)) if ours else ("", "")),
-                    ]
-                )
-        measured = ("paper", "paper_std", "ours", "ours_std", "seeds", "difference", "notes", "folders")
-        return format_csv([*self.headings, self.column_heading, *measured], rows)
+                published = (paper.mean, paper.std) if paper else (None, None)
+                mean = (ours.mean, ours.std, ours.seeds) if ours else (None, None, None)
+                texts = ("; ".join(ours.notes), " ".join(ours.sources)) if ours else ("", "")
+                lines.append([*row, column, *published, *mean, cell.difference, *texts])
+        numbers = ("paper", "paper_std", "ours", "ours_std", "seeds", "difference", "notes", "folders")
+        return _format_csv([*self.headings, self.column_heading, *numbers], lines)
 
 
 @dataclasses.dataclass
 class Listing:
-    """A plain table of text: what was found, a line each.
+    """A list of what was found.
 
     Attributes:
       name: of its file.
-      title: what it shows.
+      title: with the unit.
       headings: of its columns.
       rows: as they are shown.
       value_headings: of the columns of `values`.
       values: the same for programs: numbers as they are.
-      remarks: on all of it.
+      remarks: below the list.
     """
 
     name: str
@@ -152,42 +155,20 @@ class Listing:
     remarks: list[str] = dataclasses.field(default_factory=list)
 
     def to_markdown(self) -> str:
-        """The table and its remarks."""
-        parts = [f"## {self.title}", "", *format_table(self.headings, self.rows, 0), ""]
-        return "\n".join(parts + [f"- {show_name(remark)}" for remark in self.remarks] + [""] * bool(self.remarks))
+        """The list and its remarks."""
+        return _section(self.title, format_table(self.headings, self.rows, num_left=len(self.headings)), self.remarks)
 
     def to_csv(self) -> str:
         """The same for programs."""
-        return format_csv(self.value_headings, self.values)
+        return _format_csv(self.value_headings, self.values)
 
 
-def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_left: int) -> list[str]:
-    """Lines of a markdown table that also reads well in a terminal.
-
-    Args:
-      headings: of the columns.
-      rows: as many cells each.
-      num_left: columns that are aligned to the left; the others are to the right. 0: all to the left.
-    """
-    headings, *rows = ([show_name(cell) for cell in row] for row in (headings, *rows))
-    widths = [max(len(row[column]) for row in (headings, *rows)) for column in range(len(headings))]
-    left = [num_left == 0 or column < num_left for column in range(len(headings))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if is_left else cell.rjust(width)
-            for cell, width, is_left in zip(cells, widths, left, strict=True)
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = "|".join(
-        "-" * (width + 2) if is_left else "-" * (width + 1) + ":" for width, is_left in zip(widths, left, strict=True)
-    )
-    return [line(headings), f"|{rule}|", *map(line, rows)]
+def _section(title: str, table: str, remarks: Sequence[str]) -> str:
+    lines = [f"## {title}", "", table, "", *(f"- {show_name(remark)}" for remark in remarks)]
+    return "\n".join([*lines, *([""] if remarks else [])])
 
 
-def format_csv(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Comma-separated values with a line of headings."""
+def _format_csv(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(headings)
@@ -195,7 +176,7 @@ def format_csv(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str
     return text.getvalue()
 
 
-def _show(score: Score | Ours | None, digits: int) -> str:
+def _show(score: Score | SeedMean | None, digits: int) -> str:
     if score is None:
         return ""
     spread = "" if score.std is None else f" ± {score.std:,.{digits}f}"

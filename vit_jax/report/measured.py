@@ -1,4 +1,4 @@
-"""The numbers among the metrics of a run or an evaluation: what each is of, how it was measured, and its flaws."""
+"""Models with what was measured of them: the numbers among metrics, how each was measured, and its flaws."""
 
 import dataclasses
 import math
@@ -11,10 +11,14 @@ from vit_jax.data.sources.real_labels import NUM_IMAGES as NUM_VALIDATION_IMAGES
 from vit_jax.data.sources.real_labels import NUM_LABELLED
 from vit_jax.data.transfer_tasks import TASKS
 from vit_jax.data.vtab import TASKS as VTAB_TASKS
+from vit_jax.files import AnyPath
 from vit_jax.report import settings
+from vit_jax.report.lineage import Lineage
 from vit_jax.report.names import data_set_name, vtab_task
-from vit_jax.report.run_files import defaults
+from vit_jax.report.purposes import FINAL, Purpose
 from vit_jax.report.settings import Settings
+from vit_jax.run.run_result import counts
+from vit_jax.run.workdir import defaults
 
 # Names of metrics of `vit_jax.experiment.evaluations.make_evaluations`, and how a reader knows them.
 VARIANT_NAMES = {
@@ -36,22 +40,26 @@ TEST_IMAGES = {
     "flowers": 6_149,
 }
 
-_FEW_SHOT = re.compile(r"fewshot/(?P<where>.+)/(?P<representation>[^/]+)/(?P<shots>\d+)shot(?P<std>_std)?")
+_CHECKED = re.compile(r"(?!train/).*/(examples|accuracy|top5_accuracy|\d+shot|\d+shot_std)")
+_UNBOUNDED = ("/examples", "_std")
+_FEW_SHOT = re.compile(r"(?P<prefix>fewshot/(?P<where>.+))/(?P<representation>[^/]+)/(?P<shots>\d+)shot")
 _USUAL_REPRESENTATION = "pre_logits"
 _FEW_SHOT_SIZE = 224
 _FEW_SHOT_POOL = {"tfds:imagenet2012": "train[:65000]"}  # of the released evaluator
 
+Images = tuple[int | None, str | None]  # their number and fingerprint; None: not recorded
+
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A number that was measured, as a share.
+    """A measured share.
 
     Attributes:
       value: the number.
-      std: over draws of few-shot images, where there are several.
-      notes: what a reader of it should know.
-      settings: what it was measured of and how; two numbers with other settings are no two samples of one.
-      images: how many it is of, and their fingerprint; None for what was not recorded.
+      std: over draws of few-shot images, if there are several.
+      notes: for readers.
+      settings: what was measured and how; numbers with other settings are not samples of one.
+      images: it was measured on.
       flaw: why it is not a result; "" for one that is.
     """
 
@@ -59,7 +67,7 @@ class Value:
     std: float | None = None
     notes: tuple[str, ...] = ()
     settings: Settings = ()
-    images: tuple[int | None, str | None] = (None, None)
+    images: Images = (None, None)
     flaw: str = ""
 
     def agrees_with(self, other: "Value") -> bool:
@@ -67,24 +75,77 @@ class Value:
         return self.settings == other.settings and same_images(self.images, other.images)
 
 
-def same_images(one: tuple[int | None, str | None], other: tuple[int | None, str | None]) -> bool:
-    """Whether two sets of images, by number and fingerprint, may be one; what was not recorded fits everything."""
+def same_images(one: Images, other: Images) -> bool:
+    """Whether two sets of images may be one; what was not recorded fits everything."""
     return all(a is None or b is None or a == b for a, b in zip(one, other, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """What the metrics of a run or an evaluation say.
+class MeasuredModel:
+    """Parameters, with what was measured of them by the run that trained them or by an evaluation.
 
     Attributes:
+      path: folder of the run, or of the evaluation.
+      model: label, such as "ViT-B/16".
+      fields: the arguments of `create_model`, as far as known.
+      before: lineage of the training's initial weights; None: it began from scratch.
+      lineage: of the measured parameters, that training included.
+      trained_on: name of the training's data set; "" for weights that were not trained further.
+      dataset: that `ACCURACY` is of, as `config.data.dataset`.
+      eval_split: its split.
+      image_size: in pixels.
+      setting: the same for models that may be averaged.
       values: by name: `ACCURACY`, `TOP_5`, names of `VARIANT_NAMES`, "5-shot <data set>".
-      examples: how many images `ACCURACY` is of; None where that was not recorded.
-      problems: numbers that are left out, each with the reason.
+      purpose: whether its numbers are results.
+      seed: of the training; None for weights that were not trained here.
+      training: all settings of the training by field; {} likewise.
+      train_images: of the training.
+      changes: of the training's config on the way.
+      besides: folders of evaluations whose values are among these.
     """
 
+    path: AnyPath
+    model: str
+    fields: Mapping[str, Any]
+    before: Lineage | None
+    lineage: Lineage
+    trained_on: str
+    dataset: str
+    eval_split: str | None
+    image_size: int
+    setting: str
     values: dict[str, Value]
-    examples: int | None
-    problems: list[str]
+    purpose: Purpose
+    seed: int | None = None
+    training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    train_images: Images = (None, None)
+    changes: tuple[str, ...] = ()
+    besides: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int | None:
+        """Length of the training; None if unknown."""
+        return self.training.get("steps")
+
+    @property
+    def is_result(self) -> bool:
+        """Whether it has numbers that are results."""
+        return self.purpose.what == FINAL
+
+    @property
+    def results(self) -> dict[str, Value]:
+        """The values that are results."""
+        return {name: value for name, value in self.values.items() if not value.flaw} if self.is_result else {}
+
+    def goes_with(self, other: "MeasuredModel") -> bool:
+        """Whether two are samples of the same: one setting, the same images, measured in the same way.
+
+        Numbers that are no results play no part.
+        """
+        if self.setting != other.setting or not same_images(self.train_images, other.train_images):
+            return False
+        pairs = [(self.values[name], other.values[name]) for name in self.values.keys() & other.values.keys()]
+        return all(one.agrees_with(another) for one, another in pairs if not (one.flaw or another.flaw))
 
 
 def measure(
@@ -94,92 +155,91 @@ def measure(
     *,
     fingerprint: str | None = None,
     overlap: Any = None,
-    notes: tuple[str, ...] = (),
-) -> Measured:
+    notes: Sequence[str] = (),
+) -> tuple[dict[str, Value], list[str]]:
     """Reads the numbers among metrics.
 
     Args:
       fields: of the config, flat.
-      model: what the model was made with.
+      model: the arguments of `create_model`.
       metrics: by name.
       fingerprint: of the images of the evaluation split, if it was recorded.
-      overlap: by evaluation, how many of its examples were trained on, if that was recorded.
+      overlap: by evaluation, the number of its examples that were trained on, if that was recorded.
       notes: on all of the numbers.
+
+    Returns:
+      Values by name, as in `MeasuredModel`, and a line for each number that is left out.
     """
-    problems: list[str] = []
-
-    def share(name: str) -> float | None:
-        return _number(metrics, name, problems, at_most=1.0)
-
-    def count(name: str) -> int | None:
-        number = _number(metrics, name, problems)
-        return None if number is None else int(number)
-
-    def flaw(evaluation: str, number: int | None, whole: Sequence[int]) -> str:
-        seen = overlap.get(evaluation) if isinstance(overlap, dict) else None
-        if seen:
-            return f"measured on images of which {seen} were trained on"
-        return _flaw_of_part(number, whole)
-
+    numbers, problems = _check_numbers(metrics)
+    overlap = counts(overlap)
     values: dict[str, Value] = {}
-    split, anew = fields["data.eval_split"], bool(fields["data.eval_labels"])  # ImageNet's images with other labels
-    examples = count(f"{split}/examples") if split is not None else None
+
+    def add(name: str, metric: str, prefix: str, how: Settings, whole: Sequence[int], **fields: Any) -> None:
+        if metric not in numbers:
+            return
+        examples = int(numbers[f"{prefix}/examples"]) if f"{prefix}/examples" in numbers else None
+        flaw, own_notes = "", [*notes, *fields.pop("notes", ())]
+        if prefix in overlap:
+            flaw = f"measured on images of which {overlap[prefix]} were trained on"
+        elif examples is not None and whole and examples not in whole:
+            flaw = f"measured on {examples:,} of {max(whole):,} images"
+        loss = metrics.get(f"{prefix}/loss")
+        if isinstance(loss, float) and not math.isfinite(loss):
+            own_notes.append(
+                f"{prefix}/loss is {loss}: some logits are not finite, and what they count as says nothing"
+            )
+        images = (examples, fields.pop("fingerprint", None))
+        values[name] = Value(numbers[metric], notes=tuple(own_notes), settings=how, images=images, flaw=flaw, **fields)
+
+    split = fields["data.eval_split"]
     if split is not None:
-        how = settings.accuracy_settings(fields, model)
-        told = (*notes, *_loss_note(metrics, split))
-        flawed = flaw(split, examples, _whole(fields))
-        for metric, name in (
-            ("accuracy", REAL if anew else ACCURACY),
-            ("top5_accuracy", f"{REAL} {TOP_5}" if anew else TOP_5),
-        ):
-            if (value := share(f"{split}/{metric}")) is not None:
-                values[name] = Value(value, None, told, how, (examples, fingerprint), flawed)
+        how, dataset = settings.accuracy_settings(fields, model), str(fields["data.dataset"])
+        whole = _whole_test_set(dataset, split)
+        top_1, top_5 = ACCURACY, TOP_5
+        if fields["data.eval_labels"]:  # ReaL labels
+            top_1, top_5 = REAL, f"{REAL} {TOP_5}"
+            whole = (NUM_LABELLED,) if whole == (NUM_VALIDATION_IMAGES,) else whole
+        add(top_1, f"{split}/accuracy", split, how, whole, fingerprint=fingerprint)
+        add(top_5, f"{split}/top5_accuracy", split, how, whole, fingerprint=fingerprint)
     for variant, name in VARIANT_NAMES.items():
-        if (value := share(f"{variant}/accuracy")) is not None:
-            how = settings.variant_settings(variant, fields, model)
-            number = count(f"{variant}/examples")
-            flawed = flaw(variant, number, (NUM_LABELLED if variant == "real" else NUM_IMAGES[variant],))
-            told = (*notes, *_loss_note(metrics, variant))
-            values[name] = Value(value, None, told, how, (number, None), flawed)
-    for name, (where, few_shot) in _few_shot(fields, model, metrics, notes, problems).items():
-        number = count(f"fewshot/{where}/examples")
-        whole = _whole_of_task(dict(few_shot.settings)["fewshot.datasets"], fields["fewshot.test_split"])
-        flawed = flaw(f"fewshot/{where}", number, whole)
-        values[name] = dataclasses.replace(few_shot, images=(number, None), flaw=flawed)
-    return Measured(values, examples, problems)
+        whole = (NUM_LABELLED if variant == "real" else NUM_IMAGES[variant],)
+        add(name, f"{variant}/accuracy", variant, settings.variant_settings(variant, fields, model), whole)
+    datasets = [str(dataset) for dataset in fields["fewshot.datasets"]]
+    for metric, match in ((metric, _FEW_SHOT.fullmatch(metric)) for metric in metrics):
+        if match:
+            dataset = _few_shot_data_set(match["where"], datasets)
+            how = settings.few_shot_settings(dataset, fields, model)
+            add(
+                _few_shot_name(dataset, match, fields["fewshot.test_split"]),
+                metric,
+                match["prefix"],
+                how,
+                _whole_test_set(dataset, fields["fewshot.test_split"]),
+                notes=_few_shot_notes(dataset, how),
+                std=numbers.get(f"{metric}_std"),
+            )
+    return values, problems
 
 
-def _number(metrics: Mapping[str, Any], name: str, problems: list[str], *, at_most: float = math.inf) -> float | None:
-    """A metric, if there is one that can be; otherwise tells what is there instead."""
-    value = metrics.get(name)
-    if value is None and name not in metrics:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        problems.append(f"{name} is {value!r}, not a number")
-    elif not math.isfinite(value):
-        problems.append(f"{name} is {value}, not a finite number")
-    elif not 0 <= value <= at_most:
-        problems.append(f"{name} is {value}, which cannot be")
-    else:
-        return float(value)
-    return None
+def _check_numbers(metrics: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """Metrics that can be reported, and a line for each that is not a number or out of range."""
+    numbers, problems = {}, []
+    for name, value in metrics.items():
+        if not _CHECKED.fullmatch(name):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            problems.append(f"{name} is {value!r}, not a number")
+        elif not math.isfinite(value):
+            problems.append(f"{name} is {value}, not a finite number")
+        elif value < 0 or (value > 1 and not name.endswith(_UNBOUNDED)):
+            problems.append(f"{name} is {value}, which cannot be")
+        else:
+            numbers[name] = float(value)
+    return numbers, problems
 
 
-def _loss_note(metrics: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
-    loss = metrics.get(f"{prefix}/loss")
-    if isinstance(loss, float) and not math.isfinite(loss):
-        return (f"{prefix}/loss is {loss}: some logits are not finite, and what they count as says nothing",)
-    return ()
-
-
-def _whole(fields: Mapping[str, Any]) -> tuple[int, ...]:
-    """How many images the test set that is evaluated on has, if it is one of the paper's; () for others."""
-    dataset, split = str(fields["data.dataset"]), fields["data.eval_split"]
-    whole = _whole_of_task(dataset, split)
-    return (NUM_LABELLED,) if whole == (NUM_VALIDATION_IMAGES,) and fields["data.eval_labels"] else whole
-
-
-def _whole_of_task(dataset: str, split: str) -> tuple[int, ...]:
+def _whole_test_set(dataset: str, split: str) -> tuple[int, ...]:
+    """How many images a test set has, if it is one of the paper's; () for others."""
     if task := vtab_task(dataset):
         return vtab_test_images(task) if split == "test" else ()
     for name, each in TASKS.items():
@@ -196,58 +256,30 @@ def vtab_test_images(task: str) -> tuple[int, ...]:
     return tuple(size - begin for size in data.sizes[name])
 
 
-def _flaw_of_part(examples: int | None, whole: Sequence[int]) -> str:
-    if examples is None or not whole or examples in whole:
-        return ""
-    return f"measured on {examples:,} of {max(whole):,} images"
+def _few_shot_data_set(where: str, datasets: Sequence[str]) -> str:
+    """The data set of a config whose short name is in a metric."""
+    return next((each for each in datasets if re.fullmatch(f"(.*[:/])?{re.escape(where)}/*", each)), where)
 
 
-def _few_shot(
-    fields: Mapping[str, Any],
-    model: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    notes: tuple[str, ...],
-    problems: list[str],
-) -> dict[str, tuple[str, Value]]:
-    """Few-shot accuracies by name, "5-shot ImageNet", each with what its evaluator calls the data set."""
-    values = {}
-    datasets = [str(dataset) for dataset in fields["fewshot.datasets"]]
-    known = {task.dataset: task.splits["final"][1] for task in TASKS.values()}
-    for metric in metrics:
-        match = _FEW_SHOT.fullmatch(metric)
-        if not match or match["std"]:
-            continue
-        value = _number(metrics, metric, problems, at_most=1.0)
-        if value is None:
-            continue
-        dataset = _few_shot_data_set(match["where"], datasets)
-        name = f"{match['shots']}-shot {data_set_name(dataset)}"
-        if (split := fields["fewshot.test_split"]) != known.get(dataset, "test"):
-            name += f" {split}"
-        if match["representation"] != _USUAL_REPRESENTATION:
-            name += f" ({match['representation']})"
-        how = settings.few_shot_settings(dataset, fields, model)
-        std = _number(metrics, f"{metric}_std", problems)
-        values[name] = match["where"], Value(value, std, (*notes, *_few_shot_notes(dataset, how)), how)
-    return values
+def _few_shot_name(dataset: str, match: re.Match[str], split: str) -> str:
+    """The name of a few-shot accuracy, such as "5-shot ImageNet"."""
+    usual = {task.dataset: task.splits["final"][1] for task in TASKS.values()}.get(dataset, "test")
+    name = f"{match['shots']}-shot {data_set_name(dataset)}" + ("" if split == usual else f" {split}")
+    return name if match["representation"] == _USUAL_REPRESENTATION else f"{name} ({match['representation']})"
 
 
 def _few_shot_notes(dataset: str, how: Settings) -> list[str]:
     """What was done in another way than the released evaluator does it."""
-    usual = {name: settings.plain(value) for name, value in defaults().items() if name.startswith("fewshot.")}
-    usual |= {"fewshot.train_split": _FEW_SHOT_POOL.get(dataset, usual["fewshot.train_split"])}
     done = {name: value for name, value in how if name.startswith("fewshot.")}
-    size = done["fewshot.image_size"]
+    size = done.pop("fewshot.image_size")
+    usual = {name: settings.plain(value) for name, value in defaults().items()} | {
+        "fewshot.train_split": _FEW_SHOT_POOL.get(dataset, defaults()["fewshot.train_split"]),
+        "fewshot.crop_from": round(size * 256 / 224),
+    }
     notes = [] if size == _FEW_SHOT_SIZE else [f"few-shot images at {size} pixels, usually {_FEW_SHOT_SIZE}"]
-    if isinstance(size, int):
-        usual["fewshot.crop_from"] = round(size * 256 / 224)
-    for name, value in done.items():
-        # Its data set and its test split are part of the name.
-        if name not in ("fewshot.datasets", "fewshot.test_split", "fewshot.image_size") and value != usual.get(name):
-            notes.append(f"{name}={value}, usually {usual.get(name)}")
-    return notes
-
-
-def _few_shot_data_set(where: str, datasets: Sequence[str]) -> str:
-    """The data set of a config that an evaluator bears the short name of."""
-    return next((each for each in datasets if re.fullmatch(f"(.*[:/])?{re.escape(where)}/*", each)), where)
+    in_name = ("fewshot.datasets", "fewshot.test_split")
+    return notes + [
+        f"{name}={value}, usually {usual.get(name)}"
+        for name, value in done.items()
+        if name not in in_name and value != usual.get(name)
+    ]

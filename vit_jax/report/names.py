@@ -55,7 +55,7 @@ def data_set_name(dataset: str) -> str:
         known = [_DATA_SETS[part] for part in parts[-3:-1] if part in _DATA_SETS]
         if known:
             return known[0]
-    if parts and re.search(r"[*?\[]", parts[-1]) and len(parts) > 1:  # a pattern of files tells less than their folder
+    if len(parts) > 1 and re.search(r"[*?\[]", parts[-1]):  # a pattern of files says less than their folder
         return "/".join(parts[-2:])
     return parts[-1] if parts else dataset
 
@@ -67,20 +67,20 @@ def has_records(dataset: str) -> bool:
 
 
 def pre_training_name(dataset: str, split: str, num_images: int | None) -> str:
-    """The name of what a model was pre-trained on: the paper's only if it is about as large as the paper's.
+    """The name of pre-training data: the paper's only if they are about as large as the paper's.
 
     Args:
       dataset: as `config.data.dataset`.
       split: as `config.data.train_split`.
-      num_images: in the split, None where that is not known.
+      num_images: in the split; None if unknown.
     """
     name = data_set_name(dataset)
     expected = PRE_TRAINING_IMAGES.get(name)
-    if num_images is None:
-        return name if expected is None or "[" not in split else f"{name} {split}"
-    if expected is None or abs(num_images / expected - 1) <= _WITHIN:
+    if expected is None:
         return name
-    return f"{name} ({num_images:,} images)"
+    if num_images is None:
+        return f"{name} {split}" if "[" in split else name
+    return name if abs(num_images / expected - 1) <= _WITHIN else f"{name} ({num_images:,} images)"
 
 
 def kind_of(model: str) -> str:
@@ -89,39 +89,27 @@ def kind_of(model: str) -> str:
 
 
 def vtab_task(dataset: str) -> str | None:
-    """The id of the VTAB task that a data set is, if it is one."""
+    """The id of the VTAB task that a data set is; None for others."""
     task = dataset.removeprefix(_VTAB)
     return task if dataset.startswith(_VTAB) and task in VTAB_TASKS else None
-
-
-def architecture(fields: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """What sets a model apart from the one that its name says.
-
-    Args:
-      fields: what `create_model` was given, the name among them.
-
-    Returns:
-      Attributes and values, in alphabetical order; () for the model of the name.
-    """
-    try:
-        usual = create_model(fields["name"], num_classes=0)
-    except UserError:
-        usual = None
-    return tuple(
-        (name, tuple(value) if isinstance(value, list) else value)
-        for name, value in sorted(fields.items())
-        if name not in _NOT_ARCHITECTURE
-        and value is not None
-        and (not hasattr(usual, name) or getattr(usual, name) != (tuple(value) if isinstance(value, list) else value))
-    )
 
 
 def model_label(fields: Mapping[str, Any], *, without: tuple[str, ...] = ()) -> str:
     """A model's name, with what it differs in from the model of that name: "ViT-Ti/4 (num_layers=4)".
 
     Args:
-      fields: what `create_model` was given, the name among them.
-      without: attributes that are not told.
+      fields: the arguments of `create_model`, the name among them.
+      without: attributes to leave out.
     """
-    changes = [f"{name}={value}" for name, value in architecture(fields) if name not in without]
+    try:
+        usual = create_model(fields["name"], num_classes=0)
+    except UserError:
+        usual = None
+    changes = []
+    for name, given in sorted(fields.items()):
+        value = tuple(given) if isinstance(given, list) else given
+        if value is None or name in _NOT_ARCHITECTURE or name in without:
+            continue
+        if not hasattr(usual, name) or getattr(usual, name) != value:
+            changes.append(f"{name}={value}")
     return f"{fields['name']} ({', '.join(changes)})" if changes else str(fields["name"])

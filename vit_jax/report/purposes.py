@@ -1,4 +1,4 @@
-"""What a run is for: its result counts, or it only chooses. Records decide; then what the protocol says of a split."""
+"""Whether a run's numbers are results, or only choose values: as a sweep or its command says, or else by its split."""
 
 import dataclasses
 import itertools
@@ -12,29 +12,31 @@ from typing import Any
 
 from vit_jax.data.sources.imagenet_variants import VARIANTS
 from vit_jax.data.transfer_tasks import STAGES, TASKS
+from vit_jax.errors import UserError
+from vit_jax.files import AnyPath, is_remote
+from vit_jax.json_files import read_json
 from vit_jax.report.names import data_set_name
-from vit_jax.report.run_files import DamagedError, not_finite, read
-from vit_jax.run.workdir import AnyPath, is_remote
+from vit_jax.run.run_result import not_finite
 
 FINAL, CHOOSES, NOT_CHOSEN = "final", "chooses", "not chosen"
 
-RULE = "argument.rule"  # among the values that a sweep of configs/transfer.py tries
+RESULTS, DESCRIPTION = "sweep.json", "sweep_config.json"  # of a sweep; the second is written first
 
-_STAGED_CONFIGS = ("transfer.py", "vtab.py")  # whose argument `stage` says what a run is for
-_DECIDES_SPLITS = re.compile(r"-{1,2}config\.data\.(dataset|mixture|train_split|eval_split)\b")
-_WHOLE_TEST = ("test", "testing")
-_OF_SWEEPS = ("trials", "final")  # folders of a sweep's runs
+_STAGED_CONFIGS = ("transfer.py", "vtab.py")  # their argument `stage` says what a run is for
+_RULE = "argument.rule"  # among the values that a sweep of configs/transfer.py tries
+_SETS_SPLITS = re.compile(r"-{1,2}config\.data\.(dataset|mixture|train_split|eval_split)\b")
+_TEST_SPLITS = ("test", "testing")
 
 
 @dataclasses.dataclass(frozen=True)
-class Use:
+class Purpose:
     """What a run is for.
 
     Attributes:
       what: `FINAL`, or why it is no result.
-      held_out: of a final run, the split by which its values were chosen and what they reached there; None where
-        nothing was chosen, or it was not recorded.
-      rules: what the best values of each rule of fine-tuning reached there, by its name in configs/transfer.py, where
+      held_out: of a final run, the split by which its values were chosen and what they reached there; None if nothing
+        was chosen, or it was not recorded.
+      rules: what the best values of each rule of fine-tuning reached there, by its name in configs/transfer.py, if
         several were tried.
     """
 
@@ -48,81 +50,73 @@ def resolved(path: AnyPath) -> str:
     return str(path) if is_remote(path) else str(path.resolve())
 
 
-class Sweeps:
-    """What sweeps recorded of their runs."""
+class SweepPurposes:
+    """What sweeps recorded about their runs."""
 
     def __init__(self) -> None:
-        self._runs: dict[str, dict[str, Use]] = {}  # by a sweep's folder: by a run's folder
+        self._runs: dict[str, dict[str, Purpose]] = {}  # by a sweep's folder: by a run's folder
         self._unfinished: set[str] = set()  # folders of sweeps without results
 
     def add(self, file: AnyPath) -> list[str]:
         """Reads a `sweep.json`, or the `sweep_config.json` of a sweep without results.
 
         Returns:
-          What is to be said of it, a line each.
+          Remarks for readers.
 
         Raises:
-          DamagedError: it is not what a sweep writes.
+          UserError: the file is damaged.
         """
         folder = file.parent
         if resolved(folder) in self._runs:
             return []
-        content = read(file)
+        content = read_json(file, allow_nan=True)
         try:
-            if file.name == "sweep.json":
-                uses = _uses(content)
+            if file.name == RESULTS:
+                purposes = _purposes_in(content)
             else:
-                uses = {str(run): Use(CHOOSES) for run in dict(content["tried"])}
+                purposes = {str(run): Purpose(CHOOSES) for run in dict(content["tried"])}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DamagedError(f"{file}: not what a sweep writes ({error!r})") from error
-        self._runs[resolved(folder)] = {resolved(folder / run): use for run, use in uses.items()}
-        lines = [f"{file}: {each}, which is not used" for each in not_finite(content)]
-        if file.name != "sweep.json":
+            raise UserError(f"{file} is damaged: it is not what a sweep writes ({error!r}).") from error
+        self._runs[resolved(folder)] = {resolved(folder / run): purpose for run, purpose in purposes.items()}
+        remarks = [f"{file}: {each}, which is not used" for each in not_finite(content)]
+        if file.name == DESCRIPTION:
             self._unfinished.add(resolved(folder))
-            lines.append(f"{folder}: a sweep without results yet; its finished final runs count one by one")
-        return lines
+            remarks.append(f"{folder}: a sweep without results yet; its finished final runs count one by one")
+        return remarks
 
-    def use_of(self, folder: AnyPath) -> Use | None:
-        """What a run is for by the innermost sweep that lists it; None if no sweep it may be of is around it."""
+    def purpose_of(self, folder: AnyPath) -> Purpose | None:
+        """What a run is for by the innermost sweep that lists it; None if it is of no sweep."""
         run = resolved(folder)
         around = sorted((sweep for sweep in self._runs if run.startswith(sweep + "/")), key=len, reverse=True)
         for sweep in around:
             if run in self._runs[sweep]:
                 return self._runs[sweep][run]
-        if not around:
-            return None
-        inner = around[0]
-        folders = run.removeprefix(inner + "/").split("/")[:-1]
-        if not set(_OF_SWEEPS) & set(folders):
-            return None  # it only lies there
-        if inner not in self._unfinished:
-            return Use(NOT_CHOSEN)
-        return Use(CHOOSES) if "trials" in folders else None
+        folders = run.removeprefix(around[0] + "/").split("/")[:-1] if around else []
+        if not {"trials", "final"} & set(folders):
+            return None  # it only has its folder there
+        if around[0] not in self._unfinished:
+            return Purpose(NOT_CHOSEN)
+        return Purpose(CHOOSES) if "trials" in folders else None
 
 
-def _uses(content: Any) -> dict[str, Use]:
-    """What each run that a `sweep.json` lists is for, by its folder in the sweep's."""
-    uses: dict[str, Use] = {}
-    final: dict[str, Use] = {}
+def _purposes_in(content: Mapping[str, Any]) -> dict[str, Purpose]:
+    """What each run in a `sweep.json` is for, by its folder in the sweep's."""
+    purposes: dict[str, Purpose] = {}
+    final: dict[str, Purpose] = {}
     for task in content["tasks"].values():
-        use = _use_of_final(task, str(content.get("metric") or "accuracy"))
-        for run in task["trials"]:
-            uses[_folder(run)] = Use(CHOOSES)
-        for run in task["final"]:
-            final[_folder(run)] = use
-    return uses | final
+        of_final = _purpose_of_final(task, str(content.get("metric") or "accuracy"))
+        for runs, found, purpose in ((task["trials"], purposes, Purpose(CHOOSES)), (task["final"], final, of_final)):
+            for run in runs:
+                if not isinstance(run["workdir"], str):
+                    raise TypeError(f"workdir is {run['workdir']!r}")
+                found[run["workdir"]] = purpose
+    return purposes | final
 
 
-def _folder(run: Mapping[str, Any]) -> str:
-    if not isinstance(run["workdir"], str):
-        raise TypeError(f"workdir is {run['workdir']!r}")
-    return run["workdir"]
-
-
-def _use_of_final(task: Mapping[str, Any], metric: str) -> Use:
-    """What the final runs of a task are for, with what its trials reached where they were measured alike."""
+def _purpose_of_final(task: Mapping[str, Any], metric: str) -> Purpose:
+    """The purpose of a task's final runs, with what its trials reached if all were measured on the same split."""
     plain, splits = metric.rpartition("/")[2], set()
-    reached: dict[str, tuple[dict[str, Any], list[float]]] = {}  # of each candidate, by its values
+    reached: dict[str, tuple[dict[str, Any], list[float]]] = {}  # values and metrics of each candidate
     for run in task["trials"]:
         values = {name: value for name, value in dict(run.get("overrides") or {}).items() if name != "seed"}
         for name, value in dict(run.get("metrics") or {}).items():
@@ -133,16 +127,16 @@ def _use_of_final(task: Mapping[str, Any], metric: str) -> Use:
                 reached.setdefault(str(sorted(values.items())), (values, []))[1].append(float(value))
     chosen = [statistics.fmean(found) for values, found in reached.values() if values == task.get("chosen")]
     if len(splits) != 1 or not chosen:
-        return Use(FINAL)
+        return Purpose(FINAL)
     rules: dict[str, float] = {}
     for values, found in reached.values():
-        if rule := values.get(RULE):
+        if rule := values.get(_RULE):
             rules[str(rule)] = max(rules.get(str(rule), -math.inf), statistics.fmean(found))
-    return Use(FINAL, (splits.pop(), chosen[0]), rules if len(rules) > 1 else {})
+    return Purpose(FINAL, (splits.pop(), chosen[0]), rules if len(rules) > 1 else {})
 
 
 def stage_of(command: str) -> str | None:
-    """What a run is for by the command that started it; None where that does not say it.
+    """What a run is for by the command that started it; None if that does not say it.
 
     The configs for transfer have stages, of which "final" is the default. A command that sets the splits itself has
     no stage.
@@ -151,7 +145,7 @@ def stage_of(command: str) -> str | None:
         words = shlex.split(command)
     except ValueError:
         return None
-    if any(_DECIDES_SPLITS.match(word) for word in words):
+    if any(_SETS_SPLITS.match(word) for word in words):
         return None
     config = ""
     for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
@@ -166,8 +160,8 @@ def stage_of(command: str) -> str | None:
     return {"final": FINAL, "choose": CHOOSES}[stage] if stage in STAGES else None
 
 
-def use_by_protocol(dataset: str, split: str) -> tuple[str, bool]:
-    """What a fine-tuned model's accuracy on a split is for, where nothing recorded says it.
+def purpose_by_split(dataset: str, split: str) -> tuple[str, bool]:
+    """What a fine-tuned model's accuracy on a split is for, if nothing recorded says it.
 
     Args:
       dataset: as `config.data.dataset`.
@@ -177,16 +171,15 @@ def use_by_protocol(dataset: str, split: str) -> tuple[str, bool]:
       `FINAL`, or why it is no result, and whether that is sure: a split of a data set of one's own may be its test set
       without being called so.
     """
-    measured = f"{CHOOSES} (measured on {split})"
-    if dataset.startswith("vtab:"):
-        return (FINAL, True) if split == "test" else (measured, True)
-    for task in TASKS.values():
-        if data_set_name(task.dataset) == data_set_name(dataset):
-            return (FINAL, True) if split == task.splits["final"][1] else (measured, True)
+    chooses = f"{CHOOSES} (measured on {split})"
+    test_splits = {data_set_name(task.dataset): task.splits["final"][1] for task in TASKS.values()}
+    test_split = "test" if dataset.startswith("vtab:") else test_splits.get(data_set_name(dataset))
+    if test_split is not None:
+        return FINAL if split == test_split else chooses, True
     plain = split.replace(" ", "").casefold()
-    if plain.startswith(tuple(f"{name}[" for name in _WHOLE_TEST)):
+    if plain.startswith(tuple(f"{name}[" for name in _TEST_SPLITS)):
         return f"measured on {split}, a part of the test set", True
     # An image folder without splits is one split, "all"; its last part is the test set (`vit_jax.data.transfer_tasks`).
-    if plain in (*_WHOLE_TEST, "all[90%:]"):
+    if plain in (*_TEST_SPLITS, "all[90%:]"):
         return FINAL, True
-    return measured, plain.startswith("all[") or plain in ("all", "train", "full")
+    return chooses, plain.startswith("all[") or plain in ("all", "train", "full")

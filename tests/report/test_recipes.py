@@ -7,10 +7,10 @@ import pytest
 
 from tests.report.workdirs import write_evaluation, write_fine_tuning, write_run, write_sweep, write_vtab
 from vit_jax.paper import related, tables
+from vit_jax.report.collect import find
 from vit_jax.report.listings import results_table
 from vit_jax.report.paper_tables import released_table, table_2, table_5, table_6, table_7, table_9
-from vit_jax.report.pretrained import pre_trained_models, protocol_of
-from vit_jax.report.run_results import find
+from vit_jax.report.pretrained import pre_trained_models, recipe_of
 from vit_jax.weights import get_checkpoint
 
 BIT = {
@@ -29,7 +29,7 @@ def write_bit(path, task, accuracy, *, model="R50x1", size=384, **fields):
 
 
 def models_in(folder):
-    return pre_trained_models(find([str(folder)]).records)
+    return pre_trained_models(find([str(folder)]).models)
 
 
 def cells_of_ours(table):
@@ -57,9 +57,9 @@ def test_dropout_of_fine_tuning_is_compared_and_shown(tmp_path, weights, dropout
         weights = write_run(tmp_path / "pre", "ViT-B/16", {}, steps=10, images=14_000_000, **fields)
     write_fine_tuning(tmp_path / "fine", "cifar10", 0.9, weights=weights, model_fields={"dropout_rate": dropout})
     found = find([str(tmp_path)])
-    (cell,) = cells_of_ours(table_5(pre_trained_models(found.records))).values()
+    (cell,) = cells_of_ours(table_5(pre_trained_models(found.models))).values()
     assert [each for each in cell.ours.notes if "dropout" in each] == ([note] if note else [])
-    assert [row[6] for row in results_table(found.records).rows][-1] == f"{dropout:g}"
+    assert [row[6] for row in results_table(found.models).rows][-1] == f"{dropout:g}"
 
 
 def test_of_two_dropouts_the_paper_s_stands_in_its_table_and_both_in_that_of_the_released_models(tmp_path):
@@ -218,9 +218,9 @@ def test_what_else_was_done_in_another_way_is_told(tmp_path, field, note):
 
 
 def test_learning_rate_for_resnets_alone_is_none_of_a_vit_s():
-    assert 0.06 in protocol_of("ImageNet", "R50x1").learning_rates
-    assert 0.06 in protocol_of("ImageNet", "R50+ViT-B/16").learning_rates
-    assert 0.06 not in protocol_of("ImageNet", "ViT-B/16").learning_rates
+    assert 0.06 in recipe_of("ImageNet", "R50x1").learning_rates
+    assert 0.06 in recipe_of("ImageNet", "R50+ViT-B/16").learning_rates
+    assert 0.06 not in recipe_of("ImageNet", "ViT-B/16").learning_rates
 
 
 def test_table_7_is_table_6_and_its_means_are_those_of_its_numbers():

@@ -1,6 +1,7 @@
 """What is read from the folders that runs, evaluations and sweeps leave."""
 
 import json
+import re
 import statistics
 
 import jax
@@ -22,10 +23,11 @@ from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
 from vit_jax.models import create_model
 from vit_jax.report import lineage
+from vit_jax.report.collect import find
 from vit_jax.report.listings import common_folder, results_table, runs_table
+from vit_jax.report.measured import ACCURACY, REAL
 from vit_jax.report.names import data_set_name, model_label, pre_training_name
 from vit_jax.report.pretrained import pre_trained_models
-from vit_jax.report.run_results import ACCURACY, REAL, find
 from vit_jax.report.seeds import group
 from vit_jax.sweep import Sweep
 from vit_jax.sweep import __main__ as sweep_command
@@ -62,7 +64,7 @@ def real(tmp_path_factory, compilation_cache):
 
 
 def by_path(found, root):
-    return {str(record.path.relative_to(root)): record for record in found.records}
+    return {str(record.path.relative_to(root)): record for record in found.models}
 
 
 def test_real_run_is_read_with_what_it_began_with(real):
@@ -71,7 +73,8 @@ def test_real_run_is_read_with_what_it_began_with(real):
     assert fine.values[ACCURACY].value == next(
         row["test/accuracy"] for row in reversed(lines) if "test/accuracy" in row
     )
-    assert (fine.steps, fine.seed, fine.batch_size, fine.image_size, fine.examples) == (2, 5, 16, 8, 360)
+    assert (fine.steps, fine.seed, fine.training["batch_size"], fine.image_size) == (2, 5, 16, 8)
+    assert fine.values[ACCURACY].images[0] == 360
     assert (fine.before.data, fine.before.num_images, fine.trained_on) == ("digits", 1437, "digits")
     assert fine.train_images[0] == 1437
     assert isinstance(fine.train_images[1], str) and isinstance(fine.values[ACCURACY].images[1], str)  # fingerprints
@@ -103,10 +106,10 @@ def test_real_evaluation_adds_to_the_run_it_is_of(real):
 
 def test_real_sweep_gives_the_mean_that_the_sweep_gives(real):
     found = find([str(real / "sweep")])
-    assert [record.use for record in found.records] == ["final", "final"]
-    (result,) = group(found.records)
+    assert [record.purpose.what for record in found.models] == ["final", "final"]
+    (result,) = group(found.models)
     assert result.first.before is None
-    ours = result.ours(ACCURACY)
+    ours = result.mean(ACCURACY)
     task = json.loads((real / "sweep" / "sweep.json").read_text())["tasks"]["digits"]
     assert ours.mean == pytest.approx(100 * task["mean"]["test/accuracy"])
     assert ours.std == pytest.approx(100 * task["std"]["test/accuracy"])
@@ -121,7 +124,7 @@ def test_evaluation_at_another_resolution_is_another_result(tmp_path):
     found = find([str(tmp_path)])
     records = by_path(found, tmp_path)
     assert {name: record.image_size for name, record in records.items()} == {"run": 384, "smaller": 224}
-    assert [len(result.records) for result in group(found.records)] == [1, 1]
+    assert [len(result.models) for result in group(found.models)] == [1, 1]
     assert records["smaller"].before == records["run"].before and records["run"].values[ACCURACY].value == 0.9
 
 
@@ -146,7 +149,7 @@ def test_final_runs_of_a_choice_that_was_given_up_are_no_results(tmp_path):
     for name in ("trials/a", "final/a/seed_0", "final/b/seed_0"):
         write_fine_tuning(tmp_path / name, "cifar10", 0.9)
     write_sweep(tmp_path, ["trials/a"], ["final/b/seed_0"])
-    uses = {name: record.use for name, record in by_path(find([str(tmp_path)]), tmp_path).items()}
+    uses = {name: record.purpose.what for name, record in by_path(find([str(tmp_path)]), tmp_path).items()}
     assert uses == {"trials/a": "chooses", "final/a/seed_0": "not chosen", "final/b/seed_0": "final"}
 
 
@@ -154,8 +157,8 @@ def test_run_that_is_measured_on_training_images_only_chooses(tmp_path):
     write_fine_tuning(tmp_path / "choose", "cifar10", 0.9, data__eval_split="train[98%:]")
     write_vtab(tmp_path / "vtab", "pets", 0.9, data__eval_split="val200")
     found = find([str(tmp_path)])
-    assert not any(record.is_result for record in found.records)
-    assert pre_trained_models(found.records) == []
+    assert not any(record.is_result for record in found.models)
+    assert pre_trained_models(found.models) == []
 
 
 @pytest.mark.parametrize(
@@ -172,7 +175,7 @@ def test_run_that_is_measured_on_training_images_only_chooses(tmp_path):
 )
 def test_what_weights_were_pre_trained_on(tmp_path, weights, data):
     write_fine_tuning(tmp_path, "cifar10", 0.9, weights=weights)
-    (record,) = find([str(tmp_path)]).records
+    (record,) = find([str(tmp_path)]).models
     assert record.before.data == data
 
 
@@ -195,59 +198,59 @@ def test_weights_of_a_run_that_cannot_be_read_are_told(tmp_path):
     (pre / "config.json").write_text("{")
     write_fine_tuning(tmp_path / "here/fine", "cifar10", 0.9, weights=pre)
     found = find([str(tmp_path / "here")])
-    assert found.records[0].before.data == "unknown"
+    assert found.models[0].before.data == "unknown"
     assert found.left_out[0].startswith(f"{pre}: what these weights were trained on cannot be read: {pre}/config.json")
 
 
 def test_runs_that_begin_with_each_other_end(tmp_path):
     for one, other in (("a", "b"), ("b", "a")):
         write_fine_tuning(tmp_path / one, "cifar10", 0.9, weights=tmp_path / other)
-    assert len(find([str(tmp_path)]).records) == 2
+    assert len(find([str(tmp_path)]).models) == 2
     for run in ("a", "b"):  # of versions that did not write it
         (tmp_path / run / "model.json").unlink()
-    assert [record.model for record in find([str(tmp_path)]).records] == ["ViT-B/16", "ViT-B/16"]
+    assert [record.model for record in find([str(tmp_path)]).models] == ["ViT-B/16", "ViT-B/16"]
 
 
 def test_same_run_twice_counts_once_and_says_so(tmp_path):
     for name, seed, accuracy in (("a", 0, 0.90), ("b", 1, 0.94), ("c_other", 1, 0.50), ("d_copy", 0, 0.90)):
         write_fine_tuning(tmp_path / name, "cifar10", accuracy, seed=seed)
     found = find([str(tmp_path)])
-    (result,) = group(record for record in found.records if record.is_result)
-    ours = result.ours(ACCURACY)
+    (result,) = group(record for record in found.models if record.is_result)
+    ours = result.mean(ACCURACY)
     assert ours.mean == pytest.approx(92.0) and ours.std == pytest.approx(100 * statistics.stdev((0.90, 0.94)))
-    assert ours.seeds == 2 and len(found.records) == 4
+    assert ours.seeds == 2 and len(found.models) == 4
     other, copy = found.left_out
     assert other.startswith(f"{tmp_path}/c_other: repeats {tmp_path}/b, its setting and its seed 1")
     assert other.endswith("accuracy is 50.00 here, 94.00 there.") and copy.endswith("the numbers are the same.")
-    assert [row[8] for row in runs_table(found.records).rows if "/c_other" in row[-1]] == [f"repeats {tmp_path}/b"]
+    assert [row[8] for row in runs_table(found.models).rows if "/c_other" in row[-1]] == [f"repeats {tmp_path}/b"]
 
 
 def test_runs_of_pre_trainings_with_several_seeds_are_averaged(tmp_path):
     for seed, accuracy in ((0, 0.90), (1, 0.92), (2, 0.97)):
         pre = write_run(tmp_path / f"pre_{seed}", "ViT-B/16", {}, steps=10, data__dataset="tfds:jft", seed=seed)
         write_fine_tuning(tmp_path / f"fine_{seed}", "cifar10", accuracy, weights=pre)
-    (result,) = group(record for record in find([str(tmp_path)]).records if record.before)
-    assert result.ours(ACCURACY).mean == pytest.approx(93.0) and len(result.records) == 3
+    (result,) = group(record for record in find([str(tmp_path)]).models if record.before)
+    assert result.mean(ACCURACY).mean == pytest.approx(93.0) and len(result.models) == 3
 
 
 @pytest.mark.parametrize("field", [{"optimizer__learning_rate": 0.5}, {"data__image_size": 224}, {"steps": 77}])
 def test_runs_of_other_settings_are_not_averaged(tmp_path, field):
     write_fine_tuning(tmp_path / "a", "cifar10", 0.9)
     write_fine_tuning(tmp_path / "b", "cifar10", 0.8, seed=1, **field)
-    assert [len(result.records) for result in group(find([str(tmp_path)]).records)] == [1, 1]
+    assert [len(result.models) for result in group(find([str(tmp_path)]).models)] == [1, 1]
 
 
 def test_how_a_run_was_spread_over_hardware_sets_nothing_apart(tmp_path):
     write_fine_tuning(tmp_path / "a", "cifar10", 0.9)
     write_fine_tuning(tmp_path / "b", "cifar10", 0.8, seed=1, mesh__model=2, eval_batch_size=100, data__num_threads=3)
-    assert [len(result.records) for result in group(find([str(tmp_path)]).records)] == [2]
+    assert [len(result.models) for result in group(find([str(tmp_path)]).models)] == [2]
 
 
 def test_numbers_of_a_run_are_those_of_its_end(tmp_path):
     path = write_fine_tuning(tmp_path, "cifar10", 0.9)
     earlier = '{"step": 10, "test/accuracy": 1.0, "objectnet/accuracy": 1.0}\n'
     (path / "metrics.jsonl").write_text(earlier + (path / "metrics.jsonl").read_text())
-    (record,) = find([str(tmp_path)]).records
+    (record,) = find([str(tmp_path)]).models
     assert record.values[ACCURACY].value == 0.9 and "ObjectNet" not in record.values
 
 
@@ -256,7 +259,7 @@ def test_real_labels_in_place_of_the_usual_ones_are_no_imagenet_accuracy(tmp_pat
     fields = {"data__dataset": "tfds:imagenet2012", "data__eval_split": "validation", "data__image_size": 384}
     metrics = {"validation/accuracy": 0.9, "validation/examples": 46_837}
     write_evaluation(tmp_path / "real", run, metrics, data__eval_labels="real.json", **fields)
-    (record,) = find([str(tmp_path)]).records
+    (record,) = find([str(tmp_path)]).models
     assert record.values[ACCURACY].value == 0.8 and record.values[REAL].value == 0.9
 
 
@@ -267,11 +270,11 @@ def test_evaluation_of_parameters_chosen_on_the_way_is_apart_and_says_so(tmp_pat
     fields = {"data__dataset": "tfds:imagenet2012", "data__eval_split": "validation", "data__image_size": 384}
     write_evaluation(tmp_path / "more", run, {"validation/accuracy": 0.81, "real/accuracy": 0.9}, **fields)
     found = find([str(tmp_path)])
-    last, best = found.records[1], found.records[0]
+    last, best = found.models[1], found.models[0]
     assert last.values[ACCURACY].value == 0.8 and last.values.keys() == {ACCURACY, "top-5"}
     assert best.values[ACCURACY].value == 0.81
     assert best.values[REAL].notes == ("of the parameters that did best on validation on the way, not of the last",)
-    assert len(group(found.records)) == 2
+    assert len(group(found.models)) == 2
 
 
 def test_few_shot_data_sets_have_their_names(tmp_path):
@@ -279,7 +282,7 @@ def test_few_shot_data_sets_have_their_names(tmp_path):
     metrics = {f"fewshot/{name}/pre_logits/5shot": 0.1 for name in ("imagenet2012", "cifar100", "birds")}
     metrics |= {"fewshot/birds/encoded/10shot": 0.2, "fewshot/birds/encoded/10shot/l2=3": 0.3}
     write_evaluation(tmp_path, "vit_b16_i21k", metrics, fewshot__datasets=places, fewshot__test_split="validation")
-    (record,) = find([str(tmp_path)]).records
+    (record,) = find([str(tmp_path)]).models
     assert set(record.values) == {
         "5-shot ImageNet",  # whose test images are those of validation
         "5-shot CIFAR-100 validation",
@@ -308,15 +311,15 @@ def test_folders_that_tell_nothing_are_told_in_a_line_each_and_the_rest_is_read(
     write_json(diverged / "failure.json", {"reason": "loss is nan at step 3. Try a lower optimizer.learning_rate."})
     found = find([str(tmp_path)])
     assert list(by_path(found, tmp_path)) == ["good"]
-    told = {line.removeprefix(f"{tmp_path}/").split(":")[0]: line for line in found.left_out}
+    told = {re.split("[: ]", line.removeprefix(f"{tmp_path}/"))[0]: line for line in found.left_out}
     assert len(found.left_out) == len(told) == 9
     assert "not finished (step 10)" in told["half"]
     assert "went on after its summary, and is at step 12000" in told["longer"]
-    assert "cannot be read" in told["broken/config.json"]
+    assert "is damaged or not JSON" in told["broken/config.json"]
     assert "no config of vit_jax" in told["foreign/config.json"]
-    assert "not what an evaluation writes" in told["evaluation/evaluation.json"]
+    assert "is no config of vit_jax" in told["evaluation/evaluation.json"]
     assert "not what a sweep writes" in told["sweep/sweep.json"]
-    assert "metrics.jsonl is damaged" in told["damaged"]
+    assert "is damaged: a row has no step" in told["damaged/metrics.jsonl"]
     assert "metrics.jsonl lacks the evaluation of step 10000" in told["cut"]
     assert told["nan"].endswith("nan: failed: loss is nan at step 3")
 
@@ -330,7 +333,7 @@ def test_nothing_there_is_an_error_that_says_what_was_looked_for(tmp_path):
 
 def test_folder_that_is_given_twice_is_read_once(tmp_path):
     write_fine_tuning(tmp_path / "run", "cifar10", 0.9)
-    assert len(find([str(tmp_path), str(tmp_path / "run")]).records) == 1
+    assert len(find([str(tmp_path), str(tmp_path / "run")]).models) == 1
 
 
 def test_results_of_a_users_own_folder_have_a_line_each(tmp_path):
@@ -344,7 +347,7 @@ def test_results_of_a_users_own_folder_have_a_line_each(tmp_path):
             weights="augreg_ti16_i21k",
             **place,
         )
-    listing = results_table(find([str(tmp_path)]).records)
+    listing = results_table(find([str(tmp_path)]).models)
     (row,) = listing.rows
     assert row[:9] == ["ViT-Ti/16", "ImageNet-21k", "birds", "test", "224", "9", "0", "0, 1", "60.00 ± 14.14"]
 
@@ -366,7 +369,7 @@ def test_results_that_look_alike_say_what_sets_them_apart(tmp_path):
     }
     for name, changes in tuned.items():
         write_fine_tuning(tmp_path / "tuned" / name, "cifar10", 0.5, model="ViT-Ti/16", **{**fields, **changes})
-    listing = results_table(find([str(tmp_path)]).records)
+    listing = results_table(find([str(tmp_path)]).models)
     meanings = dict(remark.split("] ") for remark in listing.remarks if remark.startswith("["))
     besides = {}
     for row in listing.rows:

@@ -1,0 +1,462 @@
+"""Finds runs, evaluations and sweeps below folders, and reads what was measured."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_jax.console import show_name
+from vit_jax.errors import UserError
+from vit_jax.files import AnyPath, is_remote, parse_path
+from vit_jax.json_files import Fields, read_object
+from vit_jax.report import lineage, settings
+from vit_jax.report.lineage import Lineage
+from vit_jax.report.measured import ACCURACY, REAL, TOP_5, MeasuredModel, Value, measure
+from vit_jax.report.names import data_set_name, model_label
+from vit_jax.report.purposes import (
+    DESCRIPTION,
+    FINAL,
+    NOT_CHOSEN,
+    RESULTS,
+    Purpose,
+    SweepPurposes,
+    purpose_by_split,
+    resolved,
+    stage_of,
+)
+from vit_jax.run.run_result import RunResult, config_fields
+
+LOOKED_FOR = "config.json and summary.json of a run, evaluation.json of --mode=eval, sweep.json of a sweep"
+
+_RUN, _EVALUATION = "config.json", "evaluation.json"
+_OTHERS_OF_RUNS = ("summary.json", "metrics.jsonl", "starts.jsonl", "model.json")  # beside config.json
+_NEVER_RUNS = {"checkpoints", "best", "emergency", "tensorboard", "profile", "diverged"}  # a run's own folders
+_SWEEPS_ABOVE = 6  # folders around a given one that may be of the sweep it is a part of
+_WEIGHTS_BELOW = 3  # folders between a run and weights inside it, as in <run>/best/100
+_BEST = "best"
+
+
+@dataclasses.dataclass
+class FoundRuns:
+    """What is below folders: what was measured, and a line for each thing that is left out."""
+
+    models: list[MeasuredModel]
+    left_out: list[str]
+
+
+def find(places: Sequence[str]) -> FoundRuns:
+    """Reads all runs, evaluations and sweeps in some folders and below.
+
+    Args:
+      places: folders, or gs://bucket/folder.
+
+    Raises:
+      UserError: a folder does not exist, or none has a result.
+    """
+    reader = _Reader()
+    for place in places:
+        root = parse_path(place)
+        if not root.exists():
+            raise UserError(
+                f"there is no folder {show_name(place)}; give workdirs of runs or sweeps, or folders with such."
+            )
+        if not root.is_dir():
+            reader.left_out.append(f"{place}: not a folder")
+        elif not reader.look_into(root):
+            reader.left_out.append(f"{place}: nothing of a run in it")
+    found = reader.read()
+    found.left_out = [show_name(line) for line in found.left_out]
+    if not found.models:
+        listed = "".join(f"\n  {line}" for line in found.left_out)
+        raise UserError(
+            f"no result in {', '.join(map(show_name, places))} or below. Looked for {LOOKED_FOR}.{listed}\n"
+            "Train (python -m vit_jax.main) or evaluate (--mode=eval) first, or name the folder that has the workdirs."
+        )
+    return found
+
+
+class _Reader:
+    """Collects files before it reads them: a run's sweep, or the run it began with, may come later."""
+
+    def __init__(self) -> None:
+        self.left_out: list[str] = []
+        self._given: dict[str, AnyPath] = {}  # folders that were looked into, as they were named
+        self._run_folders: list[AnyPath] = []
+        self._evaluations: list[AnyPath] = []
+        self._sweep_files: list[AnyPath] = []
+        self._sweeps = SweepPurposes()
+        self._runs: dict[str, RunResult] = {}  # by folder
+        self._lineages: dict[str, Lineage] = {}
+
+    def look_into(self, root: AnyPath) -> bool:
+        """Notes what is in a folder and below, and the sweeps that it may be a part of; whether there is anything."""
+        before = len(self._run_folders), len(self._evaluations), len(self._sweep_files)
+        self._look_below(root)
+        found = before != (len(self._run_folders), len(self._evaluations), len(self._sweep_files))
+        around = root.parents if is_remote(root) else pathlib.Path(root).absolute().parents
+        for folder in list(around)[:_SWEEPS_ABOVE]:
+            self._sweep_files += [folder / name for name in (RESULTS, DESCRIPTION) if (folder / name).is_file()][:1]
+        return found
+
+    def _look_below(self, folder: AnyPath) -> None:
+        if resolved(folder) in self._given:
+            return
+        self._given[resolved(folder)] = folder
+        try:
+            inside = sorted(folder.iterdir(), key=lambda path: path.name)
+        except OSError as error:
+            self.left_out.append(f"{folder}: {error.strerror or error}")
+            return
+        names = {path.name for path in inside}
+        self._run_folders += [folder] if _RUN in names else []
+        self._evaluations += [folder] if _EVALUATION in names else []
+        self._sweep_files += [folder / name for name in (RESULTS, DESCRIPTION) if name in names][:1]
+        others = [name for name in _OTHERS_OF_RUNS if name in names]
+        if others and not names & {_RUN, _EVALUATION}:
+            self.left_out.append(f"{folder}: it has {', '.join(others)} of a run, but no {_RUN}")
+        for path in inside:
+            is_own = path.name in _NEVER_RUNS and (others or _RUN in names)
+            if not is_own and not path.name.startswith(".") and path.is_dir():
+                self._look_below(path)
+
+    def read(self) -> FoundRuns:
+        """Reads what was noted."""
+        for file in self._sweep_files:
+            for each in dict.fromkeys((file, file.parent / DESCRIPTION)):  # the second if the first is damaged
+                try:
+                    if each.exists():
+                        self.left_out += self._sweeps.add(each)
+                        break
+                except UserError as problem:
+                    self.left_out.append(str(problem))
+        by_run: dict[str, list[MeasuredModel]] = {}
+        for folder in self._run_folders:
+            try:
+                by_run[resolved(folder)] = [self._of_run(folder)]
+            except UserError as problem:
+                self.left_out.append(str(problem))
+        for folder in self._evaluations:
+            try:
+                key, model, may_merge = self._of_evaluation(folder)
+                self._add(by_run.setdefault(key, []), model, may_merge)
+            except UserError as problem:
+                self.left_out.append(str(problem))
+        models = [model for of_run in by_run.values() for model in of_run]
+        self.left_out += [
+            f"{model.path}: {name} is no result: {value.flaw}"
+            for model in models
+            for name, value in model.values.items()
+            if model.is_result and value.flaw and not name.endswith(TOP_5)
+        ]
+        models = self._without_repeats([_with_flaws(model) for model in models])
+        return FoundRuns(models, list(dict.fromkeys(self.left_out)))
+
+    def _add(self, models: list[MeasuredModel], model: MeasuredModel, may_merge: bool) -> None:
+        """Adds an evaluation to the models of the same parameters: to one of them, or as another."""
+        for index, other in enumerate(models) if may_merge else ():
+            shared = model.values.keys() & other.values.keys()
+            agrees = all(model.values[name].agrees_with(other.values[name]) for name in shared)
+            if other.image_size != model.image_size or not agrees:
+                continue
+            if shared:
+                self.left_out.append(
+                    f"{model.path}: measures again what {other.path} tells, which counts: {_compare(model, other)}"
+                )
+            if model.values.keys() - shared:
+                values, besides = {**model.values, **other.values}, (*other.besides, str(model.path))
+                models[index] = dataclasses.replace(other, values=values, besides=besides)
+            return
+        models.append(model)
+
+    def _without_repeats(self, models: Sequence[MeasuredModel]) -> list[MeasuredModel]:
+        """Marks runs that repeat the seed of another one of their setting. The first folder counts."""
+        kept: list[MeasuredModel] = []
+        marked = []
+        for model in sorted(models, key=lambda model: str(model.path)):
+            first = next((other for other in kept if _repeats(model, other)), None) if model.is_result else None
+            if first is None:
+                marked.append(model)
+                kept += [model] if model.is_result else []
+                continue
+            marked.append(dataclasses.replace(model, purpose=Purpose(f"repeats {first.path}")))
+            self.left_out.append(
+                f"{model.path}: repeats {first.path}, its setting and its seed {model.seed}, and is not counted: "
+                f"{_compare(model, first)}"
+            )
+        return marked
+
+    # ---- Runs, and where weights are from.
+
+    def _load(self, folder: AnyPath) -> RunResult:
+        """The run in a folder.
+
+        Raises:
+          UserError: a file of it is damaged.
+        """
+        key = resolved(folder)
+        run = self._runs.setdefault(key, RunResult(self._given.get(key, folder)))
+        _ = run.fields, run.model, run.summary
+        return run
+
+    def _find_run(self, place: str) -> tuple[RunResult, str] | None:
+        """The run whose workdir, or something inside of it, a config names; and what inside of it: "" for the workdir.
+
+        What a workdir stands for are its best parameters, if it keeps them.
+        """
+        try:
+            path = parse_path(place)
+        except UserError:
+            return None
+        folders = [path, *path.parents][: _WEIGHTS_BELOW + 1]
+        try:
+            folder = next((each for each in folders if _is_run(each)), None)
+            if folder is None and (moved := self._find_moved(path)):
+                path, folder = moved
+            if folder is None:
+                return None
+            inside = str(path)[len(str(folder)) :].strip("/")
+            return self._load(folder), "" if inside == _BEST else inside
+        except (UserError, OSError) as problem:
+            self.left_out.append(f"{place}: what these weights were trained on cannot be read: {problem}")
+            return None
+
+    def _find_moved(self, path: AnyPath) -> tuple[AnyPath, AnyPath] | None:
+        """The path of weights, and of their run, among the runs that were found, by the end of their path.
+
+        A relative path was meant from where the run was started, or the folder was moved since.
+        """
+        parts = [part for part in path.parts if part not in ("/", ".", "..")]
+        for length in range(len(parts), max(0, len(parts) - _WEIGHTS_BELOW), -1):
+            tail, inside = tuple(parts[:length]), parts[length:]
+            ends = [folder for folder in self._run_folders if tuple(folder.parts[-length:]) == tail]
+            if len(ends) == 1 and (not inside or inside[0] in _NEVER_RUNS):
+                return ends[0].joinpath(*inside), ends[0]
+        return None
+
+    def _lineage_of(self, place: str) -> Lineage:
+        """The lineage of the weights at a place that a config names."""
+        if released := lineage.find_released(place):
+            return lineage.of_released(released)
+        found = self._find_run(place)
+        if found is None:
+            return lineage.of_file(place)
+        run, inside = found
+        key = f"@{inside}" if inside else ""
+        if not inside and run.fields["checkpoint.keep_best"] and run.fields["data.eval_split"]:
+            chosen_by = {name: value for name, value in run.fields.items() if name.startswith(("data.eval_", "eval_"))}
+            key = f"@best {settings.key_of(chosen_by)}"
+        if run.facts:
+            key += f"@{run.facts.train.fingerprint}"
+        after = self._lineage_after(run)
+        return dataclasses.replace(after, key=after.key + key)
+
+    def _lineage_after(self, run: RunResult) -> Lineage:
+        key = resolved(run.path)
+        if key not in self._lineages:
+            self._lineages[key] = lineage.of_file(str(run.path))  # in case runs begin with each other
+            before = self._lineage_of(run.fields["weights"]) if run.fields["weights"] else None
+            changes = settings.config_changes(run.starts)
+            self._lineages[key] = lineage.after_run(before, run, self._arguments_of(run), changes)
+        return self._lineages[key]
+
+    def _arguments_of(self, run: RunResult, *, asked: tuple[str, ...] = ()) -> dict[str, Any]:
+        """The arguments of `create_model`, as far as files tell; `asked` are the runs that began with this one."""
+        if run.model is not None:
+            return run.model
+        fields = {name.removeprefix("model."): value for name, value in run.fields.items() if name.startswith("model.")}
+        of_weights, place = {}, run.fields["weights"]
+        if place and (released := lineage.find_released(place)):
+            of_weights = {"name": released.model, **released.model_overrides}
+        elif place and (found := self._find_run(place)) and str(found[0].path) not in asked:
+            of_weights = self._arguments_of(found[0], asked=(*asked, str(run.path)))
+        given = {name: value for name, value in fields.items() if value is not None}
+        return {"name": run.summary.get("model", "unknown"), **of_weights, **given}
+
+    # ---- What was measured.
+
+    def _of_run(self, folder: AnyPath) -> MeasuredModel:
+        """What a finished run measured.
+
+        Raises:
+          UserError: it did not finish, or is damaged.
+        """
+        run = self._load(folder)
+        fields, split = run.fields, run.fields["data.eval_split"]
+        last = max((row["step"] for row in run.rows), default=0)
+        if not run.summary:
+            why = f"failed: {run.failure.partition('. ')[0]}" if run.failure else f"not finished (step {last})"
+            raise UserError(f"{run.path}: {why}")
+        if run.steps is None or last > run.steps:
+            raise UserError(f"{run.path}: went on after its summary, and is at step {last}")
+        metrics: dict[str, Any] = {}
+        for row in run.rows:
+            if row["step"] == run.steps:  # what is evaluated at all is evaluated at the end
+                metrics |= row
+        if split is not None and not any(name.startswith(f"{split}/") for name in metrics):
+            raise UserError(f"{run.path}: finished, but metrics.jsonl lacks the evaluation of step {run.steps}")
+        model = self._arguments_of(run)
+        fingerprint = run.facts.eval.fingerprint if run.facts and run.facts.eval else None
+        values, problems = measure(fields, model, metrics, fingerprint=fingerprint, overlap=run.overlap)
+        self._report(run.path, problems, f"{split}/accuracy")
+        key = self._lineage_after(run).key
+        own = _attributes(run.path, fields, model, values, key) | self._training_of(run)
+        return MeasuredModel(**own, purpose=self._purpose_of(run))
+
+    def _report(self, path: AnyPath, problems: Sequence[str], main: str) -> None:
+        """Notes numbers that are left out.
+
+        Raises:
+          UserError: the main one is among them.
+        """
+        for problem in problems:
+            if problem.startswith(f"{main} is"):
+                raise UserError(f"{path}: {problem}")
+        self.left_out += [f"{path}: {problem}" for problem in problems]
+
+    def _purpose_of(self, run: RunResult) -> Purpose:
+        """What a run is for: as a sweep or its command says, or else by its split."""
+        if (recorded := self._sweeps.purpose_of(run.path)) is not None:
+            return recorded
+        if run.starts and (stage := stage_of(run.starts[-1].command)) is not None:
+            return Purpose(stage)
+        split = run.fields["data.eval_split"]
+        if split is None or not run.fields["weights"]:
+            return Purpose(FINAL)
+        what, is_sure = purpose_by_split(run.fields["data.dataset"], split)
+        if not is_sure:
+            self.left_out.append(
+                f"{run.path}: no result, as nothing says that {split} is a test set. Final runs of a sweep count, and "
+                "runs of configs/transfer.py with stage=final."
+            )
+        return Purpose(what)
+
+    def _training_of(self, run: RunResult) -> dict[str, Any]:
+        """The attributes of a `MeasuredModel` that describe the training of its parameters."""
+        fields = run.fields
+        return {
+            "before": self._lineage_of(fields["weights"]) if fields["weights"] else None,
+            "lineage": self._lineage_after(run),
+            "trained_on": data_set_name(fields["data.dataset"]) if not fields["data.mixture"] else "mixture",
+            "train_images": (lineage.num_train_images(run), run.facts.train.fingerprint if run.facts else None),
+            "seed": fields["seed"],
+            "training": settings.training_settings(fields, self._arguments_of(run), run.steps),
+            "changes": tuple(settings.config_changes(run.starts)),
+        }
+
+    def _of_evaluation(self, folder: AnyPath) -> tuple[str, MeasuredModel, bool]:
+        """What an evaluation measured, of what, and whether it may stand in one line with others of that.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        file = folder / _EVALUATION
+        content = Fields(read_object(file, allow_nan=True), str(file))
+        fields, place = config_fields(content.values.get("config"), file), content.text("weights")
+        metrics, model = content.fields("metrics").values, content.fields("model_fields")
+        model.text("name")
+        overlap = content.values.get("overlap")
+        released = lineage.find_released(place)
+        if released is None and (found := self._find_run(place)) is not None:
+            return self._of_evaluated_run(folder, *found, fields, model.values, metrics, overlap)
+        origin = self._lineage_of(place)
+        values, problems = measure(fields, model.values, metrics, overlap=overlap)
+        self._report(folder, problems, "")
+        before, trained_on, purpose = origin, "", Purpose(FINAL)
+        if released and released.finetuning_data:
+            before = lineage.of_pre_training(released)
+            trained_on = data_set_name("tfds:" + released.finetuning_data)
+            split, dataset = fields["data.eval_split"], fields["data.dataset"]
+            if split is not None and data_set_name(dataset) == trained_on and ACCURACY in values:
+                what, is_sure = purpose_by_split(dataset, split)
+                is_other = is_sure and what != FINAL
+                purpose = Purpose(f"measured on {split}, not on the test set" if is_other else what)
+        own = _attributes(folder, fields, model.values, values, origin.key)
+        own |= {"before": before, "lineage": origin, "trained_on": trained_on}
+        return origin.key, MeasuredModel(**own, purpose=purpose), True
+
+    def _of_evaluated_run(
+        self,
+        folder: AnyPath,
+        run: RunResult,
+        inside: str,
+        fields: Mapping[str, Any],
+        model: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        overlap: Any,
+    ) -> tuple[str, MeasuredModel, bool]:
+        """The same for an evaluation of a run, or of what is `inside` of its folder."""
+        split = run.fields["data.eval_split"]
+        key, notes = self._lineage_after(run).key, []
+        if inside:
+            notes, key = [f"of {inside}, not of the last parameters"], f"{key}@{inside}"
+        elif run.fields["checkpoint.keep_best"] and split and run.summary.get("best_step", run.steps) != run.steps:
+            notes = [f"of the parameters that did best on {split} on the way, not of the last"]
+        is_own_split = (run.fields["data.dataset"], split) == (fields["data.dataset"], fields["data.eval_split"])
+        facts = run.facts.eval if run.facts and is_own_split else None
+        fingerprint = facts.fingerprint if facts else None
+        values, problems = measure(fields, model, metrics, fingerprint=fingerprint, overlap=overlap, notes=notes)
+        self._report(folder, problems, "")
+        if run.summary and notes and values.keys() & {ACCURACY, REAL}:
+            key += "@best"  # the run's own number is of its last parameters
+        own = _attributes(folder, fields, model, values, key) | self._training_of(run)
+        measured = MeasuredModel(**own, purpose=self._purpose_of_evaluation(run, fields, values))
+        return resolved(run.path), measured, not (inside or key.endswith("@best"))
+
+    def _purpose_of_evaluation(self, run: RunResult, fields: Mapping[str, Any], values: Mapping[str, Value]) -> Purpose:
+        """What numbers of a run that were measured after it are for."""
+        if not run.summary:
+            return Purpose("of a run that did not finish")
+        if (recorded := self._sweeps.purpose_of(run.path)) is not None and recorded.what == NOT_CHOSEN:
+            return recorded
+        split, dataset = fields["data.eval_split"], fields["data.dataset"]
+        if ACCURACY not in values:
+            return Purpose(FINAL)
+        if (dataset, split) == (run.fields["data.dataset"], run.fields["data.eval_split"]):
+            return self._purpose_of(run)
+        if not run.fields["weights"] or data_set_name(dataset) != data_set_name(run.fields["data.dataset"]):
+            return Purpose(FINAL)
+        return Purpose(purpose_by_split(dataset, split)[0])
+
+
+def _is_run(folder: AnyPath) -> bool:
+    return (folder / _RUN).exists() and (folder / "metrics.jsonl").exists()
+
+
+def _attributes(
+    path: AnyPath, fields: Mapping[str, Any], model: Mapping[str, Any], values: dict[str, Value], key: str
+) -> dict[str, Any]:
+    """The attributes of a `MeasuredModel` that describe what was measured."""
+    return {
+        "path": path,
+        "model": model_label(model),
+        "fields": model,
+        "dataset": fields["data.dataset"],
+        "eval_split": fields["data.eval_split"],
+        "image_size": fields["data.image_size"],
+        "setting": f"{key}|{fields['data.image_size']}",
+        "values": values,
+    }
+
+
+def _with_flaws(model: MeasuredModel) -> MeasuredModel:
+    """Says in the purpose that none of the values is a result."""
+    flaws = [value.flaw for value in model.values.values()]
+    if model.is_result and flaws and all(flaws):
+        return dataclasses.replace(model, purpose=Purpose(flaws[0]))
+    return model
+
+
+def _repeats(model: MeasuredModel, other: MeasuredModel) -> bool:
+    """Whether a model of the same setting and seed measured what another one did."""
+    if model.lineage.seeds != other.lineage.seeds or not model.goes_with(other):
+        return False
+    return bool(model.values.keys() & other.values.keys()) or not (model.values or other.values)
+
+
+def _compare(model: MeasuredModel, other: MeasuredModel) -> str:
+    """Whether what two measured is the same."""
+    for name in sorted(model.values.keys() & other.values.keys()):
+        here, there = model.values[name].value, other.values[name].value
+        if here != there:
+            return f"{name} is {100 * here:.2f} here, {100 * there:.2f} there."
+    return "the numbers are the same."

@@ -1,0 +1,213 @@
+"""How the paper fine-tuned, compared with what was done, and which of several settings stands in a table."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vit_jax.data.transfer_tasks import TASKS, hyper_rule_sizes
+from vit_jax.data.vtab import TASKS as VTAB_TASKS
+from vit_jax.experiment.fine_tuning import VIT_DROPOUT
+from vit_jax.paper import tables
+from vit_jax.report.lineage import Lineage
+from vit_jax.report.measured import ACCURACY, REAL, MeasuredModel
+from vit_jax.report.names import data_set_name, kind_of
+from vit_jax.report.seeds import SeedGroup
+
+IMAGENET = "ImageNet"
+VIT_RULE, BIT_RULE = "table 4's rule", "BiT-HyperRule"
+_RULE_OF_CONFIG = {"vit": VIT_RULE, "bit": BIT_RULE}  # as configs/transfer.py calls them
+_RULE_OF_SCHEDULE = {"cosine": VIT_RULE, "drops": BIT_RULE}
+# What else the two rules of fine-tuning set; BiT's mixup depends on the length.
+_BOTH_RULES = {
+    "optimizer.name": "sgd",
+    "optimizer.momentum": 0.9,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.layer_decay": None,
+    "loss": "softmax",
+    "label_smoothing": 0.0,
+    "cutmix_alpha": 0.0,
+    "data.randaugment_layers": 0,
+}
+_SETTINGS_OF = {
+    VIT_RULE: {**_BOTH_RULES, "optimizer.clip_norm": 1.0, "mixup_alpha": 0.0},
+    BIT_RULE: {**_BOTH_RULES, "optimizer.clip_norm": None, "optimizer.learning_rate": 0.003},
+}
+
+_BATCH_SIZE = 512
+_FINE_TUNING_SIZE = 384
+_SIZES_OF_14 = (378, 392)  # 384 is no multiple of 14; these are the nearest
+_LARGE_BIT = "R152x4"  # the only model that the BiT paper fine-tunes at 480 pixels
+_ONLY_FOR_RESNETS = 0.06  # of table 4's learning rates: its footnote
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperRecipe:
+    """How the paper fine-tuned the model of a cell, in batches of 512.
+
+    Attributes:
+      image_sizes: resolutions that count as the paper's; () for any.
+      steps: of fine-tuning.
+      train_split: all images to train on.
+      learning_rates: tried by the paper.
+      polyak_decay: of the average of the parameters; None for none.
+      dropout: at fine-tuning, and who says so; None if nobody does.
+      bit_size: resolution of BiT-HyperRule in the BiT paper; None if the rule is not for the model.
+    """
+
+    image_sizes: tuple[int, ...]
+    steps: int
+    train_split: str
+    learning_rates: tuple[float, ...]
+    polyak_decay: float | None = None
+    dropout: tuple[float, str] | None = None
+    bit_size: int | None = None
+
+    def differences(self, model: MeasuredModel) -> list[str]:
+        """What was done in another way, as notes. Of a released checkpoint only the resolution is known."""
+        done, rule = model.training, rule_of(model)
+        notes = []
+        if rule == BIT_RULE and self.bit_size is not None:
+            if model.image_size != self.bit_size:
+                notes.append(f"BiT-HyperRule at {model.image_size} pixels, in the BiT paper at {self.bit_size}")
+        elif self.image_sizes and model.image_size not in self.image_sizes:
+            notes.append(f"at {model.image_size} pixels, in the paper at {self.image_sizes[0]}")
+        notes += _differences_of_evaluation(model)
+        if model.steps is None:
+            return [*notes, "a released checkpoint as it is: its fine-tuning was not done here"]
+        notes += [f"its config was changed on the way, {change}" for change in model.changes]
+        if model.steps != self.steps:
+            notes.append(f"{model.steps:,} steps, in the paper {self.steps:,}")
+        if (batch := done["batch_size"]) != _BATCH_SIZE:
+            notes.append(f"batch {batch:,}, in the paper {_BATCH_SIZE:,}")
+        if (decay := done["polyak_decay"]) != self.polyak_decay:
+            notes.append(f"{_describe_polyak(decay)}, in the paper {_describe_polyak(self.polyak_decay)}")
+        if (split := done["data.train_split"]) != self.train_split:
+            notes.append(f"trained on {split}, in the paper on {self.train_split}")
+        if self.dropout is not None and (rate := done.get("model.dropout_rate")) != self.dropout[0]:
+            notes.append(f"dropout {rate} at fine-tuning, {self.dropout[1]} {self.dropout[0]}")
+        return notes + self._differences_of_rule(model, rule)
+
+    def _differences_of_rule(self, model: MeasuredModel, rule: str | None) -> list[str]:
+        done = model.training
+        if rule is None:
+            return [f"optimizer.schedule={done.get('optimizer.schedule')}, in the paper cosine"]
+        if rule == BIT_RULE and self.bit_size is None:
+            return ["fine-tuned by BiT-HyperRule, which in the paper ResNets alone try"]
+        whose = "in the paper" if rule == VIT_RULE else "in BiT-HyperRule"
+        expected = dict(_SETTINGS_OF[rule])
+        if rule == BIT_RULE:
+            expected["mixup_alpha"] = 0.1 if (model.steps or 0) > 500 else 0.0
+        notes = [
+            f"{name}={done.get(name)}, {whose} {value}" for name, value in expected.items() if done.get(name) != value
+        ]
+        rate = done.get("optimizer.learning_rate")
+        if rule == VIT_RULE and rate not in self.learning_rates:
+            notes.append(f"learning rate {rate}, in the paper one of {', '.join(map(str, self.learning_rates))}")
+        return notes
+
+
+def _describe_polyak(decay: float | None) -> str:
+    return "without Polyak averaging" if decay is None else f"with Polyak averaging at {decay}"
+
+
+def _differences_of_evaluation(model: MeasuredModel) -> list[str]:
+    """How test images were prepared in another way than in the released code, which resizes whole images."""
+    value = model.values.get(ACCURACY)
+    how: Mapping[str, Any] = dict(value.settings) if value else {}
+    notes = []
+    if small := how.get("data.eval_resize_small"):
+        notes.append(f"evaluated on the centre of images whose shorter side is {small} pixels, not on whole images")
+    if (resize := how.get("data.eval_resize", "bilinear")) != "bilinear":
+        notes.append(f"images to evaluate on are resized by {resize}, in the released code bilinear")
+    return notes
+
+
+def rule_of(model: MeasuredModel) -> str | None:
+    """By which of the two rules a model was fine-tuned; None for neither, or if unknown."""
+    return _RULE_OF_SCHEDULE.get(model.training.get("optimizer.schedule", "")) if model.steps is not None else None
+
+
+def recipe_of(task: str, model: str, *, table_2: bool = False, lineage: Lineage | None = None) -> PaperRecipe:
+    """How the paper fine-tuned on a task.
+
+    Args:
+      task: as in table 5, or the id of one of VTAB's.
+      model: its name.
+      table_2: whether as for table 2, where ImageNet is at a higher resolution and with Polyak averaging.
+      lineage: of the pre-trained weights, which decides the dropout; None: unknown.
+    """
+    kind = kind_of(model)
+    # BiT's numbers in table 2 are at the resolutions of its own paper.
+    sizes: tuple[int, ...] = () if kind == "BiT" and table_2 else (_FINE_TUNING_SIZE,)
+    sizes += _SIZES_OF_14 if model.endswith("/14") else ()
+    if task in VTAB_TASKS:
+        row = tables.TABLE_4["VTAB"]
+        return PaperRecipe(sizes, row.steps, "train800val200", row.learning_rates)
+    name = IMAGENET if task == REAL else task
+    (transfer,) = (each for each in TASKS.values() if data_set_name(each.dataset) == name)
+    row, decay = tables.TABLE_4[name], None
+    if table_2 and name == IMAGENET and kind != "BiT":
+        sizes, decay = ((518,) if model.endswith("/14") else (512,)), 0.9999
+    rates = tuple(rate for rate in row.learning_rates if kind != "ViT" or rate != _ONLY_FOR_RESNETS)
+    dropout = None if lineage is None or kind == "BiT" else _dropout_after(lineage)
+    _, bit_size = hyper_rule_sizes(small_images=transfer.small_images, is_large=model == _LARGE_BIT)
+    train_split = transfer.splits["final"][0]
+    return PaperRecipe(sizes, row.steps, train_split, rates, decay, dropout, None if kind == "ViT" else bit_size)
+
+
+def _dropout_after(lineage: Lineage) -> tuple[float, str] | None:
+    """The dropout that weights are fine-tuned with, and who says so; None if nobody does.
+
+    The README of the released code has 0.1 for the paper. For models pre-trained on JFT-300M, which saw none, nothing
+    is said.
+    """
+    if lineage.is_released and lineage.name.startswith("augreg_"):
+        return 0.0, "by AugReg"
+    if lineage.is_released and not lineage.name.startswith("vit_"):
+        return None
+    return (VIT_DROPOUT, "in the paper") if lineage.is_released or lineage.dropout else None
+
+
+def choose(candidates: Sequence[SeedGroup], recipe: PaperRecipe) -> tuple[SeedGroup, list[str]]:
+    """Which of several settings stands in a cell, and notes on it. What they reached on test images plays no part.
+
+    The one closest to the paper's recipe is taken, then the one with most seeds, then the first by folder.
+    """
+    ranked = sorted(
+        candidates, key=lambda each: (len(recipe.differences(each.first)), -len(each.models), str(each.first.path))
+    )
+    return ranked[0], [*recipe.differences(ranked[0].first), *others_note(ranked)]
+
+
+def others_note(ranked: Sequence[SeedGroup]) -> list[str]:
+    """A note on the settings that do not stand in a cell, if there are any."""
+    return [f"{len(ranked) - 1} more of other settings: see the table of results"] if len(ranked) > 1 else []
+
+
+def better_rule(candidates: Sequence[SeedGroup], recipe: PaperRecipe) -> tuple[Sequence[SeedGroup], list[str]]:
+    """The settings of the better of two rules of fine-tuning, by the images held out to choose on; and notes on it.
+
+    A sweep that tried both has chosen. Of two sweeps, the one that reached more is taken; if that was not recorded,
+    all candidates are returned, because test images choose nothing.
+    """
+    if swept := [each for each in candidates if each.first.purpose.rules and each.first.purpose.held_out]:
+        best = choose(swept, recipe)[0].first
+        reached = {_RULE_OF_CONFIG.get(rule, rule): value for rule, value in best.purpose.rules.items()}
+        return swept, [_note_rules(reached, best)]
+    by_rule: dict[str | None, list[SeedGroup]] = {}
+    for each in candidates:
+        by_rule.setdefault(rule_of(each.first), []).append(each)
+    tried = {rule: choose(each, recipe)[0].first for rule, each in by_rule.items() if rule is not None}
+    if len(tried) < 2:
+        return candidates, []
+    held_out = {rule: first.purpose.held_out for rule, first in tried.items() if first.purpose.held_out}
+    if len(held_out) < len(tried) or len({split for split, _ in held_out.values()}) > 1:
+        return candidates, ["of two rules; what they reached on held-out images was not recorded, so neither is better"]
+    rule = max(held_out, key=lambda rule: held_out[rule][1])
+    return by_rule[rule], [_note_rules({each: value for each, (_, value) in held_out.items()}, tried[rule])]
+
+
+def _note_rules(reached: Mapping[str, float], best: MeasuredModel) -> str:
+    listed = ", ".join(f"{rule} {100 * value:.2f} %" for rule, value in reached.items())
+    split = best.purpose.held_out[0] if best.purpose.held_out else ""
+    return f"the better of two rules on {split}: {listed}"

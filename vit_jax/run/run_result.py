@@ -1,0 +1,206 @@
+"""What a run left in its workdir. Every damaged file is a `UserError` that names it."""
+
+import contextlib
+import functools
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.config import base_config, flatten
+from vit_jax.errors import UserError
+from vit_jax.files import AnyPath
+from vit_jax.json_files import Fields, read_json, read_object
+from vit_jax.run.facts import RunFacts, read_facts
+from vit_jax.run.metrics import TIME_PREFIX, read_jsonl
+from vit_jax.run.workdir import FAILURE, Start, defaults, read_starts
+
+_DIVERGED = re.compile(r"\S+ is (nan|inf|-inf) at step \d+")  # as `vit_jax.run.journal.NonFiniteError` says it
+
+# Fields of a config that its readers compute with, and those of them that may be None.
+_TYPED = (
+    *("seed", "batch_size", "train_only", "data.dataset", "data.train_split", "data.image_size", "data.mixture"),
+    *("fewshot.datasets", "fewshot.test_split", "checkpoint.keep_best"),
+)
+_OPTIONAL = (
+    *("weights", "polyak_decay", "data.eval_split", "data.eval_labels", "fewshot.image_size", "fewshot.crop_from"),
+)
+
+
+class RunResult:
+    """A run's workdir. Files are read when they are first needed, and stay as they were then.
+
+    Attributes:
+      path: the workdir.
+    """
+
+    def __init__(self, path: AnyPath):
+        self.path = path
+
+    @functools.cached_property
+    def fields(self) -> dict[str, Any]:
+        """The recorded config; see `config_fields`."""
+        file = self.path / "config.json"
+        return config_fields(read_json(file, allow_nan=True), file)
+
+    @functools.cached_property
+    def model(self) -> dict[str, Any] | None:
+        """The arguments of `create_model`; None if an old version trained the run."""
+        file = self.path / "model.json"
+        if not file.exists():
+            return None
+        model = read_object(file, allow_nan=True)
+        Fields(model, str(file)).text("name")
+        return model
+
+    @functools.cached_property
+    def summary(self) -> dict[str, Any]:
+        """The content of `summary.json`; {} if the run did not finish."""
+        file = self.path / "summary.json"
+        if not file.exists():
+            return {}
+        summary = read_object(file, allow_nan=True)  # a loss may be NaN
+        fields = Fields(summary, str(file))
+        fields.integer("steps", None, at_least=0), fields.text("model", None)
+        fields.number("epochs", None, at_least=0), fields.number("tpuv3_core_days", None, at_least=0)
+        return summary
+
+    @property
+    def steps(self) -> int | None:
+        """The length of a finished run."""
+        return self.summary.get("steps")
+
+    @property
+    def overlap(self) -> dict[str, int]:
+        """By evaluation, the number of its examples that were trained on."""
+        return counts(self.summary.get("overlap"))
+
+    @functools.cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`."""
+        file = self.path / "metrics.jsonl"
+        try:
+            rows = read_jsonl(file)
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror or error}.") from error
+        if not all("step" in row for row in rows):
+            raise UserError(f"{file} is damaged: a row has no step.")
+        return [row for row in rows if type(row["step"]) is int]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The last value of each metric, without times."""
+        last: dict[str, Any] = {}
+        for row in self.rows:
+            last |= row
+        return {name: value for name, value in last.items() if name != "step" and not name.startswith(TIME_PREFIX)}
+
+    @functools.cached_property
+    def facts(self) -> RunFacts | None:
+        """What the run recorded about its data; None if that is missing or damaged."""
+        try:
+            return read_facts(self.path)
+        except UserError:
+            return None
+
+    @functools.cached_property
+    def starts(self) -> list[Start]:
+        """The starts that can be read, in the order of time."""
+        starts = []
+        with contextlib.suppress(UserError):
+            for start in read_starts(self.path, _YOUNGER):
+                check_types(start.fields, self.path / "starts.jsonl")
+                starts.append(start)
+        return starts
+
+    @functools.cached_property
+    def failure(self) -> str:
+        """The reason why a run that did not finish failed; "" if it did not fail."""
+        if (self.path / FAILURE).exists():
+            return str(read_object(self.path / FAILURE).get("reason", "the reason was not recorded"))
+        failed_at, saved_at = (_newest_step(self.path / folder) for folder in ("emergency", "checkpoints"))
+        return f"an error at step {failed_at}, whose state is in emergency/" if failed_at > saved_at else ""
+
+    @property
+    def status(self) -> str:
+        """One of "finished", "diverged", "failed", "unfinished" and "missing"."""
+        if (self.path / "summary.json").exists():
+            return "finished"
+        if self.failure:
+            return "diverged" if self.divergence else "failed"
+        return "unfinished" if (self.path / "config.json").exists() else "missing"
+
+    @property
+    def divergence(self) -> str:
+        """The part of `failure` that says which number was not finite; "" if the run did not diverge."""
+        found = _DIVERGED.search(self.failure)
+        return found[0] if found else ""
+
+
+def _newest_step(folder: AnyPath) -> int:
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=-1)
+
+
+def counts(overlap: Any) -> dict[str, int]:
+    """The positive whole numbers of an object in JSON."""
+    given = overlap.items() if isinstance(overlap, dict) else ()
+    return {name: count for name, count in given if type(count) is int and count > 0}
+
+
+# Fields whose default does something that earlier versions, which did not have the field, never did.
+_YOUNGER = {"data.exif_orientation": False}
+
+
+@functools.cache
+def _types() -> dict[str, type]:
+    """The type of each field in `_TYPED` and `_OPTIONAL`."""
+    found = {}
+    for name in (*_TYPED, *_OPTIONAL):
+        group, _, field = name.rpartition(".")
+        found[name] = (base_config()[group] if group else base_config()).get_type(field)
+    return found
+
+
+def config_fields(config: Any, path: AnyPath) -> dict[str, Any]:
+    """The fields of a recorded config, flat and with defaults; checks those that are computed with.
+
+    Args:
+      config: the content of the file.
+      path: the file, for errors.
+
+    Raises:
+      UserError: it is not a config, or a field has another type.
+    """
+    if not isinstance(config, dict) or not isinstance(config.get("data"), dict) or "batch_size" not in config:
+        raise UserError(f"{path} is no config of vit_jax.")
+    fields = {**defaults(), **_YOUNGER, **flatten(config)}
+    check_types(fields, path)
+    return fields
+
+
+def check_types(fields: Mapping[str, Any], path: AnyPath) -> None:
+    """Checks the fields of a config that are computed with.
+
+    Raises:
+      UserError: one has a type that no config has.
+    """
+    for name, kind in _types().items():
+        value = fields[name]
+        as_json: Any = {tuple: list, float: (int, float)}.get(kind, kind)
+        if value is None and name in _OPTIONAL:
+            continue
+        if not isinstance(value, as_json) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"{path}: {name} is {value!r}, which no config has.")
+    if not all(isinstance(part, list) and len(part) == 2 for part in fields["data.mixture"]):
+        raise UserError(f"{path}: data.mixture is {fields['data.mixture']!r}, which no config has.")
+
+
+def not_finite(content: Any, name: str = "") -> list[str]:
+    """Says which numbers in a JSON value are not finite."""
+    if isinstance(content, float) and not math.isfinite(content):
+        return [f"{name} is {content}"]
+    if isinstance(content, dict):
+        return [found for key, each in content.items() for found in not_finite(each, f"{name}.{key}".lstrip("."))]
+    if isinstance(content, list):
+        return [found for index, each in enumerate(content) for found in not_finite(each, f"{name}[{index}]")]
+    return []
