@@ -283,10 +283,10 @@ def three_seeds(path, starts):
 @pytest.mark.parametrize(
     ("starts", "told"),
     [
-        ([(0, {"optimizer__learning_rate": 0.3}), (40, {})], "at step 40: optimizer.learning_rate 0.3 -> 0.01"),
-        ([(0, {"steps": 50}), (50, {})], "at step 50: steps 50 -> 100"),
-        ([(0, {}), (20, {"model__dropout_rate": 0.5}), (60, {})], "at step 20: model.dropout_rate None -> 0.5"),
-        ([(0, {"data__train_split": "train[:50%]"}), (70, {})], "at step 70: data.train_split train[:50%] -> train"),
+        ([(0, {"optimizer__learning_rate": 0.3}), (40, {})], "optimizer.learning_rate 0.3 -> 0.01 from step 41 on"),
+        ([(0, {"steps": 50}), (50, {})], "steps 50 -> 100 from step 51 on"),
+        ([(0, {}), (20, {"model__dropout_rate": 0.5}), (60, {})], "model.dropout_rate None -> 0.5 from step 21 on"),
+        ([(0, {"data__train_split": "train[:9%]"}), (70, {})], "data.train_split train[:9%] -> train from step 71 on"),
     ],
 )
 def test_run_whose_config_was_changed_on_the_way_is_set_apart(tmp_path, starts, told):
