@@ -8,21 +8,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax import sharding
-from vit_jax.costs.hardware import describe_machine
 from vit_jax.experiment import build as experiments
 from vit_jax.experiment import dry_run, leakage
 from vit_jax.experiment.evaluations import describe_data, describe_facts, make_evaluations
+from vit_jax.experiment.run_parts import make_checkpoints, make_journal
 from vit_jax.experiment.run_records import record_result, record_start, resume
 from vit_jax.files import AnyPath, parse_path
 from vit_jax.multihost import processes
 from vit_jax.multihost.signals import StopSignal
-from vit_jax.multihost.watchdog import Watchdog
 from vit_jax.run import workdir
 from vit_jax.run.accounting import Ledger
 from vit_jax.run.evaluating import Evaluations
-from vit_jax.run.journal import Journal
-from vit_jax.run.profiling import Profiler
-from vit_jax.run.run_checkpoints import RunCheckpoints
 
 logger = logging.getLogger(__name__)
 
@@ -70,21 +66,7 @@ def train(
         cleanup.enter_context(workdir.opened(path, config, allow_config_change=allow_config_change, on_lost=on_lost))
         logger.info("%s", dry_run.describe_run(config, experiment))
         ends_process = owns_process or processes.process_count() > 1
-        watchdog = cleanup.enter_context(Watchdog(config.watchdog_seconds, path, owns_process=ends_process))
-        profiler = cleanup.enter_context(Profiler(path / "profile", ledger=ledger, **config.profile))
-        journal = cleanup.enter_context(
-            Journal(
-                path,
-                ledger,
-                watchdog,
-                profiler,
-                machine=describe_machine(list(experiment.mesh.devices.flat)),
-                batch_size=config.batch_size,
-                flops_per_image=experiment.train_flops,
-                num_steps=experiment.num_steps,
-                log_every_steps=config.log_every_steps,
-            )
-        )
+        journal = cleanup.enter_context(make_journal(experiment, path, ledger, ends_process=ends_process))
         batches = cleanup.enter_context(contextlib.closing(experiment.make_train_batches()))
         made = make_evaluations(
             config,
@@ -97,20 +79,20 @@ def train(
         )
         processes.check_same("data", describe_data(experiment.train_source, made))
         overlap = leakage.find_overlap_of_run(made, experiment.train_source, config.weights)
-        checkpoints = cleanup.enter_context(RunCheckpoints(path, journal, **config.checkpoint))
+        checkpoints = cleanup.enter_context(make_checkpoints(experiment, path, journal))
         evaluations = Evaluations(made, journal, checkpoints)
 
         # Restore, or initialise.
         restored = checkpoints.restore(experiment.step.abstract_state)
         if restored:
             step, state, saved = restored
-            facts = resume(config, experiment, batches, path, step, saved["data"], allow_data_change=allow_data_change)
+            facts = resume(experiment, batches, path, step, saved["data"], allow_data_change=allow_data_change)
             logger.info("resumed from the checkpoint of step %d, read in %.1f s", step, ledger.seconds()["restore"])
         else:
             step, state, saved = 0, experiment.init_state(), {}
             facts = describe_facts(config, experiment)
         experiment = dataclasses.replace(experiment, initial_params=None)  # frees the copy on the host
-        record_start(config, experiment, path, step, facts)
+        record_start(experiment, path, step, facts)
         checkpoints.start(step, same_examples_since=facts.eval_since)
         journal.start(step, saved.get("window"))
         position = batches.get_state()
@@ -134,4 +116,4 @@ def train(
             checkpoints.rescue(error, step, state, position)
             raise
         seconds, images = ledger.total_seconds(), position["images"]
-        return record_result(config, experiment, path, step, images=images, overlap=overlap, seconds=seconds)
+        return record_result(experiment, path, step, images=images, overlap=overlap, seconds=seconds)

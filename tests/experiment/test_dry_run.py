@@ -53,7 +53,7 @@ def test_summary_takes_last_and_best_values(tmp_path):
         '{"step": 2, "train/loss": 0.5, "time/images_per_second": 10.0}\n'
         '{"step": 2, "test/accuracy": 0.8, "test/loss": 1.5, "test/examples": 360}\n'
     )
-    result = record_result(config, build.build(config), tmp_path, 3, images=48, seconds=61.0, overlap={})
+    result = record_result(build.build(config), tmp_path, 3, images=48, seconds=61.0, overlap={})
     assert result["test/accuracy"] == 0.8
     assert (result["test/best_accuracy"], result["best_step"]) == (0.9, 1)
     text = (tmp_path / "summary.md").read_text()

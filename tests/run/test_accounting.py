@@ -254,7 +254,7 @@ def test_the_summary_tells_what_the_run_cost(tmp_path):
     Accounts(tmp_path, Ledger(start_up_seconds=1800.0), V3_8, step=0)
     rows = [{"step": step, "time/mfu": mfu} for step, mfu in ((1, 0.1), (2, 0.5), (3, 0.4))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = record_result(config, build.build(config), tmp_path, 3, images=48, seconds=1800.0, overlap={})
+    result = record_result(build.build(config), tmp_path, 3, images=48, seconds=1800.0, overlap={})
     assert result["mfu"] == 0.4
     assert result["starts"] == 1
     assert result["core_hours"] == pytest.approx(4.0, rel=1e-3)
@@ -269,9 +269,7 @@ def test_the_summary_tells_what_the_run_cost(tmp_path):
 
 def test_a_run_without_accounts_has_a_summary_without_costs(tmp_path):
     config = digits_config()
-    assert "core_hours" not in record_result(
-        config, build.build(config), tmp_path, 3, images=48, seconds=1.0, overlap={}
-    )
+    assert "core_hours" not in record_result(build.build(config), tmp_path, 3, images=48, seconds=1.0, overlap={})
 
 
 def test_the_page_explains_every_kind_and_lists_every_chip():

@@ -275,8 +275,8 @@ def make_journal(tmp_path, ledger):
     @contextlib.contextmanager
     def make(step=0, profiler=None):
         profiler = profiler or Profiler(tmp_path, first_step=None)
-        fields = {"machine": CPU, "batch_size": 10, "flops_per_image": 0.0, "num_steps": 8, "log_every_steps": 4}
-        with Watchdog(0, tmp_path) as watchdog, Journal(tmp_path, ledger, watchdog, profiler, **fields) as journal:
+        parts = Throughput(ledger, 10, CPU), Watchdog(0, tmp_path), profiler
+        with Journal(tmp_path, *parts, num_steps=8, log_every_steps=4) as journal:
             journal.start(step)
             yield journal
 
@@ -305,10 +305,7 @@ def test_late_batch_is_no_waiting_while_the_devices_are_at_work(is_done, waited,
 
 
 def test_a_profile_shows_the_wait_for_input(make_journal, tmp_path):
-    with (
-        Profiler(tmp_path / "profile", first_step=2, num_steps=1) as profiler,
-        make_journal(profiler=profiler) as journal,
-    ):
+    with make_journal(profiler=Profiler(tmp_path / "profile", first_step=2, num_steps=1)) as journal:
         for step, _ in enumerate(journal.timed(iter(range(8))), start=1):
             journal.end_step(step, {"loss": jnp.float32(0.5)})
     names = [event.get("name") for event in read_trace(tmp_path / "profile/plugins/profile/steps_2-2")]

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from vit_jax import sharding
 from vit_jax.data.pipeline import TrainBatches
 from vit_jax.errors import UserError
@@ -25,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 
 def resume(
-    config: ConfigDict,
     experiment: Experiment,
     batches: TrainBatches,
     path: AnyPath,
@@ -37,7 +34,6 @@ def resume(
     """Continues a run from a checkpoint: moves the training data to its position, and checks that they are the same.
 
     Args:
-      config: see `vit_jax.config.base_config`.
       experiment: of this start.
       batches: the training data.
       path: the workdir.
@@ -56,11 +52,11 @@ def resume(
             f"the run in {path} has done {step:,} steps already, more than the {experiment.num_steps:,} that it should "
             "have. Set at least as many (steps, epochs or images), or choose another --workdir for a shorter run."
         )
-    kept, facts = _read_facts(path), describe_facts(config, experiment)
+    kept, facts = _read_facts(path), describe_facts(experiment.config, experiment)
     same_examples = check_resumed(kept, facts, experiment, str(path), allow_change=allow_data_change)
     batches.set_state(dict(position))
-    if (images := position["images"]) != step * config.batch_size:
-        epochs = (images + (experiment.num_steps - step) * config.batch_size) / experiment.num_train_images
+    if (images := position["images"]) != step * experiment.batch_size:
+        epochs = (images + (experiment.num_steps - step) * experiment.batch_size) / experiment.num_train_images
         logger.info("the batch size was different before; at its end the run will have seen %.4g epochs", epochs)
     return dataclasses.replace(facts, eval_since=step if not same_examples else kept.eval_since if kept else 0)
 
@@ -74,18 +70,17 @@ def _read_facts(path: AnyPath) -> RunFacts | None:
         return None
 
 
-def record_start(config: ConfigDict, experiment: Experiment, path: AnyPath, step: int, facts: RunFacts) -> None:
+def record_start(experiment: Experiment, path: AnyPath, step: int, facts: RunFacts) -> None:
     """Records in the workdir how a start runs, on what data, and with what model. The main process writes."""
     if not processes.is_main_process():
         return
-    workdir.record_start(path, config, step=step, devices=sharding.describe_devices(experiment.mesh))
+    workdir.record_start(path, experiment.config, step=step, devices=sharding.describe_devices(experiment.mesh))
     write_atomically(path / "model.json", json.dumps(experiment.model_fields, indent=1) + "\n")
     write_facts(path, facts)
     (path / workdir.FAILURE).unlink(missing_ok=True)
 
 
 def record_result(
-    config: ConfigDict,
     experiment: Experiment,
     path: AnyPath,
     step: int,
@@ -97,7 +92,6 @@ def record_result(
     """Writes `summary.json` and `summary.md` of a finished run.
 
     Args:
-      config: see `vit_jax.config.base_config`.
       experiment: of the run.
       path: the workdir.
       step: number of steps made.
@@ -110,6 +104,7 @@ def record_result(
     """
     if not processes.is_main_process():
         return {}
+    config = experiment.config
     published = paper_core_days(experiment.model_name, config.data.image_size, images)
     return write_summary(
         path,

@@ -106,6 +106,10 @@ class Throughput:
     """Images per second between two marks. Only the time that the ledger enters as training or input counts.
 
     A mark is made when the metrics of its step are read, some steps after that was dispatched.
+
+    Attributes:
+      ledger: where the loop enters its time.
+      machine: all devices of the run.
     """
 
     def __init__(self, ledger: Ledger, batch_size: int, machine: Machine, flops_per_image: float = 0.0):
@@ -117,13 +121,13 @@ class Throughput:
           machine: all devices of the run.
           flops_per_image: of a training step; 0 if unknown.
         """
-        self._ledger, self._batch_size, self._machine = ledger, batch_size, machine
+        self.ledger, self.machine, self._batch_size = ledger, machine, batch_size
         self._flops_per_image = flops_per_image
         self.restart(0)
 
     def restart(self, step: int) -> None:
         """Starts anew after a step."""
-        self._step, self._before = step, self._ledger.seconds()
+        self._step, self._before = step, self.ledger.seconds()
 
     def mark(self, step: int) -> dict[str, float]:
         """Returns the rates since the last mark under `time/` names; {} if there was no step since."""
@@ -138,15 +142,15 @@ class Throughput:
         rate = steps * self._batch_size / seconds
         rates = {
             "images_per_second": rate,
-            "images_per_second_per_core": rate / self._machine.num_cores,
+            "images_per_second_per_core": rate / self.machine.num_cores,
             "step_seconds": seconds / steps,
             "input_wait": waited / seconds,  # at most this share of the time the devices had no batch
         }
         if flops := rate * self._flops_per_image:
             rates["tflops_per_second"] = flops / 1e12
-            if self._machine.bf16_flops:
-                rates["mfu"] = flops / self._machine.bf16_flops  # model FLOPs utilisation
-        return {f"{TIME_PREFIX}{name}": value for name, value in (rates | self._ledger.window()).items()}
+            if self.machine.bf16_flops:
+                rates["mfu"] = flops / self.machine.bf16_flops  # model FLOPs utilisation
+        return {f"{TIME_PREFIX}{name}": value for name, value in (rates | self.ledger.window()).items()}
 
 
 class Journal:
@@ -162,38 +166,36 @@ class Journal:
     def __init__(
         self,
         workdir: AnyPath,
-        ledger: Ledger,
+        throughput: Throughput,
         watchdog: Watchdog,
         profiler: Profiler,
         *,
-        machine: Machine,
-        batch_size: int,
-        flops_per_image: float,
         num_steps: int,
         log_every_steps: int,
     ):
-        """Makes the journal of a run; `start` opens it.
+        """Makes the journal of a run; `start` opens its files.
 
         Args:
           workdir: the run's folder.
-          ledger: where the time of this start is entered.
-          watchdog: is told of every step, and of every pause.
+          throughput: of the run; it has the ledger.
+          watchdog: learns of every step and every pause.
           profiler: profiles some steps.
-          machine: all devices of the run.
-          batch_size: images in a step.
-          flops_per_image: of a training step.
           num_steps: length of the run.
           log_every_steps: steps whose metrics are averaged into a row.
         """
-        self.ledger = ledger
-        self._workdir, self._watchdog, self._profiler = workdir, watchdog, profiler
-        self._machine, self._num_steps, self._log_every_steps = machine, num_steps, log_every_steps
-        self._throughput = Throughput(ledger, batch_size, machine, flops_per_image)
+        self.ledger = throughput.ledger
+        self._workdir, self._throughput, self._watchdog, self._profiler = workdir, throughput, watchdog, profiler
+        self._num_steps, self._log_every_steps = num_steps, log_every_steps
         self._writer: MetricWriter | None = None
         self._accounts: Accounts | None = None
-        self._profiled_step = contextlib.ExitStack()
+        self._cleanup, self._profiled_step = contextlib.ExitStack(), contextlib.ExitStack()
         self._last_metrics: Mapping[str, Any] = {}
         self._drawn = -math.inf  # when curves.png was
+
+    def __enter__(self) -> "Journal":
+        self._cleanup.enter_context(self._watchdog)
+        self._cleanup.enter_context(self._profiler)
+        return self
 
     def start(self, step: int, window: Mapping[str, Any] | None = None) -> None:
         """Opens the files.
@@ -205,9 +207,9 @@ class Journal:
         is_main = processes.is_main_process()
         self._first_step, self._step = step + 1, step
         self._step_metrics = StepMetrics(self._log_every_steps, self._write_window, state=window)
-        self._accounts = Accounts(self._workdir, self.ledger, self._machine, step=step, writes=is_main)
+        self._accounts = Accounts(self._workdir, self.ledger, self._throughput.machine, step=step, writes=is_main)
         if is_main:
-            self._writer = MetricWriter(self._workdir, step=step)
+            self._writer = self._cleanup.enter_context(MetricWriter(self._workdir, step=step))
         self.ledger.turn_to("compile")
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -321,14 +323,10 @@ class Journal:
             except Exception as error:  # no picture is worth a run
                 logger.warning("could not draw curves.png: %s: %s", type(error).__name__, error)
 
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._profiled_step.close()
+    def __exit__(self, *error: Any) -> None:
         self.record_costs()
-        if self._writer:
-            self._writer.__exit__()
+        self._profiled_step.close()
+        self._cleanup.__exit__(*error)
 
 
 _COLUMNS = 111  # of a row; the time of day before it makes 120
