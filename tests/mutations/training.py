@@ -69,7 +69,7 @@ MUTATIONS = [
         "vit_jax/objectives/classification.py",
         "share = pixel_shares.mean()",
         "share = pixel_shares.max()",
-        f"{TEST_STEP}::test_mixup_is_the_loss_of_mixed_images_and_targets_of_which_both_have_labels",
+        f"{TEST_STEP}::test_mixing_is_the_loss_of_mixed_images_and_targets_of_which_both_have_labels",
         "labels are mixed by the share of the pixels that stay",
     ),
     Mutation(
