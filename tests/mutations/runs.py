@@ -21,8 +21,8 @@ MUTATIONS = [
     ),
     Mutation(
         CHECKPOINTS,
-        "found_prints[name] != expected",
-        "False",
+        "for name, value in expected.items() if found[name] != value]",
+        "for name, value in expected.items() if False]",
         f"{TEST_CHECKPOINTS}::test_whatever_is_changed_in_a_checkpoint_sets_it_aside "
         f"{TEST_CHECKPOINTS}::test_a_single_flipped_bit_is_noticed",
         "a changed array is noticed",
@@ -36,15 +36,15 @@ MUTATIONS = [
     ),
     Mutation(
         CHECKPOINTS,
-        "intact = extra[_CHECKSUM] == _checksum(step, contents)",
-        "intact = True",
+        "is_intact = extra.pop(_CHECKSUM) == _checksum(step, extra)",
+        "is_intact = bool(extra.pop(_CHECKSUM))",
         f"{TEST_CHECKPOINTS}::test_whatever_is_changed_in_a_checkpoint_sets_it_aside",
         "changed extra data are noticed by their SHA-256",
     ),
     Mutation(
         CHECKPOINTS,
-        'self.set_aside(each, "damaged")\n                return step, result',
-        "pass\n                return step, result",
+        "for step in damaged if newest else ():",
+        "for step in ():",
         f"{TEST_CHECKPOINTS}::test_every_truncated_file_is_noticed_and_the_checkpoint_before_is_used "
         f"{TEST_CHECKPOINTS}::test_step_can_be_saved_again_after_its_damaged_checkpoint_was_set_aside",
         "a damaged checkpoint is set aside",
@@ -72,8 +72,8 @@ MUTATIONS = [
     ),
     Mutation(
         CHECKPOINTS,
-        "if wanted != saved:",
-        "if False:",
+        "if differing := sorted(name for name in wanted.keys() | saved.keys() if wanted.get(name) != saved.get(name)):",
+        "if differing := []:",
         f"{TEST_CHECKPOINTS}::test_checkpoint_of_another_model_is_refused_and_kept",
         "a checkpoint of another model is refused",
     ),
