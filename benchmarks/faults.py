@@ -53,7 +53,7 @@ ANY_TIME, SAVING, EVALUATING = "at any time", "saving", "evaluating"
 ELASTIC = ((1, 4), (4, 1), (2, 1), (2, 2), (1, 2))  # processes and devices of each, one start after the other
 
 ADVICE = {  # by exit status: what each process has to say, and process 0 after SIGTERM
-    LOST_STATUS: ("Restart the same command on all hosts; it goes on from the newest checkpoint.",),
+    LOST_STATUS: ("Restart the same command on all hosts to resume from the newest checkpoint.",),
     1: ("No space left on device", "run the same command again"),
 }
 TERMINATED = 128 + signal.SIGTERM

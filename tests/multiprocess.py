@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import os
+import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -114,6 +116,18 @@ class Processes:
                     break
                 assert not ended, f"process {each} ended without {text!r}:\n{self.output(each)}"
                 assert time.monotonic() < deadline, f"process {each} did not write {text!r}:\n{self.output(each)}"
+                time.sleep(0.05)
+
+    def wait_for_handlers(self, signum, timeout=60):
+        """Waits until each process has a handler for a signal, before which the signal ends it at once."""
+        deadline = time.monotonic() + timeout
+        for each, process in enumerate(self.processes):
+            while True:
+                status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+                if int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (signum - 1) & 1:
+                    break
+                assert process.poll() is None, f"process {each} ended:\n{self.output(each)}"
+                assert time.monotonic() < deadline, f"process {each} does not handle the signal:\n{self.output(each)}"
                 time.sleep(0.05)
 
     def ended(self, process, timeout=400):

@@ -62,6 +62,7 @@ def harmed(tmp_path_factory, compilation_cache):
         in_peace.all_ended(timeout=300)
     with start("terminated", workdir="run", pause=0.2) as terminated:
         terminated.wait_for("first step done", processes=[0], timeout=300)
+        terminated.wait_for_handlers(signal.SIGTERM)
         terminated[1].send_signal(signal.SIGTERM)
         ended["terminated"] = terminated.all_ended()
     terminated_at = steps_of(folder / "run")
@@ -85,7 +86,7 @@ def harmed(tmp_path_factory, compilation_cache):
     return types.SimpleNamespace(folder=folder, ended=ended, terminated_at=terminated_at)
 
 
-RESTART = "Restart the same command on all hosts; it goes on from the newest checkpoint."
+RESTART = "Restart the same command on all hosts to resume from the newest checkpoint."
 
 
 def errors(ended):

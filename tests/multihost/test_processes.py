@@ -11,11 +11,9 @@ import pytest
 
 from tests import multiprocess
 from tests.conftest import ROOT
-from vit_jax.multihost import processes
-from vit_jax.multihost.cluster import Cluster
+from vit_jax.multihost import heartbeats, processes
 
 TOGETHER = """
-    import time
     from vit_jax.multihost import processes
     from vit_jax.errors import UserError
 
@@ -29,14 +27,18 @@ TOGETHER = """
     process = processes.process_id()
     print("number", process, "of", processes.process_count(), "main", processes.is_main_process())
     for _ in range(4):
-        attempt("barrier", processes.barrier, "same name", 60)
-    attempt("broadcast", processes.broadcast_from_main, "x", {"of": process}, 60)
-    attempt("same", processes.check_same, "the command", "python -m vit_jax.main", 60)
-    attempt("different", processes.check_same, "the config", f"seed = 0\\nbatch_size = {8 + 8 * (process == 1)}", 60)
+        attempt("barrier", processes.barrier, "same name")
+    attempt("broadcast", processes.broadcast_from_main, "x", {"of": process})
+    attempt("same", processes.check_same, "the command", "python -m vit_jax.main")
+    attempt("different", processes.check_same, "the config", f"seed = 0\\nbatch_size = {8 + 8 * (process == 1)}")
     if process == 2:
-        time.sleep(2)
-    attempt("late", processes.barrier, "late", 1)
-    processes.shutdown(60)
+        processes._run.store.blocking_key_value_get("process 0 gave up", 60_000)
+    processes._TIMEOUT_SECONDS = 1
+    attempt("late", processes.barrier, "late")
+    if process == 0:
+        processes._run.store.key_value_set("process 0 gave up", "")
+    processes._TIMEOUT_SECONDS = 60
+    processes.shutdown()
     print("left", flush=True)
 """
 
@@ -68,7 +70,7 @@ TRAINING = """
         os._exit(lost.exit_status)
 """
 
-RESTART = "Restart the same command on all hosts; it goes on from the newest checkpoint."
+RESTART = "Restart the same command on all hosts to resume from the newest checkpoint."
 
 
 @pytest.fixture(scope="module")
@@ -237,26 +239,25 @@ NO_PEERS = ["beat", "beat/x", "beat/-1", "beat/0", "beat/77", "beat/1/2/3", "", 
 
 def test_what_no_process_can_have_written_ends_nothing(monkeypatch):
     ended = threading.Event()
-    monkeypatch.setattr(processes, "_GRACE_SECONDS", 0.0)
-    monkeypatch.setattr(processes, "_LINGER_SECONDS", 0.0)
-    monkeypatch.setattr(processes, "end_process", lambda *_: ended.set())
+    monkeypatch.setattr(heartbeats, "_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeats, "_LINGER_SECONDS", 0.0)
+    monkeypatch.setattr(heartbeats, "end_process", lambda *_: ended.set())
     failures = {f"failed/{process}": said for process, said in enumerate(NO_FAILURES, start=1)}
     store = Store(dict.fromkeys(NO_PEERS, "1") | failures)
-    monkeypatch.setattr(processes.multihost_utils.processes.global_state, "client", store)
-    run = processes._Run(Cluster("127.0.0.1:1", 11, 0, "flags"), list("abcdefghijk"), lost_after_seconds=8.0)
+    run = heartbeats.Heartbeats(store, 0, list("abcdefghijk"), lost_after_seconds=8.0)
     run._interval = 0.01  # from the second beat on
     try:
         deadline = time.monotonic() + 20
         while store.reads < 3:
             assert time.monotonic() < deadline, "it reads no more"
             time.sleep(0.01)
-        assert run.reason is None
-        assert run._read("vit_jax/peers/beat").keys() == {0, 3}
+        assert run.verdict is None
+        assert heartbeats.read_values(store, "vit_jax/peers/beat", 11).keys() == {0, 3}
         store.keys["vit_jax/peers/failed/10"] = '{"message": "full \\u001b[31mdisk", "exit_status": 1}'
         assert run._decided.wait(20)
-        assert str(run.reason) == "process 10 (k) ended with: full \\x1b[31mdisk"
+        assert str(run.verdict) == "process 10 (k) ended with: full \\x1b[31mdisk"
         assert ended.wait(20)
     finally:
-        run._leaving.set()
+        run.stop()
         if run._decided.is_set():
             ended.wait(20)  # the real one must not be called when the test is over

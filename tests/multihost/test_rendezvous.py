@@ -1,4 +1,4 @@
-"""Threads stand for processes here: the roll call is but sockets."""
+"""Threads stand for processes here: the rendezvous needs only sockets."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ class Result:
 
 
 def report(port, process_id, num_processes, timeout_seconds=20.0, token=""):
-    """Calls the roll as one process, in a thread."""
+    """Comes to the rendezvous as one process, in a thread."""
 
     def run():
         try:
@@ -187,7 +187,7 @@ def test_what_is_no_member_changes_nothing():
 
 @pytest.mark.parametrize("token", ["", "secret"])
 def test_strangers_at_the_port_are_ignored(token, monkeypatch):
-    monkeypatch.setattr(rendezvous, "_SPEAKING_SECONDS", 1000.0)  # what they say must do
+    monkeypatch.setattr(rendezvous, "_HELLO_SECONDS", 1000.0)  # what they say must do
     port = free_port()
     main = report(port, 0, 2, token=token)
     lines = [
@@ -248,7 +248,7 @@ def many_files():
 
 @pytest.mark.usefixtures("many_files")
 def test_a_thousand_silent_connections_do_not_keep_members_out(monkeypatch):
-    monkeypatch.setattr(rendezvous, "_SPEAKING_SECONDS", 1000.0)
+    monkeypatch.setattr(rendezvous, "_HELLO_SECONDS", 1000.0)
     port = free_port()
     main = report(port, 0, 2)
     with contextlib.ExitStack() as cleanup:
@@ -260,7 +260,7 @@ def test_a_thousand_silent_connections_do_not_keep_members_out(monkeypatch):
 
 
 def test_connection_that_does_not_say_who_it_is_is_dropped_in_time(monkeypatch):
-    monkeypatch.setattr(rendezvous, "_SPEAKING_SECONDS", 0.3)
+    monkeypatch.setattr(rendezvous, "_HELLO_SECONDS", 0.3)
     port = free_port()
     main = report(port, 0, 2)
     connection, _ = connect(port)

@@ -2,66 +2,67 @@
 
 from tests.mutations.mutation import Mutation
 
-DISTRIBUTED, TEST_DISTRIBUTED = "vit_jax/multihost/processes.py", "tests/multihost/test_processes.py"
-ROLL_CALL, TEST_ROLL_CALL = "vit_jax/multihost/rendezvous.py", "tests/multihost/test_rendezvous.py"
+PROCESSES, TEST_PROCESSES = "vit_jax/multihost/processes.py", "tests/multihost/test_processes.py"
+HEARTBEATS = "vit_jax/multihost/heartbeats.py"
+RENDEZVOUS, TEST_RENDEZVOUS = "vit_jax/multihost/rendezvous.py", "tests/multihost/test_rendezvous.py"
 CLUSTER, TEST_CLUSTER = "vit_jax/multihost/cluster.py", "tests/multihost/test_cluster.py"
 
 MUTATIONS = [
     Mutation(
-        DISTRIBUTED,
-        "if now - seen.at > self._lost_after]",
-        "if False]",
-        f"{TEST_DISTRIBUTED}::test_survivor_of_a_lost_process_ends_with_one_message_and_the_status_to_restart",
+        HEARTBEATS,
+        "if now - at > self._lost_after}",
+        "if False}",
+        f"{TEST_PROCESSES}::test_survivor_of_a_lost_process_ends_with_one_message_and_the_status_to_restart",
         "survivors of a lost process end",
     ),
     Mutation(
-        DISTRIBUTED,
+        PROCESSES,
         "if values[process] != values[0]]",
         "if False]",
-        f"{TEST_DISTRIBUTED}::test_what_is_the_same_everywhere_passes_and_what_differs_is_named_in_all_processes",
+        f"{TEST_PROCESSES}::test_what_is_the_same_everywhere_passes_and_what_differs_is_named_in_all_processes",
         "processes with other configs or data are refused",
     ),
     Mutation(
-        DISTRIBUTED,
-        "use = self._uses[name] = self._uses.get(name, 0) + 1",
-        "use = self._uses[name] = 1",
-        f"{TEST_DISTRIBUTED}::test_barriers_of_the_same_name_can_follow_each_other",
+        PROCESSES,
+        "use = self.uses[name] = self.uses.get(name, 0) + 1",
+        "use = self.uses[name] = 1",
+        f"{TEST_PROCESSES}::test_barriers_of_the_same_name_can_follow_each_other",
         "a barrier can be used again",
     ),
     Mutation(
-        ROLL_CALL,
+        RENDEZVOUS,
         "if not hmac.compare_digest(proof, _proof(token, nonce, text)):",
         "if False:",
-        f"{TEST_ROLL_CALL}::test_stranger_without_the_token_cannot_take_a_place "
-        f"{TEST_ROLL_CALL}::test_process_with_another_token_says_so",
+        f"{TEST_RENDEZVOUS}::test_stranger_without_the_token_cannot_take_a_place "
+        f"{TEST_RENDEZVOUS}::test_process_with_another_token_says_so",
         "who does not know the token is no member",
     ),
     Mutation(
-        ROLL_CALL,
+        RENDEZVOUS,
         'nonce.encode() + b" " + text',
         "text",
-        f"{TEST_ROLL_CALL}::test_impostor_in_the_place_of_process_0_is_not_believed",
+        f"{TEST_RENDEZVOUS}::test_impostor_in_the_place_of_process_0_is_not_believed",
         "an answer that was recorded earlier proves nothing",
     ),
     Mutation(
-        ROLL_CALL,
+        RENDEZVOUS,
         "if process in self._hosts:",
         "if False:",
-        f"{TEST_ROLL_CALL}::test_two_processes_of_the_same_number_are_refused_by_all",
+        f"{TEST_RENDEZVOUS}::test_two_processes_of_the_same_number_are_refused_by_all",
         "two processes of one number are refused",
     ),
     Mutation(
-        ROLL_CALL,
+        RENDEZVOUS,
         'for what, said in (("num_processes", "was started for {} processes"), ("versions", "runs {}")):',
         'for what, said in (("num_processes", "was started for {} processes"),):',
-        f"{TEST_ROLL_CALL}::test_process_of_another_version_is_refused",
+        f"{TEST_RENDEZVOUS}::test_process_of_another_version_is_refused",
         "a process of another version is refused",
     ),
     Mutation(
-        ROLL_CALL,
+        RENDEZVOUS,
         "if len(self._strangers) > _MAX_STRANGERS:",
         "if False:",
-        f"{TEST_ROLL_CALL}::test_a_thousand_silent_connections_do_not_keep_members_out",
+        f"{TEST_RENDEZVOUS}::test_a_thousand_silent_connections_do_not_keep_members_out",
         "silent connections do not use up the descriptors",
     ),
     Mutation(

@@ -1,6 +1,6 @@
-"""Which processes make up a run, told from flags or from the environment, without touching devices.
+"""Finds the processes of a run in flags or the environment, without touching devices.
 
-Nothing is contacted unless this host has TPU chips and its environment does not say which other hosts belong to them.
+Contacts nothing unless this host has TPU chips and its environment does not name the other hosts of their slice.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ class Cluster:
 
     Attributes:
       coordinator_address: `host:port` where process 0 listens.
-      num_processes: how many there are.
-      process_id: which of them this is.
-      found_by: what told us.
-      local_device_ids: the GPUs of this host that are this process's; None: all.
-      token: what the processes of this run know and others do not; may be empty.
+      num_processes: number of processes.
+      process_id: number of this one, from 0.
+      found_by: where this comes from, for messages.
+      local_device_ids: the GPUs of this host that this process uses; None: all.
+      token: secret of the run's processes; may be empty.
     """
 
     coordinator_address: str
@@ -58,6 +58,12 @@ class Cluster:
                 f"the processes are 0 to {self.num_processes - 1}."
             )
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of process 0."""
+        host, _, port = self.coordinator_address.rpartition(":")
+        return host.strip("[]"), int(port)
+
 
 def find(
     coordinator_address: str | None = None,
@@ -67,16 +73,16 @@ def find(
 ) -> Cluster | None:
     """Finds the processes of this run.
 
-    In this order: the arguments; `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (in an indexed Job
-    of Kubernetes `JOB_COMPLETION_INDEX` will do); what srun sets; what GKE sets for TPU slices; the metadata of a Cloud
-    TPU VM. `JAX_PLATFORMS` without tpu leaves out the last two.
+    Looks, in this order, at: the arguments; `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (or, in
+    an indexed Job of Kubernetes, `JOB_COMPLETION_INDEX`); the variables of srun; GKE's variables for TPU slices; the
+    metadata of a Cloud TPU VM. The last two only unless `JAX_PLATFORMS` leaves out tpu.
 
-    The token is that of `VIT_JAX_RUN_TOKEN`; under srun without it, the number of the job, which is no secret.
+    The token is `VIT_JAX_RUN_TOKEN`; under srun without it, the number of the job, which is no secret.
 
     Args:
       coordinator_address: `host:port` of process 0.
-      num_processes: how many processes there are.
-      process_id: which of them this is.
+      num_processes: number of processes.
+      process_id: number of this one, from 0.
       environ: the environment; None: that of the process.
 
     Returns:
@@ -126,16 +132,16 @@ def _from_jax_variables(environ: Mapping[str, str]) -> Cluster | None:
 
 
 def _from_slurm(environ: Mapping[str, str]) -> Cluster | None:
-    """What srun sets. A script of sbatch without srun has no step, and is one process."""
+    """From the variables of srun. A script of sbatch without srun has no step, and is one process."""
     needed = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_NTASKS")
     if any(name not in environ for name in needed):
         return None
     tasks = _number(environ.get("SLURM_STEP_NUM_TASKS", environ["SLURM_NTASKS"]), "SLURM_NTASKS")
-    # All processes must come to the same port, without a word. This range is above what systems hand out by themselves.
+    # All processes compute the same port, above the range from which systems hand out ports.
     step = int(environ["SLURM_STEP_ID"]) if environ["SLURM_STEP_ID"].isdecimal() else 0
     port = 61440 + (_number(environ["SLURM_JOB_ID"], "SLURM_JOB_ID") + step) % 4096
-    # JAX's own detection would give every process one GPU. We want one process a node with all of its GPUs; if there
-    # are several on this node and SLURM has not dealt out the GPUs itself, each takes its own.
+    # JAX's own detection gives every process one GPU. Here a process that is alone on its node takes all of them;
+    # several take one each, unless SLURM has dealt out the GPUs itself.
     gpus = [each for each in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
     on_this_node = _tasks_of_node(environ)
     alone = on_this_node == 1 or len(gpus) < on_this_node
@@ -146,7 +152,7 @@ def _from_slurm(environ: Mapping[str, str]) -> Cluster | None:
 
 
 def _tasks_of_node(environ: Mapping[str, str]) -> int:
-    """Of `SLURM_STEP_TASKS_PER_NODE`, such as `2(x3),1`: how many on this node."""
+    """The number of tasks on this node, from `SLURM_STEP_TASKS_PER_NODE`, such as `2(x3),1`."""
     node = _number(environ.get("SLURM_NODEID", "0"), "SLURM_NODEID")
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "1")):
         node -= int(times or 1)
@@ -178,10 +184,10 @@ def _from_tpu(environ: Mapping[str, str]) -> Cluster | None:
 
 
 def from_tpu_metadata(environ: Mapping[str, str]) -> Cluster | None:
-    """The processes of a Cloud TPU VM's slice, of which each host's metadata tells; None if nothing does.
+    """The processes of a Cloud TPU VM's slice, from its metadata server; None if there is none.
 
     Args:
-      environ: the environment, which may name another metadata server and overrides what that says of several slices.
+      environ: the environment, which may name another server and overrides what that says about several slices.
 
     Raises:
       UserError: the metadata cannot be understood.
@@ -213,15 +219,15 @@ def metadata(path: str, environ: Mapping[str, str], query: str = "", timeout_sec
 
     Args:
       path: below `/computeMetadata/v1/`, such as `instance/preempted`.
-      environ: `GCE_METADATA_HOST` may name another server than Google's.
+      environ: may name another server in `GCE_METADATA_HOST`.
       query: such as `wait_for_change=true`.
       timeout_seconds: how long to wait for an answer.
 
     Returns:
-      The value, and the tag by which the server knows it.
+      The value and its ETag.
 
     Raises:
-      OSError: no such server, it does not know, or its answer cannot be read.
+      OSError: there is no such server or value, or the answer cannot be read.
     """
     host = environ.get("GCE_METADATA_HOST") or environ.get("GCE_METADATA_IP") or "metadata.google.internal"
     url = f"http://{host}/computeMetadata/v1/{path}" + (f"?{query}" if query else "")
@@ -235,7 +241,7 @@ def metadata(path: str, environ: Mapping[str, str], query: str = "", timeout_sec
                 raise OSError(f"{path} has more than {_MAX_METADATA} bytes")
             return text.decode().strip(), answer.headers.get("ETag", "0")
     except (http.client.HTTPException, ValueError) as error:
-        raise OSError(f"what answers at {host} is not a metadata server: {error!r}") from error
+        raise OSError(f"{host} is not a metadata server: {error!r}") from error
 
 
 def _number(value: str, name: str) -> int:

@@ -1,7 +1,7 @@
-"""A roll call before JAX connects the processes: says who is missing, where JAX would end the process with a core dump.
+"""The rendezvous of a run's processes before JAX connects them: it says who is missing, where JAX would dump core.
 
-Process 0 listens at the address where JAX's coordination service will be; the others report there, with who they are.
-When all are there, process 0 sends everyone the list of hosts and hands the port over to JAX.
+Process 0 listens at the address that JAX's coordination service will use; the others report there. When all have come,
+process 0 sends everyone the list of hosts and leaves the port to JAX.
 
 Anybody who reaches the port may talk to it, so each side proves that it knows the run's token. Lines of text:
 
@@ -10,8 +10,8 @@ Anybody who reaches the port may talk to it, so each side proves that it knows t
     process 0    <proof> {"hosts": [...]}
 
 A proof is the HMAC-SHA256, under the token, of the other side's nonce and the text that follows. Without a token the
-key is empty, and a proof shows no more than that the other side speaks this protocol. What is not a well-formed line of
-a member is dropped without an answer and changes nothing.
+key is empty, and a proof shows only that the other side speaks this protocol. Lines that no member can have written are
+dropped without an answer.
 """
 
 import contextlib
@@ -39,9 +39,9 @@ from vit_jax.multihost.cluster import MAX_PROCESSES, TOKEN_VARIABLE, Cluster
 LOST_STATUS = 75  # exit status: a process is missing, start all again. EX_TEMPFAIL of sysexits.h
 
 _PORT_SECONDS = 30.0  # an earlier run may still be ending
-_SPEAKING_SECONDS = 10.0  # for a connection to say who it is, and for process 0 to greet
-_TELLING_SECONDS = 10.0  # for all members together to take in what they are told
-_MAX_STRANGERS = 128  # connections that have not said who they are; one more, and the oldest is dropped
+_HELLO_SECONDS = 10.0  # for a connection to introduce itself, and for process 0 to greet it
+_ANSWER_SECONDS = 10.0  # for all members together to receive the answer
+_MAX_STRANGERS = 128  # connections that have not introduced themselves; one more, and the oldest is dropped
 _MAX_HELLO = 4096  # bytes
 _MAX_ANSWER = 1 << 22  # bytes; names of hosts of 16,384 processes
 _MAX_HOST = 253  # characters
@@ -49,10 +49,10 @@ _MAX_SHOWN_ADDRESSES = 4
 
 
 class PeerLostError(UserError):
-    """Another process of the run is missing, and this one cannot go on without it.
+    """Another process of the run is missing, without which this one cannot continue.
 
     Attributes:
-      exit_status: what to end with: `LOST_STATUS`, or what the other process ended with if it said why.
+      exit_status: for this process: `LOST_STATUS`, or that of the other process if it announced why it ended.
     """
 
     def __init__(self, message: str, exit_status: int = LOST_STATUS):
@@ -61,7 +61,7 @@ class PeerLostError(UserError):
 
 
 def call(cluster: Cluster, timeout_seconds: float) -> list[str]:
-    """Waits until all processes are there.
+    """Waits until all processes have come.
 
     Args:
       cluster: the processes.
@@ -71,8 +71,8 @@ def call(cluster: Cluster, timeout_seconds: float) -> list[str]:
       The hosts' names, by process.
 
     Raises:
-      PeerLostError: on process 0 and on all that have reported: who is missing; on others: process 0 cannot be reached.
-      UserError: on process 0 and on all that have reported: who does not belong.
+      PeerLostError: on process 0 and all that have reported: who is missing; on others: process 0 cannot be reached.
+      UserError: on process 0 and all that have reported: who does not belong.
     """
     if cluster.process_id == 0:
         with _listen(cluster, timeout_seconds) as listener:
@@ -81,9 +81,8 @@ def call(cluster: Cluster, timeout_seconds: float) -> list[str]:
 
 
 def bind_host(cluster: Cluster) -> str:
-    """The address that process 0 binds: all interfaces, unless only this host can be meant."""
-    host = cluster.coordinator_address.rpartition(":")[0]
-    if host in ("localhost", "127.0.0.1"):
+    """The address that process 0 binds: all interfaces, unless all processes are on this host."""
+    if cluster.address[0] in ("localhost", "127.0.0.1"):
         return "127.0.0.1"
     return "[::]" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - the other hosts come in here
 
@@ -97,13 +96,8 @@ def _who(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def _address(cluster: Cluster) -> tuple[str, int]:
-    host, _, port = cluster.coordinator_address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
 def _listen(cluster: Cluster, timeout_seconds: float) -> socket.socket:
-    port, host = _address(cluster)[1], bind_host(cluster)
+    port, host = cluster.address[1], bind_host(cluster)
     give_up = time.monotonic() + min(timeout_seconds, _PORT_SECONDS)
     while True:
         try:
@@ -122,34 +116,24 @@ def _listen(cluster: Cluster, timeout_seconds: float) -> socket.socket:
 
 @dataclasses.dataclass(eq=False)
 class _Connection:
-    """A connection to process 0.
+    """A connection to process 0."""
 
-    Attributes:
-      socket: non-blocking.
-      address: of the other side.
-      nonce: that it was greeted with.
-      since: when it was accepted.
-      said: the part of a line that has come.
-      who: what a member has said; empty until then.
-    """
-
-    socket: socket.socket
-    address: str
-    nonce: str
-    since: float
-    said: bytes = b""
-    who: dict[str, Any] = dataclasses.field(default_factory=dict)
+    socket: socket.socket  # non-blocking
+    address: str  # of the other side
+    nonce: str  # that it was greeted with
+    since: float  # when it was accepted
+    received: bytes = b""  # the part of its line that has come
+    who: dict[str, Any] = dataclasses.field(default_factory=dict)  # its introduction; empty until then
 
 
 class _Register:
-    """Process 0's list of who is there."""
+    """Process 0's list of who has come."""
 
     def __init__(self, cluster: Cluster, listener: socket.socket, timeout_seconds: float):
         self._ours, self._token = _who(cluster), cluster.token
         self._listener, self._timeout = listener, timeout_seconds
         self._hosts: dict[int, str] = {0: self._ours["host"]}
-        self._members: dict[int, _Connection] = {}
-        self._refused: list[_Connection] = []  # those that make the start fail
+        self._members: list[_Connection] = []  # with the one that does not belong, if any
         self._strangers: list[_Connection] = []  # the oldest first
         self._turned_away: list[str] = []  # addresses whose proof was wrong
         self._selector = selectors.DefaultSelector()
@@ -165,16 +149,17 @@ class _Register:
                     raise PeerLostError(self._describe_missing())
                 for key, _ in self._selector.select(min(remaining, 1.0)):
                     self._serve(key.data)
-                self._drop_the_silent()
+                while self._strangers and self._strangers[0].since < time.monotonic() - _HELLO_SECONDS:
+                    self._drop(self._strangers[0])
             hosts = [self._hosts[each] for each in range(len(self._hosts))]
-            self._tell({"hosts": hosts})
+            self._answer({"hosts": hosts})
             return hosts
         except UserError as error:
-            self._tell({"error": str(error), "lost": isinstance(error, PeerLostError)})
+            self._answer({"error": str(error), "lost": isinstance(error, PeerLostError)})
             raise
         finally:
             self._selector.close()
-            for each in [*self._members.values(), *self._refused, *self._strangers]:
+            for each in [*self._members, *self._strangers]:
                 each.socket.close()
 
     def _serve(self, connection: _Connection | None) -> None:
@@ -182,12 +167,11 @@ class _Register:
         if connection is None:
             self._accept()
         elif connection in self._strangers:
-            self._listen_to(connection)
-        elif connection in self._members.values():
-            # A member has no more to say: it has ended, and perhaps comes again.
-            process = connection.who["process"]
-            del self._members[process], self._hosts[process]
-            self._close(connection)
+            self._read(connection)
+        elif connection in self._members:
+            # A member has no more to say: it has ended, and may come again.
+            del self._hosts[connection.who["process"]]
+            self._drop(connection)
 
     def _accept(self) -> None:
         try:
@@ -214,27 +198,26 @@ class _Register:
         if len(self._strangers) > _MAX_STRANGERS:
             self._drop(self._strangers[0])
 
-    def _listen_to(self, stranger: _Connection) -> None:
+    def _read(self, stranger: _Connection) -> None:
         try:
             data = stranger.socket.recv(_MAX_HELLO)
         except OSError:
             data = b""
-        stranger.said += data
-        if data and b"\n" not in stranger.said and len(stranger.said) < _MAX_HELLO:
+        stranger.received += data
+        if data and b"\n" not in stranger.received and len(stranger.received) < _MAX_HELLO:
             return
-        line = stranger.said.partition(b"\n")[0]
+        line = stranger.received.partition(b"\n")[0]
         who = _verify(self._token, stranger.nonce, line)
         if who is None and re.match(rb"[0-9a-f]{64} \{", line) and stranger.address not in self._turned_away:
             self._turned_away = [*self._turned_away, stranger.address][-_MAX_SHOWN_ADDRESSES:]
         if who is None or not _is_member(who):
             self._drop(stranger)
             return
-        self._strangers.remove(stranger)
         stranger.who = who
-        self._refused.append(stranger)  # so that it is told why, if it does not belong
+        self._strangers.remove(stranger)
+        self._members.append(stranger)
         self._check(who)
-        self._refused.remove(stranger)
-        self._hosts[who["process"]], self._members[who["process"]] = who["host"], stranger
+        self._hosts[who["process"]] = who["host"]
 
     def _check(self, who: dict[str, Any]) -> None:
         """Raises `UserError` if a process that knows the token does not belong."""
@@ -251,22 +234,14 @@ class _Register:
                 "--process_id of its own, from 0."
             )
 
-    def _drop(self, stranger: _Connection) -> None:
-        self._strangers.remove(stranger)
-        self._close(stranger)
-
-    def _drop_the_silent(self) -> None:
-        before = time.monotonic() - _SPEAKING_SECONDS
-        while self._strangers and self._strangers[0].since < before:
-            self._drop(self._strangers[0])
-
-    def _close(self, connection: _Connection) -> None:
+    def _drop(self, connection: _Connection) -> None:
+        (self._members if connection.who else self._strangers).remove(connection)
         self._selector.unregister(connection.socket)
         connection.socket.close()
 
-    def _tell(self, message: dict[str, Any]) -> None:
-        deadline = time.monotonic() + _TELLING_SECONDS
-        for each in [*self._refused, *self._members.values()]:
+    def _answer(self, message: dict[str, Any]) -> None:
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        for each in self._members:
             with contextlib.suppress(OSError):
                 each.socket.settimeout(max(0.1, deadline - time.monotonic()))
                 each.socket.sendall(_sign(self._token, each.who["nonce"], message))
@@ -274,15 +249,13 @@ class _Register:
     def _describe_missing(self) -> str:
         total = self._ours["num_processes"]
         missing = [each for each in range(total) if each not in self._hosts]
-        there = ", ".join(f"{each} ({self._hosts[each]})" for each in sorted(self._hosts))
-        turned_away = (
-            f" Turned away, for another {TOKEN_VARIABLE} than here: {', '.join(self._turned_away)}."
-            if self._turned_away
-            else ""
-        )
+        connected = ", ".join(f"{each} ({self._hosts[each]})" for each in sorted(self._hosts))
+        turned_away = ""
+        if self._turned_away:
+            turned_away = f" Turned away, for another {TOKEN_VARIABLE} than here: {', '.join(self._turned_away)}."
         return (
             f"{describe_processes(missing)} of {total} did not connect within {self._timeout:g} s; is the same command "
-            f"running on every host? Connected: {there}.{turned_away}"
+            f"running on every host? Connected: {connected}.{turned_away}"
         )
 
 
@@ -295,12 +268,12 @@ def describe_processes(processes: list[int], shown: int = 16) -> str:
 
 
 def _report(cluster: Cluster, timeout_seconds: float) -> list[str]:
-    """Another process's side of it."""
+    """The side of the other processes."""
     deadline = time.monotonic() + timeout_seconds
     reason = "no answer"
     while (remaining := deadline - time.monotonic()) > 0:
         try:
-            with socket.create_connection(_address(cluster), timeout=min(5.0, remaining)) as connection:
+            with socket.create_connection(cluster.address, timeout=min(5.0, remaining)) as connection:
                 answer = _introduce(cluster, connection, remaining, timeout_seconds)
         except TimeoutError:
             reason = "no answer"
@@ -324,14 +297,14 @@ def _report(cluster: Cluster, timeout_seconds: float) -> list[str]:
 def _introduce(
     cluster: Cluster, connection: socket.socket, remaining: float, timeout_seconds: float
 ) -> dict[str, Any] | str:
-    """Says who this process is; returns process 0's answer, or why there is none."""
-    greeting = _read_line(connection, min(_SPEAKING_SECONDS, remaining), limit=128)
+    """Introduces this process; returns process 0's answer, or why there is none."""
+    greeting = _read_line(connection, min(_HELLO_SECONDS, remaining), limit=128)
     if not (match := re.fullmatch(rb"vit_jax ([0-9a-f]{32})", greeting)):
         return "what listens there is not a run that is starting"
     nonce = secrets.token_hex(16)
     connection.sendall(_sign(cluster.token, match[1].decode(), {**_who(cluster), "nonce": nonce}))
-    # Process 0 may have started later than this one, and says itself if somebody does not come.
-    line = _read_line(connection, timeout_seconds + _TELLING_SECONDS, _MAX_ANSWER)
+    # Process 0 may have started later than this one, and answers too if a process does not come.
+    line = _read_line(connection, timeout_seconds + _ANSWER_SECONDS, _MAX_ANSWER)
     answer = _verify(cluster.token, nonce, line)
     if answer is None or not _is_answer(answer, cluster.num_processes):
         return f"it turned this process away; is {TOKEN_VARIABLE} the same on every host?"
@@ -339,17 +312,17 @@ def _introduce(
 
 
 def _read_line(connection: socket.socket, seconds: float, limit: int) -> bytes:
-    """Reads up to the end of a line or of the connection, or so many bytes; raises `TimeoutError` after so long."""
+    """Reads a line of at most `limit` bytes, or what comes before the connection ends; may raise `TimeoutError`."""
     deadline = time.monotonic() + seconds
-    said = bytearray()
-    while b"\n" not in said[-4096:] and len(said) < limit:
+    received = bytearray()
+    while b"\n" not in received[-4096:] and len(received) < limit:
         if (remaining := deadline - time.monotonic()) <= 0:
             raise TimeoutError
         connection.settimeout(remaining)
         if not (data := connection.recv(4096)):
             break
-        said += data
-    return bytes(said).partition(b"\n")[0]
+        received += data
+    return bytes(received).partition(b"\n")[0]
 
 
 def _proof(token: str, nonce: str, text: bytes) -> bytes:
@@ -373,17 +346,14 @@ def _verify(token: str, nonce: str, line: bytes) -> dict[str, Any] | None:
 
 
 def _is_member(who: dict[str, Any]) -> bool:
-    """Whether a message has the fields of a member, with values that a member can have."""
-    if who.keys() != {"process", "num_processes", "host", "versions", "nonce"}:
-        return False
-    process, num_processes = who["process"], who["num_processes"]
+    """Whether a message is an introduction that a member can have written."""
     return (
-        type(process) is int
-        and type(num_processes) is int
-        and 0 < process < num_processes <= MAX_PROCESSES
+        who.keys() == {"process", "num_processes", "host", "versions", "nonce"}
+        and type(who["process"]) is type(who["num_processes"]) is int
+        and 0 < who["process"] < who["num_processes"] <= MAX_PROCESSES
         and _is_text(who["host"], _MAX_HOST)
         and _is_text(who["versions"], 256)
-        and isinstance(who["nonce"], str)
+        and _is_text(who["nonce"], 32)
         and re.fullmatch("[0-9a-f]{32}", who["nonce"]) is not None
     )
 
@@ -391,14 +361,9 @@ def _is_member(who: dict[str, Any]) -> bool:
 def _is_answer(answer: dict[str, Any], num_processes: int) -> bool:
     if "hosts" in answer:
         hosts = answer["hosts"]
-        return (
-            isinstance(hosts, list) and len(hosts) == num_processes and all(_is_text(each, _MAX_HOST) for each in hosts)
-        )
-    return (
-        answer.keys() == {"error", "lost"}
-        and _is_text(answer["error"], _MAX_ANSWER)
-        and isinstance(answer["lost"], bool)
-    )
+        return isinstance(hosts, list) and len(hosts) == num_processes and all(_is_text(h, _MAX_HOST) for h in hosts)
+    is_error = answer.keys() == {"error", "lost"} and isinstance(answer["lost"], bool)
+    return is_error and _is_text(answer["error"], _MAX_ANSWER)
 
 
 def _is_text(value: Any, longest: int) -> bool:
