@@ -1,8 +1,7 @@
-"""Notices that this machine is about to be taken away, besides the SIGTERM that most schedulers send.
+"""Notices of preemption on Google's cloud, besides the SIGTERM that most schedulers send.
 
-On Google's cloud the metadata server knows some 30 s (a preempted VM) to minutes (maintenance) before the end. The VM
-itself gets an ACPI event, which becomes a SIGTERM only for what a service manager started, so that a run started by
-`ssh` would not hear of it.
+The metadata server announces a preemption some 30 s ahead, and maintenance minutes ahead. The VM itself gets an ACPI
+event, which becomes a SIGTERM only for what a service manager started, not for a run that was started by `ssh`.
 """
 
 import contextlib
@@ -18,22 +17,22 @@ from vit_jax.multihost.cluster import metadata
 
 logger = logging.getLogger(__name__)
 
-# What each value says while nothing is the matter, and values after which the machine goes on.
+# Values that mean no preemption: the usual one, and one after which the machine continues.
 _NOTICES = {
     "instance/preempted": ("FALSE",),
     "instance/maintenance-event": ("NONE", "MIGRATE_ON_HOST_MAINTENANCE"),
 }
-_WAIT_SECONDS = 60  # for a change; then the server answers that there is none
+_WAIT_SECONDS = 60  # after which the server answers that nothing changed
 _RETRY_SECONDS = 5.0
-_PAUSE_SECONDS = 0.2  # between two questions, whatever the server does
+_PAUSE_SECONDS = 0.2  # between requests, however fast the server answers
 
 
 @contextlib.contextmanager
 def watch(callback: Callable[[str], object]) -> Iterator[None]:
-    """Watches for the notice as long as the `with` block runs; does nothing outside Google's cloud.
+    """Watches for a notice while the `with` block runs; does nothing outside Google's cloud.
 
     Args:
-      callback: is called once, from another thread, with what was said.
+      callback: is called at most once, from another thread, with the notice.
     """
     if not _on_google_cloud():
         yield
@@ -42,7 +41,7 @@ def watch(callback: Callable[[str], object]) -> Iterator[None]:
     once = threading.Lock()
 
     def wait(path: str, harmless: tuple[str, ...]) -> None:
-        tag = "0"  # of the value that we know; the server answers at once if it has another
+        tag = "0"  # of the last value; the server answers at once if it has another
         while not ended.wait(_PAUSE_SECONDS):
             query = f"wait_for_change=true&timeout_sec={_WAIT_SECONDS}&last_etag={urllib.parse.quote(tag)}"
             try:
@@ -57,7 +56,7 @@ def watch(callback: Callable[[str], object]) -> Iterator[None]:
                 continue
             if value.upper() not in harmless and not ended.is_set():
                 if once.acquire(blocking=False):
-                    logger.info("this machine is about to be taken away: %s is %s", path, value)
+                    logger.info("this machine is about to be preempted: %s is %s", path, value)
                     callback(f"{path} is {value}")
                 return
 
@@ -66,7 +65,7 @@ def watch(callback: Callable[[str], object]) -> Iterator[None]:
     try:
         yield
     finally:
-        ended.set()  # the threads wait for their server, and nobody for them
+        ended.set()  # the threads may still wait for the server; nothing waits for them
 
 
 def _on_google_cloud() -> bool:

@@ -1,4 +1,4 @@
-"""How a run ends on a signal: at once as long as it has made nothing, in good order and on all processes after that."""
+"""Stops a run on a signal: at once while there is nothing to save, then in good order on all processes."""
 
 import collections
 import contextlib
@@ -22,10 +22,8 @@ logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-# Within this time it is the same notice: `timeout` and schedulers send theirs to a process and again to its group.
-_SAME_NOTICE_SECONDS = 1.0
-
-_LAG = 4  # votes; as many steps run while the result of one is on its way, so that nobody waits for it
+_SAME_NOTICE_SECONDS = 1.0  # `timeout` and schedulers send a signal to a process and again to its group
+_LAG = 4  # votes; as many steps run while the result of a vote is computed, so that nothing waits for it
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -37,58 +35,56 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 
 def set_handlers(signals: Sequence[int], handler: Any) -> dict[int, Any]:
-    """Sets a handler for signals, where that is possible: Python allows it in the main thread alone.
+    """Sets a handler for signals. Does nothing outside the main thread, where Python does not allow it.
 
     Returns:
-      The handlers from before by signal, for `restore_handlers`; empty where none could be set.
+      The handlers from before by signal, for `restore_handlers`; empty if none could be set.
     """
     if threading.current_thread() is not threading.main_thread():
-        logger.info(
-            "not in the main thread: %s are left to the program, and neither save nor stop what runs here",
-            ", ".join(signal.Signals(each).name for each in signals),
-        )
+        names = ", ".join(signal.Signals(each).name for each in signals)
+        logger.info("not in the main thread: %s neither save nor stop what runs here", names)
         return {}
     return {each: signal.signal(each, handler) for each in signals}
 
 
 def restore_handlers(before: Mapping[int, Any]) -> None:
-    """Undoes `set_handlers`. A handler that was not set from Python cannot be; the system's default takes its place."""
+    """Undoes `set_handlers`. The system's default replaces a handler that was not set from Python."""
     for each, handler in before.items():
         signal.signal(each, signal.SIG_DFL if handler is None else handler)
 
 
 class StopSignal:
-    """Brings all processes to stop at the same point on SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 (a notice by SLURM) to any.
+    """Stops all processes at the same point on SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 (a notice by SLURM) to any of them.
 
-    A preempted machine is told by a signal, and others may not be, so that processes vote before each step: with a sum
-    over the devices that travels like the steps themselves and is read when it has long arrived.
+    A signal may reach one machine only, so processes vote before each step: with a maximum over the devices that is
+    computed between the steps and read some steps later.
 
-    A process that is the run's alone (`owns_process`) ends at once on a signal before `arm`, and on a second one after
+    A process that only runs this run (`owns_process`) ends at once on a signal before `arm`, and on a second one after
     it: Python's handlers wait for C++ code, such as a long compilation, to return; the system's default does not. In
     another program, such as a notebook, its own handlers get these signals. In a thread no signal stops the run.
+
+    Attributes:
+      signum: the signal that asked to stop, or None.
     """
 
-    signum: int | None = None
-
-    _collective = False
-    _again: threading.Timer | None = None
-    _error: Exception | None = None
-    _first = 0.0  # when the first signal came
-
     def __init__(self, *, owns_process: bool = False):
-        """See above; handlers are set from `with` on."""
+        """Sets no handlers yet: `with` does."""
         self._owns_process = owns_process
+        self.signum: int | None = None
+        self._armed = self._collective = False
+        self._before: dict[int, Any] = {}  # handlers
+        self._preemption = contextlib.ExitStack()
+        self._again: threading.Timer | None = None
+        self._error: Exception | None = None
+        self._first = 0.0  # when the first signal came
 
     def __enter__(self) -> "StopSignal":
-        self._before: dict[int, Any] = {}
-        self._armed = False
-        self._watch = contextlib.ExitStack()
         if self._owns_process:
             self._before = set_handlers(_SIGNALS, signal.SIG_DFL)
         return self
 
     def vote_over(self, mesh: Mesh) -> None:
-        """From now on `check` is a vote of the processes of a mesh, if there are several."""
+        """Makes `check` a vote of the processes of a mesh, if there are several."""
         devices = list(mesh.devices.flat)
         self._collective = len({device.process_index for device in devices}) > 1
         self._votes: collections.deque[jax.Array] = collections.deque()
@@ -97,28 +93,28 @@ class StopSignal:
         self._most = jax.jit(jnp.max, out_shardings=replicated(mesh))
 
     def arm(self) -> None:
-        """From now on a signal asks to stop, and so does a notice of the machine's preemption; see `preemption`.
+        """Makes a signal, or a notice of the machine's preemption, ask to stop instead of ending the process at once.
 
-        Another signal, a second or more later, ends the process at once. Further calls change nothing.
+        A second signal, a second or more later, still does that. Further calls change nothing.
         """
         if self._armed:
             return
         self._armed = True
-        self._watch.enter_context(preemption.watch(lambda _: self.ask()))
+        self._preemption.enter_context(preemption.watch(lambda _: self.ask()))
         if self._owns_process:
             set_handlers(_SIGNALS, self._receive)
         else:
             self._before = set_handlers(_SIGNALS, self._receive_beside_others)
 
     def __exit__(self, *_: object) -> None:
-        self._watch.close()
+        self._preemption.close()
         if self._again is not None:
             self._again.cancel()
             self._again.join()
         restore_handlers(self._before)
 
     def _receive_beside_others(self, signum: int, frame: object) -> None:
-        """The first signal asks to stop; what comes a second or more later is for the program's own handler."""
+        """The first signal asks to stop; a later one goes to the program's own handler."""
         if self.signum is None:
             self._first = time.monotonic()
             self.ask(signum)
@@ -141,20 +137,20 @@ class StopSignal:
         logger.info("%s: saving and stopping; once more to end at once", signal.Signals(signum).name)
 
     def ask(self, signum: int = signal.SIGTERM) -> None:
-        """Asks to stop, as the signal would; from any thread."""
-        # SLURM's notice means the same, and launchers know one status less.
+        """Asks to stop, as the signal does; from any thread."""
+        # So that SLURM's notice has the same exit status.
         self.signum = signal.SIGTERM if signum == signal.SIGUSR1 else signum
 
     def fail(self, error: Exception) -> None:
-        """Has `check` raise an error in the thread of the loop; from any thread."""
+        """Makes `check` raise an error in the thread of the loop; from any thread."""
         self._error = error
 
     def check(self) -> None:
-        """Raises `Stopped` if any process was asked to stop. All must call it, equally often and at the same points.
+        """Raises if any process was asked to stop. All processes must call it at the same points.
 
         Raises:
-          Stopped: at the same call on all processes; some calls after the signal came, if there are several.
-          Exception: what `fail` was given, on this process alone.
+          Stopped: at the same call on all processes; with several, some calls after the signal came.
+          Exception: the argument of `fail`, on this process alone.
         """
         if self._error is not None:
             raise self._error
@@ -170,7 +166,7 @@ class StopSignal:
 
 
 def _end_at_once_on_signals() -> None:
-    """Sets the system's default from any thread. Python would from the main one, which may be waiting for C++ code."""
+    """Sets the system's default. Python can do that only in the main thread, which may be waiting for C++ code."""
     system = ctypes.CDLL(None)
     system.signal.argtypes, system.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     for each in _SIGNALS:

@@ -1,4 +1,4 @@
-"""Ends a run whose steps have stopped, and shows where each thread was.
+"""Ends a run whose steps hang, and shows where each thread was.
 
 A collective that waits for a lost device or process cannot be interrupted from Python, and costs as much as one that
 computes.
@@ -13,8 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from etils import epath
-
+from vit_jax.files import AnyPath, parse_path
 from vit_jax.multihost import processes
 
 logger = logging.getLogger(__name__)
@@ -22,46 +21,46 @@ logger = logging.getLogger(__name__)
 HUNG_STATUS = 70  # exit status: a step hung, start again. EX_SOFTWARE of sysexits.h
 
 _LONGER = 4  # times as long for the first step, which compiles, and for what `allow` names
-_ALARM_SECONDS = 60.0  # by which the interpreter's alarm comes after this one
+_ALARM_SECONDS = 60.0  # from this alarm to the interpreter's own
 _WRITING_SECONDS = 20.0  # for the file with the stacks, which may be in a bucket that does not answer
 
 
 class Watchdog:
     """Ends the process with `HUNG_STATUS` if no step is done for too long; see `beat` and `allow`.
 
-    In a program that is more than the run (`owns_process` is False) it does not end it: it logs the same message, once
-    for each step that hangs.
+    In a program of which the run is only a part (`owns_process` is False) it logs the same message instead, once for
+    each step that hangs.
 
-    The stacks of all threads go to standard error and to `<folder>/stacks-<process>.txt`. If Python itself is at a
-    standstill (C code that hangs and holds the interpreter's lock) they go to standard error, a minute later, and this
-    process does not end; the others of the run find it gone.
+    The stacks of all threads go to standard error and to `<folder>/stacks-<process>.txt`. If Python itself stands still
+    (C code that hangs and holds the interpreter's lock) they go to standard error, a minute later, and this process
+    does not end; the others of the run miss its heartbeats.
     """
 
     def __init__(
         self,
         timeout_seconds: float,
-        folder: epath.PathLike,
+        folder: AnyPath | str,
         *,
         allowance_seconds: float | None = None,
         owns_process: bool = True,
     ):
-        """Makes a watchdog; it watches from `with` on.
+        """Makes a watchdog; `with` starts it.
 
         Args:
-          timeout_seconds: for a step; 0: none is watched.
+          timeout_seconds: for a step; 0: no watchdog.
           folder: where the stacks are written; may be in a bucket.
-          allowance_seconds: for the first step and for what `allow` names, unless that says; None: 4 times as long.
-          owns_process: whether the process is the run's alone and may be ended.
+          allowance_seconds: for the first step, and the default of `allow`; None: 4 times as long.
+          owns_process: whether the process may be ended.
         """
         self._owns_process = owns_process
         self._timeout = timeout_seconds
         self._allowance = _LONGER * timeout_seconds if allowance_seconds is None else allowance_seconds
-        self._folder = epath.Path(folder)
+        self._folder = parse_path(folder)
         self._tick = min(1.0, timeout_seconds / 20)
-        # What is watched: what it is, and its allowance. The innermost counts.
+        # What is watched, and its allowance. The innermost counts.
         self._watched = [("the first step", self._allowance)]
         self._elapsed = 0.0
-        self._told: str | None = None  # what was said to hang
+        self._told: str | None = None  # the label of the last message
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
@@ -77,14 +76,14 @@ class Watchdog:
             self._thread.join()
 
     def beat(self, step: int) -> None:
-        """Says that a step is done; the next may take `timeout_seconds`."""
+        """Records that a step is done; the next may take `timeout_seconds`."""
         with self._lock:
             self._watched[0] = (f"step {step + 1}", self._timeout)
             self._elapsed = 0.0
 
     @contextlib.contextmanager
     def allow(self, label: str, seconds: float | None = None) -> Iterator[None]:
-        """Gives something that is not a step its own time; after it, the step has all of its own again.
+        """Gives work that is not a step its own time; after it, the time of the step begins anew.
 
         Args:
           label: what it is, such as "evaluation".
@@ -106,7 +105,7 @@ class Watchdog:
             while not self._ended.wait(self._tick):
                 now = time.monotonic()
                 with self._lock:
-                    # Time in which this process was stopped, or its machine was, is not the step's.
+                    # Time for which this process or its machine was stopped does not count.
                     self._elapsed += min(now - looked, 5 * self._tick)
                     label, allowed = self._watched[-1]
                     elapsed = self._elapsed
@@ -114,8 +113,8 @@ class Watchdog:
                 if elapsed > allowed and label != self._told:
                     self._told = label
                     self._end(label, allowed)
-                # Should Python stand still, this thread does, too, and the interpreter's own alarm goes off. It must
-                # not end the process, because it counts the time for which that was stopped (Ctrl-Z).
+                # If Python stands still, so does this thread, and the interpreter's own alarm goes off. It must not
+                # end the process, because it also counts time for which that was stopped (Ctrl-Z).
                 faulthandler.dump_traceback_later(max(0.0, allowed - elapsed) + _ALARM_SECONDS, file=2)
         finally:
             faulthandler.cancel_dump_traceback_later()
@@ -135,12 +134,12 @@ class Watchdog:
                 "%s Restart this program if it stays so; the run resumes from the newest checkpoint. %s", found, slow
             )
             return
-        message = f"{found} Restart the same command on all hosts; it goes on from the newest checkpoint. {slow}"
+        message = f"{found} Restart the same command on all hosts to resume from the newest checkpoint. {slow}"
         processes.announce_failure(message, HUNG_STATUS)
         processes.end_process(message, HUNG_STATUS)
 
 
-def _write(path: epath.Path, text: str) -> None:
+def _write(path: AnyPath, text: str) -> None:
     with contextlib.suppress(Exception):  # standard error has it
         path.write_text(text)
 
