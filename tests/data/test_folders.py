@@ -90,6 +90,21 @@ def test_the_folder_around_classes_may_have_a_license(build):
     assert open_source(place, "all").class_names == ["daisy", "rose"]
 
 
+def test_folders_of_classes_without_splits_are_one_split(build):
+    place = build({f"{name}/{number}.jpg": JPEG + bytes([number]) for name in ("cat", "dog") for number in (0, 1)})
+    source = open_source(place, "all")
+    assert (source.splits, source.class_names, len(source)) == (["all"], ["cat", "dog"], 4)
+    assert [source[i]["label"] for i in range(4)] == [0, 0, 1, 1]
+    assert source[2]["image"] == JPEG + b"\0"
+    assert source.where(3) == (f"'dog/1.jpg' in {place}" if place.endswith(".zip") else f"{place}/dog/1.jpg")
+    parts = [open_source(place, spec) for spec in ("all[:75%]", "all[75%:]")]
+    assert len({part.where(i) for part in parts for i in range(len(part))}) == 4
+    with pytest.raises(
+        UserError, match=r"has no split 'train': it has folders of classes \('cat', 'dog'\).*'all\[:90%\]'"
+    ):
+        open_source(place, "train")
+
+
 @pytest.mark.parametrize("stray", ["cat/notes.txt", "cat/a first one.tif", "dog/z.zip"])
 def test_a_stray_file_in_a_class_is_named_and_decides_nothing_else(build, stray):
     place = build(images("cat", "dog", "emu") | {stray: b"II*\0 or some text"})
@@ -160,8 +175,15 @@ def test_where_no_image_can_be_read_a_file_is_named(build, files):
             take(place)
 
 
-@pytest.mark.parametrize("around", ["", "archive/", "archive/pets/", "my data/Pets v2/"])
-@pytest.mark.parametrize("names", [("Train", "Test"), ("TRAIN", "TEST"), ("training", "Testing"), ("train", "VALID")])
+@pytest.mark.parametrize(
+    ("around", "names"),
+    [
+        ("", ("Train", "Test")),
+        ("archive/", ("TRAIN", "TEST")),
+        ("archive/pets/", ("training", "Testing")),
+        ("my data/Pets v2/", ("train", "VALID")),
+    ],
+)
 def test_names_of_splits_count_in_any_case(build, around, names):
     place = build(images(*(f"{around}{name}/{kind}" for name in names for kind in ("cat", "dog"))))
     task = transfer_task(place)
@@ -300,6 +322,7 @@ def test_names_that_are_not_text_are_escaped(tmp_path):
         assert shown in source.class_names
     assert [source[i]["image"] for i in range(6)] == [JPEG] * 6
     assert {source[i]["file_name"] for i in range(6)} == {r"caf\xe9.jpg", "1.jpg"}
+    assert len(source.fingerprint()) == 16
     text = "\n".join([source.name, *source.class_names, *map(source.where, range(6))])
     assert text.encode() and rf"{tmp_path}/p\xe9ts/d\xf6g/caf\xe9.jpg" in text
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from tests.data.test_records import GOLDEN, write_shards
+from tests.data.record_files import GOLDEN, write_shards
 from vit_jax.data.overlap import check_disjoint, count_shared
 from vit_jax.data.sources import open_source
 from vit_jax.data.sources.mixture import Mixture

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests.data.record_files import serialized, write_tfrecord
 from tests.data.test_prepare_input import photo
-from tests.data.test_records import serialized, write_tfrecord
 from vit_jax import sharding as partitioning
 from vit_jax.data import pipeline
 from vit_jax.data import transforms as images

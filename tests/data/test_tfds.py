@@ -11,10 +11,10 @@ import simplejpeg
 import tensorflow_datasets as tfds
 
 from tests.conftest import ROOT
+from tests.data.record_files import GOLDEN
 from vit_jax.data.sources import NO_LABEL, MissingDataError, find_path, open_source
 from vit_jax.errors import UserError
 
-GOLDEN = ROOT / "tests" / "golden" / "records"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 
 
@@ -251,9 +251,7 @@ def test_data_set_that_is_not_prepared_says_how_to_prepare_it_and_what_is(golden
 
 def test_data_set_that_was_begun_and_not_finished_says_so(golden):
     (golden / "imagenet21k" / "1.0.0.incomplete").mkdir(parents=True)
-    with pytest.raises(
-        MissingDataError, match=r"imagenet21k/1.0.0.incomplete was begun and not finished. Run the command"
-    ):
+    with pytest.raises(MissingDataError, match=r"imagenet21k/1.0.0.incomplete is unfinished. Rerun the command"):
         open_source("tfds:imagenet21k", "full")
 
 
@@ -328,7 +326,7 @@ def test_damaged_description_is_refused(golden, file, content):
 def test_other_formats_are_refused(golden):
     path = golden / "golden_animals" / "1.0.0" / "dataset_info.json"
     path.write_text(path.read_text().replace('"fileFormat": "tfrecord"', '"fileFormat": "riegeli"'))
-    with pytest.raises(UserError, match=r"prepared as riegeli; known are tfrecord and array_record"):
+    with pytest.raises(UserError, match=r"prepared as riegeli, but only array_record and tfrecord are read"):
         open_source("tfds:golden_animals", "train")
 
 

@@ -12,7 +12,9 @@ TREES = "vit_jax/data/sources/trees.py"
 VARIANTS, TEST_VARIANTS = "vit_jax/data/sources/imagenet_variants.py", "tests/data/test_imagenet_variants.py"
 REAL, TEST_REAL = "vit_jax/data/sources/real_labels.py", "tests/data/test_real_labels.py"
 RECORDS, TEST_RECORDS = "vit_jax/data/sources/records.py", "tests/data/test_records.py"
+SHARDS, TEST_SHARDS = "vit_jax/data/sources/shards.py", "tests/data/test_shards.py"
 SPLITS, TEST_SOURCES = "vit_jax/data/sources/splits.py", "tests/data/test_sources.py"
+TFRECORD, TEST_TFRECORD = "vit_jax/data/sources/tfrecord.py", "tests/data/test_tfrecord.py"
 TFDS, TEST_TFDS = "vit_jax/data/sources/tfds.py", "tests/data/test_tfds.py"
 VTAB_LABELS, TEST_VTAB_LABELS = "vit_jax/data/vtab/task_labels.py", "tests/data/vtab/test_task_labels.py"
 VTAB_TASKS, TEST_VTAB_SOURCE = "vit_jax/data/vtab/tasks.py", "tests/data/vtab/test_source.py"
@@ -236,19 +238,19 @@ MUTATIONS = [
         "ReaL labels are found by the image's number",
     ),
     Mutation(
-        RECORDS,
-        "if _checksum(content) != _CHECKSUM.unpack(opened.read(begin + size, _CHECKSUM.size))[0]:",
+        TFRECORD,
+        "if masked_checksum(content) != _CHECKSUM.unpack(file.read(begin + size, _CHECKSUM.size))[0]:",
         "if False:",
         f"{TEST_RECORDS}::test_damaged_record_is_named_when_it_is_read_and_others_are_read",
         "a damaged record is noticed",
     ),
     Mutation(
-        RECORDS,
-        "return offsets if content[:4].tolist() == _identity(offsets, stat) else None",
+        TFRECORD,
+        "return offsets if np.array_equal(identity, _identity(offsets, status)) else None",
         "return offsets",
-        f"{TEST_RECORDS}::test_damaged_index_is_made_anew "
-        f"{TEST_RECORDS}::test_rewritten_file_of_the_same_size_is_indexed_again",
-        "an index of another file is made anew",
+        f"{TEST_TFRECORD}::test_damaged_index_is_made_again "
+        f"{TEST_TFRECORD}::test_rewritten_file_of_the_same_size_is_indexed_again",
+        "an index of another file is made again",
     ),
     Mutation(
         RECORDS,
@@ -258,10 +260,10 @@ MUTATIONS = [
         "a label that occurs twice counts once",
     ),
     Mutation(
-        RECORDS,
+        SHARDS,
         "if missing := sorted(set(range(int(total))) - numbers):",
         "if missing := ():",
-        f"{TEST_RECORDS}::test_missing_shard_is_named",
+        f"{TEST_SHARDS}::test_missing_shard_is_named_unless_the_pattern_chooses",
         "a missing shard is named",
     ),
     Mutation(
@@ -287,7 +289,7 @@ MUTATIONS = [
     ),
     Mutation(
         TFDS,
-        "return max(wanted, key=_version_key)",
+        'return max(wanted, key=lambda path: tuple(map(int, path.name.split("."))))',
         "return max(wanted)",
         f"{TEST_TFDS}::test_data_set_is_found_by_name_config_and_version",
         "the newest version is taken",
@@ -315,20 +317,20 @@ MUTATIONS = [
     ),
     Mutation(
         VTAB_TASKS,
-        '"train800val200": f"train[:800]+{first}"',
+        '"train800val200": f"train[:800]+{val200}"',
         '"train800val200": "train[:1000]"',
         TEST_VTAB_SOURCE,
         "VTAB-1k is 800 training and 200 validation examples",
     ),
     Mutation(
         VTAB_TASKS,
-        'cut = size * percent // 100\n    return {**splits_of(f"train[:{cut}]", "train", cut, test)',
-        'cut = size * percent // 100 + 1\n    return {**splits_of(f"train[:{cut}]", "train", cut, test)',
+        "cut = size * percent // 100\n    return _splits(",
+        "cut = size * percent // 100 + 1\n    return _splits(",
         TEST_VTAB_SOURCE,
         "VTAB's splits are carved where its authors carve them",
     ),
     Mutation(
-        "vit_jax/data/vtab/scores.py",
+        VTAB_TASKS,
         'members["mean"] = list(TASKS)',
         'members["mean"] = list(TASKS)[:-1]',
         "tests/data/vtab",

@@ -6,7 +6,6 @@ mixtures are compared by what is in them. Copies are not noticed: the same image
 are other places.
 """
 
-import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator
@@ -106,7 +105,7 @@ def _take(numbers: Numbers, inside: Numbers) -> Numbers:
 def _part_of(extent: Extent, inside: Numbers) -> Extent:
     if len(inside) == extent.size and isinstance(inside, range):
         return extent
-    return dataclasses.replace(extent, size=len(inside), numbers=lambda: _take(extent.numbers(), inside))
+    return extent._replace(size=len(inside), numbers=lambda: _take(extent.numbers(), inside))
 
 
 def _count_members(numbers: Numbers, others: list[Numbers]) -> int:

@@ -172,7 +172,7 @@ def test_examples_with_another_label_or_pixel_are_named(theirs, ours, made, feat
     ours(with_changed(made, at_3=other_label, at_800=other_pixel))
     assert main(["check", str(theirs), "--tasks=dsprites_location"]) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "dsprites_location: 2 of 1,000 examples differ, 2 are not there at all "
+        "dsprites_location: 2 of 1,000 examples differ, 2 do not exist there "
         "(dsprites:2.0.0 here, dsprites:2.0.0 there)",
         "  train800[3]: label 15 here, 1 there",
         "  val200[0]: other pixels",
@@ -225,7 +225,7 @@ def test_tasks_that_only_one_side_has_are_named(theirs, tmp_path, capsys):
     for pair in ([str(theirs), other], [other, str(theirs)], [other]):
         assert main(["check", *pair]) == 0
         printed = capsys.readouterr().out.splitlines()
-        assert printed[0].startswith("not compared, because not both have them: ")
+        assert printed[0].startswith("not compared, because only one side has them: ")
         assert "dtd" in printed[0]
         assert printed[1] == "1 of 1 tasks have the same thousand examples in the same order"
 
@@ -267,7 +267,7 @@ def test_manifests_without_a_common_task_are_not_called_the_same(theirs, tmp_pat
         return content | {"tasks": {"dtd": content["tasks"]["dsprites_location"]}}
 
     assert main(["check", str(rewritten(theirs, tmp_path, rename))]) == 1
-    assert "there is nothing to compare" in capsys.readouterr().err
+    assert "no task to compare" in capsys.readouterr().err
 
 
 def test_list_says_what_is_prepared(folder, use, capsys):
@@ -283,7 +283,7 @@ def test_list_says_what_is_prepared(folder, use, capsys):
 def test_manifest_of_nothing_says_how_to_get_data(tmp_path, use, capsys):
     use(tmp_path)
     assert main(["manifest", f"--out={tmp_path / 'x.json'}"]) == 1
-    assert "no data set of VTAB is prepared here" in capsys.readouterr().err
+    assert "no data set of VTAB is prepared" in capsys.readouterr().err
     assert main(["manifest", "--tasks=resisc45", f"--out={tmp_path / 'x.json'}"]) == 1
     assert "NWPU-RESISC45" in capsys.readouterr().err
     assert not (tmp_path / "x.json").exists()

@@ -1,4 +1,4 @@
-"""Data sets as random-access sources of labelled images. `docs/data_sets.md` says what can be opened and how."""
+"""Data sets as random-access sources of labelled images. `docs/data_sets.md` says which can be opened and how."""
 
 import functools
 import glob
@@ -15,7 +15,8 @@ from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Missing
 from vit_jax.data.sources.digits import DigitsSource
 from vit_jax.data.sources.folders import ImageFolderSource, list_splits
 from vit_jax.data.sources.real_labels import RealLabels, load_real_labels
-from vit_jax.data.sources.records import RecordSource, find_shards, is_record_file, is_record_name, open_shards
+from vit_jax.data.sources.records import RecordSource
+from vit_jax.data.sources.shards import find_shards, open_shards, record_format
 from vit_jax.data.sources.splits import SlicedSource, for_testing, open_parts
 from vit_jax.data.sources.tfds import find_tfds, not_prepared, open_tfds, prepared_folder
 from vit_jax.data.sources.trees import IMAGE_SUFFIXES
@@ -63,25 +64,24 @@ def open_source(
       dataset: one of
         - "digits", which is embedded;
         - "vtab:<task>", a task of VTAB (docs/vtab.md);
-        - "tfds:<name>[/<config>][:<version>]", a data set that TFDS has prepared (see `tfds.data_folders` for where);
+        - "tfds:<name>[/<config>][:<version>]", a data set that TFDS has prepared in one of `tfds.data_folders()`;
         - the path of an image folder or zip file, `<split>/<class>/<image>`, or of a folder that TFDS has prepared;
         - files of examples, tfrecord or array_record, as a pattern: "/data/web/*.array_record*". Several patterns
           have commas between them.
-        A relative path that does not exist is looked for in `$VIT_JAX_DATA` too.
-      split: name of the split, or slices and sums of splits as TFDS has them: "train[:90%]", "train+validation". Files
-        of examples are one split, "all".
-      how_to_prepare: told to the user if the data are not there.
-      image_key: of examples in records: the feature that has the encoded image; None: as it is usually called.
-      label_key: of examples in records: the feature that has label ids; None: as it is usually called.
-      num_classes: number of classes, where the data do not say; no less than they say.
-      max_labels: of examples in records: the most labels an image has, where the data do not say; see `open_shards`
-        and `open_tfds`.
-      class_names: of folders of images: what labels count, such as the classes of the training split. A split that
-        lacks some of them is fine; one with others is not. None: the folders of the split.
+        A relative path that does not exist is also searched for in `$VIT_JAX_DATA`.
+      split: name of the split, or slices and sums of splits as in TFDS: "train[:90%]", "train+validation". The only
+        split of files of examples is "all".
+      how_to_prepare: ends the error's message if the data set is missing.
+      image_key: for records, the feature with the encoded image; None: a usual name.
+      label_key: for records, the feature with label ids; None: a usual name.
+      num_classes: number of classes if the data do not say; at least as many as they say.
+      max_labels: for records, the most labels of an image if the data do not say; see `open_shards` and `open_tfds`.
+      class_names: for folders of images, names by label, such as the classes of the training split. A split may lack
+        some of them, but not have others. None: the folders of the split.
 
     Raises:
-      MissingDataError: there is no such data set here.
-      UserError: the split does not exist, or the data are not as they should be.
+      MissingDataError: the data set does not exist on this machine.
+      UserError: the split does not exist, or the data are damaged or inconsistent.
     """
     options: dict[str, Any] = {
         "image_key": image_key,
@@ -89,48 +89,56 @@ def open_source(
         "num_classes": num_classes,
         "max_labels": max_labels,
     }
+    source: Source
     if dataset.startswith(_TFDS):
         name = dataset.removeprefix(_TFDS)
-        if folder := find_tfds(name):
-            return open_tfds(folder, split, **options)
-        raise not_prepared(name, how_to_prepare)
-    source: Source
-    if dataset.startswith(_VTAB):
-        from vit_jax.data.vtab import open_vtab  # which is made of the sources here
+        folder = find_tfds(name)
+        if folder is None:
+            raise not_prepared(name, how_to_prepare)
+        source = open_tfds(folder, split, **options)
+    elif dataset.startswith(_VTAB):
+        from vit_jax.data.vtab import open_vtab  # which imports modules of this package
 
         source = open_vtab(dataset.removeprefix(_VTAB), split)
     elif dataset == "digits":
         source = open_parts(split, DigitsSource, lambda: DigitsSource.SPLITS, data_set=dataset)
     elif path := _existing(dataset):
-        if folder := prepared_folder(path):
-            return open_tfds(folder, split, **options)
-        if not path.is_dir():
-            _check_regular(path)
-            if is_record_file(path):
-                return open_shards([os.fspath(path)], split, name=dataset, **options)
-        _refuse_bare_records(path)
-        source = open_parts(
-            split,
-            functools.partial(ImageFolderSource, path, class_names=class_names),
-            lambda: list_splits(path, for_all=True),
-            data_set=show_name(os.fspath(path)),
-            mixed=False,
-            open_term=None if class_names else functools.partial(ImageFolderSource, path, classes_may_be_empty=True),
-        )
+        source = _open_path(path, dataset, split, class_names, options)
     elif shards := find_shards(dataset, _data_folders()):
-        return open_shards(shards, split, name=dataset, **options)
+        source = open_shards(shards, split, name=dataset, **options)
     else:
         raise _not_found(dataset, how_to_prepare)
     names = class_names or (source.class_names if for_testing(split) else None)
     if names is not None and (labels := getattr(source, "labels", lambda: None)()) is not None:
-        _tell_missing(source, labels, names)
+        _warn_of_missing_classes(source, labels, names)
     if num_classes is not None and source.num_classes is not None and num_classes < source.num_classes:
         raise UserError(f"{dataset} has {source.num_classes} classes, more than {num_classes}.")
     return source
 
 
+def _open_path(
+    path: pathlib.Path, dataset: str, split: str, class_names: Sequence[str] | None, options: dict[str, Any]
+) -> Source:
+    if folder := prepared_folder(path):
+        return open_tfds(folder, split, **options)
+    if path.is_dir():
+        _refuse_bare_records(path)
+    else:
+        _check_regular(path)
+        if record_format(path):
+            return open_shards([os.fspath(path)], split, name=dataset, **options)
+    return open_parts(
+        split,
+        functools.partial(ImageFolderSource, path, class_names=class_names),
+        lambda: list_splits(path, for_all=True),
+        data_set=show_name(os.fspath(path)),
+        mixed=False,
+        open_term=None if class_names else functools.partial(ImageFolderSource, path, classes_may_be_empty=True),
+    )
+
+
 def find_path(dataset: str) -> pathlib.Path | None:
-    """The place of a data set on disk (of several files the first), or None where there is none."""
+    """The path of a data set (of several files, the first); None if it does not exist or is not a path."""
     if dataset.startswith(_TFDS):
         return find_tfds(dataset.removeprefix(_TFDS))
     if path := _existing(dataset):
@@ -140,30 +148,28 @@ def find_path(dataset: str) -> pathlib.Path | None:
 
 
 def absolute_place(dataset: str) -> str | None:
-    """The data set by absolute paths, so that `open_source` finds it from any working folder; None where it has none.
+    """The data set by absolute paths, so that `open_source` finds it from any working folder; None if it has no path.
 
     Args:
-      dataset: as `open_source` takes it, and opened it from this working folder.
+      dataset: as for `open_source`, which must be able to open it from this working folder.
     """
-    if dataset.startswith(_TFDS):
-        folder = find_tfds(dataset.removeprefix(_TFDS))
-        return None if folder is None else os.path.abspath(folder)
     if dataset == "digits" or dataset.startswith(_VTAB):
         return None
-    if path := _existing(dataset):
-        return os.path.abspath(path)
-    patterns = filter(None, (pattern.strip() for pattern in dataset.split(",")))
+    if dataset.startswith(_TFDS) or _existing(dataset):
+        path = find_path(dataset)
+        return None if path is None else os.path.abspath(path)
+    patterns = filter(None, map(str.strip, dataset.split(",")))
     return ",".join(map(_absolute_pattern, patterns))
 
 
 def _absolute_pattern(pattern: str) -> str:
-    found = (folder for folder in _candidates(pattern) if glob.glob(os.fspath(folder)))
-    return os.path.abspath(next(found, pathlib.Path(pattern)))
+    matching = (path for path in _candidates(pattern) if glob.glob(os.fspath(path)))
+    return os.path.abspath(next(matching, pathlib.Path(pattern)))
 
 
 def _existing(dataset: str) -> pathlib.Path | None:
-    # "" would be the current folder, and a list of patterns may be longer than a name of a file, where pathlib raises.
-    return next((candidate for candidate in _candidates(dataset) if dataset and os.path.exists(candidate)), None)
+    # "" would be the current folder. os.path.exists, because a list of patterns may be too long for pathlib.
+    return next((path for path in _candidates(dataset) if dataset and os.path.exists(path)), None)
 
 
 def _candidates(dataset: str) -> list[pathlib.Path]:
@@ -176,11 +182,11 @@ def _data_folders() -> list[pathlib.Path]:
     return [pathlib.Path(folder).expanduser()] if folder else []
 
 
-def _tell_missing(source: Source, labels: np.ndarray, class_names: Sequence[str]) -> None:
+def _warn_of_missing_classes(source: Source, labels: np.ndarray, class_names: Sequence[str]) -> None:
     counts = np.bincount(labels, minlength=len(class_names))
     if missing := [class_names[label] for label in np.flatnonzero(counts == 0).tolist()]:
         logger.warning(
-            "%s, split %r, has no images of %d of %d classes: %s. Results say nothing of them.",
+            "%s, split %r, has no images of %d of %d classes: %s. Results say nothing about them.",
             *(source.name, source.split, len(missing), len(class_names), show_names(missing)),
         )
 
@@ -195,26 +201,27 @@ def _check_regular(path: pathlib.Path) -> None:
         ) from error
 
 
-def _refuse_bare_records(path: pathlib.Path) -> None:
-    if path.is_dir() and (found := sorted(name for name in os.listdir(path) if is_record_name(name))):
+def _refuse_bare_records(folder: pathlib.Path) -> None:
+    names = (name for name in os.listdir(folder) if not name.startswith("."))
+    if found := sorted(name for name in names if "array_record" in name or "tfrecord" in name):
         word = "array_record" if "array_record" in found[0] else "tfrecord"
         raise UserError(
-            f"{path} has files of examples, such as {found[0]}, but no dataset_info.json that describes them. If they "
-            f"are one split, name the files: --config.data.dataset='{path}/*{word}*'"
+            f"{folder} has files of examples, such as {found[0]}, but no dataset_info.json that describes them. If "
+            f"they are one split, name the files: --config.data.dataset='{folder}/*{word}*'"
         )
 
 
 def _not_found(dataset: str, how_to_prepare: str) -> MissingDataError:
     if "://" in dataset:
         return MissingDataError(
-            f"data set {dataset!r} is an address. Copy the data here, or mount them, and give their path."
+            f"data set {dataset!r} is an address. Copy the data to this machine, or mount them, and give their path."
         )
     advice = how_to_prepare.strip() or (
-        "Set --config.data.dataset to 'digits', to 'tfds:<name>', to a folder or zip file that holds "
+        "Set --config.data.dataset to 'digits', to 'tfds:<name>', to a folder or zip file with "
         "<split>/<class>/<image>.jpg, or to files of examples: '<folder>/*.tfrecord*'."
     )
-    where = " or ".join(map(str, _candidates(dataset)))
+    paths = " or ".join(map(str, _candidates(dataset)))
     return MissingDataError(
         f"data set {dataset!r} not found: neither the embedded set 'digits' nor a folder, a zip file or files of "
-        f"examples at {where}.\n{advice}"
+        f"examples at {paths}.\n{advice}"
     )

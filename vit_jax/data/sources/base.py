@@ -1,9 +1,8 @@
-"""What the pipeline asks of a data set."""
+"""The interface between data sets and the input pipeline."""
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NotRequired, Protocol, TypeAlias, TypedDict
+from typing import Any, NamedTuple, NotRequired, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 
@@ -26,22 +25,21 @@ Numbers: TypeAlias = range | np.ndarray  # of examples: a range of step 1, or in
 
 
 class BadRecordError(UserError):
-    """An example that cannot be read; the message says which, by `Source.where`."""
+    """An example cannot be read; the message names it as `Source.where` does."""
 
 
 class MissingDataError(UserError):
-    """A data set that is not there; the message says how to get it."""
+    """A data set does not exist on this machine; the message says how to get it."""
 
 
 class Example(TypedDict):
-    """An image with its labels, as a source stores it.
+    """An image with its labels, as stored.
 
     Attributes:
-      image: an encoded file (JPEG, PNG, ...), or decoded, uint8 `[height, width, 3]`.
-      label: a class, a sequence of classes, or `NO_LABEL` or an empty sequence where there is none.
-      file_name: what the data set calls the image, where it does.
-      exif_orientation: whether an encoded image is turned as its EXIF says, unless the user says otherwise. Without it
-        not, as in TensorFlow.
+      image: an encoded file (JPEG, PNG, ...), or pixels, uint8 `[height, width, 3]`.
+      label: a class, or a sequence of classes; `NO_LABEL` or an empty sequence for an unlabelled image.
+      file_name: the data set's name for the image, if it has one.
+      exif_orientation: whether to apply the EXIF orientation by default. Absent: no, as in TensorFlow.
     """
 
     image: bytes | np.ndarray
@@ -50,14 +48,13 @@ class Example(TypedDict):
     exif_orientation: NotRequired[bool]
 
 
-@dataclasses.dataclass(frozen=True)
-class Extent:
+class Extent(NamedTuple):
     """Examples in one place, such as a file of records or the folder of a class.
 
     Attributes:
-      place: names the place: the same place always has the same name, and another place another name.
+      place: identifies the place: equal for the same place, different for others.
       size: number of examples.
-      numbers: makes their numbers in that place. The same example has the same number, within this process at least.
+      numbers: returns their numbers in that place; an example has the same number throughout a process.
     """
 
     place: str
@@ -66,27 +63,27 @@ class Extent:
 
 
 class Source(Protocol):
-    """One split, or a part of one, of a data set; random access, and nothing decoded.
+    """A split of a data set, or a part of one, with random access. Images are not decoded.
 
-    For `data.overlap`, a source that consists of others has a method `parts()`, which gives them with the numbers of
+    For `data.overlap`, a source that consists of others has a method `parts()`, which returns them with the numbers of
     their examples, `[(source, numbers), ...]`; any other has `extents() -> list[Extent]`, all examples in order.
     """
 
     @property
     def name(self) -> str:
-        """Where the data come from, for logs."""
+        """Where the data come from, for messages."""
 
     @property
     def split(self) -> str:
-        """What was asked for, e.g. "train" or "train[:90%]"."""
+        """The split as requested, e.g. "train" or "train[:90%]"."""
 
     @property
     def splits(self) -> Sequence[str]:
-        """Names of the splits the data set has."""
+        """Names of the data set's splits."""
 
     @property
     def class_names(self) -> Sequence[str] | None:
-        """By label; None where labels are mere numbers."""
+        """Names by label; None if classes have numbers only."""
 
     @property
     def num_classes(self) -> int | None:
@@ -107,19 +104,16 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Changes when the list of examples, their order or what labels are made of does.
-
-        So that a run does not go on with other data.
-        """
+        """Changes with the list of examples, their order and the rule for labels, so that a run notices other data."""
         ...
 
     def where(self, index: int) -> str:
-        """The place of an example, for people: file, and offset or member where a file has several."""
+        """Locates an example for messages: the file, and the offset or member in it."""
         ...
 
 
 def turns_images(source: Any) -> bool:
-    """Whether examples of a source say `exif_orientation`; of a source that consists of others, of any of them."""
+    """Whether any example of a source may say `exif_orientation`."""
     if hasattr(source, "parts") and not hasattr(source, "exif_orientation"):
         return any(turns_images(part) for part, _ in source.parts())
     return getattr(source, "exif_orientation", False)
@@ -129,5 +123,5 @@ def fingerprint_of(parts: Iterable[object]) -> str:
     """A short digest of what identifies a list of examples."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(f"{part}\n".encode(errors="surrogateescape"))  # names of files need not be text
+        digest.update(f"{part}\n".encode(errors="surrogateescape"))  # file names need not be text
     return digest.hexdigest()[:16]

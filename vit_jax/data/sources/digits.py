@@ -11,19 +11,15 @@ from vit_jax.errors import unknown_name
 
 
 class DigitsSource:
-    """8x8 grey images of handwritten digits that come with scikit-learn: 1,437 to train on, 360 to test on.
+    """8x8 grey images of handwritten digits that come with scikit-learn: 1,437 for training, 360 for testing.
 
-    Every fifth image is a test image, so the same writers are in both splits.
+    Every fifth image is a test image, so both splits have the same writers.
     """
 
     SPLITS = ("train", "test")
 
     def __init__(self, split: str):
-        """Loads the split.
-
-        Raises:
-          UserError: unknown split.
-        """
+        """Loads the split; raises UserError if there is none of that name."""
         if split not in self.SPLITS:
             raise unknown_name("split of digits", split, self.SPLITS)
         digits = _load()
@@ -43,7 +39,7 @@ class DigitsSource:
         return {"image": self._images[index], "label": self._labels[index]}
 
     def extents(self) -> list[Extent]:
-        """Both splits are from one list of images."""
+        """Numbers in the list of images that both splits come from."""
         return [Extent("digits", len(self), lambda: self._numbers)]
 
     def fingerprint(self) -> str:

@@ -2,7 +2,6 @@
 
 import bisect
 import copy
-import dataclasses
 import functools
 import itertools
 import os
@@ -14,7 +13,7 @@ import numpy as np
 
 from vit_jax.console import show_name, show_names
 from vit_jax.data.sources.base import BadRecordError, Example, Extent, fingerprint_of
-from vit_jax.data.sources.splits import ALL, for_testing, split_role
+from vit_jax.data.sources.splits import ALL, check_no_class_is_empty, for_testing, split_role
 from vit_jax.data.sources.trees import (
     IMAGE_SUFFIXES,
     MAX_FILE_BYTES,
@@ -35,14 +34,14 @@ _MOST_AROUND = 4  # folders around the splits that are looked through
 
 
 class ImageFolderSource:
-    """`<split>/<class>/<image>` in a folder or in a zip file, which need not be unpacked.
+    """`<split>/<class>/<image>` in a folder or in a zip file, which is not unpacked.
 
-    Without splits, `<class>/<image>`, all is one split, "all". Classes and images are sorted by name, so labels and
-    order are the same everywhere. A single folder around the splits is looked through. What systems leave lying about
-    (`trees.is_litter`) and files beside the folders of classes are passed over.
+    Without splits, `<class>/<image>`, all images are one split, "all". Classes and images are sorted by name, so labels
+    and order are the same everywhere. Folders around the splits are looked through. Litter (`trees.is_litter`) and
+    files beside the folders of classes are ignored.
 
-    Names are compared in Unicode's composed form (NFC), and those of splits without regard to case. Class names are
-    text that can be shown: bytes that are not UTF-8 are escaped (`console.show_name`).
+    Names are compared in Unicode's composed form (NFC), those of splits in any case. Class names are printable text:
+    bytes that are not UTF-8 are escaped (`console.show_name`).
 
     An image takes the bytes of its name and 5 more of memory, and 21 more in a zip file.
     """
@@ -57,45 +56,41 @@ class ImageFolderSource:
         class_names: Sequence[str] | None = None,
         classes_may_be_empty: bool = False,
     ):
-        """Lists the files of the split; reads none, unless a file's name does not say whether it is an image.
+        """Lists the files of the split. Reads no file, except the beginning of those without a suffix of images.
 
         Args:
           path: of the folder or zip file.
           split: its name, or "all" if there are folders of classes and no splits.
-          class_names: what labels count, such as the classes of the training split. The split may lack some of them.
-            None: the classes are the folders of the split.
-          classes_may_be_empty: whether a class may have no image; always so with `class_names`, and in splits that by
-            their name are for testing or validation.
+          class_names: names by label, such as the classes of the training split. The split may lack some of them.
+            None: the folders of the split.
+          classes_may_be_empty: whether a class may have no image. This is always so with `class_names`, and in splits
+            for testing or validation, by their names.
 
         Raises:
-          UserError: unknown split, an empty class, a class that is not among `class_names`, a file that is not an
-            image, or a zip file that is encrypted or compressed otherwise than by "deflate".
+          UserError: unknown split, an empty class, a class that is not in `class_names`, a file that is not an image,
+            or a zip file that is encrypted or compressed otherwise than by "deflate".
         """
         self._root = pathlib.Path(path)
         self.name: str = show_name(str(path))
         self.split = split
         self.class_names: Sequence[str] = ()
         self._zip: ZipMembers | None = None
-        self._names: list[str] = []  # by class, joined: names of files have no "/" in them
-        self._with_links: set[str] = set()  # folders with files that are links
+        self._names: list[str] = []  # of the files of each class, joined by "/"
+        self._with_links: set[str] = set()  # classes with files that are links
         try:
             tree = open_tree(self._root)
-            layout = find_layout(tree, split, self.name)
-            self._classes_at = layout.base  # the folder of the classes, from the root on
-            self._base = layout.base.removeprefix(layout.around)  # from the splits on
-            self.splits: Sequence[str] = layout.splits
+            around, inner, self.splits = _find_classes(tree, split, self.name)
+            self._classes_at = around + inner  # the folder of the classes, from the root on
+            self._base = inner  # likewise, from the splits on
             self._list(tree)
         except OSError as error:
             raise unreadable(self._root, error) from error
-        empty = [self.class_names[number] for number, files in enumerate(self._names) if not files]
-        if empty and class_names is None and not classes_may_be_empty and not for_testing(split):
-            raise UserError(
-                f"{self.name}, split {self.split!r}, has classes without images: {show_names(empty)}. Add images or "
-                "remove the folders."
-            )
+        if class_names is None and not classes_may_be_empty and not for_testing(split):
+            counts = np.diff(self._ends, prepend=0)
+            check_no_class_is_empty(self.class_names, counts, f"{self.name}, split {self.split!r},")
         if isinstance(tree, ZipTree):
             self._zip = tree.pack([self._file(*self._locate(index)) for index in range(len(self))])
-        self._labels: Sequence[int] = range(len(self._names))  # by class of the split
+        self._labels: Sequence[int] = range(len(self._names))  # by folder
         self.num_classes, self.max_labels = len(self.class_names), 1
         if class_names is not None:
             self._relabel(class_names)
@@ -105,46 +100,42 @@ class ImageFolderSource:
 
     def __getitem__(self, index: int) -> Example:
         index = range(len(self))[index]
-        number, name = self._locate(index)
+        folder, name = self._locate(index)
         try:
             if self._zip is None:
-                content = read_regular(f"{self._root}/{self._file(number, name)}", MAX_FILE_BYTES)
+                content = read_regular(f"{self._root}/{self._file(folder, name)}", MAX_FILE_BYTES)
             else:
                 content = self._zip.read(index)
         except Exception as error:  # whatever a damaged file does to zlib
             raise BadRecordError(f"cannot read {self.where(index)}: {error}.") from error
         return {
             "image": content,
-            "label": self._labels[number],
+            "label": self._labels[folder],
             "file_name": show_name(name),
             "exif_orientation": self.exif_orientation,
         }
 
     def labels(self) -> np.ndarray:
-        """The labels of all examples, int64 `[examples]`; reads none."""
+        """The labels of all examples, int64 `[examples]`; reads nothing."""
         return np.repeat(np.asarray(self._labels, np.int64), np.diff(self._ends, prepend=0))
 
     def extents(self) -> list[Extent]:
-        """The folders of the classes, where a file is known by its name; links are followed. Or the zip file."""
+        """The folders of the classes, links followed, with hashes of file names as numbers; or the zip file."""
         if self._zip is not None:
             offsets = self._zip.offsets
             return [Extent(os.path.realpath(self._root), len(self), lambda: offsets)]
         extents = []
-        for number, name in enumerate(self._folders):
-            folder = os.path.realpath(self._root / self._classes_at / name)
-            if name in self._with_links:
-                paths = (os.path.realpath(f"{folder}/{file}") for file in self._names[number].split("/"))
-                for place, group in itertools.groupby(map(os.path.split, paths), key=lambda path: path[0]):
-                    numbers = np.array([hash(file) for _, file in group])
-                    extents.append(Extent(place, len(numbers), functools.partial(np.asarray, numbers)))
-            elif self._names[number]:
-                size = self._ends[number] - (self._ends[number - 1] if number else 0)
-                extents.append(Extent(folder, size, functools.partial(self._hashes, number)))
+        for folder, files in zip(self._folders, self._names, strict=True):
+            place = os.path.realpath(self._root / self._classes_at / folder)
+            names = files.split("/")
+            if folder in self._with_links:
+                paths = (os.path.split(os.path.realpath(f"{place}/{name}")) for name in names)
+                for target, group in itertools.groupby(paths, key=lambda path: path[0]):
+                    numbers = [hash(name) for _, name in group]
+                    extents.append(Extent(target, len(numbers), functools.partial(np.array, numbers)))
+            elif files:
+                extents.append(Extent(place, len(names), functools.partial(_hash_names, files)))
         return extents
-
-    def _hashes(self, number: int) -> np.ndarray:
-        names = self._names[number].split("/")
-        return np.fromiter(map(hash, names), np.int64, len(names))
 
     def fingerprint(self) -> str:
         """Changes when the list of files does, or their labels."""
@@ -158,65 +149,60 @@ class ImageFolderSource:
         return fingerprint_of(files if own_labels else [*files, self._labels])
 
     def where(self, index: int) -> str:
-        """The path of the image, as it can be shown; from the splits on if it is in a zip file."""
-        number, name = self._locate(range(len(self))[index])
+        """The path of the image, printable; in a zip file, from the splits on."""
+        folder, name = self._locate(range(len(self))[index])
         if self._zip is None:
-            return show_name(str(self._root / self._file(number, name)))
-        return f"'{show_name(f'{self._base}{self._folders[number]}/{name}')}' in {self.name}"
+            return show_name(str(self._root / self._file(folder, name)))
+        return f"'{show_name(f'{self._base}{self._folders[folder]}/{name}')}' in {self.name}"
 
     def member(self, index: int) -> str:
-        """`<class>/<image>`, as it can be shown."""
-        number, name = self._locate(range(len(self))[index])
-        return show_name(f"{composed(self._folders[number])}/{name}")
+        """`<class>/<image>`, printable."""
+        folder, name = self._locate(range(len(self))[index])
+        return show_name(f"{composed(self._folders[folder])}/{name}")
 
     def with_classes(self, class_names: Sequence[str]) -> "ImageFolderSource":
-        """The same images with labels that count other classes, by name.
-
-        Raises:
-          UserError: an image is of none of them.
-        """
+        """The same images with labels by other class names; raises UserError if an image is of none of them."""
         other = copy.copy(self)
         other._relabel(class_names)
         return other
 
     def _relabel(self, class_names: Sequence[str]) -> None:
-        numbers = {composed(name): number for number, name in enumerate(class_names)}
+        labels = {composed(name): label for label, name in enumerate(class_names)}
         own = [show_name(composed(folder)) for folder in self._folders]
-        filled = [name for name, files in zip(own, self._names, strict=True) if files]
-        if unknown := [name for name in filled if name not in numbers]:
+        if unknown := [name for name, files in zip(own, self._names, strict=True) if files and name not in labels]:
             raise UserError(
                 f"{self.name}, split {self.split!r}, has different classes from those it is used with: it has "
                 f"{show_names(unknown)}, and they are {show_names(list(class_names))}. Remove or rename the folders, "
                 "or add the classes to the training images."
             )
-        self._labels = [numbers.get(name, 0) for name in own]  # an empty folder has no labels
+        self._labels = [labels.get(name, 0) for name in own]  # no example has the label of an empty folder
         self.class_names, self.num_classes = list(class_names), len(class_names)
 
     def _locate(self, index: int) -> tuple[int, str]:
-        """Class of the split, by number, and name of an image."""
-        number = bisect.bisect_right(self._ends, index)
-        names, start = self._names[number], int(self._starts[index])
+        """The number of the folder and the name of the file."""
+        folder = bisect.bisect_right(self._ends, index)
+        names, start = self._names[folder], int(self._starts[index])
         end = names.find("/", start)
-        return number, names[start:] if end < 0 else names[start:end]
+        return folder, names[start:] if end < 0 else names[start:end]
 
-    def _file(self, number: int, name: str) -> str:
-        return f"{self._classes_at}{self._folders[number]}/{name}"
+    def _file(self, folder: int, name: str) -> str:
+        return f"{self._classes_at}{self._folders[folder]}/{name}"
 
     def _list(self, tree: Tree) -> None:
         misplaced, strangers = [], []
 
         def files_of(name: str) -> list[str]:
-            files, place = [], f"{self._classes_at}{name}/"
-            for entry, kind in tree.entries(place):
+            files, folder = [], f"{self._classes_at}{name}/"
+            for entry, kind in tree.entries(folder):
                 if kind is Kind.FOLDER:
                     misplaced.append(f"{self._base}{name}/{entry}/")
-                elif kind.is_file and is_image(tree, f"{place}{entry}"):
+                elif kind.is_file and is_image(tree, folder + entry):
                     files.append(entry)
                     if kind is Kind.LINK:
                         self._with_links.add(name)
                 else:
                     strangers.append(f"{self._base}{name}/{entry}")
-            return in_order(files)
+            return _in_order(files)
 
         classes = []
         for entry, kind in tree.entries(self._classes_at):
@@ -224,18 +210,18 @@ class ImageFolderSource:
                 classes.append(entry)
             elif self._base and kind.is_file and is_image(tree, f"{self._classes_at}{entry}"):
                 misplaced.append(f"{self._base}{entry}")
-        self._keep(((name, files_of(name)) for name in in_order(classes)), misplaced)
+        self._keep(((name, files_of(name)) for name in _in_order(classes)), misplaced)
         kept = {f"{self._base}{name}" for name in self._folders}
-        if strangers := [place for place in strangers if place.rpartition("/")[0] in kept]:
+        if strangers := [path for path in strangers if path.rpartition("/")[0] in kept]:
             raise UserError(
                 f"{self.name}, split {self.split!r}, has files that are not images: {show_names(sorted(strangers))}. "
                 f"Remove them; known images are {', '.join(IMAGE_SUFFIXES)}."
             )
 
     def _keep(self, classes: Iterable[tuple[str, list[str]]], misplaced: list[str]) -> None:
-        """Keeps the names of classes and of their files, both sorted, and checks that they are as they should be.
+        """Keeps the names of classes and of their files, both sorted, and checks them.
 
-        Each class is joined to one string at once: lists of tens of millions of strings would take gigabytes.
+        Joins the names of each class at once: lists of tens of millions of strings would take gigabytes.
         """
         self._folders: list[str] = []
         counts, starts = [], [np.zeros(0, np.uint32)]
@@ -251,98 +237,93 @@ class ImageFolderSource:
 
         where = f"{self.name}, split {self.split!r},"
         if misplaced:
-            nothing = "" if any(counts) else f" If these are classes, take {ALL!r} or parts of it, as 'all[:90%]'."
+            advice = "" if any(counts) else f" If these are classes, take {ALL!r} or parts of it, as 'all[:90%]'."
             raise UserError(
-                f"{where} should hold a folder per class with the images right in it ({self._base}<class>/<image>), "
-                f"but has {show_names(sorted(misplaced))}.{nothing}"
+                f"{where} should have a folder for each class, with the images right in it "
+                f"({self._base}<class>/<image>), but has {show_names(sorted(misplaced))}.{advice}"
             )
         if not self._folders:
-            raise UserError(f"{where} is empty; it should hold a folder per class.")
-        for (one, folder), (other, other_folder) in itertools.pairwise(
-            sorted(zip(self.class_names, self._folders, strict=True))
-        ):
+            raise UserError(f"{where} is empty; it should have a folder for each class.")
+        by_class = sorted(zip(self.class_names, self._folders, strict=True))
+        for (one, folder), (other, other_folder) in itertools.pairwise(by_class):
             if one == other:
                 raise UserError(
                     f"{where} has two folders of the class {one!r}, {folder!a} and {other_folder!a}: their names look "
-                    "alike and differ in Unicode form. Put their images into one."
+                    "alike but differ in Unicode form. Put their images into one."
                 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """What the folders of a tree are.
-
-    Attributes:
-      base: the folder that holds the folders of classes; "" or ending with "/".
-      around: the folder around the splits, likewise.
-      splits: names of the splits; "all" alone where the folders are classes.
-    """
-
-    base: str
-    around: str
-    splits: list[str]
+def _hash_names(joined: str) -> np.ndarray:
+    return np.array([hash(name) for name in joined.split("/")], np.int64)
 
 
-def find_layout(tree: Tree, split: str, name: str) -> Layout:
-    """Finds the folders of classes of a split. What lies in the folders decides, not what they are called.
+# ---- The layout of a tree. What the folders contain decides, not their names.
+
+
+def _find_classes(tree: Tree, split: str, name: str) -> tuple[str, str, list[str]]:
+    """Finds the folders of classes of a split.
+
+    Returns:
+      the folder around the splits, the split's folder in it, and the names of all splits. Folders are "" or end with
+      "/". Where there are classes but no splits, the split's folder is "" and the only split "all".
 
     Raises:
       UserError: there is no such split, or no image.
     """
-    around, splits, are_classes = _judge(tree, split)
+    around, tops, are_classes = _judge(tree, split)
     if are_classes:
         if split != ALL:
             raise UserError(
-                f"{name} has no split {split!r}: it has folders of classes ({show_names(splits)}) and no splits. Take "
+                f"{name} has no split {split!r}: it has folders of classes ({show_names(tops)}) and no splits. Take "
                 f"{ALL!r}, or parts of it such as 'all[:90%]' and 'all[90%:]'."
             )
-        return Layout(around, around, [ALL])
-    if not splits:
-        raise UserError(f"{name} is empty; images should lie in <split>/<class>/, e.g. train/cat/1.jpg.")
-    found = _match(split, splits, name) or _match(split, folders_in(tree, around), name)
+        return around, "", [ALL]
+    if not tops:
+        raise UserError(f"{name} is empty; images should be in <split>/<class>/, e.g. train/cat/1.jpg.")
+    found = _match(split, tops, name) or _match(split, folders_in(tree, around), name)
     if found is None:
-        _check_images(tree, around, splits, name)
-        raise unknown_name(f"split of {name}", split, map(show_name, splits))
-    return Layout(f"{around}{found}/", around, splits)
+        _check_images(tree, around, tops, name)
+        raise unknown_name(f"split of {name}", split, map(show_name, tops))
+    return around, f"{found}/", tops
 
 
 def list_splits(path: str | os.PathLike[str], *, for_all: bool = False) -> list[str]:
-    """The splits of a folder or zip file of images, where no name of a split says what is one.
+    """Names of the splits of a folder or zip file of images; "all" alone if it has folders of classes instead.
 
-    If there are folders of classes instead of splits, "all" is the only split. Folders that all bear names of splits
-    and hold images but no classes, `train/1.jpg` and `test/2.jpg`, are splits, and useless ones: nobody wants to tell
-    training images from test images. They are classes only for those who ask for all images.
+    Folders that are named as splits but have images instead of classes, `train/1.jpg` and `test/2.jpg`, count as splits
+    that cannot be used, not as classes: nobody wants to tell training images from test images. They are classes only
+    for those who ask for all images.
 
     Args:
       path: of the folder or zip file.
-      for_all: whether the split "all" is asked for.
+      for_all: whether the split "all" is requested.
 
     Raises:
       UserError: the folder or zip file cannot be read.
     """
     try:
         tree = open_tree(pathlib.Path(path))
-        around, splits, are_classes = _judge(tree, ALL if for_all else None)
-        _check_images(tree, around, splits, show_name(str(path)))
+        around, tops, are_classes = _judge(tree, ALL if for_all else None)
+        _check_images(tree, around, tops, show_name(str(path)))
     except OSError as error:
         raise unreadable(pathlib.Path(path), error) from error
-    return [ALL] if are_classes else splits
+    return [ALL] if are_classes else tops
 
 
 def _judge(tree: Tree, split: str | None) -> tuple[str, list[str], bool]:
-    """The folder around splits or classes, their names, and whether they are classes."""
+    """Returns the folder around splits or classes, their names, and whether they are classes."""
     around = ""
     for _ in range(_MOST_AROUND):
         tops = folders_in(tree, around)
-        # The split that is asked for is one if it has classes. No need to look at its neighbours, perhaps thousands.
+        # A folder of the requested name that has classes is a split. Its neighbours, perhaps thousands, do not matter.
         if split not in (None, ALL) and any(
-            _holds_classes(tree, f"{around}{top}/") for top in tops if _key(top) == _key(split or "")
+            _key(top) == _key(split or "") and _holds_classes(tree, f"{around}{top}/") for top in tops
         ):
             return around, tops, False
-        direct = [top for top in tops if holds_images(tree, f"{around}{top}/")]
-        nested = [top for top in tops if top not in set(direct) and _holds_classes(tree, f"{around}{top}/")]
-        if direct or nested:
-            return around, *_splits_or_classes(tree, around, direct, nested, tops, split)
+        with_images = [top for top in tops if holds_images(tree, f"{around}{top}/")]
+        with_classes = [top for top in tops if top not in set(with_images) and _holds_classes(tree, f"{around}{top}/")]
+        if with_images or with_classes:
+            return around, *_splits_or_classes(tops, with_images, with_classes, split)
         inside = tops if len(tops) == 1 else [top for top in tops if _holds_splits(tree, f"{around}{top}/")]
         if len(inside) != 1 or _key(inside[0]) == _key(split or ""):
             break
@@ -351,34 +332,34 @@ def _judge(tree: Tree, split: str | None) -> tuple[str, list[str], bool]:
 
 
 def _splits_or_classes(
-    tree: Tree, around: str, direct: list[str], nested: list[str], tops: list[str], split: str | None
+    tops: list[str], with_images: list[str], with_classes: list[str], split: str | None
 ) -> tuple[list[str], bool]:
-    """Names of splits or classes, and which they are; of `tops`, some hold images, others folders with images."""
-    named = [top for top in direct if split_role(top)]  # as splits are
-    if nested and (len(named) == len(direct) or any(map(split_role, nested))):
-        return sorted({*direct, *nested}), False
-    if len(named) < len(direct) or split == ALL:
+    """Returns the names of splits or classes, and whether they are classes."""
+    named_as_splits = [top for top in with_images if split_role(top)]
+    if with_classes and (len(named_as_splits) == len(with_images) or any(map(split_role, with_classes))):
+        return sorted({*with_images, *with_classes}), False
+    if len(named_as_splits) < len(with_images) or split == ALL:
         return tops, True
-    return direct, False
+    return with_images, False
 
 
-def _holds_classes(tree: Tree, place: str) -> bool:
-    """Whether there are folders with images in a folder."""
+def _holds_classes(tree: Tree, folder: str) -> bool:
+    """Whether a folder has folders with images."""
     try:
-        return any(holds_images(tree, f"{place}{name}/") for name in folders_in(tree, place))
-    except OSError:  # of somebody else, such as lost+found
+        return any(holds_images(tree, f"{folder}{name}/") for name in folders_in(tree, folder))
+    except OSError:  # somebody else's, such as lost+found
         return False
 
 
-def _holds_splits(tree: Tree, place: str) -> bool:
+def _holds_splits(tree: Tree, folder: str) -> bool:
     try:
-        return any(_holds_classes(tree, f"{place}{name}/") for name in folders_in(tree, place))
+        return any(_holds_classes(tree, f"{folder}{name}/") for name in folders_in(tree, folder))
     except OSError:
         return False
 
 
 def _match(split: str, splits: Sequence[str], name: str) -> str | None:
-    """The split of that name, in any case and Unicode form; an exact match is better than others."""
+    """The split of that name in any case and Unicode form, an exact match first."""
     if split in splits:
         return split
     matches = [each for each in splits if _key(each) == _key(split)]
@@ -392,27 +373,26 @@ def _key(name: str) -> str:
 
 
 def _check_images(tree: Tree, around: str, tops: list[str], name: str) -> None:
-    """Raises `UserError` if there are folders, but no file in them is an image of a known kind."""
+    """Raises UserError if there are folders, but no images of a known kind in them."""
     if not tops or any(
         holds_images(tree, f"{around}{top}/") or _holds_classes(tree, f"{around}{top}/") for top in tops
     ):
         return
     for top in tops:
-        for place in (f"{top}/", *(f"{top}/{inner}/" for inner in folders_in(tree, f"{around}{top}/"))):
-            files = [each for each, kind in tree.entries(around + place) if kind.is_file]
-            if files:
+        for folder in (f"{top}/", *(f"{top}/{inner}/" for inner in folders_in(tree, f"{around}{top}/"))):
+            if files := [each for each, kind in tree.entries(around + folder) if kind.is_file]:
                 raise UserError(
-                    f"{name} has no images that can be read, but files such as '{show_name(place + min(files))}'. "
+                    f"{name} has no images that can be read, but files such as '{show_name(folder + min(files))}'. "
                     f"Known images are {', '.join(IMAGE_SUFFIXES)}; convert others."
                 )
-    raise UserError(f"{name} has no images. They should lie in <split>/<class>/ or <class>/, e.g. train/cat/1.jpg.")
+    raise UserError(f"{name} has no images. They should be in <split>/<class>/ or <class>/, e.g. train/cat/1.jpg.")
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's composed form (NFC). macOS writes the decomposed one, which looks the same."""
+    """A name in Unicode's composed form (NFC). macOS writes the decomposed form, which looks the same."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def in_order(names: list[str]) -> list[str]:
+def _in_order(names: list[str]) -> list[str]:
     """Names sorted by their composed form, so that order and labels are the same on all systems."""
     return sorted(names) if "".join(names).isascii() else sorted(names, key=lambda name: (composed(name), name))

@@ -1,14 +1,13 @@
 """One syntax of splits for all sources, that of TFDS: "train[:90%]", "train[25600:51200]", "train[:800]+validation".
 
-Slices are resolved by TFDS itself, so that they hold the same examples here as in any other program that uses it.
+TFDS itself resolves slices, so that they have the same examples here as in any other program that uses it.
 """
 
 import bisect
-import dataclasses
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,12 +22,12 @@ _ROLES = {
     **dict.fromkeys(("validation", "valid", "val"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_ALIAS = "_all"  # of a split that is called "all", which to TFDS means the sum of all splits
+_ALIAS = "_all"  # for a split called "all", which in TFDS is the sum of all splits
 _EXAMPLES = "Slices are written as in 'train[:90%]', 'train[1000:2000]', 'train[-10%:]', 'train[:800]+validation'"
 
 
 def split_role(name: str) -> str | None:
-    """What a split of this name is usually for, "train", "validation" or "test", in any case; None of other names."""
+    """The usual role of a split by its name: "train", "validation" or "test"; None for other names."""
     return _ROLES.get(name.casefold())
 
 
@@ -37,8 +36,7 @@ def for_testing(spec: str) -> bool:
     return all(split_role(term.split("[")[0].strip()) in ("test", "validation") for term in spec.split("+"))
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Examples `start` to `stop` (exclusive) of a split."""
 
     split: str
@@ -49,52 +47,54 @@ class Part:
 def resolve(
     spec: str, splits: Sequence[str], shard_lengths: Callable[[str], Sequence[int]], *, data_set: str
 ) -> list[Part]:
-    """Turns a split with slices and sums into the examples it stands for.
+    """Resolves slices and sums of splits.
 
     Args:
       spec: e.g. "train", "train[:90%]", "train[:2shard]", "train+validation", or "all" for the sum of all splits.
       splits: names of all splits.
-      shard_lengths: gives the number of examples in each file of a split; asked only of the splits that `spec` names.
+      shard_lengths: returns the number of examples in each file of a split; called only for splits that `spec` names.
       data_set: for messages.
 
     Returns:
       the parts, in the order given, none of them empty. Percentages are rounded to the nearest example.
 
     Raises:
-      UserError: unknown split, a slice that is empty or beyond the split, or not a slice at all.
+      UserError: unknown split, a slice that is empty or exceeds the split, or wrong syntax.
     """
-    if spec in splits:
-        return [_checked(Part(spec, 0, sum(shard_lengths(spec))), spec, data_set)]
-    terms = [term.strip() for term in spec.split("+")]
-    if terms == [ALL]:
+    terms = [spec] if spec in splits else [term.strip() for term in spec.split("+")]
+    if terms == [ALL] and ALL not in splits:
         terms = list(splits)
-    names = [term.split("[")[0] for term in terms]
+    names = [term if term in splits else term.split("[")[0] for term in terms]
     for name, term in zip(names, terms, strict=True):
         if name == ALL and name not in splits:
             raise UserError(
-                f"cannot take {term!r} of {data_set}: 'all' stands alone. Name the splits: "
+                f"cannot take {term!r} of {data_set}: 'all' cannot be sliced or added. Name the splits: "
                 f"{'+'.join(f'{split}[:90%]' for split in splits)}."
             )
         if name not in splits:
             raise unknown_name(f"split of {data_set}", name, splits)
-    lengths = {name: shard_lengths(name) for name in dict.fromkeys(names)}
-    return [
-        _checked(part, term, data_set)
-        for name, term in zip(names, terms, strict=True)
-        for part in _absolute(name, term, lengths, data_set)
-    ]
+    lengths = {name: shard_lengths(name) for name in names}
+    parts = []
+    for name, term in zip(names, terms, strict=True):
+        for part in _resolve_term(name, term, lengths[name], data_set):
+            if part.start >= part.stop:
+                raise UserError(
+                    f"split {term!r} of {data_set} is empty: it is [{part.start}:{part.stop}] of {part.split}."
+                )
+            parts.append(part)
+    return parts
 
 
-def _absolute(name: str, term: str, lengths: Mapping[str, Sequence[int]], data_set: str) -> Iterator[Part]:
+def _resolve_term(name: str, term: str, lengths: Sequence[int], data_set: str) -> Iterator[Part]:
+    total = sum(lengths)
     if term == name:
-        yield Part(name, 0, sum(lengths[name]))
+        yield Part(name, 0, total)
         return
     import tensorflow_datasets as tfds  # takes a third of a second, and most runs need no slices
 
     alias = _ALIAS if name == ALL else name
-    total = sum(lengths[name])
     try:
-        info = tfds.core.splits.SplitInfo(name=alias, shard_lengths=list(lengths[name]), num_bytes=0)
+        info = tfds.core.splits.SplitInfo(name=alias, shard_lengths=list(lengths), num_bytes=0)
         instruction = tfds.core.ReadInstruction.from_spec(alias + term.removeprefix(name))
         for one in instruction.to_absolute({alias: info}):
             yield Part(name, one.from_ or 0, total if one.to is None else one.to)
@@ -103,16 +103,10 @@ def _absolute(name: str, term: str, lengths: Mapping[str, Sequence[int]], data_s
         raise UserError(f"cannot take {term!r} of {data_set} ({total} examples): {reason}.\n{_EXAMPLES}.") from error
 
 
-def _checked(part: Part, term: str, data_set: str) -> Part:
-    if part.start >= part.stop:
-        raise UserError(f"split {term!r} of {data_set} is empty: it is [{part.start}:{part.stop}] of {part.split}.")
-    return part
-
-
-def shard_ranges(shard_lengths: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """Which examples of which files are those from `start` to `stop` of a split: (file, first, last + 1)."""
+def shard_ranges(lengths: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Cuts examples `start` to `stop` of consecutive files into pieces: (file, first example, last + 1)."""
     first = 0
-    for shard, length in enumerate(shard_lengths):
+    for shard, length in enumerate(lengths):
         low, high = max(start - first, 0), min(stop - first, length)
         if low < high:
             yield shard, low, high
@@ -126,18 +120,18 @@ class SlicedSource:
         """Keeps the sources; reads nothing.
 
         Args:
-          parts: sources of one data set, each with the numbers of the examples that are taken.
-          split: what was asked for.
+          parts: sources of one data set, each with the numbers of the examples to take.
+          split: the split as requested.
 
         Raises:
-          UserError: the sources do not have the same classes, so that a label would not mean the same in all.
+          UserError: the sources have different classes, so that a label would not mean the same in all.
         """
         first = parts[0][0]
         for source, _ in parts:
             if (source.num_classes, source.class_names) != (first.num_classes, first.class_names):
                 raise UserError(
                     f"splits {first.split!r} and {source.split!r} of {first.name} have different classes, so they "
-                    f"cannot be added up as {split!r}."
+                    f"cannot be added as {split!r}."
                 )
         self._parts = list(parts)
         self._ends = list(itertools.accumulate(len(examples) for _, examples in parts))
@@ -153,11 +147,11 @@ class SlicedSource:
         return source[inner]
 
     def parts(self) -> list[tuple[Source, Numbers]]:
-        """The sources, each with the numbers of the examples that are taken."""
+        """The sources, each with the numbers of the examples taken from it."""
         return self._parts
 
     def labels(self) -> np.ndarray | None:
-        """The labels of all examples, int64 `[examples]`, if the sources know them without reading; otherwise None."""
+        """The labels of all examples, int64 `[examples]`; None if a source would have to be read for them."""
         parts = []
         for source, examples in self._parts:
             known = source.labels() if hasattr(source, "labels") else None
@@ -167,7 +161,7 @@ class SlicedSource:
         return np.concatenate(parts)
 
     def with_classes(self, class_names: Sequence[str]) -> "SlicedSource":
-        """The same examples with labels that count these classes, by name; see `with_classes`."""
+        """The same examples with labels by other class names; see `with_classes`."""
         return SlicedSource([(with_classes(source, class_names), taken) for source, taken in self._parts], self.split)
 
     def fingerprint(self) -> str:
@@ -180,7 +174,7 @@ class SlicedSource:
         )
 
     def where(self, index: int) -> str:
-        """As the source says that has the example."""
+        """See `Source`."""
         source, inner = self._locate(index)
         return source.where(inner)
 
@@ -188,13 +182,13 @@ class SlicedSource:
         index = range(len(self))[index]
         number = bisect.bisect_right(self._ends, index)
         source, examples = self._parts[number]
-        return source, int(examples[index - self._ends[number]])  # counted from its end
+        return source, int(examples[index - self._ends[number]])  # counted from the end of the part
 
 
 def with_classes(source: Source, class_names: Sequence[str]) -> Source:
-    """The source with labels that count these classes, by name, if it is made of folders of classes.
+    """A source of class folders, labelled by the position of each class in `class_names`.
 
-    Any other source has the classes of its data set in all splits, and is returned as it is.
+    Any other source has the same classes in all splits, and is returned unchanged.
 
     Raises:
       UserError: it has images of other classes.
@@ -213,52 +207,49 @@ def open_parts(
     mixed: bool = True,
     open_term: Callable[[str], Source] | None = None,
 ) -> Source:
-    """Opens a split with slices and sums of a data set that can only open whole splits.
+    """Opens slices and sums of a data set whose own code opens whole splits only.
 
     Args:
       spec: see `resolve`.
-      open_split: opens the split of that name; the error for an unknown one is its affair.
+      open_split: opens a split by name, and raises the error for an unknown name.
       splits: lists the splits; called for "all" only.
       data_set: for messages.
-      mixed: whether examples lie in no particular order. If not, such as class by class, slices are those of a fixed
-        permutation, so that each is a random sample of its split.
-      open_term: opens one of several splits that are added up; it may lack classes that another has. None: as
-        `open_split`.
+      mixed: whether the classes are mixed. If they come one after the other, slices are those of a fixed permutation,
+        so that each is a random sample of its split.
+      open_term: opens one of several splits that are added, which may lack classes of another. None: `open_split`.
 
     Raises:
-      UserError: see `resolve`; an added split has classes that the others do not have.
+      UserError: see `resolve`; or an added split has classes that the others lack.
     """
     if not any(character in spec for character in "[+") and spec != ALL:
         return open_split(spec)
     names = list(dict.fromkeys(term.split("[")[0].strip() for term in spec.split("+")))
     if ALL in names:
         names = list(splits())
-    several = len(names) > 1 and open_term is not None
-    # Opening says which splits there are, if there is none of that name.
-    opened = {name: (open_term if several and open_term else open_split)(name) for name in names}
-    if several:
-        opened = same_classes(opened, data_set)
-    open_once = opened.__getitem__
-    parts = resolve(spec, names, lambda name: [len(open_once(name))], data_set=data_set)
+    if len(names) > 1 and open_term is not None:
+        opened = same_classes({name: open_term(name) for name in names}, data_set)
+    else:
+        opened = {name: open_split(name) for name in names}
 
     def examples(part: Part) -> Numbers:
-        length = len(open_once(part.split))
+        length = len(opened[part.split])
         if mixed or (part.start, part.stop) == (0, length):
             return range(part.start, part.stop)
         return permutation(length, 0)[part.start : part.stop]
 
-    return SlicedSource([(open_once(part.split), examples(part)) for part in parts], spec)
+    parts = resolve(spec, names, lambda name: [len(opened[name])], data_set=data_set)
+    return SlicedSource([(opened[part.split], examples(part)) for part in parts], spec)
 
 
 def same_classes(opened: Mapping[str, Any], data_set: str) -> dict[str, Any]:
-    """The same splits with the classes of the one to train on, else of the one that has most.
+    """Gives splits of class folders the classes of the training split, or else of the split with the most.
 
     Args:
-      opened: splits of a data set of folders, by name. They may lack classes, or have empty ones.
+      opened: the splits by name. They may lack classes, or have empty ones.
       data_set: for messages.
 
     Raises:
-      UserError: a split has a class that the others do not have, or a class has no images in any split.
+      UserError: a split has a class that the chosen one lacks, or a class has no images in any split.
     """
     first = next((name for name in opened if split_role(name) == "train"), None)
     if first is None:
@@ -268,14 +259,17 @@ def same_classes(opened: Mapping[str, Any], data_set: str) -> dict[str, Any]:
         if unknown := [name for name in source.class_names or () if name not in class_names]:
             raise UserError(
                 f"splits {first!r} and {source.split!r} of {data_set} have different classes, so a label would not "
-                f"mean the same in both: {source.split!r} has {show_names(unknown)} alone. Are the names of the class "
-                "folders the same?"
+                f"mean the same in both: {source.split!r} has {show_names(unknown)}, {first!r} does not. Are the class "
+                "folders named alike?"
             )
     result: dict[str, Any] = {name: with_classes(source, class_names) for name, source in opened.items()}
-    counts = [np.bincount(source.labels(), minlength=len(class_names)) for source in result.values()]
-    empty = [class_names[label] for label in np.flatnonzero(np.sum(counts, axis=0) == 0).tolist()]
-    if empty and not all(map(for_testing, opened)):
-        raise UserError(
-            f"{data_set} has classes without images: {show_names(empty)}. Add images or remove the folders."
-        )
+    if not all(map(for_testing, opened)):
+        labels = np.concatenate([source.labels() for source in result.values()])
+        check_no_class_is_empty(class_names, np.bincount(labels, minlength=len(class_names)), data_set)
     return result
+
+
+def check_no_class_is_empty(class_names: Sequence[str], counts: Sequence[int] | np.ndarray, where: str) -> None:
+    """Raises UserError if the count of a class is 0."""
+    if empty := [name for name, count in zip(class_names, counts, strict=True) if not count]:
+        raise UserError(f"{where} has classes without images: {show_names(empty)}. Add images or remove the folders.")

@@ -1,4 +1,4 @@
-"""A folder or a zip file as a tree of folders and files, so that both are judged and read by the same code."""
+"""Folders and zip files as trees of folders and files, so that the same code judges and reads both."""
 
 import dataclasses
 import enum
@@ -14,16 +14,16 @@ from typing import Protocol
 import numpy as np
 
 from vit_jax.console import show_name
-from vit_jax.data.sources.records import PositionedFile
-from vit_jax.data.transforms import looks_like_image
+from vit_jax.data.image_headers import looks_like_image
+from vit_jax.data.sources.tfrecord import PositionedFile
 from vit_jax.errors import UserError
 from vit_jax.files import read_regular, stat_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp", ".bmp", ".gif")
 MAX_FILE_BYTES = 2**28
-"""Of an encoded image. As many as `transforms.MAX_PIXELS` has without any compression."""
+"""Of an encoded image: enough for `transforms.MAX_PIXELS` without any compression."""
 
-# What Windows, macOS, Linux and network storages leave lying about, besides names that begin with a dot. Lower case.
+# Files that Windows, macOS, Linux and network storage create, besides hidden ones. Lower case.
 _LITTER = frozenset(
     {
         *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "recycler"),
@@ -31,18 +31,22 @@ _LITTER = frozenset(
         *("@__thumb", "lost+found", "__pycache__"),
     }
 )
-_ZIP_ERRORS = (zipfile.BadZipFile, struct.error)
-_DEEPEST = 8  # folders in each other; deeper ones count as empty
+_DEEPEST = 8  # nested folders; deeper ones count as empty
 _START_BYTES = 32  # enough to recognise an image
-_PEEKED = 4  # files of unknown suffix in a folder that are looked into, to find out whether it holds images
+_PEEKED = 4  # files of unknown suffix that are read to find out whether a folder has images
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # before a member of a zip file: magic, lengths of name and extra field
 _MEMBER = np.dtype(
     [("offset", np.int64), ("packed", np.uint32), ("size", np.uint32), ("crc", np.uint32), ("deflated", np.bool_)]
 )
+# zipfile checks few of the numbers it reads, so damage causes any of these.
+_ZIP_ERRORS = (
+    *(OSError, EOFError, ValueError, ArithmeticError, MemoryError, RuntimeError),
+    *(zipfile.BadZipFile, struct.error),
+)
 
 
 class Kind(enum.Enum):
-    """What an entry of a folder is."""
+    """The kind of an entry of a folder."""
 
     FOLDER = "folder"
     FILE = "file"
@@ -56,59 +60,58 @@ class Kind(enum.Enum):
 
 
 class Tree(Protocol):
-    """Folders and files below a root. Places are relative to it; those of folders are "" or end with "/"."""
+    """Folders and files below a root. Paths are relative to it; those of folders are "" or end with "/"."""
 
-    def entries(self, place: str) -> Iterator[tuple[str, Kind]]:
-        """Names in a folder and what they are, in any order, without litter. Raises OSError."""
+    def entries(self, folder: str) -> Iterator[tuple[str, Kind]]:
+        """Names in a folder with their kinds, in any order, without litter. Raises OSError."""
         ...
 
-    def start(self, place: str) -> bytes:
+    def start(self, path: str) -> bytes:
         """The first bytes of a file; none if it cannot be read."""
         ...
 
 
 def is_litter(name: str) -> bool:
-    """Whether an operating system or a network storage left a file or folder of this name, which nobody means."""
+    """Whether a file or folder is hidden, or has a name that an operating system or network storage gives."""
     return name.startswith(".") or name.lower() in _LITTER
 
 
-def has_image_suffix(name: str) -> bool:
-    """Whether a file is an image by its name."""
+def is_image(tree: Tree, path: str) -> bool:
+    """Whether a file is an image: by its suffix, else by its first bytes."""
+    return _has_image_suffix(path) or looks_like_image(tree.start(path))
+
+
+def _has_image_suffix(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def is_image(tree: Tree, place: str) -> bool:
-    """Whether a file is an image: by its name, else by its first bytes."""
-    return has_image_suffix(place) or looks_like_image(tree.start(place))
-
-
-def folders_in(tree: Tree, place: str) -> list[str]:
+def folders_in(tree: Tree, folder: str) -> list[str]:
     """Names of the folders in a folder, sorted."""
-    return sorted(name for name, kind in tree.entries(place) if kind is Kind.FOLDER)
+    return sorted(name for name, kind in tree.entries(folder) if kind is Kind.FOLDER)
 
 
-def holds_images(tree: Tree, place: str) -> bool:
-    """Whether images lie right in a folder, whatever else does. False if it cannot be read."""
+def holds_images(tree: Tree, folder: str) -> bool:
+    """Whether a folder itself has images. False if it cannot be read."""
     others = []
     try:
-        for name, kind in tree.entries(place):
+        for name, kind in tree.entries(folder):
             if kind.is_file:
-                if has_image_suffix(name):
+                if _has_image_suffix(name):
                     return True
                 others.append(name)
     except OSError:
         return False
-    return any(looks_like_image(tree.start(place + name)) for name in heapq.nsmallest(_PEEKED, others))
+    return any(looks_like_image(tree.start(folder + name)) for name in heapq.nsmallest(_PEEKED, others))
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What is in a folder and the folders in it, sorted, without litter. Links to folders are not followed.
+    """Files in a folder and its subfolders, sorted, without litter. Links to folders are not followed.
 
     Attributes:
       images: paths of images.
       others: paths of other files.
-      errors: why folders in it cannot be listed, with their paths.
+      errors: paths of subfolders that cannot be listed, each with the reason.
     """
 
     images: list[str]
@@ -117,25 +120,18 @@ class Found:
 
 
 def find_files(folder: pathlib.Path) -> Found:
-    """Lists all files in a folder and the folders in it."""
-    images: list[str] = []
-    others: list[str] = []
-    errors: list[str] = []
-
-    def fail(error: OSError) -> None:
-        errors.append(f"{error.filename}: {error.strerror or error}")
-
-    for place, folders, _ in os.walk(folder, onerror=fail):
+    """Lists all files in a folder and its subfolders."""
+    found = Found([], [], [])
+    walk = os.walk(folder, onerror=lambda error: found.errors.append(f"{error.filename}: {error.strerror or error}"))
+    for path, folders, _ in walk:
         folders[:] = [name for name in folders if not is_litter(name)]
-        tree = FolderTree(pathlib.Path(place))
+        tree = FolderTree(pathlib.Path(path))
         for name, kind in tree.entries(""):
             if kind.is_file:
-                (images if is_image(tree, name) else others).append(f"{place}/{name}")
-    return Found(sorted(images, key=_by_parts), sorted(others, key=_by_parts), errors)
-
-
-def _by_parts(path: str) -> list[str]:
-    return path.split("/")
+                (found.images if is_image(tree, name) else found.others).append(f"{path}/{name}")
+    for paths in (found.images, found.others):
+        paths.sort(key=lambda path: path.split("/"))
+    return found
 
 
 class FolderTree:
@@ -144,42 +140,42 @@ class FolderTree:
     def __init__(self, root: pathlib.Path):
         self._root = root
 
-    def entries(self, place: str) -> Iterator[tuple[str, Kind]]:
+    def entries(self, folder: str) -> Iterator[tuple[str, Kind]]:
         """See `Tree`."""
-        with os.scandir(f"{self._root}/{place}") as entries:
+        with os.scandir(f"{self._root}/{folder}") as entries:
             for entry in entries:
                 if not is_litter(entry.name):
                     yield entry.name, _kind(entry)
 
-    def start(self, place: str) -> bytes:
+    def start(self, path: str) -> bytes:
         """See `Tree`."""
         try:
-            return read_regular(f"{self._root}/{place}", MAX_FILE_BYTES, start=_START_BYTES)
+            return read_regular(f"{self._root}/{path}", MAX_FILE_BYTES, start=_START_BYTES)
         except OSError:
             return b""
 
 
 def _kind(entry: os.DirEntry[str]) -> Kind:
     try:
-        if entry.is_file(follow_symlinks=False):  # nearly all are; one question suffices for them
+        if entry.is_file(follow_symlinks=False):  # true of nearly all, and needs no further system call
             return Kind.FILE
         if entry.is_dir():
             return Kind.FOLDER
         if not entry.is_file() and os.path.exists(entry.path):
             return Kind.SPECIAL
-        return Kind.LINK if entry.is_symlink() else Kind.FILE  # if it leads nowhere, reading tells
-    except OSError:  # a loop of links: reading tells
+        return Kind.LINK if entry.is_symlink() else Kind.FILE  # reading reports a broken link
+    except OSError:  # a loop of links, which reading reports
         return Kind.LINK
 
 
 class ZipTree:
-    """A zip file. Backslashes in names that Windows programs wrote are taken for slashes."""
+    """A zip file. Backslashes in names, as some Windows programs write them, count as slashes."""
 
     def __init__(self, path: pathlib.Path):
         """Reads the table of contents.
 
         Raises:
-          UserError: it is no zip file, damaged, or has a path that would leave the folder it were unpacked in.
+          UserError: it is not a zip file, is damaged, or has a path outside the folder it would be unpacked in.
         """
         self._path = path
         try:
@@ -187,8 +183,7 @@ class ZipTree:
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
             self._file = PositionedFile(path)
-        # zipfile checks few of the numbers it reads, so that damage shows itself as any of these.
-        except (OSError, EOFError, ValueError, ArithmeticError, MemoryError, RuntimeError, *_ZIP_ERRORS) as error:
+        except _ZIP_ERRORS as error:
             raise unreadable(path, error) from error
         self._members: dict[str, zipfile.ZipInfo] = {}
         self._folders: dict[str, dict[str, Kind]] = {"": {}}
@@ -200,50 +195,48 @@ class ZipTree:
                     "Refused."
                 )
             parts = [part for part in name.split("/") if part not in ("", ".")]
-            if not any(map(is_litter, parts)):
-                whole = not name.endswith("/") and len(parts) <= _DEEPEST
-                self._add(parts[:_DEEPEST], member if whole else None)
+            if not parts or any(map(is_litter, parts)):
+                continue
+            is_folder = name.endswith("/") or len(parts) > _DEEPEST
+            parent = self._add_folders(parts[:_DEEPEST] if is_folder else parts[:-1])
+            if not is_folder:
+                self._folders[parent].setdefault(parts[-1], Kind.FILE)
+                self._members[parent + parts[-1]] = member
 
-    def _add(self, parts: list[str], member: zipfile.ZipInfo | None) -> None:
-        place = ""
-        for number, part in enumerate(parts, 1):
-            is_file = member is not None and number == len(parts)
-            inside = self._folders[place]
-            if is_file:
-                inside.setdefault(part, Kind.FILE)
-                self._members[place + part] = member  # type: ignore[assignment]
-                return
-            inside[part] = Kind.FOLDER
-            place += f"{part}/"
-            self._folders.setdefault(place, {})
+    def _add_folders(self, parts: list[str]) -> str:
+        folder = ""
+        for part in parts:
+            self._folders[folder][part] = Kind.FOLDER
+            folder += f"{part}/"
+            self._folders.setdefault(folder, {})
+        return folder
 
-    def entries(self, place: str) -> Iterator[tuple[str, Kind]]:
+    def entries(self, folder: str) -> Iterator[tuple[str, Kind]]:
         """See `Tree`."""
-        return iter(self._folders.get(place, {}).items())
+        return iter(self._folders.get(folder, {}).items())
 
-    def start(self, place: str) -> bytes:
+    def start(self, path: str) -> bytes:
         """See `Tree`."""
-        member = self._members[place]
+        member = self._members[path]
         try:
-            content = self._file.read(member.header_offset, _LOCAL_HEADER.size)
-            at = member.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(content)[1:])
-            packed = self._file.read(at, min(member.compress_size, 4 * _START_BYTES))
+            begin = _begin_of(self._file, member.header_offset)
+            packed = self._file.read(begin, min(member.compress_size, 4 * _START_BYTES))
             if member.compress_type == zipfile.ZIP_DEFLATED:
                 return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, _START_BYTES)
-        except (OSError, EOFError, OverflowError, zlib.error, struct.error):
+        except (*_ZIP_ERRORS, zlib.error):
             return b""
         return packed[:_START_BYTES]
 
-    def pack(self, places: list[str]) -> "ZipMembers":
-        """What is needed to read these files.
+    def pack(self, paths: list[str]) -> "ZipMembers":
+        """Collects what is needed to read these files.
 
         Raises:
           UserError: one is encrypted, compressed otherwise than by "deflate", or larger than an image can be; or the
             zip file is truncated.
         """
         rows = []
-        for place in places:
-            member = self._members[place]
+        for path in paths:
+            member = self._members[path]
             where = f"'{show_name(member.filename)}' in {show_name(str(self._path))}"
             if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise UserError(
@@ -256,14 +249,14 @@ class ZipTree:
                     "Remove it, or get the zip file again."
                 )
             if member.header_offset < 0 or member.header_offset + member.compress_size > self._bytes:
-                raise UserError(f"{where} lies behind the end of the file: it is truncated or damaged. Get it again.")
+                raise UserError(f"{where} is beyond the end of the file: it is truncated or damaged. Get it again.")
             deflated = member.compress_type == zipfile.ZIP_DEFLATED
             rows.append((member.header_offset, member.compress_size, member.file_size, member.CRC, deflated))
         return ZipMembers(self._file, np.array(rows, _MEMBER))
 
 
 class ZipMembers:
-    """Files in a zip file, read at their places, so that threads need not wait for each other."""
+    """Files in a zip file, each read at its position, so that threads do not wait for each other."""
 
     def __init__(self, file: PositionedFile, table: np.ndarray):
         self._file, self._table = file, table
@@ -274,38 +267,39 @@ class ZipMembers:
         return self._table["offset"]
 
     def read(self, index: int) -> bytes:
-        """Reads a file; raises whatever damage leads to."""
+        """Reads a file; raises whatever damage causes."""
         offset, packed, size, crc, deflated = self._table[index].item()
-        magic, *lengths = _LOCAL_HEADER.unpack(self._file.read(offset, _LOCAL_HEADER.size))
-        if magic != b"PK\3\4":
-            raise ValueError("it is not where the table of contents says")
-        content = self._file.read(offset + _LOCAL_HEADER.size + sum(lengths), packed)
+        content = self._file.read(_begin_of(self._file, offset), packed)
         if deflated:
-            # One byte more than there should be, so that a member which inflates without end is noticed.
+            # One byte more than expected, to notice a member that inflates without end.
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, size + 1)
         if len(content) != size:
             raise ValueError(f"it does not have the {size:,} bytes that the table of contents says")
         if zlib.crc32(content) != crc:
-            raise ValueError("its checksum is another, so the file was damaged")
+            raise ValueError("its checksum does not match: the file was damaged")
         return content
 
 
+def _begin_of(file: PositionedFile, offset: int) -> int:
+    """Where the content of a member begins, whose local header is at `offset`."""
+    magic, *lengths = _LOCAL_HEADER.unpack(file.read(offset, _LOCAL_HEADER.size))
+    if magic != b"PK\3\4":
+        raise ValueError("it is not where the table of contents says")
+    return offset + _LOCAL_HEADER.size + sum(lengths)
+
+
 def is_unsafe(name: str) -> bool:
-    """Whether a path in an archive would leave the folder that the archive is unpacked in."""
+    """Whether a path in an archive leads out of the folder that the archive is unpacked in."""
     parts = name.replace("\\", "/").split("/")
     return name.startswith(("/", "\\")) or ".." in parts or parts[0][1:2] == ":"
 
 
 def open_tree(path: pathlib.Path) -> FolderTree | ZipTree:
-    """Opens a folder or zip file.
-
-    Raises:
-      UserError: it is neither.
-    """
+    """Opens a folder or zip file; raises UserError if it is neither."""
     return FolderTree(path) if path.is_dir() else ZipTree(path)
 
 
 def unreadable(path: pathlib.Path, error: Exception) -> UserError:
-    """The error for what is no folder and no zip file."""
+    """The error for a folder or zip file that cannot be read."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error or type(error).__name__
     return UserError(f"cannot read {show_name(str(path))} as a folder or zip file of images: {reason}.")

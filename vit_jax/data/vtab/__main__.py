@@ -1,12 +1,12 @@
-"""VTAB's tasks: what is here, and whether it is what others have.
+"""Lists VTAB's tasks and compares their examples with other people's.
 
-python -m vit_jax.vtab list
-python -m vit_jax.vtab manifest --out=vtab.json
-python -m vit_jax.vtab manifest --tasks=dtd,pets --out=vtab.json
-python -m vit_jax.vtab check theirs.json
-python -m vit_jax.vtab check theirs.json ours.json
+python -m vit_jax.data.vtab list
+python -m vit_jax.data.vtab manifest --out=vtab.json
+python -m vit_jax.data.vtab manifest --tasks=dtd,pets --out=vtab.json
+python -m vit_jax.data.vtab check theirs.json
+python -m vit_jax.data.vtab check theirs.json ours.json
 
-A manifest has digests of each task's thousand examples, decoded. Whose manifests agree have the same images and labels.
+A manifest has digests of each task's thousand decoded examples: equal manifests mean the same images and labels.
 """
 
 import argparse
@@ -23,17 +23,17 @@ from vit_jax.errors import UserError
 def make_parser() -> argparse.ArgumentParser:
     """The commands and their arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m vit_jax.vtab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m vit_jax.data.vtab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | manifest | check")
-    commands.add_parser("list", help="the tasks, and which of them are prepared here")
+    commands.add_parser("list", help="lists the tasks and which of them are prepared")
     chosen = argparse.ArgumentParser(add_help=False)
-    chosen.add_argument("--tasks", help="with commas between them; default: all that are prepared here")
+    chosen.add_argument("--tasks", help="with commas between them; default: all that are prepared")
     manifest = commands.add_parser("manifest", parents=[chosen], help="writes digests of each task's thousand examples")
     manifest.add_argument("--out", type=pathlib.Path, required=True, help="the file")
     check = commands.add_parser("check", parents=[chosen], help="compares with a manifest; status 1 if they differ")
     check.add_argument("theirs", type=pathlib.Path, help="a manifest")
-    check.add_argument("ours", type=pathlib.Path, nargs="?", help="another; default: the examples that are here")
+    check.add_argument("ours", type=pathlib.Path, nargs="?", help="another; default: the prepared examples")
     return parser
 
 
@@ -46,12 +46,9 @@ def main(arguments: list[str]) -> int:
         if args.command == "manifest":
             return _manifest(_choose(args.tasks), args.out)
         return _check(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # for `run_command`
         raise
-    except OSError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -69,17 +66,16 @@ def _list() -> int:
     return 0
 
 
-def _choose(given: str | None) -> list[Task]:
-    if given:
-        return [get_task(name) for name in given.split(",")]
-    found = [task for task in TASKS.values() if find_data(task.data)]
-    if not found:
-        raise UserError("no data set of VTAB is prepared here. Name tasks with --tasks to be told how to prepare them.")
-    return found
+def _choose(names: str | None) -> list[Task]:
+    if names:
+        return [get_task(name) for name in names.split(",")]
+    if found := [task for task in TASKS.values() if find_data(task.data)]:
+        return found
+    raise UserError("no data set of VTAB is prepared. Name tasks with --tasks to see how to prepare them.")
 
 
 def _manifest(tasks: list[Task], out: pathlib.Path) -> int:
-    if not out.parent.is_dir():  # before all is read
+    if not out.parent.is_dir():  # checked before all examples are read
         raise UserError(f"cannot write {out}: there is no folder {out.parent}. Make it, or choose another --out.")
     manifest = make_manifest(tasks)
     write_manifest(manifest, out)
@@ -95,24 +91,21 @@ def _check(args: argparse.Namespace) -> int:
         ours = read_manifest(args.ours)
     else:
         ours = make_manifest(task for task in _choose(args.tasks) if task.id in theirs["tasks"])
-    every = dict.fromkeys([*theirs["tasks"], *ours["tasks"]])
-    wanted = [get_task(name).id for name in args.tasks.split(",")] if args.tasks else list(every)
+    wanted = [task.id for task in _choose(args.tasks)] if args.tasks else [*{**theirs["tasks"], **ours["tasks"]}]
     common = [task for task in wanted if task in ours["tasks"] and task in theirs["tasks"]]
     if not common:
         there, here = (", ".join(manifest["tasks"]) or "no task" for manifest in (theirs, ours))
-        raise UserError(f"there is nothing to compare: {args.theirs} has {there}, to be compared with {here}.")
+        raise UserError(f"no task to compare: {args.theirs} has {there}; the other side has {here}.")
     lines = [line for task in common for line in differences(ours["tasks"][task], theirs["tasks"][task], task)]
-    for line in lines:
-        print(line)
     if lines and ours["decoder"] != theirs["decoder"]:
-        print(
+        lines.append(
             f"decoded by {ours['decoder']} here, by {theirs['decoder']} there, which alone may change a JPEG's pixels"
         )
     if left := [task for task in wanted if task not in common]:
-        print(f"not compared, because not both have them: {', '.join(left)}")
-    same = [task for task in common if ours["tasks"][task]["digest"] == theirs["tasks"][task]["digest"]]
-    print(f"{len(same)} of {len(common)} tasks have the same thousand examples in the same order")
-    return 0 if len(same) == len(common) else 1
+        lines.append(f"not compared, because only one side has them: {', '.join(left)}")
+    same = sum(ours["tasks"][task]["digest"] == theirs["tasks"][task]["digest"] for task in common)
+    print(*lines, f"{same} of {len(common)} tasks have the same thousand examples in the same order", sep="\n")
+    return 0 if same == len(common) else 1
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Digests of a task's thousand examples, so that two people can know whether they have the same.
+"""Digests of a task's thousand examples, so that two people can check that they have the same.
 
-An example's digest is that of its decoded pixels; its label stands beside it. How the data set was prepared does not
-matter, as array_record or tfrecord, in how many files. A JPEG's pixels depend on who decodes it, so a manifest says who
-did.
+A manifest has a digest of each example's decoded pixels, and its label. It does not depend on the format or the number
+of files in which TFDS prepared the data set. The pixels of a JPEG depend on the decoder, so a manifest names it.
 """
 
 import collections
@@ -17,7 +16,7 @@ from typing import Any
 import cv2
 
 from vit_jax.console import num_cpus
-from vit_jax.data.sources.base import NO_LABEL, Source
+from vit_jax.data.sources.base import Source
 from vit_jax.data.transforms import decode
 from vit_jax.data.vtab.source import find_data, open_vtab
 from vit_jax.data.vtab.tasks import Task
@@ -25,28 +24,23 @@ from vit_jax.errors import UserError
 from vit_jax.files import write_atomically
 from vit_jax.json_files import JsonError, read_object
 
-SPLIT = "train800val200"
 _FORMAT = 1
-_NAMED = 5  # examples that differ
+_SHOWN = 5  # examples that differ
 
 
 def make_manifest(tasks: Iterable[Task]) -> dict[str, Any]:
     """Reads and decodes the thousand examples of each task.
 
     Returns:
-      What a manifest's file has: `decoder`, and for each task by its id `data`, the name and version of the data set,
-      `digest`, of all, and by example, in the order of the split, `pixels`, a digest, and `labels`.
+      the manifest as JSON: `decoder`, and for each task by its id `data`, the name and version of the data set;
+      `digest`, of all examples; and `pixels` and `labels`, of each example in the order of train800val200.
 
     Raises:
-      MissingDataError: a data set is not prepared here.
+      MissingDataError: a data set is not prepared.
       UserError: an example cannot be read.
     """
-    return {"format": _FORMAT, "decoder": decoder(), "tasks": {task.id: _entry(task) for task in tasks}}
-
-
-def decoder() -> str:
-    """What decodes images here: a JPEG's pixels may change with it."""
-    return f"simplejpeg {version('simplejpeg')}, OpenCV {cv2.__version__}"
+    decoder = f"simplejpeg {version('simplejpeg')}, OpenCV {cv2.__version__}"
+    return {"format": _FORMAT, "decoder": decoder, "tasks": {task.id: _entry(task) for task in tasks}}
 
 
 def write_manifest(manifest: Mapping[str, Any], path: pathlib.Path) -> None:
@@ -55,28 +49,23 @@ def write_manifest(manifest: Mapping[str, Any], path: pathlib.Path) -> None:
 
 
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a manifest.
-
-    Raises:
-      UserError: the file is missing, or is something else, or its digests are not those of its examples.
-    """
+    """Reads a manifest; raises UserError if the file is missing, is something else, or was edited."""
     try:
         manifest = read_object(path)
-        known = manifest["format"] == _FORMAT
-        for task, entry in manifest["tasks"].items() if known else []:
+        if manifest["format"] != _FORMAT:
+            raise UserError(f"{path} is of format {manifest['format']}; this version reads {_FORMAT}.")
+        for task, entry in manifest["tasks"].items():
             if entry["digest"] != _digest_of(entry["pixels"], entry["labels"]):
                 raise UserError(f"{path} was changed: the digest of {task} is not that of its examples.")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, UserError) and not isinstance(error, JsonError):
             raise
         raise UserError(f"cannot read {path} as a manifest of VTAB's examples: {error}.") from error
-    if not known:
-        raise UserError(f"{path} is of format {manifest['format']}; this version reads {_FORMAT}.")
     return manifest
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], task: str) -> Iterator[str]:
-    """Tells how a task's entry in one manifest differs from that in another; the first examples that do by name."""
+    """Describes how a task's entries in two manifests differ, with the first examples that do; nothing if equal."""
     if ours["digest"] == theirs["digest"]:
         return
     mine, its = (list(zip(entry["pixels"], entry["labels"], strict=True)) for entry in (ours, theirs))
@@ -89,41 +78,36 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], task: str) -
     differing = [i for i in range(len(mine)) if mine[i] != its[i]]
     absent = sum((collections.Counter(mine) - collections.Counter(its)).values())
     yield (
-        f"{task}: {len(differing):,} of {len(mine):,} examples differ, {absent:,} are not there at all "
+        f"{task}: {len(differing):,} of {len(mine):,} examples differ, {absent:,} do not exist there "
         f"({ours['data']} here, {theirs['data']} there)"
     )
-    for i in differing[:_NAMED]:
+    for i in differing[:_SHOWN]:
         (pixels, label), (other_pixels, other_label) = mine[i], its[i]
-        what = [f"label {label} here, {other_label} there"] if label != other_label else []
-        what += ["other pixels"] if pixels != other_pixels else []
-        yield f"  {_name(i)}: {', '.join(what)}"
-
-
-def _name(index: int) -> str:
-    return f"train800[{index}]" if index < 800 else f"val200[{index - 800}]"
+        reasons = [f"label {label} here, {other_label} there"] if label != other_label else []
+        reasons += ["other pixels"] if pixels != other_pixels else []
+        name = f"train800[{i}]" if i < 800 else f"val200[{i - 800}]"
+        yield f"  {name}: {', '.join(reasons)}"
 
 
 def _entry(task: Task) -> dict[str, Any]:
-    source = open_vtab(task, SPLIT)
+    source = open_vtab(task, "train800val200")
     with concurrent.futures.ThreadPoolExecutor(num_cpus()) as pool:
-        examples = list(pool.map(lambda index: _digest_example(source, index), range(len(source))))
-    pixels, labels = [pixels for pixels, _ in examples], [label for _, label in examples]
-    version_folder = find_data(task.data)
-    data = f"{task.data.name}:{version_folder.name if version_folder else ''}"
+        examples = pool.map(lambda index: _digest_example(source, index), range(len(source)))
+        pixels, labels = map(list, zip(*examples, strict=True))
+    folder = find_data(task.data)
+    data = f"{task.data.name}:{folder.name if folder else ''}"
     return {"data": data, "digest": _digest_of(pixels, labels), "pixels": pixels, "labels": labels}
 
 
-def _digest_example(source: Source, index: int) -> tuple[str, int]:
+def _digest_example(source: Source, index: int) -> tuple[str, Any]:
     """A digest of the pixels, and the label."""
     example = source[index]
-    image, label = example["image"], example["label"]
+    image = example["image"]
     try:
         pixels = decode(image) if isinstance(image, bytes) else image
     except UserError as error:
         raise UserError(f"cannot read {source.where(index)}: {error}") from error
-    digest = hashlib.sha256(f"{pixels.shape} ".encode())
-    digest.update(pixels.tobytes())
-    return digest.hexdigest()[:16], label if isinstance(label, int) else NO_LABEL
+    return hashlib.sha256(f"{pixels.shape} ".encode() + pixels.tobytes()).hexdigest()[:16], example["label"]
 
 
 def _digest_of(pixels: list[str], labels: list[int]) -> str:

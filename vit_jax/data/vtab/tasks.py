@@ -1,17 +1,16 @@
-"""The 19 tasks: data sets, splits, labels.
+"""The 19 tasks: data sets, splits, labels; and the score, the mean over them.
 
-What is here, and from where:
+Sources:
 
-- Which data sets, splits, labels and numbers of classes: google-research/task_adaptation, `task_adaptation/data/*.py`
-  (the version that has train800, val200 and train800val200) and the numbers of examples in its tests, `*_test.py`.
-- Splits by number, as a check: google-research/scenic, the "Plain ViT on VTAB" config; they agree. (Its training split
-  of Clevr-Count has 1,000 + 200 examples, against the benchmark's 800 + 200; that must be a slip.)
+- Data sets, splits, labels and numbers of classes: google-research/task_adaptation, `task_adaptation/data/*.py` (the
+  version that has train800, val200 and train800val200), and the numbers of examples in its tests, `*_test.py`.
+- The splits agree with google-research/scenic's config "Plain ViT on VTAB". (Its training split of Clevr-Count has
+  1,000 + 200 examples against the benchmark's 800 + 200; that must be a slip.)
 - Names, features and versions: the builders of tensorflow-datasets 4.9.10.
 - Flipping and cropping: Kolesnikov et al., "Big Transfer" (2020), appendix F; the same in scenic's config.
 
-VTAB carves validation examples out by whole percentages of a split's size, rounded down, and slices by number, because
-TFDS rounds percentages to the nearest example. All sizes divide without remainder but SVHN's, where 90 % of 73,257 are
-65,931.3, so 65,931 both ways.
+VTAB takes whole percentages of a split's size, rounded down, where TFDS rounds to the nearest example. Only SVHN's size
+leaves a remainder, 90 % of 73,257 being 65,931.3, so both give 65,931. Slices here are by number.
 """
 
 import dataclasses
@@ -28,16 +27,16 @@ GROUPS = ("natural", "specialized", "structured")
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-    """A data set that TFDS prepares, and what VTAB takes of it.
+    """A data set that TFDS prepares, and VTAB's splits of it.
 
     Attributes:
       name: <name>[/<config>] in TFDS.
-      versions: those with VTAB's examples, the one it used first.
-      sizes: how many examples splits have; several where a version leaves damaged images out.
-      splits: VTAB's splits, each as one of TFDS's, or as slices of them by number. "train", "validation" and "test"
-        have all examples, "train800", "val200" and "train800val200" are those of VTAB-1k.
-      by_hand: what to do where TFDS cannot download it alone, and what is particular about it.
-      manual: whether it takes a folder with what was fetched by hand, because TFDS cannot download it.
+      versions: those with VTAB's examples, the one that VTAB used first.
+      sizes: numbers of examples of TFDS's splits; several if a version leaves damaged images out.
+      splits: VTAB's splits as slices of TFDS's: all examples in "train", "validation" and "test", and VTAB-1k in
+        "train800", "val200" and "train800val200".
+      by_hand: advice for people, if TFDS cannot download it alone or it has peculiarities.
+      manual: whether TFDS cannot download it, but takes a folder with the downloaded files.
     """
 
     name: str
@@ -56,10 +55,10 @@ class Task:
       id: short name, for commands.
       name: as in `vit_jax.paper.tables.VTAB_TASKS`.
       group: one of `GROUPS`.
-      data: where its examples are.
+      data: the data set.
       num_classes: labels are 0 to this less one.
-      label: the feature that is the label, or a function that makes it of the features.
-      pixels: makes the pixels of an encoded image, where they are not taken as they are.
+      label: the feature with the label, or a function that derives it from the features.
+      pixels: makes pixels of an encoded image that needs more than decoding.
       flip: whether a mirrored image keeps its label.
       crop: whether a part of an image keeps its label.
     """
@@ -75,58 +74,53 @@ class Task:
     crop: bool = True
 
 
-def splits_of(train: str, validation: str, validation_start: int, test: str) -> dict[str, str]:
-    """VTAB's splits by name.
-
-    Args:
-      train: the training examples, which begin with the first of TFDS's "train".
-      validation: the split of TFDS that validation examples are taken from.
-      validation_start: number of the first of them.
-      test: the test examples.
-    """
-    first = f"{validation}[{validation_start}:{validation_start + 200}]"
+def _splits(train: str, validation: str, test: str) -> dict[str, str]:
+    """VTAB's splits as slices of TFDS's; the training examples are the first of TFDS's "train"."""
+    split, _, rest = validation.partition("[")
+    start = int(rest.partition(":")[0] or 0)
+    val200 = f"{split}[{start}:{start + 200}]"
     return {
         "train": train,
-        "train800": "train[:800]",
-        "val200": first,
-        "train800val200": f"train[:800]+{first}",
+        "validation": validation,
         "test": test,
+        "train800": "train[:800]",
+        "val200": val200,
+        "train800val200": f"train[:800]+{val200}",
     }
 
 
-def carved(size: int, percent: int, test: str = "test") -> dict[str, str]:
-    """Splits where the last part of "train", of `size` examples, is for validation and `percent` of it for training."""
+def _carved(size: int, percent: int, test: str = "test") -> dict[str, str]:
+    """Splits where the first `percent` of the `size` examples in "train" are for training, the rest for validation."""
     cut = size * percent // 100
-    return {**splits_of(f"train[:{cut}]", "train", cut, test), "validation": f"train[{cut}:]"}
+    return _splits(f"train[:{cut}]", f"train[{cut}:]", test)
 
 
-def carved_in_three(size: int, percent: int, validation_percent: int) -> dict[str, str]:
-    """Splits where "train" is all there is: parts for training, validation and, the rest of it, test."""
+def _carved_in_three(size: int, percent: int, validation_percent: int) -> dict[str, str]:
+    """Splits where "train" has all examples: a part for training, one for validation, and the rest for testing."""
     cut = size * percent // 100
     end = cut + size * validation_percent // 100
-    return {**splits_of(f"train[:{cut}]", "train", cut, f"train[{end}:]"), "validation": f"train[{cut}:{end}]"}
+    return _splits(f"train[:{cut}]", f"train[{cut}:{end}]", f"train[{end}:]")
 
 
-# Where the data set comes with all three.
-_OWN = {**splits_of("train", "validation", 0, "test"), "validation": "validation"}
+_OWN = _splits("train", "validation", "test")  # the data set has all three
 
 _CALTECH101 = DataSet(
     "caltech101",
     ("3.*.*",),
     {"train": (3060,), "test": (6084,)},
-    carved(3060, 90),
+    _carved(3060, 90),
     # caltech101_dataset_builder.py of TFDS, issue 4001 of tensorflow/datasets
-    "It moved to data.caltech.edu, which TFDS knows from version 3.0.2 of the data set on. The 30 images of each class "
-    "for training are drawn from listings of folders, whose order is the file system's: compare manifests.",
+    "It moved to data.caltech.edu, which TFDS knows since version 3.0.2 of the data set. The 30 training images of a "
+    "class are drawn from listings of folders, whose order is the file system's: compare manifests.",
 )
-_CIFAR100 = DataSet("cifar100", ("3.*.*",), {"train": (50_000,), "test": (10_000,)}, carved(50_000, 90))
+_CIFAR100 = DataSet("cifar100", ("3.*.*",), {"train": (50_000,), "test": (10_000,)}, _carved(50_000, 90))
 _DTD = DataSet("dtd", ("3.*.*",), {"train": (1880,), "validation": (1880,), "test": (1880,)}, _OWN)
 _FLOWERS102 = DataSet("oxford_flowers102", ("2.*.*",), {"train": (1020,), "validation": (1020,), "test": (6149,)}, _OWN)
 _PETS = DataSet(
     "oxford_iiit_pet",
     ("3.*.*", "4.*.*"),
     {"train": (3680,), "test": (3669,)},
-    carved(3680, 80),
+    _carved(3680, 80),
     # oxford_iiit_pet_dataset_builder.py: the same lists and keys
     "VTAB used 3.*.*, which TFDS no longer prepares. 4.0.0 has the same examples in the same order, 12 damaged images "
     "encoded anew.",
@@ -138,14 +132,14 @@ _SUN397 = DataSet(
     {"train": (76_128, 76_127), "validation": (10_875,), "test": (21_750,)},
     _OWN,
     # issue 9348 of pytorch/vision, issue 9 of Tianfu18/diff-feats-pose; sun397_dataset_builder.py, checksums.tsv
-    "It cannot be downloaded any more: its address at Princeton and a copy at MIT have answered 404 since 2025. Put "
+    "It can no longer be downloaded: its address at Princeton and a copy at MIT have answered 404 since 2025. Put "
     "SUN397.tar.gz (39,077,296,924 bytes; some have pointed to https://opendatalab.com/OpenDataLab/SUN397) and "
-    "Partitions.zip (18,293,705 bytes; wanted, though not used) of its site into a folder and pass "
+    "Partitions.zip (18,293,705 bytes; required, though not used) of its site into a folder and pass "
     "--manual_dir=<that folder>; TFDS compares their checksums. Images are resized and encoded anew by OpenCV, so that "
     "pixels may depend on its version: compare manifests.",
     manual=True,
 )
-_SVHN = DataSet("svhn_cropped", ("3.*.*",), {"train": (73_257,), "test": (26_032,)}, carved(73_257, 90))
+_SVHN = DataSet("svhn_cropped", ("3.*.*",), {"train": (73_257,), "test": (26_032,)}, _carved(73_257, 90))
 _CAMELYON = DataSet(
     "patch_camelyon", ("2.*.*",), {"train": (262_144,), "validation": (32_768,), "test": (32_768,)}, _OWN
 )
@@ -153,20 +147,19 @@ _EUROSAT = DataSet(
     "eurosat/rgb",
     ("2.*.*",),
     {"train": (27_000,)},
-    carved_in_three(27_000, 60, 20),
+    _carved_in_three(27_000, 60, 20),
     # issues 9, 10 and 13 of phelber/EuroSAT
-    "Its server, madm.dfki.de, has been out of reach at times. The authors' other copy is record 7711810 of "
-    "zenodo.org. An EuroSAT.zip fetched in another way is taken from the folder passed as --manual_dir=<folder>, if "
-    "its checksum is that of the first.",
+    "Its server, madm.dfki.de, was unreachable at times. The authors' other copy is record 7711810 of zenodo.org. TFDS "
+    "takes an EuroSAT.zip of the same checksum from the folder passed as --manual_dir=<folder>.",
 )
 _RESISC45 = DataSet(
     "resisc45",
     ("3.*.*",),
     {"train": (31_500,)},
-    carved_in_three(31_500, 60, 20),
+    _carved_in_three(31_500, 60, 20),
     # resisc45_dataset_builder.py; issue 6 of HaiyanHuang98/NWPU-Captions
-    "It cannot be downloaded by a program. Fetch NWPU-RESISC45.rar from "
-    "https://1drv.ms/u/s!AmgKYzARBl5ca3HNaHIlzp_IXjs or from where https://gcheng-nwpu.github.io/#Datasets points, "
+    "A program cannot download it. Fetch NWPU-RESISC45.rar from "
+    "https://1drv.ms/u/s!AmgKYzARBl5ca3HNaHIlzp_IXjs or by the link on https://gcheng-nwpu.github.io/#Datasets, "
     "unpack it, and pass --manual_dir=<the folder that has NWPU-RESISC45/<class>/*.jpg>.",
     manual=True,
 )
@@ -176,7 +169,7 @@ _RETINOPATHY = DataSet(
     {"train": (35_126,), "validation": (10_906,), "test": (42_670,)},
     _OWN,
     # diabetic_retinopathy_detection.py of TFDS; VTAB_SETUP.md of KMnP/vpt on the archives
-    "It takes an account at Kaggle that has accepted the rules of "
+    "It needs an account at Kaggle that has accepted the rules of "
     "https://www.kaggle.com/c/diabetic-retinopathy-detection/data. Join the parts of train.zip (five) and of "
     "test.zip; unpack them into train/ and test/, sample.zip into sample/, and put trainLabels.csv beside them; pass "
     "--manual_dir=<that folder>. Images are resized and encoded anew by OpenCV, so that pixels may depend on its "
@@ -187,7 +180,7 @@ _CLEVR = DataSet(
     "clevr",
     ("3.*.*",),
     {"train": (70_000,), "validation": (15_000,)},
-    carved(70_000, 90, test="validation"),  # its own test split has no descriptions of the scenes
+    _carved(70_000, 90, test="validation"),  # its own test split has no descriptions of the scenes
 )
 _DMLAB = DataSet("dmlab", ("2.*.*",), {"train": (65_550,), "validation": (22_628,), "test": (22_735,)}, _OWN)
 _KITTI = DataSet(
@@ -199,16 +192,15 @@ _KITTI = DataSet(
     # issue 18 of google-research/task_adaptation
     "VTAB used 3.1.0. 3.2.0 has the same data, its authors say; 3.3.0 adds names to a feature that is not used.",
 )
-_DSPRITES = DataSet("dsprites", ("2.*.*",), {"train": (737_280,)}, carved_in_three(737_280, 80, 10))
+_DSPRITES = DataSet("dsprites", ("2.*.*",), {"train": (737_280,)}, _carved_in_three(737_280, 80, 10))
 _SMALLNORB = DataSet(
     "smallnorb",
     ("2.*.*",),
     {"train": (24_300,), "test": (24_300,)},
-    # Validation examples are half of test: other toys than in train.
-    {**splits_of("train", "test", 0, "test[12150:]"), "validation": "test[:12150]"},
+    _splits("train", "test[:12150]", "test[12150:]"),  # validation images show other toys than training images
     # issue 5336 of tensorflow/datasets
-    "Its server, cs.nyu.edu, has been out of reach at times. Its six files *.mat.gz, fetched in another way, are taken "
-    "from the folder passed as --manual_dir=<folder>, if their checksums are those of the first.",
+    "Its server, cs.nyu.edu, was unreachable at times. TFDS takes its six files *.mat.gz, if their "
+    "checksums are right, from the folder passed as --manual_dir=<folder>.",
 )
 
 TASKS: dict[str, Task] = {
@@ -257,11 +249,31 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """A task by its id.
-
-    Raises:
-      UserError: there is none of that name.
-    """
+    """A task by its id; raises UserError if there is none of that name."""
     if name not in TASKS:
         raise unknown_name("VTAB task", name, TASKS)
     return TASKS[name]
+
+
+def group_means(accuracies: Mapping[str, float]) -> dict[str, float]:
+    """Means over groups of tasks and over all 19, where each task counts the same (table 9, figure 2).
+
+    Args:
+      accuracies: of each task, by its id, in any unit.
+
+    Returns:
+      a value for each of "natural", "specialized" and "structured" that is complete, and "mean" if all 19 tasks are
+      given. A mean over fewer tasks is not a VTAB score.
+
+    Raises:
+      UserError: there is no such task.
+    """
+    for name in accuracies:
+        get_task(name)
+    members = {group: [task.id for task in TASKS.values() if task.group == group] for group in GROUPS}
+    members["mean"] = list(TASKS)
+    return {
+        group: sum(accuracies[task] for task in tasks) / len(tasks)
+        for group, tasks in members.items()
+        if all(task in accuracies for task in tasks)
+    }

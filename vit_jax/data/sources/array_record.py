@@ -1,0 +1,98 @@
+"""array_record files, read at random by the reader that `tfds.data_source` uses too."""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import os
+import resource
+from collections.abc import Sequence
+from typing import Any
+
+from vit_jax.errors import UserError
+from vit_jax.files import stat_regular
+
+_THREADS = 16  # they wait for a disk or a network
+_OTHER_FILES = 256  # that a process opens besides
+
+
+@dataclasses.dataclass(frozen=True)
+class _WholeFile:
+    """The FileInstruction of array_record: with it, the library need not open the file to count its records."""
+
+    filename: str
+    take: int
+    examples_in_shard: int
+    skip: int = 0
+
+
+class ArrayRecordFiles:
+    """array_record files. The reader keeps every file open that was read once.
+
+    Attributes:
+      lengths: number of records in each file, by path.
+    """
+
+    def __init__(self, paths: Sequence[str], lengths: Sequence[int] | None = None):
+        """Asks the files for their lengths unless they are given; reads nothing more.
+
+        Raises:
+          UserError: a file is missing or not an array_record file, or the system does not allow so many open files.
+        """
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        _allow_open_files(len(paths))
+        for path in paths:
+            try:
+                stat_regular(path)
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror or error}. Copy or prepare it again.") from error
+        if lengths is None:
+            with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+                lengths = list(pool.map(_count_records, paths))
+        self.lengths = dict(zip(paths, lengths, strict=True))
+        self._first = dict(zip(paths, itertools.accumulate(lengths, initial=0), strict=False))
+        self._records = ArrayRecordDataSource([_WholeFile(path, size, size) for path, size in self.lengths.items()])
+        self._process = os.getpid()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArrayRecordFiles, (list(self.lengths), list(self.lengths.values()))
+
+    def read(self, path: str, record: int) -> bytes:
+        """Reads a record, whose checksum the library compares. Called from several threads at once."""
+        if self._process != os.getpid():  # without the reader's threads it would crash
+            raise UserError(
+                "array_record files cannot be read in a forked process. Start worker processes with the method 'spawn' "
+                "or 'forkserver', or read tfrecord files."
+            )
+        return self._records[self._first[path] + record]
+
+    def where(self, path: str, record: int) -> str:
+        """Number and file of a record, for messages."""
+        return f"record {record} of {path}"
+
+
+def _count_records(path: str) -> int:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        reader = ArrayRecordReader(path)
+        count = reader.num_records()
+        reader.close()
+    except Exception as error:  # the C++ library does not document its errors
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UserError(f"cannot read {path} as array_record: {reason}.") from error
+    return count
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises this process's limit of open files if necessary."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + _OTHER_FILES
+    if soft >= needed or soft == resource.RLIM_INFINITY:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UserError(
+            f"{count} array_record files are read at once, but this system allows only {hard} open files. Raise the "
+            f"limit (ulimit -n {needed}), or write the data set into fewer files."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
