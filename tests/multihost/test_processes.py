@@ -261,3 +261,16 @@ def test_what_no_process_can_have_written_ends_nothing(monkeypatch):
         run.stop()
         if run._decided.is_set():
             ended.wait(20)  # the real one must not be called when the test is over
+
+
+def test_while_process_0_does_not_answer_no_other_is_taken_for_lost():
+    """Each process hears of the others through process 0, so their last beats may be older than its last answer."""
+    run = heartbeats.Heartbeats(Store({}), 1, list("abc"), lost_after_seconds=60.0)
+    run.stop()
+    run._answered, run._seen = 100.0, {0: ("1", 100.0), 2: ("1", 99.0)}
+    assert run._find_lost(159.5)[0] == []
+    assert run._find_lost(160.5) == ([0], "it has not answered for 60 s.")
+    run._answered = 160.0
+    assert run._find_lost(160.5) == ([2], "no sign of life for 60 s.")
+    run._left.add(2)
+    assert run._find_lost(160.5)[0] == []

@@ -10,7 +10,7 @@ CLUSTER, TEST_CLUSTER = "vit_jax/multihost/cluster.py", "tests/multihost/test_cl
 MUTATIONS = [
     Mutation(
         HEARTBEATS,
-        "if now - at > self._lost_after}",
+        "if self._answered - at > self._lost_after}",
         "if False}",
         f"{TEST_PROCESSES}::test_survivor_of_a_lost_process_ends_with_one_message_and_the_status_to_restart",
         "survivors of a lost process end",

@@ -171,15 +171,18 @@ class Heartbeats:
                 self._answered = now
                 self._seen = {peer: (beat, now) for peer, (beat, _) in self._seen.items()}
             looked = now
-            if now - self._answered > self._lost_after:
-                lost, reason = [0], f"it has not answered for {self._lost_after:g} s."
-            else:
-                silent = {peer for peer, (_, at) in self._seen.items() if now - at > self._lost_after}
-                lost = sorted(silent - self._left)
-                reason = f"no sign of life for {self._lost_after:g} s."
+            lost, reason = self._find_lost(now)
             if lost:
                 verb = "is" if len(lost) == 1 else "are"
                 self._decide(gone(f"{name_processes(lost, self._hosts)} {verb} gone: {reason}"), set(lost))
+
+    def _find_lost(self, now: float) -> tuple[list[int], str]:
+        """The processes that are lost, and how that shows."""
+        if now - self._answered > self._lost_after:
+            return [0], f"it has not answered for {self._lost_after:g} s."
+        # Up to the last answer: process 0 alone is to blame for what was not heard since.
+        lost = {peer for peer, (_, at) in self._seen.items() if self._answered - at > self._lost_after}
+        return sorted(lost - self._left), f"no sign of life for {self._lost_after:g} s."
 
     def _decide(self, verdict: PeerLostError, lost: set[int]) -> None:
         """Publishes the verdict, and ends the process if the main thread does not."""

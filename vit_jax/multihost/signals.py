@@ -42,7 +42,7 @@ def set_handlers(signals: Sequence[int], handler: Any) -> dict[int, Any]:
     """
     if threading.current_thread() is not threading.main_thread():
         names = ", ".join(signal.Signals(each).name for each in signals)
-        logger.info("not in the main thread: %s neither save nor stop what runs here", names)
+        logger.info("not in the main thread: %s are left to the program, and neither save nor stop the run", names)
         return {}
     return {each: signal.signal(each, handler) for each in signals}
 
