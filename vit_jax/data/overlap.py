@@ -1,9 +1,8 @@
 """Counts the examples that two sources have in common, without reading any.
 
-An example is known by its place: a file of records and a number in it, a folder and a file name, a zip file and an
-offset. So two names for one place, such as a relative path and a link, are the same place, and slices, sums and
-mixtures are compared by what is in them. Copies are not noticed: the same images in another file, folder or zip file
-are other places.
+An example is identified by its place: a file of records and a number in it, a folder and a file name, or a zip file and
+an offset. So links, relative paths, slices, sums and mixtures are resolved, but copies of images in another file,
+folder or zip file are not noticed.
 """
 
 import itertools
@@ -17,17 +16,17 @@ from vit_jax.errors import UserError
 
 
 class Places:
-    """Where the examples of some sources are, so that examples of others can be looked for among them."""
+    """The places of the examples of some sources, to search for the examples of others."""
 
     def __init__(self, *sources: Source):
-        """Asks the sources for their places; reads nothing."""
+        """Reads no example."""
         self._extents: dict[str, list[Extent]] = defaultdict(list)
         for source in sources:
             for extent in _extents(source, range(len(source))):
                 self._extents[extent.place].append(extent)
 
     def count(self, tested: Source) -> int:
-        """How many examples of a source are among them, each counted as often as it occurs; 0 if none is."""
+        """Counts the examples of a source that are among them, each as often as it occurs."""
         return sum(
             _count_members(extent.numbers(), [each.numbers() for each in self._extents[extent.place]])
             for extent in _extents(tested, range(len(tested)))
@@ -36,7 +35,7 @@ class Places:
 
 
 def count_shared(tested: Source, *others: Source) -> int:
-    """How many examples of one source are in others too; see `Places.count`."""
+    """Counts the examples of one source that others have too; see `Places.count`."""
     return Places(*others).count(tested)
 
 
@@ -45,13 +44,13 @@ def check_disjoint(tested: Source, its_role: str, other: Source, other_role: str
 
     Args:
       tested: a source.
-      its_role: what its examples are for, such as "to test on".
+      its_role: the purpose of its examples, such as "to test on", for the message.
       other: another source.
-      other_role: what its examples are for.
-      advice: what to do instead, for the message.
+      other_role: the purpose of its examples.
+      advice: ends the message.
 
     Raises:
-      UserError: they have some; says how many.
+      UserError: they have examples in common; says how many.
     """
     if shared := count_shared(tested, other):
         raise UserError(
@@ -61,13 +60,13 @@ def check_disjoint(tested: Source, its_role: str, other: Source, other_role: str
 
 
 def shown(source: Source) -> str:
-    """A source in messages: its data set and its split."""
+    """A source in messages: its split and its data set."""
     return f"{source.split!r} of {source.name}"
 
 
 def _extents(source: Source, examples: Numbers) -> Iterator[Extent]:
-    """Where the examples with these numbers are, in no particular order."""
-    if hasattr(source, "parts"):  # it consists of parts of other sources
+    """The places of the examples with these numbers, in any order."""
+    if hasattr(source, "parts"):
         parts = source.parts()
         for number, inside in _split(examples, [len(numbers) for _, numbers in parts]):
             inner, numbers = parts[number]
@@ -76,12 +75,12 @@ def _extents(source: Source, examples: Numbers) -> Iterator[Extent]:
         extents = source.extents()
         for number, inside in _split(examples, [extent.size for extent in extents]):
             yield _part_of(extents[number], inside)
-    else:  # nothing else is known of it
+    else:  # somebody else's source, which is compared whole
         yield Extent(f"{source.name} {source.fingerprint()}", len(examples), lambda: examples)
 
 
 def _split(examples: Numbers, sizes: list[int]) -> Iterator[tuple[int, Numbers]]:
-    """Distributes numbers of examples over the parts they lie in: the part, and the numbers counted from its start."""
+    """Distributes numbers of examples over consecutive parts: yields each part's number, and the numbers within it."""
     starts = np.array([0, *itertools.accumulate(sizes)])
     if isinstance(examples, range):
         for number, (start, stop) in enumerate(itertools.pairwise(starts.tolist())):
@@ -103,17 +102,15 @@ def _take(numbers: Numbers, inside: Numbers) -> Numbers:
 
 
 def _part_of(extent: Extent, inside: Numbers) -> Extent:
-    if len(inside) == extent.size and isinstance(inside, range):
-        return extent
-    return extent._replace(size=len(inside), numbers=lambda: _take(extent.numbers(), inside))
+    return Extent(extent.place, len(inside), lambda: _take(extent.numbers(), inside))
 
 
 def _count_members(numbers: Numbers, others: list[Numbers]) -> int:
-    """How many of the numbers are among the others."""
+    """Counts the numbers that are among the others."""
     wanted = np.asarray(numbers)
     is_member = np.zeros(len(wanted), bool)
     for other in others:
-        if isinstance(other, range):  # never made an array: training data may have hundreds of millions of examples
+        if isinstance(other, range):  # not made an array: training data may have hundreds of millions of examples
             is_member |= (wanted >= other.start) & (wanted < other.stop)
         else:
             is_member |= np.isin(wanted, other)

@@ -1,18 +1,18 @@
-"""What is trained on, for how long and evaluated on what when a model is transferred (table 4, section B.1.1)."""
+"""Transfer tasks: what a model is fine-tuned on, how long, and what it is evaluated on (table 4, section B.1.1)."""
 
 import contextlib
 import dataclasses
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vit_jax.config import quote_argument
 from vit_jax.console import show_name
 from vit_jax.data.sources import Source, find_path, open_source
 from vit_jax.data.sources.folders import list_splits
 from vit_jax.data.sources.splits import split_role
-from vit_jax.data.sources.tfds import find_tfds, prepared_folder
+from vit_jax.data.sources.tfds import prepared_folder, split_sizes
 from vit_jax.data.transforms import size_of
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.paper.tables import FIGURE_9, TABLE_4
@@ -20,8 +20,8 @@ from vit_jax.paper.tables import FIGURE_9, TABLE_4
 logger = logging.getLogger(__name__)
 
 STAGES = ("final", "choose")
-FEWEST_TO_SPLIT = 10  # images, so that each part gets one
-SMALL_AREA = 96 * 96  # pixels; BiT-HyperRule takes smaller images to a lower resolution
+_FEWEST_TO_SPLIT = 10  # images, so that each part gets one
+_SMALL_AREA = 96 * 96  # pixels; BiT-HyperRule uses a lower resolution for smaller images
 
 _WORDS = {"train": "train or training", "test": "test or testing"}
 
@@ -32,10 +32,10 @@ class TransferTask:
 
     Attributes:
       dataset: as `config.data.dataset`.
-      splits: by stage the split to train on and that to evaluate on. "choose" is for the learning rate, on a held-out
+      splits: by stage, the splits to train and to evaluate on. "choose" is for choosing the learning rate on a held-out
         part of the training data; "final" trains on all of them.
-      num_images: to train on, by stage; None where nobody published it.
-      num_classes: None where the data say it.
+      num_images: number of training images by stage; None if not published.
+      num_classes: None if the data say.
       steps: length of fine-tuning.
       learning_rates: to choose from.
       small_images: whether the images have fewer than 96x96 pixels.
@@ -50,22 +50,18 @@ class TransferTask:
     small_images: bool = False
 
 
-def _known(
-    name: str, table: str, train: str, test: str, *, images: int, classes: int, held_out: int, small: bool = False
+def _table_4(
+    name: str, row_name: str, train: str, test: str, *, images: int, classes: int, held_out: int, small: bool = False
 ) -> TransferTask:
-    """A row of table 4; `held_out` percent of the training images choose the learning rate."""
-    row = TABLE_4[table]
-    kept = images - round(images * held_out / 100)
-    if "+" in train:  # in both parts alike
-        parts = train.split("+")
-        choose = "+".join(f"{part}[:{100 - held_out}%]" for part in parts)
-        validation = "+".join(f"{part}[{100 - held_out}%:]" for part in parts)
-    else:
-        choose, validation = f"{train}[:{100 - held_out}%]", f"{train}[{100 - held_out}%:]"
+    """A row of table 4; `held_out` percent of the training images are for choosing the learning rate."""
+    row = TABLE_4[row_name]
+    parts = train.split("+")
+    choose = "+".join(f"{part}[:{100 - held_out}%]" for part in parts)
+    validation = "+".join(f"{part}[{100 - held_out}%:]" for part in parts)
     return TransferTask(
         dataset=f"tfds:{name}",
         splits={"choose": (choose, validation), "final": (train, test)},
-        num_images={"choose": kept, "final": images},
+        num_images={"choose": images - round(images * held_out / 100), "final": images},
         num_classes=classes,
         steps=row.steps,
         learning_rates=row.learning_rates,
@@ -73,25 +69,25 @@ def _known(
     )
 
 
-# Numbers of images are those of TFDS. Flowers-102 has 1,020 images each in train and validation; BiT, whose tasks the
-# paper took over, trains on both.
+# Numbers of images are TFDS's. Flowers-102 has 1,020 images each in train and validation; BiT, whose tasks the paper
+# uses, trains on both.
 TASKS = {
-    "imagenet2012": _known(
+    "imagenet2012": _table_4(
         "imagenet2012", "ImageNet", "train", "validation", images=1_281_167, classes=1000, held_out=1
     ),
-    "cifar10": _known("cifar10", "CIFAR-10", "train", "test", images=50_000, classes=10, held_out=2, small=True),
-    "cifar100": _known("cifar100", "CIFAR-100", "train", "test", images=50_000, classes=100, held_out=2, small=True),
-    "pets": _known("oxford_iiit_pet", "Pets", "train", "test", images=3_680, classes=37, held_out=10),
-    "flowers": _known(
+    "cifar10": _table_4("cifar10", "CIFAR-10", "train", "test", images=50_000, classes=10, held_out=2, small=True),
+    "cifar100": _table_4("cifar100", "CIFAR-100", "train", "test", images=50_000, classes=100, held_out=2, small=True),
+    "pets": _table_4("oxford_iiit_pet", "Pets", "train", "test", images=3_680, classes=37, held_out=10),
+    "flowers": _table_4(
         "oxford_flowers102", "Flowers-102", "train+validation", "test", images=2_040, classes=102, held_out=10
     ),
 }
 
 
 def gap_learning_rate(learning_rate: float) -> float:
-    """A learning rate for global average pooling from one for the class token.
+    """Converts a learning rate for the class token to one for global average pooling.
 
-    Figure 9 has one pair, 8e-4 and 3e-4. That other rates keep the proportion is our assumption.
+    Figure 9 has one pair, 8e-4 and 3e-4. We assume that other rates have the same ratio.
     """
     return float(f"{learning_rate * FIGURE_9['gap'] / FIGURE_9['cls']:.6g}")
 
@@ -112,16 +108,16 @@ def pooling(pool: str, learning_rate: float) -> tuple[str | None, float]:
 
 
 def hyper_rule_steps(num_images: int) -> int:
-    """BiT-HyperRule's length of fine-tuning for so many training images (Kolesnikov et al., 2020, section 3.3)."""
+    """BiT-HyperRule's number of steps by the number of training images (Kolesnikov et al., 2020, section 3.3)."""
     return 500 if num_images < 20_000 else 10_000 if num_images < 500_000 else 20_000
 
 
 def hyper_rule_sizes(*, small_images: bool, is_large: bool) -> tuple[int, int]:
-    """BiT-HyperRule's image sizes in pixels: images are resized to the first and cropped at random to the second.
+    """BiT-HyperRule's image sizes in pixels: the size to resize to, then that of the random crop.
 
     Args:
       small_images: whether images have fewer than 96x96 pixels.
-      is_large: whether the others have the sizes that the BiT paper gives to R152x4 alone, and the released code to all
+      is_large: whether other images get the sizes that the BiT paper has for R152x4 only, and the released code for all
         models.
     """
     if small_images:
@@ -130,116 +126,112 @@ def hyper_rule_sizes(*, small_images: bool, is_large: bool) -> tuple[int, int]:
 
 
 def hyper_rule_schedule(steps: int) -> tuple[int, tuple[float, ...]]:
-    """BiT-HyperRule's warm-up, in steps, and the shares of the run after which the learning rate drops."""
+    """BiT-HyperRule's warm-up in steps, and the fractions of the run at which the learning rate drops."""
     return (steps // 5, (0.4, 0.6, 0.8)) if steps <= 500 else (min(500, steps // 20), (0.3, 0.6, 0.9))
 
 
-def held_out_percent(num_images: int) -> int:
-    """The share that chooses the learning rate: as the paper's for data sets of that size."""
-    return 10 if num_images < 20_000 else 2 if num_images < 500_000 else 1
-
-
 def transfer_task(dataset: str, *, train: str = "", test: str = "") -> TransferTask:
-    """The task of a data set.
+    """Makes the task of a data set.
 
     Args:
       dataset: one of `TASKS`, "tfds:<name>", or the path of an image folder or zip file.
-      train: name of the split to train on; "": what is usual.
-      test: name of the split to test on; "": what is usual.
+      train: split to train on; "": by the names of the splits.
+      test: split to test on; likewise.
 
     Returns:
-      Table 4's, or for other data sets the same protocol: its steps by the number of training images; a validation
-      split chooses the learning rate where there is one beside a test split, otherwise a held-out part of the training
-      images does. Images without splits, or of a single one, are split: a tenth to test on, a tenth to choose on.
+      a row of table 4; for other data sets the same protocol, with steps by the number of training images. The
+      learning rate is chosen on a validation split if there is one besides the test split, otherwise on held-out
+      training images. A single split is divided: a tenth to test on, a tenth to choose on.
 
     Raises:
-      UserError: there is no such data set, or one without anything to train on, to test on or to tell apart.
+      UserError: the data set does not exist, or has nothing to train on, nothing to test on, or a single class.
     """
     if dataset in TASKS:
         if train or test:
-            raise UserError(f"the splits of {dataset} are the paper's; name {TASKS[dataset].dataset} to choose others.")
+            raise UserError(
+                f"the splits of {dataset} are the paper's; use {TASKS[dataset].dataset} instead to choose others."
+            )
         return TASKS[dataset]
     splits = _splits(dataset)
+    exists = splits is not None
     if splits is None:
         if not dataset.startswith("tfds:") and "/" not in dataset and "." not in dataset:
             raise unknown_name("data set to transfer to (and no such folder)", dataset, TASKS)
-        splits = ["train", "test"]  # an error says what is missing when the data are opened
+        splits = ["train", "test"]  # opening the data raises the error
     if not splits:
-        raise UserError(f"{dataset} has no folders; images should lie in <class>/ or <split>/<class>/, e.g. cat/1.jpg.")
+        raise UserError(f"{dataset} has no folders; images should be in <class>/ or <split>/<class>/, e.g. cat/1.jpg.")
     if len(splits) == 1 and not test:
-        whole = train or splits[0]
-        count = _count(dataset, whole)
-        if count is not None and count < FEWEST_TO_SPLIT:
+        train = train or splits[0]
+        source = open_source(dataset, train) if exists else None
+        if source is not None and len(source) < _FEWEST_TO_SPLIT:
             raise UserError(
-                f"{dataset} has {count} images, too few to hold a tenth out to test on. Add some, at least "
-                f"{FEWEST_TO_SPLIT} in all, or divide them into folders train/<class>/ and test/<class>/."
+                f"{dataset} has {len(source)} images, too few to hold out a tenth to test on. Add images, at least "
+                f"{_FEWEST_TO_SPLIT} in all, or divide them into folders train/<class>/ and test/<class>/."
             )
-        choose, final = (f"{whole}[:80%]", f"{whole}[80%:90%]"), (f"{whole}[:90%]", f"{whole}[90%:]")
-        return _task(dataset, {"choose": choose, "final": final}, whole, count, 0.9)
-    found, validation = train or _find(splits, "train"), _find(splits, "validation")
+        choose, final = (f"{train}[:80%]", f"{train}[80%:90%]"), (f"{train}[:90%]", f"{train}[90%:]")
+        return _task(dataset, choose, final, source, round(0.9 * len(source or ())))
+    train, validation = train or _find(splits, "train"), _find(splits, "validation")
     test = test or _find(splits, "test")
-    if not found or not (test or validation):
-        raise _unnamed(dataset, splits, found, test)
-    if split_role(found.partition("[")[0]) == "test":
-        logger.warning("%s: trains on the split %r, which by its name is for testing.", dataset, found)
-    train, count = found, _count(dataset, found)
+    if not train or not (test or validation):
+        raise _unnamed(dataset, splits, train, test)
+    if split_role(train.partition("[")[0]) == "test":
+        logger.warning("%s: trains on the split %r, which by its name is for testing.", dataset, train)
+    source = open_source(dataset, train) if exists else None
+    count = len(source or ())
     if test and validation and validation not in (train, test):
-        both = count + (_count(dataset, validation) or 0) if count else None
-        choose, final = (train, validation), (f"{train}+{validation}", test)
-        return _task(dataset, {"choose": choose, "final": final}, train, both)
-    percent = held_out_percent(count or 0)
-    choose = (f"{train}[:{100 - percent}%]", f"{train}[{100 - percent}%:]")
-    final = (train, test or validation or "")
-    return _task(dataset, {"choose": choose, "final": final}, train, count)
+        count += len(open_source(dataset, validation)) if exists else 0
+        return _task(dataset, (train, validation), (f"{train}+{validation}", test), source, count)
+    held_out = 10 if count < 20_000 else 2 if count < 500_000 else 1  # percent: as table 4's tasks of that size
+    choose = (f"{train}[:{100 - held_out}%]", f"{train}[{100 - held_out}%:]")
+    return _task(dataset, choose, (train, test or validation), source, count)
 
 
 def _task(
-    dataset: str, splits: Mapping[str, tuple[str, str]], train: str, count: int | None, share: float = 1.0
+    dataset: str, choose: tuple[str, str], final: tuple[str, str], source: Source | None, num_images: int
 ) -> TransferTask:
-    """The task of a data set with so many images, of which a share is for the final training; `train` has some."""
-    source = open_source(dataset, train) if count is not None else None
+    """The task of a data set of which `source`, if it exists, is a part and `num_images` are trained on in the end."""
     if source and source.num_classes == 1:
         names = ", ".join(source.class_names or ())
         raise UserError(f"{dataset} has a single class ({names}), so there is nothing to tell apart. Add another.")
     return TransferTask(
         dataset=dataset,
-        splits=splits,
+        splits={"choose": choose, "final": final},
         num_images={"choose": None, "final": None},
         num_classes=None,
-        steps=hyper_rule_steps(round((count or 0) * share)),
+        steps=hyper_rule_steps(num_images),
         learning_rates=TABLE_4["Pets"].learning_rates,
         small_images=source is not None and _is_small(source),
     )
 
 
 def _is_small(source: Source) -> bool:
-    """Whether the first image is that can be read."""
+    """Whether the first image that can be read is small."""
     for index in range(min(len(source), 100)):
-        with contextlib.suppress(UserError):  # training tells which cannot
+        with contextlib.suppress(UserError):  # training reports it
             image = source[index]["image"]
-            return math.prod(size_of(image) if isinstance(image, bytes) else image.shape[:2]) < SMALL_AREA
+            return math.prod(size_of(image) if isinstance(image, bytes) else image.shape[:2]) < _SMALL_AREA
     return False
 
 
-def _find(splits: list[str], role: str) -> str:
-    """The split that is for this, by its name; "" if there is none."""
+def _find(splits: Sequence[str], role: str) -> str:
+    """The split with this role by its name; "" if there is none."""
     return next((split for split in splits if split_role(split) == role), "")
 
 
-def _unnamed(dataset: str, splits: list[str], train: str, test: str) -> UserError:
-    """The error where names do not say what to train on or to test on.
+def _unnamed(dataset: str, splits: Sequence[str], train: str, test: str) -> UserError:
+    """The error if names do not say what to train or test on.
 
-    Its example trains on nothing that might be test images: what is for what is read from parts of the names, and where
-    they tell nothing, from the person.
+    Its example never trains on what may be test images: it guesses roles by parts of the names, and leaves the rest to
+    the user.
     """
     wanted = "test" if train else "train"
     left = [split for split in splits if split not in (train, test)]
-    likely = [split for split in left if _seems(split) == wanted]
+    likely = [split for split in left if _guess_role(split) == wanted]
     if train:
-        test = (likely or [split for split in left if _seems(split) != "train"] or ["<split>"])[0]
+        test = (likely or [split for split in left if _guess_role(split) != "train"] or ["<split>"])[0]
     else:
         train = (likely or ["<split>"])[0]
-        test = test or next((split for split in left if _seems(split) in ("test", "validation")), "<split>")
+        test = test or next((split for split in left if _guess_role(split) in ("test", "validation")), "<split>")
     return UserError(
         f"{show_name(dataset)} has the splits {', '.join(map(show_name, splits))}. None of them is called "
         f"{_WORDS[wanted]}; say which is to {wanted} on, such as "
@@ -247,37 +239,23 @@ def _unnamed(dataset: str, splits: list[str], train: str, test: str) -> UserErro
     )
 
 
-def _seems(split: str) -> str | None:
-    """What a split is for, by any word in its name: "seg_train", "Test_Images", "testset2"."""
+def _guess_role(split: str) -> str | None:
+    """The role by any word in a split's name: "seg_train", "Test_Images", "testset2"."""
     for word in re.findall(r"[a-z]+", split.lower()):
-        for part in ("train", "test", "val"):
+        for part, role in (("train", "train"), ("test", "test"), ("val", "validation")):
             if word.startswith(part) or word.endswith(part):
-                return {"val": "validation"}.get(part, part)
+                return role
         if word in ("eval", "evaluation", "dev", "holdout", "heldout"):
             return "test"
     return None
 
 
-def _splits(dataset: str) -> list[str] | None:
-    """Names of the splits; None where the data set is not here."""
+def _splits(dataset: str) -> Sequence[str] | None:
+    """Names of the splits; None if the data set does not exist."""
     if dataset == "digits":
         return ["train", "test"]
-    if dataset.startswith("tfds:"):
-        folder = find_tfds(dataset.removeprefix("tfds:"))
-    else:
-        path = find_path(dataset)
-        if path is None:
-            return None
-        folder = prepared_folder(path)
-        if folder is None:
-            return list_splits(path)
-    if folder is None:
+    path = find_path(dataset)
+    if path is None:
         return None
-    import tensorflow_datasets as tfds  # takes a third of a second; without TensorFlow
-
-    return sorted(tfds.builder_from_directory(folder).info.splits)
-
-
-def _count(dataset: str, split: str) -> int | None:
-    """Number of images of a split; None where the data set is not here."""
-    return None if _splits(dataset) is None else len(open_source(dataset, split))
+    folder = prepared_folder(path)
+    return sorted(split_sizes(folder)) if folder else list_splits(path)
