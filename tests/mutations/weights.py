@@ -132,15 +132,15 @@ MUTATIONS = [
         IDENTIFY,
         'found["pool"] = "map" if "MAPHead_0/probe" in shapes else "gap"',
         'found["pool"] = "gap"',
-        f"{TEST_IDENTIFY}::test_a_model_is_told_by_its_names_and_shapes",
+        f"{TEST_IDENTIFY}::test_a_model_of_other_dimensions_is_told_by_its_names_and_shapes",
         "attention pooling is recognised",
     ),
     Mutation(
         IDENTIFY,
         "in VARIANTS.items() if variant == found)",
         "in VARIANTS.items() if variant.hidden_dim == found.hidden_dim)",
-        f"{TEST_IDENTIFY}::test_a_model_of_other_dimensions_is_told_by_its_names_and_shapes",
-        "a model of other dimensions is not taken for a known one",
+        f"{TEST_IDENTIFY}::test_a_model_is_told_by_its_names_and_shapes",
+        "ViT-b is not taken for ViT-S, which is as wide",
     ),
     Mutation(
         IDENTIFY,
@@ -188,7 +188,7 @@ MUTATIONS = [
         RELEASED,
         '("l16", "ViT-L/16", 384, 85.15, table_5)',
         '("l16", "ViT-L/16", 384, 85.51, table_5)',
-        f"{TEST_RELEASED}::test_the_papers_checkpoints_are_there",
+        "tests/report/test_protocol.py::test_checkpoints_and_published_numbers_agree",
         "published accuracies are the paper's",
     ),
     Mutation(

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -50,11 +51,12 @@ def test_lease_of_a_killed_process_of_this_machine_is_taken_over_at_once(tmp_pat
 
 
 def test_lease_of_another_machine_is_taken_over_when_it_stands_still(tmp_path, url, monkeypatch, caplog):
-    monkeypatch.setattr(leases, "_LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(leases, "_LEASE_SECONDS", 1.5)
     holder = {"id": "1", "host": "other", "pid": 1, "pids_of": "other", "time": "2026-01-01T00:00:00+00:00"}
     (tmp_path / ".lock").write_text(json.dumps(holder))
+    began = time.monotonic()
     with caplog.at_level("INFO"), lease(url, end_process):
-        pass
+        assert time.monotonic() - began > 1.5
     assert "locked by process 1 on other, last seen at 2026-01-01T00:00:00+00:00; waiting" in caplog.text
 
 

@@ -105,6 +105,7 @@ def test_an_entry_agrees_with_itself(checkpoint):
     assert checkpoint.num_classes == {"imagenet21k": 21_843, "imagenet2012": 1000}[data]
     assert checkpoint.class_names == (None if "zero" in checkpoint.note else data)
     assert ("zero" in checkpoint.note) == (family == "vit" and not checkpoint.finetuning_data)
+    assert checkpoint.probabilities == ("sigmoid" if augreg and not checkpoint.finetuning_data else None)
     # The input
     assert checkpoint.preprocessing.image_size == (checkpoint.image_size, checkpoint.image_size)
     assert checkpoint.preprocessing.mean == checkpoint.preprocessing.std == (0.5, 0.5, 0.5)
