@@ -183,8 +183,8 @@ MUTATIONS = [
     ),
     Mutation(
         FOLDERS,
-        "self._labels = [numbers.get(name, 0) for name in own]",
-        "self._labels = list(range(len(own)))",
+        "        if class_names is not None:\n            self._relabel(class_names)",
+        "        if class_names is not None:\n            self.class_names = class_names",
         f"{TEST_FOLDERS}::test_a_split_may_lack_classes_of_the_training_split",
         "a split that lacks classes keeps the training split's labels",
     ),

@@ -148,8 +148,8 @@ MUTATIONS = [
     ),
     Mutation(
         TASKS,
-        'choose, final = (f"{whole}[:80%]", f"{whole}[80%:90%]"), (f"{whole}[:90%]", f"{whole}[90%:]")',
-        'choose, final = (f"{whole}[:80%]", f"{whole}[80%:]"), (f"{whole}[:90%]", f"{whole}[90%:]")',
+        'choose, final = (f"{train}[:80%]", f"{train}[80%:90%]"), (f"{train}[:90%]", f"{train}[90%:]")',
+        'choose, final = (f"{train}[:80%]", f"{train}[80%:]"), (f"{train}[:90%]", f"{train}[90%:]")',
         f"{TEST_TASKS}::test_a_folder_of_classes_is_split_into_what_has_nothing_in_common",
         "nothing is chosen on images to test on",
     ),

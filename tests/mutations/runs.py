@@ -156,8 +156,8 @@ MUTATIONS = [
     ),
     Mutation(
         METRICS,
-        'rates["mfu"] = flops / self._machine.bf16_flops',
-        'rates["mfu"] = flops / self._machine.bf16_flops / self._machine.num_cores',
+        'rates["mfu"] = flops / self.machine.bf16_flops',
+        'rates["mfu"] = flops / self.machine.bf16_flops / self.machine.num_cores',
         f"{TEST_METRICS}::test_utilisation_is_the_share_of_the_peak_where_that_is_known",
         "MFU is of all devices' peak",
     ),
