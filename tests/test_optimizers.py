@@ -1,13 +1,19 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
+from jax.sharding import PartitionSpec
 
-from vit_jax import optimizers
+from vit_jax import optimizers, sharding
+from vit_jax.checkpoints import Checkpoints
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
 from vit_jax.models.vit import stack_layers
+from vit_jax.objectives.classification import Classification
+from vit_jax.train_step import TrainStep
 
 PARAMS = {
     "cls": jnp.ones((1, 1, 4)),
@@ -215,3 +221,135 @@ def test_only_selected_parameters_are_kept():
 def test_wrong_selections_are_refused(patterns, message):
     with pytest.raises(UserError, match=message):
         optimizers.select_parameters(PARAMS, patterns)
+
+
+LAYER = {"encoderblock_0": {"query": {"kernel": jnp.linspace(-1, 1, 24).reshape(4, 2, 3), "bias": jnp.ones((2, 3))}}}
+RATE, DECAY = 0.01, 0.1
+
+
+def by_hand(name):
+    """What optax says of an optimizer, with the rate and the decay of these tests."""
+    decayed = {"weight_decay": DECAY, "mask": optimizers.decay_mask}
+    if name == "sgd":
+        return optax.chain(optax.add_decayed_weights(DECAY, optimizers.decay_mask), optax.sgd(RATE, 0.9))
+    if name == "adafactor":
+        return optax.adafactor(
+            RATE,
+            min_dim_size_to_factor=32,
+            multiply_by_parameter_scale=False,
+            momentum=0.9,
+            weight_decay_rate=RATE * DECAY,
+            weight_decay_mask=optimizers.decay_mask,
+        )
+    return {"adamw": optax.adamw, "lamb": optax.lamb, "lion": optax.lion}[name](RATE, 0.9, 0.99, **decayed)
+
+
+def two_steps(optimizer, params):
+    state = optimizer.init(params)
+    for scale in (1.0, -0.3):
+        grads = jax.tree.map(
+            lambda leaf, scale=scale: scale * jnp.cos(leaf + jnp.arange(leaf.size).reshape(leaf.shape)), params
+        )
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("name", sorted(optimizers.OPTIMIZERS.keys() - {"muon"}))
+def test_optimizer_is_that_of_optax(name):
+    params = PARAMS | LAYER | {"wide": {"kernel": jnp.ones((128, 130))}}  # large enough to be factored
+    eps = {"eps": 1e-6} if name == "lamb" else {}
+    ours = optimizers.make_optimizer(name, RATE, weight_decay=DECAY, b2=0.99, **eps)
+    jax.tree.map(
+        lambda found, expected: np.testing.assert_allclose(found, expected, rtol=1e-6),
+        two_steps(ours, params),
+        two_steps(by_hand(name), params),
+    )
+
+
+def test_muon_takes_the_kernels_of_layers_as_matrices_and_leaves_the_rest_to_adamw():
+    ours = optimizers.make_optimizer("muon", RATE, weight_decay=DECAY, momentum=0.95)
+    found = two_steps(ours, PARAMS | LAYER)
+    adamw = optax.nadamw(RATE, 0.9, 0.999, weight_decay=DECAY, mask=optimizers.decay_mask)
+    bias = {"encoderblock_0": {"query": {"bias": jnp.ones((2, 3))}}}
+    expected = two_steps(adamw, PARAMS | bias)
+    kernel = found["encoderblock_0"]["query"].pop("kernel")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+    # The same gradients, for the same kernel as a matrix.
+    matrix = optax.contrib.muon(RATE, beta=0.95, weight_decay=DECAY, consistent_rms=0.2)
+    kernels = jnp.linspace(-1, 1, 24).reshape(4, 6)
+    np.testing.assert_allclose(kernel.reshape(4, 6), two_steps(matrix, kernels), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes"),
+    [("ViT-Ti/16", {}), ("ViT-Ti/16", {"scan_layers": True}), ("R50+ViT-B/16", {}), ("R50x1", {})],
+)
+def test_muon_knows_the_matrices_of_every_model(name, attributes):
+    model = create_model(name, num_classes=2, **attributes)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"])
+    optimizer = optimizers.make_optimizer("muon", 0.1)
+    state = jax.eval_shape(optimizer.init, shapes)
+    momenta = jax.tree_util.tree_leaves_with_path(optax.tree.get(state, "inner_states")["muon"].inner_state[0].mu)
+    assert len(momenta) == {"ViT-Ti/16": 6 if attributes else 72, "R50x1": 52}.get(name, 123)
+    jax.eval_shape(optimizer.update, shapes, state, shapes)
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_weight_decay_is_of_kernels_alone(name):
+    params = PARAMS | LAYER
+    new = optimizers.make_optimizer(name, RATE, weight_decay=DECAY)
+    updates, _ = new.update(optax.tree.zeros_like(params), new.init(params), params)
+    moved = jax.tree.map(lambda leaf: bool(jnp.abs(leaf).max() > 0), updates)
+    assert moved == optimizers.decay_mask(params)
+
+
+class Layers(nn.Module):
+    """A model with a kernel for Muon that fsdp splits and Adafactor factors."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.Dense(256, name="encoderblock_0")(images.reshape(len(images), -1))
+        return nn.Dense(10, name="head")(nn.relu(x)), {}
+
+
+def make_batch():
+    rng = np.random.default_rng(0)
+    return {"image": rng.integers(0, 256, (16, 8, 8, 3), np.uint8), "label": rng.integers(0, 10, 16, np.int32)}
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_eight_devices_with_split_state_equal_one_and_checkpoints_restore_it(name, tmp_path):
+    optimizer = optimizers.make_optimizer(name, 1e-3, weight_decay=DECAY)
+    parts = {"objective": Classification(), "image_size": 8, "polyak_decay": 0.9}
+    one = TrainStep(Layers(), optimizer, mesh=sharding.make_mesh(jax.devices()[:1]), **parts)
+    eight = TrainStep(Layers(), optimizer, mesh=sharding.make_mesh(), sharding="fsdp", **parts)
+    large = [leaf for leaf in jax.tree.leaves(eight.abstract_state) if leaf.size >= sharding.SMALLEST_SPLIT]
+    assert all(leaf.sharding.spec == PartitionSpec(None, "data") for leaf in large)
+    assert len(large) == 2 + {"adamw": 2, "lamb": 2}.get(name, 1)  # parameter, average, moments
+
+    state, expected = eight.init(seed=0), one.init(seed=0)
+    for _ in range(2):
+        (state, _), (expected, _) = eight(state, make_batch()), one(expected, make_batch())
+    apart = jax.tree.map(lambda a, b: np.asarray(a) - b, state.params, jax.device_get(expected.params))
+    assert optax.tree.norm(apart) < 1e-4 * optax.tree.norm(state.params)
+
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(2, state, {})
+        checkpoints.wait()
+        _, restored, _ = checkpoints.restore_latest(eight.abstract_state)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(state))
+    assert sharding.shardings_of(restored) == sharding.shardings_of(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "of_parameters"),
+    [("adamw", "float32", 2), ("lamb", "float32", 2), ("sgd", "bfloat16", 0.5), ("lion", "bfloat16", 0.5),
+     ("muon", "float32", 1.0), ("adafactor", "bfloat16", 0.5)],
+)  # fmt: skip
+def test_bytes_of_an_optimizers_state_are_known_before_it_is_made(name, dtype, of_parameters):
+    optimizer = optimizers.make_optimizer(name, 1e-3, momentum_dtype=dtype)
+    step = TrainStep(create_model("ViT-S/16", num_classes=10), optimizer, Classification(), image_size=224)
+    state = step.abstract_state
+    share = sharding.total_bytes(state.opt_state) / sharding.total_bytes(state.params)
+    assert share == pytest.approx(of_parameters, rel=0.06)

@@ -224,15 +224,16 @@ def _lamb(schedule: optax.ScalarOrSchedule, s: Settings) -> optax.GradientTransf
 def _adafactor(schedule: optax.ScalarOrSchedule, s: Settings) -> optax.GradientTransformation:
     """Adafactor (Shazeer & Stern, 2018) as changed for large ViTs (Zhai et al., 2022).
 
-    With a first moment, without the parameters' scale, and the second moment's decay `1 - t^-0.8` is at most b2. The
-    second moment of a kernel is a row and a column; with `momentum_dtype="bfloat16"` the state is half the parameters.
+    It has a first moment, ignores the scale of the parameters, and the decay of the second moment, `1 - t^-0.8`, is at
+    most b2. The second moment of a kernel is a row and a column (of 32 and more, as in big_vision), so that with
+    `momentum_dtype="bfloat16"` the state is half as large as the parameters.
     """
 
     def decay(step: Any, power: Any) -> jax.Array:
         return jnp.minimum(1.0 - (jnp.asarray(step, jnp.float32) + 1.0) ** -power, s.b2)
 
     return optax.chain(
-        optax.scale_by_factored_rms(decay_rate_fn=decay),
+        optax.scale_by_factored_rms(min_dim_size_to_factor=32, decay_rate_fn=decay),
         optax.clip_by_block_rms(1.0),
         optax.ema(s.b1, debias=False, accumulator_dtype=s.momentum_dtype),
         optax.add_decayed_weights(s.weight_decay, decay_mask),

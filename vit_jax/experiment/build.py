@@ -46,7 +46,8 @@ class Experiment:
       num_train_images: length of an epoch.
       train_transform: what is done to each training image.
       eval_transform: what is done to each image of an evaluation.
-      class_names: of the logits, or of the first ones; None where neither the data nor a kept head have names.
+      class_names: of the logits, or of the first ones; None where neither the data nor a kept head have names, and
+        for an objective of another kind.
       model_fields: what `create_model` was given.
       batch_shapes: shapes, dtypes and shardings of a training batch.
       initial_params: parameters to begin with, on the host; None: the model's own initialisation.
@@ -118,7 +119,8 @@ class Experiment:
             sharding.batch_sharding(self.mesh),
             batch_size=self.batch_size,
             seed=self.config.seed,
-            num_classes=self.num_classes,
+            # Of the labels, which an objective may not need.
+            num_classes=max(self.num_classes, self.train_source.num_classes or 0),
             num_threads=data.num_threads,
             num_workers=data.num_workers,
             prefetch=data.prefetch,
@@ -165,9 +167,10 @@ def build(
     num_steps = count_steps(config, num_train_images)
 
     kept = weights if config.keep_head else None
-    num_classes = needed_of_model.get("num_classes")
+    num_classes, class_names = needed_of_model.get("num_classes"), None
     if num_classes is None:
         num_classes = choose_num_classes(config, spec, train_source)
+        class_names = (train_source and train_source.class_names) or (kept and kept.class_names)
     model_fields = get_model_fields(config, num_classes, spec) | needed_of_model
     model = create_model(**model_fields)
     initial_params, report = None, None
@@ -191,7 +194,6 @@ def build(
     schedule = make_schedule(config.optimizer, num_steps)
     step = make_step(config, model, objective, make_this_optimizer(schedule), schedule, mesh)
     max_labels = config.data.max_labels or (train_source.max_labels if train_source else 1)
-    names = train_source.class_names if train_source else None
     return Experiment(
         config=config,
         step=step,
@@ -202,7 +204,7 @@ def build(
         num_train_images=num_train_images,
         train_transform=transforms[0],
         eval_transform=transforms[1],
-        class_names=tuple(names) if names is not None else kept.class_names if kept else None,
+        class_names=tuple(class_names) if class_names else None,
         model_fields=model_fields,
         batch_shapes=batch_shapes(config.batch_size, config.data.image_size, max_labels, mesh),
         initial_params=initial_params,
