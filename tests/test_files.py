@@ -173,6 +173,13 @@ def test_only_regular_files_are_opened(tmp_path):
         files.read_regular(tmp_path / "file", 6)
 
 
+def test_a_file_that_becomes_a_fifo_is_not_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.setattr(files, "stat_regular", lambda _: None)  # what it was a moment ago
+    with pytest.raises(OSError, match="it is a FIFO"):
+        files.open_regular(tmp_path / "fifo")
+
+
 def test_importing_it_takes_no_jax_and_no_library():
     code = "import sys, vit_jax.files, vit_jax.console; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

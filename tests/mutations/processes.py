@@ -16,6 +16,13 @@ MUTATIONS = [
         "survivors of a lost process end",
     ),
     Mutation(
+        HEARTBEATS,
+        "self._answered - at > self._lost_after",
+        "now - at > self._lost_after",
+        f"{TEST_PROCESSES}::test_while_process_0_does_not_answer_no_other_is_taken_for_lost",
+        "the process that is gone is the one that is named",
+    ),
+    Mutation(
         PROCESSES,
         "if values[process] != values[0]]",
         "if False]",

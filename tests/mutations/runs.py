@@ -4,6 +4,7 @@ from tests.mutations.mutation import Mutation
 
 CHECKPOINTS, TEST_CHECKPOINTS = "vit_jax/checkpoints.py", "tests/test_checkpoints.py"
 FILES, TEST_FILES = "vit_jax/files.py", "tests/test_files.py"
+CONSOLE, TEST_CONSOLE = "vit_jax/console.py", "tests/test_console.py"
 WORKDIR, TEST_WORKDIR = "vit_jax/run/workdir.py", "tests/run/test_workdir.py"
 METRICS, TEST_METRICS = "vit_jax/run/journal.py", "tests/run/test_journal.py"
 ACCOUNTING, TEST_ACCOUNTING = "vit_jax/run/accounting.py", "tests/run/test_accounting.py"
@@ -90,6 +91,55 @@ MUTATIONS = [
         "path.write_bytes(data)",
         f"{TEST_FILES}::test_atomic_write_leaves_the_old_content_when_it_fails",
         "files of a run are replaced atomically",
+    ),
+    Mutation(
+        FILES,
+        "folder = os.environ.get(CACHE_VARIABLE)",
+        "folder = None",
+        f"{TEST_FILES}::test_cache_is_where_the_environment_says",
+        "one variable says where the cache is",
+    ),
+    Mutation(
+        FILES,
+        "if on_wait is None:\n                raise UserError(message) from error",
+        "if on_wait is None:\n                file_lock.acquire(timeout=5)",
+        f"{TEST_FILES}::test_a_lock_keeps_others_out_until_it_is_released_or_its_process_ends",
+        "a lock that another holds is an error at once",
+    ),
+    Mutation(
+        FILES,
+        "_check_regular(os.fstat(descriptor).st_mode)",
+        "pass",
+        f"{TEST_FILES}::test_a_file_that_becomes_a_fifo_is_not_read",
+        "a file is checked again once it is open",
+    ),
+    Mutation(
+        CONSOLE,
+        "table.add_row(*map(Text, row))",
+        "table.add_row(*row)",
+        f"{TEST_CONSOLE}::test_tables_align_numbers_to_the_right_and_wide_characters_to_their_width",
+        "brackets in a cell are text, not markup",
+    ),
+    Mutation(
+        CONSOLE,
+        "handler.addFilter(self._make_room)",
+        "pass",
+        f"{TEST_CONSOLE}::test_in_a_terminal_progress_is_a_bar_that_leaves_lines_and_cursor_alone",
+        "a bar makes room for lines of the log",
+    ),
+    Mutation(
+        CONSOLE,
+        "left = elapsed * max(self._total - self._done, 0) / (self._done - self._first)",
+        "left = elapsed * max(self._total - self._done, 0) / self._done",
+        f"{TEST_CONSOLE}::test_progress_is_a_line_now_and_then_with_rate_and_time_left",
+        "the time left does not count what an earlier start did",
+    ),
+    Mutation(
+        WORKDIR,
+        "while kept and kept[-1].step >= start.step:",
+        "while False:",
+        "tests/test_library.py::test_starts_of_a_run_are_put_together_by_step",
+        "steps that were repeated count once",
     ),
     Mutation(
         WORKDIR,
