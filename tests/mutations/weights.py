@@ -3,6 +3,7 @@
 from tests.mutations.mutation import Mutation
 
 DOWNLOAD, TEST_DOWNLOAD = "vit_jax/weights/download.py", "tests/weights/test_download.py"
+ADDRESSES, TEST_ADDRESSES = "vit_jax/weights/addresses.py", "tests/weights/test_addresses.py"
 READING, TEST_FILES = "vit_jax/weights/reading.py", "tests/weights/test_arrays.py"
 FORMATS, TEST_FORMATS = "vit_jax/weights/formats.py", "tests/weights/test_formats.py"
 MAPPING = "vit_jax/weights/mapping.py"
@@ -23,10 +24,38 @@ MUTATIONS = [
         "a file with another digest is refused",
     ),
     Mutation(
-        "vit_jax/weights/addresses.py",
+        DOWNLOAD,
+        "with replacing(self.path) as temporary:",
+        "for temporary in [self.path]:",
+        f"{TEST_DOWNLOAD}::test_a_file_that_stays_cut_off_is_given_up",
+        "a half-written file is never taken for a whole one",
+    ),
+    Mutation(
+        DOWNLOAD,
+        "if count - before < window * _SLOWEST:",
+        "if False:",
+        f"{TEST_DOWNLOAD}::test_a_server_that_trickles_is_given_up",
+        "a server that sends too slowly is given up",
+    ),
+    Mutation(
+        DOWNLOAD,
+        "if not concurrent.futures.wait([future], timeout=seconds).done:",
+        "if False:",
+        f"{TEST_DOWNLOAD}::test_a_server_that_trickles_its_headers_is_given_up",
+        "a server that sends its headers too slowly is given up",
+    ),
+    Mutation(
+        DOWNLOAD,
+        "if _stored_md5(response) not in (None, md5.digest()):",
+        "if False:",
+        f"{TEST_DOWNLOAD}::test_the_md5_of_google_storage_is_checked",
+        "a file that was damaged on its way is refused",
+    ),
+    Mutation(
+        ADDRESSES,
         'name = name.replace(".", "%2E") or "%"',
         "pass",
-        "tests/weights/test_addresses.py::test_no_name_can_escape_the_cache",
+        f"{TEST_ADDRESSES}::test_no_name_can_escape_the_cache",
         "no address leads out of the cache",
     ),
     Mutation(
@@ -79,6 +108,13 @@ MUTATIONS = [
         "arrays in another byte order are read as what they are",
     ),
     Mutation(
+        READING,
+        "if not dtype.hasobject and found != math.prod(shape) * dtype.itemsize:",
+        "if False:",
+        f"{TEST_FILES}::test_a_member_that_is_not_what_its_header_declares_is_refused",
+        "a member has as many bytes as its header declares",
+    ),
+    Mutation(
         MAPPING,
         "parts = np.split(array, len(names)) if len(names) > 1 else [array]",
         "parts = np.split(array, len(names))[::-1] if len(names) > 1 else [array]",
@@ -101,8 +137,8 @@ MUTATIONS = [
     ),
     Mutation(
         FORMATS,
-        'Rule(_BLOCK + "LayerNorm_1/", _BLOCK + "LayerNorm_2/"),',
-        "",
+        'Rule(_BLOCK + "LayerNorm_1/", _BLOCK + "LayerNorm_2/")',
+        'Rule(_BLOCK + "LayerNorm_2/", _BLOCK + "LayerNorm_2/")',
         f"{TEST_FORMATS}::test_their_names_and_layouts_are_read",
         "big_vision's second layer norm is called LayerNorm_1",
     ),
@@ -179,22 +215,22 @@ MUTATIONS = [
     ),
     Mutation(
         FOLDERS,
-        'overrides = {"gelu": "exact"} if config.values and gelus[activation] == "exact" else {}',
-        "overrides = {}",
+        'overrides={"gelu": "exact"} if config.values and _GELUS[activation] == "exact" else {}',
+        "overrides={}",
         f"{TEST_STORE}::test_the_exact_gelu_of_huggingface_is_heeded",
         "Hugging Face's exact GELU is heeded",
     ),
     Mutation(
         RELEASED,
-        '("l16", "ViT-L/16", 384, 85.15, table_5)',
-        '("l16", "ViT-L/16", 384, 85.51, table_5)',
-        "tests/report/test_recipes.py::test_checkpoints_and_published_numbers_agree",
+        'table_5[models[short]]["ImageNet"], paper)',
+        'table_5[models[short]]["ImageNet ReaL"], paper)',
+        f"{TEST_RELEASED}::test_the_papers_checkpoints_are_there",
         "published accuracies are the paper's",
     ),
     Mutation(
         RELEASED,
-        '"l16": ("0.01", 85.59)',
-        '"l16": ("0.03", 85.59)',
+        '"b16": "0.03", "l16": "0.01"',
+        '"b16": "0.03", "l16": "0.03"',
         TEST_RELEASED,
         "addresses of AugReg's checkpoints are those of the release",
     ),
@@ -214,7 +250,7 @@ MUTATIONS = [
     ),
     Mutation(
         TRANSFER,
-        "old_grid=old_model.grid(*old_size),",
+        ", old_grid=old_grid",
         "",
         f"{TEST_TRANSFER}::test_a_grid_that_was_not_square_is_interpolated_along_each_axis",
         "a grid that was not square is interpolated along each axis",

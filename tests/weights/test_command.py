@@ -70,7 +70,7 @@ def test_inspect_shows_the_model_that_it_believes_in(capsys, source):
     assert "ViT-Ti/4, 5 classes" in output
     assert "pre_logits=True" in output
     assert "images 16x16" in output
-    assert f"{size:,}; head left out {size - 16 * 5 - 5:,}" in output
+    assert f"{size:,}; {size - 16 * 5 - 5:,} without the head" in output
     assert "encoderblock" not in output
 
 

@@ -155,7 +155,7 @@ def golden():
 def test_a_config_of_others_is_computed_as_its_library_computes_it(library, name, golden):
     fields = Fields(CONFIGS[library][name], "config.json")
     if library == "timm":
-        preprocessing, notes = foreign_preprocessing.read_timm(fields)
+        preprocessing, notes = foreign_preprocessing.read_timm(fields), ()
     else:
         size = (41, 63) if name == "no resize" else None
         preprocessing, notes = foreign_preprocessing.read_huggingface(fields, size)

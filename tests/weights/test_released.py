@@ -52,6 +52,11 @@ def test_the_papers_checkpoints_are_there():
     assert get_checkpoint("vit_l16_i21k_in1k_224").url == "gs://vit_models/imagenet21k+imagenet2012/ViT-L_16-224.npz"
     assert get_checkpoint("bit_m_r152x4_in1k").url == "gs://bit_models/BiT-M-R152x4-ILSVRC2012.npz"
     assert len(list_checkpoints("bit_[sm]_r*x[0-9]")) == 12
+    published = {name: get_checkpoint(name).published_accuracy for name in list_checkpoints("vit_*")}
+    assert published["vit_h14_i21k"] == {"cifar10": 99.27, "cifar100": 93.82, "imagenet2012": 85.13}
+    assert published["vit_l16_i21k_in1k_384"] == {"imagenet2012": 85.15}
+    assert published["vit_r50b16_i21k_in1k_384"] == {"imagenet2012": 85.08}
+    assert published["vit_r50l32_i21k"] is None
 
 
 def test_names_and_addresses_are_unique():
@@ -113,8 +118,8 @@ def test_an_entry_agrees_with_itself(checkpoint):
     assert (checkpoint.published_accuracy is None) == (checkpoint.accuracy_source is None)
     for percent in (checkpoint.published_accuracy or {}).values():
         assert 60 < percent < 100
+    assert checkpoint.probabilities == ("sigmoid" if augreg and data == "imagenet21k" else None)
     assert checkpoint.sha256 is None or re.fullmatch("[0-9a-f]{64}", checkpoint.sha256)
-    assert checkpoint.format == ("bit" if bit else "big_vision" if family == "plain" else "vit")
 
 
 @pytest.mark.parametrize("checkpoint", ALL, ids=lambda checkpoint: checkpoint.name)

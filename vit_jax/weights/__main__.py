@@ -1,4 +1,4 @@
-"""Converts weights between formats, and looks into files.
+"""Lists released weights, looks into files, and converts between formats.
 
 python -m vit_jax.weights list 'augreg_*'
 python -m vit_jax.weights inspect vit_b16_i21k_in1k_384
@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 
-from vit_jax.console import run_command
+from vit_jax.console import format_table, run_command
 from vit_jax.errors import UserError
 from vit_jax.weights import Weights, get_checkpoint, list_checkpoints, load, save
 
@@ -38,22 +38,20 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | inspect | convert")
 
-    names = commands.add_parser("list", help="released checkpoints by name")
+    names = commands.add_parser("list", help="released checkpoints")
     names.add_argument("pattern", nargs="?", default="*", help="shell-style, such as 'augreg_*_384' (default: all)")
 
     source = argparse.ArgumentParser(add_help=False)
     source.add_argument("source", metavar="SRC", help=_PLACE)
-    source.add_argument("--model", help="what SRC should hold, such as ViT-B/16; else told by its arrays")
+    source.add_argument("--model", help="the model that SRC should hold, such as ViT-B/16 (default: any)")
     source.add_argument(
-        "--image_size", type=_size, help="of the images SRC was trained on, HEIGHTxWIDTH, where they were not square"
+        "--image_size", type=_size, help="HEIGHTxWIDTH of the images SRC was trained on, if they were not square"
     )
 
-    inspect = commands.add_parser(
-        "inspect", parents=[source], help="names, shapes and norms, and the model that a file is believed to hold"
-    )
+    inspect = commands.add_parser("inspect", parents=[source], help="model, names, shapes and norms of the arrays")
     inspect.add_argument("--short", action="store_true", help="without the table of arrays")
 
-    convert = commands.add_parser("convert", parents=[source], help="from any known format to another")
+    convert = commands.add_parser("convert", parents=[source], help="to another format")
     convert.add_argument(
         "destination",
         metavar="DST",
@@ -70,13 +68,11 @@ def main(arguments: list[str]) -> int:
     args = make_parser().parse_args(arguments)
     try:
         if args.command == "list":
-            _list(args.pattern)
+            print(_list(args.pattern))
             return 0
         weights = load(args.source, model=args.model, image_size=args.image_size, allow_nan=args.command == "inspect")
         if args.command == "inspect":
-            if not args.short:
-                _print_arrays(weights.arrays)
-            _print_facts(weights)
+            print(_describe(weights, with_arrays=not args.short))
             return 0
         weights = weights.without(*filter(None, args.drop.split(",")))
         written = save(weights, args.destination, to=args.to)
@@ -92,60 +88,51 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _list(pattern: str) -> None:
-    names = list_checkpoints(pattern)
-    if not names:
+def _list(pattern: str) -> str:
+    checkpoints = [get_checkpoint(name) for name in list_checkpoints(pattern)]
+    if not checkpoints:
         raise UserError(f"no released checkpoint matches {pattern!r}.")
-    print(f"{'name':<32} {'model':<14} {'image':>5} {'classes':>7}  {'top-1 %':>7}  file")
-    for name in names:
-        checkpoint = get_checkpoint(name)
-        accuracy = (checkpoint.published_accuracy or {}).get("imagenet2012")
-        shown = f"{accuracy:.2f}" if accuracy and checkpoint.num_classes == 1000 else ""
-        print(
-            f"{name:<32} {checkpoint.model:<14} {checkpoint.image_size:>5} {checkpoint.num_classes:>7,}  {shown:>7}  "
-            f"{checkpoint.url}"
-        )
+    rows = []
+    for each in checkpoints:
+        accuracy = (each.published_accuracy or {}).get("imagenet2012")
+        top_1 = f"{accuracy:.2f}" if accuracy and each.num_classes == 1000 else ""
+        rows.append((each.name, each.model, each.image_size, f"{each.num_classes:,}", top_1, each.url))
+    return format_table(("name", "model", "image", "classes", "top-1 %", "file"), rows, markdown=False)
 
 
-def _print_arrays(arrays: dict[str, np.ndarray]) -> None:
-    width = max(len(name) for name in arrays)
-    print(f"{'name':<{width}}  {'shape':<20} {'dtype':<9} {'norm':>10} {'mean':>10} {'std':>10}")
-    for name, array in arrays.items():
-        values = array.astype(np.float64)
-        shape = "x".join(map(str, array.shape))
-        print(
-            f"{name:<{width}}  {shape:<20} {array.dtype!s:<9} {np.linalg.norm(values):>10.4g} {values.mean():>10.3g} "
-            f"{values.std():>10.3g}"
-        )
-    print()
-
-
-def _print_facts(weights: Weights) -> None:
-    total = sum(array.size for array in weights.arrays.values())
-    head = sum(array.size for name, array in weights.arrays.items() if name.startswith("head/"))
-    bad = [name for name, array in weights.arrays.items() if not np.isfinite(array.astype(np.float32)).all()]
-    zero_head = head and not any(array.any() for name, array in weights.arrays.items() if name == "head/kernel")
-    preprocessing = weights.preprocessing
-    names = weights.class_names
-    rows = [
+def _describe(weights: Weights, *, with_arrays: bool) -> str:
+    arrays = weights.arrays
+    total = sum(array.size for array in arrays.values())
+    head = sum(array.size for name, array in arrays.items() if name.startswith("head/"))
+    preprocessing, names = weights.preprocessing, weights.class_names
+    height, width = preprocessing.image_size
+    facts = [
         ("model", str(weights.spec)),
         ("format", weights.format),
-        ("parameters", f"{total:,}; head left out {total - head:,}"),
+        ("parameters", f"{total:,}; {total - head:,} without the head"),
         (
             "images",
-            f"{preprocessing.image_size[0]}x{preprocessing.image_size[1]}, {preprocessing.resize}, "
-            f"{preprocessing.interpolation}, mean {preprocessing.mean}, std {preprocessing.std}",
+            f"{height}x{width}, {preprocessing.resize}, {preprocessing.interpolation}, mean {preprocessing.mean}, std "
+            f"{preprocessing.std}",
         ),
         *([("probability", weights.probabilities)] if weights.probabilities else []),
         ("classes", ", ".join(f"{name!r}" for name in names[:3]) + ", ..." if names else "names not known"),
         *[("note", note) for note in weights.notes],
     ]
-    if zero_head:
-        rows.append(("note", "the head's kernel is all zeros: every image gets the same logits"))
-    if bad:
-        rows.append(("WARNING", f"not finite: {', '.join(bad[:5])}"))
-    for key, value in rows:
-        print(f"{key:<11} {value}")
+    if head and not arrays["head/kernel"].any():
+        facts.append(("note", "the head's kernel is all zeros: every image gets the same logits"))
+    if bad := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        facts.append(("WARNING", f"not finite: {', '.join(bad[:5])}"))
+    lines = [f"{key:<11} {value}" for key, value in facts]
+    if not with_arrays:
+        return "\n".join(lines)
+    rows = []
+    for name, array in arrays.items():
+        values = array.astype(np.float64)
+        numbers = (f"{np.linalg.norm(values):.4g}", f"{values.mean():.3g}", f"{values.std():.3g}")
+        rows.append((name, "x".join(map(str, array.shape)), array.dtype, *numbers))
+    table = format_table(("name", "shape", "dtype", "norm", "mean", "std"), rows, num_left=3, markdown=False)
+    return "\n".join([table, "", *lines])
 
 
 if __name__ == "__main__":

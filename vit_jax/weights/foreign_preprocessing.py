@@ -1,7 +1,7 @@
-"""Preprocessing as Hugging Face and timm write it, to and from ours.
+"""Preprocessing as Hugging Face and timm describe it, to and from ours.
 
-What they write is computed as it is written, or refused. What they have no place for becomes a note, or is refused.
-The facts are those of transformers 5.24 (image_processing_backends.py) and timm 1.0.31 (data/config.py and
+Each field is computed as it says, or refused. What the other library cannot express becomes a note, or is refused.
+Facts are from transformers 5.24 (image_processing_backends.py) and timm 1.0.31 (data/config.py and
 data/transforms_factory.py).
 """
 
@@ -10,26 +10,28 @@ from typing import Any
 
 from vit_jax.errors import UserError
 from vit_jax.json_files import Fields
-from vit_jax.weights.preprocessing import MAX_SIDE, Preprocessing
+from vit_jax.weights.preprocessing import LARGEST, MAX_SIDE, Preprocessing
 
 # Pillow's numbers.
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area", 5: "hamming"}
-_HALF = (0.5, 0.5, 0.5)
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_LARGEST = 1e6  # of mean, std and rescale_factor
 
-# By the beginning of image_processor_type: what the class takes for a field that the file does not have.
-_VIT: dict[str, Any] = {"size": 224, "crop": False, "resample": 2, "mean": _HALF, "std": _HALF, "square": True}
-_CLIP: dict[str, Any] = {"size": 224, "crop": True, "resample": 3, "mean": _CLIP_MEAN, "std": _CLIP_STD,
-                         "square": False}  # fmt: skip
-_PROCESSORS = {"ViT": _VIT, "DeiT": _VIT | {"size": 256, "crop": True, "resample": 3}, "Bit": _CLIP, "CLIP": _CLIP}
+# By the beginning of image_processor_type: what the class assumes for absent fields.
+_VIT = {"size": 224, "crop": False, "resample": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3, "square": True}
+_CLIP = {"size": 224, "crop": True, "resample": 3, "mean": _CLIP_MEAN, "std": _CLIP_STD, "square": False}
+_PROCESSORS: dict[str, dict[str, Any]] = {
+    "ViT": _VIT,
+    "DeiT": _VIT | {"size": 256, "crop": True, "resample": 3},
+    "Bit": _CLIP,
+    "CLIP": _CLIP,
+}
 _ENDINGS = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "FeatureExtractor")
 
-# Fields that are read, and fields that change no number.
 _READ = {"do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
          "image_mean", "image_std", "do_convert_rgb", "default_to_square", "image_processor_type",
          "feature_extractor_type", "processor_class"}  # fmt: skip
+# Fields that change no pixel.
 _HARMLESS = {"data_format", "input_data_format", "return_tensors", "device", "disable_grouping", "auto_map",
              "_valid_processor_keys", "_name_or_path", "transformers_version"}  # fmt: skip
 
@@ -42,23 +44,24 @@ def read_huggingface(fields: Fields, image_size: tuple[int, int] | None) -> tupl
 
     Args:
       fields: of the file.
-      image_size: height and width that `config.json` tells, in pixels; for processors that do not resize.
+      image_size: height and width from `config.json`, in pixels; for processors that do not resize.
 
     Returns:
       The preprocessing, and notes about fields that are not read.
 
     Raises:
-      UserError: a field is malformed, or asks for what `Preprocessing` cannot compute.
+      UserError: a field is malformed, or `Preprocessing` cannot compute what it asks for.
     """
     kind = fields.text("image_processor_type", fields.text("feature_extractor_type", "ViTImageProcessor"))
     name = next((kind.removesuffix(ending) for ending in _ENDINGS if kind.endswith(ending)), kind)
     if name not in _PROCESSORS:
-        raise _unreadable(fields, f"image_processor_type is {kind!r}", f"those of {', '.join(_PROCESSORS)}")
+        raise _refusal(fields, f"image_processor_type is {kind!r}", f"those of {', '.join(_PROCESSORS)}")
     defaults = _PROCESSORS[name]
-    for field, value in fields.values.items():
-        if field.startswith("do_") and field not in _READ and value not in (None, False):
-            raise _unreadable(fields, f"{field} is {value!r:.50}", "resizing, cropping and normalising")
-    ignored = sorted(f for f, value in fields.values.items() if f not in _READ | _HARMLESS and value is not None)
+    others = {name: value for name, value in fields.values.items() if name not in _READ and value is not None}
+    for field, value in others.items():
+        if field.startswith("do_") and value is not False:
+            raise _refusal(fields, f"{field} is {value!r:.50}", "resizing, cropping and normalising")
+    ignored = sorted(others.keys() - _HARMLESS)
     notes = (f"{fields.where}: fields that are not read: {', '.join(ignored)[:200]}",) if ignored else ()
     fields.flag("do_convert_rgb", None)  # images are always RGB here
 
@@ -67,105 +70,97 @@ def read_huggingface(fields: Fields, image_size: tuple[int, int] | None) -> tupl
     crops = fields.flag("do_center_crop", defaults["crop"])
     if not fields.flag("do_resize", True):
         if crops:
-            raise _unreadable(fields, "do_center_crop is true and do_resize false", "a crop after resizing")
+            raise _refusal(fields, "do_center_crop is true and do_resize false", "a crop after resizing")
         size = image_size or _size(fields, "size", defaults["size"], square=True)[1]
         return Preprocessing(size, mean, std, "none", antialias=True), notes
-    keeps_ratio, resized = _size(
-        fields, "size", defaults["size"], square=fields.flag("default_to_square", defaults["square"])
-    )
-    if not crops:
-        if keeps_ratio:
-            raise _unreadable(fields, "size has a shortest_edge alone", "height and width, or a do_center_crop")
-        cropped, fractions = resized, {1.0}
-    else:
-        cropped = _size(fields, "crop_size", 224, square=True)[1]
-        if cropped[0] > resized[0] or cropped[1] > resized[1]:
-            raise _unreadable(fields, "crop_size is larger than size, which pads images", "a smaller crop")
-        fractions = {_fraction(part, whole) for part, whole in zip(cropped, resized, strict=True)}
+    square = fields.flag("default_to_square", defaults["square"])
+    keeps_ratio, resized = _size(fields, "size", defaults["size"], square=square)
+    cropped = _size(fields, "crop_size", 224, square=True)[1] if crops else resized
+    if keeps_ratio and not crops:
+        raise _refusal(fields, "size has a shortest_edge alone", "height and width, or a do_center_crop")
+    if cropped[0] > resized[0] or cropped[1] > resized[1]:
+        raise _refusal(fields, "crop_size is larger than size, which pads images", "a smaller crop")
+    fractions = {_fraction(part, whole) for part, whole in zip(cropped, resized, strict=True)}
     if len(fractions) > 1:
-        raise _unreadable(fields, "crop_size has another shape than size", "the same shape")
-    return (
-        Preprocessing(
-            image_size=cropped,
-            mean=mean,
-            std=std,
-            resize="crop" if keeps_ratio else "square",
-            crop_fraction=fractions.pop(),
-            interpolation=_RESAMPLING[resample],
-            antialias=True,
-        ),
-        notes,
+        raise _refusal(fields, "crop_size has another shape than size", "the same shape")
+    preprocessing = Preprocessing(
+        image_size=cropped,
+        mean=mean,
+        std=std,
+        resize="crop" if keeps_ratio else "square",
+        crop_fraction=fractions.pop(),
+        interpolation=_RESAMPLING[resample],
+        antialias=True,
     )
+    return preprocessing, notes
 
 
-def _unreadable(fields: Fields, what: str, instead: str) -> UserError:
+def _refusal(fields: Fields, what: str, instead: str) -> UserError:
     return UserError(
         f"{fields.where}: {what}, which vit_jax cannot compute; it knows {instead}. Correct the file, or load the "
         ".safetensors file alone and prepare images yourself."
     )
 
 
-def _mean_and_std(
-    fields: Fields, defaults: dict[str, Any]
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _mean_and_std(fields: Fields, defaults: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Ours, of values between 0 and 1; theirs are of values times `rescale_factor`."""
-    factor = fields.number("rescale_factor", 1 / 255, above=0, at_most=_LARGEST)
+    factor = fields.number("rescale_factor", 1 / 255, above=0, at_most=LARGEST)
     scale = 255 * factor if fields.flag("do_rescale", True) else 255.0
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
     if fields.flag("do_normalize", True):
         mean, std = _channels(fields, "image_mean", defaults["mean"]), _channels(fields, "image_std", defaults["std"])
-        if min(std) <= 0:
-            raise fields.error("image_std", "numbers above 0")
-    else:
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return (mean[0] / scale, mean[1] / scale, mean[2] / scale), (std[0] / scale, std[1] / scale, std[2] / scale)
+    if min(std) <= 0:
+        raise fields.error("image_std", "numbers above 0")
+    return tuple(value / scale for value in mean), tuple(value / scale for value in std)
 
 
-def _channels(fields: Fields, name: str, default: tuple[float, float, float]) -> tuple[float, ...]:
+def _channels(fields: Fields, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
     """A number for each channel; one number stands for all."""
     if isinstance(fields.values.get(name), list):
-        return fields.numbers(name, length=3, at_least=-_LARGEST, at_most=_LARGEST)
-    value = fields.number(name, None, at_least=-_LARGEST, at_most=_LARGEST)
+        return fields.numbers(name, length=3, at_least=-LARGEST, at_most=LARGEST)
+    value = fields.number(name, None, at_least=-LARGEST, at_most=LARGEST)
     return default if value is None else (value, value, value)
 
 
 def _size(fields: Fields, name: str, default: int, *, square: bool) -> tuple[bool, tuple[int, int]]:
-    """Whether a size is of the shorter side alone; height and width.
+    """Whether a size is that of the shorter side; height and width.
 
     Args:
       fields: the object that has it.
       name: of the field.
-      default: of an absent field.
-      square: whether one number stands for height and width; otherwise for the shorter side.
+      default: for an absent field.
+      square: whether one number stands for height and width, instead of the shorter side.
     """
     value = fields.values.get(name)
     if isinstance(value, list):
-        size = fields.integers(name, length=2, at_least=1, at_most=MAX_SIDE)
-        return False, (size[0], size[1])
-    if isinstance(value, dict):
-        inside = fields.fields(name)
-        keys = {key for key, value in inside.values.items() if value is not None}
-        if keys == {"height", "width"}:
-            height, width = (inside.integer(key, at_least=1, at_most=MAX_SIDE) for key in ("height", "width"))
-            return False, (height, width)
-        if keys == {"shortest_edge"} and name == "size":
-            side = inside.integer("shortest_edge", at_least=1, at_most=MAX_SIDE)
-            return True, (side, side)
-        raise fields.error(name, "height and width, or shortest_edge" if name == "size" else "height and width")
-    side = fields.integer(name, default, at_least=1, at_most=MAX_SIDE)
-    return not square, (side, side)
+        height, width = fields.integers(name, length=2, at_least=1, at_most=MAX_SIDE)
+        return False, (height, width)
+    if not isinstance(value, dict):
+        side = fields.integer(name, default, at_least=1, at_most=MAX_SIDE)
+        return not square, (side, side)
+    inside = fields.fields(name)
+    keys = {key for key, value in inside.values.items() if value is not None}
+    if keys == {"height", "width"}:
+        height, width = (inside.integer(key, at_least=1, at_most=MAX_SIDE) for key in ("height", "width"))
+        return False, (height, width)
+    if keys == {"shortest_edge"} and name == "size":
+        side = inside.integer("shortest_edge", at_least=1, at_most=MAX_SIDE)
+        return True, (side, side)
+    raise fields.error(name, "height and width, or shortest_edge" if name == "size" else "height and width")
 
 
 def _fraction(part: int, whole: int) -> float:
-    """The quotient, such that `floor(part / quotient)` is exactly `whole`."""
+    """The quotient, adjusted so that `floor(part / quotient)` is exactly `whole`."""
     fraction = part / whole
     return fraction if math.floor(part / fraction) == whole else math.nextafter(fraction, 0)
 
 
 def write_huggingface(preprocessing: Preprocessing) -> tuple[dict[str, Any], list[str]]:
-    """The content of `preprocessor_config.json`, and notes about what it cannot say.
+    """Makes the content of `preprocessor_config.json`, and notes about what it cannot express.
 
     Raises:
-      UserError: it cannot say what becomes of images.
+      UserError: it cannot express how images are cropped.
     """
     height, width = preprocessing.image_size
     numbers = {name: number for number, name in _RESAMPLING.items()}
@@ -180,26 +175,24 @@ def write_huggingface(preprocessing: Preprocessing) -> tuple[dict[str, Any], lis
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
     }
-    if (preprocessing.resize != "none" and preprocessing.crop_fraction != 1) or preprocessing.resize == "crop":
+    keeps_ratio = preprocessing.resize == "crop"
+    if keeps_ratio or (preprocessing.resize == "square" and preprocessing.crop_fraction != 1):
         # ViTImageProcessor has no crop; these two have one, and are otherwise the same.
         whole = preprocessing.size_before_crop
-        if preprocessing.resize == "crop" and height != width:
+        if keeps_ratio and height != width:
             raise UserError(
                 f"Hugging Face has no central crop of {height}x{width}, which is not square. Save the weights in this "
                 "project's layout, without --to."
             )
-        crops_square = preprocessing.resize == "crop"
         fields |= {
-            "image_processor_type": "BitImageProcessor" if crops_square else "DeiTImageProcessor",
-            "size": {"shortest_edge": whole[0]} if crops_square else {"height": whole[0], "width": whole[1]},
+            "image_processor_type": "BitImageProcessor" if keeps_ratio else "DeiTImageProcessor",
+            "size": {"shortest_edge": whole[0]} if keeps_ratio else {"height": whole[0], "width": whole[1]},
             "do_center_crop": True,
             "crop_size": {"height": height, "width": width},
         }
     notes = _antialias_notes(preprocessing, "transformers")
     if preprocessing.exif_orientation is False:
-        notes.append(
-            "transformers.image_utils.load_image turns images as their EXIF says, which these weights were not"
-        )
+        notes.append("transformers.image_utils.load_image turns images as EXIF says; these weights were not made so")
     if preprocessing.centre_to_even and "crop_size" in fields:
         notes.append("transformers cuts the centre out one pixel nearer to the upper left of some images")
     return fields, notes
@@ -214,45 +207,40 @@ def _antialias_notes(preprocessing: Preprocessing, library: str) -> list[str]:
     ]
 
 
-def read_timm(fields: Fields) -> tuple[Preprocessing, tuple[str, ...]]:
-    """Reads the fields of a `pretrained_cfg`; absent ones are as timm takes them.
+def read_timm(fields: Fields) -> Preprocessing:
+    """Reads the fields of a `pretrained_cfg`; absent ones have timm's defaults.
 
     Raises:
       UserError: as of `read_huggingface`.
     """
-    size = fields.integers("input_size", (3, 224, 224), length=3, at_least=1, at_most=MAX_SIDE)
-    if size[0] != 3:
+    channels, height, width = fields.integers("input_size", (3, 224, 224), length=3, at_least=1, at_most=MAX_SIDE)
+    if channels != 3:
         raise fields.error("input_size", "3 channels first")
     mode = fields.text("crop_mode", "center") or "center"
     if mode not in ("center", "squash"):
-        raise _unreadable(fields, f"crop_mode is {mode!r}", "'center' and 'squash'")
+        raise _refusal(fields, f"crop_mode is {mode!r}", "'center' and 'squash'")
     if fields.integer("crop_border_pixels", 0):
-        raise _unreadable(fields, "crop_border_pixels is set", "resizing, cropping and normalising")
+        raise _refusal(fields, "crop_border_pixels is set", "resizing, cropping and normalising")
     interpolation = fields.text("interpolation", "bicubic") or "bicubic"
     if interpolation not in _TIMM_INTERPOLATIONS:
-        raise _unreadable(fields, f"interpolation is {interpolation!r}", ", ".join(_TIMM_INTERPOLATIONS))
-    mean = fields.numbers("mean", _IMAGENET_MEAN, length=3, at_least=-_LARGEST, at_most=_LARGEST)
-    std = fields.numbers("std", _IMAGENET_STD, length=3, above=0, at_most=_LARGEST)
-    return (
-        Preprocessing(
-            image_size=(size[1], size[2]),
-            mean=(mean[0], mean[1], mean[2]),
-            std=(std[0], std[1], std[2]),
-            resize="square" if mode == "squash" else "crop",
-            crop_fraction=fields.number("crop_pct", 0.875, above=0, at_most=1),
-            interpolation=_TIMM_INTERPOLATIONS[interpolation],
-            antialias=True,
-            centre_to_even=True,
-        ),
-        (),
+        raise _refusal(fields, f"interpolation is {interpolation!r}", ", ".join(_TIMM_INTERPOLATIONS))
+    return Preprocessing(
+        image_size=(height, width),
+        mean=fields.numbers("mean", _IMAGENET_MEAN, length=3, at_least=-LARGEST, at_most=LARGEST),
+        std=fields.numbers("std", _IMAGENET_STD, length=3, above=0, at_most=LARGEST),
+        resize="square" if mode == "squash" else "crop",
+        crop_fraction=fields.number("crop_pct", 0.875, above=0, at_most=1),
+        interpolation=_TIMM_INTERPOLATIONS[interpolation],
+        antialias=True,
+        centre_to_even=True,
     )
 
 
 def write_timm(preprocessing: Preprocessing) -> tuple[dict[str, Any], list[str]]:
-    """The fields of `pretrained_cfg`, and notes about what they cannot say.
+    """Makes the fields of `pretrained_cfg`, and notes about what they cannot express.
 
     Raises:
-      UserError: they cannot say what becomes of images.
+      UserError: images are not resized, which timm always does.
     """
     if preprocessing.resize == "none":
         raise UserError(
@@ -270,5 +258,5 @@ def write_timm(preprocessing: Preprocessing) -> tuple[dict[str, Any], list[str]]
     }
     notes = _antialias_notes(preprocessing, "timm")
     if preprocessing.exif_orientation:
-        notes.append("timm does not turn images as their EXIF says, which these weights were evaluated with")
+        notes.append("timm does not turn images as EXIF says; these weights were evaluated with turned ones")
     return fields, notes

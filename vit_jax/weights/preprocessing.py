@@ -1,4 +1,4 @@
-"""What a model expects its images to be; it travels with the weights."""
+"""How images become a model's input; it travels with the weights."""
 
 import dataclasses
 import math
@@ -14,6 +14,7 @@ from vit_jax.json_files import Fields
 
 RESIZES = ("square", "crop", "none")
 MAX_SIDE = 2**14  # of a model's input, in pixels
+LARGEST = 1e6  # of mean and std
 # Pillow's, which averages over all pixels that it shrinks into one.
 _ANTIALIASED = {
     "bilinear": PIL.Image.Resampling.BILINEAR,
@@ -24,36 +25,34 @@ _ANTIALIASED = {
     "hamming": PIL.Image.Resampling.HAMMING,
 }
 INTERPOLATIONS = tuple(_ANTIALIASED)
-_ANTIALIASED_ALWAYS = ("lanczos", "hamming")
-_LARGEST = 1e6  # of mean and std
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """From a decoded image to the model's input.
+    """Maps a decoded image to a model's input.
 
     Attributes:
       image_size: height and width of the input, in pixels.
-      mean: of the values that are normalised to 0, for each channel, where black is 0 and white 1.
-      std: what values are divided by, likewise. Mean and std 0.5 give the [-1, 1] of the released ViT and BiT weights.
+      mean: value of each channel that becomes 0, where black is 0 and white 1.
+      std: divides the values of each channel. Mean and std 0.5 give the [-1, 1] of the released ViT and BiT weights.
       resize: "square" resizes the whole image, whatever its shape, to `1 / crop_fraction` times the input's height and
-        width and cuts out the centre; the released fine-tuning does so, with a `crop_fraction` of 1. "crop" keeps the
-        aspect ratio: the shorter side becomes `1 / crop_fraction` times the input's, then the centre is cut out.
-        "none" takes images of the input's size only, as they are.
+        width, then cuts out the centre; the released fine-tuning does so, with a `crop_fraction` of 1. "crop" keeps the
+        aspect ratio: the shorter side becomes `1 / crop_fraction` times the input's, then the centre is cut out. "none"
+        takes only images of the input's size, as they are.
       crop_fraction: see `resize`.
       interpolation: "bilinear", "bicubic", "nearest" or "area" (the mean over the pixels that become one); with
         `antialias` also "lanczos" or "hamming".
-      antialias: whether shrinking averages, as in PyTorch's pipelines, whose way to round sizes is then taken too; the
-        released JAX models did without.
-      centre_to_even: whether a central crop that falls between two pixels begins at the even one, as in torchvision and
-        timm; otherwise at the first.
-      exif_orientation: whether files are turned as their EXIF says; None: as their source says (`data.exif_orientation`
-        of a config), files of their own are.
+      antialias: whether shrinking averages and sizes are rounded as in PyTorch's pipelines. The released JAX models did
+        not.
+      centre_to_even: whether a central crop between two pixels begins at the even one, as in torchvision and timm;
+        otherwise at the first.
+      exif_orientation: whether images are turned as EXIF says; None: files are, and images of a data set as its source
+        says (`data.exif_orientation` of a config).
     """
 
     image_size: tuple[int, int] = (224, 224)
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
     resize: str = "square"
     crop_fraction: float = 1.0
     interpolation: str = "bilinear"
@@ -67,24 +66,20 @@ class Preprocessing:
                 f"preprocessing: resize must be one of {', '.join(RESIZES)} and interpolation one of "
                 f"{', '.join(INTERPOLATIONS)}, got {self.resize!r} and {self.interpolation!r}."
             )
-        if self.interpolation in _ANTIALIASED_ALWAYS and not self.antialias:
+        if self.interpolation in ("lanczos", "hamming") and not self.antialias:
             raise UserError(f"preprocessing: {self.interpolation} needs antialias=True.")
         if not 0 < self.crop_fraction <= 1 or min(self.std) <= 0 or min(self.image_size) < 1:
             raise UserError(
                 "preprocessing: crop_fraction must be more than 0 and at most 1, std more than 0 and image_size at "
                 f"least 1, got {self.crop_fraction}, {self.std} and {self.image_size}."
             )
-        if self.exif_orientation not in (None, True, False):
-            raise UserError(
-                f"preprocessing: exif_orientation must be true, false or null, got {self.exif_orientation!r}."
-            )
 
     def decode(self, encoded: bytes, *, exif_orientation: bool = True) -> np.ndarray:
-        """Decodes a file to uint8 RGB `[height, width, 3]`, turned as its EXIF says if `exif_orientation` is true.
+        """Decodes a file to uint8 RGB `[height, width, 3]`.
 
         Args:
-          encoded: the file.
-          exif_orientation: what its source says (`Example`), if the field of this name is None.
+          encoded: content of the file.
+          exif_orientation: whether it is turned as EXIF says, if the field of this name is None.
         """
         turn = exif_orientation if self.exif_orientation is None else self.exif_orientation
         return images.decode(encoded, exif_orientation=turn)
@@ -93,13 +88,13 @@ class Preprocessing:
     def of_evaluation(
         cls, image_size: int, resize_small: int | None, interpolation: str, exif_orientation: bool | None
     ) -> "Preprocessing":
-        """What a run evaluates with (`data.transforms.EvalTransform`).
+        """The preprocessing of a run's evaluation (`data.transforms.EvalTransform`).
 
         Args:
           image_size: side of the square input, in pixels.
           resize_small: length of the shorter side before the centre is cut out; None: resized to a square.
-          interpolation: see above.
-          exif_orientation: see above.
+          interpolation: as the field.
+          exif_orientation: as the field.
         """
         return cls(
             image_size=(image_size, image_size),
@@ -111,8 +106,8 @@ class Preprocessing:
 
     def at(self, image_size: tuple[int, int] | int) -> "Preprocessing":
         """The same for another size of input."""
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        return dataclasses.replace(self, image_size=(int(size[0]), int(size[1])))
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        return dataclasses.replace(self, image_size=(int(height), int(width)))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Maps uint8 `[height, width, 3]` to uint8 `[*image_size, 3]`."""
@@ -134,19 +129,18 @@ class Preprocessing:
 
     @property
     def size_before_crop(self) -> tuple[int, int]:
-        """What is resized to: height and width ("square"), or the least height and width ("crop")."""
+        """Height and width that images are resized to ("square"), or at least have ("crop")."""
         # PyTorch's pipelines round down, big_vision to the nearest number.
-        whole = [(math.floor if self.antialias else round)(side / self.crop_fraction) for side in self.image_size]
-        return whole[0], whole[1]
+        height, width = ((math.floor if self.antialias else round)(s / self.crop_fraction) for s in self.image_size)
+        return height, width
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """Size after resizing and before the crop of an image of this size."""
+        """Height and width between resize and crop of an image of this size."""
         whole = self.size_before_crop
         if self.resize == "square":
             return whole
         if self.antialias and whole[0] == whole[1]:  # torchvision's Resize
-            short = min(height, width)
-            sides = [int(whole[0] * side / short) for side in (height, width)]
+            sides = [int(whole[0] * side / min(height, width)) for side in (height, width)]
         elif self.antialias:  # timm's ResizeKeepRatio
             ratio = min(height / whole[0], width / whole[1])
             sides = [round(side / ratio) for side in (height, width)]
@@ -159,14 +153,13 @@ class Preprocessing:
 
     def _resize(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
         if self.antialias:
-            resample = _ANTIALIASED[self.interpolation]
-            return np.asarray(PIL.Image.fromarray(image).resize((width, height), resample))
+            return np.asarray(PIL.Image.fromarray(image).resize((width, height), _ANTIALIASED[self.interpolation]))
         if self.interpolation == "nearest":
             return cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)
         return images.resize(image, height, width, self.interpolation)
 
     def normalize(self, images: Any) -> Any:
-        """Maps uint8 `[..., 3]` to float32 of the same shape; takes NumPy's arrays and JAX's."""
+        """Maps uint8 `[..., 3]`, of NumPy or JAX, to float32 of the same shape."""
         scale = 1 / (255 * np.asarray(self.std, np.float32))
         return images.astype(np.float32) * scale - np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
 
@@ -180,7 +173,7 @@ class Preprocessing:
         """Inverse of `to_json`.
 
         Raises:
-          UserError: a field is missing, unknown, or not of its type and range.
+          UserError: a field is unknown, or not of its type and range.
         """
         given = Fields(fields, "preprocessing")
         if unknown := sorted(given.values.keys() - {field.name for field in dataclasses.fields(cls)}):
@@ -188,13 +181,11 @@ class Preprocessing:
         for name, value in given.values.items():
             if value is None and name != "exif_orientation":
                 raise given.error(name, "a value")
-        size = given.integers("image_size", cls.image_size, length=2, at_least=1, at_most=MAX_SIDE)
-        mean = given.numbers("mean", cls.mean, length=3, at_least=-_LARGEST, at_most=_LARGEST)
-        std = given.numbers("std", cls.std, length=3, above=0, at_most=_LARGEST)
+        height, width = given.integers("image_size", cls.image_size, length=2, at_least=1, at_most=MAX_SIDE)
         return cls(
-            image_size=(size[0], size[1]),
-            mean=(mean[0], mean[1], mean[2]),
-            std=(std[0], std[1], std[2]),
+            image_size=(height, width),
+            mean=given.numbers("mean", cls.mean, length=3, at_least=-LARGEST, at_most=LARGEST),
+            std=given.numbers("std", cls.std, length=3, above=0, at_most=LARGEST),
             resize=given.text("resize", cls.resize, choices=RESIZES),
             crop_fraction=given.number("crop_fraction", cls.crop_fraction, above=0, at_most=1),
             interpolation=given.text("interpolation", cls.interpolation, choices=INTERPOLATIONS),

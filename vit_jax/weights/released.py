@@ -1,22 +1,21 @@
 """The released checkpoints, by name.
 
-A name is `<family>_<model>_<pre-training data>[_<fine-tuning data>_<image size>]`, all in lower case: "vit_b16_i21k",
+A name is `<family>_<model>_<pre-training data>[_<fine-tuning data>_<image size>]` in lower case: "vit_b16_i21k",
 "augreg_r50l32_i21k_in1k_384". The parts:
 
 family   vit      the ViT paper (arXiv 2010.11929)
-         augreg   "How to train your ViT?" (arXiv 2106.10270): the recommended pre-training run of each model, and
-                  some that others use; more than 50,000 lie beside them, as gs://vit_models/augreg/index.csv lists
+         augreg   "How to train your ViT?" (arXiv 2106.10270): the recommended pre-training run of each model, and some
+                  that others use; gs://vit_models/augreg/index.csv lists 50,000 more
          sam      ImageNet alone, with sharpness-aware minimisation (arXiv 2106.01548)
          gsam     ImageNet alone, with surrogate-gap minimisation (arXiv 2203.08065)
          plain    "Better plain ViT baselines" (arXiv 2205.01580); ends in the number of epochs
-         bit_s    BiT (arXiv 1912.11370) pre-trained on ImageNet
-         bit_m    BiT pre-trained on ImageNet-21k; the family says it, so the name does not repeat the data
-model    size and patch size (b16), ResNet in front for hybrids (r50b16, rti16), depth and width for BiT (r50x1)
+         bit_s    BiT (arXiv 1912.11370) pre-trained on ImageNet; the name does not repeat the data
+         bit_m    BiT pre-trained on ImageNet-21k; likewise
+model    size and patch size (b16), with the ResNet first in hybrids (r50b16, rti16), depth and width of BiT (r50x1)
 data     i21k     ImageNet-21k
          in1k     ImageNet (ILSVRC-2012)
 
-A file that is not listed, such as the BiT-M models fine-tuned on VTAB-1k (gs://bit_models/vtab/), is fetched by its
-address.
+Other files, such as the BiT-M models fine-tuned on VTAB-1k (gs://bit_models/vtab/), are loaded by their address.
 """
 
 import dataclasses
@@ -25,38 +24,38 @@ from collections.abc import Iterator
 from typing import Any
 
 from vit_jax.errors import unknown_name
+from vit_jax.paper.related import AUGREG_IMAGENET, RELEASED_FINE_TUNED
+from vit_jax.paper.tables import TABLE_5, TABLE_5_MODELS
 from vit_jax.weights.preprocessing import Preprocessing
 
 I21K, IN1K = "imagenet21k", "imagenet2012"
 NUM_CLASSES = {I21K: 21_843, IN1K: 1_000}
 
-_SHORT = {I21K: "i21k", IN1K: "in1k"}
 _VIT_README = "README of google-research/vision_transformer"
 _BIT_README = "README of google-research/big_transfer"
+_DATA_SETS = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100", "ImageNet": IN1K}
 
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedCheckpoint:
-    """A file of weights, and what must be known to use it.
+    """A file of weights, and what is needed to use it.
 
     Attributes:
       name: see the top of this module.
-      url: where it lies, gs://bucket/key.
+      url: of the file, gs://bucket/key.
       model: name for `create_model`.
       pretraining_data: "imagenet21k" or "imagenet2012".
-      image_size: side of the square images that position embeddings and head were last trained with.
-      num_classes: width of the head in the file.
+      image_size: side of the square images of the last training, in pixels.
+      num_classes: width of the head.
       preprocessing: from an image to the model's input.
       model_overrides: attributes for `create_model`.
-      finetuning_data: what it was trained on after that, or None.
-      published_accuracy: percent right, by the data set whose test (or validation) images they are. It is that of the
-        file itself on the data its head is for; on other data it was measured after fine-tuning on them.
-      accuracy_source: who says so.
-      sha256: digest of the file; None where it is not known.
-      class_names: the data set whose class names the logits bear; None where the head says nothing.
-      probabilities: what makes probabilities of the logits, "softmax" or "sigmoid"; None where it is not known.
-      format: how arrays are named and laid out: "vit" and "bit" as the papers' first releases, "big_vision" as that
-        code base writes them.
+      finetuning_data: what it was trained on after pre-training, or None.
+      published_accuracy: percent correct on the test (or validation) images of a data set, by its name: of the file
+        itself on the data of its head; on other data after fine-tuning.
+      accuracy_source: where that is published.
+      sha256: digest of the file; None if unknown.
+      class_names: data set whose classes the logits are; None for a head of zeros.
+      probabilities: "softmax" or "sigmoid", which turns logits into probabilities; None if unknown.
       note: anything else.
     """
 
@@ -74,12 +73,11 @@ class ReleasedCheckpoint:
     sha256: str | None = None
     class_names: str | None = None
     probabilities: str | None = None
-    format: str = "vit"
     note: str = ""
 
 
 def list_checkpoints(pattern: str = "*") -> list[str]:
-    """Names of the checkpoints that match a shell-style pattern, such as `"augreg_*_384"`."""
+    """Names of the checkpoints that match a shell-style pattern, such as `"vit*"` or `"augreg_*_384"`."""
     return [name for name in _CHECKPOINTS if fnmatch.fnmatchcase(name, pattern)]
 
 
@@ -87,7 +85,7 @@ def get_checkpoint(name: str) -> ReleasedCheckpoint:
     """The checkpoint of that name.
 
     Raises:
-      UserError: there is none; says which has the nearest name.
+      UserError: there is none; names the nearest.
     """
     if name not in _CHECKPOINTS:
         raise unknown_name("released checkpoint", name, _CHECKPOINTS)
@@ -98,39 +96,36 @@ def _released(
     name: str, url: str, model: str, pretraining_data: str, image_size: int, *, finetuning_data: str | None = None,
     **others: Any,
 ) -> ReleasedCheckpoint:  # fmt: skip
-    """A checkpoint whose head is for the data it was last trained on, unless told otherwise."""
+    """A checkpoint whose head is for the data of the last training, unless `others` says otherwise."""
     data = finetuning_data or pretraining_data
-    # Values in [-1, 1], the whole image resized to a square: what the released code of ViT and BiT evaluates with.
-    preprocessing = Preprocessing(image_size=(image_size, image_size))
-    return ReleasedCheckpoint(
-        **{
-            "name": name,
-            "url": url,
-            "model": model,
-            "pretraining_data": pretraining_data,
-            "finetuning_data": finetuning_data,
-            "image_size": image_size,
-            "num_classes": NUM_CLASSES[data],
-            "class_names": data,
-            "preprocessing": preprocessing,
-            **others,
-        }
-    )
+    fields: dict[str, Any] = {
+        "num_classes": NUM_CLASSES[data],
+        "class_names": data,
+        # The released code of ViT and BiT evaluates so: values in [-1, 1], the whole image resized to a square.
+        "preprocessing": Preprocessing(image_size=(image_size, image_size)),
+        **others,
+    }
+    return ReleasedCheckpoint(name, url, model, pretraining_data, image_size, finetuning_data=finetuning_data, **fields)
 
 
 def _vit() -> Iterator[ReleasedCheckpoint]:
-    # Model: CIFAR-10, CIFAR-100 and ImageNet after fine-tuning, and who says so.
-    fine_tuned = f"{_VIT_README}: after fine-tuning without dropout"
-    table_5 = "ViT paper, table 5: after fine-tuning"
-    for short, model, results, source in (
-        ("b16", "ViT-B/16", (99.02, 92.06, 84.53), fine_tuned),
-        ("b32", "ViT-B/32", (98.88, 92.31, 81.66), fine_tuned),
-        ("l16", "ViT-L/16", (99.13, 92.91, 84.47), fine_tuned),
-        ("l32", "ViT-L/32", (99.06, 93.29, 81.89), fine_tuned),
-        ("h14", "ViT-H/14", (99.27, 93.82, 85.13), table_5),
-        ("r50b16", "R50+ViT-B/16", (98.72, 90.88, 83.72), fine_tuned),
-        ("r50l32", "R50+ViT-L/32", None, None),
-    ):
+    table_5 = {
+        model: {task: scores[index] for task, scores in TABLE_5["ImageNet-21k"].items()}
+        for index, model in enumerate(TABLE_5_MODELS)
+    }
+    models = {
+        "b16": "ViT-B/16",
+        "b32": "ViT-B/32",
+        "l16": "ViT-L/16",
+        "l32": "ViT-L/32",
+        "h14": "ViT-H/14",
+        "r50b16": "R50+ViT-B/16",
+        "r50l32": "R50+ViT-L/32",
+    }
+    for short, model in models.items():
+        in_readme = model in RELEASED_FINE_TUNED[0.0]
+        scores: dict[str, Any] = RELEASED_FINE_TUNED[0.0][model] if in_readme else table_5.get(model, {})
+        source = f"{_VIT_README}: without dropout" if in_readme else "ViT paper, table 5"
         yield _released(
             f"vit_{short}_i21k",
             f"gs://vit_models/imagenet21k/{model.replace('/', '_')}.npz",
@@ -138,26 +133,25 @@ def _vit() -> Iterator[ReleasedCheckpoint]:
             I21K,
             224,
             model_overrides={"pre_logits": True},
-            published_accuracy=dict(zip(("cifar10", "cifar100", IN1K), results, strict=True)) if results else None,
-            accuracy_source=source,
+            published_accuracy={ours: scores[task] for task, ours in _DATA_SETS.items()} if scores else None,
+            accuracy_source=f"{source}, after fine-tuning" if scores else None,
             class_names=None,
             note="The head is zero on purpose: for fine-tuning and representations, not for classifying.",
         )
-    table_5 = "ViT paper, table 5: of models trained like this one"
-    for short, model, size, accuracy, source in (
-        ("b16", "ViT-B/16", 384, 83.97, table_5),
-        ("b32", "ViT-B/32", 384, 81.28, table_5),
-        ("l16", "ViT-L/16", 384, 85.15, table_5),
-        ("l32", "ViT-L/32", 384, 80.99, table_5),
-        ("r50b16", "R50+ViT-B/16", 384, 85.08, "google-research/vision_transformer, issue 39"),
-        ("b16", "ViT-B/16", 224, 81.2, _VIT_README),
-        ("l16", "ViT-L/16", 224, 82.7, _VIT_README),
-    ):
-        suffix = "-224" if size == 224 else ""
+    paper = "ViT paper, table 5: of models trained like this one"
+    rows = [(short, 384, table_5[models[short]]["ImageNet"], paper) for short in ("b16", "b32", "l16", "l32")]
+    with_dropout = RELEASED_FINE_TUNED[0.1]["R50+ViT-B/16"]["ImageNet"]
+    rows += [
+        ("r50b16", 384, with_dropout, "google-research/vision_transformer, issue 39"),
+        ("b16", 224, 81.2, _VIT_README),
+        ("l16", 224, 82.7, _VIT_README),
+    ]
+    for short, size, accuracy, source in rows:
+        name = models[short].replace("/", "_") + ("-224" if size == 224 else "")
         yield _released(
             f"vit_{short}_i21k_in1k_{size}",
-            f"gs://vit_models/imagenet21k+imagenet2012/{model.replace('/', '_')}{suffix}.npz",
-            model,
+            f"gs://vit_models/imagenet21k+imagenet2012/{name}.npz",
+            models[short],
             I21K,
             size,
             finetuning_data=IN1K,
@@ -179,18 +173,9 @@ _AUGREG_RECOMMENDED = {
     "r26s32": ("R26+S/32", "R26_S_32-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0"),
     "r50l32": ("R50+L/32", "R50_L_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1"),
 }
-# Short name: learning rate of the fine-tuning at 384 that the README recommends, and its ImageNet accuracy.
-_AUGREG_384 = {
-    "ti16": ("0.03", 78.22),
-    "s32": ("0.01", 79.58),
-    "s16": ("0.03", 83.73),
-    "b32": ("0.01", 83.59),
-    "b16": ("0.03", 85.49),
-    "l16": ("0.01", 85.59),
-    "rti16": ("0.03", 75.40),
-    "r26s32": ("0.01", 83.85),
-    "r50l32": ("0.01", 85.99),
-}
+# Short name: learning rate of the fine-tuning at 384 that the README recommends.
+_AUGREG_384 = {"ti16": "0.03", "s32": "0.01", "s16": "0.03", "b32": "0.01", "b16": "0.03", "l16": "0.01",
+               "rti16": "0.03", "r26s32": "0.01", "r50l32": "0.01"}  # fmt: skip
 # Short name: pre-training run and learning rate of the fine-tuning at 224 that timm has chosen.
 _AUGREG_224 = {
     "ti16": ("Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0", "0.03"),
@@ -217,11 +202,10 @@ def _augreg() -> Iterator[ReleasedCheckpoint]:
         fine_tuning = f"--imagenet2012-steps_20k-lr_{learning_rate}-res_{size}" if learning_rate else ""
         return f"gs://vit_models/augreg/{run}{fine_tuning}.npz"
 
-    models = {short: model for short, (model, _) in _AUGREG_RECOMMENDED.items()}
     for short, (model, run) in _AUGREG_RECOMMENDED.items():
         # Trained with the sigmoid loss: configs/vit_i21k.py of google-research/big_vision.
         yield _released(f"augreg_{short}_i21k", at(run), model, I21K, 224, probabilities="sigmoid")
-    for short, (learning_rate, accuracy) in _AUGREG_384.items():
+    for short, learning_rate in _AUGREG_384.items():
         model, run = _AUGREG_RECOMMENDED[short]
         yield _released(
             f"augreg_{short}_i21k_in1k_384",
@@ -230,7 +214,7 @@ def _augreg() -> Iterator[ReleasedCheckpoint]:
             I21K,
             384,
             finetuning_data=IN1K,
-            published_accuracy={IN1K: accuracy},
+            published_accuracy={IN1K: AUGREG_IMAGENET[model]},
             accuracy_source=_VIT_README,
         )
     for short, (run, learning_rate) in _AUGREG_224.items():
@@ -238,7 +222,7 @@ def _augreg() -> Iterator[ReleasedCheckpoint]:
         yield _released(
             f"augreg_{short}_i21k_in1k_224",
             at(run, learning_rate, 224),
-            models[short],
+            _AUGREG_RECOMMENDED[short][0],
             I21K,
             224,
             finetuning_data=IN1K,
@@ -249,7 +233,7 @@ def _augreg() -> Iterator[ReleasedCheckpoint]:
             yield _released(
                 f"augreg_{short}_in1k_in1k_{size}",
                 at(run, "0.01", size),
-                models[short],
+                _AUGREG_RECOMMENDED[short][0],
                 IN1K,
                 size,
                 finetuning_data=IN1K,
@@ -283,12 +267,11 @@ def _imagenet_alone() -> Iterator[ReleasedCheckpoint]:
             preprocessing=Preprocessing(image_size=(224, 224), resize="crop", crop_fraction=224 / 256),
             published_accuracy=None if accuracy is None else {IN1K: accuracy},
             accuracy_source=source,
-            format="big_vision",
         )
 
 
 def _bit() -> Iterator[ReleasedCheckpoint]:
-    # BiT-M after fine-tuning: the medians of the released JAX code for CIFAR, the PyTorch code's result for ImageNet.
+    # BiT-M after fine-tuning: medians of the released JAX code for CIFAR, results of the PyTorch code for ImageNet.
     fine_tuned: dict[str, dict[str, float]] = {
         "R50x1": {"cifar10": 97.3, "cifar100": 86.4, IN1K: 80.68},
         "R101x3": {"cifar10": 98.4, "cifar100": 91.2},
@@ -297,7 +280,7 @@ def _bit() -> Iterator[ReleasedCheckpoint]:
     models = ("R50x1", "R50x3", "R101x1", "R101x3", "R152x2", "R152x4")
     for model in models:
         name = f"bit_s_{model.lower()}"
-        yield _released(name, f"gs://bit_models/BiT-S-{model}.npz", model, IN1K, 224, format="bit")
+        yield _released(name, f"gs://bit_models/BiT-S-{model}.npz", model, IN1K, 224)
     for model in models:
         yield _released(
             f"bit_m_{model.lower()}",
@@ -307,7 +290,6 @@ def _bit() -> Iterator[ReleasedCheckpoint]:
             224,
             published_accuracy=fine_tuned.get(model),
             accuracy_source=f"{_BIT_README}: after fine-tuning" if model in fine_tuned else None,
-            format="bit",
         )
     for model in models:
         yield _released(
@@ -317,8 +299,7 @@ def _bit() -> Iterator[ReleasedCheckpoint]:
             I21K,
             480 if model == "R152x4" else 448,
             finetuning_data=IN1K,
-            format="bit",
-            note="The release does not tell the image size; this is the one timm evaluates with. Any size works.",
+            note="The release does not state the image size; timm evaluates with this one. Any size works.",
         )
 
 

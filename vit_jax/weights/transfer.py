@@ -1,4 +1,4 @@
-"""What fine-tuning does to pre-trained weights (section 3.2): another head, another resolution."""
+"""Fits pre-trained weights to a model for fine-tuning (section 3.2): another head, another resolution."""
 
 import dataclasses
 from collections.abc import Collection
@@ -17,16 +17,18 @@ from vit_jax.weights.identify import Shapes, check_shapes, shapes_of
 from vit_jax.weights.mapping import Arrays, unstack_arrays
 from vit_jax.weights.model_weights import Weights
 
+_OPTIONAL_PARTS = ("head", "pre_logits", "cls", "MAPHead_0")
+
 
 @dataclasses.dataclass(frozen=True)
 class TransferReport:
     """What became of each array.
 
     Attributes:
-      loaded: names of arrays taken as they are.
+      loaded: names of arrays that were taken unchanged.
       resized: (name, old shape, new shape) of position embeddings that were interpolated.
-      dropped: names of the weights' arrays that the model has no use for.
-      initialised: names of the model's arrays that begin anew.
+      dropped: names of the weights' arrays that the model does not use.
+      initialised: names of the model's arrays that start from scratch.
     """
 
     loaded: tuple[str, ...]
@@ -35,16 +37,11 @@ class TransferReport:
     initialised: tuple[str, ...]
 
     def __str__(self) -> str:
+        lines = [f"loaded       {len(self.loaded):>4}"]
         resized = [f"{name} {old} -> {new}" for name, old, new in self.resized]
-        return "\n".join(
-            f"{what:<12} {len(names):>4}  {'' if what == 'loaded' else ', '.join(names)}".rstrip()
-            for what, names in (
-                ("loaded", self.loaded),
-                ("resized", resized),
-                ("dropped", self.dropped),
-                ("initialised", self.initialised),
-            )
-        )
+        for what, names in (("resized", resized), ("dropped", self.dropped), ("initialised", self.initialised)):
+            lines.append(f"{what:<12} {len(names):>4}  {', '.join(names)}".rstrip())
+        return "\n".join(lines)
 
 
 def transfer(
@@ -58,17 +55,17 @@ def transfer(
 ) -> tuple[dict[str, Any], TransferReport]:
     """Fits weights to a model that is to be fine-tuned.
 
-    The head begins anew, at zero as the paper has it, and the hidden layer before it is dropped where the model has
-    none. Position embeddings are interpolated to the grid of the new images. A class token that only one of the two has
-    is dropped or begins anew, with its position embedding. All else must be there, in the same shape.
+    The head starts at zero, as in the paper; the hidden layer before it is dropped if the model has none. Position
+    embeddings are interpolated to the grid of the new images. A class token that only one of the two has is dropped or
+    starts from scratch, with its position embedding. All other arrays must exist in both, in the same shape.
 
     Args:
       weights: from `load`.
       model: from `create_model`; layers scanned or not.
-      image_size: of the images to come, in pixels.
-      keep_head: whether to take over the head as well; it must be as wide.
-      keep_pre_logits: whether to take over the hidden layer of the head, if the model has one.
-      seed: of what begins anew.
+      image_size: height and width of the new images, or their one side, in pixels.
+      keep_head: whether to take the head as well; it must have the same width.
+      keep_pre_logits: whether to take the hidden layer of the head, if the model has one.
+      seed: of the initialisation.
 
     Returns:
       The model's parameters, nested, as NumPy arrays of its `param_dtype`, and a report.
@@ -80,61 +77,44 @@ def transfer(
     old_model = weights.spec.create()
     _check_function(old_model, model)
 
-    def init(names: Collection[str]) -> dict[str, jax.Array]:
+    def init(names: Collection[str] | None = None) -> dict[str, Any]:
         variables = model.init(jax.random.key(seed), jnp.zeros((1, *size, 3)))
-        leaves: dict[str, Any] = flax.traverse_util.flatten_dict(variables["params"], sep="/")
-        flat: dict[str, Any] = unstack_arrays(leaves)
-        return {name: array for name, array in flat.items() if name in names} if names else flat
+        flat: dict[str, Any] = unstack_arrays(flax.traverse_util.flatten_dict(variables["params"], sep="/"))
+        return flat if names is None else {name: flat[name] for name in names}
 
-    fresh: dict[str, Any] = jax.eval_shape(lambda: init(()))
+    fresh: dict[str, Any] = jax.eval_shape(init)
     given = _match_prefix_tokens(weights.arrays, old_model, model)
-
-    anew = {"head": not keep_head, "pre_logits": not keep_pre_logits}
-    begins_anew = {name for name in fresh if anew.get(name.split("/")[0], False)}
-    if "cls" in fresh and "cls" not in given:
-        begins_anew.add("cls")
-    if "MAPHead_0/probe" not in given:
-        begins_anew |= {name for name in fresh if name.startswith("MAPHead_0/")}
-    dropped = {
-        name
-        for name in weights.arrays
-        if name in begins_anew
-        or (name not in fresh and name.split("/")[0] in ("head", "pre_logits", "cls", "MAPHead_0"))
-    }
+    anew = {"head": not keep_head, "pre_logits": not keep_pre_logits, "cls": "cls" not in given}
+    anew["MAPHead_0"] = "MAPHead_0/probe" not in given
+    initialised = sorted(name for name in fresh if anew.get(name.split("/")[0], False))
+    dropped = sorted(
+        name for name in given if name in initialised or (name not in fresh and name.split("/")[0] in _OPTIONAL_PARTS)
+    )
     given = {name: array for name, array in given.items() if name not in dropped}
 
     resized = []
-    for name in sorted(given.keys() & fresh.keys() - begins_anew):
+    for name in sorted(given.keys() & fresh.keys()):
         if "embedding" in name.split("/")[-1]:
-            new = _resize(name, given[name], fresh[name].shape, weights, model, size)
-            if new is not None:
-                given[name] = new
+            given[name] = _resize(name, given[name], fresh[name].shape, weights, model, size)
             if given[name] is not weights.arrays[name]:
                 resized.append((name, weights.arrays[name].shape, given[name].shape))
-    expected: Shapes = {name: array.shape for name, array in fresh.items() if name not in begins_anew}
+    expected: Shapes = {name: array.shape for name, array in fresh.items() if name not in initialised}
     check_shapes(shapes_of(given), expected)
 
-    # The compiler leaves out what is not asked for, which is nearly all.
-    anew_arrays = jax.jit(lambda: init(begins_anew))() if begins_anew else {}
-    arrays: Arrays = {
-        name: np.asarray(anew_arrays[name]) if name in begins_anew else given[name].astype(fresh[name].dtype)
-        for name in fresh
+    # Compiled, because the compiler leaves out the arrays that are not asked for, which are nearly all.
+    scratch = jax.jit(lambda: init(initialised))() if initialised else {}
+    arrays = {
+        name: np.asarray(scratch[name]) if name in scratch else given[name].astype(fresh[name].dtype) for name in fresh
     }
     params = flax.traverse_util.unflatten_dict(arrays, sep="/")
     if getattr(model, "scan_layers", False):
         params = jax.tree.map(np.asarray, stack_layers(params))
-    names = {name for name, *_ in resized}
-    report = TransferReport(
-        loaded=tuple(sorted(given.keys() - names)),
-        resized=tuple(resized),
-        dropped=tuple(sorted(dropped)),
-        initialised=tuple(sorted(begins_anew)),
-    )
-    return params, report
+    loaded = sorted(given.keys() - {name for name, *_ in resized})
+    return params, TransferReport(tuple(loaded), tuple(resized), tuple(dropped), tuple(initialised))
 
 
 def _check_function(old: Any, new: Any) -> None:
-    """Raises where models compute differently without any array that shows it."""
+    """Raises `UserError` if the models compute differently although their arrays agree."""
     for attribute in ("gelu", "position_embedding_at", "root_padding"):
         before, after = (getattr(model, attribute, None) for model in (old, new))
         if before != after and None not in (before, after):
@@ -145,7 +125,7 @@ def _check_function(old: Any, new: Any) -> None:
 
 
 def _match_prefix_tokens(arrays: Arrays, old: Any, new: Any) -> Arrays:
-    """Drops or adds position embeddings of a class token that only one of the models has."""
+    """Drops or adds the position embeddings of a class token that only one of the models has."""
     before, after = (getattr(model, "num_prefix_tokens", 0) for model in (old, new))
     arrays = dict(arrays)
     for name, array in arrays.items():
@@ -160,30 +140,24 @@ def _match_prefix_tokens(arrays: Arrays, old: Any, new: Any) -> Arrays:
 
 def _resize(
     name: str, array: np.ndarray, shape: tuple[int, ...], weights: Weights, model: Any, size: tuple[int, int]
-) -> np.ndarray | None:
-    """Interpolates embeddings of positions to another grid; None for what is none."""
+) -> np.ndarray:
+    """Interpolates position embeddings to another grid; returns other arrays as they are."""
     leaf = name.rsplit("/", maxsplit=1)[-1]
     old_size = weights.spec.image_size or weights.preprocessing.image_size
     old_model = weights.spec.create()
     if leaf == "pos_embedding" and array.shape[-1] == shape[-1]:
+        old_grid = old_model.grid(*old_size)
         return interpolate_position_embedding(
-            array,
-            model.grid(*size),
-            num_prefix_tokens=model.num_prefix_tokens,
-            old_grid=old_model.grid(*old_size),
+            array, model.grid(*size), num_prefix_tokens=model.num_prefix_tokens, old_grid=old_grid
         )
     is_raster = leaf == "relative_embedding" and "/row/" not in name and "/column/" not in name
-    if array.shape == shape and not (is_raster and model.grid(*size) != old_model.grid(*old_size)):
-        return None
-    if leaf in ("pos_embedding_x", "pos_embedding_y") and array.shape[1:] == shape[1:]:
-        return (interpolation_matrix(array.shape[0], shape[0]) @ array.astype(np.float64)).astype(array.dtype)
-    if leaf == "relative_embedding" and array.shape[1:] == shape[1:]:
-        if not is_raster:
-            # Offsets along one axis, which have an order to interpolate in.
-            matrix = interpolation_matrix(array.shape[0], shape[0])
-            return np.einsum("no,ohd->nhd", matrix, array.astype(np.float64)).astype(array.dtype)
+    if is_raster and array.shape[1:] == shape[1:] and model.grid(*size) != old_model.grid(*old_size):
         raise UserError(
             f"{name}: relative embeddings of offsets in raster order mean other distances on another grid. Keep the "
             f"resolution at {old_size[0]}x{old_size[1]}, or choose position embeddings that can be interpolated."
         )
-    return None
+    is_along_axis = leaf in ("pos_embedding_x", "pos_embedding_y", "relative_embedding") and not is_raster
+    if array.shape == shape or not is_along_axis or array.shape[1:] != shape[1:]:
+        return array
+    matrix = interpolation_matrix(array.shape[0], shape[0])
+    return np.einsum("no,o...->n...", matrix, array.astype(np.float64)).astype(array.dtype)
