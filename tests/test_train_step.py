@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.conftest import ROOT
 from vit_jax import optimizers, sharding
 from vit_jax.models import create_model
 from vit_jax.models.layers import normalize_images
@@ -286,3 +288,14 @@ def test_state_begins_with_other_parameters_and_their_average():
     state = step.init(seed=3, params=other)
     assert all((leaf == 0.5).all() for leaf in jax.tree.leaves((state.params, state.average)))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
+
+
+def test_five_lines_of_the_page_take_a_step():
+    page = (ROOT / "docs" / "library.md").read_text().partition("## Take the steps yourself")[2]
+    lines, imports = re.findall(r"```python\n(.*?)```", page, re.S)[:2]
+    assert len(lines.splitlines()) == 5
+    small = lines.replace('"ViT-S/16"', '"ViT-Ti/4", num_layers=1').replace("224", "8")
+    found = {"images": np.zeros((8, 8, 8, 3), np.uint8), "labels": np.zeros(8, np.int32)}
+    exec(imports + small, found)
+    assert found["state"].step == 1
+    assert float(found["metrics"]["loss"]) == pytest.approx(np.log(10), rel=1e-5)

@@ -137,8 +137,8 @@ def base_config() -> ConfigDict:
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8
     config.optimizer.layer_decay = placeholder(float)  # learning rate of a layer over that of the one above
-    config.optimizer.momentum = 0.9
-    config.optimizer.momentum_dtype = "float32"  # of SGD's momentum and Adam's first moment
+    config.optimizer.momentum = 0.9  # of SGD and Muon
+    config.optimizer.momentum_dtype = "float32"  # of the momentum, or the first moment
 
     config.polyak_decay = placeholder(float)  # of the average of the parameters that is evaluated; the paper: 0.9999
 
