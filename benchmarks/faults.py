@@ -1,7 +1,7 @@
 r"""Harms a run of several processes again and again and shows that it ends where one in peace does, to the bit.
 
     python -m benchmarks.faults --config=configs/quickstart.py --faults=20 --num_processes=2 --devices_per_process=2 \
-        --config.checkpoint.every_steps=20 --config.eval_every_steps=40 --config.log_every_steps=20
+        --config.checkpoint.every_steps=20 --config.evals.eval_split.every_steps=40 --config.log_every_steps=20
 
 Runs the config once in peace; then again with a fault at a random moment, and a restart of the same command after each:
 SIGTERM to one or to all processes, `kill -9` of process 0, of another or of all, one process that stands still, a disk
@@ -320,7 +320,7 @@ def run(
     Start(flags, reference, shape, logs / "reference").finish()
     seconds = time.monotonic() - begin
     config = json.loads((reference / "config.json").read_text())
-    every, eval_every = config["checkpoint"]["every_steps"], config["eval_every_steps"]
+    every, eval_every = config["checkpoint"]["every_steps"], config["evals"]["eval_split"]["every_steps"]
     num_steps = json.loads((reference / "summary.json").read_text())["steps"]
     kinds = [kind for kind in KINDS if kind != FULL or can_fill]
     print(f"in peace: {seconds:.1f} s, {num_steps} steps, a checkpoint every {every}")

@@ -156,8 +156,8 @@ class Study:
             *("main", self.fewshot(network.name, seed, pretrained=pretrained), "evaluation.json", "--mode=eval"),
             f"--config=configs/small_transfer.py:stage=pretrain,{network.arguments}",
             *(f"--config.weights={weights}", "--config.data.eval_split=None"),
-            *("--config.fewshot.datasets=('downstream.zip',)", f"--config.fewshot.shots={SHOTS}"),
-            *("--config.fewshot.image_size=32", "--config.fewshot.crop_from=32"),
+            *("--config.evals.fewshot.datasets=('downstream.zip',)", f"--config.evals.fewshot.shots={SHOTS}"),
+            *("--config.evals.fewshot.image_size=32", "--config.evals.fewshot.crop_from=32"),
         )
 
     def _arguments(self, arm: Arm, seed: int) -> list[str]:

@@ -113,6 +113,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
 
     # If it does not fit, or to make it faster (docs/configs.md): config.sharding, model.remat, accumulation_steps.
     config.log_every_steps = 100
-    config.eval_every_steps = 10_000
+    config.evals.eval_split.every_steps = 10_000
     config.checkpoint.every_steps = 1_000
     return config

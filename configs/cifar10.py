@@ -51,7 +51,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.optimizer.clip_norm = 1.0
 
     config.log_every_steps = 50
-    config.eval_every_steps = 782  # two epochs
+    config.evals.eval_split.every_steps = 782  # two epochs
     config.eval_batch_size = 500
     config.checkpoint.every_steps = 391
     return config

@@ -17,7 +17,7 @@ Arguments dataset    imagenet2012 (images are drawn from the first 65,000), cifa
 The same command with --dry_run shows weights, model and numbers of images, and measures nothing.
 
 The linear classifier is solved for in closed form, for 1, 5, 10 and 25 images per class, each drawn three times, on the
-representation before the head. docs/fewshot.md has the formulas and all options (--config.fewshot.<field>).
+representation before the head. docs/fewshot.md has the formulas and all options (--config.evals.fewshot.<field>).
 """
 
 from ml_collections import ConfigDict
@@ -40,13 +40,13 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.data.dataset = task.dataset
     config.data.image_size = argument.resolution or fitting_size(224, model_of(config.weights))
     config.data.eval_split = None
-    config.fewshot.datasets = (task.dataset,)
-    config.fewshot.train_split = POOLS.get(argument.dataset, train)
-    config.fewshot.test_split = test
-    config.fewshot.shots = (1, 5, 10, 25)
-    config.fewshot.l2 = (2.0**10,)
-    config.fewshot.seeds = 3
-    config.fewshot.representations = ("pre_logits",)
+    config.evals.fewshot.datasets = (task.dataset,)
+    config.evals.fewshot.train_split = POOLS.get(argument.dataset, train)
+    config.evals.fewshot.test_split = test
+    config.evals.fewshot.shots = (1, 5, 10, 25)
+    config.evals.fewshot.l2 = (2.0**10,)
+    config.evals.fewshot.seeds = 3
+    config.evals.fewshot.representations = ("pre_logits",)
     config.eval_batch_size = 512
 
     # Only for `--dry_run`, as nothing is trained.

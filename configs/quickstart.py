@@ -40,6 +40,6 @@ def get_config() -> ConfigDict:
     config.optimizer.clip_norm = 1.0
 
     config.log_every_steps = 50
-    config.eval_every_steps = 200
+    config.evals.eval_split.every_steps = 200
     config.checkpoint.every_steps = 200
     return config

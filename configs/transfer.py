@@ -131,7 +131,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.data.flip = True
 
     config.log_every_steps = min(50, max(1, steps // 10))
-    config.eval_every_steps = max(1, steps // 10)
+    config.evals.eval_split.every_steps = max(1, steps // 10)
     config.checkpoint.every_steps = max(1, min(1000, steps // 5))
     config.checkpoint.keep = 1
     config.checkpoint.keep_best = False

@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 
 import jax
 import numpy as np
@@ -15,8 +16,10 @@ from vit_jax.data.sources import MissingDataError, open_source
 from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, format_metrics
+from vit_jax.evaluators import registry
+from vit_jax.evaluators.classification import ImageNetVariant
 from vit_jax.experiment import dry_run as overview
-from vit_jax.experiment.evaluations import _check_imagenet, build_evaluation
+from vit_jax.experiment.evaluation_only import build_evaluation
 from vit_jax.models import create_model
 from vit_jax.models.layers import normalize_images
 from vit_jax.train import train
@@ -80,11 +83,11 @@ def run(weights, tmp_path_factory):
     config.checkpoint.keep_best = False
     config.polyak_decay = 0.9
     config.optimizer.learning_rate = 0.01
-    config.fewshot.datasets = ("digits",)
-    config.fewshot.shots = (1,)
-    config.fewshot.seeds = 1
-    config.fewshot.crop_from = 8
-    config.fewshot.every_steps = 2
+    config.evals.fewshot.datasets = ("digits",)
+    config.evals.fewshot.shots = (1,)
+    config.evals.fewshot.seeds = 1
+    config.evals.fewshot.crop_from = 8
+    config.evals.fewshot.every_steps = 2
     path = tmp_path_factory.mktemp("runs") / "run"
     train(config, path)
     return config, path, [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -125,7 +128,7 @@ def test_few_shot_accuracies_are_measured_along_a_run(run):
         ({"weights": None}, "nothing to evaluate"),
         ({"model.name": "ViT-S/16"}, "not ViT-S/16"),
         ({"data.eval_split": "tets"}, "Did you mean 'test'"),
-        ({"variants.imagenet_r": "/nowhere"}, "models with ImageNet's 1,000 classes; this one has 10"),
+        ({"evals.imagenet_r.dataset": "/nowhere"}, "models with ImageNet's 1,000 classes; this one has 10"),
     ],
 )
 def test_what_cannot_be_evaluated_is_told(config, weights, changes, message):
@@ -136,15 +139,22 @@ def test_what_cannot_be_evaluated_is_told(config, weights, changes, message):
         evaluate(config)
 
 
-@pytest.mark.parametrize("change", ["names", "order"])
+@pytest.mark.parametrize("change", ["names", "order", "number"])
 def test_variants_are_not_measured_with_a_head_of_other_classes(change):
-    names = list(wordnet_ids("imagenet2012"))
-    _check_imagenet(1000, names, "variants.real")
-    _check_imagenet(1000, class_names("imagenet2012"), "variants.real")
-    _check_imagenet(1000, None, "variants.real")
-    other = [f"thing {label}" for label in range(1000)] if change == "names" else names[1:] + names[:1]
-    with pytest.raises(UserError, match=r"variants.real is for models with ImageNet's classes in the order"):
-        _check_imagenet(1000, other, "variants.real")
+    ids, entry = list(wordnet_ids("imagenet2012")), registry.entry("imagenet_variant", dataset="/data/real.json")
+
+    def check(names, num_classes=1000):
+        ImageNetVariant.check(
+            "real",
+            entry,
+            types.SimpleNamespace(model=types.SimpleNamespace(num_classes=num_classes), class_names=names),
+        )
+
+    for names in (ids, class_names("imagenet2012"), None):
+        check(names)
+    other = {"names": [f"thing {label}" for label in range(1000)], "order": ids[1:] + ids[:1], "number": ids[:10]}
+    with pytest.raises(UserError, match=r"evals.real is for models with ImageNet's .*evals.real.dataset=None"):
+        check(other[change], len(other[change]))
 
 
 def test_head_for_other_classes_is_told(config, weights, tmp_path):
@@ -183,9 +193,9 @@ def test_metrics_are_shown_as_what_they_are(name, value, shown):
 def test_few_shot_accuracies_are_an_evaluation_like_others(config, weights, tmp_path):
     config.weights = weights[2]
     config.data.eval_split = None
-    config.fewshot.datasets = ("digits",)
-    config.fewshot.shots = (1, 10)
-    config.fewshot.crop_from = 8
+    config.evals.fewshot.datasets = ("digits",)
+    config.evals.fewshot.shots = (1, 10)
+    config.evals.fewshot.crop_from = 8
     metrics = evaluate(config)["metrics"]
     names = {f"pre_logits/{shots}shot{what}" for shots in (1, 10) for what in ("", "_std")} | {"examples"}
     assert set(metrics) == {f"fewshot/digits/{name}" for name in names}
@@ -204,30 +214,30 @@ def test_dry_run_shows_weights_model_and_all_that_is_measured(config, weights, t
     fields = {**loaded.spec.overrides, "pre_logits": True}
     place = tmp_path / "hidden.npz"
     save(from_params("ViT-Ti/4", {**loaded.params, "pre_logits": hidden}, image_size=8, **fields), place)
-    config.fewshot.datasets = ("digits",)
-    config.fewshot.shots = (1, 5)
+    config.evals.fewshot.datasets = ("digits",)
+    config.evals.fewshot.shots = (1, 5)
     config.data.image_size = 12
     text, measured = dry_run(config, str(place))
     for part in (
         f"weights   {place}: ViT-Ti/4, 10 classes",
         "images 12x12\n",
         "pre_logits=True",
-        "measured  test: classification, softmax cross-entropy; 360 images of digits (test)\n",
+        "measured  test: classification; 360 images of digits (test)\n",
         "measured  fewshot/digits: linear classifiers on pre_logits, shots 1, 5, l2 1024, 3 draw(s); "
         "1,437 images of digits (train), 360 images of digits (test)\n",
         "batches of 64 images",
     ):
         assert part in measured
     assert "| pre_logits/kernel" in text and "(1, 10, 16)" in text  # of 3 x 3 patches
-    assert "fewshot.l2: (1024.0,)" in text
+    assert "evals.fewshot.l2: (1024.0,)" in text
     assert "optimizer" not in text and "epochs" not in text
 
 
 def test_dry_run_of_an_evaluation_needs_neither_data_nor_released_weights(config, tmp_path, monkeypatch):
     monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path))
     config.data.dataset, config.data.image_size = str(tmp_path / "nowhere"), 32
-    config.fewshot.datasets = (str(tmp_path / "nor_there"),)
-    config.variants.real = "/nor/there/real.json"
+    config.evals.fewshot.datasets = (str(tmp_path / "nor_there"),)
+    config.evals.real.dataset = "/nor/there/real.json"
     _, measured = dry_run(config, "vit_b32_i21k_in1k_384")
     assert "weights   vit_b32_i21k_in1k_384: ViT-B/32, 1,000 classes, images 384x384, NOT HERE YET" in measured
     for name in ("test", "real", "fewshot/nor_there"):
@@ -265,9 +275,9 @@ def all_at_once(weights):
     config.weights = weights[2]
     config.data.eval_split = "all"
     config.eval_batch_size = 1800
-    config.fewshot.datasets = ("digits",)
-    config.fewshot.shots = (5,)
-    config.fewshot.crop_from = 8
+    config.evals.fewshot.datasets = ("digits",)
+    config.evals.fewshot.shots = (5,)
+    config.evals.fewshot.crop_from = 8
     metrics = evaluate(config)["metrics"]
     assert metrics["all/examples"] == 1797
     return metrics
@@ -289,7 +299,8 @@ def test_several_processes_count_the_same(weights, all_at_once, tmp_path, compil
         *("--config.model.name=None", "--config.model.num_layers=None", "--config.model.hidden_dim=None"),
         *("--config.model.mlp_dim=None", "--config.model.num_heads=None", "--config.model.pool=None"),
         *("--config.data.image_size=8", "--config.data.eval_split=all", "--config.eval_batch_size=66"),
-        *("--config.fewshot.datasets=('digits',)", "--config.fewshot.shots=(5,)", "--config.fewshot.crop_from=8"),
+        *("--config.evals.fewshot.datasets=digits", "--config.evals.fewshot.shots=(5,)"),
+        "--config.evals.fewshot.crop_from=8",
         f"--workdir={tmp_path / 'run'}",
     ]
     with multiprocess.start_main(arguments, tmp_path, 3, 2, compilation_cache) as processes:

@@ -280,7 +280,7 @@ def test_nan_loss_stops_the_run_names_the_step_and_keeps_the_last_good_checkpoin
     workdir = tmp_path / "run"
     process = run_main(
         f"{TINY}:steps=12,checkpoint=1", f"--workdir={workdir}", "--config.optimizer.learning_rate=1e38",
-        "--config.optimizer.warmup_steps=10", "--config.eval_every_steps=100",
+        "--config.optimizer.warmup_steps=10", "--config.evals.eval_split.every_steps=100",
     )  # fmt: skip
     assert process.returncode == 1
     assert " at step " in process.stderr

@@ -56,7 +56,7 @@ def config():
     config.eval_batch_size = 360
     config.steps = STEPS
     config.log_every_steps = 1
-    config.eval_every_steps = 6
+    config.evals.eval_split.every_steps = 6
     config.checkpoint.every_steps = 4
     config.polyak_decay = 0.75
     return config
@@ -117,7 +117,7 @@ def test_state_of_a_run_that_failed_is_kept_beside_the_good_ones_and_can_be_gone
 
 def test_state_that_is_not_finite_is_kept_apart_and_says_so(config, tmp_path):
     config.optimizer.learning_rate = 1e30
-    config.eval_every_steps = None
+    config.evals.eval_split.every_steps = None
     with pytest.raises(UserError, match=r"(?s)at step \d.*checkpoint.*learning_rate.*emergency/\d+ for a closer look"):
         train(config, tmp_path)
     assert re.fullmatch(
@@ -176,13 +176,13 @@ def test_curves_are_drawn_early_now_and_then_and_at_the_end(seconds, drawn_at, c
 
     monkeypatch.setattr("vit_jax.run.journal.plot_curves", note)
     monkeypatch.setattr("vit_jax.run.journal._SECONDS_BETWEEN_CURVES", seconds)
-    config.eval_every_steps = 4
+    config.evals.eval_split.every_steps = 4
     train(config, tmp_path)
     assert seen == drawn_at
 
 
 def test_finished_run_started_again_only_reports_and_other_seed_gives_another_run(config, tmp_path, caplog):
-    config.steps, config.eval_every_steps = 2, None
+    config.steps, config.evals.eval_split.every_steps = 2, None
     train(config, tmp_path / "0")
     before = rows(tmp_path / "0")
     with caplog.at_level(logging.INFO):
@@ -216,7 +216,7 @@ def test_changed_data_set_is_refused_on_resume(config, tmp_path):
             for number in range(10):
                 cv2.imwrite(str(folder / f"{number}.png"), np.full((8, 8, 3), 10 * number, np.uint8))
     config.data.dataset, config.eval_batch_size = str(data), 24
-    config.steps, config.checkpoint.every_steps, config.eval_every_steps = 2, 2, None
+    config.steps, config.checkpoint.every_steps, config.evals.eval_split.every_steps = 2, 2, None
     train(config, tmp_path / "run")
     (data / "train" / "cat" / "3.png").unlink()
     with pytest.raises(UserError, match="the data set has changed since the last start"):

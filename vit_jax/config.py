@@ -12,7 +12,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from vit_jax.data.imagenet_test_sets import IMAGENET_TEST_SETS
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.evaluators.registry import TYPES, default_entries, fields_of
 from vit_jax.field_checks import (
     ANY_TUPLE,
     BATCH,
@@ -151,46 +153,30 @@ def base_config() -> ConfigDict:
 
     config.compiler_options = ()  # of XLA for the training step, pairs of name and value: docs/tpu_speed.md
 
-    # Linear classifiers in closed form on frozen representations of a few images per class (docs/fewshot.md).
-    config.fewshot = ConfigDict()
-    config.fewshot.datasets = ()  # as data.dataset; (): none
-    config.fewshot.train_split = "train"  # from which images are drawn; the paper's ImageNet pool: "train[:65000]"
-    config.fewshot.test_split = "test"
-    config.fewshot.validation_split = placeholder(str)  # on which l2 is chosen, if there are several
-    config.fewshot.shots = (1, 5, 10, 25)  # images per class
-    config.fewshot.l2 = (2.0**10,)  # regularisation
-    config.fewshot.seeds = 3  # draws of images
-    config.fewshot.representations = ("pre_logits",)  # names of intermediates of the model
-    config.fewshot.image_size = placeholder(int)  # None: data.image_size
-    config.fewshot.crop_from = placeholder(int)  # side of the square whose centre is taken; None: 256 to 224 pixels
-    config.fewshot.whiten = True  # by mean and standard deviation of the images drawn
-    config.fewshot.bias = 100.0  # a feature so large that its weight is hardly regularised; 0: no bias
-    config.fewshot.every_steps = placeholder(int)  # None: at the end only
-
-    # Other test sets for models with ImageNet's 1,000 classes (docs/imagenet_variants.md): places; None: left out.
-    config.variants = ConfigDict()
-    config.variants.real = placeholder(str)  # path of real.json: the evaluation split labelled anew
-    config.variants.imagenet_v2 = placeholder(str)
-    config.variants.imagenet_r = placeholder(str)
-    config.variants.imagenet_a = placeholder(str)
-    config.variants.imagenet_sketch = placeholder(str)
-    config.variants.objectnet = placeholder(str)
-    config.variants.every_steps = placeholder(int)  # None: at the end only
-
+    # Evaluations by name: each entry has a type, every_steps (None: at the end only), and the fields of its type
+    # (vit_jax/evaluators/registry.py). Every config has entries for data.eval_split ("eval_split"), ImageNet's other
+    # test sets ("real", "imagenet_v2", ...) and few-shot accuracy ("fewshot"); those without data are left out.
+    config.evals = ConfigDict(default_entries())
     config.eval_batch_size = placeholder(int)  # None: batch_size
-    config.eval_every_steps = placeholder(int)  # None: at the end only
     config.log_every_steps = 50
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep = 2  # newest ones
-    config.checkpoint.keep_best = True  # also the parameters with the best accuracy
+    config.checkpoint.keep_best = True  # also the best parameters
+    # The metric that tells the best parameters, more being better; None: the accuracy on data.eval_split. Such as
+    # "fewshot/cifar10/pre_logits/5shot".
+    config.checkpoint.best_metric = placeholder(str)
 
     config.watchdog_seconds = 1800.0  # a step that takes longer hangs: its stacks are written, the run ends; 0: never
     config.profile = ConfigDict()
     config.profile.first_step = placeholder(int)  # of a trace for docs/profiling.md; None: no trace
     config.profile.num_steps = 5
 
-    return config.lock()
+    config.lock()
+    config.evals.unlock()  # for more entries
+    for each in config.evals.values():
+        each.lock()
+    return config
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -202,6 +188,20 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+# Fields that earlier versions called otherwise: their present names.
+_RENAMED = {
+    "eval_every_steps": ("evals.eval_split.every_steps",),
+    "variants.every_steps": tuple(f"evals.{name}.every_steps" for name in IMAGENET_TEST_SETS),
+    **{f"variants.{name}": (f"evals.{name}.dataset",) for name in IMAGENET_TEST_SETS},
+    **{f"fewshot.{field}": (f"evals.fewshot.{field}",) for field in TYPES["fewshot"].fields if field != "type"},
+}
+
+
+def with_present_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Renames the flat fields of a config that an earlier version recorded."""
+    return {name: value for recorded, value in fields.items() for name in _RENAMED.get(recorded, (recorded,))}
 
 
 LENGTHS = ("epochs", "steps", "images")
@@ -320,37 +320,31 @@ CHECKS: dict[str, Check] = {
     "sharding_rules": ANY_TUPLE,  # `sharding.parameter_specs` checks the rules
     "rng": one_of("threefry2x32", "rbg", "unsafe_rbg"),  # `train_step.RNGS`
     "compiler_options": ANY_TUPLE,  # `experiment.step` checks the pairs
-    "fewshot.datasets": Several(TEXT),
-    "fewshot.train_split": TEXT,
-    "fewshot.test_split": TEXT,
-    "fewshot.validation_split": TEXT,
-    "fewshot.shots": Several(Number(1, 10**6, whole=True), at_least=1, distinct=True),
-    "fewshot.l2": Several(Number(0, open_low=True), at_least=1, distinct=True),
-    "fewshot.seeds": Number(1, 10_000, whole=True),
-    "fewshot.representations": Several(TEXT, at_least=1, distinct=True),
-    "fewshot.image_size": PIXELS,
-    "fewshot.crop_from": PIXELS,
-    "fewshot.whiten": FLAG,
-    "fewshot.bias": NOT_NEGATIVE,
-    "fewshot.every_steps": STEPS,
-    "variants.real": TEXT,
-    "variants.imagenet_v2": TEXT,
-    "variants.imagenet_r": TEXT,
-    "variants.imagenet_a": TEXT,
-    "variants.imagenet_sketch": TEXT,
-    "variants.objectnet": TEXT,
-    "variants.every_steps": STEPS,
     "eval_batch_size": BATCH,
-    "eval_every_steps": STEPS,
     "log_every_steps": STEPS,
     "checkpoint.every_steps": STEPS,
     "checkpoint.keep": Number(1, 10**6, whole=True),
     "checkpoint.keep_best": FLAG,
+    "checkpoint.best_metric": TEXT,
     "watchdog_seconds": Number(0, 10**8),
     "profile.first_step": STEPS,
     "profile.num_steps": STEPS,
 }
 _MOST_BYTES = 2**40  # of the uint8 images of a batch, on all hosts together
+
+
+def checked_fields(config: ConfigDict) -> Iterator[tuple[str, Any, Any, Check]]:
+    """Yields each field's flat name, value, default and check.
+
+    Raises:
+      UserError: an entry of `config.evals` has an unknown type or field.
+    """
+    fields, defaults = flatten(config.to_dict()), flatten(base_config().to_dict())
+    for name, check in CHECKS.items():
+        yield name, fields[name], defaults[name], check
+    for entry_name, entry in config.evals.items():
+        for field, each in fields_of(entry, f"evals.{entry_name}").items():
+            yield f"evals.{entry_name}.{field}", entry.get(field, each.default), each.default, each.check
 
 
 def check_fields(config: ConfigDict) -> None:
@@ -359,33 +353,22 @@ def check_fields(config: ConfigDict) -> None:
     Raises:
       UserError: names the field, its value, the values it takes, and what to type.
     """
-    fields, defaults = flatten(config.to_dict()), flatten(base_config().to_dict())
-    for name, default in defaults.items():
-        value = fields[name]
+    for name, value, default, check in checked_fields(config):
         if value is None:
             if default is not None and name != "model.name":
                 raise UserError(f"{name} cannot be None; its default is {default!r}.")
-        elif not CHECKS[name].accepts(value):
+        elif not check.accepts(value):
             argument = shlex.quote(f"--config.{name}={default}")
-            check = CHECKS[name]
             rounded = isinstance(check, Number) and isinstance(value, float) and check.contains(value)
             as_rounded = f" (as float32 {as_float32(value):g})" if rounded else ""
-            raise UserError(
-                f"{name} must be {CHECKS[name].expected}, got {value!r}{as_rounded}. The default is {argument}."
-            )
+            raise UserError(f"{name} must be {check.expected}, got {value!r}{as_rounded}. The default is {argument}.")
     for batch in ("batch_size", "eval_batch_size"):
-        size = 3 * (fields[batch] or 0) * config.data.image_size**2
+        size = 3 * (config[batch] or 0) * config.data.image_size**2
         if size > _MOST_BYTES:
             raise UserError(
-                f"{batch} {fields[batch]:,} of images of {config.data.image_size} pixels is {size / 1e12:,.1f} TB. Set "
+                f"{batch} {config[batch]:,} of images of {config.data.image_size} pixels is {size / 1e12:,.1f} TB. Set "
                 f"--config.{batch} to at most {_MOST_BYTES // (3 * config.data.image_size**2):,}."
             )
-    crop_from, size = config.fewshot.crop_from, config.fewshot.image_size or config.data.image_size
-    if crop_from is not None and crop_from < size:
-        raise UserError(
-            f"fewshot.crop_from {crop_from} must be at least the images' {size} pixels. The default is "
-            "--config.fewshot.crop_from=None, 8/7 of them."
-        )
 
 
 def parse_config_string(string: str | None, **defaults: Any) -> ConfigDict:

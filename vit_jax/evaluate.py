@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.experiment import leakage
-from vit_jax.experiment.evaluations import build_evaluation, describe_data
+from vit_jax.experiment.evaluation_only import build_evaluation
+from vit_jax.experiment.evaluations import describe_data, tested_sources
 from vit_jax.multihost import processes
 from vit_jax.run.workdir import AnyPath, parse, write_atomically
 from vit_jax.train_step import TrainState
@@ -49,13 +50,12 @@ def evaluate(
     logger.info("%s: %s", place, built.description)
     overlap: dict[str, int] = {}
     if processes.is_main_process():
-        tested = {each.name: each.data.test for each in built.evaluations}
-        overlap = leakage.find_overlap(tested, leakage.sources_behind(place))
+        overlap = leakage.find_overlap(tested_sources(built.evaluations), leakage.sources_behind(place))
     params = sharding.place(built.params, built.abstract_params)
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     metrics: dict[str, float] = {}
     for each in built.evaluations:
-        found = {f"{each.name}/{name}": value for name, value in each.evaluator.run(state)}
+        found = {f"{each.name}/{name}": value for name, value in each.run(state).items()}
         logger.info("%s", "  ".join(f"{name} {value:.5g}" for name, value in found.items()))
         metrics |= found
     result = {
@@ -68,7 +68,7 @@ def evaluate(
         "devices": sharding.describe_devices(built.mesh),
         "metrics": metrics,
         "overlap": overlap,
-        "fingerprints": {each.name: each.data.test.fingerprint() for each in built.evaluations},
+        "fingerprints": {name: source.fingerprint() for name, source in tested_sources(built.evaluations).items()},
     }
     if path is not None and processes.is_main_process():
         path.mkdir(parents=True, exist_ok=True)

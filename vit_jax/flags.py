@@ -83,10 +83,14 @@ def _lines(entries: Sequence[tuple[str, str]]) -> Iterator[str]:
 
 
 def _clear(config: ConfigDict, field: str) -> None:
-    """Sets a field to None, which its own parser would take for text or refuse."""
+    """Sets a field to None, which its own parser would take for text or refuse; removes an entry of `evals`."""
     *path, name = field.split(".")
     for each in path:
         config = config[each]
+    if path == ["evals"] and name in config:
+        with config.unlocked():
+            del config[name]
+        return
     if isinstance(config[name], ConfigDict):
         raise UserError(f"{field} is a group of fields and cannot be None.")
     with config.ignore_type():
@@ -98,6 +102,8 @@ def report(error: Exception) -> int:
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if nearest := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):  # from ml_collections
         message = f"unknown config field {nearest[2]!r}. Did you mean {nearest[1]!r}?"
+    if renamed := re.search(r"['\"](eval_every_steps|fewshot|variants)['\"]", message):
+        message = f"config.{renamed[1]} is now part of config.evals, as docs/evaluation.md describes."
     # An error in a config file arrives as text: a traceback that ends with our error.
     message = message.rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2].strip()
     print(f"error: {message}", file=sys.stderr, flush=True)

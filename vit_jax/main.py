@@ -41,7 +41,8 @@ from vit_jax.data.sources import MissingDataError
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, format_metrics, place_to_evaluate
 from vit_jax.experiment import build, dry_run, leakage
-from vit_jax.experiment.evaluations import build_evaluation, open_test_data
+from vit_jax.experiment.evaluation_only import build_evaluation
+from vit_jax.experiment.evaluations import open_evaluations, tested_sources
 from vit_jax.field_checks import Number
 from vit_jax.flags import define_config, report
 from vit_jax.multihost import processes
@@ -133,7 +134,7 @@ def _show_evaluation(config: ConfigDict) -> None:
     place = place_to_evaluate(config.weights, parse(_WORKDIR.value) if _WORKDIR.value else None)
     built = build_evaluation(config, place, allow_missing=True)
     print(dry_run.evaluation_dry_run(config, place, built))
-    leakage.find_overlap({each.name: each.data.test for each in built.evaluations}, leakage.sources_behind(place))
+    leakage.find_overlap(tested_sources(built.evaluations), leakage.sources_behind(place))
 
 
 def _warn_of_overlap(config: ConfigDict, built: build.Experiment) -> None:
@@ -141,11 +142,11 @@ def _warn_of_overlap(config: ConfigDict, built: build.Experiment) -> None:
     if built.train_source is None:
         return
     try:
-        tested = {each.name: each.test for each in open_test_data(config, built.eval_source)}
+        evaluations = open_evaluations(config, built.eval_source)
     except MissingDataError as error:
         logging.getLogger("vit_jax").warning("%s", error)
         return
-    leakage.find_overlap(tested, [built.train_source, *leakage.sources_behind(config.weights)])
+    leakage.find_overlap(tested_sources(evaluations), [built.train_source, *leakage.sources_behind(config.weights)])
 
 
 def _run(ledger: Ledger) -> int:

@@ -20,6 +20,6 @@ def get_config(argument=None):
     config.optimizer.warmup_steps = 1
     config.log_every_steps = 3
     config.eval_batch_size = 100
-    config.eval_every_steps = 2 * argument.checkpoint
+    config.evals.eval_split.every_steps = 2 * argument.checkpoint
     config.checkpoint.every_steps = argument.checkpoint
     return config

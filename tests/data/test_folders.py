@@ -246,10 +246,10 @@ def test_runs_and_few_shot_evaluations_take_test_splits_that_lack_classes(build)
     train, test = open_sources(config.data)
     assert (train.class_names, test.class_names) == (["cat", "dog", "emu"],) * 2
     assert {test[i]["label"] for i in range(len(test))} == {2}
-    config.fewshot.datasets, config.fewshot.l2, config.fewshot.validation_split = (place,), (1.0, 2.0), "val"
-    (fewshot,) = evaluations.open_test_data(config, None)
-    assert {fewshot.test[i]["label"] for i in range(3)} == {2}
-    assert {fewshot.validation[i]["label"] for i in range(3)} == {1}
+    config.evals.fewshot.update(datasets=(place,), l2=(1.0, 2.0), validation_split="val")
+    (fewshot,) = evaluations.open_evaluations(config, None)
+    assert {fewshot.data.test[i]["label"] for i in range(3)} == {2}
+    assert {fewshot.data.validation[i]["label"] for i in range(3)} == {1}
     config.data.train_split, config.data.eval_split = "test", "train[:5]"
     with pytest.raises(UserError, match=r"different classes from those"):
         open_sources(config.data)

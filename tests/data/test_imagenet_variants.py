@@ -10,9 +10,10 @@ import tensorflow_datasets as tfds
 
 from tests.conftest import ROOT
 from vit_jax.data.class_names import wordnet_ids
+from vit_jax.data.imagenet_test_sets import IMAGENET_TEST_SETS
 from vit_jax.data.pipeline import BatchLoader
 from vit_jax.data.sources import MissingDataError
-from vit_jax.data.sources.imagenet_variants import VARIANTS, open_variant
+from vit_jax.data.sources.imagenet_variants import open_variant
 from vit_jax.data.transforms import EvalTransform, ImageError
 from vit_jax.errors import UserError
 from vit_jax.objectives.losses import is_correct
@@ -231,7 +232,7 @@ def test_archive_that_is_not_unpacked_is_refused(tmp_path):
         open_variant("imagenet_a", str(tmp_path / "imagenet-a.tar"))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", IMAGENET_TEST_SETS)
 def test_place_that_is_not_there_says_where_to_get_it(name):
     with pytest.raises(MissingDataError, match=rf"{name} is not at 'nowhere'. It is from https://"):
         open_variant(name, "nowhere")

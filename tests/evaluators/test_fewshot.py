@@ -220,7 +220,7 @@ def test_a_folder_knows_its_labels(tmp_path, split, monkeypatch):
     assert read_labels(source).tolist() == expected
 
 
-OPTIONS = {"image_size": SIZE, "crop_from": None, "batch_size": 16}
+OPTIONS = {"transform": EvalTransform(SIZE), "batch_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +330,7 @@ def test_averaged_parameters_are_evaluated_if_there_are_any(model, state, mesh, 
     ("options", "expected"),
     [
         ({}, EvalTransform(224, resize="bilinear", crop_from=256)),  # as in the released evaluator
-        ({"image_size": 32, "crop_from": 40, "resize": "area"}, EvalTransform(32, resize="area", crop_from=40)),
+        ({"transform": EvalTransform(32, resize="area", crop_from=40)}, EvalTransform(32, resize="area", crop_from=40)),
     ],
 )
 def test_images_are_resized_and_cropped_as_asked_for(model, mesh, monkeypatch, options, expected):
@@ -407,17 +407,18 @@ def test_sources_that_do_not_know_their_classes_have_those_of_their_labels(model
         FewShotEvaluator(model, pool, test, mesh, shots=(2,), **OPTIONS)
 
 
-WRONG_SHOTS = r"shots must be different whole numbers of at least 1, such as \(1, 5, 10, 25\) or \(5,\); got"
-WRONG_L2 = r"l2 must be different numbers of more than 0, such as \(1024,\); got"
-WRONG_SEEDS = "seeds must be a number of at least 1, or different seeds of at least 0; got"
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        *(({"shots": shots}, WRONG_SHOTS) for shots in ((), (0, 1), (-1,), (2, 2), (1.5,), ("5",), (True,), 5)),
-        *(({"l2": l2}, WRONG_L2) for l2 in ((), (1.0, 0.0), (-1.0,), (1.0, 1.0), (float("nan"),), ("1",), 1024.0)),
-        *(({"seeds": seeds}, WRONG_SEEDS) for seeds in (0, -3, (-1,), (1, 1), (0.5,), 1.5)),
+        *(
+            ({"shots": shots}, "shots must be a tuple of different")
+            for shots in ((), (0, 1), (2, 2), (1.5,), (True,), 5)
+        ),
+        *(
+            ({"l2": l2}, "l2 must be a tuple of different")
+            for l2 in ((), (1.0, 0.0), (1.0, 1.0 + 1e-9), ("1",), 1024.0)
+        ),
+        *(({"seeds": seeds}, "seeds must be a tuple of different") for seeds in (0, -3, (-1,), (1, 1), (0.5,), 1.5)),
         ({"representations": ("logit",)}, "unknown representation 'logit'"),
     ],
 )

@@ -121,16 +121,12 @@ def test_primal_and_dual_solutions_are_the_same():
     test, _ = clusters(50, 40, 6, seed=1)
     padded = [np.concatenate([array, np.zeros((len(array), 5), array.dtype)], axis=1) for array in (train, test)]
     primal, dual = solve_ridge(train, labels), solve_ridge(padded[0], labels)
-    assert len(primal.left) == len(primal.eigenvalues) == 40
-    assert (len(dual.left), len(dual.eigenvalues)) == (45, 41)
+    assert len(primal.left) == len(primal.eigenvalues) == 41  # with the constant feature
+    assert (len(dual.left), len(dual.eigenvalues)) == (46, 41)
     np.testing.assert_allclose(primal.scores(test, 3.0), dual.scores(padded[1], 3.0), rtol=0, atol=1e-9)
 
 
-GRIDS = {
-    "one": [2.0**10],
-    "usual": 2.0 ** np.arange(1, 11),
-    "wide": 10.0 ** np.arange(-6, 8),
-}
+GRID = (1e-6, 0.1, 2.0, 2.0**10, 1e7)
 
 
 def decaying(features):
@@ -145,7 +141,6 @@ def rounded(features):
     return np.round(features / 8)
 
 
-@pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize(
     ("examples", "change", "form"),
     [
@@ -159,15 +154,15 @@ def rounded(features):
         (40, lambda x: x + 1e6, "whitened, no bias"),  # float32 subtracts the mean with an error
     ],
 )
-def test_accuracies_are_those_of_float64(examples, change, form, grid):
+def test_accuracies_are_those_of_float64(examples, change, form):
     classes = 30
     train, labels = clusters(examples, 64, classes, spread=2.5)
     test, test_labels = clusters(1500, 64, classes, seed=1, spread=2.5)
     train, test = change(train), change(test)
-    found = solve_ridge(train, labels, **FORMS[form]).accuracies(test, test_labels, GRIDS[grid])
+    found = solve_ridge(train, labels, **FORMS[form]).accuracies(test, test_labels, GRID)
     expected = [
         np.mean(plain_scores(train, labels, classes, test, l2, **FORMS[form]).argmax(axis=1) == test_labels)
-        for l2 in GRIDS[grid]
+        for l2 in GRID
     ]
     assert found.tolist() == expected
     assert 0.05 < max(expected) < 1  # neither all right nor by chance
@@ -192,15 +187,13 @@ def test_classes_too_close_for_float32_are_told_apart(apart):
 def test_accuracies_depend_neither_on_order_nor_on_block_size(monkeypatch):
     train, labels = clusters(300, 64, 30, spread=2.5)
     test, test_labels = clusters(1000, 64, 30, seed=1, spread=2.5)
-    grid = GRIDS["usual"]
-    expected = solve_ridge(train, labels).accuracies(test, test_labels, grid).tolist()
+    expected = solve_ridge(train, labels).accuracies(test, test_labels, GRID).tolist()
     rng = np.random.default_rng(0)
     some, others = rng.permutation(len(train)), rng.permutation(len(test))
     shuffled = solve_ridge(train[some], labels[some])
-    assert shuffled.accuracies(test[others], test_labels[others], grid).tolist() == expected
+    assert shuffled.accuracies(test[others], test_labels[others], GRID).tolist() == expected
     monkeypatch.setattr(ridge, "_BLOCK", 17)
-    monkeypatch.setattr(ridge, "_PROBE", 3)
-    assert shuffled.accuracies(test, test_labels, grid).tolist() == expected
+    assert shuffled.accuracies(test, test_labels, GRID).tolist() == expected
 
 
 def test_of_equal_scores_the_first_class_counts():
@@ -231,9 +224,9 @@ def test_values_too_large_for_float32_are_scored():
 def test_l2_that_is_not_positive_is_refused(l2):
     solution = solve_ridge(*clusters(20, 4, 3))
     for ask in (lambda: solution.weights(l2), lambda: solution.scores(np.zeros((1, 4)), l2)):
-        with pytest.raises(UserError, match="l2 must be numbers more than 0"):
+        with pytest.raises(UserError, match="l2 must be more than 0, got"):
             ask()
-    with pytest.raises(UserError, match="l2 must be numbers more than 0"):
+    with pytest.raises(UserError, match="l2 must be more than 0, got"):
         solution.accuracies(np.zeros((1, 4)), np.zeros(1, int), [1.0, l2])
 
 
@@ -241,18 +234,17 @@ def test_features_that_are_not_finite_are_refused():
     train, labels = clusters(20, 4, 3)
     solution = solve_ridge(train, labels)
     train[7, 2] = np.nan
-    with pytest.raises(UserError, match=r"1 of 20 training examples, the first of them number 7"):
-        solve_ridge(train, labels)
-    with pytest.raises(UserError, match=r"test example 7 has features that are not finite"):
-        solution.accuracies(train, labels, [1.0])
+    for ask in (lambda: solve_ridge(train, labels), lambda: solution.accuracies(train, labels, [1.0])):
+        with pytest.raises(UserError, match="1 of 20 examples, the first of them number 7, have features that are not"):
+            ask()
 
 
 @pytest.mark.parametrize(
     ("features", "labels", "message"),
     [
-        (np.zeros((3, 2, 2)), np.zeros(3, int), r"shape \[examples, dim\], none of them 0, got \[3, 2, 2\]"),
-        (np.zeros((0, 2)), np.zeros(0, int), r"none of them 0, got \[0, 2\]"),
-        (np.zeros((3, 2)), np.zeros(2, int), r"one integer for each of the 3 examples, got shape \[2\]"),
+        (np.zeros((3, 2, 2)), np.zeros(3, int), r"shape \[examples, dim\], got \[3, 2, 2\]"),
+        (np.zeros((0, 2)), np.zeros(0, int), r"got \[0, 2\]"),
+        (np.zeros((3, 2)), np.zeros(2, int), r"labels must be 3 integers, got shape \[2\]"),
         (np.zeros((3, 2)), np.zeros(3), r"got shape \[3\] of float64"),
         (np.zeros((3, 2)), np.array([0, -1, 1]), r"labels must be 0 to 1, got -1 to 1"),
         (np.zeros((3, 2)), np.array([0, 2, 1]), r"labels must be 0 to 1, got 0 to 2"),
@@ -265,5 +257,5 @@ def test_bad_training_examples_are_refused(features, labels, message):
 
 def test_other_features_than_those_trained_on_are_refused():
     solution = solve_ridge(*clusters(20, 4, 3))
-    with pytest.raises(UserError, match="there are 5 features of an example, but those trained on had 4"):
+    with pytest.raises(UserError, match=r"shape \[examples, 4\], got \[2, 5\]"):
         solution.scores(np.zeros((2, 5)), 1.0)

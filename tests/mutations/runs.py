@@ -150,8 +150,8 @@ MUTATIONS = [
     ),
     Mutation(
         WORKDIR,
-        "_changed({**defaults(), **flatten(recorded)}, ",
-        "_changed(flatten(recorded), ",
+        "_changed({**defaults(), **with_present_names(flatten(recorded))}, ",
+        "_changed(with_present_names(flatten(recorded)), ",
         f"{TEST_WORKDIR}::test_fields_without_effect_may_change_and_younger_fields_had_their_defaults",
         "workdirs from before a field resume",
     ),

@@ -49,13 +49,14 @@ def real(tmp_path_factory, compilation_cache):
     jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     folder = tmp_path_factory.mktemp("real")
-    arguments = ("--config.eval_batch_size=96", "--config.eval_every_steps=4", "--config.checkpoint.keep_best=False")
+    cadence = "--config.evals.eval_split.every_steps=4"
+    arguments = ("--config.eval_batch_size=96", cadence, "--config.checkpoint.keep_best=False")
     tasks = make_tasks(Sweep(seeds=2), "tests/configs/tiny.py:steps=2", arguments, folder / "sweep")
     sweep_command.run_sweep(tasks, folder / "sweep", lambda run: train(run.config, run.path))
     pre = folder / "sweep" / "final" / "seed_0"
     train(config_of(weights=str(pre), seed=5, model__name=None), folder / "fine")
-    few_shot = {"fewshot__datasets": ("digits",), "fewshot__shots": (2,), "fewshot__seeds": 2}
-    few_shot |= {"fewshot__crop_from": 8, "fewshot__image_size": 8, "data__eval_split": None}
+    few_shot = {"evals__fewshot__datasets": ("digits",), "evals__fewshot__shots": (2,), "evals__fewshot__seeds": 2}
+    few_shot |= {"evals__fewshot__crop_from": 8, "evals__fewshot__image_size": 8, "data__eval_split": None}
     config = config_of(weights=str(folder / "fine"), model__name=None, **few_shot)
     evaluate(config, folder / "few_shot")
     yield folder
@@ -98,8 +99,8 @@ def test_real_evaluation_adds_to_the_run_it_is_of(real):
     assert value.std == metrics["fewshot/digits/pre_logits/2shot_std"]
     assert value.notes == (
         "few-shot images at 8 pixels, usually 224",
-        "fewshot.crop_from=8, usually 9",
-        "fewshot.seeds=2, usually 3",
+        "evals.fewshot.crop_from=8, usually 9",
+        "evals.fewshot.seeds=2, usually 3",
     )
     assert "few_shot" not in records and records["fine"].besides == (str(real / "few_shot"),)
 
@@ -281,7 +282,9 @@ def test_few_shot_data_sets_have_their_names(tmp_path):
     places = ("tfds:imagenet2012", "tfds:cifar100", "/data/birds")
     metrics = {f"fewshot/{name}/pre_logits/5shot": 0.1 for name in ("imagenet2012", "cifar100", "birds")}
     metrics |= {"fewshot/birds/encoded/10shot": 0.2, "fewshot/birds/encoded/10shot/l2=3": 0.3}
-    write_evaluation(tmp_path, "vit_b16_i21k", metrics, fewshot__datasets=places, fewshot__test_split="validation")
+    write_evaluation(
+        tmp_path, "vit_b16_i21k", metrics, evals__fewshot__datasets=places, evals__fewshot__test_split="validation"
+    )
     (record,) = find([str(tmp_path)]).models
     assert set(record.values) == {
         "5-shot ImageNet",  # whose test images are those of validation

@@ -1,5 +1,6 @@
 """Numbers on part of a test set, numbers that are none, and folders that would otherwise be lost without a word."""
 
+import functools
 import json
 import os
 import shutil
@@ -7,7 +8,7 @@ import shutil
 import pytest
 
 from tests.report.workdirs import FINE_TUNING, write_evaluation, write_fine_tuning, write_json, write_run, write_vtab
-from vit_jax.data.sources.imagenet_variants import NUM_IMAGES
+from vit_jax.data.imagenet_test_sets import IMAGENET_TEST_SETS
 from vit_jax.data.vtab import TASKS as VTAB_TASKS
 from vit_jax.errors import UserError
 from vit_jax.paper import tables
@@ -84,7 +85,7 @@ def test_one_seed_that_was_measured_by_two_kinds_of_labels_has_a_line_for_each(t
 
 @pytest.mark.parametrize("variant", VARIANT_NAMES)
 def test_number_on_part_of_a_variant_is_told_and_the_rest_counts(tmp_path, variant):
-    whole = 46_837 if variant == "real" else NUM_IMAGES[variant]
+    whole = 46_837 if variant == "real" else IMAGENET_TEST_SETS[variant].num_images
     for name, examples in (("whole", whole), ("part", whole - 1)):
         run = write_fine_tuning(tmp_path / name, "imagenet2012", 0.85, seed=int(name == "part"))
         change_rows(run, **{f"{variant}/accuracy": 0.5, f"{variant}/examples": examples})
@@ -100,7 +101,7 @@ def test_number_on_part_of_a_variant_is_told_and_the_rest_counts(tmp_path, varia
 def test_vtab_and_few_shot_on_part_of_a_test_set_are_no_results(tmp_path):
     write_vtab(tmp_path / "whole", "kitti_distance", 0.8)
     change_rows(write_vtab(tmp_path / "part", "kitti_distance", 0.9, seed=1), **{"test/examples": 700})
-    few = {"fewshot__datasets": ("tfds:imagenet2012",), "fewshot__test_split": "validation"}
+    few = {"evals__fewshot__datasets": ("tfds:imagenet2012",), "evals__fewshot__test_split": "validation"}
     metric = "fewshot/imagenet2012/pre_logits/5shot"
     for name, examples in (("few_whole", 50_000), ("few_part", 1_000)):
         metrics = {metric: 0.6, "fewshot/imagenet2012/examples": examples}
@@ -116,7 +117,7 @@ def test_number_on_images_that_were_trained_on_is_no_result(tmp_path):
     run = write_fine_tuning(tmp_path / "run", "cifar10", 0.9, data__dataset="/data/mine")
     summary = json.loads((run / "summary.json").read_text())
     write_json(run / "summary.json", summary | {"overlap": {"test": 12}})
-    few = {"fewshot__datasets": ("/data/mine",)}
+    few = {"evals__fewshot__datasets": ("/data/mine",)}
     file = write_evaluation(tmp_path / "few", "vit_b16_i21k", {"fewshot/mine/pre_logits/5shot": 0.6}, **few)
     content = json.loads((file / "evaluation.json").read_text())
     write_json(file / "evaluation.json", content | {"overlap": {"fewshot/mine": 7}})
@@ -155,7 +156,7 @@ def test_accuracy_that_is_none_leaves_its_run_out_with_a_line(tmp_path, value):
 )
 @pytest.mark.parametrize("value", [NAN, INFINITY])
 def test_other_number_that_is_not_finite_is_left_out_with_a_line(tmp_path, metric, value):
-    run = write_fine_tuning(tmp_path, "cifar10", 0.9, fewshot__datasets=("digits",))
+    run = write_fine_tuning(tmp_path, "cifar10", 0.9, evals__fewshot__datasets=("digits",))
     change_rows(run, **{"objectnet/accuracy": 0.5, metric: value})
     found = find([str(tmp_path)])
     assert found.left_out == [f"{run}: {metric} is {value}, not a finite number"]
@@ -215,7 +216,7 @@ def test_damaged_file_is_a_line(tmp_path, file, text):
         {"train_only": None},
         {"seed": None},
         {"weights": ["a"]},
-        {"fewshot.datasets": "digits"},
+        {"evals.fewshot.datasets": "digits"},
     ],
 )
 def test_config_with_what_no_config_has_is_a_line(tmp_path, field):
@@ -224,7 +225,7 @@ def test_config_with_what_no_config_has_is_a_line(tmp_path, field):
     config = json.loads((run / "config.json").read_text())
     ((name, value),) = field.items()
     *groups, last = name.split(".")
-    (config[groups[0]] if groups else config)[last] = value
+    functools.reduce(lambda group, each: group[each], groups, config)[last] = value
     write_json(run / "config.json", config)
     found = find([str(tmp_path)])
     assert [record.path.name for record in found.models] == ["good"]

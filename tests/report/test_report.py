@@ -229,7 +229,7 @@ def test_core_days_of_a_pre_training_stand_in_table_2(tmp_path):
 
 def few_shot_run(path, kind, place, value, model="ViT-B/16", **fields):
     positions = {"position_embedding": kind, "position_embedding_at": place}
-    few_shot = {"fewshot__datasets": ("tfds:imagenet2012",), "fewshot__test_split": "validation"}
+    few_shot = {"evals__fewshot__datasets": ("tfds:imagenet2012",), "evals__fewshot__test_split": "validation"}
     metrics = {"fewshot/imagenet2012/pre_logits/5shot": value, "fewshot/imagenet2012/pre_logits/5shot_std": 0.002}
     configured = {f"model__{name}": value for name, value in positions.items()}
     return write_pre_training(
@@ -237,7 +237,7 @@ def few_shot_run(path, kind, place, value, model="ViT-B/16", **fields):
         model,
         metrics=metrics,
         model_fields=positions,
-        fewshot__image_size=224,
+        evals__fewshot__image_size=224,
         **few_shot,
         **configured,
         **fields,

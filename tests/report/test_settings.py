@@ -26,7 +26,7 @@ OTHER = {
     **dict.fromkeys(("num_layers", "hidden_dim", "mlp_dim", "num_heads", "num_classes"), 6),
     **dict.fromkeys(("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "head_bias"), 0.5),
     **{"pool": "gap", "position_embedding": "none", "position_embedding_at": "shared", "pre_logits": True},
-    **{"data.mixture": [["/data/mine", 1.0]], "data.image_size": 99, "fewshot.image_size": 99},
+    **{"data.mixture": [["/data/mine", 1.0]], "data.image_size": 99, "evals.fewshot.image_size": 99},
     **{"attention": "einsum", "dtype": "float32", "param_dtype": "bfloat16", "scan_layers": True, "remat": "full"},
 }
 
@@ -64,10 +64,10 @@ def test_each_field_tells_results_apart_unless_a_list_says_why_not(name):
     assert ("training" in differing) != is_in(name, settings.ONLY_EVALUATION)
     if is_in(name, settings.ONLY_TRAINING):
         assert differing == {"training"}
-    elif not name.startswith(("variants.", "fewshot.")):
+    elif not name.startswith("evals."):
         assert "accuracy" in differing
-    elif name not in ("fewshot.datasets", "fewshot.shots", "fewshot.representations"):  # in the name of a number
-        assert differing & {"real", "few-shot"} or not name.endswith(".real")
+    elif name.endswith((".l2", ".bias", ".seeds", "real.dataset")):
+        assert differing & {"real", "few-shot"}
 
 
 def test_lists_name_fields_there_are_with_a_reason_each():
@@ -166,20 +166,20 @@ def test_images_that_are_turned_now_and_were_not_before_are_not_averaged(tmp_pat
 
 
 def few_shot(path, value, weights="vit_b16_i21k", **fields):
-    fields = {"fewshot__datasets": ("tfds:imagenet2012",), "fewshot__test_split": "validation", **fields}
+    fields = {"evals__fewshot__datasets": ("tfds:imagenet2012",), "evals__fewshot__test_split": "validation", **fields}
     return write_evaluation(path, weights, {"fewshot/imagenet2012/pre_logits/5shot": value}, **fields)
 
 
 @pytest.mark.parametrize(
     "field",
     [
-        {"fewshot__l2": (1.0,)},
-        {"fewshot__whiten": False},
-        {"fewshot__seeds": 5},
-        {"fewshot__train_split": "train[:65000]"},
+        {"evals__fewshot__l2": (1.0,)},
+        {"evals__fewshot__whiten": False},
+        {"evals__fewshot__seeds": 5},
+        {"evals__fewshot__train_split": "train[:65000]"},
         {"data__eval_resize": "area"},
         {"model__dtype": "float32"},
-        {"fewshot__crop_from": 300},
+        {"evals__fewshot__crop_from": 300},
     ],
 )
 def test_evaluations_of_the_same_weights_that_differ_are_both_shown(tmp_path, field):
@@ -196,12 +196,12 @@ def test_evaluations_of_the_same_weights_that_differ_are_both_shown(tmp_path, fi
 
 
 def test_few_shot_says_what_differs_from_the_released_evaluator(tmp_path):
-    few_shot(tmp_path, 0.5, fewshot__l2=(1.0,), fewshot__bias=0.0, data__image_size=224)
+    few_shot(tmp_path, 0.5, evals__fewshot__l2=(1.0,), evals__fewshot__bias=0.0, data__image_size=224)
     (record,) = find([str(tmp_path)]).models
     assert set(record.values["5-shot ImageNet"].notes) == {
-        "fewshot.l2=(1.0,), usually (1024.0,)",
-        "fewshot.bias=0.0, usually 100.0",
-        "fewshot.train_split=train, usually train[:65000]",
+        "evals.fewshot.l2=(1.0,), usually (1024.0,)",
+        "evals.fewshot.bias=0.0, usually 100.0",
+        "evals.fewshot.train_split=train, usually train[:65000]",
     }
 
 
@@ -211,8 +211,8 @@ def test_evaluation_that_measures_again_is_told_and_what_is_new_in_it_is_kept(tm
         tmp_path / "b",
         "vit_b16_i21k",
         {"fewshot/imagenet2012/pre_logits/5shot": 0.6, "fewshot/imagenet2012/pre_logits/10shot": 0.8},
-        fewshot__datasets=("tfds:imagenet2012",),
-        fewshot__test_split="validation",
+        evals__fewshot__datasets=("tfds:imagenet2012",),
+        evals__fewshot__test_split="validation",
     )
     found = find([str(tmp_path)])
     (record,) = found.models
@@ -229,7 +229,7 @@ def test_evaluation_that_measures_again_is_told_and_what_is_new_in_it_is_kept(tm
 def test_seeds_that_were_measured_differently_are_not_averaged(tmp_path):
     for seed, l2 in enumerate((1.0, 1.0, 1024.0)):
         run = write_fine_tuning(tmp_path / f"run_{seed}", "cifar10", 0.9, seed=seed, data__image_size=224)
-        few_shot(tmp_path / f"few_{seed}", 0.5 + seed / 100, run, fewshot__l2=(l2,))
+        few_shot(tmp_path / f"few_{seed}", 0.5 + seed / 100, run, evals__fewshot__l2=(l2,))
     results = group(find([str(tmp_path)]).models)
     by_seeds = {
         tuple(record.seed for record in result.models): result.mean("5-shot ImageNet").mean for result in results
@@ -306,8 +306,8 @@ def test_run_whose_config_was_changed_on_the_way_is_set_apart(tmp_path, starts, 
     [
         [(0, {"optimizer__learning_rate": 0.3}), (0, {})],  # nothing of the first start is left
         [(0, {}), (50, {"optimizer__learning_rate": 0.3}), (30, {})],  # given up: resumed from before it
-        [(0, {"log_every_steps": 1, "mesh__model": 2, "eval_every_steps": 3}), (40, {})],
-        [(0, {"fewshot__shots": (1,), "data__eval_split": "train[:1%]"}), (40, {})],  # evaluations alone
+        [(0, {"log_every_steps": 1, "mesh__model": 2, "evals__eval_split__every_steps": 3}), (40, {})],
+        [(0, {"evals__fewshot__shots": (1,), "data__eval_split": "train[:1%]"}), (40, {})],  # evaluations alone
     ],
 )
 def test_change_that_has_no_part_in_the_parameters_sets_nothing_apart(tmp_path, starts):

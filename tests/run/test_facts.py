@@ -14,6 +14,7 @@ from vit_jax import predict
 from vit_jax.analysis import mistakes
 from vit_jax.checkpoints import read_parameters
 from vit_jax.config import base_config
+from vit_jax.data.class_names import moved_names
 from vit_jax.data.sources import absolute_place, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
@@ -22,7 +23,6 @@ from vit_jax.run.facts import (
     SplitFacts,
     as_trained,
     describe_class_changes,
-    moved_names,
     read_facts,
     write_facts,
 )

@@ -78,13 +78,13 @@ def test_training_choosing_and_reporting_take_different_examples(arguments, mess
 
 
 def test_few_shot_metrics_are_measured_on_their_own_test_split(tmp_path, capsys):
-    shots = ("--config.fewshot.datasets=('digits',)", "--config.fewshot.train_split=train[:50%]",
+    shots = ("--config.evals.fewshot.datasets=('digits',)", "--config.evals.fewshot.train_split=train[:50%]",
              "--metric=fewshot/digits/pre_logits/5shot", *CHOOSE, RATES)  # fmt: skip
     assert "'test' of digits, what the final runs are evaluated on, shares 360" in refusal(tmp_path, capsys, *shots)
-    held_out = "--config.fewshot.test_split=train[90%:]"
+    held_out = "--config.evals.fewshot.test_split=train[90%:]"
     assert "shares 144 of its 144" in refusal(tmp_path, capsys, *shots, held_out)  # of the final runs, with themselves
     assert not refusal(tmp_path, capsys, *shots, held_out, "--final=fewshot.test_split=test")
-    trained = "--config.fewshot.test_split=train[80%:]"
+    trained = "--config.evals.fewshot.test_split=train[80%:]"
     assert "what is trained on" in refusal(tmp_path, capsys, *shots, trained, "--final=fewshot.test_split=test")
 
 

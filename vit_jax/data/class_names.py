@@ -6,6 +6,7 @@ ImageNet-21k's 21,843 are those of the released heads.
 
 import functools
 import importlib.resources
+from collections.abc import Sequence
 
 from vit_jax.errors import unknown_name
 
@@ -28,3 +29,9 @@ def _lines(data_set: str) -> list[str]:
     if data_set not in DATA_SETS:
         raise unknown_name("data set with class names", data_set, DATA_SETS)
     return (importlib.resources.files("vit_jax.data") / "classes" / f"{data_set}.txt").read_text().splitlines()
+
+
+def moved_names(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
+    """Names that both lists have, but not for the same label."""
+    known = set(theirs)
+    return [name for label, name in enumerate(ours) if name in known and list(theirs[label : label + 1]) != [name]]

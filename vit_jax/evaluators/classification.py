@@ -4,14 +4,21 @@ import collections
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from vit_jax.console import show_names
+from vit_jax.data.class_names import class_names, moved_names, wordnet_ids
+from vit_jax.data.imagenet_test_sets import NUM_CLASSES
+from vit_jax.data.sources.base import Source
+from vit_jax.data.sources.imagenet_variants import open_variant
 from vit_jax.errors import UserError
+from vit_jax.evaluators.base import EvaluatorType, Openable, RunData, Setup, TestData
 from vit_jax.models.layers import normalize_images
 from vit_jax.objectives.losses import Loss, is_correct, is_labelled
 from vit_jax.sharding import batch_sharding, replicated, within
@@ -114,3 +121,65 @@ class ClassificationEvaluator:
             yield "top5_accuracy", math.nan if not_finite else float(totals["top5_correct"]) / examples
         yield "loss", float(totals["loss"]) / examples
         yield "examples", examples
+
+
+class Classification(ClassificationEvaluator, EvaluatorType):
+    """A split of a data set with the model's classes."""
+
+    def __init__(self, entry: ConfigDict, data: TestData, setup: Setup):
+        """See `EvaluatorType`."""
+        batches = setup.batches(cast(Source, data.test))
+        super().__init__(setup.model, batches, setup.loss_fn, setup.mesh, setup.shardings, data.classes)
+
+    @staticmethod
+    def open(name: str, entry: ConfigDict, data: RunData) -> Openable:
+        """The evaluation split, whose name metrics begin with, or another split or data set."""
+        split = entry.split or data.eval_split
+        if split is None:
+            return
+        if entry.split is None and entry.dataset is None:
+            if data.eval_source is not None:
+                yield split, lambda: TestData(data.eval_source)
+        else:
+            yield name, lambda: TestData(data.open(entry.dataset or data.dataset, split))
+
+    @staticmethod
+    def describe(entry: ConfigDict, data: TestData) -> str:
+        """See `EvaluatorType`."""
+        return "classification" + (f" among {len(data.classes):,} classes" if data.classes else "")
+
+
+class ImageNetVariant(Classification):
+    """One of ImageNet's other test sets, for models with ImageNet's 1,000 classes."""
+
+    @staticmethod
+    def open(name: str, entry: ConfigDict, data: RunData) -> Openable:
+        """The test set, with its labels as ImageNet's."""
+
+        def open_it() -> TestData:
+            images = {"validation": data.dataset, "validation_split": data.eval_split or "validation"}
+            variant = open_variant(entry.variant or name, entry.dataset, **images)
+            return TestData(variant.source, variant.classes)
+
+        if entry.dataset:
+            yield name, open_it
+
+    @staticmethod
+    def check(name: str, entry: ConfigDict, setup: Setup) -> None:
+        """The head's classes must be ImageNet's, in their usual order as far as their names are known."""
+        num_classes, names = setup.model.num_classes, setup.class_names
+        if not entry.dataset:
+            return
+        if num_classes != NUM_CLASSES:
+            raise UserError(
+                f"evals.{name} is for models with ImageNet's {NUM_CLASSES:,} classes; this one has {num_classes:,}. "
+                f"Leave it out: --config.evals.{name}.dataset=None."
+            )
+        ids, words = wordnet_ids("imagenet2012"), class_names("imagenet2012")
+        if names is not None and (
+            moved_names(names, ids) or moved_names(names, words) or not {*ids, *words} & {*names}
+        ):
+            raise UserError(
+                f"evals.{name} is for models with ImageNet's classes in the order of their WordNet ids; this one has "
+                f"{show_names(names, 3)}. Leave it out: --config.evals.{name}.dataset=None."
+            )

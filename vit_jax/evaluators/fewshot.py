@@ -6,43 +6,44 @@ released evaluator (google-research/big_vision, evaluators/fewshot_lsr.py and co
 """
 
 import concurrent.futures
+import functools
 import itertools
 import logging
-import numbers
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import flax.linen as nn
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from vit_jax.data.overlap import check_disjoint
 from vit_jax.data.pipeline import BadRecords
+from vit_jax.data.sources import open_source
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Source
 from vit_jax.data.sources.splits import SlicedSource
 from vit_jax.data.transforms import EvalTransform
-from vit_jax.errors import UserError
-from vit_jax.evaluators.features import FeatureExtractor, Features
+from vit_jax.errors import UserError, unknown_name
+from vit_jax.evaluators.base import EvaluatorType, Openable, RunData, Setup, TestData
+from vit_jax.evaluators.features import FeatureExtractor, Features, representation_shapes
+from vit_jax.evaluators.registry import TYPES
 from vit_jax.evaluators.ridge import BIAS, solve_ridge
+from vit_jax.field_checks import COUNT, Several
 from vit_jax.train_step import TrainState
 
 logger = logging.getLogger(__name__)
 
-SHOTS = (1, 5, 10, 25)
-L2 = 2.0**10
-NUM_SEEDS = 3
-
 
 def read_labels(source: Source, *, num_threads: int = 16, max_bad_records: int = 0) -> np.ndarray:
-    """Labels of all examples, int64 `[examples]`, `NO_LABEL` where there is none. No image is decoded.
+    """Labels of all examples, int64 `[examples]`, `NO_LABEL` where there is none. Decodes no image.
 
-    Sources that know their labels without reading the examples say so by a method `labels()`, which may give None.
+    Sources that know their labels without reading the examples have a method `labels()`, which may return None.
 
     Args:
       source: with one label an image.
-      num_threads: that read.
-      max_bad_records: examples that may be left without label because they cannot be read.
+      num_threads: threads that read.
+      max_bad_records: unreadable examples that count as unlabelled before it is an error.
 
     Raises:
       UserError: images have several labels, or more examples cannot be read.
@@ -68,15 +69,15 @@ def read_labels(source: Source, *, num_threads: int = 16, max_bad_records: int =
 
 
 def draw_shots(labels: np.ndarray, num_classes: int, shots: int, seed: int) -> np.ndarray:
-    """Draws examples of each class: for a seed, those of fewer shots are among those of more.
+    """Draws examples of each class. With the same seed, fewer shots are a subset of more.
 
-    As the released evaluator draws them, so that a pool in the same order gives the same examples: class by class, the
+    Draws as the released evaluator does, so a pool in the same order gives the same examples: class by class, the
     first of a permutation by NumPy's generator.
 
     Args:
-      labels: int `[examples]`.
-      num_classes: classes are 0 to this, less one.
-      shots: examples a class; where a class has fewer, all of them are taken.
+      labels: int `[examples]`, classes 0 to `num_classes - 1`.
+      num_classes: number of classes.
+      shots: examples a class; a class with fewer gives all of them.
       seed: of the generator.
 
     Returns:
@@ -91,14 +92,14 @@ def draw_shots(labels: np.ndarray, num_classes: int, shots: int, seed: int) -> n
 class FewShotEvaluator:
     """Few-shot accuracy of representations.
 
-    `run` yields, for each representation and number of shots k, with the mean over the seeds and, if there are two or
-    more, their standard deviation (n - 1) under the same name with `_std`:
+    `run` yields the mean over the seeds for each representation and number of shots k, and with two or more seeds
+    their standard deviation (n - 1) under the same name with `_std`:
 
-    - `<representation>/<k>shot` for a single l2. Of several l2 values it is the one that is best on the validation
-      split, told by `<representation>/<k>shot_l2`; without validation split there is no such number.
-    - `<representation>/<k>shot/l2=<l2>` for each, if there are several l2 values.
+    - `<representation>/<k>shot`: with one l2 value, its accuracy. With several, that of the best on the validation
+      split, which is `<representation>/<k>shot_l2`; nothing without a validation split.
+    - `<representation>/<k>shot/l2=<l2>`: with several l2 values, the accuracy of each.
 
-    The last one is `examples`: how many test images these are measured on.
+    The last one is `examples`, the number of test images.
     """
 
     def __init__(
@@ -109,14 +110,11 @@ class FewShotEvaluator:
         mesh: Mesh,
         *,
         validation: Source | None = None,
-        shots: Sequence[int] = SHOTS,
-        l2: Sequence[float] = (L2,),
-        seeds: int | Sequence[int] = NUM_SEEDS,
+        shots: Sequence[int] = (1, 5, 10, 25),
+        l2: Sequence[float] = (2.0**10,),
+        seeds: int | Sequence[int] = 3,
         representations: Sequence[str] = ("pre_logits",),
-        crop_from: int | None = 256,
-        image_size: int = 224,
-        resize: str = "bilinear",
-        exif_orientation: bool | None = None,
+        transform: EvalTransform | None = None,
         whiten: bool = True,
         bias: float = BIAS,
         take_all: bool = False,
@@ -133,32 +131,33 @@ class FewShotEvaluator:
           pool: examples are drawn from it.
           test: accuracy is measured on it.
           mesh: the devices of all processes.
-          validation: for choosing among several l2 values.
+          validation: l2 is chosen on it, if there are several values.
           shots: numbers of examples a class.
           l2: regularisations.
-          seeds: of the draws, or their number: 0, 1, ...
+          seeds: seeds of the draws, or their number: 0, 1, ...
           representations: see `FeatureExtractor`.
-          crop_from: side, in pixels, of the square that images are resized to and whose centre is taken; None: they are
-            resized to `image_size` and nothing is cut off.
-          image_size: side of the images that the model sees, in pixels.
-          resize: method of `data.transforms.resize`.
-          exif_orientation: see `data.transforms.TrainTransform`.
+          transform: from an image to the model's input; None: the whole image resized to 256 x 256 pixels, and the
+            central 224 x 224 of it.
           whiten: see `evaluators.ridge.solve_ridge`.
-          bias: see there.
-          take_all: take all examples of classes that have fewer than a number of shots, instead of an error.
+          bias: see `evaluators.ridge.solve_ridge`.
+          take_all: take all examples of a class with fewer than a number of shots, instead of an error.
           batch_size: images at once; see `FeatureExtractor`.
           shardings: of the parameters; None: replicated.
-          num_threads: that decode; None: one for each core.
-          max_bad_records: examples, of each split, that may be left out because they cannot be read.
+          num_threads: threads that decode; None: one for each core.
+          max_bad_records: unreadable examples of each split that are left out before it is an error.
           before_each_batch: called between batches; may raise to end an evaluation.
 
         Raises:
           UserError: a class has fewer examples than shots, or none; the splits have different classes, or examples in
             common; a parameter is out of its range.
         """
-        self._shots = _checked_shots(shots)
-        self._l2 = _checked_l2(l2)
-        self._seeds = _checked_seeds(seeds)
+        seeds = tuple(range(seeds)) if isinstance(seeds, int) else seeds
+        fields = TYPES["fewshot"].fields
+        checks = {"shots": fields["shots"].check, "l2": fields["l2"].check, "seeds": Several(COUNT, 1, distinct=True)}
+        for name, values in (("shots", shots), ("l2", l2), ("seeds", seeds)):
+            if not checks[name].accepts(values) or len({f"{each:g}" for each in values}) < len(values):
+                raise UserError(f"{name} must be {checks[name].expected}, got {values!r}.")
+        self._shots, self._l2, self._seeds = tuple(shots), tuple(map(float, l2)), tuple(seeds)
         self._representations = tuple(representations)
         self._whiten, self._bias = whiten, bias
         for other in (test, validation):
@@ -167,10 +166,9 @@ class FewShotEvaluator:
                 _check_single_label(other)
         check_splits(pool, test, validation if len(self._l2) > 1 else None)
         self._test, self._validation = test, validation
-        self._extract = FeatureExtractor(model, representations, mesh, image_size=image_size, shardings=shardings)
-        self._transform = EvalTransform(
-            image_size, resize=resize, crop_from=crop_from, exif_orientation=exif_orientation
-        )
+        self._transform = transform or EvalTransform(224, crop_from=256)
+        size = self._transform.image_size
+        self._extract = FeatureExtractor(model, representations, mesh, image_size=size, shardings=shardings)
         self._how: dict[str, Any] = {
             "batch_size": batch_size,
             "num_threads": num_threads,
@@ -180,7 +178,7 @@ class FewShotEvaluator:
 
         labels = read_labels(pool, max_bad_records=max_bad_records)
         if not (labels != NO_LABEL).any():
-            raise UserError(f"no image of {pool.name}/{pool.split} has a label, so that none can be drawn.")
+            raise UserError(f"no image of {pool.name}/{pool.split} has a label, so none can be drawn.")
         self._num_classes = pool.num_classes or int(labels.max()) + 1
         _check_counts(pool, labels, self._num_classes, self._shots, take_all=take_all)
         draws = {(seed, k): draw_shots(labels, self._num_classes, k, seed) for seed in self._seeds for k in self._shots}
@@ -248,37 +246,6 @@ def _mean_and_std(name: str, of_seeds: Sequence[float]) -> Iterator[tuple[str, f
         yield f"{name}_std", statistics.stdev(of_seeds)
 
 
-def _checked_shots(shots: Any) -> tuple[int, ...]:
-    given = _numbers(shots, numbers.Integral)
-    if not given or min(given) < 1 or len(set(given)) != len(given):
-        raise UserError(f"shots must be different whole numbers of at least 1, such as {SHOTS} or (5,); got {shots!r}.")
-    return given
-
-
-def _checked_l2(l2: Any) -> tuple[float, ...]:
-    given = _numbers(l2, numbers.Real)
-    if (
-        not given
-        or any(not 0 < each < float("inf") for each in given)
-        or len({f"{each:g}" for each in given}) < len(given)
-    ):
-        raise UserError(f"l2 must be different numbers of more than 0, such as ({L2:g},); got {l2!r}.")
-    return tuple(float(each) for each in given)
-
-
-def _checked_seeds(seeds: Any) -> tuple[int, ...]:
-    given = _numbers(range(seeds) if isinstance(seeds, int) else seeds, numbers.Integral)
-    if not given or min(given) < 0 or len(set(given)) != len(given):
-        raise UserError(f"seeds must be a number of at least 1, or different seeds of at least 0; got {seeds!r}.")
-    return given
-
-
-def _numbers(values: Any, kind: type) -> tuple[Any, ...]:
-    """The values as a tuple; none if they are not all numbers of a kind."""
-    given = tuple(values) if isinstance(values, Iterable) else ()
-    return given if all(isinstance(each, kind) and not isinstance(each, bool) for each in given) else ()
-
-
 def _check_same_classes(pool: Source, other: Source) -> None:
     named = pool.class_names is not None and other.class_names is not None
     if pool.num_classes != other.num_classes or (
@@ -291,7 +258,7 @@ def _check_same_classes(pool: Source, other: Source) -> None:
 
 
 def check_splits(pool: Source, test: Source, validation: Source | None = None) -> None:
-    """Checks that nothing is measured, and no l2 chosen, on examples that a classifier may have seen.
+    """Checks that accuracy is measured, and l2 chosen, on examples that no classifier was solved on.
 
     Args:
       pool: examples are drawn from it.
@@ -302,8 +269,8 @@ def check_splits(pool: Source, test: Source, validation: Source | None = None) -
       UserError: two of them share examples.
     """
     advice = (
-        "Each example may have one use: set fewshot.train_split, fewshot.test_split and fewshot.validation_split to "
-        "disjoint parts, such as 'train[:90%]' and 'train[90%:]'."
+        "Each example may have one use: set train_split, test_split and validation_split to disjoint parts, such as "
+        "'train[:90%]' and 'train[90%:]'."
     )
     roles = [(pool, "to draw from"), (validation, "to choose l2 on"), (test, "to test on")]
     used = [(source, role) for source, role in roles if source is not None]
@@ -326,22 +293,90 @@ def _check_counts(pool: Source, labels: np.ndarray, num_classes: int, shots: Seq
             f"{num_classes - 1}."
         )
     counts = np.bincount(labels[labels != NO_LABEL], minlength=num_classes)
-
-    def name(label: int) -> str:
-        return f"class {label}" + (f" ({pool.class_names[label]!r})" if pool.class_names else "")
-
-    fewest, where = int(counts.min()), f"of {pool.name}/{pool.split}"
-    label = int(counts.argmin())
+    fewest, label = int(counts.min()), int(counts.argmin())
+    name = f"class {label}" + (f" ({pool.class_names[label]!r})" if pool.class_names else "")
+    which = f"{name} of {pool.name}/{pool.split}"
     if not fewest:
-        more = f", nor have {np.sum(counts == 0) - 1} other classes" if np.sum(counts == 0) > 1 else ""
+        others = np.sum(counts == 0) - 1
         raise UserError(
-            f"{name(label)} {where} has no example{more}, so that nothing can be learnt of it. Take a larger part of "
-            "the data to draw from (fewshot.train_split)."
+            f"{which} has no example{f', nor have {others} other classes' if others else ''}. Draw from a larger part "
+            "of the data (train_split)."
         )
     if fewest < max(shots) and not take_all:
-        more = f", and {np.sum(counts < max(shots)) - 1} more have too few" if np.sum(counts < max(shots)) > 1 else ""
+        others = np.sum(counts < max(shots)) - 1
         raise UserError(
-            f"{name(label)} {where} has {fewest} example{'s' * (fewest > 1)}, fewer than {max(shots)} shots{more}. "
-            f"Leave out shots of more than {fewest}, or take a larger part of the data to draw from "
-            "(fewshot.train_split)."
+            f"{which} has {fewest} example{'s' * (fewest > 1)}, fewer than {max(shots)} shots"
+            f"{f', and {others} more have too few' if others else ''}. Leave out shots of more than {fewest}, or draw "
+            "from a larger part of the data (train_split)."
         )
+
+
+class FewShot(FewShotEvaluator, EvaluatorType):
+    """Few-shot accuracy on data sets of any classes, as entries of a config list them."""
+
+    def __init__(self, entry: ConfigDict, data: TestData, setup: Setup):
+        """See `EvaluatorType`."""
+        names = ("shots", "l2", "seeds", "representations", "whiten", "bias")
+        super().__init__(
+            setup.model,
+            cast(Source, data.pool),
+            cast(Source, data.test),
+            setup.mesh,
+            validation=data.validation,
+            transform=_transform(entry, setup),
+            batch_size=setup.batch_size,
+            shardings=setup.shardings,
+            num_threads=setup.num_threads,
+            max_bad_records=setup.max_bad_records,
+            before_each_batch=setup.before_each_batch,
+            **{name: entry[name] for name in names},
+        )
+
+    @staticmethod
+    def open(name: str, entry: ConfigDict, data: RunData) -> Openable:
+        """Each data set, by the last part of its name."""
+        for dataset in entry.datasets:
+            yield f"{name}/{_short_name(dataset)}", functools.partial(_open_splits, entry, dataset)
+
+    @staticmethod
+    def check(name: str, entry: ConfigDict, setup: Setup) -> None:
+        """The model must have the representations, and the crop fit the images."""
+        if entry.datasets:
+            known = representation_shapes(setup.model, _transform(entry, setup).image_size)
+            for each in entry.representations:
+                if each not in known:
+                    raise unknown_name(f"representation in evals.{name}.representations:", each, known)
+
+    @staticmethod
+    def describe(entry: ConfigDict, data: TestData) -> str:
+        """See `EvaluatorType`."""
+        shots, l2 = (", ".join(f"{each:g}" for each in values) for values in (entry.shots, entry.l2))
+        return (
+            f"linear classifiers on {', '.join(entry.representations)}, shots {shots}, l2 {l2}, {entry.seeds} draw(s)"
+        )
+
+
+def _open_splits(entry: ConfigDict, dataset: str) -> TestData:
+    pool = open_source(dataset, entry.train_split)
+    test = open_source(dataset, entry.test_split, class_names=pool.class_names)
+    validation = None
+    if entry.validation_split:
+        validation = open_source(dataset, entry.validation_split, class_names=pool.class_names)
+    check_splits(pool, test, validation if len(entry.l2) > 1 else None)
+    return TestData(test, pool=pool, validation=validation)
+
+
+def _transform(entry: ConfigDict, setup: Setup) -> EvalTransform:
+    size = entry.image_size or setup.transform.image_size
+    return EvalTransform(
+        size,
+        crop_from=entry.crop_from or round(size * 256 / 224),
+        resize=setup.transform.resize,
+        exif_orientation=setup.transform.exif_orientation,
+    )
+
+
+def _short_name(dataset: str) -> str:
+    """A data set in the names of metrics: without the folder, or without "tfds:"."""
+    prefix, colon, name = dataset.partition(":")
+    return name if colon and prefix in ("tfds", "vtab") else dataset.rstrip("/").rpartition("/")[2]

@@ -17,8 +17,7 @@ from vit_jax.costs.flops import train_step_flops
 from vit_jax.data.pipeline import TrainBatches
 from vit_jax.data.sources import MissingDataError, Source
 from vit_jax.data.transforms import EvalTransform, TrainTransform
-from vit_jax.errors import UserError, unknown_name
-from vit_jax.evaluators.features import representation_shapes
+from vit_jax.errors import UserError
 from vit_jax.experiment.data import batch_shapes, eval_transform, open_sources, train_transform
 from vit_jax.experiment.model import check_class_names, choose_num_classes, find_weights, get_model_fields
 from vit_jax.experiment.objective import make_objective
@@ -185,11 +184,6 @@ def build(
             keep_pre_logits=True,  # if the model has such a layer
             seed=config.seed,
         )
-    if config.fewshot.datasets:
-        known = representation_shapes(model, config.fewshot.image_size or config.data.image_size)
-        for name in config.fewshot.representations:
-            if name not in known:
-                raise unknown_name("representation in fewshot.representations:", name, known)
 
     schedule = make_schedule(config.optimizer, num_steps)
     step = make_step(config, model, objective, make_this_optimizer(schedule), schedule, mesh)

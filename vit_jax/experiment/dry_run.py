@@ -15,10 +15,9 @@ from ml_collections import ConfigDict
 from vit_jax import sharding
 from vit_jax.config import flatten
 from vit_jax.costs.flops import forward_flops
-from vit_jax.data.sources.imagenet_variants import VARIANTS
 from vit_jax.data.transfer_tasks import gap_learning_rate
 from vit_jax.experiment.build import Experiment
-from vit_jax.experiment.evaluations import EvaluationOnly, TestData
+from vit_jax.experiment.evaluation_only import EvaluationOnly
 from vit_jax.experiment.fine_tuning import PAGE_SIZES, dropout_of, fitting_size
 from vit_jax.optimizers import decay_mask
 from vit_jax.paper.tables import FIGURE_9, TABLE_1, TABLE_3
@@ -228,11 +227,13 @@ def evaluation_dry_run(config: ConfigDict, place: str, built: EvaluationOnly) ->
       place: of the weights.
       built: from `evaluations.build_evaluation`.
     """
-    asked = {"fewshot": config.fewshot.datasets, "variants": any(config.variants[name] for name in VARIANTS)}
+    entries = tuple(
+        f"evals.{name}." for name, entry in config.evals.items() if entry.get("dataset") or entry.get("datasets")
+    )
     fields = {
         name: value
         for name, value in flatten(config.to_dict()).items()
-        if value is not None and (name in _EVALUATION_FIELDS or asked.get(name.split(".")[0]))
+        if value is not None and (name in _EVALUATION_FIELDS or name.startswith(entries))
     }
     params = built.abstract_params
     return "\n\n".join(
@@ -242,15 +243,6 @@ def evaluation_dry_run(config: ConfigDict, place: str, built: EvaluationOnly) ->
             "# What would be evaluated\n" + "\n".join(_describe_evaluation(config, place, built)),
         ]
     )
-
-
-def _describe_measure(config: ConfigDict, data: TestData) -> str:
-    if data.pool is None:
-        competing = f", among {len(data.classes):,} classes" if data.classes else ""
-        return f"classification, {config.loss} cross-entropy{competing}"
-    fields = config.fewshot
-    shots, l2 = (", ".join(f"{each:g}" for each in values) for values in (fields.shots, fields.l2))
-    return f"linear classifiers on {', '.join(fields.representations)}, shots {shots}, l2 {l2}, {fields.seeds} draw(s)"
 
 
 def _describe_evaluation(config: ConfigDict, place: str, built: EvaluationOnly) -> Iterator[str]:
@@ -266,12 +258,12 @@ def _describe_evaluation(config: ConfigDict, place: str, built: EvaluationOnly) 
     num_images = 0
     for each in built.evaluations:
         parts = [f"{len(source):,} images of {source.name} ({source.split})" for source in each.data.sources]
-        num_images += len(each.data.test)
-        yield f"measured  {each.name}: {_describe_measure(config, each.data)}; {', '.join(parts)}"
+        num_images += len(each.data.test or ())
+        yield f"measured  {each.name}: {each.describe()}; {', '.join(parts)}"
     for name, message in built.missing.items():
         yield f"measured  {name}: data NOT HERE YET. " + message.replace("\n", "\n          ")
     flops = forward_flops(built.model, size)
-    images = f"; {num_images:,} images in all" if not (built.missing or config.fewshot.datasets) else ""
+    images = f"; {num_images:,} images in all" if not (built.missing or config.evals.fewshot.datasets) else ""
     yield f"compute   {flops / 1e9:.4g} GFLOP an image forward (multiply-add = 2){images}"
     held = sharding.bytes_per_device(built.abstract_params) / 1e9
     batch = config.eval_batch_size or config.batch_size

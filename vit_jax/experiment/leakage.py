@@ -11,6 +11,7 @@ from vit_jax.data.overlap import Places, shown
 from vit_jax.data.sources import MissingDataError, Source
 from vit_jax.errors import UserError
 from vit_jax.experiment.data import open_data, training_data_sets
+from vit_jax.experiment.evaluations import Evaluation, tested_sources
 from vit_jax.json_files import read_object
 from vit_jax.multihost import processes
 from vit_jax.run.facts import read_facts
@@ -25,12 +26,12 @@ def find_overlap(tested: Mapping[str, Source], trained_on: Sequence[Source]) -> 
     """Counts the examples of evaluations that were trained on, and warns of them. Reads no image.
 
     Args:
-      tested: what each evaluation measures, by the evaluation's name.
-      trained_on: all that the parameters were trained on, as far as that is known.
+      tested: the examples of each evaluation, by its name; see `evaluations.tested_sources`.
+      trained_on: everything that the parameters are known to have been trained on.
 
     Returns:
-      The number of such examples by evaluation; those without any are left out. `summary.json` and `evaluation.json`
-      keep it as "overlap".
+      The number of such examples by evaluation, where there are any. `summary.json` and `evaluation.json` keep it as
+      "overlap".
     """
     places = Places(*trained_on)
     overlap = {name: count for name, source in tested.items() if (count := places.count(source))}
@@ -43,11 +44,13 @@ def find_overlap(tested: Mapping[str, Source], trained_on: Sequence[Source]) -> 
     return overlap
 
 
-def find_overlap_of_run(evaluations: Sequence[Any], train_source: Source | None, weights: str | None) -> dict[str, int]:
+def find_overlap_of_run(
+    evaluations: Sequence[Evaluation], train_source: Source | None, weights: str | None
+) -> dict[str, int]:
     """Counts the examples of a run's evaluations that it, or the runs behind its weights, trained on.
 
     Args:
-      evaluations: have a `name` and `data.test`.
+      evaluations: from `make_evaluations`.
       train_source: of the run; None: nothing is trained.
       weights: as `config.weights`.
 
@@ -57,7 +60,7 @@ def find_overlap_of_run(evaluations: Sequence[Any], train_source: Source | None,
     if not processes.is_main_process():
         return {}
     trained_on = ([] if train_source is None else [train_source]) + sources_behind(weights)
-    return find_overlap({each.name: each.data.test for each in evaluations}, trained_on)
+    return find_overlap(tested_sources(evaluations), trained_on)
 
 
 def open_training_data(data: ConfigDict) -> tuple[list[Source], list[str]]:

@@ -5,10 +5,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.data.class_names import class_names, wordnet_ids
+from vit_jax.data.class_names import class_names, moved_names, wordnet_ids
 from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
-from vit_jax.run.facts import describe_class_changes, moved_names
+from vit_jax.run.facts import describe_class_changes
 from vit_jax.weights import ModelSpec, Weights, get_checkpoint, list_checkpoints
 from vit_jax.weights import load as load_weights
 from vit_jax.weights.addresses import cached_path

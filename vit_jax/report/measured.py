@@ -6,9 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.data.sources.imagenet_variants import NUM_IMAGES
-from vit_jax.data.sources.real_labels import NUM_IMAGES as NUM_VALIDATION_IMAGES
-from vit_jax.data.sources.real_labels import NUM_LABELLED
+from vit_jax.data.imagenet_test_sets import IMAGENET_TEST_SETS
 from vit_jax.data.transfer_tasks import TASKS
 from vit_jax.data.vtab import TASKS as VTAB_TASKS
 from vit_jax.files import AnyPath
@@ -20,15 +18,10 @@ from vit_jax.report.settings import Settings
 from vit_jax.run.run_result import counts
 from vit_jax.run.workdir import defaults
 
-# Names of metrics of `vit_jax.experiment.evaluations.make_evaluations`, and how a reader knows them.
-VARIANT_NAMES = {
-    "real": "ImageNet ReaL",
-    "imagenet_v2": "ImageNet-V2",
-    "imagenet_r": "ImageNet-R",
-    "imagenet_a": "ImageNet-A",
-    "imagenet_sketch": "ImageNet-Sketch",
-    "objectnet": "ObjectNet",
-}
+# Names of metrics, and how a reader knows them.
+VARIANT_NAMES = {name: test_set.title for name, test_set in IMAGENET_TEST_SETS.items()}
+NUM_VALIDATION_IMAGES = IMAGENET_TEST_SETS["real"].num_images
+NUM_LABELLED = IMAGENET_TEST_SETS["real"].num_labelled
 ACCURACY, TOP_5, REAL = "accuracy", "top-5", VARIANT_NAMES["real"]
 
 # Test sets of the paper's tasks: the validation images of ImageNet, and what TFDS says of the others.
@@ -202,19 +195,19 @@ def measure(
         add(top_1, f"{split}/accuracy", split, how, whole, fingerprint=fingerprint)
         add(top_5, f"{split}/top5_accuracy", split, how, whole, fingerprint=fingerprint)
     for variant, name in VARIANT_NAMES.items():
-        whole = (NUM_LABELLED if variant == "real" else NUM_IMAGES[variant],)
+        whole = (IMAGENET_TEST_SETS[variant].num_labelled,)
         add(name, f"{variant}/accuracy", variant, settings.variant_settings(variant, fields, model), whole)
-    datasets = [str(dataset) for dataset in fields["fewshot.datasets"]]
+    datasets = [str(dataset) for dataset in fields["evals.fewshot.datasets"]]
     for metric, match in ((metric, _FEW_SHOT.fullmatch(metric)) for metric in metrics):
         if match:
             dataset = _few_shot_data_set(match["where"], datasets)
             how = settings.few_shot_settings(dataset, fields, model)
             add(
-                _few_shot_name(dataset, match, fields["fewshot.test_split"]),
+                _few_shot_name(dataset, match, fields["evals.fewshot.test_split"]),
                 metric,
                 match["prefix"],
                 how,
-                _whole_test_set(dataset, fields["fewshot.test_split"]),
+                _whole_test_set(dataset, fields["evals.fewshot.test_split"]),
                 notes=_few_shot_notes(dataset, how),
                 std=numbers.get(f"{metric}_std"),
             )
@@ -270,14 +263,14 @@ def _few_shot_name(dataset: str, match: re.Match[str], split: str) -> str:
 
 def _few_shot_notes(dataset: str, how: Settings) -> list[str]:
     """What was done in another way than the released evaluator does it."""
-    done = {name: value for name, value in how if name.startswith("fewshot.")}
-    size = done.pop("fewshot.image_size")
+    done = {name: value for name, value in how if name.startswith("evals.fewshot.")}
+    size = done.pop("evals.fewshot.image_size")
     usual = {name: settings.plain(value) for name, value in defaults().items()} | {
-        "fewshot.train_split": _FEW_SHOT_POOL.get(dataset, defaults()["fewshot.train_split"]),
-        "fewshot.crop_from": round(size * 256 / 224),
+        "evals.fewshot.train_split": _FEW_SHOT_POOL.get(dataset, defaults()["evals.fewshot.train_split"]),
+        "evals.fewshot.crop_from": round(size * 256 / 224),
     }
     notes = [] if size == _FEW_SHOT_SIZE else [f"few-shot images at {size} pixels, usually {_FEW_SHOT_SIZE}"]
-    in_name = ("fewshot.datasets", "fewshot.test_split")
+    in_name = ("evals.fewshot.datasets", "evals.fewshot.test_split")
     return notes + [
         f"{name}={value}, usually {usual.get(name)}"
         for name, value in done.items()

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.data.sources.imagenet_variants import VARIANTS
+from vit_jax.data.imagenet_test_sets import IMAGENET_TEST_SETS
 from vit_jax.data.transfer_tasks import STAGES, TASKS
 from vit_jax.errors import UserError
 from vit_jax.files import AnyPath, is_remote
@@ -122,7 +122,7 @@ def _purpose_of_final(task: Mapping[str, Any], metric: str) -> Purpose:
         for name, value in dict(run.get("metrics") or {}).items():
             split, _, its = name.rpartition("/")
             is_number = isinstance(value, int | float) and math.isfinite(value)
-            if its == plain and is_number and split not in ("train", *VARIANTS) and "/" not in split:
+            if its == plain and is_number and split not in ("train", *IMAGENET_TEST_SETS) and "/" not in split:
                 splits.add(split)
                 reached.setdefault(str(sorted(values.items())), (values, []))[1].append(float(value))
     chosen = [statistics.fmean(found) for values, found in reached.values() if values == task.get("chosen")]

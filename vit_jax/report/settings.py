@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vit_jax.errors import UserError
+from vit_jax.evaluators.registry import default_entries
 from vit_jax.models import create_model
 from vit_jax.report.names import has_records
 from vit_jax.run import workdir
@@ -28,10 +29,13 @@ def _by_field(fields_by_reason: Mapping[str, Sequence[str]]) -> dict[str, str]:
 # Fields that change no number by more than rounding.
 WITHOUT_EFFECT = workdir.WITHOUT_EFFECT | _by_field(
     {
-        "the metrics of the last step count": ("eval_every_steps", "fewshot.every_steps", "variants.every_steps"),
+        "the metrics of the last step count": tuple(f"evals.{name}.every_steps" for name in default_entries()),
         "logging": ("log_every_steps",),
         "a resumed run is the same run": ("checkpoint.every_steps", "checkpoint.keep"),
-        "the last parameters count; what uses the best ones is set apart": ("checkpoint.keep_best",),
+        "the last parameters count; what uses the best ones is set apart": (
+            "checkpoint.keep_best",
+            "checkpoint.best_metric",
+        ),
     }
 )
 # Fields that count in another form.
@@ -47,7 +51,7 @@ COUNTED_ELSEWHERE = _by_field(
 ONLY_EVALUATION = _by_field(
     {
         "evaluation data": ("data.eval_split", "data.eval_labels", "data.eval_resize", "data.eval_resize_small"),
-        "an evaluation": ("fewshot.", "variants."),
+        "evaluations": ("evals.",),
     }
 )
 # Fields that cannot change what given parameters reach.
@@ -133,7 +137,7 @@ def _evaluation_settings(
     fields: Mapping[str, Any], model: Mapping[str, Any], own: Mapping[str, Any], without: Collection[str], dataset: Any
 ) -> Settings:
     """All that can change a number, measured on a data set: its own fields, and the config's but some."""
-    left_out = (*WITHOUT_EFFECT, *ONLY_TRAINING, "fewshot.", "variants.", *without)
+    left_out = (*WITHOUT_EFFECT, *ONLY_TRAINING, "evals.", *without)
     settings = {name: value for name, value in fields.items() if not is_among(name, COUNTED_ELSEWHERE)}
     settings = {name: value for name, value in (settings | attributes(model)).items() if not is_among(name, left_out)}
     settings |= {**own, **_turning(fields, [dataset])}
@@ -147,8 +151,8 @@ def accuracy_settings(fields: Mapping[str, Any], model: Mapping[str, Any]) -> Se
 
 def variant_settings(variant: str, fields: Mapping[str, Any], model: Mapping[str, Any]) -> Settings:
     """The same for one of ImageNet's other test sets; `variant` is its name in the config."""
-    own = {f"variants.{variant}": fields.get(f"variants.{variant}"), "data.eval_split": None}
-    dataset = own[f"variants.{variant}"]
+    dataset = fields.get(f"evals.{variant}.dataset")
+    own = {f"evals.{variant}.dataset": dataset, "data.eval_split": None}
     if variant == "real":  # labels alone, for the images of the evaluation split
         dataset = fields["data.dataset"]
         own |= {"data.dataset": dataset, "data.eval_split": fields["data.eval_split"]}
@@ -157,12 +161,13 @@ def variant_settings(variant: str, fields: Mapping[str, Any], model: Mapping[str
 
 def few_shot_settings(dataset: str, fields: Mapping[str, Any], model: Mapping[str, Any]) -> Settings:
     """The same for a few-shot accuracy on a data set."""
-    in_name = ("fewshot.datasets", "fewshot.shots", "fewshot.representations", "fewshot.every_steps")
-    own = {name: value for name, value in fields.items() if name.startswith("fewshot.") and name not in in_name}
-    size = fields["fewshot.image_size"] or fields["data.image_size"]
+    in_name = ("type", "every_steps", "datasets", "shots", "representations")
+    left_out = tuple(f"evals.fewshot.{name}" for name in in_name)
+    own = {name: value for name, value in fields.items() if name.startswith("evals.fewshot.") and name not in left_out}
+    size = fields["evals.fewshot.image_size"] or fields["data.image_size"]
     # As `vit_jax.experiment.evaluations` has it where the config says nothing.
-    crop_from = fields["fewshot.crop_from"] or round(size * 256 / 224)
-    own |= {"fewshot.datasets": dataset, "fewshot.image_size": size, "fewshot.crop_from": crop_from}
+    crop_from = fields["evals.fewshot.crop_from"] or round(size * 256 / 224)
+    own |= {"evals.fewshot.datasets": dataset, "evals.fewshot.image_size": size, "evals.fewshot.crop_from": crop_from}
     return _evaluation_settings(fields, model, own, _OTHER_IMAGES, dataset)
 
 

@@ -29,8 +29,8 @@ class Evaluations:
             return
         with self._journal.pause("evaluation", "evaluation"):
             for each in due:
-                metrics = dict(each.evaluator.run(state))
+                metrics = each.run(state)
                 self._journal.write(step, {f"{each.name}/{name}": value for name, value in metrics.items()})
-                if each.is_main:
-                    self._checkpoints.save_if_best(step, state.evaluated, metrics["accuracy"])
+                if each.best_metric:
+                    self._checkpoints.save_if_best(step, state.evaluated, metrics[each.best_metric])
             self._journal.draw_curves_if_due()

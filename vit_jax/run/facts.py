@@ -186,12 +186,6 @@ def describe_split_changes(before: SplitFacts, source: Source, class_names: Sequ
     return f"{before.num_images:,} images, but others or of other names{counts}"
 
 
-def moved_names(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
-    """Names that both lists have, but not for the same label."""
-    known = set(theirs)
-    return [name for label, name in enumerate(ours) if name in known and list(theirs[label : label + 1]) != [name]]
-
-
 def open_as_trained(
     open_with: Callable[[Sequence[str] | None], Source],
     class_names: Sequence[str] | None,

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 from typing import Any
 
 from vit_jax.checkpoints import Checkpoints
@@ -25,7 +26,14 @@ class RunCheckpoints:
     """
 
     def __init__(
-        self, workdir: AnyPath, journal: Journal, *, keep: int, every_steps: int | None, keep_best: bool = True
+        self,
+        workdir: AnyPath,
+        journal: Journal,
+        *,
+        keep: int,
+        every_steps: int | None,
+        keep_best: bool = True,
+        best_metric: str | None = None,
     ):
         """Opens the folders.
 
@@ -35,12 +43,13 @@ class RunCheckpoints:
           keep: number of newest checkpoints to keep.
           every_steps: how often to save; None: only at the end.
           keep_best: whether to save the parameters of the best evaluation.
+          best_metric: name of the metric that decides; None: the accuracy on the evaluation split.
         """
         self._workdir, self._journal = workdir, journal
-        self._every_steps, self._keep_best = every_steps, keep_best
+        self._every_steps, self._keep_best, self._best_metric = every_steps, keep_best, best_metric
         self._checkpoints = Checkpoints(workdir / "checkpoints", keep=keep)
         self._best = Checkpoints(workdir / "best", keep=2)  # a second one in case the newest is dropped
-        self._best_accuracy = -1.0
+        self._best_value = -math.inf
         self._first_step = 0  # of this start
 
     def restore(self, like: Any) -> tuple[int, TrainState, dict[str, Any]] | None:
@@ -60,7 +69,7 @@ class RunCheckpoints:
             return self._checkpoints.restore_latest(like)
 
     def start(self, step: int, *, same_examples_since: int = 0) -> None:
-        """Begins after a step: drops what an earlier start saved in `best/` after it, and finds the accuracy to beat.
+        """Begins after a step: drops what an earlier start saved in `best/` after it, and finds the value to beat.
 
         Args:
           step: the last step done.
@@ -69,8 +78,8 @@ class RunCheckpoints:
         self._first_step = step + 1
         self._best.drop_after(step)
         best = self._best.latest_extra()
-        if best and best[0] > same_examples_since:
-            self._best_accuracy = best[1]["accuracy"]
+        if best and best[0] > same_examples_since and best[1].get("metric") == self._best_metric:
+            self._best_value = best[1]["accuracy"]
 
     def save_if_due(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
         """Saves the state of a step in the background, if it is due. Waits for the steps under way.
@@ -94,15 +103,15 @@ class RunCheckpoints:
             self._checkpoints.save(step, state, {"data": position, "window": self._journal.window()})
         self._journal.record_costs()
 
-    def save_if_best(self, step: int, params: Any, accuracy: float) -> None:
+    def save_if_best(self, step: int, params: Any, value: float) -> None:
         """Saves evaluated parameters in the background if no earlier evaluation was as good."""
-        if not self._keep_best or not accuracy > self._best_accuracy:
+        if not self._keep_best or not value > self._best_value:
             return
-        self._best_accuracy = accuracy
+        self._best_value = value
         with self._journal.ledger.spent_on("checkpoint"):
             if processes.process_count() > 1:
                 self._checkpoints.wait()  # Orbax's threads for the two folders would wait at each other's barriers
-            self._best.save(step, params, {"accuracy": accuracy})
+            self._best.save(step, params, {"accuracy": value, "metric": self._best_metric})
 
     def wait(self) -> None:
         """Returns when everything is on the disk.

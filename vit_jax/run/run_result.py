@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.config import base_config, flatten
+from vit_jax.config import base_config, flatten, with_present_names
 from vit_jax.errors import UserError
 from vit_jax.files import AnyPath
 from vit_jax.json_files import Fields, read_json, read_object
@@ -20,10 +20,17 @@ _DIVERGED = re.compile(r"\S+ is (nan|inf|-inf) at step \d+")  # as `vit_jax.run.
 # Fields of a config that its readers compute with, and those of them that may be None.
 _TYPED = (
     *("seed", "batch_size", "train_only", "data.dataset", "data.train_split", "data.image_size", "data.mixture"),
-    *("fewshot.datasets", "fewshot.test_split", "checkpoint.keep_best"),
+    *("evals.fewshot.datasets", "evals.fewshot.test_split", "checkpoint.keep_best"),
 )
 _OPTIONAL = (
-    *("weights", "polyak_decay", "data.eval_split", "data.eval_labels", "fewshot.image_size", "fewshot.crop_from"),
+    *(
+        "weights",
+        "polyak_decay",
+        "data.eval_split",
+        "data.eval_labels",
+        "evals.fewshot.image_size",
+        "evals.fewshot.crop_from",
+    ),
 )
 
 
@@ -173,7 +180,7 @@ def config_fields(config: Any, path: AnyPath) -> dict[str, Any]:
     """
     if not isinstance(config, dict) or not isinstance(config.get("data"), dict) or "batch_size" not in config:
         raise UserError(f"{path} is no config of vit_jax.")
-    fields = {**defaults(), **_YOUNGER, **flatten(config)}
+    fields = {**defaults(), **_YOUNGER, **with_present_names(flatten(config))}
     check_types(fields, path)
     return fields
 

@@ -40,7 +40,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.config import base_config, flatten
+from vit_jax.config import base_config, flatten, with_present_names
 from vit_jax.errors import UserError
 from vit_jax.files import AnyPath, delete_left_over, is_remote, lock, parse_path, write_atomically
 from vit_jax.json_files import JsonError, read_json_lines, read_object
@@ -192,7 +192,7 @@ def check_config(workdir: AnyPath | str, config: ConfigDict, *, allow_config_cha
     recorded = _recorded_config(workdir, allow_config_change=allow_config_change)
     if recorded is None:
         return
-    changes = _changed({**defaults(), **flatten(recorded)}, _fields(config), WITHOUT_EFFECT)
+    changes = _changed({**defaults(), **with_present_names(flatten(recorded))}, _fields(config), WITHOUT_EFFECT)
     if changes and not allow_config_change:
         lines = [f"  {name}: {before!r} -> {now!r}" for name, (before, now) in changes.items()]
         raise UserError(
@@ -305,8 +305,9 @@ def read_starts(workdir: AnyPath | str, younger: Mapping[str, Any] = types.Mappi
     Raises:
       UserError: the file cannot be read.
     """
+    before = {**defaults(), **younger}
     return [
-        Start(each["step"], str(each.get("command", "")), {**defaults(), **younger, **flatten(each["config"])})
+        Start(each["step"], str(each.get("command", "")), {**before, **with_present_names(flatten(each["config"]))})
         for each in _recorded_starts(parse_path(workdir))
     ]
 

@@ -13,7 +13,7 @@ from vit_jax.data.sources import MissingDataError, Source
 from vit_jax.data.sources.splits import resolve
 from vit_jax.errors import UserError
 from vit_jax.experiment.data import open_data, open_eval_source, training_data_sets
-from vit_jax.experiment.evaluations import open_test_data
+from vit_jax.experiment.evaluations import open_evaluations, tested_sources
 from vit_jax.experiment.leakage import sources_behind
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,8 @@ class Splits:
             )
 
         def find() -> Examples | None:
-            found = [each.test for each in open_test_data(config, None) if metric.startswith(f"{each.name}/")]
+            tested = tested_sources(open_evaluations(config, None))
+            found = [source for name, source in tested.items() if metric.startswith(f"{name}/")]
             return Examples(found[0].name, found[0].split, found[0]) if found else None
 
         return self._once(metric, config, find)
@@ -133,8 +134,7 @@ class Splits:
 def _fields_of(config: ConfigDict) -> Iterator[Any]:
     """The fields that say which examples a run uses."""
     yield from (config.data[name] for name in _FIELDS)
-    yield from (config.fewshot[name] for name in ("datasets", "train_split", "test_split", "validation_split"))
-    yield from config.variants.values()
+    yield config.evals.to_dict()
 
 
 def is_same(one: Examples, other: Examples) -> bool:

@@ -24,12 +24,12 @@ def get_config():
     config.optimizer.clip_norm = 1.0
     config.optimizer.eps = 1e-4  # with less, Adam would turn differences in rounding into steps
     config.polyak_decay = 0.8
-    config.fewshot.datasets = ("digits",)
-    config.fewshot.shots = (1, 5)
-    config.fewshot.seeds = 2
+    config.evals.fewshot.datasets = ("digits",)
+    config.evals.fewshot.shots = (1, 5)
+    config.evals.fewshot.seeds = 2
     config.log_every_steps = 4
     config.eval_batch_size = 360
-    config.eval_every_steps = 10
+    config.evals.eval_split.every_steps = 10
     config.checkpoint.every_steps = 30
     config.checkpoint.keep = 1
     return config

@@ -19,10 +19,11 @@ import numpy as np
 from vit_jax.console import num_cpus
 from vit_jax.data import transforms
 from vit_jax.data.class_names import class_names, wordnet_ids
+from vit_jax.data.imagenet_test_sets import IMAGENET_TEST_SETS, NUM_CLASSES
 from vit_jax.data.sources import find_path, open_source
 from vit_jax.data.sources.base import Example, MissingDataError, Numbers, Source, fingerprint_of
 from vit_jax.data.sources.folders import ImageFolderSource
-from vit_jax.data.sources.real_labels import NUM_CLASSES, RealLabels, load_real_labels
+from vit_jax.data.sources.real_labels import RealLabels, load_real_labels
 from vit_jax.data.sources.splits import ALL
 from vit_jax.data.sources.tfds import prepared_folder
 from vit_jax.errors import UserError, unknown_name
@@ -54,52 +55,13 @@ class Variant:
     classes: tuple[int, ...] | None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Published:
-    """What the authors say of a test set.
-
-    Attributes:
-      num_images: how many images.
-      num_folders: how many folders, one a class.
-      get: where it comes from.
-    """
-
-    num_images: int
-    num_folders: int
-    get: str
-
-
-# Numbers of images and classes, and where to get them:
-# - ReaL: README.md of google-research/reassessed-imagenet.
-# - ImageNet-V2: README.md of modestyachts/ImageNetV2 (three test sets of 10,000); the addresses of the archives and the
-#   names of folders are in imagenet_v2_dataset_builder.py of tensorflow/datasets.
-# - ImageNet-R: README.md of hendrycks/imagenet-r. ImageNet-A: eval.py of hendrycks/natural-adv-examples (200 classes);
-#   7,500 images as in results/README.md of huggingface/pytorch-image-models.
-# - ImageNet-Sketch: 50,889 files as TFDS counts them (datasets/imagenet_sketch/README.md of tensorflow/datasets); the
-#   authors' README speaks of 50,000.
-# - ObjectNet: 18,574 images of 113 folders overlap (locuslab/FLYP, issue 7; 113 is the length of
-#   mapping_files/additional_mappping_files/objectnet_id_overlap.json in abarbu/objectnet-template-tensorflow).
-_PUBLISHED = {
-    "real": _Published(
-        50_000, NUM_CLASSES, "https://raw.githubusercontent.com/google-research/reassessed-imagenet/master/real.json"
-    ),
-    "imagenet_v2": _Published(10_000, NUM_CLASSES, "https://huggingface.co/datasets/vaishaal/ImageNetV2"),
-    "imagenet_r": _Published(30_000, 200, "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar"),
-    "imagenet_a": _Published(7_500, 200, "https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar"),
-    "imagenet_sketch": _Published(50_889, NUM_CLASSES, "https://github.com/HaohanWang/ImageNet-Sketch"),
-    "objectnet": _Published(18_574, 113, "https://objectnet.dev/download.html"),
-}
-VARIANTS = tuple(_PUBLISHED)
-NUM_IMAGES = {name: published.num_images for name, published in _PUBLISHED.items()}
-
-
 def open_variant(
     name: str, place: str, *, validation: str | None = None, validation_split: str = "validation"
 ) -> Variant:
     """Opens one of ImageNet's other test sets. Nothing is downloaded or unpacked.
 
     Args:
-      name: one of `VARIANTS`.
+      name: one of `IMAGENET_TEST_SETS`.
       place: where it is, one of
         - "tfds:<name>[/<config>][:<version>]", or the folder, of what TFDS has prepared; there is no ObjectNet in it;
         - the folder that the authors' archive unpacks to, or one around it; a zip file too, but not of ObjectNet;
@@ -115,8 +77,8 @@ def open_variant(
       MissingDataError: it is not there.
       UserError: there is no such test set, or what is there is something else or not all of it.
     """
-    if name not in _PUBLISHED:
-        raise unknown_name("variant of ImageNet", name, VARIANTS)
+    if name not in IMAGENET_TEST_SETS:
+        raise unknown_name("variant of ImageNet", name, IMAGENET_TEST_SETS)
     classes: tuple[int, ...] | None = None
     source: Source
     if name == "real":
@@ -130,16 +92,16 @@ def open_variant(
         else:
             source = _open_folders(name, place)
             occurring = source.occurring
-        published = _PUBLISHED[name]
+        published = IMAGENET_TEST_SETS[name]
         if len(occurring) != published.num_folders:
             raise UserError(
                 f"{place} has images of {len(occurring)} classes; {name} has {published.num_folders}. Copy or unpack "
-                f"all of it; it is from {published.get}."
+                f"all of it; it is from {published.url}."
             )
         # With all 1,000 logits a prediction may be a class that no image has. The authors leave those out: eval.py of
         # hendrycks/imagenet-r (imagenet_r_mask) and of hendrycks/natural-adv-examples (indices_in_1k).
         classes = occurring if len(occurring) < NUM_CLASSES else None
-    expected = _PUBLISHED[name].num_images
+    expected = IMAGENET_TEST_SETS[name].num_images
     if len(source) != expected:
         logger.warning(
             "%s: %s has %d images, the published test set %d. Numbers of the two cannot be compared.",
@@ -251,7 +213,7 @@ def _without_border(encoded: bytes, border: int) -> np.ndarray:
 
 
 def _open_folders(name: str, place: str) -> _ImageNetLabels:
-    path, published = _existing(name, place), _PUBLISHED[name]
+    path, published = _existing(name, place), IMAGENET_TEST_SETS[name]
     ids = wordnet_ids(_IMAGENET)
     if name == "imagenet_v2":
         # Folders are called 0 to 999 after the class; sorted as text, 10 comes before 2 (tensorflow/datasets,
@@ -263,7 +225,7 @@ def _open_folders(name: str, place: str) -> _ImageNetLabels:
         called = f"after WordNet ids of ImageNet, such as {ids[0]!r}"
     expected = (
         f"{name} has {published.num_folders:,} folders called {called}, with the images right in them; it is from "
-        f"{published.get}."
+        f"{published.url}."
     )
     folders = _ClassFolders(*_around_classes(path, classes, expected))
     if unknown := [folder for folder in folders.class_names if folder not in classes]:
@@ -277,7 +239,7 @@ def _open_folders(name: str, place: str) -> _ImageNetLabels:
 def _existing(name: str, place: str) -> pathlib.Path:
     path = find_path(place)
     if path is None:
-        raise MissingDataError(f"{name} is not at {place!r}. It is from {_PUBLISHED[name].get}.")
+        raise MissingDataError(f"{name} is not at {place!r}. It is from {IMAGENET_TEST_SETS[name].url}.")
     return pathlib.Path(os.path.abspath(path))  # a relative path need not say the name of its last folder
 
 
@@ -323,10 +285,13 @@ _FOLDERS, _OVERLAP = "folder_to_objectnet_label.json", "objectnet_to_imagenet_1k
 
 
 def _open_objectnet(place: str) -> Source:
-    path, published = None if place.startswith(_TFDS) else _existing("objectnet", place), _PUBLISHED["objectnet"]
+    path, published = (
+        None if place.startswith(_TFDS) else _existing("objectnet", place),
+        IMAGENET_TEST_SETS["objectnet"],
+    )
     expected = (
         f"ObjectNet is a folder with images/<object>/<image>.png and mappings/, which has {_FOLDERS} and {_OVERLAP}. "
-        f"Get it from {published.get}, which has the password to unpack it with: unzip objectnet-1.0.zip"
+        f"Get it from {published.url}, which has the password to unpack it with: unzip objectnet-1.0.zip"
     )
     if path is None:
         raise UserError(f"TFDS has no ObjectNet, so {place!r} cannot be. {expected}")
@@ -362,10 +327,9 @@ def _objectnet_classes(mappings: pathlib.Path, expected: str) -> dict[str, tuple
                 f"{mappings / _OVERLAP} maps {label!r} to what is not one of ImageNet's classes: {_shorten(unknown)}."
             )
         classes[folder_of[label]] = tuple(number_of[each] for each in several)
-    if len(classes) != _PUBLISHED["objectnet"].num_folders:
+    if len(classes) != (overlapping := IMAGENET_TEST_SETS["objectnet"].num_folders):
         raise UserError(
-            f"{mappings / _OVERLAP} has {len(classes)} objects; {_PUBLISHED['objectnet'].num_folders} overlap with "
-            f"ImageNet. {expected}"
+            f"{mappings / _OVERLAP} has {len(classes)} objects; {overlapping} overlap with ImageNet. {expected}"
         )
     return classes
 

@@ -9,13 +9,12 @@ import pathlib
 import re
 import reprlib
 
+from vit_jax.data.imagenet_test_sets import IMAGENET_TEST_SETS, NUM_CLASSES
 from vit_jax.data.sources.base import Example, Numbers, Source, fingerprint_of
 from vit_jax.errors import UserError
 from vit_jax.json_files import read_json
 
-NUM_IMAGES = 50_000
-NUM_LABELLED = 46_837  # images with a label; the other 3,163 do not count
-NUM_CLASSES = 1000
+NUM_IMAGES = IMAGENET_TEST_SETS["real"].num_images
 
 _NUMBER = re.compile(r"val_(\d{8})\b")
 

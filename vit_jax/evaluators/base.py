@@ -1,0 +1,158 @@
+"""What a type of evaluators is, and what it is given."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vit_jax.console import Tracked
+from vit_jax.data.pipeline import EvalBatches
+from vit_jax.data.sources.base import Source
+from vit_jax.data.transforms import EvalTransform
+from vit_jax.objectives.losses import Loss
+from vit_jax.sharding import batch_sharding
+from vit_jax.train_step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class TestData:
+    """The examples of one evaluation.
+
+    Attributes:
+      test: the examples that are measured; None: the evaluator reads none.
+      classes: the only ones of the model's that compete; None: all.
+      pool: of a few-shot evaluation, the examples that images are drawn from.
+      validation: of a few-shot evaluation, those that l2 is chosen on.
+    """
+
+    test: Source | None = None
+    classes: tuple[int, ...] | None = None
+    pool: Source | None = None
+    validation: Source | None = None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All data sets that it reads."""
+        return tuple(source for source in (self.pool, self.test, self.validation) if source is not None)
+
+
+Openable: TypeAlias = Iterator[tuple[str, Callable[[], TestData]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """Opens data for evaluators.
+
+    Attributes:
+      dataset: `data.dataset` of the config.
+      eval_split: `data.eval_split`.
+      eval_source: that split, opened; None: there is none.
+      open: opens a split of a data set whose labels are the model's.
+    """
+
+    dataset: str
+    eval_split: str | None
+    eval_source: Source | None
+    open: Callable[[str, str], Source]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What all evaluators of a run share.
+
+    Attributes:
+      model: images -> (logits, intermediates).
+      mesh: the devices.
+      loss_fn: from `losses.make_loss`.
+      transform: from an encoded image to the model's input.
+      class_names: of the logits, where they are known.
+      shardings: of the parameters; None: replicated.
+      batch_size: images at once over all devices.
+      num_threads: that decode; None: one for each core.
+      max_bad_records: unreadable examples that are left out before it is an error.
+      before_each_batch: called between batches; may raise to end an evaluation.
+    """
+
+    model: nn.Module
+    mesh: Mesh
+    loss_fn: Loss
+    transform: EvalTransform
+    class_names: Sequence[str] | None = None
+    shardings: Any = None
+    batch_size: int = 512
+    num_threads: int | None = None
+    max_bad_records: int = 0
+    before_each_batch: Callable[[], None] = lambda: None
+
+    def batches(self, source: Source) -> Iterable[dict[str, jax.Array]]:
+        """The examples of a source, each once."""
+        batches = EvalBatches(
+            source,
+            self.transform,
+            batch_sharding(self.mesh),
+            batch_size=self.batch_size,
+            num_classes=self.model.num_classes,
+            num_threads=self.num_threads,
+            max_bad_records=self.max_bad_records,
+        )
+        return Tracked(batches, f"evaluation on {source.split} of {source.name}", before_each=self.before_each_batch)
+
+
+class Evaluator(Protocol):
+    """Measures parameters, `state.evaluated`. All processes run it alike and get the same values."""
+
+    def run(self, state: TrainState) -> Iterable[tuple[str, float]]:
+        """Yields names of metrics and their values."""
+        ...
+
+
+class EvaluatorType:
+    """An evaluator that `registry.register` gives a name. Subclasses replace what differs.
+
+    `open` and `check` are called before any instance is made, to refuse mistakes before a run begins.
+    """
+
+    def __init__(self, entry: ConfigDict, data: TestData, setup: Setup):
+        """Makes the evaluator of one set of data; compiles at the first run.
+
+        Args:
+          entry: all fields of the config's entry.
+          data: from `open`.
+          setup: what all evaluators share.
+        """
+
+    def run(self, state: TrainState) -> Iterable[tuple[str, float]]:
+        """See `Evaluator`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def open(name: str, entry: ConfigDict, data: RunData) -> Openable:
+        """Yields what is measured, each with an evaluator of its own; nothing if the entry is switched off.
+
+        Args:
+          name: of the entry.
+          entry: all its fields.
+          data: opens data sets.
+
+        Yields:
+          The prefix of the metrics' names, and a function that opens the examples. It raises `MissingDataError` if they
+          are missing, and `UserError` if they are unusable.
+        """
+        yield name, TestData
+
+    @staticmethod
+    def check(name: str, entry: ConfigDict, setup: Setup) -> None:
+        """Checks the fields against each other and against the model. Reads no data.
+
+        Raises:
+          UserError: they do not go together.
+        """
+
+    @staticmethod
+    def describe(entry: ConfigDict, data: TestData) -> str:
+        """What is measured, for a reader of --dry_run."""
+        return entry.type
