@@ -15,8 +15,8 @@ from vit_jax.errors import UserError
 from vit_jax.experiment import leakage
 from vit_jax.experiment.evaluation_only import build_evaluation
 from vit_jax.experiment.evaluations import describe_data, tested_sources
+from vit_jax.files import AnyPath, parse_path, write_atomically
 from vit_jax.multihost import processes
-from vit_jax.run.workdir import AnyPath, parse, write_atomically
 from vit_jax.train_step import TrainState
 from vit_jax.weights.arrays import read_json
 
@@ -43,7 +43,7 @@ def evaluate(
     Raises:
       UserError: something the user can mend.
     """
-    path = None if path is None else parse(path)
+    path = None if path is None else parse_path(path)
     place = place_to_evaluate(config.weights, path)
     built = build_evaluation(config, place, allow_data_change=allow_data_change)
     processes.check_same("data", describe_data(None, built.evaluations))

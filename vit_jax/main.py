@@ -44,13 +44,13 @@ from vit_jax.experiment import build, dry_run, leakage
 from vit_jax.experiment.evaluation_only import build_evaluation
 from vit_jax.experiment.evaluations import open_evaluations, tested_sources
 from vit_jax.field_checks import Number
+from vit_jax.files import parse_path
 from vit_jax.flags import define_config, report
 from vit_jax.multihost import processes
 from vit_jax.multihost.signals import Stopped
 from vit_jax.run import summary
 from vit_jax.run.accounting import Ledger, process_age
 from vit_jax.run.compilation_cache import use_compilation_cache
-from vit_jax.run.workdir import parse
 from vit_jax.train import train
 
 _CONFIG = define_config()
@@ -131,7 +131,7 @@ def _main() -> int:
 
 def _show_evaluation(config: ConfigDict) -> None:
     """Prints what --mode=eval would do."""
-    place = place_to_evaluate(config.weights, parse(_WORKDIR.value) if _WORKDIR.value else None)
+    place = place_to_evaluate(config.weights, parse_path(_WORKDIR.value) if _WORKDIR.value else None)
     built = build_evaluation(config, place, allow_missing=True)
     print(dry_run.evaluation_dry_run(config, place, built))
     leakage.find_overlap(tested_sources(built.evaluations), leakage.sources_behind(place))
@@ -162,7 +162,7 @@ def _run(ledger: Ledger) -> int:
         if is_main_process:
             print(f"\n{format_metrics(result['metrics'])}\n")
         return 0
-    workdir = parse(_WORKDIR.value or "")
+    workdir = parse_path(_WORKDIR.value or "")
     result, status = {}, 0
     try:
         result = train(

@@ -10,8 +10,8 @@ from typing import Any
 
 from vit_jax.config import CHECKS, flatten
 from vit_jax.errors import UserError
+from vit_jax.files import AnyPath, parse_path
 from vit_jax.models import create_model
-from vit_jax.run.workdir import AnyPath, parse
 from vit_jax.weights import get_checkpoint, list_checkpoints
 from vit_jax.weights import load as load_weights
 from vit_jax.weights.addresses import cached_path
@@ -142,7 +142,7 @@ def _workdir(weights: str) -> AnyPath | None:
     """The workdir of a run, if the weights are one."""
     if "://" in weights and (not weights.startswith("gs://") or weights.endswith((".npz", ".safetensors"))):
         return None
-    path = parse(weights)
+    path = parse_path(weights)
     try:
         is_run = (path / "config.json").exists() and (path / "starts.jsonl").exists()
     except Exception as error:  # gcsfs, aiohttp and google.auth have no common error

@@ -12,10 +12,10 @@ from vit_jax.data.sources import MissingDataError, Source
 from vit_jax.errors import UserError
 from vit_jax.experiment.data import open_data, training_data_sets
 from vit_jax.experiment.evaluations import Evaluation, tested_sources
+from vit_jax.files import AnyPath, parse_path
 from vit_jax.json_files import read_object
 from vit_jax.multihost import processes
 from vit_jax.run.facts import read_facts
-from vit_jax.run.workdir import AnyPath, parse
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _runs_behind(weights: str | None) -> Iterator[tuple[AnyPath, ConfigDict, str
 def _find_run(place: str) -> AnyPath | None:
     """The workdir of the run that weights are from: the place itself, or a folder not far above it."""
     try:
-        path = parse(place)
+        path = parse_path(place)
         if not path.exists():  # such as the name of a released checkpoint
             return None
         for folder in (path, *list(path.parents)[:_PARENTS]):
