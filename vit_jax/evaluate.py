@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vit_jax import sharding
+from vit_jax.console import format_table
 from vit_jax.errors import UserError
 from vit_jax.experiment import leakage
 from vit_jax.experiment.evaluation_only import build_evaluation
@@ -96,7 +97,7 @@ def place_to_evaluate(weights: str | None, path: AnyPath | None) -> str:
 
 
 def format_metrics(metrics: dict[str, float]) -> str:
-    """The metrics as a markdown table that also reads well in a terminal."""
+    """Formats metrics as a markdown table that also reads well in a terminal."""
 
     def show(name: str, value: float) -> str:
         if name.endswith("examples"):
@@ -105,7 +106,4 @@ def format_metrics(metrics: dict[str, float]) -> str:
             return f"{value:g}"
         return f"{value:.4f}" if "loss" in name else f"{100 * value:.2f} %"
 
-    rows = [(name, show(name, value)) for name, value in metrics.items()]
-    left, right = (max(len(row[column]) for row in rows) for column in (0, 1))
-    lines = [f"| {'':{left}} | {'':{right}} |", f"|-{'-' * left}-|-{'-' * right}:|"]
-    return "\n".join(lines + [f"| {name:{left}} | {value:>{right}} |" for name, value in rows])
+    return format_table(["", ""], [(name, show(name, value)) for name, value in metrics.items()], num_left=1)

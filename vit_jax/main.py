@@ -25,6 +25,7 @@ find each other; elsewhere pass their addresses (docs/pods.md also explains each
 VIT_JAX_RUN_TOKEN, a secret that you set to the same value on all hosts, keeps strangers out of the run.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -103,8 +104,9 @@ def main(_: list[str]) -> None:
     if status:
         # Everything that can be saved is on the disk. Threads of libraries may still wait for other processes, or print
         # tracebacks because they cannot flush to a full disk.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(status)
 
 

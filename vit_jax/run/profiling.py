@@ -1,7 +1,7 @@
-"""A profile of some training steps: what host and devices did and when. docs/profiling.md says how to read it.
+"""Profiles of training steps: what host and devices did, and when. docs/profiling.md explains how to read them.
 
-A profile is a folder `profile/plugins/profile/steps_<first>-<last>/` of the workdir, where XProf and TensorBoard look
-for it, with two files of each process: `<host>_<process>.xplane.pb` for them, `<host>_<process>.trace.json.gz` for
+A profile is a folder `profile/plugins/profile/steps_<first>-<last>/` in the workdir, where XProf and TensorBoard look
+for it. Each process writes two files: `<host>_<process>.xplane.pb` for them, `<host>_<process>.trace.json.gz` for
 Perfetto.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from vit_jax.files import AnyPath, is_remote, parse_path, write_atomically
+from vit_jax.files import AnyPath, parse_path, write_atomically
 from vit_jax.run.accounting import Ledger
 
 logger = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 class Profiler:
     """Profiles chosen steps of a run, in every process.
 
-    The devices are waited for once, at the end of the last of these steps. A step is profiled once: a run that is
-    started again leaves a profile that is there alone. No run ends because a profile cannot be had: that is a warning.
+    Waits for the devices once, after the last of these steps. Existing profiles are kept: a run that is started again
+    does not replace them. If a profile cannot be made, that is only a warning.
 
         with Profiler(workdir / "profile", first_step=100, num_steps=5) as profiler:
             for step in range(1, num_steps + 1):
@@ -37,37 +37,38 @@ class Profiler:
     def __init__(
         self, directory: AnyPath | str, *, first_step: int | None, num_steps: int = 5, ledger: Ledger | None = None
     ):
-        """Profiles nothing yet.
+        """Prepares a profile.
 
         Args:
-          directory: where profiles lie.
-          first_step: the first step that is profiled; steps count from 1. None for no profile.
-          num_steps: how many are profiled.
-          ledger: where the time that this takes is entered.
+          directory: of all profiles.
+          first_step: the first step to profile, from 1; None for no profile.
+          num_steps: how many steps to profile.
+          ledger: where the time of starting and writing the profile is entered.
         """
         self._first_step = first_step
         self._last_step = (first_step or 0) + num_steps - 1
+        self._steps = first_step, self._last_step
         self._folder = parse_path(directory) / "plugins" / "profile" / f"steps_{first_step}-{self._last_step}"
         self._ledger = ledger
         self._temporary: tempfile.TemporaryDirectory | None = None  # while steps are profiled
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Around all that makes a step, its batch included; in a profile it bears the step's number."""
+        """Goes around everything that makes a step, its batch included; labels it with its number in a profile."""
         if step == self._first_step:
             self._begin()
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
 
     def end_of_step(self, step: int, results: Any) -> bool:
-        """After a step. After the last that is profiled, waits for its results and writes the profile.
+        """Ends a step. After the last profiled one, waits for its results and writes the profile.
 
         Args:
           step: its number.
           results: arrays that the step made.
 
         Returns:
-          Whether it was the last, so that the time since then is none of training.
+          Whether it was the last profiled one.
         """
         if not self._temporary or step < self._last_step:
             return False
@@ -80,7 +81,7 @@ class Profiler:
 
     def __exit__(self, *_: object) -> None:
         if self._temporary:
-            self._end()  # the run ended in the middle; what there is may tell why
+            self._end()  # the run ended in the middle; the profile may show why
 
     def _spent(self) -> contextlib.AbstractContextManager[None]:
         return self._ledger.spent_on("profiling") if self._ledger else contextlib.nullcontext()
@@ -89,12 +90,12 @@ class Profiler:
         with self._spent():
             try:
                 if list(self._folder.glob(f"*_{jax.process_index()}.xplane.pb")):
-                    logger.info("steps %d to %d are profiled in %s already", *self._steps(), self._folder)
+                    logger.info("steps %d to %d are profiled in %s already", *self._steps, self._folder)
                     return
                 options = jax.profiler.ProfileOptions()
-                options.python_tracer_level = 0  # every call of a Python function would slow the host and fill the file
-                # Written here first: JAX names folders by the second, which may differ between processes, takes
-                # several processes of one host for one, and needs TensorFlow for a bucket.
+                options.python_tracer_level = 0  # tracing every Python call would slow the host and fill the file
+                # Written to a temporary folder first: JAX names folders by the second, which may differ between
+                # processes, takes several processes of one host for one, and needs TensorFlow for a bucket.
                 temporary = tempfile.TemporaryDirectory()
                 jax.profiler.start_trace(temporary.name, create_perfetto_trace=True, profiler_options=options)
                 self._temporary = temporary
@@ -103,24 +104,19 @@ class Profiler:
 
     def _end(self) -> None:
         folder, self._temporary = self._temporary, None
-        if folder is None:  # nothing was begun
+        if folder is None:  # nothing was started
             return
         with self._spent(), folder as temporary:
             try:
                 jax.profiler.stop_trace()
                 self._save(pathlib.Path(temporary))
-                logger.info("profile of steps %d to %d: %s", *self._steps(), self._folder)
+                logger.info("profile of steps %d to %d: %s", *self._steps, self._folder)
             except Exception:
                 logger.warning("could not write the profile", exc_info=True)
 
     def _save(self, temporary: pathlib.Path) -> None:
         (written,) = temporary.glob("plugins/profile/*/*.xplane.pb")
         name = f"{written.name.removesuffix('.xplane.pb')}_{jax.process_index()}"
-        if not is_remote(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
         perfetto = written.with_name("perfetto_trace.json.gz")
         write_atomically(self._folder / f"{name}.trace.json.gz", perfetto.read_bytes())
-        write_atomically(self._folder / f"{name}.xplane.pb", written.read_bytes())  # last: it says that all is there
-
-    def _steps(self) -> tuple[int, int]:
-        return self._first_step or 0, self._last_step
+        write_atomically(self._folder / f"{name}.xplane.pb", written.read_bytes())  # last: it marks a complete profile

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.console import format_seconds
+from vit_jax.console import format_seconds, format_table
 from vit_jax.files import AnyPath, parse_path, write_atomically
 from vit_jax.run import workdir as workdirs
 from vit_jax.run.accounting import describe_cost, read_starts, total_cost
@@ -88,7 +88,4 @@ def format_summary(summary: dict[str, Any]) -> str:
 
     values = [(name, value) for name, value in summary.items() if name != "overlap"]
     values += [(f"{name}/examples trained on", count) for name, count in summary.get("overlap", {}).items()]
-    rows = [(name.replace("_", " "), show(name, value)) for name, value in values]
-    left, right = (max(len(row[column]) for row in rows) for column in (0, 1))
-    lines = [f"| {'':{left}} | {'':{right}} |", f"|-{'-' * left}-|-{'-' * right}:|"]
-    return "\n".join(lines + [f"| {name:{left}} | {value:>{right}} |" for name, value in rows])
+    return format_table(["", ""], [(name.replace("_", " "), show(name, value)) for name, value in values], num_left=1)
