@@ -40,8 +40,7 @@ logger = logging.getLogger(__name__)
 PyTree = Any
 T = TypeVar("T")
 
-# A process that waits this long for the others in a save gives up; the files of a large model take minutes.
-_SAVE_SECONDS = 1200
+_SAVE_SECONDS = 1200  # most that a process waits for the others in a save; a large model takes minutes
 _SPACE_FOR_SMALL_FILES = 1_000_000  # metadata, in bytes; generous
 _ITEMS = ("tree", "extra")
 _CHECKSUM = "checksum"
@@ -56,21 +55,17 @@ class DamagedCheckpointError(Exception):
 # ---- Fingerprints and checksums.
 
 
-def _fingerprints(leaves: list[jax.Array]) -> jax.Array:
-    def fingerprint(leaf: jax.Array) -> jax.Array:
-        unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-        bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-        position = jnp.arange(leaf.size, dtype=jnp.uint32).reshape(leaf.shape)
-        # Sums modulo 2^32 do not depend on the order, thus not on the sharding; the odd weights notice values that
-        # changed places.
-        return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
-
-    return jnp.stack([fingerprint(leaf) for leaf in leaves])
+def _fingerprint(leaf: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
+    position = jnp.arange(leaf.size, dtype=jnp.uint32).reshape(leaf.shape)
+    # Sums modulo 2^32 do not depend on the order, thus not on the sharding; odd weights notice values that changed
+    # places.
+    return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
 
 
 @functools.cache
 def _jitted_fingerprints(sharding: NamedSharding | None) -> jax.stages.Wrapped:
-    return jax.jit(_fingerprints, out_shardings=sharding)
+    return jax.jit(lambda leaves: jnp.stack(list(map(_fingerprint, leaves))), out_shardings=sharding)
 
 
 def fingerprints(tree: PyTree) -> dict[str, int]:
@@ -103,6 +98,10 @@ def _checksum(step: int, contents: dict[str, Any]) -> str:
 
 
 # ---- Reading.
+
+
+def _one_line(error: Exception, most: int) -> str:
+    return re.sub(r"\s+", " ", str(error))[:most]
 
 
 def _means_damage(error: Exception) -> bool:
@@ -167,9 +166,9 @@ def _newest_intact(
 
     Args:
       manager: of the checkpoints.
-      read: reads the checkpoint of a step.
-      check: raises `DamagedCheckpointError` unless all of what was read is intact; alike on all processes.
-      anywhere: whether a flag is set in any process. Each reads its part, and may find that damaged.
+      read: reads this process's part of the checkpoint of a step.
+      check: raises `DamagedCheckpointError` unless everything that was read is intact; alike on all processes.
+      anywhere: whether a flag is set in any process.
 
     Returns:
       its step and content, or None, and the steps of damaged ones.
@@ -195,7 +194,7 @@ def _newest_intact(
                 problem = error
         reason = "as another process found"
         if problem is not None:
-            reason = f"{type(problem).__name__}: {re.sub(chr(10), ' ', str(problem))[:200]}"
+            reason = f"{type(problem).__name__}: {_one_line(problem, 200)}"
             if not _means_damage(problem):
                 raise UserError(
                     f"cannot read the checkpoint of step {step} in {manager.directory} ({reason}). It may be intact, "
@@ -210,11 +209,7 @@ class Checkpoints:
     """The checkpoints in one folder, `<directory>/<step>/`. All processes must call each method alike."""
 
     def __init__(self, directory: AnyPath | str, *, keep: int):
-        """Opens or creates the folder, and deletes what an interrupted write left.
-
-        Args:
-          directory: of the checkpoints.
-          keep: number of newest checkpoints to keep.
+        """Opens or creates the folder, deletes what an interrupted write left, and keeps that many checkpoints.
 
         Raises:
           UserError: the bucket cannot be used.
@@ -225,7 +220,7 @@ class Checkpoints:
         except Exception as error:
             if not is_remote(self._directory):
                 raise
-            reason = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:500]
+            reason = f"{type(error).__name__}: {_one_line(error, 500)}"
             raise UserError(
                 f"cannot open the checkpoints in {self._directory}: {reason}. See docs/storage.md for permissions."
             ) from error
@@ -240,8 +235,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self._directory.name),
-            # If a folder cannot be made (full disk), that is an error at once; made in the background, the other
-            # threads would wait for it for minutes.
+            # Made in the background, a folder that cannot be made (full disk) keeps other threads waiting for minutes.
             async_options=ocp.AsyncOptions(
                 create_directories_asynchronously=False,
                 timeout_secs=_SAVE_SECONDS,
@@ -311,7 +305,9 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is of another model or optimizer, or all checkpoints are damaged.
         """
-        newest = self._newest_intact(lambda step: self._read(step, like), self._check)
+        newest = self._newest_intact(
+            lambda step: self._read(step, like), lambda found: _check_fingerprints(found[0], found[2])
+        )
         if newest is None:
             if self.latest_step() is None:
                 return None
@@ -353,11 +349,6 @@ class Checkpoints:
         tree = _read_tree(self._directory / str(step), jax.tree.map(ocp.tree.to_shape_dtype_struct, like))
         return tree, extra, prints
 
-    @staticmethod
-    def _check(found: tuple[PyTree, dict[str, Any], dict[str, int]]) -> None:
-        tree, _, prints = found
-        _check_fingerprints(tree, prints)
-
     def set_aside(self, step: int, reason: str) -> None:
         """Renames a checkpoint to `<reason>-<step>`, so that it is kept but no longer used."""
         if processes.is_main_process():
@@ -391,15 +382,14 @@ class Checkpoints:
         except processes.PeerLostError:
             raise
         except Exception as error:
-            reason = re.sub(r"\s+", " ", str(error))[:500]
             advice = "Fix the cause"
             if not is_remote(self._directory):
                 steps = sorted(int(path.name) for path in self._directory.glob("[0-9]*") if path.name.isdigit())
-                whole = ", ".join(map(str, steps)) or "none"
-                advice = f"Whole checkpoints there: {whole}. Free some space, or repair the disk,"
+                whole = f"Whole checkpoints there: {', '.join(map(str, steps)) or 'none'}."
+                advice = f"{whole} Free some space, or repair the disk,"
             raise UserError(
-                f"could not write a checkpoint to {self._directory}: {reason}\n{advice} and run the same command again "
-                "to resume from the newest one."
+                f"could not write a checkpoint to {self._directory}: {_one_line(error, 500)}\n"
+                f"{advice} and run the same command again to resume from the newest one."
             ) from error
 
 
@@ -471,15 +461,13 @@ def read_extra(directory: AnyPath | str) -> dict[str, Any] | None:
 
 
 def read_parameters(directory: AnyPath | str) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
-    """Reads the parameters of the newest intact checkpoint, such as those in `<workdir>/best`. Changes nothing.
+    """Reads the parameters of the newest intact checkpoint in a folder, such as `<workdir>/best`. Changes nothing.
 
-    Args:
-      directory: of the checkpoints; a run may be writing others meanwhile. From a whole training state, the parameters
-        that would be evaluated are read: the average, if there is one.
+    A run may be writing others meanwhile. Of a whole training state it reads the parameters that are evaluated: the
+    average, if there is one. Damaged checkpoints are skipped with a warning.
 
     Returns:
-      step, nested parameters as NumPy arrays, and the extra data; None if there is no checkpoint. Damaged checkpoints
-      are skipped with a warning.
+      step, nested parameters as NumPy arrays, and the extra data; None if there is no checkpoint.
 
     Raises:
       UserError: all are damaged.
@@ -488,11 +476,9 @@ def read_parameters(directory: AnyPath | str) -> tuple[int, dict[str, Any], dict
         if manager is None:
             return None
         newest, damaged = _newest_intact(manager, lambda step: _read_parameters(manager, step))
-    if newest is None:
-        if damaged:
-            raise UserError(f"all checkpoints in {directory} are damaged: {', '.join(map(str, damaged))}.")
-        return None
-    return newest[0], *newest[1]
+    if damaged and not newest:
+        raise UserError(f"all checkpoints in {directory} are damaged: {', '.join(map(str, damaged))}.")
+    return (newest[0], *newest[1]) if newest else None
 
 
 def _read_parameters(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
