@@ -22,7 +22,7 @@ from vit_jax.checkpoints import Checkpoints, read_parameters
 from vit_jax.config import base_config
 from vit_jax.costs.hardware import describe_machine
 from vit_jax.errors import UserError
-from vit_jax.run import curves, workdir
+from vit_jax.run import curves, lease, workdir
 from vit_jax.run.accounting import Accounts, Ledger, read_starts
 from vit_jax.run.metrics import MetricWriter, read_jsonl
 from vit_jax.run.profiling import Profiler
@@ -194,7 +194,7 @@ def test_curves_can_be_drawn_from_and_into_the_bucket(run, capsys):
 
 
 def test_second_process_is_kept_out_until_the_first_is_done(run, monkeypatch):
-    monkeypatch.setattr(workdir, "_HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "_HEARTBEAT_SECONDS", 0.1)
     with workdir.locked(run), pytest.raises(UserError, match=f"another process is training.*process {os.getpid()} on"):
         workdir.locked(run).__enter__()
     with workdir.locked(run):
