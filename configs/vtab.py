@@ -5,7 +5,7 @@ r"""Fine-tuning on a task of VTAB-1k (table 4's row VTAB; "VTAB" of tables 2 and
     python -m vit_jax.sweep --config=configs/vtab.py:weights=vit_l16_i21k --workdir=sweeps/vtab
 
 Needs     weights: a released checkpoint by name (python -m vit_jax.weights list), a file, or the workdir of a run; the
-          task's data set (python -m vit_jax.vtab list; docs/vtab.md says how to get each); an accelerator
+          task's data set (python -m vit_jax.data.vtab list; docs/vtab.md says how to get each); an accelerator
 Takes     not measured. A task is 2,500 steps of 512 images, 1.28 million images at 384 pixels, and its test set, of 711
           (KITTI) to 73,728 (dSprites) images; the third command does 19 tasks with three seeds each
 Reaches   not run here: no data set of VTAB is at hand. The paper's means over the 19 tasks (table 2): ViT-L/16 I21k
