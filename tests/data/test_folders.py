@@ -401,7 +401,7 @@ def test_any_damage_of_the_table_of_contents_is_one_message(tmp_path):
     whole = pathlib.Path(zip_of(place, images("cat", "dog"))).read_bytes()
     start, rng = whole.index(b"PK\1\2"), np.random.default_rng(0)
     refused = 0
-    for _ in range(150):
+    for _ in range(60):
         damaged = bytearray(whole)
         for at in rng.integers(start, len(whole), rng.integers(1, 4)):
             damaged[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF])
@@ -411,7 +411,7 @@ def test_any_damage_of_the_table_of_contents_is_one_message(tmp_path):
             [source[i] for i in range(len(source))]
         except UserError:
             refused += 1
-    assert refused > 50
+    assert refused > 20
 
 
 def special(path, kind):

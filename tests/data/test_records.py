@@ -5,13 +5,11 @@ import hashlib
 import json
 import multiprocessing
 import os
+import resource
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.data.record_files import (
     GOLDEN,
     WRITERS,
@@ -92,15 +90,7 @@ def test_many_threads_read_the_same_as_one(pattern):
         assert list(pool.map(source.__getitem__, list(range(5)) * 100)) == expected * 100
 
 
-# ---- Other processes.
-
-
-def test_pickled_sources_read_the_same_in_a_spawned_process(tmp_path):
-    sources = [open_source(write_shards(tmp_path / word, file_format=word), "all") for word in WRITERS]
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        for source in sources:
-            source[0]  # with its files open
-            assert pool.submit(numbers_of, source).result(timeout=60) == [0, 1, 2, 3, 4]
+# ---- Processes and their limits.
 
 
 def _read_in_child(source, queue):
@@ -129,17 +119,14 @@ def test_tfrecord_is_read_after_a_fork_and_array_record_says_why_not(tmp_path):
     assert "forked process. Start worker processes with the method 'spawn'" in read_after_fork(array_record)
 
 
-def test_more_array_record_files_than_may_be_open_are_refused(tmp_path):
-    path = str(write_array_record(tmp_path / "x.array_record", [b"record"]))
-    script = (
-        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 300)); "
-        "from vit_jax.data.sources.array_record import ArrayRecordFiles\n"
-        f"ArrayRecordFiles([{path!r}] * 40, [1] * 40); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
-        f"ArrayRecordFiles([{path!r}] * 90, [1] * 90)"
-    )
-    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert process.stdout.strip() == "296"
-    assert "90 array_record files are read at once, but this system allows only 300 open files" in process.stderr
+def test_limit_of_open_files_is_raised_for_array_record_files_as_far_as_may_be(tmp_path, monkeypatch):
+    path, raised = str(write_array_record(tmp_path / "x.array_record", [b"record"])), []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 300))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
+    FORMATS["array_record"]([path] * 40, [1] * 40)
+    assert raised == [(296, 300)]
+    with pytest.raises(UserError, match=r"90 array_record files are read at once, but .* only 300 open files"):
+        FORMATS["array_record"]([path] * 90, [1] * 90)
 
 
 # ---- Labels.

@@ -330,11 +330,16 @@ def test_other_formats_are_refused(golden):
         open_source("tfds:golden_animals", "train")
 
 
-def test_data_sets_are_read_without_tensorflow(golden, prepared):
+def test_sources_are_opened_without_tensorflow_and_torch_and_tfds_is_imported_late(golden, prepared, tmp_path):
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    (tmp_path / "pets" / "cat" / "1.jpg").write_bytes(b"")
     script = (
-        "import sys; from vit_jax.data.sources import open_source; "
-        "open_source('tfds:golden_animals', 'train[:50%]')[0]; "
-        f"open_source({str(prepared / 'prepared')!r}, 'train')[0]; print('tensorflow' in sys.modules)"
+        "import sys; from vit_jax.data.sources import open_source\n"
+        f"open_source('digits', 'train'); open_source('{tmp_path}/pets', 'all')\n"
+        "print('tensorflow_datasets' in sys.modules)\n"
+        "open_source('tfds:golden_animals', 'train[:50%]')[0]\n"
+        f"open_source('{prepared}/prepared', 'train')[0]\n"
+        "print([name for name in ('tensorflow', 'torch') if name in sys.modules])"
     )
     process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert process.stdout.strip() == "False"
+    assert process.stdout.split() == ["False", "[]"]

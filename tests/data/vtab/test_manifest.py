@@ -295,8 +295,9 @@ def test_manifest_without_a_folder_to_lie_in_is_refused_before_all_is_read(folde
     assert f"there is no folder {folder / 'none'}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("pixels", [None, TASKS["dsprites_location"].pixels])
+@pytest.mark.parametrize("pixels", [None, TASKS["dsprites_location"].data.pixels])
 def test_image_that_cannot_be_decoded_is_named(ours, made, features, pixels):
     ours(with_changed(made, at_2=example(features, 2, image=b"\x89PNG\r\n\x1a\n")))
     with pytest.raises(UserError, match=r"cannot read record 2 of .*dsprites-train.*: not an image"):
-        make_manifest([dataclasses.replace(TASKS["dsprites_location"], pixels=pixels)])
+        task = TASKS["dsprites_location"]
+        make_manifest([dataclasses.replace(task, data=dataclasses.replace(task.data, pixels=pixels))])

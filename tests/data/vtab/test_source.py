@@ -9,34 +9,19 @@ import pytest
 from tensorflow_datasets.proto import tf_example_pb2
 
 from tests.data.vtab import prepared
+from tests.data.vtab.test_tasks import SCENIC, slices_of
 from vit_jax.data.overlap import count_shared
 from vit_jax.data.sources import MissingDataError, open_source
 from vit_jax.data.transforms import decode
 from vit_jax.data.vtab import TASKS, open_vtab
 from vit_jax.errors import UserError
 
-# Where the first example of val200 and the last of the test set are; train800 begins with the first of "train".
-PLACES = {
-    "caltech101": (("train", 2754), ("test", 6083)),
-    "cifar100": (("train", 45_000), ("test", 9999)),
-    "dtd": (("validation", 0), ("test", 1879)),
-    "flowers102": (("validation", 0), ("test", 6148)),
-    "pets": (("train", 2944), ("test", 3668)),
-    "sun397": (("validation", 0), ("test", 21_749)),
-    "svhn": (("train", 65_931), ("test", 26_031)),
-    "camelyon": (("validation", 0), ("test", 32_767)),
-    "eurosat": (("train", 16_200), ("train", 26_999)),
-    "resisc45": (("train", 18_900), ("train", 31_499)),
-    "retinopathy": (("validation", 0), ("test", 42_669)),
-    "clevr_count": (("train", 63_000), ("validation", 14_999)),
-    "clevr_distance": (("train", 63_000), ("validation", 14_999)),
-    "dmlab": (("validation", 0), ("test", 22_734)),
-    "dsprites_location": (("train", 589_824), ("train", 737_279)),
-    "dsprites_orientation": (("train", 589_824), ("train", 737_279)),
-    "kitti_distance": (("validation", 0), ("test", 710)),
-    "smallnorb_azimuth": (("test", 0), ("test", 24_299)),
-    "smallnorb_elevation": (("test", 0), ("test", 24_299)),
-}
+
+def places_of(name):
+    """The first examples of train800 and val200 and the last of the test set, by split and number."""
+    thousand, test = (slices_of(TASKS[name], spec) for spec in SCENIC[name])
+    (_, (validation, start, _)), ((split, _, stop),) = thousand, test
+    return [("train", 0), (validation, start), (split, stop - 1)]
 
 
 @pytest.fixture
@@ -69,7 +54,7 @@ def prepare(data_dir, name, **records):
     task = TASKS[name]
     features = prepared.features_of(task.data.name, data_dir)
     given = [records.get(split, {}) for split in ("train800", "val200", "test")]
-    places = [("train", 0), *PLACES[name]]
+    places = places_of(name)
     if task.data.name == "dsprites":
         given = [{"image": sprite(seed)} | fields for seed, fields in enumerate(given)]
     examples = {
@@ -122,10 +107,10 @@ def test_tasks_of_one_data_set_share_examples_and_splits_of_a_task_do_not(writte
 def test_split_gives_the_image_and_a_label_of_the_record_at_its_place(written, name):
     task = TASKS[name]
     for found, record in zip(three(name), written[task.data.name], strict=True):
-        if task.pixels is None:
+        if task.data.pixels is None:
             assert found["image"] == record["image"]
         else:
-            np.testing.assert_array_equal(found["image"], task.pixels(record["image"]))
+            np.testing.assert_array_equal(found["image"], task.data.pixels(record["image"]))
         assert found["label"] in range(task.num_classes)
         if isinstance(task.label, str):
             assert found["label"] == record[task.label]

@@ -101,40 +101,7 @@ def test_kitti_distance_is_the_bin_of_the_closest_car_van_or_truck(objects, labe
 
 def test_dsprites_location_groups_neighbours_in_twos():
     found = [task_labels.dsprites_location({"label_x_position": [x]}) for x in range(32)]
-    assert found == [
-        0,
-        0,
-        1,
-        1,
-        2,
-        2,
-        3,
-        3,
-        4,
-        4,
-        5,
-        5,
-        6,
-        6,
-        7,
-        7,
-        8,
-        8,
-        9,
-        9,
-        10,
-        10,
-        11,
-        11,
-        12,
-        12,
-        13,
-        13,
-        14,
-        14,
-        15,
-        15,
-    ]
+    assert found == [label for label in range(16) for _ in range(2)]
 
 
 def test_dsprites_orientation_groups_neighbours_in_threes_and_twos():

@@ -73,9 +73,9 @@ class RecordSource:
           files: the files.
           ranges: the records, in order.
           keys: where image and labels come from. Functions must be a module's, so that they can be pickled.
-          name: see `Source`, as for the following.
+          name: see `Source`, as for `split`, `splits` and `class_names`.
           split: the split as requested.
-          splits: names of all splits.
+          splits: of the data set.
           class_names: by label.
           num_classes: labels must be less; None: unknown.
           max_labels: the most labels of an example. If 1, labels are numbers, otherwise lists.

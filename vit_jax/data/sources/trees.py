@@ -1,6 +1,5 @@
 """Folders and zip files as trees of folders and files, so that the same code judges and reads both."""
 
-import dataclasses
 import enum
 import heapq
 import os
@@ -9,7 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -59,96 +58,29 @@ class Kind(enum.Enum):
         return self is Kind.FILE or self is Kind.LINK
 
 
-class Tree(Protocol):
-    """Folders and files below a root. Paths are relative to it; those of folders are "" or end with "/"."""
-
-    def entries(self, folder: str) -> Iterator[tuple[str, Kind]]:
-        """Names in a folder with their kinds, in any order, without litter. Raises OSError."""
-        ...
-
-    def start(self, path: str) -> bytes:
-        """The first bytes of a file; none if it cannot be read."""
-        ...
-
-
 def is_litter(name: str) -> bool:
     """Whether a file or folder is hidden, or has a name that an operating system or network storage gives."""
     return name.startswith(".") or name.lower() in _LITTER
 
 
-def is_image(tree: Tree, path: str) -> bool:
-    """Whether a file is an image: by its suffix, else by its first bytes."""
-    return _has_image_suffix(path) or looks_like_image(tree.start(path))
-
-
-def _has_image_suffix(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def folders_in(tree: Tree, folder: str) -> list[str]:
-    """Names of the folders in a folder, sorted."""
-    return sorted(name for name, kind in tree.entries(folder) if kind is Kind.FOLDER)
-
-
-def holds_images(tree: Tree, folder: str) -> bool:
-    """Whether a folder itself has images. False if it cannot be read."""
-    others = []
-    try:
-        for name, kind in tree.entries(folder):
-            if kind.is_file:
-                if _has_image_suffix(name):
-                    return True
-                others.append(name)
-    except OSError:
-        return False
-    return any(looks_like_image(tree.start(folder + name)) for name in heapq.nsmallest(_PEEKED, others))
-
-
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """Files in a folder and its subfolders, sorted, without litter. Links to folders are not followed.
-
-    Attributes:
-      images: paths of images.
-      others: paths of other files.
-      errors: paths of subfolders that cannot be listed, each with the reason.
-    """
-
-    images: list[str]
-    others: list[str]
-    errors: list[str]
-
-
-def find_files(folder: pathlib.Path) -> Found:
-    """Lists all files in a folder and its subfolders."""
-    found = Found([], [], [])
-    walk = os.walk(folder, onerror=lambda error: found.errors.append(f"{error.filename}: {error.strerror or error}"))
-    for path, folders, _ in walk:
-        folders[:] = [name for name in folders if not is_litter(name)]
-        tree = FolderTree(pathlib.Path(path))
-        for name, kind in tree.entries(""):
-            if kind.is_file:
-                (found.images if is_image(tree, name) else found.others).append(f"{path}/{name}")
-    for paths in (found.images, found.others):
-        paths.sort(key=lambda path: path.split("/"))
-    return found
-
-
 class FolderTree:
-    """A folder on disk. Links are followed."""
+    """A folder on disk as a tree. Links are followed.
+
+    Paths are relative to the root; those of folders are "" or end with "/".
+    """
 
     def __init__(self, root: pathlib.Path):
         self._root = root
 
     def entries(self, folder: str) -> Iterator[tuple[str, Kind]]:
-        """See `Tree`."""
+        """Yields the names in a folder with their kinds, in any order, without litter. Raises OSError."""
         with os.scandir(f"{self._root}/{folder}") as entries:
             for entry in entries:
                 if not is_litter(entry.name):
                     yield entry.name, _kind(entry)
 
     def start(self, path: str) -> bytes:
-        """See `Tree`."""
+        """The first bytes of a file; none if it cannot be read."""
         try:
             return read_regular(f"{self._root}/{path}", MAX_FILE_BYTES, start=_START_BYTES)
         except OSError:
@@ -169,7 +101,7 @@ def _kind(entry: os.DirEntry[str]) -> Kind:
 
 
 class ZipTree:
-    """A zip file. Backslashes in names, as some Windows programs write them, count as slashes."""
+    """A zip file as a tree. Backslashes in names, as some Windows programs write them, count as slashes."""
 
     def __init__(self, path: pathlib.Path):
         """Reads the table of contents.
@@ -212,11 +144,11 @@ class ZipTree:
         return folder
 
     def entries(self, folder: str) -> Iterator[tuple[str, Kind]]:
-        """See `Tree`."""
+        """See `FolderTree`."""
         return iter(self._folders.get(folder, {}).items())
 
     def start(self, path: str) -> bytes:
-        """See `Tree`."""
+        """See `FolderTree`."""
         member = self._members[path]
         try:
             begin = _begin_of(self._file, member.header_offset)
@@ -288,13 +220,67 @@ def _begin_of(file: PositionedFile, offset: int) -> int:
     return offset + _LOCAL_HEADER.size + sum(lengths)
 
 
+Tree: TypeAlias = FolderTree | ZipTree
+
+
 def is_unsafe(name: str) -> bool:
     """Whether a path in an archive leads out of the folder that the archive is unpacked in."""
     parts = name.replace("\\", "/").split("/")
     return name.startswith(("/", "\\")) or ".." in parts or parts[0][1:2] == ":"
 
 
-def open_tree(path: pathlib.Path) -> FolderTree | ZipTree:
+def is_image(tree: Tree, path: str) -> bool:
+    """Whether a file is an image: by its suffix, else by its first bytes."""
+    return _has_image_suffix(path) or looks_like_image(tree.start(path))
+
+
+def _has_image_suffix(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def folders_in(tree: Tree, folder: str) -> list[str]:
+    """Names of the folders in a folder, sorted."""
+    return sorted(name for name, kind in tree.entries(folder) if kind is Kind.FOLDER)
+
+
+def holds_images(tree: Tree, folder: str) -> bool:
+    """Whether a folder itself has images. False if it cannot be read."""
+    others = []
+    try:
+        for name, kind in tree.entries(folder):
+            if kind.is_file:
+                if _has_image_suffix(name):
+                    return True
+                others.append(name)
+    except OSError:
+        return False
+    return any(looks_like_image(tree.start(folder + name)) for name in heapq.nsmallest(_PEEKED, others))
+
+
+class Found(NamedTuple):
+    """Paths of files in a folder and its subfolders, sorted, without litter. Links to folders are not followed."""
+
+    images: list[str]
+    others: list[str]
+    errors: list[str]  # paths of subfolders that cannot be listed, each with the reason
+
+
+def find_files(folder: pathlib.Path) -> Found:
+    """Lists all files in a folder and its subfolders."""
+    found = Found([], [], [])
+    walk = os.walk(folder, onerror=lambda error: found.errors.append(f"{error.filename}: {error.strerror or error}"))
+    for path, folders, _ in walk:
+        folders[:] = [name for name in folders if not is_litter(name)]
+        tree = FolderTree(pathlib.Path(path))
+        for name, kind in tree.entries(""):
+            if kind.is_file:
+                (found.images if is_image(tree, name) else found.others).append(f"{path}/{name}")
+    for paths in (found.images, found.others):
+        paths.sort(key=lambda path: path.split("/"))
+    return found
+
+
+def open_tree(path: pathlib.Path) -> Tree:
     """Opens a folder or zip file; raises UserError if it is neither."""
     return FolderTree(path) if path.is_dir() else ZipTree(path)
 

@@ -40,7 +40,7 @@ def open_vtab(task: str | Task, split: str) -> Source:
         label_key=task.label,
         num_classes=task.num_classes,
         all_labelled=True,
-        derive_image=task.pixels,
+        derive_image=data.pixels,
     )
     if source.num_classes != task.num_classes:
         raise UserError(f"{name} has {task.num_classes} classes, but {folder} has {source.num_classes}.")

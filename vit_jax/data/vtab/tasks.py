@@ -19,7 +19,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vit_jax.data.sources.records import Features
-from vit_jax.data.vtab import task_labels
+from vit_jax.data.vtab.task_labels import (
+    clevr_count,
+    clevr_distance,
+    dsprites_location,
+    dsprites_orientation,
+    dsprites_pixels,
+    kitti_distance,
+)
 from vit_jax.errors import unknown_name
 
 GROUPS = ("natural", "specialized", "structured")
@@ -37,6 +44,7 @@ class DataSet:
         "train800", "val200" and "train800val200".
       by_hand: advice for people, if TFDS cannot download it alone or it has peculiarities.
       manual: whether TFDS cannot download it, but takes a folder with the downloaded files.
+      pixels: makes pixels of an encoded image that needs more than decoding.
     """
 
     name: str
@@ -45,6 +53,7 @@ class DataSet:
     splits: Mapping[str, str]
     by_hand: str = ""
     manual: bool = False
+    pixels: Callable[[bytes], np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +67,6 @@ class Task:
       data: the data set.
       num_classes: labels are 0 to this less one.
       label: the feature with the label, or a function that derives it from the features.
-      pixels: makes pixels of an encoded image that needs more than decoding.
       flip: whether a mirrored image keeps its label.
       crop: whether a part of an image keeps its label.
     """
@@ -69,7 +77,6 @@ class Task:
     data: DataSet
     num_classes: int
     label: str | Callable[[Features], int] = "label"
-    pixels: Callable[[bytes], np.ndarray] | None = None
     flip: bool = True
     crop: bool = True
 
@@ -192,7 +199,9 @@ _KITTI = DataSet(
     # issue 18 of google-research/task_adaptation
     "VTAB used 3.1.0. 3.2.0 has the same data, its authors say; 3.3.0 adds names to a feature that is not used.",
 )
-_DSPRITES = DataSet("dsprites", ("2.*.*",), {"train": (737_280,)}, _carved_in_three(737_280, 80, 10))
+_DSPRITES = DataSet(
+    "dsprites", ("2.*.*",), {"train": (737_280,)}, _carved_in_three(737_280, 80, 10), pixels=dsprites_pixels
+)
 _SMALLNORB = DataSet(
     "smallnorb",
     ("2.*.*",),
@@ -217,31 +226,12 @@ TASKS: dict[str, Task] = {
         Task("eurosat", "EuroSAT", "specialized", _EUROSAT, 10),
         Task("resisc45", "Resisc45", "specialized", _RESISC45, 45),
         Task("retinopathy", "Retinopathy", "specialized", _RETINOPATHY, 5),
-        Task("clevr_count", "Clevr-Count", "structured", _CLEVR, 8, task_labels.clevr_count, crop=False),
-        Task("clevr_distance", "Clevr-Dist", "structured", _CLEVR, 6, task_labels.clevr_distance, crop=False),
+        Task("clevr_count", "Clevr-Count", "structured", _CLEVR, 8, clevr_count, crop=False),
+        Task("clevr_distance", "Clevr-Dist", "structured", _CLEVR, 6, clevr_distance, crop=False),
         Task("dmlab", "DMLab", "structured", _DMLAB, 6, crop=False),
-        Task(
-            "dsprites_location",
-            "dSpr-Loc",
-            "structured",
-            _DSPRITES,
-            16,
-            task_labels.dsprites_location,
-            task_labels.dsprites_pixels,
-            flip=False,
-            crop=False,
-        ),
-        Task(
-            "dsprites_orientation",
-            "dSpr-Ori",
-            "structured",
-            _DSPRITES,
-            16,
-            task_labels.dsprites_orientation,
-            task_labels.dsprites_pixels,
-            flip=False,
-        ),
-        Task("kitti_distance", "KITTI-Dist", "structured", _KITTI, 4, task_labels.kitti_distance, crop=False),
+        Task("dsprites_location", "dSpr-Loc", "structured", _DSPRITES, 16, dsprites_location, flip=False, crop=False),
+        Task("dsprites_orientation", "dSpr-Ori", "structured", _DSPRITES, 16, dsprites_orientation, flip=False),
+        Task("kitti_distance", "KITTI-Dist", "structured", _KITTI, 4, kitti_distance, crop=False),
         Task("smallnorb_azimuth", "sNORB-Azim", "structured", _SMALLNORB, 18, "label_azimuth", flip=False),
         Task("smallnorb_elevation", "sNORB-Elev", "structured", _SMALLNORB, 9, "label_elevation"),
     )
