@@ -113,10 +113,10 @@ def test_tracked_batches_are_iterated_again_and_end_when_told(caplog):
         if stop:
             raise KeyboardInterrupt
 
-    tracked = Tracked([1, 2, 3], "counting", every_seconds=0, before_each=before_each)
+    tracked = Tracked([1, 2, 3], "counting", 64, every_seconds=0, before_each=before_each)
     with caplog.at_level("INFO"):
         assert list(tracked) == list(tracked) == [1, 2, 3]
-    assert "counting: 1 batches" in caplog.text
+    assert "counting: 64 images" in caplog.text
     assert len(tracked) == 3
     stop.append(True)
     with pytest.raises(KeyboardInterrupt):
@@ -129,7 +129,7 @@ from vit_jax import console
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 clock = iter(range(10**6))
 time.monotonic = lambda: next(clock)
-for batch in console.Tracked([1, 2, 3], "[b]evaluation", images_per_batch=64):
+for batch in console.Tracked([1, 2, 3], "[b]evaluation", 64):
     if batch == 3:
         logging.warning("a line of the log")
         print("a line on stderr", file=sys.stderr)

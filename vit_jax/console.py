@@ -192,7 +192,7 @@ class Progress:
         Args:
           what: is being done, such as "scan".
           total: amount of work; None: not known.
-          unit: of the work that `add` counts: "images", "batches", "bytes".
+          unit: of the work that `add` counts: "images" or "bytes".
           done: the part of `total` that an earlier start did.
           bar: whether to show a bar where that is possible; False where results are printed to the same terminal.
           every_seconds: time between lines.
@@ -265,8 +265,8 @@ class Tracked(Generic[T]):
         self,
         batches: SizedIterable[T],
         what: str,
+        batch_size: int,
         *,
-        images_per_batch: int | None = None,
         every_seconds: float = 30.0,
         before_each: Callable[[], None] = lambda: None,
     ):
@@ -275,12 +275,12 @@ class Tracked(Generic[T]):
         Args:
           batches: what is iterated.
           what: names it on the terminal and in the log.
-          images_per_batch: to show images instead of batches.
+          batch_size: images in a batch.
           every_seconds: time between lines in the log.
           before_each: is called before each batch; may raise to end the iteration.
         """
-        self._batches, self._what, self._images, self._before_each = batches, what, images_per_batch, before_each
-        self._every_seconds = every_seconds
+        self._batches, self._what, self._batch_size = batches, what, batch_size
+        self._before_each, self._every_seconds = before_each, every_seconds
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -290,7 +290,6 @@ class Tracked(Generic[T]):
         with Progress(
             self._what,
             len(self._batches),
-            unit="batches" if self._images is None else "images",
             bar=logger.level <= logging.INFO,  # of several processes only the main one logs
             every_seconds=self._every_seconds,
             report=logger.info,
@@ -298,7 +297,7 @@ class Tracked(Generic[T]):
             for number, batch in enumerate(self._batches, start=1):
                 self._before_each()
                 yield batch
-                progress.add(self._images or 1, number)
+                progress.add(self._batch_size, number)
 
 
 def _can_show_bars() -> bool:

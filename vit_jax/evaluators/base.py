@@ -99,7 +99,8 @@ class Setup:
             num_threads=self.num_threads,
             max_bad_records=self.max_bad_records,
         )
-        return Tracked(batches, f"evaluation on {source.split} of {source.name}", before_each=self.before_each_batch)
+        what = f"evaluation on {source.split} of {source.name}"
+        return Tracked(batches, what, self.batch_size, before_each=self.before_each_batch)
 
 
 class Evaluator(Protocol):

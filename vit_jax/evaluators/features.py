@@ -153,7 +153,7 @@ class FeatureExtractor:
 
         dispatched: collections.deque[tuple[int, Any]] = collections.deque()
         what = f"features of {source.name}/{source.split}"
-        for number, batch in enumerate(Tracked(batches, what, before_each=before_each_batch)):
+        for number, batch in enumerate(Tracked(batches, what, batch_size, before_each=before_each_batch)):
             try:
                 results = self._extract(params, {"image": batch["image"], "label": batch["label"]})
             except flax.errors.ScopeParamShapeError as error:
