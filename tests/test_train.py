@@ -5,7 +5,6 @@ import itertools
 import json
 import logging
 import re
-import shutil
 
 import cv2
 import jax
@@ -195,16 +194,6 @@ def test_finished_run_started_again_only_reports_and_other_seed_gives_another_ru
     # The losses of the first step are those of a head of zeros.
     assert [row["step"] for row in first] == [row["step"] for row in second]
     assert first[1]["train/loss"] != second[1]["train/loss"]
-
-
-def test_best_parameters_that_a_restart_undid_are_dropped(config, tmp_path):
-    config.steps, config.eval_every_steps, config.optimizer.learning_rate = 8, None, 0.01
-    train(config, tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints" / "8")
-    config.optimizer.learning_rate = 0.0
-    train(config, tmp_path, allow_config_change=True)
-    accuracies = {row["step"]: row["test/accuracy"] for row in rows(tmp_path) if "test/accuracy" in row}
-    assert json.loads((tmp_path / "best" / "8" / "extra" / "metadata").read_text())["accuracy"] == accuracies[8]
 
 
 def test_changed_data_set_is_refused_on_resume(config, tmp_path):

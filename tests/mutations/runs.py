@@ -251,7 +251,7 @@ MUTATIONS = [
         "vit_jax/run/run_checkpoints.py",
         "self._best.drop_after(step)",
         "pass",
-        f"{TEST_TRAIN}::test_best_parameters_that_a_restart_undid_are_dropped",
+        "tests/run/test_run_checkpoints.py::test_best_parameters_that_a_restart_undid_are_dropped",
         "best/ holds no parameters that a restart undid",
     ),
     Mutation(
