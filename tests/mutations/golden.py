@@ -27,9 +27,9 @@ MUTATIONS = [
         "the metrics of steps that were not logged yet are in the checkpoint",
     ),
     Mutation(
-        "vit_jax/config.py",
-        "config.fewshot.bias = 100.0",
-        "config.fewshot.bias = 10.0",
+        "vit_jax/evaluators/registry.py",
+        "bias=Field(100.0, NOT_NEGATIVE)",
+        "bias=Field(10.0, NOT_NEGATIVE)",
         f"{TEST}::test_interrupted_run_resumes_and_ends_as_if_nothing_had_happened",
         "a config page means the same run as before",
     ),

@@ -256,7 +256,7 @@ MUTATIONS = [
     ),
     Mutation(
         "vit_jax/run/run_checkpoints.py",
-        "if not self._keep_best or not accuracy > self._best_accuracy:",
+        "if not self._keep_best or not value > self._best_value:",
         "if not self._keep_best:",
         "tests/test_main.py::test_best_holds_the_parameters_of_the_best_evaluation",
         "best/ has the parameters of the best accuracy",
