@@ -1,8 +1,7 @@
-"""Files of weights between vit_jax, timm and Hugging Face's transformers, and what the three make of them.
+"""Files of weights between vit_jax, timm and Hugging Face's transformers, and what the three compute from them.
 
-The first part reads golden files, made by golden/make_weights_golden.py, and runs everywhere. The second part has the
-marker `oracle`: it runs models of full size in both libraries, needs torch, timm and transformers, 5 GB of memory and
-2 GB of disk, takes 9 minutes on two cores, and is skipped where the libraries are not:
+These tests run models of full size in both libraries. They need torch, timm and transformers, 5 GB of memory and 2 GB
+of disk, take 9 minutes on two cores, and are skipped where the libraries are not installed:
 
     python -m venv oracle
     oracle/bin/pip install --editable '.[test]' torch==2.13.0 transformers==5.23.0 pyyaml
@@ -11,7 +10,6 @@ marker `oracle`: it runs models of full size in both libraries, needs torch, tim
 """
 
 import dataclasses
-import functools
 import importlib
 import importlib.util
 import json
@@ -22,27 +20,30 @@ import sys
 import tempfile
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.golden.weights_recipe import checksum, make_array, make_images, make_torch_array, probe_gradient
+from tests.conftest import ROOT
+from tests.golden.weights_recipe import make_array, make_images
+from tests.weights.oracles import (
+    assert_same_arrays,
+    in_released_layout,
+    is_key_bias,
+    outputs_and_gradients_of,
+    outputs_of,
+    unflatten,
+)
 from vit_jax.errors import UserError
-from vit_jax.models import create_model, list_models
+from vit_jax.models import list_models
 from vit_jax.weights import ModelSpec, Preprocessing, from_params, load, save
 from vit_jax.weights.formats import FORMATS
 from vit_jax.weights.huggingface import timm_name
+from vit_jax.weights.identify import expected_shapes
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
-NAMES = json.loads((GOLDEN / "weights_names.json").read_text())
+GOLDEN = ROOT / "tests" / "golden"
 NUM_CLASSES = 7
 
-# In units of the root mean square of each array. The oracle computes in float64, so that the differences are our
-# rounding and, in hybrids, the other epsilons; measured on a CPU, they are a third of these or less.
-GOLDEN_TOLERANCES = {"logits": 6e-6, "pre_logits": 3e-5, "encoded": 3e-5, "block_0": 3e-5, "others": 5e-5}
-GOLDEN_GRADIENT_TOLERANCE = 5e-5
 # Of logits of order 1, both in float32.
 LOGIT_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
@@ -55,171 +56,7 @@ def full_precision():
         yield
 
 
-def outputs_of(weights, images):
-    """Our logits and intermediates."""
-    logits, out = jax.jit(weights.spec.create().apply)({"params": weights.params}, images)
-    return np.asarray(logits), out
-
-
-def outputs_and_gradients_of(weights, images, labels):
-    """Our logits and intermediates, by name; our gradients of the mean cross-entropy, by our names."""
-    model = weights.spec.create()
-
-    @jax.jit
-    @functools.partial(jax.grad, has_aux=True)
-    def gradients(params):
-        logits, out = model.apply({"params": params}, images)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.array(labels)).mean()
-        return loss, {**out, "logits": logits}
-
-    gradients, out = gradients(weights.params)
-    return jax.tree.map(np.asarray, out), flatten(gradients)
-
-
-def flatten(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(entry.key for entry in path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def unflatten(arrays):
-    tree = {}
-    for name, array in arrays.items():
-        *modules, leaf = name.split("/")
-        functools.reduce(lambda node, module: node.setdefault(module, {}), modules, tree)[leaf] = array
-    return tree
-
-
-def in_released_layout(weights, gradients, path):
-    """Gradients by our names in the released layout: what turns weights into it turns their gradients too."""
-    spec = weights.spec
-    gradients = from_params(spec.name, unflatten(gradients), image_size=spec.image_size or 64, **spec.overrides)
-    with np.load(save(gradients, path)) as file:
-        return dict(file)
-
-
-def assert_same_arrays(actual, expected):
-    """Same names, and same bits under each."""
-    assert actual.keys() == expected.keys()
-    for name, array in expected.items():
-        assert actual[name].dtype == array.dtype, name
-        np.testing.assert_array_equal(actual[name], array, err_msg=name)
-
-
-def is_key_bias(name):
-    """Whether an array shifts all keys alike, which a softmax does not see: its gradient is rounding alone."""
-    return name.endswith("key/bias")
-
-
-# --- Against golden files; neither torch nor timm ---
-
-
-@pytest.fixture(scope="module")
-def golden():
-    with np.load(GOLDEN / "weights.npz", allow_pickle=False) as file:
-        return dict(file)
-
-
-@pytest.fixture(scope="module", params=NAMES["models"])
-def released(request, golden, tmp_path_factory):
-    """A small model's arrays in the released layout, our weights from a file of them, and timm's results."""
-    name = request.param
-    arrays = {key: make_array(key, tuple(shape)) for key, shape in NAMES["models"][name]["arrays"].items()}
-    assert checksum(arrays) == NAMES["models"][name]["checksum"], "the weights are not those of the golden file"
-    path = tmp_path_factory.mktemp(name) / "released.npz"
-    np.savez(path, **arrays)
-    results = {key.removeprefix(name + "/"): array for key, array in golden.items() if key.startswith(name + "/")}
-    return arrays, load(path, image_size=(64, 96)), results
-
-
-@pytest.fixture(scope="module")
-def ours(released):
-    """Our outputs and gradients."""
-    return outputs_and_gradients_of(released[1], make_images(2, 64, 96), (1, 4))
-
-
-def test_a_released_file_gives_the_outputs_of_timm(released, ours):
-    _, weights, expected = released
-    for name, array in expected.items():
-        if name == "gradient":
-            continue
-        actual = ours[0][name]
-        actual = actual[..., ::32] if actual.ndim == 4 else actual  # the file has not all channels of feature maps
-        assert actual.shape == array.shape, name
-        error = np.abs(actual - array).max() / np.sqrt(np.mean(array**2))
-        print(f"{weights.spec.name:<15} {name:<12} {error:.1e}")
-        tolerance = GOLDEN_TOLERANCES.get(name, GOLDEN_TOLERANCES["others"])
-        assert error <= tolerance, f"{name} is off by {error:.2g}"
-
-
-def test_gradients_of_a_released_file_are_those_of_timm(released, ours, tmp_path):
-    arrays, weights, expected = released
-    gradients = in_released_layout(weights, ours[1], tmp_path / "gradients.npz")
-    assert gradients.keys() == arrays.keys()
-    worst = 0.0
-    for name, (norm, product) in zip(sorted(arrays), expected["gradient"], strict=True):
-        our_norm, our_product = probe_gradient(name, gradients[name])
-        if is_key_bias(name):
-            assert max(norm, our_norm) < 1e-6, name
-            continue
-        # With a direction of elements of variance 1 the product is of the order of the gradient's norm.
-        error = max(abs(our_norm - norm), abs(our_product - product)) / norm
-        worst = max(worst, error)
-        assert error <= GOLDEN_GRADIENT_TOLERANCE, f"{name} is off by {error:.2g}"
-    print(f"{weights.spec.name:<15} gradients    {worst:.1e}")
-
-
-def test_a_released_file_is_written_as_timms_loader_reads_it(released, tmp_path):
-    arrays, weights, _ = released
-    with np.load(save(weights, tmp_path / "ours.npz")) as file:
-        assert_same_arrays(dict(file), arrays)
-
-
-def test_a_released_file_becomes_the_state_dict_that_timms_loader_makes_of_it(released, request):
-    _, weights, _ = released
-    name = request.node.callspec.params["released"]
-    state = FORMATS["timm_bit" if name == "bit" else "timm"].write(weights.arrays)
-    assert checksum(state) == NAMES["models"][name]["state_dict_checksum"]
-
-
-def test_a_folder_of_huggingface_gives_the_logits_of_transformers(golden, tmp_path):
-    arrays = {name: make_torch_array(name, tuple(shape)) for name, shape in NAMES["huggingface"]["arrays"].items()}
-    save_file(arrays, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(NAMES["huggingface"]["config"]))
-    weights = load(tmp_path)
-    logits, _ = outputs_of(weights, make_images(2, 64, 64))
-    expected = golden["huggingface/logits"]
-    error = np.abs(logits - expected).max() / np.sqrt(np.mean(expected**2))
-    print(f"huggingface     logits       {error:.1e}")
-    assert error <= GOLDEN_TOLERANCES["logits"]
-    assert_same_arrays(load_file(save(weights, tmp_path / "ours", to="huggingface")), arrays)
-
-
-@pytest.mark.parametrize(
-    "row",
-    NAMES["state_dicts"],
-    ids=lambda row: "-".join(
-        [row["library"], row["model"], *map(str, row["overrides"].values()), str(row["num_classes"])]
-    ),
-)
-def test_files_for_other_libraries_have_exactly_their_names_and_shapes(row, tmp_path):
-    size, overrides = tuple(row["image_size"]), row["overrides"]
-    shapes = shapes_of(create_model(row["model"], num_classes=row["num_classes"], **overrides), size)
-    params = unflatten({name: np.zeros(shape, np.float16) for name, shape in shapes.items()})
-    weights = from_params(row["model"], params, image_size=size, **overrides)
-    written = load_file(save(weights, tmp_path / "folder", to=row["library"]))
-    assert {name: list(array.shape) for name, array in written.items()} == row["arrays"]
-
-
-def shapes_of(model, image_size):
-    images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-    params = jax.eval_shape(lambda images: model.init(jax.random.key(0), images), images)["params"]
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {"/".join(entry.key for entry in path): leaf.shape for path, leaf in leaves}
-
-
-# --- Against timm and transformers themselves ---
-
-oracle = pytest.mark.oracle
+pytestmark = pytest.mark.oracle
 
 
 def golden_script(name):
@@ -299,7 +136,7 @@ FULL_SIZE = {
 
 def random_weights(name, image_size, num_classes=NUM_CLASSES, **overrides):
     """Weights of the sizes that make logits of order 1, see `make_array`."""
-    shapes = shapes_of(create_model(name, num_classes=num_classes, **overrides), image_size)
+    shapes = expected_shapes(ModelSpec(name, num_classes, overrides), image_size)
     params = unflatten({name: make_array(name, shape) for name, shape in shapes.items()})
     return from_params(name, params, image_size=image_size, **overrides)
 
@@ -345,7 +182,6 @@ def randomize(torch, model, seed=0):
     return model.eval()
 
 
-@oracle
 @pytest.mark.parametrize("case", FULL_SIZE)
 def test_logits_are_those_of_timm_which_reads_our_file(case, timm, torch, folder):
     theirs, image_size, overrides, arguments = FULL_SIZE[case]
@@ -398,7 +234,6 @@ MISTAKES = {
 }
 
 
-@oracle
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_the_weights_moves_logits_much_further_than_the_tolerance(mistake, timm, torch, folder):
     name, change = MISTAKES[mistake]
@@ -412,7 +247,6 @@ def test_a_mistake_in_the_weights_moves_logits_much_further_than_the_tolerance(m
     assert error > 100 * LOGIT_TOLERANCE
 
 
-@oracle
 def test_the_other_gelu_shows(timm, torch, folder):
     weights = random_weights("ViT-Ti/16", (224, 224))
     images = make_images(2, 224, 224)
@@ -436,7 +270,6 @@ SMALL = {
 }
 
 
-@oracle
 @pytest.mark.parametrize("case", SMALL)
 def test_gradients_of_all_parameters_are_those_of_timm(case, timm, torch, folder):
     name, overrides, theirs, arguments = SMALL[case]
@@ -484,7 +317,6 @@ STATE_DICTS = {
 }
 
 
-@oracle
 @pytest.mark.parametrize("case", STATE_DICTS)
 def test_a_state_dict_of_timm_comes_back_to_the_bit_and_computes_the_same(case, timm, torch, folder):
     name, arguments, ours = STATE_DICTS[case]
@@ -528,7 +360,6 @@ FOLDERS += [
 ]
 
 
-@oracle
 @pytest.mark.parametrize(("name", "overrides"), FOLDERS, ids=lambda value: str(value).replace(" ", ""))
 def test_the_architecture_of_a_folder_for_timm_is_the_same_model_or_refused(name, overrides, timm, torch):
     spec = ModelSpec(name, NUM_CLASSES, overrides, None if name in list_models("R*x*") else (224, 224))
@@ -538,7 +369,7 @@ def test_the_architecture_of_a_folder_for_timm_is_the_same_model_or_refused(name
         return
     with torch.device("meta"):
         model = timm.create_model(architecture, num_classes=NUM_CLASSES, **arguments)
-    shapes = shapes_of(spec.create(), (224, 224))
+    shapes = expected_shapes(spec, (224, 224))
     layout = FORMATS["timm_bit" if name in list_models("R*x*") else "timm"]
     written = layout.write({name: np.broadcast_to(np.float16(0), shape) for name, shape in shapes.items()})
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -557,7 +388,6 @@ TIMM_FOLDERS = {
 }
 
 
-@oracle
 @pytest.mark.parametrize("case", TIMM_FOLDERS)
 def test_a_folder_that_timm_saves_computes_the_same(case, timm, torch, folder):
     name, arguments = TIMM_FOLDERS[case]
@@ -571,7 +401,6 @@ def test_a_folder_that_timm_saves_computes_the_same(case, timm, torch, folder):
     assert error <= LOGIT_TOLERANCE
 
 
-@oracle
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -599,7 +428,6 @@ HUGGINGFACE = {
 }
 
 
-@oracle
 @pytest.mark.parametrize("hidden_act", ["gelu", "gelu_pytorch_tanh"])
 @pytest.mark.parametrize("kind", ["ViTForImageClassification", "ViTModel", "ViTModel without pooler"])
 def test_a_folder_of_huggingface_comes_back_to_the_bit_and_computes_the_same(
@@ -641,7 +469,6 @@ def test_a_folder_of_huggingface_comes_back_to_the_bit_and_computes_the_same(
             assert error <= LOGIT_TOLERANCE
 
 
-@oracle
 def test_a_folder_with_the_names_of_transformers_5_is_read(transformers, torch, folder):
     model = randomize(torch, transformers.ViTForImageClassification(transformers.ViTConfig(**HUGGINGFACE)))
     model.save_pretrained(folder / "new", save_original_format=False)
@@ -649,7 +476,6 @@ def test_a_folder_with_the_names_of_transformers_5_is_read(transformers, torch, 
     assert_same_arrays(load(folder / "new").arrays, load(folder / "old").arrays)
 
 
-@oracle
 def test_the_image_processor_of_transformers_reads_our_preprocessing(transformers, folder):
     preprocessing = Preprocessing(
         image_size=(64, 64), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), interpolation="bicubic", antialias=True
@@ -669,7 +495,6 @@ def test_the_image_processor_of_transformers_reads_our_preprocessing(transformer
     np.testing.assert_allclose(loaded.normalize(loaded(image)), expected, atol=1e-5)
 
 
-@oracle
 @pytest.mark.parametrize("resize", ["square", "crop"])
 def test_a_crop_of_ours_is_that_of_the_processor_that_transformers_makes_of_it(resize, transformers, folder):
     preprocessing = Preprocessing((64, 64), resize=resize, crop_fraction=0.9, interpolation="bicubic", antialias=True)

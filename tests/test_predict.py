@@ -199,6 +199,13 @@ def test_another_image_size_interpolates_the_position_embeddings(folder):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
+def test_a_path_is_enough_for_a_model_that_predicts(tmp_path):
+    weights = make_weights()
+    predictor = predict.Predictor(save(weights, tmp_path / "w.npz"), batch_size=1)
+    image = predictor.preprocessing(np.full((30, 20, 3), 200, np.uint8))[None]
+    np.testing.assert_array_equal(predictor(image), predict.Predictor(weights, batch_size=1)(image))
+
+
 def test_sigmoid_takes_each_class_by_itself():
     images = np.zeros((1, 8, 8, 3), np.uint8)
     softmax = predict.Predictor(make_weights(), batch_size=1)(images)

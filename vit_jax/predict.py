@@ -33,18 +33,21 @@ PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
 
 class Predictor:
-    """Weights, ready to be asked; compiles once for all batches.
+    """A model that predicts; compiles once for all batches.
+
+        predictor = Predictor("augreg_b16_i21k_in1k_384")
+        probabilities = predictor(predictor.preprocessing(image)[None])
 
     Attributes:
-      weights: what answers.
-      preprocessing: what it sees of an image.
+      weights: of the model.
+      preprocessing: from an image to the model's input.
       batch_size: images at once, a multiple of the number of devices.
       probabilities: "softmax" or "sigmoid".
     """
 
     def __init__(
         self,
-        weights: Weights,
+        weights: Weights | str | pathlib.Path,
         *,
         batch_size: int = 32,
         image_size: int | None = None,
@@ -54,7 +57,7 @@ class Predictor:
         """Places the parameters on all devices.
 
         Args:
-          weights: from `vit_jax.weights.load`.
+          weights: from `vit_jax.weights.load`, or the name, path or address that it takes.
           batch_size: images at once; rounded up to a multiple of the number of devices.
           image_size: side of the square input, in pixels; position embeddings are interpolated. None: the weights' own.
           dtype: of the computation; "bfloat16" is faster on accelerators.
@@ -64,6 +67,8 @@ class Predictor:
         Raises:
           UserError: the weights have no head, or do not fit the image size.
         """
+        if not isinstance(weights, Weights):
+            weights = load(weights)
         spec = weights.spec
         if not spec.num_classes:
             raise UserError(

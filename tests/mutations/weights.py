@@ -10,7 +10,8 @@ MAPPING = "vit_jax/weights/mapping.py"
 IDENTIFY, TEST_IDENTIFY = "vit_jax/weights/identify.py", "tests/weights/test_identify.py"
 PREPROCESSING, TEST_PREPROCESSING = "vit_jax/weights/preprocessing.py", "tests/weights/test_preprocessing.py"
 FOREIGN = "vit_jax/weights/foreign_preprocessing.py"
-FOLDERS, TEST_STORE = "vit_jax/weights/huggingface.py", "tests/weights/test_load.py"
+FOLDERS, TEST_FOLDERS = "vit_jax/weights/huggingface.py", "tests/weights/test_folders.py"
+TEST_LOAD = "tests/weights/test_load.py"
 RELEASED, TEST_RELEASED = "vit_jax/weights/released.py", "tests/weights/test_released.py"
 TRANSFER, TEST_TRANSFER = "vit_jax/weights/transfer.py", "tests/weights/test_transfer.py"
 FACTS, TEST_FACTS = "vit_jax/run/facts.py", "tests/run/test_facts.py"
@@ -161,7 +162,7 @@ MUTATIONS = [
         FORMATS,
         'attributes={"root_padding": "lowest"}',
         "attributes={}",
-        f"{TEST_STORE}::test_the_padding_of_bits_root_goes_with_the_format_and_the_description",
+        f"{TEST_LOAD}::test_the_padding_of_bits_root_goes_with_the_format_and_the_description",
         "big_vision's BiT pads its pooling with the lowest values",
     ),
     Mutation(
@@ -203,21 +204,21 @@ MUTATIONS = [
         FOREIGN,
         'resize="crop" if keeps_ratio else "square"',
         'resize="square"',
-        f"{TEST_STORE}::test_a_centre_crop_of_huggingface_is_heeded",
+        f"{TEST_FOLDERS}::test_a_centre_crop_of_huggingface_is_heeded",
         "Hugging Face's centre crop is heeded",
     ),
     Mutation(
         FOREIGN,
         'crop_fraction=fields.number("crop_pct", 0.875, above=0, at_most=1)',
         "crop_fraction=0.875",
-        f"{TEST_STORE}::test_a_timm_folder_of_others_tells_labels_and_preprocessing",
+        f"{TEST_FOLDERS}::test_a_timm_folder_of_others_tells_labels_and_preprocessing",
         "timm's crop_pct is heeded",
     ),
     Mutation(
         FOLDERS,
         'overrides={"gelu": "exact"} if config.values and _GELUS[activation] == "exact" else {}',
         "overrides={}",
-        f"{TEST_STORE}::test_the_exact_gelu_of_huggingface_is_heeded",
+        f"{TEST_FOLDERS}::test_the_exact_gelu_of_huggingface_is_heeded",
         "Hugging Face's exact GELU is heeded",
     ),
     Mutation(
