@@ -38,7 +38,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from benchmarks.interruptions import differences, newest, steps_of, unfinished, wait_for
-from vit_jax.multihost.processes import LOST_STATUS
+from vit_jax.multihost.rendezvous import LOST_STATUS
 from vit_jax.run.metrics import read_jsonl
 
 DISK_BYTES = 256_000_000

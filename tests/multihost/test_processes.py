@@ -12,6 +12,7 @@ import pytest
 from tests import multiprocess
 from tests.conftest import ROOT
 from vit_jax.multihost import heartbeats, processes
+from vit_jax.multihost.rendezvous import LOST_STATUS
 
 TOGETHER = """
     from vit_jax.multihost import processes
@@ -159,7 +160,7 @@ def faults(tmp_path_factory):
 @pytest.mark.parametrize("name", ["kill 0", "kill 1", "stop 0"])
 def test_survivor_of_a_lost_process_ends_with_one_message_and_the_status_to_restart(faults, name):
     ended = faults[name]
-    assert ended.returncode == processes.LOST_STATUS == 75, ended.output
+    assert ended.returncode == LOST_STATUS == 75, ended.output
     last = ended.output.splitlines()[-1]
     assert last.startswith(f"error: process {name[-1]} (")
     assert " is gone: " in last

@@ -25,23 +25,7 @@ from vit_jax.multihost import cluster as clusters
 from vit_jax.multihost import rendezvous
 from vit_jax.multihost.cluster import Cluster
 from vit_jax.multihost.heartbeats import Heartbeats, end_process, gone, name_processes, read_values
-from vit_jax.multihost.rendezvous import LOST_STATUS, PeerLostError, describe_processes
-
-__all__ = [
-    "LOST_STATUS",
-    "PeerLostError",
-    "announce_failure",
-    "barrier",
-    "broadcast_from_main",
-    "check_same",
-    "end_process",
-    "initialize",
-    "is_main_process",
-    "lost_peer",
-    "process_count",
-    "process_id",
-    "shutdown",
-]
+from vit_jax.multihost.rendezvous import PeerLostError, describe_processes
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from vit_jax.files import AnyPath, parse_path
 from vit_jax.multihost import processes
+from vit_jax.multihost.heartbeats import end_process
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ class Watchdog:
             return
         message = f"{found} Restart the same command on all hosts to resume from the newest checkpoint. {slow}"
         processes.announce_failure(message, HUNG_STATUS)
-        processes.end_process(message, HUNG_STATUS)
+        end_process(message, HUNG_STATUS)
 
 
 def _write(path: AnyPath, text: str) -> None:
