@@ -117,7 +117,7 @@ def test_data_that_are_not_here_are_compared_by_name(tmp_path, capsys, caplog):
         tmp_path, capsys, gone, "--seeds=1", "--config.data.train_split=test"
     )
     assert not refusal(tmp_path, capsys, gone, *CHOOSE, RATES, FINAL)
-    assert "/not/here is not here" in caplog.text
+    assert "/not/here is missing" in caplog.text
 
 
 def test_number_of_a_part_of_a_test_set_is_told(tmp_path):

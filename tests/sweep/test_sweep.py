@@ -401,7 +401,7 @@ def test_sigterm_in_the_middle_of_a_run_saves_it_and_ends_the_sweep(tmp_path, st
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
-    assert "SIGTERM: run the same command to go on" in output
+    assert "SIGTERM: run the same command to resume" in output
     (saved,) = (int(folder.name) for folder in (workdir / "checkpoints").iterdir() if folder.name.isdigit())
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(3, saved + 1, 3))

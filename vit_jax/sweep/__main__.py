@@ -4,17 +4,16 @@ r"""Runs a config with several values, chooses the best on a validation part, an
         --config.data.train_split='train[:90%]' --config.data.eval_split='train[90%:]' \
         --grid=optimizer.learning_rate=0.001,0.003,0.01 --final=data.train_split=train,data.eval_split=test --seeds=3
 
---grid may be given several times, once a field: every combination is tried. A config file that knows what to sweep
-over defines get_sweep beside get_config, and needs --config and --workdir alone; docs/sweeps.md shows how.
---config.<field>=<value> is for all runs, as in training.
+--grid may be given several times, once a field: every combination is tried. A config file that defines get_sweep beside
+get_config needs --config and --workdir alone; docs/sweeps.md shows how. --config.<field>=<value> is for all runs, as in
+training.
 
-Each run is one of `python -m vit_jax.main`, in a process and a workdir of its own. The same command goes on where the
-last start ended: what is finished stays, what was begun goes on from its checkpoint, and the grid may have grown.
-A run whose loss diverges, or that fails, is told in the table, and the others go on; those that failed without having
-diverged are tried again by the next start.
+Each run is one of `python -m vit_jax.main`, in a process and a workdir of its own. The same command resumes a sweep:
+finished runs stay, others resume from their checkpoints, and the grid may have grown. A run that diverges or fails is
+listed in the table, and the others continue; the next start tries those again that failed without having diverged.
 
-For many machines, --print_commands prints the commands that can be run now, independent of each other: those that
-choose, and when their runs are there, those of the final runs. --collect runs nothing, and reports what is there.
+For many machines, --print_commands prints the commands that can be run now, independent of each other: first those that
+choose, then those of the final runs. --collect runs nothing, and reports what is there.
 
 The results are in sweep.json and sweep.md. Exit status: 0 if all runs are there that the result needs, 1 if not or for
 a mistake, 143 or 130 when ended by SIGTERM or Ctrl-C.
@@ -26,25 +25,25 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from vit_jax.console import run_command
 from vit_jax.errors import UserError
+from vit_jax.files import AnyPath, is_remote, parse_path, write_atomically
 from vit_jax.flags import report
 from vit_jax.json_files import read_object
 from vit_jax.multihost.signals import Stopped
-from vit_jax.run.workdir import AnyPath, is_remote, locked, parse, write_atomically
+from vit_jax.run.workdir import locked
 from vit_jax.sweep import Sweep, results
 from vit_jax.sweep.spec import parse_final, parse_grid
 from vit_jax.sweep.subprocesses import Children, FailedRunError
-from vit_jax.sweep.trials import Run, Task, call, field_of, load_module, make_tasks
+from vit_jax.sweep.trials import SweepRun, SweepTask, call, field_of, load_module, make_tasks
 
 logger = logging.getLogger("vit_jax.sweep")  # also as a command
 
 _DESCRIPTION = "sweep_config.json"
 
 
-def run_sweep(tasks: Sequence[Task], path: AnyPath, train: Callable[[Run], None]) -> list[results.TaskResult]:
+def run_sweep(tasks: Sequence[SweepTask], path: AnyPath, train: Callable[[SweepRun], None]) -> list[results.TaskResult]:
     """Trains what is missing, and writes `sweep.json` and `sweep.md`.
 
     Args:
@@ -60,8 +59,8 @@ def run_sweep(tasks: Sequence[Task], path: AnyPath, train: Callable[[Run], None]
       Stopped: by a signal.
     """
 
-    def train_all(task: Task, runs: Sequence[Run]) -> None:
-        due = [run for run in runs if results.read(task, run).is_due]
+    def train_all(runs: Sequence[SweepRun]) -> None:
+        due = [run for run in runs if run.read().is_due]
         for number, run in enumerate(due, 1):
             logger.info("[%d/%d] %s", number, len(due), run.path)
             run.forget_failure()
@@ -70,29 +69,34 @@ def run_sweep(tasks: Sequence[Task], path: AnyPath, train: Callable[[Run], None]
             except FailedRunError as error:
                 logger.info("[%d/%d] failed: %s", number, len(due), error)
                 run.record_failure(str(error))
-            results.check_metric(task, run)  # rather learn now than after all of them that they do not have it
+            run.check_metric()  # after the first run rather than after all of them
 
     with locked(path):
         remember(tasks, path)
         try:
             for task in tasks:
-                train_all(task, task.trials)
+                train_all(task.trials)
                 if (chosen := results.collect(task).chosen) is not None:
-                    train_all(task, task.final_runs(chosen))
+                    train_all(task.final_runs(chosen))
         finally:
-            collected = [results.collect(task) for task in tasks]
-            results.write(collected, path)
+            collected = _write_results(tasks, path)
     return collected
 
 
-def remember(tasks: Sequence[Task], path: AnyPath) -> None:
-    """Writes down what the sweep tries.
+def _write_results(tasks: Sequence[SweepTask], path: AnyPath) -> list[results.TaskResult]:
+    collected = [results.collect(task) for task in tasks]
+    results.write(collected, path)
+    return collected
+
+
+def remember(tasks: Sequence[SweepTask], path: AnyPath) -> None:
+    """Records what the sweep tries.
 
     Raises:
       UserError: the folder has runs of a sweep that tried something else as well, or belongs to a run or to another
         sweep.
     """
-    _check_place(tasks, path)
+    _check_folder(tasks, path)
     tried = {str(run.path.relative_to(path)): run.overrides for task in tasks for run in task.trials}
     file = path / _DESCRIPTION
     before = read_object(file).get("tried", {}) if file.exists() else {}
@@ -109,8 +113,8 @@ def remember(tasks: Sequence[Task], path: AnyPath) -> None:
     write_atomically(file, json.dumps(content, indent=2) + "\n")
 
 
-def _check_place(tasks: Sequence[Task], path: AnyPath) -> None:
-    """Checks that the runs of a sweep would not lie among the files of a run or the runs of another sweep.
+def _check_folder(tasks: Sequence[SweepTask], path: AnyPath) -> None:
+    """Checks that the runs of a sweep would not mix with a run's files or another sweep's runs.
 
     A sweep may be in the folder of another one, beside its runs.
 
@@ -127,8 +131,8 @@ def _check_place(tasks: Sequence[Task], path: AnyPath) -> None:
             )
     for parent in () if is_remote(path) else path.absolute().parents:
         if (file := parent / _DESCRIPTION).exists():
-            folders = {*map(str, read_object(file).get("tried", {})), "final"}
-            if path.absolute().relative_to(parent).parts[0] in {folder.split("/")[0] for folder in folders}:
+            own = {folder.split("/")[0] for folder in ("final", *read_object(file).get("tried", {}))}
+            if path.absolute().relative_to(parent).parts[0] in own:
                 raise UserError(
                     f"{path} is where the sweep in {parent} has its own runs. Choose a folder beside them as --workdir."
                 )
@@ -138,22 +142,22 @@ def make_sweep(args: argparse.Namespace) -> Sweep:
     """The sweep that the config file describes, changed by the flags.
 
     Raises:
-      UserError: there is nothing to do, or something is not as it should be.
+      UserError: there is nothing to do, or a flag is wrong.
     """
     module = load_module(args.config)
     described = call(module, "get_sweep", args.config) if hasattr(module, "get_sweep") else None
-    changes: dict[str, Any] = {
-        name: value for name in ("seeds", "metric") if (value := getattr(args, name)) is not None
+    given = {
+        "seeds": args.seeds,
+        "metric": args.metric,
+        "choose": parse_grid(args.grid) if args.grid else None,
+        "final": None if args.final is None else parse_final(args.final),
     }
-    if args.grid:
-        changes["choose"] = parse_grid(args.grid)
-    if args.final is not None:
-        changes["final"] = parse_final(args.final)
     if described is None and not args.grid and args.seeds is None:
         raise UserError(
             f"there is nothing to sweep over: {args.config} defines no get_sweep. Give --grid, for example "
             "--grid=optimizer.learning_rate=0.003,0.01, or --seeds=3 to repeat the run."
         )
+    changes = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(described or Sweep(), **changes)
 
 
@@ -183,7 +187,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         for field in fields:
             field_of(field)
-        path = parse(args.workdir)
+        path = parse_path(args.workdir)
         tasks = make_tasks(make_sweep(args), args.config, fields, path)
         if args.print_commands:
             remember(tasks, path)
@@ -193,51 +197,43 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         if args.collect:
             remember(tasks, path)
-            collected = [results.collect(task) for task in tasks]
-            results.write(collected, path)
+            collected = _write_results(tasks, path)
         else:
             with Children() as children:
                 collected = run_sweep(tasks, path, children.train)
-        return _tell(collected, path)
+        return _print_results(collected, path)
     except BrokenPipeError:  # for `run_command`
         raise
     except Stopped as stopped:
-        logger.info("%s: run the same command to go on", stopped)
+        logger.info("%s: run the same command to resume", stopped)
         return 128 + stopped.signum
     except (UserError, OSError) as error:
         return report(error)
 
 
-def _tell(collected: Sequence[results.TaskResult], path: AnyPath) -> int:
-    """Prints the tables and what is still missing; returns the exit status."""
+def _print_results(collected: Sequence[results.TaskResult], path: AnyPath) -> int:
+    """Prints the tables and the commands of missing runs; returns the exit status."""
     print(f"\n{results.to_markdown(collected)}")
-    print(f"More in {path}: sweep.md, sweep.json, and a folder for each run. {_space(collected)}".rstrip())
-    missing = [run for result in collected for run in result.due]
-    if missing:
+    print(f"More in {path}: sweep.md, sweep.json, and a folder for each run. {_describe_space(collected)}".rstrip())
+    if due := [run for result in collected for run in result.due]:
         print("\nStill to be run, here by the same command again, or anywhere by:")
-    for run in missing:
+    for run in due:
         print(f"  {run.command_line()}")
     sys.stdout.flush()
     incomplete = [result for result in collected if not result.is_complete]
     if not incomplete:
         return 0
-    names = ", ".join(result.task.name for result in incomplete)
-    missing = [run for result in incomplete for run in result.due]
-    hint = f"{len(missing)} run{'s' * (len(missing) > 1)} can be run now"
-    if not missing:
-        gone = [
-            run
-            for result in incomplete
-            for run, each in (*result.trials, *result.final)
-            if each.status in ("diverged", "unusable")
-        ]
-        folders = ", ".join(str(run.path) for run in gone)
-        hint = f"runs that diverged, or are unusable, are not tried again unless their folders are removed: {folders}"
-    return report(UserError(f"incomplete: {names}; {hint}."))
+    if num_due := sum(len(result.due) for result in incomplete):
+        hint = f"{num_due} run{'s' * (num_due > 1)} can be run now"
+    else:
+        runs = [each for result in incomplete for each in (*result.trials, *result.final)]
+        lost = ", ".join(str(run.path) for run, result in runs if result.status in ("diverged", "unusable"))
+        hint = f"runs that diverged, or are unusable, are not tried again unless their folders are removed: {lost}"
+    return report(UserError(f"incomplete: {', '.join(result.task.name for result in incomplete)}; {hint}."))
 
 
-def _space(collected: Sequence[results.TaskResult]) -> str:
-    """What the parameters and states of the runs that were only to choose by take on the disk."""
+def _describe_space(collected: Sequence[results.TaskResult]) -> str:
+    """Says how much disk space the parameters and states of trials take."""
     total = sum(
         file.stat().st_size
         for result in collected
@@ -247,9 +243,7 @@ def _space(collected: Sequence[results.TaskResult]) -> str:
         for file in (run.path / folder).rglob("*")
         if file.is_file()
     )
-    if not total:
-        return ""
-    return f"Checkpoints of the trials take {total / 1e6:,.1f} MB; without them, their results stay."
+    return f"Checkpoints of the trials take {total / 1e6:,.1f} MB; without them, their results stay." if total else ""
 
 
 if __name__ == "__main__":

@@ -38,25 +38,22 @@ class Sweep:
     groups: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.choose, Mapping):
-            for field, values in self.choose.items():
-                if isinstance(values, str) or not isinstance(values, Sequence):
-                    raise UserError(f"the grid takes a list of values for {field}, got {values!r}.")
-                if not values:
-                    raise UserError(f"the grid has no value for {field}; give at least one, or leave the field out.")
+        for field, values in self.choose.items() if isinstance(self.choose, Mapping) else ():
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise UserError(f"the grid takes a list of values for {field}, got {values!r}.")
+            if not values:
+                raise UserError(f"the grid has no value for {field}; give at least one, or leave the field out.")
         if self.seeds < 0:
             raise UserError(f"seeds must be 0 (only choose) or more, got {self.seeds}.")
         if not self.metric:
             raise UserError("the metric to choose by is empty; the default is 'accuracy'.")
         if "seed" in self.final:
             raise UserError("the final runs' seeds are config.seed and those that follow it; leave seed out of final.")
-        for field in self.fields:
-            if field in self.final:
-                raise UserError(f"{field} is chosen by the grid, so final cannot set it as well.")
+        if both := [field for field in self.fields if field in self.final]:
+            raise UserError(f"{both[0]} is chosen by the grid, so final cannot set it as well.")
         for group, tasks in self.groups.items():
-            for task in tasks:
-                if task not in self.tasks:
-                    raise UserError(f"the group {group!r} has {task!r}, which is no task of the sweep.")
+            if unknown := [task for task in tasks if task not in self.tasks]:
+                raise UserError(f"the group {group!r} has {unknown[0]!r}, which is no task of the sweep.")
 
     @property
     def fields(self) -> list[str]:
@@ -72,13 +69,14 @@ class Sweep:
 
 def split_list(text: str) -> list[str]:
     """Splits at the commas that are not inside of brackets."""
-    parts, depth, start = [], 0, 0
-    for position, character in enumerate(text):
+    parts, depth = [""], 0
+    for character in text:
         depth += (character in "([{") - (character in ")]}")
         if character == "," and depth == 0:
-            parts.append(text[start:position])
-            start = position + 1
-    return [part for part in (*parts, text[start:]) if part]
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in parts if part]
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:

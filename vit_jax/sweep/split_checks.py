@@ -1,9 +1,10 @@
 """Checks that a sweep trains on, chooses by and reports different examples."""
 
 import dataclasses
+import functools
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -30,8 +31,8 @@ _ADVICE = (
     "--config.data.train_split='train[:90%]' --config.data.eval_split='train[90%:]' "
     "--final=data.train_split=train,data.eval_split=test; or only choose, with --seeds=0."
 )
-_FIELDS = ("dataset", "train_split", "eval_split", "eval_labels", "mixture", "image_key", "label_key", "max_labels")
-_SUPPOSED_LENGTHS = (10**6, 10**9)  # of a split that is not here
+_DATA = ("dataset", "train_split", "eval_split", "eval_labels", "mixture", "image_key", "label_key", "max_labels")
+_SUPPOSED_LENGTHS = (10**6, 10**9)  # of a split that is missing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Examples:
     Attributes:
       dataset: as the config names it.
       split: likewise.
-      source: the examples; None where the data set is not here.
+      source: the examples; None if the data set is missing.
     """
 
     dataset: str
@@ -57,37 +58,29 @@ class Splits:
         self._compared: set[tuple[int, int]] = set()
 
     def trained_on(self, config: ConfigDict) -> list[Examples]:
-        """What a run trains on: the parts of a mixture one by one."""
-        data = config.data
-
-        def open_one(dataset: str) -> Examples:
-            return self._open(dataset, data.train_split, lambda: open_data(data, dataset, data.train_split))
-
+        """The training data of a run: the parts of a mixture one by one."""
+        data, split = config.data, config.data.train_split
+        datasets = [dataset for dataset, _ in training_data_sets(data)]
         return self._once(
-            "trained on", config, lambda: [open_one(dataset) for dataset, _ in training_data_sets(config.data)]
+            "trained on",
+            config,
+            lambda: [_open(each, split, functools.partial(open_data, data, each, split)) for each in datasets],
         )
 
     def behind(self, config: ConfigDict) -> list[Examples]:
-        """What the weights that a run begins with were trained on, as far as that is known."""
-        weights = config.weights
+        """The training data of a run's initial weights, as far as they are known."""
         return self._once(
-            f"weights {weights}", None, lambda: [Examples(s.name, s.split, s) for s in sources_behind(weights)]
+            f"weights {config.weights}",
+            None,
+            lambda: [Examples(source.name, source.split, source) for source in sources_behind(config.weights)],
         )
 
     def measured(self, config: ConfigDict, metric: str) -> Examples | None:
-        """What a metric is measured on; None if that is what is trained on.
-
-        Args:
-          config: of the run.
-          metric: its full name in `metrics.jsonl`.
-        """
+        """The examples of a metric, by its full name in `metrics.jsonl`; None if it is of the training data."""
         data = config.data
         if data.eval_split is not None and metric.startswith(f"{data.eval_split}/"):
-            return self._once(
-                "evaluation split",
-                config,
-                lambda: self._open(data.dataset, data.eval_split, lambda: open_eval_source(data)),
-            )
+            open_it = functools.partial(open_eval_source, data)
+            return self._once("evaluation split", config, lambda: _open(data.dataset, data.eval_split, open_it))
 
         def find() -> Examples | None:
             tested = tested_sources(open_evaluations(config, None))
@@ -113,17 +106,6 @@ class Splits:
                 f"{other_role}. {_ADVICE}"
             )
 
-    def _open(self, dataset: str, split: str, open_it: Callable[[], Source]) -> Examples:
-        try:
-            return Examples(dataset, split, open_it())
-        except MissingDataError:
-            logger.warning(
-                "%s is not here, so %s of it can be compared with other splits by name only. Each run compares what it "
-                "trains on with what it evaluates, and says so.",
-                *(dataset, split),
-            )
-            return Examples(dataset, split, None)
-
     def _once(self, use: str, config: ConfigDict | None, make: Callable[[], T]) -> T:
         key = use if config is None else json.dumps([use, *_fields_of(config)], default=str)
         if key not in self._opened:
@@ -131,14 +113,68 @@ class Splits:
         return self._opened[key]
 
 
+def _open(dataset: str, split: str, open_it: Callable[[], Source]) -> Examples:
+    try:
+        return Examples(dataset, split, open_it())
+    except MissingDataError:
+        logger.warning(
+            "%s is missing, so %s of it can be compared with other splits by name only. Each run compares its training "
+            "data with what it evaluates, and says so.",
+            *(dataset, split),
+        )
+        return Examples(dataset, split, None)
+
+
 def _fields_of(config: ConfigDict) -> Iterator[Any]:
-    """The fields that say which examples a run uses."""
-    yield from (config.data[name] for name in _FIELDS)
+    """The fields that decide which examples a run uses."""
+    yield from (config.data[name] for name in _DATA)
     yield config.evals.to_dict()
 
 
-def is_same(one: Examples, other: Examples) -> bool:
-    """Whether two sets of examples are the same, as far as they are here."""
+def compare_examples(
+    trials: Sequence[tuple[ConfigDict, str]], finals: Sequence[tuple[ConfigDict, str]], splits: Splits
+) -> tuple[str, ...]:
+    """Compares what the runs of a task train on, choose by and report.
+
+    Args:
+      trials: config and metric of each run that chooses.
+      finals: the same for a final run of each candidate.
+      splits: opens the examples.
+
+    Returns:
+      Notes for readers of the numbers.
+
+    Raises:
+      UserError: a use shares examples with another one, or candidates are compared on different examples.
+    """
+    chosen_by: list[Examples] = []
+    for config, metric in trials:
+        if (measured := splits.measured(config, metric)) is not None:
+            chosen_by.append(measured)
+            for trained_on in splits.trained_on(config):
+                splits.check(measured, CHOSEN_BY, trained_on, TRAINED_ON)
+    notes = []
+    for config, metric in finals:
+        if (measured := splits.measured(config, metric)) is None:
+            continue
+        for trained_on in splits.trained_on(config):
+            splits.check(measured, REPORTED, trained_on, TRAINED_ON)
+        for behind in splits.behind(config):
+            splits.check(measured, REPORTED, behind, WEIGHTS)
+        for examples in chosen_by if len(finals) > 1 else ():
+            splits.check(measured, REPORTED, examples, CHOSEN_BY)
+        notes += _part_of_split(config, measured)
+    for examples in chosen_by[1:]:
+        if not _is_same(chosen_by[0], examples):
+            raise UserError(
+                f"the values would be compared on different examples, {chosen_by[0].split!r} of {chosen_by[0].dataset} "
+                f"and {examples.split!r} of {examples.dataset}. Evaluate all on the same, or make a sweep of each."
+            )
+    return tuple(dict.fromkeys(notes))
+
+
+def _is_same(one: Examples, other: Examples) -> bool:
+    """Whether two sets of examples are the same; missing ones may be."""
     if one is other or one.source is None or other.source is None:
         return True
     return len(one.source) == len(other.source) == count_shared(one.source, other.source)
@@ -162,19 +198,19 @@ def _surely_share(one: str, other: str) -> bool:
     return all(map(share, _SUPPOSED_LENGTHS))
 
 
-def part_of_split(config: ConfigDict, examples: Examples) -> str | None:
-    """A line for a reader of the numbers, if they are measured on a part of a split only; otherwise None."""
+def _part_of_split(config: ConfigDict, examples: Examples) -> list[str]:
+    """A note for readers of numbers that are measured on a part of a split."""
     source = examples.source
     if source is None or "[" not in examples.split:
-        return None
+        return []
     names = dict.fromkeys(term.split("[")[0].strip() for term in examples.split.split("+"))
     try:
         whole = sum(len(open_data(config.data, examples.dataset, name)) for name in names)
     except UserError:
-        return None
+        return []
     if len(source) == whole:
-        return None
-    return (
+        return []
+    return [
         f"{examples.split} has {len(source):,} of the {whole:,} examples of {' and '.join(names)}; numbers of the "
         "whole split cannot be compared with it."
-    )
+    ]

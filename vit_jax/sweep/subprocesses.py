@@ -1,10 +1,11 @@
 """Trains a run in a process of its own.
 
-So a run that crashes, hangs or takes all memory ends alone, each gets the whole accelerator (this process never touches
-one), and what is trained here is the very command that another machine would be given.
+A run that crashes, hangs or takes all memory then ends alone, each gets the whole accelerator, which this process never
+touches, and the command is the one that another machine would be given.
 """
 
 import ctypes
+import itertools
 import logging
 import re
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 from vit_jax.errors import UserError
 from vit_jax.multihost.signals import Stopped, restore_handlers, set_handlers
 from vit_jax.run.workdir import locked
-from vit_jax.sweep.trials import Run
+from vit_jax.sweep.trials import SweepRun
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +32,9 @@ class FailedRunError(Exception):
 
 
 class Children:
-    """Trains one run after the other; passes signals on to the one that trains.
+    """Trains one run after the other, and passes signals on to the current one.
 
-    That one is in a session of its own, so that Ctrl-C at a terminal reaches it this way alone.
+    Each run has a session of its own, so that Ctrl-C at a terminal reaches it only through this process.
     """
 
     _child: subprocess.Popen | None = None
@@ -55,42 +56,41 @@ class Children:
         if self._signum is not None:
             raise Stopped(signal.SIGTERM if self._signum == signal.SIGUSR1 else self._signum)
 
-    def train(self, run: Run) -> None:
+    def train(self, run: SweepRun) -> None:
         """Trains a run to its end.
 
         Raises:
           FailedRunError: it ended with an error.
-          Stopped: a signal came to this process, and was passed on; or to the run alone.
+          Stopped: this process got a signal and passed it on, or the run alone got one.
         """
         self.wait_for_others(run)
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
-            # A pipe would have to be read all the time, and would stay open as long as any process of the run's lives.
+            # A pipe would have to be read all the time, and stay open as long as any process of the run.
             self._child = subprocess.Popen(  # noqa: S603 - our own command
                 run.command(sys.executable),
                 stderr=errors,
                 start_new_session=True,
                 preexec_fn=_end_with_parent(),  # noqa: PLW1509 - it calls the system and takes no lock
             )
-            if self._signum is not None:  # it came while there was nobody to pass it on to
+            if self._signum is not None:  # it came before there was a process
                 self._child.send_signal(self._signum)
             try:
                 status = self._child.wait()
             finally:
                 self._child = None
             errors.seek(0)
-            said = errors.read()
-        print(said, end="", file=sys.stderr, flush=True)
+            output = errors.read()
+        print(output, end="", file=sys.stderr, flush=True)
         self._check()
         for signum in (signal.SIGTERM, signal.SIGINT):
             if status in (128 + signum, -signum):
                 raise Stopped(signum)
         if status:
-            raise FailedRunError(reason_of(status, said))
+            raise FailedRunError(reason_of(status, output))
 
-    def wait_for_others(self, run: Run) -> None:
-        """Waits as long as another process trains this run: one of another machine, or of a start that was killed."""
-        told = False
-        while True:
+    def wait_for_others(self, run: SweepRun) -> None:
+        """Waits while another process trains this run, on another machine or left by a start that was killed."""
+        for attempt in itertools.count():
             self._check()
             try:
                 with locked(run.path):
@@ -98,27 +98,26 @@ class Children:
             except UserError as error:
                 if "another process" not in str(error):
                     raise
-            if not told:
+            if attempt == 0:
                 logger.info("another process is training %s; waiting for it to end", run.path)
-                told = True
             time.sleep(0.2)
 
 
 def _end_with_parent() -> Callable[[], Any] | None:
-    """What makes a child process get SIGTERM when this process ends, however that ends; None where there is no way."""
+    """A function that makes a child process get SIGTERM when this process ends; None if the system lacks that."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl
     return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def reason_of(status: int, said: str) -> str:
-    """Why a process failed, from its exit status and what it wrote to stderr."""
+def reason_of(status: int, output: str) -> str:
+    """Why a process failed, from its exit status and its stderr."""
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"
-    messages = re.split(r"^error: ", said, flags=re.MULTILINE)
+    messages = re.split(r"^error: ", output, flags=re.MULTILINE)
     if len(messages) > 1:
         return " ".join(messages[-1].split())
-    lines = said.strip().splitlines()
+    lines = output.strip().splitlines()
     exceptions = [line for line in lines if re.match(r"[\w.]+: ", line)]  # JAX adds remarks to its tracebacks
     return (exceptions or lines or [f"exit status {status}"])[-1]
