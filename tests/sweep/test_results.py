@@ -83,9 +83,9 @@ def test_few_shot_metrics_are_measured_on_their_own_test_split(tmp_path, capsys)
     assert "'test' of digits, what the final runs are evaluated on, shares 360" in refusal(tmp_path, capsys, *shots)
     held_out = "--config.evals.fewshot.test_split=train[90%:]"
     assert "shares 144 of its 144" in refusal(tmp_path, capsys, *shots, held_out)  # of the final runs, with themselves
-    assert not refusal(tmp_path, capsys, *shots, held_out, "--final=fewshot.test_split=test")
+    assert not refusal(tmp_path, capsys, *shots, held_out, "--final=evals.fewshot.test_split=test")
     trained = "--config.evals.fewshot.test_split=train[80%:]"
-    assert "what is trained on" in refusal(tmp_path, capsys, *shots, trained, "--final=fewshot.test_split=test")
+    assert "what is trained on" in refusal(tmp_path, capsys, *shots, trained, "--final=evals.fewshot.test_split=test")
 
 
 def test_what_the_weights_were_trained_on_is_not_reported_on_but_may_choose(tmp_path, capsys):
