@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from vit_jax.console import format_table
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.models.layers import BATCH_AXIS
 
@@ -354,9 +355,9 @@ def sharding_table(state: Any) -> str:
         axes += ["-"] * (leaf.ndim - len(axes))
         how = " ".join(axes) if any(spec) else "whole"
         groups.setdefault((name, str(tuple(leaf.shape)), how), []).append(leaf)
-    rows = [("parameters", "number", "shape", "split over", "bytes", "a device")]
+    rows: list[tuple[object, ...]] = []
     for (name, shape, how), leaves in groups.items():
-        rows.append((name, str(len(leaves)), shape, how, f"{total_bytes(leaves):,}", f"{bytes_per_device(leaves):,}"))
+        rows.append((name, len(leaves), shape, how, f"{total_bytes(leaves):,}", f"{bytes_per_device(leaves):,}"))
     for name, part in (
         ("all parameters", state.params),
         ("optimizer state", state.opt_state),
@@ -365,15 +366,8 @@ def sharding_table(state: Any) -> str:
     ):
         if jax.tree.leaves(part):
             rows.append((name, "", "", "", f"{total_bytes(part):,}", f"{bytes_per_device(part):,}"))
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column in (1, 4, 5) else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines)
+    headings = ("parameters", "number", "shape", "split over", "bytes", "a device")
+    return format_table(headings, rows, markdown=False)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, accumulation_steps: int = 1, field: str = "batch_size") -> None:
