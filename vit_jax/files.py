@@ -88,22 +88,14 @@ def cache_folder(kind: str) -> pathlib.Path:
 
 
 def stat_regular(path: str | os.PathLike[str]) -> os.stat_result:
-    """The status of a regular file, links followed.
-
-    Raises:
-      OSError: there is none, or it is a folder, a FIFO, a socket or a device.
-    """
+    """The status of a regular file, links followed; `OSError` if it does not exist or is a folder, FIFO or device."""
     status = os.stat(path)
     _check_regular(status.st_mode)
     return status
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
-    """Opens a regular file for reading; returns its descriptor, which the caller closes.
-
-    Raises:
-      OSError: as of `stat_regular`.
-    """
+    """Opens a regular file for reading; returns its descriptor. Raises `OSError` as `stat_regular` does."""
     stat_regular(path)
     # O_NONBLOCK: it may have become a FIFO since.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -120,7 +112,7 @@ def read_regular(path: str | os.PathLike[str], most: int, start: int | None = No
 
     Args:
       path: of the file.
-      most: bytes; a larger file is refused before anything is read.
+      most: bytes; a larger file is refused.
       start: number of bytes to read; None: all.
 
     Raises:
@@ -135,12 +127,7 @@ def read_regular(path: str | os.PathLike[str], most: int, start: int | None = No
 
 
 def read_text_lines(path: pathlib.Path, most: int = 2**26) -> list[str]:
-    """The lines of a UTF-8 text file, with or without the byte order mark that Windows writes.
-
-    Raises:
-      OSError: as of `read_regular`.
-      ValueError: it is not UTF-8.
-    """
+    """The lines of a UTF-8 text file, with or without a byte order mark; `OSError` or `ValueError` if it is none."""
     content = read_regular(path, most)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("it is UTF-16: save it as UTF-8")
@@ -279,11 +266,7 @@ def check_space(folder: pathlib.Path, needed: int, remedy: str) -> None:
 
 @contextlib.contextmanager
 def full_disk_explained(folder: pathlib.Path) -> Iterator[None]:
-    """Turns the many ways in which libraries report a full disk into one message.
-
-    Raises:
-      UserError: the disk or the quota is full.
-    """
+    """Turns the many ways in which libraries report a full disk or quota into one `UserError`."""
     try:
         yield
     except Exception as error:
