@@ -105,6 +105,12 @@ def test_folders_of_classes_without_splits_are_one_split(build):
         open_source(place, "train")
 
 
+def test_the_folder_around_the_splits_may_have_neighbours(build):
+    place = build(images("pets/train/cat", "pets/test/cat") | {"docs/1.txt": b"", "tools/src/1.py": b""})
+    assert list_splits(place) == ["test", "train"]
+    assert len(open_source(place, "train")) == 3
+
+
 @pytest.mark.parametrize("stray", ["cat/notes.txt", "cat/a first one.tif", "dog/z.zip"])
 def test_a_stray_file_in_a_class_is_named_and_decides_nothing_else(build, stray):
     place = build(images("cat", "dog", "emu") | {stray: b"II*\0 or some text"})

@@ -21,7 +21,8 @@ from tests.data.record_files import (
     write_tfrecord,
 )
 from vit_jax.data.sources import NO_LABEL, BadRecordError, open_source
-from vit_jax.data.sources.records import FORMATS
+from vit_jax.data.sources.base import fingerprint_of
+from vit_jax.data.sources.records import FORMATS, ExampleKeys, RecordSource
 from vit_jax.errors import UserError
 
 
@@ -81,6 +82,28 @@ def test_fingerprint_is_that_of_earlier_versions(tmp_path, file_format, expected
     # Runs compare it with the one in their checkpoints.
     pattern = write_shards(tmp_path, (7, 5), file_format)
     assert open_source(pattern, "all[2:9]").fingerprint() == expected
+
+
+def first_label(features):
+    return features["label"][0]
+
+
+def test_fingerprint_has_the_name_of_the_rule_that_derives_a_label(tmp_path):
+    path = write_tfrecord(tmp_path / "x.tfrecord", [serialized(image=b"image 0", label=[7])])
+    source = RecordSource(
+        FORMATS["tfrecord"]([str(path)]),
+        [(str(path), 0, 1)],
+        ExampleKeys("image", first_label, None),
+        name="x",
+        split="all",
+        splits=["all"],
+        class_names=None,
+        num_classes=10,
+        max_labels=1,
+    )
+    assert source[0]["label"] == 7
+    expected = [f"x.tfrecord {path.stat().st_size} [0:1]", "image", None, "first_label", None]
+    assert source.fingerprint() == fingerprint_of(expected)  # as in earlier versions
 
 
 def test_many_threads_read_the_same_as_one(pattern):

@@ -15,7 +15,7 @@ from vit_jax.analysis import mistakes
 from vit_jax.checkpoints import read_parameters
 from vit_jax.config import base_config
 from vit_jax.data.class_names import moved_names
-from vit_jax.data.sources import absolute_place, open_source
+from vit_jax.data.sources import absolute_dataset, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
 from vit_jax.run.facts import (
@@ -414,16 +414,18 @@ def test_examples_are_compared_where_classes_have_no_names():
         as_trained(source, None, dataclasses.replace(kept, fingerprint="other", num_images=359), what="run")
 
 
-def test_a_data_set_is_recorded_by_its_absolute_place(tmp_path, monkeypatch):
+def test_a_data_set_is_recorded_by_its_absolute_path(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
-    for name in ("a.tfrecord", "b.tfrecord"):
+    (tmp_path / "data" / "c, d").mkdir()
+    for name in ("a.tfrecord", "b.tfrecord", "c, d/e.tfrecord"):
         (tmp_path / "data" / name).write_bytes(b"")
     monkeypatch.setenv("VIT_JAX_DATA", str(tmp_path))
-    assert absolute_place("digits") is None
-    assert absolute_place("data") == str(tmp_path / "data")
-    assert absolute_place("data/a*,data/b*") == f"{tmp_path}/data/a*,{tmp_path}/data/b*"
+    assert absolute_dataset("digits") is None
+    assert absolute_dataset("data") == str(tmp_path / "data")
+    assert absolute_dataset("data/a*,data/b*") == f"{tmp_path}/data/a*,{tmp_path}/data/b*"
     monkeypatch.chdir(tmp_path / "data")
-    assert absolute_place("a*") == f"{tmp_path}/data/a*"
+    assert absolute_dataset("a*") == f"{tmp_path}/data/a*"
+    assert absolute_dataset("c, d/*") == f"{tmp_path}/data/c, d/*"
 
 
 def test_images_without_label_of_the_head_do_not_count_in_the_confusion_matrix():

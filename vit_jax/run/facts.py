@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.console import show_name, show_names
-from vit_jax.data.sources import Example, MissingDataError, Source, absolute_place
+from vit_jax.data.sources import Example, MissingDataError, Source, absolute_dataset
 from vit_jax.data.sources.base import NO_LABEL, Numbers, fingerprint_of
 from vit_jax.errors import UserError
 from vit_jax.files import AnyPath, parse_path, write_atomically
@@ -54,7 +54,7 @@ class SplitFacts:
     @classmethod
     def of(cls, source: Source, dataset: str, split: str, labels: str | None = None) -> "SplitFacts":
         """The facts of a split that was opened with these names."""
-        place = absolute_place(dataset)
+        place = absolute_dataset(dataset)
         return cls(dataset, place, split, labels, len(source), source.fingerprint(), _class_counts(source))
 
     def find(self) -> str:
@@ -63,7 +63,7 @@ class SplitFacts:
 
     def is_of(self, dataset: str, split: str, labels: str | None = None) -> bool:
         """Whether these names mean the same split, whether or not its examples have changed."""
-        same_place = self.place is not None and absolute_place(dataset) == self.place
+        same_place = self.place is not None and absolute_dataset(dataset) == self.place
         return (split, labels) == (self.split, self.labels) and (dataset in (self.dataset, self.place) or same_place)
 
 

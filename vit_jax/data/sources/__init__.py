@@ -16,7 +16,7 @@ from vit_jax.data.sources.digits import DigitsSource
 from vit_jax.data.sources.folders import ImageFolderSource, list_splits
 from vit_jax.data.sources.real_labels import RealLabels, load_real_labels
 from vit_jax.data.sources.records import RecordSource
-from vit_jax.data.sources.shards import find_shards, open_shards, record_format
+from vit_jax.data.sources.shards import find_shards, open_shards, record_format, split_patterns
 from vit_jax.data.sources.splits import SlicedSource, for_testing, open_parts
 from vit_jax.data.sources.tfds import find_tfds, not_prepared, open_tfds, prepared_folder
 from vit_jax.data.sources.trees import IMAGE_SUFFIXES
@@ -35,7 +35,7 @@ __all__ = [
     "RecordSource",
     "SlicedSource",
     "Source",
-    "absolute_place",
+    "absolute_dataset",
     "find_path",
     "load_real_labels",
     "open_source",
@@ -147,7 +147,7 @@ def find_path(dataset: str) -> pathlib.Path | None:
     return pathlib.Path(shards[0]) if shards else None
 
 
-def absolute_place(dataset: str) -> str | None:
+def absolute_dataset(dataset: str) -> str | None:
     """The data set by absolute paths, so that `open_source` finds it from any working folder; None if it has no path.
 
     Args:
@@ -158,8 +158,7 @@ def absolute_place(dataset: str) -> str | None:
     if dataset.startswith(_TFDS) or _existing(dataset):
         path = find_path(dataset)
         return None if path is None else os.path.abspath(path)
-    patterns = filter(None, map(str.strip, dataset.split(",")))
-    return ",".join(map(_absolute_pattern, patterns))
+    return ",".join(map(_absolute_pattern, split_patterns(dataset, _data_folders())))
 
 
 def _absolute_pattern(pattern: str) -> str:

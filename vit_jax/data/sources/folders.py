@@ -303,36 +303,35 @@ def list_splits(path: str | os.PathLike[str], *, for_all: bool = False) -> list[
     """
     try:
         tree = open_tree(pathlib.Path(path))
-        around, tops, are_classes = _judge(tree, ALL if for_all else None)
+        around, tops, are_classes = _judge(tree, ALL if for_all else "")
         _check_images(tree, around, tops, show_name(str(path)))
     except OSError as error:
         raise unreadable(pathlib.Path(path), error) from error
     return [ALL] if are_classes else tops
 
 
-def _judge(tree: Tree, split: str | None) -> tuple[str, list[str], bool]:
-    """Returns the folder around splits or classes, their names, and whether they are classes."""
+def _judge(tree: Tree, split: str) -> tuple[str, list[str], bool]:
+    """Returns the folder around splits or classes, their names, and whether they are classes; `split` may be ""."""
     around = ""
     for _ in range(_MOST_AROUND):
         tops = folders_in(tree, around)
         # A folder of the requested name that has classes is a split. Its neighbours, perhaps thousands, do not matter.
-        if split not in (None, ALL) and any(
-            _key(top) == _key(split or "") and _holds_classes(tree, f"{around}{top}/") for top in tops
-        ):
+        if split != ALL and any(_key(top) == _key(split) and _holds_images(tree, f"{around}{top}/", 1) for top in tops):
             return around, tops, False
         with_images = [top for top in tops if holds_images(tree, f"{around}{top}/")]
-        with_classes = [top for top in tops if top not in set(with_images) and _holds_classes(tree, f"{around}{top}/")]
+        rest = sorted(set(tops) - set(with_images))
+        with_classes = [top for top in rest if _holds_images(tree, f"{around}{top}/", 1)]
         if with_images or with_classes:
             return around, *_splits_or_classes(tops, with_images, with_classes, split)
-        inside = tops if len(tops) == 1 else [top for top in tops if _holds_splits(tree, f"{around}{top}/")]
-        if len(inside) != 1 or _key(inside[0]) == _key(split or ""):
+        inside = tops if len(tops) == 1 else [top for top in tops if _holds_images(tree, f"{around}{top}/", 2)]
+        if len(inside) != 1 or _key(inside[0]) == _key(split):
             break
         around += f"{inside[0]}/"
     return "", folders_in(tree, ""), False
 
 
 def _splits_or_classes(
-    tops: list[str], with_images: list[str], with_classes: list[str], split: str | None
+    tops: list[str], with_images: list[str], with_classes: list[str], split: str
 ) -> tuple[list[str], bool]:
     """Returns the names of splits or classes, and whether they are classes."""
     named_as_splits = [top for top in with_images if split_role(top)]
@@ -343,18 +342,13 @@ def _splits_or_classes(
     return with_images, False
 
 
-def _holds_classes(tree: Tree, folder: str) -> bool:
-    """Whether a folder has folders with images."""
+def _holds_images(tree: Tree, folder: str, depth: int) -> bool:
+    """Whether there are images in the folders `depth` levels below a folder."""
+    if depth == 0:
+        return holds_images(tree, folder)
     try:
-        return any(holds_images(tree, f"{folder}{name}/") for name in folders_in(tree, folder))
+        return any(_holds_images(tree, f"{folder}{name}/", depth - 1) for name in folders_in(tree, folder))
     except OSError:  # somebody else's, such as lost+found
-        return False
-
-
-def _holds_splits(tree: Tree, folder: str) -> bool:
-    try:
-        return any(_holds_classes(tree, f"{folder}{name}/") for name in folders_in(tree, folder))
-    except OSError:
         return False
 
 
@@ -374,9 +368,7 @@ def _key(name: str) -> str:
 
 def _check_images(tree: Tree, around: str, tops: list[str], name: str) -> None:
     """Raises UserError if there are folders, but no images of a known kind in them."""
-    if not tops or any(
-        holds_images(tree, f"{around}{top}/") or _holds_classes(tree, f"{around}{top}/") for top in tops
-    ):
+    if not tops or any(_holds_images(tree, f"{around}{top}/", depth) for top in tops for depth in (0, 1)):
         return
     for top in tops:
         for folder in (f"{top}/", *(f"{top}/{inner}/" for inner in folders_in(tree, f"{around}{top}/"))):

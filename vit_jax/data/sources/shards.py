@@ -47,9 +47,7 @@ def find_shards(pattern: str, folders: Sequence[str | os.PathLike[str]] = ()) ->
     """
     found: set[str] = set()
     unmatched = []
-    # A comma may belong to the name of a folder.
-    patterns = [pattern] if _match(pattern.strip(), folders) else pattern.split(",")
-    for item in filter(None, map(str.strip, patterns)):
+    for item in split_patterns(pattern, folders):
         files = [path for path in _match(item, folders) if os.path.isfile(path)]
         found.update(files)
         if not files:
@@ -59,6 +57,12 @@ def find_shards(pattern: str, folders: Sequence[str | os.PathLike[str]] = ()) ->
     if found and unmatched:
         raise UserError(f"no file matches {unmatched[0]!r} of {pattern!r}. Correct it or leave it out.")
     return sorted(found)
+
+
+def split_patterns(pattern: str, folders: Sequence[str | os.PathLike[str]] = ()) -> list[str]:
+    """Splits patterns at commas, unless the whole matches something: a comma may belong to the name of a folder."""
+    patterns = [pattern] if _match(pattern.strip(), folders) else pattern.split(",")
+    return list(filter(None, map(str.strip, patterns)))
 
 
 def _match(pattern: str, folders: Sequence[str | os.PathLike[str]]) -> list[str]:
