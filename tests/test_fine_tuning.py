@@ -243,11 +243,11 @@ def test_fine_tuning_goes_on_to_the_bit_after_an_interruption(run, tmp_path):
         ({"model.num_layers": 3}, "encoderblock_2"),
         ({"data.image_size": 26}, "26"),
         ({"weights": "/nowhere/weights.npz"}, "/nowhere"),
-        ({"weights": None, "keep_head": True}, "keep_head is set, but weights"),
+        ({"weights": None, "keep_head": True}, "keep_head needs weights"),
         ({"weights": None}, "set model.name"),
         ({"train_only": ("^neck/",)}, "found in no name"),
         ({"keep_head": True, "model.num_classes": 12}, "has 7 classes, but model.num_classes=12"),
-        ({"keep_head": True}, r"7 classes, of the head of \S+, are less than the data set's 10\. Set keep_head=False"),
+        ({"keep_head": True}, r"the head of \S+ has 7 classes, fewer than the data set's 10\. Set keep_head=False"),
     ],
 )
 def test_what_does_not_go_together_is_refused(config, changes, message):

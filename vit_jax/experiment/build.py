@@ -148,7 +148,7 @@ def build(
     transforms = train_transform(config.data), eval_transform(config.data)
     make_this_optimizer = make_optimizer(config.optimizer)
     if config.weights is None and config.keep_head:
-        raise UserError("keep_head is set, but weights, whose head it is, are not.")
+        raise UserError("keep_head needs weights, whose head it keeps. Set --config.weights.")
     spec, weights = None, None
     if config.weights is not None:
         spec, weights = find_weights(config.weights, config.model.name, allow_missing=allow_missing_data)

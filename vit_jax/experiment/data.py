@@ -1,4 +1,7 @@
-"""The data of a run: sources, what is done to images, training batches. `data` is the config's part of that name."""
+"""Sources and transforms of a run. `data` is always the config's section of that name.
+
+Whatever opens a source raises `MissingDataError` if it is not prepared, and `UserError` if something is wrong with it.
+"""
 
 from collections.abc import Sequence
 
@@ -16,15 +19,9 @@ from vit_jax.errors import UserError
 
 
 def train_transform(data: ConfigDict) -> TrainTransform:
-    """What is done to each training image; `data` is the part of the config about data."""
-    randaugment = None
-    if data.randaugment_layers:
-        randaugment = RandAugment(
-            data.randaugment_layers,
-            data.randaugment_magnitude,
-            data.randaugment_magnitude_std,
-            data.randaugment_operations,
-        )
+    """Makes the augmentation of training images."""
+    names = ("layers", "magnitude", "magnitude_std", "operations")
+    randaugment = RandAugment(*(data[f"randaugment_{name}"] for name in names)) if data.randaugment_layers else None
     return TrainTransform(
         image_size=data.image_size,
         inception_crop=data.inception_crop,
@@ -38,7 +35,7 @@ def train_transform(data: ConfigDict) -> TrainTransform:
 
 
 def eval_transform(data: ConfigDict) -> EvalTransform:
-    """What is done to each image of an evaluation; `data` is the part of the config about data."""
+    """Makes the preprocessing of images of an evaluation."""
     return EvalTransform(
         image_size=data.image_size,
         resize_small=data.eval_resize_small,
@@ -48,64 +45,39 @@ def eval_transform(data: ConfigDict) -> EvalTransform:
 
 
 def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
-    """Opens the data for training and, if there are, for evaluation; `data` is the part of the config about data.
-
-    Raises:
-      MissingDataError: they are not there.
-      UserError: they are not as they should be.
-    """
+    """Opens the training examples and, if `eval_split` is set, those for evaluation, and compares their classes."""
     train_source = open_train_source(data)
     expected = data.expected_train_images
     if expected and abs(len(train_source) - expected) > data.expected_within * expected:
         raise UserError(
             f"{train_source.name}/{data.train_split} has {len(train_source)} images, but data.expected_train_images is "
-            f"{expected}. Complete the data set, or pass --config.data.expected_train_images={len(train_source)} if "
-            "that is how it should be."
+            f"{expected}. Complete the data set, or accept it with "
+            f"--config.data.expected_train_images={len(train_source)}."
         )
     if data.eval_split is None:
         if data.eval_labels:
-            raise UserError("data.eval_labels is set, but data.eval_split, whose labels they are, is not.")
+            raise UserError("data.eval_labels needs data.eval_split, whose labels they are. Set it too.")
         return train_source, None
     eval_source = open_eval_source(data, train_source.class_names)
-    if eval_source.class_names and train_source.class_names:
-        differing = sorted(set(train_source.class_names) ^ set(eval_source.class_names))
-        if list(eval_source.class_names) != list(train_source.class_names):
-            raise UserError(
-                f"{train_source.name}/{train_source.split}, to train on, and {eval_source.name}/{eval_source.split}, "
-                f"to evaluate on, have different classes, so labels would not mean the same: {len(differing)} are in "
-                f"one of them only, such as {differing[:5]}."
-            )
+    trained, evaluated = train_source.class_names, eval_source.class_names
+    if trained and evaluated and list(trained) != list(evaluated):
+        differing = sorted({*trained} ^ {*evaluated})
+        raise UserError(
+            f"{train_source.name}/{train_source.split}, to train on, and {eval_source.name}/{eval_source.split}, to "
+            f"evaluate on, have different classes, so labels would not mean the same: {len(differing)} are in one of "
+            f"them only, such as {differing[:5]}."
+        )
     return train_source, eval_source
 
 
 def open_eval_source(data: ConfigDict, class_names: Sequence[str] | None = None) -> Source:
-    """Opens the evaluation split, which must be set.
-
-    Args:
-      data: the part of the config about data.
-      class_names: of the model or of the training data; see `open_source`.
-
-    Raises:
-      MissingDataError: the data are not there.
-      UserError: they are not as they should be.
-    """
+    """Opens the evaluation split, which must be set; `class_names` are as in `open_source`."""
     source = open_data(data, data.dataset, data.eval_split, class_names)
     return RealLabels(source, load_real_labels(data.eval_labels)) if data.eval_labels else source
 
 
 def open_data(data: ConfigDict, dataset: str, split: str, class_names: Sequence[str] | None = None) -> Source:
-    """Opens a split of a data set with the config's options.
-
-    Args:
-      data: the part of the config about data.
-      dataset: the data set.
-      split: its split.
-      class_names: see `open_source`.
-
-    Raises:
-      MissingDataError: it is not there.
-      UserError: it is not as it should be.
-    """
+    """Opens a split of a data set with the config's options; `class_names` are as in `open_source`."""
     return open_source(
         dataset,
         split,
@@ -118,11 +90,7 @@ def open_data(data: ConfigDict, dataset: str, split: str, class_names: Sequence[
 
 
 def training_data_sets(data: ConfigDict) -> list[tuple[str, float]]:
-    """The data sets to train on, with their weights; several in a mixture. `data` is the config's part about data.
-
-    Raises:
-      UserError: a mixture is not as it should be.
-    """
+    """Lists the data sets to train on with their weights: one, or those of the mixture."""
     if not data.mixture:
         return [(data.dataset, 1.0)]
     try:
@@ -132,19 +100,14 @@ def training_data_sets(data: ConfigDict) -> list[tuple[str, float]]:
 
 
 def open_train_source(data: ConfigDict) -> Source:
-    """Opens the data for training; `data` is the part of the config about data.
-
-    Raises:
-      MissingDataError: they are not there.
-      UserError: they are not as they should be.
-    """
+    """Opens the training examples."""
     pairs = training_data_sets(data)
     sources = [open_data(data, dataset, data.train_split) for dataset, _ in pairs]
     return Mixture(sources, [weight for _, weight in pairs]) if data.mixture else sources[0]
 
 
 def batch_shapes(batch_size: int, image_size: int, max_labels: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a training batch; with `max_labels` 1 an image has one label."""
+    """Returns shapes, dtypes and shardings of a training batch."""
     labels = (batch_size, max_labels) if max_labels > 1 else (batch_size,)
     shapes = {
         "image": jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.uint8),

@@ -17,20 +17,17 @@ logger = logging.getLogger(__name__)
 
 
 def find_weights(place: str, model: str | None, *, allow_missing: bool) -> tuple[ModelSpec, Weights | None]:
-    """Loads weights.
+    """Loads weights and what they say of their model.
 
     Args:
       place: as `config.weights`.
-      model: name of the model that they should be of; None: as they say.
-      allow_missing: do without released weights that were not fetched yet.
-
-    Returns:
-      the model, and the weights, None if they are missing.
+      model: name that their model must have; None: any.
+      allow_missing: return None for released weights that are not downloaded yet.
     """
     if allow_missing and place in list_checkpoints():
         released = get_checkpoint(place)
         if not cached_path(released.url).exists():
-            logger.warning("weights %s are not here yet; a run will fetch them", place)
+            logger.warning("weights %s are not downloaded yet; a run will do it", place)
             size = (released.image_size, released.image_size)
             return ModelSpec(released.model, released.num_classes, released.model_overrides, size), None
     weights = load_weights(place, model=model)
@@ -40,15 +37,15 @@ def find_weights(place: str, model: str | None, *, allow_missing: bool) -> tuple
 
 
 def choose_num_classes(config: ConfigDict, spec: ModelSpec | None, train_source: Source | None) -> int:
-    """Width of the logits: that of a head that is kept, the config's, or as many as the data have classes.
+    """Chooses the width of the logits: that of a kept head, the config's, or the number of classes of the data.
 
     Args:
       config: see `vit_jax.config.base_config`.
-      spec: of the model that the weights are of, if there are any.
+      spec: the model of the weights, if the config has weights.
       train_source: training examples; None if they are missing.
 
     Raises:
-      UserError: it is not known, or does not fit.
+      UserError: the width is unknown, or does not fit the data.
     """
     if spec and config.keep_head:
         return num_kept_classes(config, config.weights, spec, train_source, "Set keep_head=False, for a new head")
@@ -59,24 +56,23 @@ def choose_num_classes(config: ConfigDict, spec: ModelSpec | None, train_source:
         raise UserError(f"{why}: set model.num_classes.")
     if known and num_classes < known:
         raise UserError(
-            f"model.num_classes {num_classes} is less than the data set's {known}. Leave it out, or use at least "
-            f"{known}."
+            f"model.num_classes {num_classes} is less than the data set's {known}. Set None, or at least {known}."
         )
     return num_classes
 
 
 def num_kept_classes(config: ConfigDict, place: str, spec: ModelSpec, source: Source | None, remedy: str) -> int:
-    """Width of a head that is kept.
+    """Returns the width of a kept head, after comparing it with the config and the data.
 
     Args:
       config: see `vit_jax.config.base_config`.
-      place: of the weights, for messages.
-      spec: of the model that they are of.
-      source: what is classified, if it is known.
-      remedy: what to do instead, for messages.
+      place: of the weights.
+      spec: the model of the weights.
+      source: the images to classify, if known.
+      remedy: what to do about a head that does not fit, for messages.
 
     Raises:
-      UserError: there is no head, or it is of another width than the data or the config want.
+      UserError: there is no head, or it does not fit.
     """
     kept, asked = spec.num_classes, config.model.num_classes
     known = source.num_classes if source else None
@@ -85,23 +81,23 @@ def num_kept_classes(config: ConfigDict, place: str, spec: ModelSpec, source: So
     if asked and asked != kept:
         raise UserError(f"the head of {place} has {kept} classes, but model.num_classes={asked}. {remedy}.")
     if known and kept < known:
-        raise UserError(f"{kept} classes, of the head of {place}, are less than the data set's {known}. {remedy}.")
+        raise UserError(f"the head of {place} has {kept} classes, fewer than the data set's {known}. {remedy}.")
     if known and kept > known and not asked:
         raise UserError(
-            f"the head of {place} has {kept} classes, and the data set {known}, so they are hardly the same. {remedy}. "
-            f"If the data set's are the first of the head's, say so: --config.model.num_classes={kept}."
+            f"the head of {place} has {kept} classes, more than the data set's {known}. {remedy}. If the data set has "
+            f"the head's first classes, pass --config.model.num_classes={kept}."
         )
     return kept
 
 
 def check_class_names(weights: Weights, source: Source | None, remedy: str) -> None:
-    """Compares the classes that a head was trained on with those of the data, where both are known by name.
+    """Compares the class names of a kept head with those of the data, where both have names.
 
-    Only a run of this project is sure to call its classes as its data do. Of other weights names that mean another
-    label are an error, and names that differ a warning.
+    Runs of this project name their classes as the data do, so any difference is an error. Other weights may use other
+    words: only a name at another position is an error, other differences are a warning.
 
     Raises:
-      UserError: they are others, or in another order; `remedy` says what to do instead.
+      UserError: the classes differ; the message ends with `remedy`.
     """
     if source is None or source.class_names is None or weights.class_names is None:
         return
@@ -111,27 +107,23 @@ def check_class_names(weights: Weights, source: Source | None, remedy: str) -> N
         return
     if weights.format == "run" or moved_names(names, its_names):
         raise UserError(
-            f"{weights.source} was trained on other classes than those of {source.name} ({changes}), so its head means "
-            f"something else. {remedy}."
+            f"{weights.source} was trained on other classes than those of {source.name} ({changes}), so its logits do "
+            f"not mean them. {remedy}."
         )
-    logger.warning(
-        "the head of %s calls its classes otherwise than %s (%s); labels are taken in order",
-        *(weights.source, source.name, changes),
-    )
+    names_differ = "the head of %s has other class names than %s (%s); labels are taken in order"
+    logger.warning(names_differ, weights.source, source.name, changes)
 
 
 def get_model_fields(config: ConfigDict, num_classes: int, spec: ModelSpec | None) -> dict[str, Any]:
-    """What the model is made with: the config's fields, and where these are None, what the weights say.
+    """Returns the arguments of `create_model`: the config's fields and, where they are None, those of the weights.
 
     Raises:
       UserError: neither names the model.
     """
-    overrides: dict[str, Any] = {}
-    if spec:
-        # At fine-tuning the whole head goes, with its hidden layer (section 3.2), unless the config asks for that.
-        left_out = () if config.keep_head else ("pre_logits",)
-        overrides = {"name": spec.name} | {key: value for key, value in spec.overrides.items() if key not in left_out}
-    overrides |= {name: value for name, value in config.model.items() if value is not None}
-    if "name" not in overrides:
-        raise UserError("set model.name, such as --config.model.name=ViT-B/16, or weights, which tell the model.")
-    return overrides | {"num_classes": num_classes}
+    fields: dict[str, Any] = {"name": spec.name} | spec.overrides if spec else {}
+    if not config.keep_head:
+        fields.pop("pre_logits", None)  # the hidden layer goes with the head (section 3.2), unless the config has it
+    fields |= {name: value for name, value in config.model.items() if value is not None}
+    if "name" not in fields:
+        raise UserError("set model.name, such as --config.model.name=ViT-B/16, or weights.")
+    return fields | {"num_classes": num_classes}

@@ -1,4 +1,3 @@
-"""What data and losses agree on about labels. Needs nothing."""
+"""The label of images without a label, for data and losses. Needs no JAX."""
 
 NO_LABEL = -1
-"""Stands where an image has no label; such images are left out of losses and accuracies."""

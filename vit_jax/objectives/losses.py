@@ -1,7 +1,7 @@
-"""From labels to targets to losses, on the device: one label an image, several, or none.
+"""Labels, targets and losses, on the device. An image has one label, several, or none.
 
-Labels are int32 `[batch]`, or `[batch, max_labels]` where an image may have several; `NO_LABEL` (-1) fills what is not
-there. An image without any label has no loss: it is left out of averages.
+Labels are int32 `[batch]`, or `[batch, max_labels]` padded with `NO_LABEL` (-1) if images may have several. An image
+without a label has no loss and does not count in averages.
 """
 
 import dataclasses
@@ -23,23 +23,23 @@ def _rows(labels: jax.Array) -> jax.Array:
 
 
 def multi_hot(labels: jax.Array, num_classes: int) -> jax.Array:
-    """float32 `[batch, num_classes]`: 1 for the classes of an image, else 0; all 0 without labels."""
-    # A comparison instead of a scatter: XLA fuses it into what reads it, and it keeps to the batch's sharding.
+    """Returns float32 `[batch, num_classes]`: 1 for each class of an image, else 0."""
+    # A comparison, unlike a scatter, fuses with its consumer and keeps the batch's sharding.
     return (_rows(labels)[:, :, None] == jnp.arange(num_classes)).any(axis=1).astype(jnp.float32)
 
 
 def is_labelled(labels: jax.Array) -> jax.Array:
-    """float32 `[batch]`: 1 for images that have a label, else 0."""
+    """Returns float32 `[batch]`: 1 for images with a label, else 0."""
     return (_rows(labels) != NO_LABEL).any(axis=1).astype(jnp.float32)
 
 
 def is_correct(logits: jax.Array, labels: jax.Array, top: int = 1) -> jax.Array:
-    """float32 `[batch]`: 1 where one of the likeliest classes is among the labels (precision@1; ReaL accuracy).
+    """Returns float32 `[batch]`: 1 if one of the likeliest classes is a label (precision@1, ReaL accuracy), else 0.
 
     Args:
       logits: `[batch, num_classes]`.
       labels: of the images.
-      top: how many of the likeliest classes; of equal logits those of lower classes come first.
+      top: number of likeliest classes that count; of equal logits the first win.
     """
     if top == 1:
         return (_rows(labels) == logits.argmax(axis=-1)[:, None]).any(axis=1).astype(jnp.float32)
@@ -48,14 +48,14 @@ def is_correct(logits: jax.Array, labels: jax.Array, top: int = 1) -> jax.Array:
 
 
 def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """`[batch]` losses of logits `[batch, num_classes]` against target probabilities of the same shape."""
+    """Returns losses `[batch]` of logits `[batch, num_classes]` and target probabilities of the same shape."""
     return optax.losses.softmax_cross_entropy(logits, targets)
 
 
 def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """`[batch]` losses of logits `[batch, num_classes]` against targets in [0, 1], summed over classes.
+    """Returns losses `[batch]` of logits `[batch, num_classes]` and targets in [0, 1], summed over classes.
 
-    The loss of pre-training on ImageNet-21k and JFT, whose images may bear several labels.
+    Used to pre-train on ImageNet-21k and JFT, whose images may have several labels.
     """
     return optax.losses.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
 
@@ -68,11 +68,14 @@ LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """A loss by name; called with logits `[batch, num_classes]` and labels it gives float32 losses `[batch]`.
+    """A loss by name, one of `LOSSES`. A call with logits `[batch, num_classes]` and labels returns losses `[batch]`.
 
     Attributes:
       name: "softmax" or "sigmoid".
       label_smoothing: share of the target that is spread evenly over all classes.
+
+    Raises:
+      UserError: unknown loss.
     """
 
     name: str
@@ -83,18 +86,18 @@ class Loss:
             raise unknown_name("loss", self.name, LOSSES)
 
     def targets(self, labels: jax.Array, num_classes: int) -> jax.Array:
-        """float32 `[batch, num_classes]`. For softmax the labels of an image share its probability evenly."""
+        """Returns float32 `[batch, num_classes]`. For softmax, the labels of an image share its probability evenly."""
         targets = multi_hot(labels, num_classes)
         if self.name == "softmax":
             targets /= jnp.maximum(targets.sum(axis=-1, keepdims=True), 1)
         return optax.losses.smooth_labels(targets, self.label_smoothing) if self.label_smoothing else targets
 
     def of_targets(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
-        """Losses `[batch]` against targets `[batch, num_classes]`, mixed ones perhaps."""
+        """Returns losses `[batch]` for targets `[batch, num_classes]`, which may be mixed."""
         return LOSSES[self.name](logits, targets.astype(logits.dtype))
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        """Losses `[batch]`; 0 where there is no label."""
+        """Returns losses `[batch]`, 0 for images without a label."""
         return self.of_targets(logits, self.targets(labels, logits.shape[-1])) * is_labelled(labels)
 
 

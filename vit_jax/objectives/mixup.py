@@ -1,6 +1,6 @@
-"""Mixup and CutMix on the device: each image of a batch is mixed with its neighbour.
+"""Mixup and CutMix on the device: each image is mixed with its neighbour in the global batch.
 
-The batch is the global one whatever its sharding, so that the result is the same on one device and on many.
+The result does not depend on the number of devices.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ from vit_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
-    """How the images of a batch are mixed; the same share for all of them, drawn anew at each step.
+    """How the images of a batch are mixed. Each step draws one share for all of them.
 
-    AugReg uses mixup alone (Steiner et al., 2021, section 3.3), BiT with alpha 0.1, DeiT mixup 0.8 and CutMix 1.0, each
-    at every other step.
+    AugReg uses mixup (Steiner et al., 2021, section 3.3), BiT mixup with alpha 0.1, DeiT mixup 0.8 or CutMix 1.0 with
+    equal probability.
 
     Attributes:
-      mixup_alpha: of the symmetric beta distribution that mixup's share is drawn from (Zhang et al., 2018); 0 for none.
-      cutmix_alpha: the same for the area that CutMix leaves of the image (Yun et al., 2019); 0 for none.
+      mixup_alpha: of the symmetric beta distribution of mixup's share (Zhang et al., 2018); 0 for no mixup.
+      cutmix_alpha: the same for the area that CutMix leaves of the image (Yun et al., 2019); 0 for no CutMix.
     """
 
     mixup_alpha: float = 0.0
@@ -35,13 +35,10 @@ class Mixing:
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
     def weights(self, rng: jax.Array, height: int, width: int) -> jax.Array:
-        """Draws the share of each pixel that stays, float32 `[height, width, 1]` in [0, 1]; the neighbour has the rest.
-
-        Its mean is the label's share.
-        """
+        """Draws the share of each pixel that stays, float32 `[height, width, 1]`. Its mean is the label's share."""
         choose, mixup_rng, cutmix_rng = jax.random.split(rng, 3)
-        # At least half is the image's own, so that accuracy in training counts its label. As the neighbour's label is
-        # mixed in symmetrically, this is the same distribution of pairs.
+        # The image keeps at least half, so that training accuracy counts its label. Pairs are symmetric: their
+        # distribution is the same.
         share = _beta(mixup_rng, self.mixup_alpha) if self.mixup_alpha else jnp.float32(1)
         mixup = jnp.full((height, width, 1), jnp.maximum(share, 1 - share))
         if not self.cutmix_alpha:
@@ -55,7 +52,7 @@ def _beta(rng: jax.Array, alpha: float) -> jax.Array:
 
 
 def _box(rng: jax.Array, share: jax.Array, height: int, width: int) -> jax.Array:
-    """`[height, width, 1]`: 1 in a box of area `1 - share` about a uniformly drawn centre, cut off at the border."""
+    """`[height, width, 1]`: 1 in a box of area `1 - share` around a uniformly drawn centre, clipped at the border."""
     side = jnp.sqrt(1 - share)
     centre = jax.random.uniform(jax.random.fold_in(rng, 1), (2,))
 
@@ -68,5 +65,5 @@ def _box(rng: jax.Array, share: jax.Array, height: int, width: int) -> jax.Array
 
 
 def neighbours(array: jax.Array) -> jax.Array:
-    """The array `[batch, ...]` moved on by one example: the partner of each."""
+    """Returns the partner of each example of an array `[batch, ...]`: the one before it."""
     return jnp.roll(array, 1, axis=0)

@@ -1,9 +1,9 @@
-"""Compiles one step for one topology: a process of its own, so that nothing it does can harm the table.
+"""Compiles one step for one topology, in a process of its own, so that a crash costs one row of the table.
 
     python -m vit_jax.plan.worker request.json answer.json
 
-The request is what `compiling.compile_step` writes: the config, the topology, how many of its devices, and the task.
-The answer is a dictionary of plain numbers, or says what was wrong.
+`compiling.compile_step` writes the request: the config, the topology, the number of devices, the task. The answer is a
+dictionary of numbers, or an error message.
 """
 
 import collections
@@ -32,6 +32,7 @@ from vit_jax.costs.flops import forward_flops, train_step_flops
 from vit_jax.errors import UserError
 from vit_jax.experiment import build as experiments
 from vit_jax.experiment.build import Experiment
+from vit_jax.files import write_atomically
 from vit_jax.models.layers import normalize_images
 from vit_jax.optimizers import is_trained, merge_parameters
 from vit_jax.plan import hlo
@@ -42,7 +43,7 @@ _OUT_OF_MEMORY_OLD = re.compile(r"Used ([\d.]+)([KMGTP]?)i?B? of ([\d.]+)([KMGTP
 
 
 def parse_out_of_memory(message: str) -> tuple[int, int] | None:
-    """Bytes a device that a program needs and that there are, from the compiler's message; None if it is another."""
+    """Reads the bytes a device that a program needs and has from the compiler's message; None for other messages."""
     match = _OUT_OF_MEMORY.search(message) or _OUT_OF_MEMORY_OLD.search(message)
     if not match:
         return None
@@ -51,7 +52,7 @@ def parse_out_of_memory(message: str) -> tuple[int, int] | None:
 
 
 def restore_config(fields: dict[str, Any]) -> ConfigDict:
-    """A config from its JSON, in which tuples have become lists."""
+    """Restores a config from its JSON, in which tuples have become lists."""
 
     def fill(config: ConfigDict, fields: dict[str, Any]) -> None:
         for name, value in fields.items():
@@ -72,15 +73,15 @@ class CannotCompileError(Exception):
     """This version of libtpu, or of JAX, does not compile for a topology."""
 
 
-# What JAX says of programs of a libtpu that is much younger: it cannot read them.
+# JAX's error about programs of a much newer libtpu, which it cannot read.
 _UNREADABLE = "RET_CHECK failure (external/xla/xla/hlo/ir"
 
 
 def topology_devices(name: str, options: dict[str, Any]) -> list[jax.Device]:
-    """Describes the devices of TPU slices that are not here.
+    """Describes the devices of absent TPU slices.
 
     Raises:
-      CannotCompileError: libtpu does not know them.
+      CannotCompileError: libtpu does not know the topology.
     """
     from jax.experimental import topologies
 
@@ -91,7 +92,7 @@ def topology_devices(name: str, options: dict[str, Any]) -> list[jax.Device]:
 
 
 def usable_memory(device: jax.Device) -> int | None:
-    """Bytes that a program may use on a TPU: what the compiler says when it is given one that cannot fit."""
+    """Finds the bytes that a program may use on a TPU, by compiling one that cannot fit."""
     too_large = jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32, sharding=SingleDeviceSharding(device))
     try:
         jax.jit(lambda array: array * 2).lower(too_large).compile()
@@ -116,13 +117,13 @@ def lower(experiment: Experiment, task: str) -> jax.stages.Lowered:
 
 
 def facts(experiment: Experiment, task: str) -> dict[str, Any]:
-    """What is known before anything is compiled."""
+    """Collects what is known before compiling."""
     step = experiment.step
     params, size = step.abstract_state.params, step.image_size
     flops = least = forward_flops(experiment.model, size)
     if task == "train":
         flops = experiment.train_flops
-        # The count for all parameters has the gradient of the pixels, which is not computed.
+        # Three times the forward pass, the paper's count, includes the gradient of the pixels, which nobody computes.
         least = train_step_flops(experiment.model, size, is_trained(step.train_only))
     return {
         "num_steps": experiment.num_steps,
@@ -139,7 +140,7 @@ def facts(experiment: Experiment, task: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """The versions that a plan speaks for: of JAX, and of libtpu if it is installed."""
+    """Returns the versions that a plan holds for: JAX's, and libtpu's if it is installed."""
     try:
         libtpu = importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
@@ -148,12 +149,12 @@ def versions() -> dict[str, str | None]:
 
 
 def compile_for_tpu(request: dict[str, Any], known_path: pathlib.Path) -> dict[str, Any]:
-    """Compiles for a TPU topology and measures the result; writes what is known before it compiles."""
+    """Compiles for a TPU topology and measures the program; writes to `known_path` what is known before."""
     config = restore_config(request["config"])
     devices = topology_devices(request["topology"], request["topology_options"])[: request["num_devices"]]
     experiment = experiments.build(config, allow_missing_data=True, devices=devices)
     answer = {"usable": usable_memory(devices[0])} | facts(experiment, request["task"])
-    _write(known_path, answer)
+    write_atomically(known_path, json.dumps(answer))
     start = time.perf_counter()
     lowered = lower(experiment, request["task"])
     lowered_at = time.perf_counter()
@@ -174,7 +175,7 @@ def compile_for_tpu(request: dict[str, Any], known_path: pathlib.Path) -> dict[s
         raise CannotCompileError(f"JAX {jax.__version__} cannot read its program") from error
     memory, costs, program = compiled.memory_analysis(), compiled.cost_analysis() or {}, hlo.parse(text)
     if memory is None:
-        raise RuntimeError("the compiler does not tell how much memory the program needs")
+        raise RuntimeError("the compiler does not report the memory of the program")
     return answer | {
         "status": "fits",
         "lower_seconds": lowered_at - start,
@@ -192,10 +193,10 @@ def compile_for_tpu(request: dict[str, Any], known_path: pathlib.Path) -> dict[s
 
 
 def estimate_by_formula(request: dict[str, Any]) -> dict[str, Any]:
-    """What a step needs on devices for which nothing compiles here: by shapes and shardings alone.
+    """Estimates the memory of a step from shapes and shardings, for devices without a compiler here.
 
-    Temporaries are the gradients and what the backward pass of the model finds of the forward pass, as JAX keeps it
-    before any compiler has fused or freed a thing.
+    Temporaries are the gradients and what the forward pass keeps for the backward pass, before a compiler fuses or
+    frees anything.
     """
     config = restore_config(request["config"])
     devices = jax.devices("cpu")[: request["num_devices"]]
@@ -225,7 +226,7 @@ def estimate_by_formula(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bytes_beside(kept: Sequence[Any], params: Sequence[Any]) -> int:
-    """Bytes of all arrays but the parameters, which are among what the backward pass needs."""
+    """Counts the bytes of arrays kept for the backward pass, except the parameters among them."""
     counts = collections.Counter((leaf.shape, leaf.dtype) for leaf in params)
     total = 0
     for leaf in kept:
@@ -236,20 +237,13 @@ def _bytes_beside(kept: Sequence[Any], params: Sequence[Any]) -> int:
     return total
 
 
-def _write(path: pathlib.Path, answer: dict[str, Any]) -> None:
-    """Writes an answer, whole or not at all: the worker may be ended, or read, at any moment."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(answer))
-    temporary.replace(path)
-
-
 def end_with(parent: int, folder: pathlib.Path, seconds: float = 1.0) -> None:
-    """Starts a thread that ends this process when the one that asked is gone, even if it had no time to say so.
+    """Starts a thread that ends this process once its parent has died.
 
     Args:
-      parent: process that started this one.
-      folder: its temporary folder, deleted then.
-      seconds: between two looks.
+      parent: number of the process that started this one.
+      folder: its temporary folder, to be deleted.
+      seconds: between checks.
     """
 
     def watch() -> None:
@@ -263,7 +257,7 @@ def end_with(parent: int, folder: pathlib.Path, seconds: float = 1.0) -> None:
 
 def main(request_path: str, answer_path: str) -> None:
     """Reads a request and writes the answer."""
-    logging.disable(logging.WARNING)  # that the data set is missing is no news in a plan
+    logging.disable(logging.WARNING)  # a plan may lack its data set
     request = json.loads(pathlib.Path(request_path).read_text())
     if request.get("parent") is not None:
         end_with(request["parent"], pathlib.Path(request_path).parent)
@@ -276,9 +270,9 @@ def main(request_path: str, answer_path: str) -> None:
         answer = {"status": "refused", "message": str(error)}
     except CannotCompileError as error:
         answer = {"status": "not compiled", "message": f"libtpu {versions()['libtpu']} does not compile it: {error}"}
-    except Exception as error:  # a row of the table, whatever it is
+    except Exception as error:  # any error is a row of the table
         answer = {"status": "failed", "message": f"{type(error).__name__}: {error}"}
-    _write(pathlib.Path(answer_path), answer)
+    write_atomically(pathlib.Path(answer_path), json.dumps(answer))
 
 
 if __name__ == "__main__":
