@@ -1,14 +1,14 @@
-"""The device mesh and who holds what of each array. One device is the special case of many.
+"""The device mesh, and how arrays are split over it. One device is the special case of many.
 
-The mesh has two axes. Along `data` the batch is split; along `model` the heads and hidden units of each layer are
-(tensor parallelism). Of several slices, `model` stays inside one and `data` runs across them. How the parameters lie is
-said by rules, from patterns of their names to axes, and by presets:
+The mesh has two axes. The batch is split along `data`; the heads and hidden units of each layer are split along `model`
+(tensor parallelism). With several slices, `model` stays inside a slice and `data` runs across them. Presets, and rules
+from patterns of parameter names to axes, split the parameters:
 
     replicated     every device holds all of them
     fsdp           each array is split over `data` along its longest axis that divides; gathered when it is used
-    fsdp+tensor    the same, after heads and hidden units were split over `model`
+    fsdp+tensor    the same, after splitting heads and hidden units over `model`
 
-Whatever belongs to a parameter lies as it does: the optimizer's moments, the Polyak average.
+The optimizer's moments and the Polyak average are split as their parameters.
 """
 
 import functools
@@ -32,11 +32,11 @@ MODEL_AXIS = "model"
 
 PRESETS = ("replicated", "fsdp", "fsdp+tensor")
 
-# A pattern that is searched for in a parameter's name, and for each of the array's last axes the mesh axis that it is
-# split over, or None.
+# A pattern to search for in a parameter's name, and for each of the array's last axes the mesh axis that splits it, or
+# None.
 Rule = tuple[str, Sequence[str | None]]
 
-# Megatron-LM's way (Shoeybi et al., 2019): the first product of a pair is split by columns and the second by rows, so
+# As in Megatron-LM (Shoeybi et al., 2019): the first product of a pair is split by columns and the second by rows, so
 # that each pair needs one sum over the devices.
 TENSOR_RULES: tuple[Rule, ...] = (
     (r"MultiHeadDotProductAttention_\d+/(query|key|value)/kernel$", (None, MODEL_AXIS, None)),
@@ -47,19 +47,18 @@ TENSOR_RULES: tuple[Rule, ...] = (
     (r"MlpBlock_\d+/Dense_1/kernel$", (MODEL_AXIS, None)),
 )
 
-# Values; smaller arrays stay whole under "fsdp". To gather them would take more time than they take memory.
+# Arrays with fewer values stay whole under "fsdp": they cost little memory, and gathering them would cost time.
 SMALLEST_SPLIT = 2**14
 
 
 def slices_of(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
-    """Groups devices by slice, the devices that a fast network joins.
+    """Groups devices by slice: a TPU slice, or a host of GPUs or CPUs, which JAX identifies by its boot id.
 
-    A slice is a TPU slice; of GPUs and CPUs it is a host, which JAX knows by its boot id. JAX numbers them in
-    `device.slice_index`. Devices without that attribute are one slice: those of a single process, and those of a
-    topology that is described with one slice.
+    JAX numbers slices in `device.slice_index`. Devices without that attribute, of a single process or a described
+    topology of one slice, are one slice.
 
     Returns:
-      The devices of each slice, in their order; slices by ascending number.
+      The devices of each slice in their order; slices by ascending number.
     """
     groups: dict[int, list[jax.Device]] = {}
     for device in devices:
@@ -68,19 +67,20 @@ def slices_of(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, data: int = -1, model: int = 1) -> Mesh:
-    """Makes the mesh of all devices of all processes, or of those given.
+    """Makes the mesh of all devices of all processes, or of the given ones.
 
-    Neighbours along `model` are in one slice. The slower network between slices joins devices along `data` alone, where
+    Neighbours along `model` are in one slice. The slower network between slices joins devices along `data` only, where
     the first `data / slices` positions are those of the first slice.
 
     Args:
-      devices: None: `jax.devices()`. They may be of a topology that is only described.
-      data: devices along which the batch is split; -1: as many as there are, divided by `model`.
-      model: devices that share each layer's heads and hidden units; -1: as many as there are, divided by `data`.
+      devices: None: `jax.devices()`. They may belong to a described topology.
+      data: number of parts of the batch; -1: the number of devices divided by `model`.
+      model: number of devices that share each layer's heads and hidden units; -1: the number of devices divided by
+        `data`.
 
     Raises:
-      UserError: the sizes do not make up the number of devices, `model` does not divide the devices of a slice, or
-        slices differ in size.
+      UserError: the product of the sizes is not the number of devices, `model` does not divide the devices of a slice,
+        or slices differ in size.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {"mesh.data": data, "mesh.model": model}
@@ -125,17 +125,17 @@ def _check_slices(slices: Sequence[Sequence[jax.Device]], model: int) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Devices hold their share of the leading (batch) axis; those that differ along `model` alone hold the same."""
+    """Returns the sharding of a batch: its leading axis is split along `data` and repeated along `model`."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def within(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
-    """The function, to be jitted, with the mesh made known inside it: models then pin their activations to its axes."""
+    """Makes the mesh known inside a function to be jitted, so that models can pin their activations to its axes."""
 
     @functools.wraps(function)
     def on_mesh(*args: Any) -> T:
@@ -146,7 +146,7 @@ def within(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
 
 
 def local_rows(sharding: NamedSharding, length: int) -> np.ndarray:
-    """Which rows of a global batch of so many lie on this process's devices, int64 `[local_batch]`, ascending."""
+    """Returns the rows of a global batch of `length` on this process's devices: int64 `[local_batch]`, ascending."""
     slices = sharding.addressable_devices_indices_map((length,)).values()
     return np.unique(np.concatenate([np.arange(length)[index] for index in slices]))
 
@@ -154,10 +154,10 @@ def local_rows(sharding: NamedSharding, length: int) -> np.ndarray:
 def global_batch(
     batch: Mapping[str, np.ndarray], sharding: NamedSharding, length: int | None = None
 ) -> dict[str, jax.Array]:
-    """Makes this process's rows of a batch into arrays of the global batch.
+    """Makes global arrays of a batch from this process's rows.
 
     Args:
-      batch: arrays `[local_batch, ...]`, the rows that `local_rows` lists.
+      batch: arrays `[local_batch, ...]` with the rows of `local_rows`.
       sharding: from `batch_sharding`.
       length: of the global batch; None: this process has all of it.
     """
@@ -191,24 +191,24 @@ def place(arrays: Any, like: Any) -> Any:
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-    """A leaf's place in a tree, such as `Transformer/encoder_norm/scale`."""
+    """Returns the name of a leaf of a tree, such as `Transformer/encoder_norm/scale`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def parameter_specs(
     params: Any, mesh: Mesh, preset: str = "replicated", rules: Iterable[Rule] = ()
 ) -> dict[str, PartitionSpec]:
-    """How each parameter lies on the mesh, by its name.
+    """Decides how each parameter is split over the mesh, by its name.
 
     Args:
       params: the parameters, or their shapes.
       mesh: from `make_mesh`.
       preset: one of `PRESETS`.
-      rules: come before the preset's; of all that match a name the first decides, and the preset changes nothing.
+      rules: the first that matches a name decides; the preset leaves these parameters alone.
 
     Raises:
-      UserError: unknown preset or axis; one of `rules` matches no parameter, has more axes than the array, or an axis
-        that does not divide; `mesh.model` is more than 1 and nothing is split over it.
+      UserError: unknown preset or axis; a rule matches no parameter, has more axes than the array, or an axis that does
+        not divide it; `mesh.model` is more than 1 and nothing is split over it.
     """
     if preset not in PRESETS:
         raise unknown_name("sharding", preset, PRESETS)
@@ -279,26 +279,26 @@ def _by_rule(name: str, shape: tuple[int, ...], axes: Sequence[str | None], mesh
 
 
 def _split_over_data(shape: tuple[int, ...], spec: list[str | None], parts: int) -> list[str | None]:
-    """Splits the longest axis that is whole and divides, if there is one."""
+    """Splits the longest whole axis that the number of parts divides, if there is one."""
     if DATA_AXIS in spec or parts == 1:
         return spec
     free = [axis for axis, size in enumerate(shape) if spec[axis] is None and size % parts == 0]
     if free:
-        # Of axes of one length the last: a stack of scanned layers is never cut between layers for its own sake.
+        # Of equally long axes the last, so that a stack of scanned layers is not split between layers.
         longest = max(free, key=lambda axis: (shape[axis], axis))
         spec = [DATA_AXIS if axis == longest else old for axis, old in enumerate(spec)]
     return spec
 
 
 def state_shardings(state: Any, mesh: Mesh, specs: Mapping[str, PartitionSpec]) -> Any:
-    """Shardings of a training state: parameters as `specs` says, and so the arrays of the optimizer that are like one.
+    """Returns the shardings of a training state.
 
-    An array belongs to the parameter whose name its own name ends with. If it has the parameter's shape, as Adam's
-    moments and the Polyak average do, it is split in the same way; if not, as Adafactor's factored moments, it is small
-    and every device holds all of it.
+    An array whose name ends with a parameter's name belongs to it. Arrays of the parameter's shape, such as Adam's
+    moments and the Polyak average, are split in the same way. Others, such as Adafactor's factored moments, are small,
+    and every device holds them whole.
 
     Args:
-      state: arrays or shapes, with the parameters as `params`; or a tree of parameters alone.
+      state: arrays or shapes, with the parameters as `params`; or the parameters alone.
       mesh: from `make_mesh`.
       specs: from `parameter_specs`.
     """
@@ -324,12 +324,12 @@ def with_sharding(abstract: Any, shardings: Any) -> Any:
 
 
 def shardings_of(tree: Any) -> Any:
-    """The shardings of a tree's arrays or shapes."""
+    """Returns the shardings of a tree's arrays or shapes."""
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Bytes that one device holds of arrays, or shapes, that have shardings."""
+    """Counts the bytes that one device holds of arrays, or of shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)
@@ -337,16 +337,12 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def total_bytes(tree: Any) -> int:
-    """Bytes of arrays or shapes, each counted once."""
+    """Counts the bytes of arrays or shapes as if one device held them."""
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
 def sharding_table(state: Any) -> str:
-    """What is split how, and the bytes that a device holds.
-
-    Args:
-      state: a training state, or its shapes, with shardings. Equal layers make one line.
-    """
+    """Shows how a training state, or its shapes, is split, and the bytes of a device. Equal layers are one line."""
     groups: dict[tuple[str, ...], list[Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         name = re.sub(r"(encoderblock_|block|unit)\d+", r"\1*", name_of(path))
@@ -385,7 +381,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulation_steps: int = 1, f
 
 
 def describe_devices(mesh: Mesh) -> dict[str, Any]:
-    """Kind and number of devices, processes and slices, for logs and records."""
+    """Returns kind and number of devices, processes and slices, for logs and records."""
     devices = list(mesh.devices.flat)
     return {
         "platform": devices[0].platform,
