@@ -75,7 +75,7 @@ def test_drops_of_a_run_too_short_to_tell_them_apart_fall_on_one_step():
     ],
 )
 def test_drops_that_do_not_go_with_the_schedule_are_refused(name, drop_at):
-    with pytest.raises(UserError, match=r"optimizer\.drop_at takes shares of the run"):
+    with pytest.raises(UserError, match=r"optimizer\.drop_at takes growing shares of the run"):
         optimizers.make_schedule(name, learning_rate=0.1, num_steps=10, warmup_steps=3, drop_at=drop_at)
 
 
@@ -213,7 +213,7 @@ def test_only_selected_parameters_are_kept():
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
-        (["^haed/"], "'\\^haed/' is found in no name of a parameter. Names are such as .*'head/kernel'"),
+        (["^haed/"], "'\\^haed/' is found in no parameter's name. Names are such as .*'head/kernel'"),
         ("^head/", "takes several patterns, such as"),
         (["("], "takes patterns of parameter names"),
     ],
@@ -282,16 +282,22 @@ def test_muon_takes_the_kernels_of_layers_as_matrices_and_leaves_the_rest_to_ada
 
 
 @pytest.mark.parametrize(
-    ("name", "attributes"),
-    [("ViT-Ti/16", {}), ("ViT-Ti/16", {"scan_layers": True}), ("R50+ViT-B/16", {}), ("R50x1", {})],
+    ("name", "attributes", "matrices"),
+    [
+        ("ViT-Ti/16", {}, 72),
+        ("ViT-Ti/16", {"scan_layers": True}, 6),
+        ("R50+ViT-B/16", {}, 123),
+        ("R50x1", {}, 52),
+        ("Axial-ViT-B/32", {}, 144),
+    ],
 )
-def test_muon_knows_the_matrices_of_every_model(name, attributes):
+def test_muon_knows_the_matrices_of_every_model(name, attributes, matrices):
     model = create_model(name, num_classes=2, **attributes)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"])
     optimizer = optimizers.make_optimizer("muon", 0.1)
     state = jax.eval_shape(optimizer.init, shapes)
     momenta = jax.tree_util.tree_leaves_with_path(optax.tree.get(state, "inner_states")["muon"].inner_state[0].mu)
-    assert len(momenta) == {"ViT-Ti/16": 6 if attributes else 72, "R50x1": 52}.get(name, 123)
+    assert len(momenta) == matrices
     jax.eval_shape(optimizer.update, shapes, state, shapes)
 
 

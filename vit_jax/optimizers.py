@@ -26,22 +26,22 @@ def make_schedule(
     end_learning_rate: float = 0.0,
     drop_at: Sequence[float] = (),
 ) -> optax.Schedule:
-    """The learning rate as a function of the step, counted from 0.
+    """Makes the learning rate as a function of the step, counted from 0.
 
-    It rises linearly from 0 over `warmup_steps`, so that the first step changes nothing, then falls to
-    `end_learning_rate` at `num_steps`.
+    It rises linearly from 0 over `warmup_steps`, so that the first step changes nothing, and then follows the schedule
+    of that name, which for "linear" and "cosine" ends with `end_learning_rate` at `num_steps`.
 
     Args:
-      name: "linear", "cosine", "constant" or "drops": what follows the warm-up.
-      learning_rate: the base learning rate, reached after warm-up.
+      name: "linear", "cosine", "constant" or "drops".
+      learning_rate: the base learning rate, reached after the warm-up.
       num_steps: length of the run.
       warmup_steps: length of the warm-up (10,000 at pre-training, 500 at fine-tuning).
-      end_learning_rate: the last learning rate (1e-5 for ImageNet-21k). Used by "linear" and "cosine".
-      drop_at: shares of the run, warm-up included, after which "drops" divides the learning rate by 10: BiT's way. The
-        step that equals a share of the run, counted from 0, is the first with the divided rate.
+      end_learning_rate: the last learning rate of "linear" and "cosine" (1e-5 for ImageNet-21k).
+      drop_at: shares of the run, warm-up included, at which "drops" divides the learning rate by 10, as BiT does. The
+        first step with the divided rate is share x num_steps, rounded.
 
     Raises:
-      UserError: unknown decay, a warm-up that is not shorter than the run, or shares that do not go with the decay.
+      UserError: unknown schedule, a warm-up that is not shorter than the run, or shares that do not fit the schedule.
     """
     if not 0 <= warmup_steps < num_steps:
         raise UserError(
@@ -52,9 +52,8 @@ def make_schedule(
     in_order = drops == sorted(drops) and all(warmup_steps <= step < num_steps for step in drops)
     if (name == "drops") != bool(drops) or not in_order:
         raise UserError(
-            "optimizer.drop_at takes shares of the run, after the warm-up, growing, below 1, such as (0.3, 0.6, 0.9), "
-            f"and belongs to the schedule 'drops'; got {tuple(drop_at)} with the schedule {name!r} in a run of "
-            f"{num_steps} steps."
+            "optimizer.drop_at takes growing shares of the run, after the warm-up and below 1, such as (0.3, 0.6, 0.9) "
+            f"for the schedule 'drops'; got {tuple(drop_at)} with the schedule {name!r} in a run of {num_steps} steps."
         )
     decay_steps = num_steps - warmup_steps
     decays = {
@@ -76,7 +75,7 @@ def make_schedule(
 
 
 def decay_mask(params: Any) -> Any:
-    """The parameters that weight decay touches: kernels only, as by big_vision's default. The paper does not say.
+    """Selects the parameters that decay: kernels only, as by default in big_vision. The paper does not say.
 
     Returns:
       A tree like `params` of bools. Biases, layer norms, the class token and position embeddings are False.
@@ -85,7 +84,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def is_trained(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Tells by a parameter's name whether one of the patterns is found in it; without patterns, always.
+    """Makes a predicate of parameter names: whether one of the patterns is found in a name, or there are no patterns.
 
     Raises:
       UserError: they are not regular expressions.
@@ -100,38 +99,38 @@ def is_trained(patterns: Sequence[str]) -> Callable[[str], bool]:
 
 
 def select_parameters(params: Any, patterns: Sequence[str]) -> Any:
-    """Selects the parameters that are trained: those in whose name one of the patterns is found.
+    """Selects the parameters to train by patterns of their names.
 
     Args:
       params: a tree of arrays or shapes.
       patterns: regular expressions, such as "^head/" for the head alone; none: all parameters are trained.
 
     Returns:
-      A tree of those that are trained, with None in the place of the others.
+      The tree with None in the place of parameters that are not trained.
 
     Raises:
-      UserError: a pattern is no regular expression, or is found in no name.
+      UserError: a pattern is not a regular expression, or is found in no name.
     """
     is_selected = is_trained(patterns)
     names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):
             raise UserError(
-                f"train_only {pattern!r} is found in no name of a parameter. Names are such as "
+                f"train_only {pattern!r} is found in no parameter's name. Names are such as "
                 f"{', '.join(repr(name) for name in [*names[:: max(1, len(names) // 4)][:4], names[-1]])}."
             )
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if is_selected(name_of(path)) else None, params)
 
 
 def merge_parameters(params: Any, trained: Any) -> Any:
-    """Puts trained parameters, as from `select_parameters`, into the place of those in `params`."""
+    """Replaces parameters by those of `trained`, a tree as from `select_parameters`, that are not None."""
     return jax.tree.map(
         lambda new, old: old if new is None else new, trained, params, is_leaf=lambda leaf: leaf is None
     )
 
 
 def update_average(average: Any, params: Any, decay: float) -> Any:
-    """Moves the Polyak average of the parameters: `decay` of it stays, the rest are the new parameters."""
+    """Updates the Polyak average of the parameters, of which the share `decay` stays."""
     return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)
 
 
@@ -142,17 +141,17 @@ _ABOVE = re.compile(r"^(head|pre_logits|MAPHead_0|norm_pre_head|(Transformer/)?e
 
 
 def layer_scales(params: Any, layer_decay: float) -> Any:
-    """How much smaller the learning rate of each parameter is: `layer_decay` to the power of its distance to the head.
+    """Computes the factor on each parameter's learning rate: `layer_decay` to the power of its distance to the head.
 
-    What comes before the first layer (patch and position embeddings, class token, the ResNet of a hybrid) counts as a
-    layer, and so do the head and the norm before it, whose scale is 1. Layers of a ResNet are its units.
+    All before the first layer (patch and position embeddings, class token, the ResNet of a hybrid) counts as one layer.
+    So do the head and the norm before it, whose factor is 1. The layers of a ResNet are its units.
 
     Args:
-      params: the parameters, or some of them (None in the place of the others): distances count the layers there are.
+      params: the parameters, or some of them, with None in the place of the others. Only their layers count.
       layer_decay: between 0 and 1.
 
     Returns:
-      A tree like `params` of numbers; of arrays `[num_layers, 1, ...]` for stacks of scanned layers.
+      A tree like `params` of numbers, and of arrays `[num_layers, 1, ...]` for stacks of scanned layers.
     """
     leaves = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     depth = next((leaf.shape[0] for name, leaf in leaves.items() if name.startswith(_STACKED)), 0)
