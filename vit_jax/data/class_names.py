@@ -1,7 +1,6 @@
-"""Names of the classes that released heads tell apart.
+"""Class names of the released heads: 1,000 of ImageNet, 21,843 of ImageNet-21k.
 
-The files list WordNet ids and their words, one class a line, in the order of the labels: that of the ids.
-ImageNet-21k's 21,843 are those of the released heads.
+The files have a class a line, its WordNet id and words, in the order of the labels, which is that of the ids.
 """
 
 import functools

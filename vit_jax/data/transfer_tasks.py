@@ -189,7 +189,10 @@ def transfer_task(dataset: str, *, train: str = "", test: str = "") -> TransferT
 def _task(
     dataset: str, choose: tuple[str, str], final: tuple[str, str], source: Source | None, num_images: int
 ) -> TransferTask:
-    """The task of a data set of which `source`, if it exists, is a part and `num_images` are trained on in the end."""
+    """The task of a data set.
+
+    `source` is its training split if it exists, `num_images` the number of images for the final training.
+    """
     if source and source.num_classes == 1:
         names = ", ".join(source.class_names or ())
         raise UserError(f"{dataset} has a single class ({names}), so there is nothing to tell apart. Add another.")

@@ -73,7 +73,7 @@ class TFRecordFiles:
           UserError: a file is missing, truncated, damaged, not a tfrecord file, or not of the expected length.
         """
         self._offsets: dict[str, np.ndarray] = {}
-        progress = Progress("index tfrecord files", len(paths), unit="files", report=logger.info)
+        progress = Progress("index tfrecord files", len(paths), unit="files", bar=False, report=logger.info)
         with progress, concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             for path, offsets in zip(paths, pool.map(tfrecord_index, paths), strict=True):
                 self._offsets[path] = offsets

@@ -9,8 +9,8 @@ Sources:
 - Names, features and versions: the builders of tensorflow-datasets 4.9.10.
 - Flipping and cropping: Kolesnikov et al., "Big Transfer" (2020), appendix F; the same in scenic's config.
 
-VTAB takes whole percentages of a split's size, rounded down, where TFDS rounds to the nearest example. Only SVHN's size
-leaves a remainder, 90 % of 73,257 being 65,931.3, so both give 65,931. Slices here are by number.
+Slices are by number: VTAB takes whole percentages of a split's size, rounded down, where TFDS rounds to the nearest
+example. Only SVHN's size leaves a remainder, 90 % of 73,257 being 65,931.3, so both give 65,931.
 """
 
 import dataclasses
@@ -96,38 +96,27 @@ def _splits(train: str, validation: str, test: str) -> dict[str, str]:
     }
 
 
-def _carved(size: int, percent: int, test: str = "test") -> dict[str, str]:
-    """Splits where the first `percent` of the `size` examples in "train" are for training, the rest for validation."""
-    cut = size * percent // 100
-    return _splits(f"train[:{cut}]", f"train[{cut}:]", test)
-
-
-def _carved_in_three(size: int, percent: int, validation_percent: int) -> dict[str, str]:
-    """Splits where "train" has all examples: a part for training, one for validation, and the rest for testing."""
-    cut = size * percent // 100
-    end = cut + size * validation_percent // 100
-    return _splits(f"train[:{cut}]", f"train[{cut}:{end}]", f"train[{end}:]")
-
-
 _OWN = _splits("train", "validation", "test")  # the data set has all three
 
 _CALTECH101 = DataSet(
     "caltech101",
     ("3.*.*",),
     {"train": (3060,), "test": (6084,)},
-    _carved(3060, 90),
+    _splits("train[:2754]", "train[2754:]", "test"),
     # caltech101_dataset_builder.py of TFDS, issue 4001 of tensorflow/datasets
     "It moved to data.caltech.edu, which TFDS knows since version 3.0.2 of the data set. The 30 training images of a "
     "class are drawn from listings of folders, whose order is the file system's: compare manifests.",
 )
-_CIFAR100 = DataSet("cifar100", ("3.*.*",), {"train": (50_000,), "test": (10_000,)}, _carved(50_000, 90))
+_CIFAR100 = DataSet(
+    "cifar100", ("3.*.*",), {"train": (50_000,), "test": (10_000,)}, _splits("train[:45000]", "train[45000:]", "test")
+)
 _DTD = DataSet("dtd", ("3.*.*",), {"train": (1880,), "validation": (1880,), "test": (1880,)}, _OWN)
 _FLOWERS102 = DataSet("oxford_flowers102", ("2.*.*",), {"train": (1020,), "validation": (1020,), "test": (6149,)}, _OWN)
 _PETS = DataSet(
     "oxford_iiit_pet",
     ("3.*.*", "4.*.*"),
     {"train": (3680,), "test": (3669,)},
-    _carved(3680, 80),
+    _splits("train[:2944]", "train[2944:]", "test"),
     # oxford_iiit_pet_dataset_builder.py: the same lists and keys
     "VTAB used 3.*.*, which TFDS no longer prepares. 4.0.0 has the same examples in the same order, 12 damaged images "
     "encoded anew.",
@@ -146,7 +135,12 @@ _SUN397 = DataSet(
     "pixels may depend on its version: compare manifests.",
     manual=True,
 )
-_SVHN = DataSet("svhn_cropped", ("3.*.*",), {"train": (73_257,), "test": (26_032,)}, _carved(73_257, 90))
+_SVHN = DataSet(
+    "svhn_cropped",
+    ("3.*.*",),
+    {"train": (73_257,), "test": (26_032,)},
+    _splits("train[:65931]", "train[65931:]", "test"),
+)
 _CAMELYON = DataSet(
     "patch_camelyon", ("2.*.*",), {"train": (262_144,), "validation": (32_768,), "test": (32_768,)}, _OWN
 )
@@ -154,7 +148,7 @@ _EUROSAT = DataSet(
     "eurosat/rgb",
     ("2.*.*",),
     {"train": (27_000,)},
-    _carved_in_three(27_000, 60, 20),
+    _splits("train[:16200]", "train[16200:21600]", "train[21600:]"),
     # issues 9, 10 and 13 of phelber/EuroSAT
     "Its server, madm.dfki.de, was unreachable at times. The authors' other copy is record 7711810 of zenodo.org. TFDS "
     "takes an EuroSAT.zip of the same checksum from the folder passed as --manual_dir=<folder>.",
@@ -163,7 +157,7 @@ _RESISC45 = DataSet(
     "resisc45",
     ("3.*.*",),
     {"train": (31_500,)},
-    _carved_in_three(31_500, 60, 20),
+    _splits("train[:18900]", "train[18900:25200]", "train[25200:]"),
     # resisc45_dataset_builder.py; issue 6 of HaiyanHuang98/NWPU-Captions
     "A program cannot download it. Fetch NWPU-RESISC45.rar from "
     "https://1drv.ms/u/s!AmgKYzARBl5ca3HNaHIlzp_IXjs or by the link on https://gcheng-nwpu.github.io/#Datasets, "
@@ -187,7 +181,7 @@ _CLEVR = DataSet(
     "clevr",
     ("3.*.*",),
     {"train": (70_000,), "validation": (15_000,)},
-    _carved(70_000, 90, test="validation"),  # its own test split has no descriptions of the scenes
+    _splits("train[:63000]", "train[63000:]", "validation"),  # its own test split has no descriptions of the scenes
 )
 _DMLAB = DataSet("dmlab", ("2.*.*",), {"train": (65_550,), "validation": (22_628,), "test": (22_735,)}, _OWN)
 _KITTI = DataSet(
@@ -200,7 +194,11 @@ _KITTI = DataSet(
     "VTAB used 3.1.0. 3.2.0 has the same data, its authors say; 3.3.0 adds names to a feature that is not used.",
 )
 _DSPRITES = DataSet(
-    "dsprites", ("2.*.*",), {"train": (737_280,)}, _carved_in_three(737_280, 80, 10), pixels=dsprites_pixels
+    "dsprites",
+    ("2.*.*",),
+    {"train": (737_280,)},
+    _splits("train[:589824]", "train[589824:663552]", "train[663552:]"),
+    pixels=dsprites_pixels,
 )
 _SMALLNORB = DataSet(
     "smallnorb",
