@@ -22,10 +22,10 @@ from vit_jax.plan import find_topology, plan_row
 from vit_jax.plan.compiling import end_on_signals
 
 RUNS = {
-    "vit_l16_jft": "ViT-L/16, JFT, 14 epochs",
-    "vit_h14_jft": "ViT-H/14, JFT, 14 epochs",
+    "vit_jft:model=ViT-L/16": "ViT-L/16, JFT, 14 epochs",
+    "vit_jft:model=ViT-H/14": "ViT-H/14, JFT, 14 epochs",
     "vit_l16_i21k": "ViT-L/16, ImageNet-21k, 90 epochs",
-    "bit_l_r152x4": "R152x4, JFT, 40 epochs",
+    "bit_jft:model=R152x4": "R152x4, JFT, 40 epochs",
 }
 SLICES = ("v3-128", "v3-256", "v3-512", "v3-1024")
 
@@ -74,7 +74,8 @@ def main() -> None:
         if flags.report or any(row["status"] in ("fits", "does not fit") for row in old):
             continue
         print(f"{config} on {topology} ...", file=sys.stderr, flush=True)
-        fields = importlib.import_module(f"configs.{config}").get_config()
+        page, _, argument = config.partition(":")
+        fields = importlib.import_module(f"configs.{page}").get_config(argument or None)
         row = plan_row(fields, find_topology(topology), timeout_minutes=flags.timeout_minutes)
         rows = [*others, {"config": config, **row.to_json()}]
         rows.sort(key=lambda row: order.index((row["config"], row["topology"])))

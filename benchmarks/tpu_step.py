@@ -36,7 +36,7 @@ REMAT = {"model.remat": "full"}
 # name: (config, slice, {trial: fields that it changes})
 STUDIES: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
     "time": (
-        "configs.vit_l16_jft",
+        "vit_jft:model=ViT-L/16",
         "v3-512",
         {
             "fsdp": FSDP,
@@ -49,7 +49,7 @@ STUDIES: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
         },
     ),
     "memory": (
-        "configs.vit_h14_jft",
+        "vit_jft:model=ViT-H/14",
         "v3-128",
         {
             "fsdp, scan, remat full, 32 parts": FSDP | SCAN | REMAT | {"accumulation_steps": 32},
@@ -72,8 +72,9 @@ STUDIES: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
 
 def make_config(study: str, trial: str) -> ConfigDict:
     """The config of a trial."""
-    module, _, trials = STUDIES[study]
-    config = importlib.import_module(module).get_config()
+    run, _, trials = STUDIES[study]
+    page, _, argument = run.partition(":")
+    config = importlib.import_module(f"configs.{page}").get_config(argument)
     config.update_from_flattened_dict(trials[trial])
     return config
 

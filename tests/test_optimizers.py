@@ -11,7 +11,7 @@ from vit_jax import optimizers, sharding
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
-from vit_jax.models.vit import stack_layers
+from vit_jax.models.layers import stack_layers
 from vit_jax.objectives.classification import Classification
 from vit_jax.train_step import TrainStep
 

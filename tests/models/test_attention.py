@@ -11,7 +11,7 @@ from tests.models import reference
 from tests.models.tiny import apply, assert_trees_close, fast_jit, fill, make_images, random_params, tiny
 from vit_jax.errors import UserError
 from vit_jax.models.attention import MultiHeadDotProductAttention, attend, attend_by_einsum, relative_logits
-from vit_jax.models.vit import stack_layers
+from vit_jax.models.layers import stack_layers
 
 BATCH, TOKENS, HEADS, HEAD_DIM = 2, 7, 3, 8
 WIDTH = HEADS * HEAD_DIM

@@ -168,7 +168,7 @@ def test_bfloat16_axial_models_have_float32_parameters_and_logits(model):
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"remat": "ful"}, "unknown remat policy 'ful'. Did you mean 'full'"),
+        ({"remat": "ful"}, "unknown remat 'ful'. Did you mean 'full'"),
         ({"attention": "einsums"}, "unknown attention 'einsums'. Did you mean 'einsum'"),
         ({"num_heads": 3}, "hidden_dim 16 is not divisible by num_heads 3"),
     ],

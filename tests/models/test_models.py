@@ -221,7 +221,7 @@ def test_unknown_attribute_is_refused_with_the_nearest(name, overrides, message)
         ({"position_embedding_at": "share"}, "Did you mean 'shared'"),
         ({"gelu": "exakt"}, "unknown gelu 'exakt'. Did you mean 'exact'"),
         ({"attention": "cuddn"}, "unknown attention 'cuddn'. Did you mean 'cudnn'"),
-        ({"remat": "ful"}, "unknown remat policy 'ful'. Did you mean 'full'"),
+        ({"remat": "ful"}, "unknown remat 'ful'. Did you mean 'full'"),
         ({"num_heads": 7}, "hidden_dim 768 is not divisible by num_heads 7"),
     ],
 )

@@ -6,6 +6,7 @@ import scipy.ndimage
 from tests.models import reference
 from tests.models.tiny import apply, make_images, param_shapes, random_params, shapes_by_path, tiny
 from vit_jax.errors import UserError
+from vit_jax.models.layers import stack_layers
 from vit_jax.models.position_embeddings import (
     KINDS,
     PLACES,
@@ -14,7 +15,6 @@ from vit_jax.models.position_embeddings import (
     interpolation_matrix,
     sincos_2d,
 )
-from vit_jax.models.vit import stack_layers
 
 IMAGE_SIZE = (8, 12)
 GRID = (2, 3)  # of patches of 4x4 pixels

@@ -306,12 +306,12 @@ def test_remat_of_bit_keeps_less():
 
 @pytest.mark.parametrize("remat", ["ful", "dots"])
 def test_remat_that_a_resnet_has_not_is_refused_with_those_it_has(remat):
-    with pytest.raises(UserError, match=f"unknown remat policy of a ResNet '{remat}'.*Known: full, none"):
+    with pytest.raises(UserError, match=f"unknown remat '{remat}'.*Known: full, none"):
         create_model("R50x1", num_classes=5, remat=remat)
 
 
 def test_root_padding_that_a_resnet_has_not_is_refused_with_those_it_has():
-    with pytest.raises(UserError, match=r"unknown padding of a ResNet's root 'zero'\. Did you mean 'zeros'\?"):
+    with pytest.raises(UserError, match=r"unknown root_padding 'zero'\. Did you mean 'zeros'\?"):
         create_model("R50x1", num_classes=5, root_padding="zero")
 
 

@@ -21,7 +21,8 @@ from tests.models.tiny import (
 )
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
-from vit_jax.models.vit import EncoderBlock, MlpBlock, stack_layers, unstack_layers
+from vit_jax.models.layers import MlpBlock, stack_layers, unstack_layers
+from vit_jax.models.vit import EncoderBlock
 
 
 def count(name, **overrides):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.models.vit import stack_layers
+from vit_jax.models.layers import stack_layers
 from vit_jax.weights import ModelSpec, Preprocessing, Weights
 from vit_jax.weights.formats import FORMATS, find_format
 from vit_jax.weights.identify import expected_shapes

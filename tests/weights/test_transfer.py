@@ -12,7 +12,7 @@ import scipy.ndimage
 from tests.weights.test_formats import BIT, assert_same, make_weights
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
-from vit_jax.models.vit import unstack_layers
+from vit_jax.models.layers import unstack_layers
 from vit_jax.weights import TransferReport, transfer
 
 POSITIONS = "Transformer/posembed_input/pos_embedding"

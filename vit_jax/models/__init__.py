@@ -11,14 +11,12 @@ from typing import Any
 import flax.linen as nn
 
 from vit_jax.errors import unknown_name
-from vit_jax.models import axial, resnet, vit
+from vit_jax.models.axial import axial_names, create_axial
+from vit_jax.models.resnet import create_resnet, resnet_names
+from vit_jax.models.variants import create_vit, vit_names
 
-# A family's names, and how it makes a model of a name (None: not of this family).
-_FAMILIES = (
-    (vit.names, vit.create_vit),
-    (resnet.names, resnet.create_resnet),
-    (axial.names, axial.create_axial),
-)
+# For each family, the function that lists its names and the one that makes a model, or None for others' names.
+_FAMILIES = ((vit_names, create_vit), (resnet_names, create_resnet), (axial_names, create_axial))
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
-from vit_jax.models.layers import platform
+from vit_jax.models.layers import LAYER_NORM_EPSILON, Dense, MlpBlock
 
 # "einsum" is written out below; "xla" and "cudnn" are `jax.nn.dot_product_attention`'s; "auto" takes what suits the
 # platform. "half_logits" is for bfloat16 on TPUs: logits and weights stay in it, as in the released code. They are most
@@ -21,7 +21,7 @@ IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn", "half_logits")
 class MultiHeadDotProductAttention(nn.Module):
     """Attention with query, key, value and output projections.
 
-    Parameters bear the names of the released checkpoints: `{query,key,value}/kernel` `[width, num_heads, head_dim]`,
+    Parameters have the names of the released checkpoints: `{query,key,value}/kernel` `[width, num_heads, head_dim]`,
     `out/kernel` `[num_heads, head_dim, width]`, and biases.
 
     Attributes:
@@ -67,19 +67,14 @@ class MultiHeadDotProductAttention(nn.Module):
         tokens = queries if tokens is None else tokens
         width = queries.shape[-1]
         head_dim = width // self.num_heads
-        project = functools.partial(Projection, dtype=self.dtype, param_dtype=self.param_dtype)
+        project = functools.partial(Dense, dtype=self.dtype, param_dtype=self.param_dtype)
         heads = (self.num_heads, head_dim)
         query = project((width,), heads, name="query")(queries)
         key = project((width,), heads, name="key")(tokens)
         value = project((width,), heads, name="value")(tokens)
 
         if self.relative:
-            relative_embedding = self.param(
-                "relative_embedding",
-                nn.initializers.normal(stddev=0.02),
-                (2 * tokens.shape[1] - 1, self.num_heads, head_dim),
-                self.param_dtype,
-            )
+            relative_embedding = relative_embedding_table(self, tokens.shape[1], self.num_heads, width)
         bias = None
         if relative_embedding is not None:
             bias = relative_logits(query, relative_embedding.astype(self.dtype)) / math.sqrt(head_dim)
@@ -103,42 +98,45 @@ class MultiHeadDotProductAttention(nn.Module):
         return y, weights if self.return_weights else None
 
 
-class Projection(nn.Module):
-    """A dense layer between tokens and heads.
-
-    Computed as a product of two matrices, whatever the shape of the kernel: with more axes XLA for CPUs transposes the
-    activations for the kernel's gradient. XLA for TPUs moves them for the sake of the matrices instead: it lays arrays
-    out in tiles, and tokens of 197 rows an image are no matrix there.
+class AttentionPool(nn.Module):
+    """Attention pooling: a learned query attends to all tokens (MAP head; Zhai et al., 2022).
 
     Attributes:
-      inputs: trailing axes of what goes in, `(width,)` or `(num_heads, head_dim)`.
-      outputs: trailing axes of what comes out.
+      mlp_dim: width of its MLP's hidden layer.
+      num_heads: number of attention heads.
+      gelu: as of `MlpBlock`.
+      attention: one of `IMPLEMENTATIONS`.
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters.
     """
 
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+    mlp_dim: int
+    num_heads: int
+    gelu: str = "tanh"
+    attention: str = "auto"
     dtype: DTypeLike = "float32"
     param_dtype: DTypeLike = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[batch, num_tokens, *inputs]` to `[batch, num_tokens, *outputs]`."""
-        batch, num_tokens = x.shape[:2]
-        matrix = (math.prod(self.inputs), math.prod(self.outputs))
+        """Maps `[batch, num_tokens, hidden_dim]` to `[batch, hidden_dim]`."""
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        batch, _, width = x.shape
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width), self.param_dtype)
+        probe = jnp.broadcast_to(probe.astype(self.dtype), (batch, 1, width))
+        x, _ = MultiHeadDotProductAttention(
+            self.num_heads, implementation=self.attention, name="MultiHeadDotProductAttention_0", **dtypes
+        )(probe, x)
+        y = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, name="LayerNorm_0", **dtypes)(x)
+        x = x + MlpBlock(self.mlp_dim, self.gelu, name="MlpBlock_0", **dtypes)(y)
+        return x[:, 0]
 
-        def initialise(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-            # Xavier's bound is that of the matrix.
-            return nn.initializers.xavier_uniform()(key, matrix, dtype).reshape(shape)
 
-        kernel = self.param("kernel", initialise, (*self.inputs, *self.outputs), self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, self.outputs, self.param_dtype)
-        x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
-        if platform() == "tpu":
-            return jnp.tensordot(x, kernel, axes=len(self.inputs)) + bias
-        y = x.reshape(batch * num_tokens, matrix[0]) @ kernel.reshape(matrix) + bias.reshape(-1)
-        return y.reshape(batch, num_tokens, *self.outputs)
+def relative_embedding_table(module: nn.Module, num_tokens: int, num_heads: int, width: int) -> jax.Array:
+    """The parameter `relative_embedding` of `module`, `[2 * num_tokens - 1, num_heads, width / num_heads]`."""
+    shape = (2 * num_tokens - 1, num_heads, width // num_heads)
+    dtype = module.param_dtype  # type: ignore[attr-defined]
+    return module.param("relative_embedding", nn.initializers.normal(stddev=0.02), shape, dtype)
 
 
 def attend(

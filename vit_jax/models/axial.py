@@ -15,12 +15,19 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vit_jax.errors import unknown_name
-from vit_jax.models import attention, resnet, vit
+from vit_jax.models import attention, resnet
 from vit_jax.models.attention import MultiHeadDotProductAttention
-from vit_jax.models.heads import linear_head
+from vit_jax.models.layers import (
+    LAYER_NORM_EPSILON,
+    REMAT_POLICIES,
+    check_names,
+    check_sizes,
+    linear_head,
+)
+from vit_jax.models.patches import embed_patches, patch_grid
 from vit_jax.models.position_embeddings import PositionEmbedding
-from vit_jax.models.vit import LAYER_NORM_EPSILON, REMAT_POLICIES, EncoderBlock, check_divisible_by_patch, check_sizes
+from vit_jax.models.variants import VARIANTS
+from vit_jax.models.vit import EncoderBlock
 
 
 def along_rows(layer: Any, x: jax.Array) -> jax.Array:
@@ -84,26 +91,22 @@ class AxialVisionTransformer(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.remat not in REMAT_POLICIES:
-            raise unknown_name("remat policy", self.remat, REMAT_POLICIES)
-        if self.attention not in attention.IMPLEMENTATIONS:
-            raise unknown_name("attention", self.attention, attention.IMPLEMENTATIONS)
+        check_names(self, remat=REMAT_POLICIES, attention=attention.IMPLEMENTATIONS)
         check_sizes(self)
 
     @property
     def num_prefix_tokens(self) -> int:
-        """How many tokens come before those of the patches: none."""
+        """Number of tokens before those of the patches: none."""
         return 0
 
     @property
     def pixels_per_token(self) -> int:
-        """Side of the square of pixels that a token stands for."""
+        """Side of the square of pixels that a token covers."""
         return self.patch_size
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches of an image of so many pixels."""
-        check_divisible_by_patch(height, width, self.patch_size)
-        return height // self.patch_size, width // self.patch_size
+        """Rows and columns of patches of an image."""
+        return patch_grid(height, width, self.patch_size)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -123,10 +126,7 @@ class AxialVisionTransformer(nn.Module):
         """
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         rows, columns = self.grid(*images.shape[1:3])
-        patch = (self.patch_size, self.patch_size)
-        x = nn.Conv(self.hidden_dim, patch, strides=patch, padding="VALID", name="embedding", **dtypes)(
-            images.astype(self.dtype)
-        )
+        x = embed_patches(images.astype(self.dtype), self.patch_size, self.hidden_dim, **dtypes)
         out = {"patch_embeddings": x}
         embedding = PositionEmbedding(
             "learned_1d", (rows, columns), 0, self.hidden_dim, name="posembed_input", **dtypes
@@ -207,7 +207,7 @@ class AxialUnit(nn.Module):
         return x + residual
 
 
-def names() -> list[str]:
+def axial_names() -> list[str]:
     """Names of this family's models; other sizes and patch sizes are taken too."""
     return ["Axial-ViT-B/16", "Axial-ViT-B/32", "AxialResNet-50"]
 
@@ -215,9 +215,9 @@ def names() -> list[str]:
 def create_axial(name: str, **attributes: Any) -> nn.Module | None:
     """Makes the axial model of that name; None if the name is not of this family's form."""
     if match := re.fullmatch(r"Axial-ViT-(\w+)/([1-9]\d*)", name):
-        if match[1] not in vit.VARIANTS:
+        if match[1] not in VARIANTS:
             return None
-        by_name = {"patch_size": int(match[2]), **dataclasses.asdict(vit.VARIANTS[match[1]])}
+        by_name = {"patch_size": int(match[2]), **dataclasses.asdict(VARIANTS[match[1]])}
         return AxialVisionTransformer(**(by_name | attributes))
     if match := re.fullmatch(r"AxialResNet-([1-9]\d*)", name):
         if int(match[1]) not in resnet.UNITS_BY_DEPTH:

@@ -23,9 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vit_jax.errors import unknown_name
-from vit_jax.models.heads import linear_head
-from vit_jax.models.layers import keep_on_batch_axis
+from vit_jax.models.layers import check_names, keep_on_batch_axis, linear_head
 
 # Units of the four stages (He et al., 2016; R26 is AugReg's, R200 is of table 6).
 UNITS_BY_DEPTH = {
@@ -184,10 +182,7 @@ class BitResNet(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.remat not in REMATS:
-            raise unknown_name("remat policy of a ResNet", self.remat, REMATS)
-        if self.root_padding not in ROOT_PADDINGS:
-            raise unknown_name("padding of a ResNet's root", self.root_padding, ROOT_PADDINGS)
+        check_names(self, remat=REMATS, root_padding=ROOT_PADDINGS)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -337,7 +332,7 @@ def downsampling(stages: Sequence[int]) -> int:
     return 4 * 2 ** max(len(stages) - 1, 0)
 
 
-def names() -> list[str]:
+def resnet_names() -> list[str]:
     """Names of this family's models; any other width factor is taken too."""
     return [f"R{depth}x{width}" for depth in UNITS_BY_DEPTH for width in (1, 2, 3, 4)]
 

@@ -1,7 +1,7 @@
 r"""Plans a run before its hardware is booked: does it fit, how long does a step take, what does the run cost.
 
     python -m vit_jax.plan --config=configs/vit_l16_i21k.py --topology=v3-512,v4-128,v5e-256
-    python -m vit_jax.plan --config=configs/vit_h14_jft.py --topology=v3-128 --config.sharding=fsdp
+    python -m vit_jax.plan --config=configs/vit_jft.py:model=ViT-H/14 --topology=v3-128 --config.sharding=fsdp
 
 The very step that trains is compiled for each slice, on this machine, from shapes only: neither the data set nor a TPU
 has to be there, only libtpu (pip install --editable '.[plan]'). A row takes half a minute to three minutes on two CPU

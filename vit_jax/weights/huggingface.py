@@ -9,7 +9,8 @@ from typing import Any
 
 from vit_jax.errors import UserError
 from vit_jax.json_files import Fields
-from vit_jax.models.vit import LAYER_NORM_EPSILON, VARIANTS
+from vit_jax.models.layers import LAYER_NORM_EPSILON
+from vit_jax.models.variants import VARIANTS
 from vit_jax.weights import foreign_preprocessing
 from vit_jax.weights.arrays import read_json
 from vit_jax.weights.description import Facts

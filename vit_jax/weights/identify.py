@@ -11,7 +11,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import create_model
 from vit_jax.models.position_embeddings import grid_of
 from vit_jax.models.resnet import EXPANSION, ROOT_WIDTH, UNITS_BY_DEPTH
-from vit_jax.models.vit import VARIANTS, Variant
+from vit_jax.models.variants import VARIANTS, Variant
 from vit_jax.weights.mapping import MAX_LAYERS, Arrays, list_names
 
 Shapes = dict[str, tuple[int, ...]]

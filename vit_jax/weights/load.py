@@ -10,7 +10,7 @@ from vit_jax.data.class_names import DATA_SETS, class_names
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.files import AnyPath, parse_path
 from vit_jax.models import create_model
-from vit_jax.models.vit import VARIANTS
+from vit_jax.models.variants import VARIANTS
 from vit_jax.weights.addresses import is_remote
 from vit_jax.weights.description import Facts, read_description
 from vit_jax.weights.download import fetch

@@ -7,7 +7,7 @@ import flax.traverse_util
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.models.vit import stack_layers
+from vit_jax.models.layers import stack_layers
 from vit_jax.weights.description import COMPUTE_ATTRIBUTES
 from vit_jax.weights.identify import ModelSpec, check_shapes, expected_shapes, shapes_of
 from vit_jax.weights.mapping import Arrays, unstack_arrays
