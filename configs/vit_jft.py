@@ -29,7 +29,7 @@ The recipe; docs/configs.md says more
   one image in 14,500 (JFT has 1.26 labels an image): the loss starts at 13; from a bias of 0 it would be at 12,700.
 - Weight decay 0.1, of kernels only, is decoupled and times the learning rate, AdamW style: at the peak a step takes
   0.1 x 8e-4 of a kernel. Code bases that want the product want 8e-5: copied from one to the other, the number is wrong
-  by a factor of 1,250 (H/14: 3,300). Decaying kernels only is big_vision's default; the paper does not say, and ViT's released code
+  by a factor of 1,250. Decaying kernels only is big_vision's default; the paper does not say, and ViT's released code
   has no decay.
 - Warm-up over 10,000 steps, linear decay (table 3) to 0: the paper does not say where to, and the released schedule's
   default end is 1e-5; 0 is ours.
