@@ -137,11 +137,11 @@ class MlpBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[..., hidden_dim]` to the same shape."""
         hidden_dim, bias_init = x.shape[-1], nn.initializers.normal(stddev=1e-6)
-        dropout = nn.Dropout(self.dropout_rate, deterministic=self.deterministic)
         x = Dense((hidden_dim,), (self.mlp_dim,), bias_init, self.dtype, self.param_dtype, name="Dense_0")(x)
-        x = dropout(gelu(x, self.gelu))
+        x = gelu(x, self.gelu)
+        x = nn.Dropout(self.dropout_rate, deterministic=self.deterministic)(x)
         x = Dense((self.mlp_dim,), (hidden_dim,), bias_init, self.dtype, self.param_dtype, name="Dense_1")(x)
-        return dropout(x)
+        return nn.Dropout(self.dropout_rate, deterministic=self.deterministic)(x)
 
 
 def drop_branch(branch: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
