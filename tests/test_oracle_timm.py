@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.models.layers import normalize_images
+from vit_jax.models.layers import normalize_images, stack_layers, unstack_layers
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.models.layers import stack_layers, unstack_layers
 from vit_jax.objectives.classification import Classification
 from vit_jax.objectives.losses import make_loss
 from vit_jax.optimizers import make_optimizer, make_schedule

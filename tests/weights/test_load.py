@@ -18,6 +18,7 @@ from tests.weights.test_formats import BIT, HYBRID, ROOT_HYBRID, TINY, assert_sa
 from vit_jax.data.class_names import class_names
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
+from vit_jax.models.layers import stack_layers
 from vit_jax.models.position_embeddings import KINDS, PLACES
 from vit_jax.weights import ModelSpec, Preprocessing, Weights, from_params, get_checkpoint, load, save
 from vit_jax.weights.addresses import cached_path

@@ -135,7 +135,7 @@ class AttentionPool(nn.Module):
 def relative_embedding_table(module: nn.Module, num_tokens: int, num_heads: int, width: int) -> jax.Array:
     """The parameter `relative_embedding` of `module`, `[2 * num_tokens - 1, num_heads, width / num_heads]`."""
     shape = (2 * num_tokens - 1, num_heads, width // num_heads)
-    dtype = module.param_dtype  # type: ignore[attr-defined]
+    dtype = module.param_dtype
     return module.param("relative_embedding", nn.initializers.normal(stddev=0.02), shape, dtype)
 
 

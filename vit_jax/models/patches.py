@@ -1,6 +1,7 @@
 """Cuts images, or the feature maps of hybrids, into patches and embeds them (section 3.1)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,7 +27,7 @@ def embed_patches(
       `[batch, rows, columns, hidden_dim]`.
     """
     patch = (patch_size, patch_size)
-    dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+    dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
     return nn.Conv(hidden_dim, patch, strides=patch, padding="VALID", name="embedding", **dtypes)(x)
 
 

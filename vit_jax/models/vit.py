@@ -148,7 +148,8 @@ class Encoder(nn.Module):
         """Maps tokens `[batch, num_tokens, hidden_dim]` to encoded tokens of the same shape and intermediates."""
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         kind, place = self.position_embedding, self.position_embedding_at
-        embedding = {"kind": kind, "grid": self.grid, "num_prefix_tokens": self.num_prefix_tokens, "width": x.shape[-1]}
+        embedding: dict[str, Any] = {"kind": kind, "grid": self.grid, "width": x.shape[-1]}
+        embedding["num_prefix_tokens"] = self.num_prefix_tokens
         is_added = kind not in ("none", "relative")
         shared_embedding = relative_embedding = None
         if is_added and place == "stem":

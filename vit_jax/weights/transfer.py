@@ -13,7 +13,6 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.models.layers import stack_layers
 from vit_jax.models.position_embeddings import interpolate_position_embedding, interpolation_matrix
-from vit_jax.models.layers import stack_layers
 from vit_jax.weights.identify import Shapes, check_shapes, shapes_of
 from vit_jax.weights.mapping import Arrays, unstack_arrays
 from vit_jax.weights.model_weights import Weights
