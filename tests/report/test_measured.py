@@ -11,10 +11,12 @@ from tests.report.workdirs import FINE_TUNING, write_evaluation, write_fine_tuni
 from vit_jax.data.imagenet_test_sets import IMAGENET_TEST_SETS
 from vit_jax.data.vtab import TASKS as VTAB_TASKS
 from vit_jax.errors import UserError
+from vit_jax.evaluators import registry
+from vit_jax.evaluators.registry import entry
 from vit_jax.paper import tables
 from vit_jax.report.collect import find
 from vit_jax.report.listings import results_table, runs_table
-from vit_jax.report.measured import ACCURACY, REAL, TEST_IMAGES, VARIANT_NAMES, vtab_test_images
+from vit_jax.report.measured import ACCURACY, REAL, TEST_IMAGES, vtab_test_images
 from vit_jax.report.paper_tables import paper_tables
 from vit_jax.report.pretrained import pre_trained_models
 
@@ -83,7 +85,7 @@ def test_one_seed_that_was_measured_by_two_kinds_of_labels_has_a_line_for_each(t
     assert results(found) == {"own": ["80.00", ""], "real": ["", "90.00"]}
 
 
-@pytest.mark.parametrize("variant", VARIANT_NAMES)
+@pytest.mark.parametrize("variant", IMAGENET_TEST_SETS)
 def test_number_on_part_of_a_variant_is_told_and_the_rest_counts(tmp_path, variant):
     whole = 46_837 if variant == "real" else IMAGENET_TEST_SETS[variant].num_images
     for name, examples in (("whole", whole), ("part", whole - 1)):
@@ -91,10 +93,10 @@ def test_number_on_part_of_a_variant_is_told_and_the_rest_counts(tmp_path, varia
         change_rows(run, **{f"{variant}/accuracy": 0.5, f"{variant}/examples": examples})
     found = find([str(tmp_path)])
     flaw = f"measured on {whole - 1:,} of {whole:,} images"
-    assert found.left_out == [f"{tmp_path}/part: {VARIANT_NAMES[variant]} is no result: {flaw}"]
+    assert found.left_out == [f"{tmp_path}/part: {IMAGENET_TEST_SETS[variant].title} is no result: {flaw}"]
     ((accuracy, value),) = results(found).values()
     assert (accuracy, value) == ("85.00 ± 0.00", "50.00")
-    assert f"{tmp_path}: {VARIANT_NAMES[variant]} is without seed 1" in results_table(found.models).remarks
+    assert f"{tmp_path}: {IMAGENET_TEST_SETS[variant].title} is without seed 1" in results_table(found.models).remarks
     assert [row[8] for row in runs_table(found.models).rows] == [f"final; {flaw}", "final"]
 
 
@@ -111,6 +113,25 @@ def test_vtab_and_few_shot_on_part_of_a_test_set_are_no_results(tmp_path):
     assert uses["part"] == "measured on 700 of 711 images" and uses["whole"] == "final"
     assert uses["few_part"] == "measured on 1,000 of 50,000 images"
     assert uses["few_whole"] == "final"
+
+
+def test_evaluation_of_any_name_and_type_has_a_column(tmp_path, monkeypatch):
+    monkeypatch.setitem(registry.TYPES, "mine", registry.Registered(None, {"threshold": registry.Field(0.5, None)}))
+    entries = {
+        "birds": entry("classification", dataset="/data/birds"),
+        "probe": entry("fewshot", datasets=("/data/birds",), image_size=224),
+        "new": {"type": "mine", "threshold": 0.5},
+    }
+    metrics = {"birds/accuracy": 0.5, "probe/birds/pre_logits/5shot": 0.6, "new/accuracy": 0.7}
+    for name, threshold in (("a", 0.5), ("b", 0.6)):
+        entries["new"]["threshold"] = threshold
+        fields = {f"evals__{each}": value for each, value in entries.items()}
+        write_evaluation(tmp_path / name, "vit_b16_i21k", metrics, **fields)
+    found = find([str(tmp_path)])
+    listing = results_table(found.models)
+    assert listing.headings[8:-1] == ["birds", "new", "5-shot birds (probe)"]
+    assert [row[8:-1] for row in listing.rows] == [["50.00", "70.00", "60.00"]] * 2
+    assert any(remark.endswith("evals.new.threshold=0.6") for remark in listing.remarks)
 
 
 def test_number_on_images_that_were_trained_on_is_no_result(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 from vit_jax.data.imagenet_test_sets import IMAGENET_TEST_SETS
 from vit_jax.data.transfer_tasks import TASKS
 from vit_jax.data.vtab import TASKS as VTAB_TASKS
+from vit_jax.evaluators.registry import TYPES
 from vit_jax.files import AnyPath
 from vit_jax.report import settings
 from vit_jax.report.lineage import Lineage
@@ -16,13 +17,10 @@ from vit_jax.report.names import data_set_name, vtab_task
 from vit_jax.report.purposes import FINAL, Purpose
 from vit_jax.report.settings import Settings
 from vit_jax.run.run_result import counts
-from vit_jax.run.workdir import defaults
 
-# Names of metrics, and how a reader knows them.
-VARIANT_NAMES = {name: test_set.title for name, test_set in IMAGENET_TEST_SETS.items()}
 NUM_VALIDATION_IMAGES = IMAGENET_TEST_SETS["real"].num_images
 NUM_LABELLED = IMAGENET_TEST_SETS["real"].num_labelled
-ACCURACY, TOP_5, REAL = "accuracy", "top-5", VARIANT_NAMES["real"]
+ACCURACY, TOP_5, REAL = "accuracy", "top-5", IMAGENET_TEST_SETS["real"].title
 
 # Test sets of the paper's tasks: the validation images of ImageNet, and what TFDS says of the others.
 TEST_IMAGES = {
@@ -35,7 +33,7 @@ TEST_IMAGES = {
 
 _CHECKED = re.compile(r"(?!train/).*/(examples|accuracy|top5_accuracy|\d+shot|\d+shot_std)")
 _UNBOUNDED = ("/examples", "_std")
-_FEW_SHOT = re.compile(r"(?P<prefix>fewshot/(?P<where>.+))/(?P<representation>[^/]+)/(?P<shots>\d+)shot")
+_FEW_SHOT = re.compile(r"(?P<prefix>(?P<entry>[^/]+)/(?P<where>.+))/(?P<representation>[^/]+)/(?P<shots>\d+)shot")
 _USUAL_REPRESENTATION = "pre_logits"
 _FEW_SHOT_SIZE = 224
 _FEW_SHOT_POOL = {"tfds:imagenet2012": "train[:65000]"}  # of the released evaluator
@@ -88,7 +86,7 @@ class MeasuredModel:
       eval_split: its split.
       image_size: in pixels.
       setting: the same for models that may be averaged.
-      values: by name: `ACCURACY`, `TOP_5`, names of `VARIANT_NAMES`, "5-shot <data set>".
+      values: by name: `ACCURACY`, `TOP_5`, "5-shot <data set>", titles or names of other evaluations.
       purpose: whether its numbers are results.
       seed: of the training; None for weights that were not trained here.
       training: all settings of the training by field; {} likewise.
@@ -194,21 +192,26 @@ def measure(
             whole = (NUM_LABELLED,) if whole == (NUM_VALIDATION_IMAGES,) else whole
         add(top_1, f"{split}/accuracy", split, how, whole, fingerprint=fingerprint)
         add(top_5, f"{split}/top5_accuracy", split, how, whole, fingerprint=fingerprint)
-    for variant, name in VARIANT_NAMES.items():
-        whole = (IMAGENET_TEST_SETS[variant].num_labelled,)
-        add(name, f"{variant}/accuracy", variant, settings.variant_settings(variant, fields, model), whole)
-    datasets = [str(dataset) for dataset in fields["evals.fewshot.datasets"]]
+    entries = settings.entries_of(fields)
+    for entry, given in entries.items():
+        if given["type"] != "fewshot" and entry != split:
+            variant = str(given["variant"] or entry) if given["type"] == "imagenet_variant" else ""
+            test_set = IMAGENET_TEST_SETS.get(variant)
+            title = test_set.title if test_set and variant == entry else entry
+            whole = (test_set.num_labelled,) if test_set else ()
+            add(title, f"{entry}/accuracy", entry, settings.entry_settings(entry, fields, model), whole)
     for metric, match in ((metric, _FEW_SHOT.fullmatch(metric)) for metric in metrics):
-        if match:
-            dataset = _few_shot_data_set(match["where"], datasets)
-            how = settings.few_shot_settings(dataset, fields, model)
+        given = entries.get(match["entry"], {}) if match else {}
+        if match and given.get("type") == "fewshot":
+            dataset = _few_shot_data_set(match["where"], list(map(str, given["datasets"])))
+            how = settings.few_shot_settings(match["entry"], dataset, fields, model)
             add(
-                _few_shot_name(dataset, match, fields["evals.fewshot.test_split"]),
+                _few_shot_name(dataset, match, given["test_split"]),
                 metric,
                 match["prefix"],
                 how,
-                _whole_test_set(dataset, fields["evals.fewshot.test_split"]),
-                notes=_few_shot_notes(dataset, how),
+                _whole_test_set(dataset, given["test_split"]),
+                notes=_few_shot_notes(match["entry"], dataset, how),
                 std=numbers.get(f"{metric}_std"),
             )
     return values, problems
@@ -258,21 +261,22 @@ def _few_shot_name(dataset: str, match: re.Match[str], split: str) -> str:
     """The name of a few-shot accuracy, such as "5-shot ImageNet"."""
     usual = {task.dataset: task.splits["final"][1] for task in TASKS.values()}.get(dataset, "test")
     name = f"{match['shots']}-shot {data_set_name(dataset)}" + ("" if split == usual else f" {split}")
-    return name if match["representation"] == _USUAL_REPRESENTATION else f"{name} ({match['representation']})"
+    others = [match["representation"], match["entry"]]
+    others = [other for other, usual in zip(others, (_USUAL_REPRESENTATION, "fewshot"), strict=True) if other != usual]
+    return f"{name} ({', '.join(others)})" if others else name
 
 
-def _few_shot_notes(dataset: str, how: Settings) -> list[str]:
+def _few_shot_notes(entry: str, dataset: str, how: Settings) -> list[str]:
     """What was done in another way than the released evaluator does it."""
-    done = {name: value for name, value in how if name.startswith("evals.fewshot.")}
-    size = done.pop("evals.fewshot.image_size")
-    usual = {name: settings.plain(value) for name, value in defaults().items()} | {
-        "evals.fewshot.train_split": _FEW_SHOT_POOL.get(dataset, defaults()["evals.fewshot.train_split"]),
-        "evals.fewshot.crop_from": round(size * 256 / 224),
-    }
+    prefix = f"evals.{entry}."
+    done = {name.removeprefix(prefix): value for name, value in how if name.startswith(prefix)}
+    size = done["image_size"]
+    usual = {name: settings.plain(field.default) for name, field in TYPES["fewshot"].fields.items()}
+    usual |= {"train_split": _FEW_SHOT_POOL.get(dataset, usual["train_split"]), "crop_from": round(size * 256 / 224)}
     notes = [] if size == _FEW_SHOT_SIZE else [f"few-shot images at {size} pixels, usually {_FEW_SHOT_SIZE}"]
-    in_name = ("evals.fewshot.datasets", "evals.fewshot.test_split")
+    elsewhere = ("datasets", "test_split", "image_size")  # in the number's name, or above
     return notes + [
-        f"{name}={value}, usually {usual.get(name)}"
+        f"{prefix}{name}={value}, usually {usual[name]}"
         for name, value in done.items()
-        if name not in in_name and value != usual.get(name)
+        if name not in elsewhere and value != usual[name]
     ]

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.evaluators.registry import default_entries
+from vit_jax.evaluators.registry import TYPES, default_entries
 from vit_jax.models import create_model
 from vit_jax.report.names import has_records
 from vit_jax.run import workdir
@@ -149,26 +149,46 @@ def accuracy_settings(fields: Mapping[str, Any], model: Mapping[str, Any]) -> Se
     return _evaluation_settings(fields, model, {}, (), fields["data.dataset"])
 
 
-def variant_settings(variant: str, fields: Mapping[str, Any], model: Mapping[str, Any]) -> Settings:
-    """The same for one of ImageNet's other test sets; `variant` is its name in the config."""
-    dataset = fields.get(f"evals.{variant}.dataset")
-    own = {f"evals.{variant}.dataset": dataset, "data.eval_split": None}
-    if variant == "real":  # labels alone, for the images of the evaluation split
+def entries_of(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The fields of each evaluation in `config.evals`, by its name."""
+    entries: dict[str, dict[str, Any]] = {}
+    for name, value in fields.items():
+        if name.startswith("evals.") and name.count(".") > 1:
+            _, entry, field = name.split(".", 2)
+            entries.setdefault(entry, {})[field] = value
+    return {
+        entry: {name: field.default for name, field in TYPES[given["type"]].fields.items()} | given
+        for entry, given in entries.items()
+        if str(given.get("type")) in TYPES
+    }
+
+
+def entry_settings(entry: str, fields: Mapping[str, Any], model: Mapping[str, Any]) -> Settings:
+    """The same for an evaluation, by its name in `config.evals`. Its own fields count, whatever its type."""
+    given = entries_of(fields)[entry]
+    own = _named(entry, given, without=("type", "every_steps"))
+    dataset = given.get("dataset") or fields["data.dataset"]
+    if given["type"] != "imagenet_variant":
+        return _evaluation_settings(fields, model, own, (), dataset)
+    images = {"data.eval_split": None}
+    if (given["variant"] or entry) == "real":  # labels alone, for the images of the evaluation split
         dataset = fields["data.dataset"]
-        own |= {"data.dataset": dataset, "data.eval_split": fields["data.eval_split"]}
-    return _evaluation_settings(fields, model, own, _OTHER_TEST_SET, dataset)
+        images = {"data.dataset": dataset, "data.eval_split": fields["data.eval_split"]}
+    return _evaluation_settings(fields, model, own | images, _OTHER_TEST_SET, dataset)
 
 
-def few_shot_settings(dataset: str, fields: Mapping[str, Any], model: Mapping[str, Any]) -> Settings:
+def few_shot_settings(entry: str, dataset: str, fields: Mapping[str, Any], model: Mapping[str, Any]) -> Settings:
     """The same for a few-shot accuracy on a data set."""
-    in_name = ("type", "every_steps", "datasets", "shots", "representations")
-    left_out = tuple(f"evals.fewshot.{name}" for name in in_name)
-    own = {name: value for name, value in fields.items() if name.startswith("evals.fewshot.") and name not in left_out}
-    size = fields["evals.fewshot.image_size"] or fields["data.image_size"]
-    # As `vit_jax.experiment.evaluations` has it where the config says nothing.
-    crop_from = fields["evals.fewshot.crop_from"] or round(size * 256 / 224)
-    own |= {"evals.fewshot.datasets": dataset, "evals.fewshot.image_size": size, "evals.fewshot.crop_from": crop_from}
+    given = entries_of(fields)[entry]
+    size = given["image_size"] or fields["data.image_size"]
+    crop_from = given["crop_from"] or round(size * 256 / 224)  # as the evaluator has it where the config says nothing
+    given |= {"datasets": dataset, "image_size": size, "crop_from": crop_from}
+    own = _named(entry, given, without=("type", "every_steps", "shots", "representations"))
     return _evaluation_settings(fields, model, own, _OTHER_IMAGES, dataset)
+
+
+def _named(entry: str, given: Mapping[str, Any], without: Collection[str]) -> dict[str, Any]:
+    return {f"evals.{entry}.{name}": value for name, value in given.items() if name not in without}
 
 
 def _turning(fields: Mapping[str, Any], datasets: Sequence[Any]) -> dict[str, Any]:

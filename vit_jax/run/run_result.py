@@ -191,10 +191,15 @@ def check_types(fields: Mapping[str, Any], path: AnyPath) -> None:
     Raises:
       UserError: one has a type that no config has.
     """
-    for name, kind in _types().items():
-        value = fields[name]
+    names = {name: name for name in _types()}
+    for name in fields:
+        entry, _, field = name.rpartition(".")
+        if f"evals.fewshot.{field}" in names and fields.get(f"{entry}.type") == "fewshot":
+            names[name] = f"evals.fewshot.{field}"
+    for name, like in names.items():
+        value, kind = fields[name], _types()[like]
         as_json: Any = {tuple: list, float: (int, float)}.get(kind, kind)
-        if value is None and name in _OPTIONAL:
+        if value is None and like in _OPTIONAL:
             continue
         if not isinstance(value, as_json) or (isinstance(value, bool) and kind is not bool):
             raise UserError(f"{path}: {name} is {value!r}, which no config has.")
