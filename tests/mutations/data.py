@@ -366,9 +366,9 @@ MUTATIONS = [
     ),
     Mutation(
         VTAB_TASKS,
-        "cut = size * percent // 100\n    return _splits(",
-        "cut = size * percent // 100 + 1\n    return _splits(",
-        TEST_VTAB_SOURCE,
+        '_splits("train[:16200]", "train[16200:21600]", "train[21600:]")',
+        '_splits("train[:16201]", "train[16201:21600]", "train[21600:]")',
+        "tests/data/vtab/test_tasks.py",
         "VTAB's splits are carved where its authors carve them",
     ),
     Mutation(

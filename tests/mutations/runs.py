@@ -277,10 +277,10 @@ MUTATIONS = [
     ),
     Mutation(
         "vit_jax/multihost/signals.py",
-        "if len(self._votes) > _LAG and (signum := int(self._votes.popleft())):",
-        "if len(self._votes) > _LAG and (signum := self.signum):",
+        "self._most = jax.jit(jnp.max,",
+        "self._most = jax.jit(jnp.min,",
         "tests/test_faults.py::test_signal_to_one_process_ends_all_with_the_state_of_one_step_saved",
-        "a signal to one process stops all at the same step",
+        "a signal to one process stops all",
     ),
     Mutation(
         "vit_jax/multihost/signals.py",
@@ -325,10 +325,10 @@ MUTATIONS = [
         "a key that occurs twice is an error",
     ),
     Mutation(
-        JSON,
-        "if not path.is_file():",
-        "if not path.exists():",
-        f"{TEST_JSON}::test_files_that_cannot_be_read_are_errors_that_name_them",
+        FILES,
+        "if not stat.S_ISREG(mode):",
+        "if stat.S_ISDIR(mode):",
+        f"{TEST_FILES}::test_a_file_that_becomes_a_fifo_is_not_read",
         "a FIFO is not opened",
     ),
 ]
