@@ -146,7 +146,7 @@ def test_average_of_the_parameters_is_what_is_evaluated(config, tmp_path, monkey
         evaluator._add = lambda params, *rest: seen.append(np.asarray(params["head"]["bias"])) or add(params, *rest)
         return [evaluation]
 
-    monkeypatch.setattr("vit_jax.train.make_evaluations", make_spy)
+    monkeypatch.setattr("vit_jax.experiment.run_parts.make_evaluations", make_spy)
     states = []
     take = TrainStep.__call__
 

@@ -7,18 +7,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax import sharding
 from vit_jax.experiment import build as experiments
 from vit_jax.experiment import dry_run, leakage
-from vit_jax.experiment.evaluations import describe_data, describe_facts, make_evaluations
-from vit_jax.experiment.run_parts import make_checkpoints, make_journal
+from vit_jax.experiment.evaluations import describe_data, describe_facts
+from vit_jax.experiment.run_parts import make_checkpoints, make_journal, make_run_evaluations
 from vit_jax.experiment.run_records import record_result, record_start, resume
 from vit_jax.files import AnyPath, parse_path
 from vit_jax.multihost import processes
 from vit_jax.multihost.signals import StopSignal
 from vit_jax.run import workdir
 from vit_jax.run.accounting import Ledger
-from vit_jax.run.evaluating import Evaluations
 
 logger = logging.getLogger(__name__)
 
@@ -67,20 +65,11 @@ def train(
         logger.info("%s", dry_run.describe_run(config, experiment))
         ends_process = owns_process or processes.process_count() > 1
         journal = cleanup.enter_context(make_journal(experiment, path, ledger, ends_process=ends_process))
-        batches = cleanup.enter_context(contextlib.closing(experiment.make_train_batches()))
-        made = make_evaluations(
-            config,
-            experiment.model,
-            experiment.mesh,
-            experiment.eval_source,
-            class_names=experiment.class_names,
-            shardings=sharding.shardings_of(experiment.step.abstract_state.evaluated),
-            before_each_batch=stop.check,
-        )
-        processes.check_same("data", describe_data(experiment.train_source, made))
-        overlap = leakage.find_overlap_of_run(made, experiment.train_source, config.weights)
         checkpoints = cleanup.enter_context(make_checkpoints(experiment, path, journal))
-        evaluations = Evaluations(made, journal, checkpoints)
+        batches = cleanup.enter_context(contextlib.closing(experiment.make_train_batches()))
+        evaluations = make_run_evaluations(experiment, journal, checkpoints, stop.check)
+        processes.check_same("data", describe_data(experiment.train_source, evaluations))
+        overlap = leakage.find_overlap_of_run(evaluations, experiment.train_source, config.weights)
 
         # Restore, or initialise.
         restored = checkpoints.restore(experiment.step.abstract_state)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -190,12 +190,12 @@ def _best_metric(config: ConfigDict, evaluations: Sequence[Evaluation]) -> str:
     return best
 
 
-def tested_sources(evaluations: Sequence[Evaluation]) -> dict[str, Source]:
+def tested_sources(evaluations: Iterable[Evaluation]) -> dict[str, Source]:
     """The examples that each evaluation measures, by its name."""
     return {each.name: each.data.test for each in evaluations if each.data.test is not None}
 
 
-def describe_data(train_source: Source | None, evaluations: Sequence[Evaluation]) -> str:
+def describe_data(train_source: Source | None, evaluations: Iterable[Evaluation]) -> str:
     """A line for each data set. All processes must have the same lines."""
     sources = [] if train_source is None else [("training", train_source)]
     sources += [(each.name, source) for each in evaluations for source in each.data.sources]

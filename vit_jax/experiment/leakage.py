@@ -1,7 +1,7 @@
 """Which of the examples that are evaluated were trained on: by this run, or by those its weights come from."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -45,7 +45,7 @@ def find_overlap(tested: Mapping[str, Source], trained_on: Sequence[Source]) -> 
 
 
 def find_overlap_of_run(
-    evaluations: Sequence[Evaluation], train_source: Source | None, weights: str | None
+    evaluations: Iterable[Evaluation], train_source: Source | None, weights: str | None
 ) -> dict[str, int]:
     """Counts the examples of a run's evaluations that it, or the runs behind its weights, trained on.
 

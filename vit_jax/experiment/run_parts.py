@@ -1,10 +1,15 @@
 """The parts of a run that watch, report and save it, made from the config of its experiment."""
 
+from collections.abc import Callable
+
+from vit_jax import sharding
 from vit_jax.costs.hardware import describe_machine
 from vit_jax.experiment.build import Experiment
+from vit_jax.experiment.evaluations import make_evaluations
 from vit_jax.files import AnyPath
 from vit_jax.multihost.watchdog import Watchdog
 from vit_jax.run.accounting import Ledger
+from vit_jax.run.evaluating import Evaluations
 from vit_jax.run.journal import Journal, Throughput
 from vit_jax.run.profiling import Profiler
 from vit_jax.run.run_checkpoints import RunCheckpoints
@@ -34,3 +39,19 @@ def make_journal(experiment: Experiment, workdir: AnyPath, ledger: Ledger, *, en
 def make_checkpoints(experiment: Experiment, workdir: AnyPath, journal: Journal) -> RunCheckpoints:
     """Opens the folders of checkpoints of a run."""
     return RunCheckpoints(workdir, journal, **experiment.config.checkpoint)
+
+
+def make_run_evaluations(
+    experiment: Experiment, journal: Journal, checkpoints: RunCheckpoints, before_each_batch: Callable[[], None]
+) -> Evaluations:
+    """Makes the evaluations of a run; `before_each_batch` may raise to end one."""
+    made = make_evaluations(
+        experiment.config,
+        experiment.model,
+        experiment.mesh,
+        experiment.eval_source,
+        class_names=experiment.class_names,
+        shardings=sharding.shardings_of(experiment.step.abstract_state.evaluated),
+        before_each_batch=before_each_batch,
+    )
+    return Evaluations(made, journal, checkpoints)
