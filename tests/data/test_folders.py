@@ -29,18 +29,23 @@ def images(*folders, count=3, suffix=".jpg"):
     return {f"{folder}/{number}{suffix}": JPEG for folder in folders for number in range(count)}
 
 
+def write_files(folder, files):
+    """Writes files by their names; names that end with "/" are empty folders."""
+    for name, content in files.items():
+        path = folder / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_bytes(content)
+    return str(folder)
+
+
 @pytest.fixture(params=["folder", "zip"])
 def build(request, tmp_path):
     """Makes a folder or a zip file of files by their names; names that end with "/" are empty folders."""
 
     def make(files, name="pets"):
         if request.param == "folder":
-            for place, content in files.items():
-                path = pathlib.Path(f"{tmp_path}/{name}/{place}")
-                (path if place.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
-                if not place.endswith("/"):
-                    path.write_bytes(content)
-            return f"{tmp_path}/{name}"
+            return write_files(tmp_path / name, files)
         order = list(files)
         random.Random(0).shuffle(order)  # what is first in the file must not matter
         with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
@@ -433,9 +438,7 @@ def special(path, kind):
 @pytest.mark.parametrize("kind", ["FIFO", "device", "socket"])
 def test_what_is_no_regular_file_is_never_opened(tmp_path, kind, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for place, content in images("a/cat", "a/dog").items():
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).write_bytes(content)
+    write_files(tmp_path, images("a/cat", "a/dog"))
     special(tmp_path / "it", kind)
     with pytest.raises(UserError, match=rf"cannot read .*/it: it is a {kind}"):
         open_source(str(tmp_path / "it"), "all")
@@ -453,9 +456,7 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path, kind, monkeypatch):
 
 
 def test_links_are_followed_and_loops_of_them_end(tmp_path):
-    for place, content in images("a/train/cat", "a/train/dog").items():
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).write_bytes(content)
+    write_files(tmp_path, images("a/train/cat", "a/train/dog"))
     (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
     (tmp_path / "a" / "b").symlink_to(tmp_path / "a" / "c")
     (tmp_path / "a" / "c").symlink_to(tmp_path / "a" / "b")
@@ -473,9 +474,7 @@ def test_links_are_followed_and_loops_of_them_end(tmp_path):
 
 
 def test_a_file_larger_than_any_image_is_not_read(tmp_path):
-    for place, content in images("cat", "dog", count=1).items():
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).write_bytes(content)
+    write_files(tmp_path, images("cat", "dog", count=1))
     os.truncate(tmp_path / "cat" / "0.jpg", 2**40)  # with a hole, which takes no disk
     with pytest.raises(BadRecordError, match="1,099,511,627,776 bytes, and at most 268,435,456"):
         open_source(str(tmp_path), "all")[0]
@@ -483,9 +482,7 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path):
 
 def test_the_folder_is_listed_in_any_order(tmp_path, monkeypatch):
     files = images("train/cat", "train/dog", "test/cat", "Extra") | {"train/a.txt": b"", "train/cat/desktop.ini": b""}
-    for place, content in files.items():
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).write_bytes(content)
+    write_files(tmp_path, files)
     found, listed = set(), trees.FolderTree.entries
     for seed in range(6):
 

@@ -160,23 +160,6 @@ def test_classes_without_names_have_none(prepared):
     assert (source.class_names, source.num_classes) == (None, 3)
 
 
-def test_place_of_an_example_in_a_slice_is_file_and_record(golden):
-    file = golden / "golden_animals" / "1.0.0" / "golden_animals-train.tfrecord-00001-of-00003"
-    assert open_source("tfds:golden_animals", "train[5:]").where(3).startswith("record 1 (byte ")
-    assert open_source("tfds:golden_animals", "train[5:]").where(3).endswith(str(file))
-
-
-def test_fingerprint_changes_with_split_and_slice(golden):
-    splits = ("train", "validation", "train[1:]", "train+validation", "validation+train")
-    assert len({open_source("tfds:golden_animals", split).fingerprint() for split in splits}) == len(splits)
-
-
-def test_label_that_is_missing_is_no_label(prepared):
-    source = open_source(str(prepared / "prepared_with_two_labels"), "train", label_key="kind")
-    labels = [source[i]["label"] for i in range(len(source))]
-    assert sorted(labels) == [NO_LABEL, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]  # instead of the 0 of number 3
-
-
 def test_only_image_feature_is_taken_and_data_without_classes_have_no_labels(prepared, caplog):
     source = open_source(str(prepared / "prepared_without_labels"), "train")
     assert source[0]["label"] == NO_LABEL
@@ -190,12 +173,6 @@ def test_most_labels_are_as_given_or_as_the_manifest_says_or_enough_for_most(pre
     (folder / "manifest.json").write_text('{"max_labels": 11, "other": 1}')
     assert open_source(str(folder), "train").max_labels == 11
     assert open_source(str(folder), "train", max_labels=5).max_labels == 5
-
-
-def test_more_labels_than_given_say_what_to_set(prepared):
-    source = open_source(str(prepared / "prepared_with_many_classes"), "train", max_labels=10)
-    with pytest.raises(UserError, match=r"has 11 labels, but data.max_labels is 10"):
-        [source[i] for i in range(len(source))]
 
 
 # ---- Where it is.

@@ -3,7 +3,6 @@ import json
 import pickle
 import shutil
 
-import cv2
 import numpy as np
 import pytest
 from tensorflow_datasets.proto import tf_example_pb2
@@ -12,7 +11,6 @@ from tests.data.vtab import prepared
 from tests.data.vtab.test_tasks import SCENIC, slices_of
 from vit_jax.data.overlap import count_shared
 from vit_jax.data.sources import MissingDataError, open_source
-from vit_jax.data.transforms import decode
 from vit_jax.data.vtab import TASKS, open_vtab
 from vit_jax.errors import UserError
 
@@ -365,16 +363,3 @@ def test_pictures_of_one_data_set_have_fingerprints_of_their_own(written):
         for key in ("image", "image2")
     )
     assert one != other
-
-
-def test_label_beyond_the_classes_is_refused(data_dir):
-    prepare(data_dir, "dsprites_location", train800={"label_x_position": 31})
-    task = dataclasses.replace(TASKS["dsprites_location"], num_classes=15)
-    with pytest.raises(UserError, match=r"has label 15, but labels of 15 classes count from 0"):
-        open_vtab(task, "train800[:1]")[0]
-
-
-def test_grey_image_becomes_three_channels(written):
-    image = three("smallnorb_elevation")[0]["image"]
-    grey = cv2.imdecode(np.frombuffer(written["smallnorb"][0]["image"], np.uint8), cv2.IMREAD_GRAYSCALE)
-    np.testing.assert_array_equal(decode(image), np.repeat(grey[..., None], 3, axis=-1))
