@@ -13,7 +13,6 @@ import pytest
 
 from tests.data.test_sources import write_image
 from tests.test_train import compiled_once
-from vit_jax import checkpoints
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.config import base_config, flatten
 from vit_jax.costs.flops import forward_flops
@@ -25,7 +24,7 @@ from vit_jax.models import create_model
 from vit_jax.models.position_embeddings import interpolate_position_embedding
 from vit_jax.run.facts import RunFacts, SplitFacts, write_facts
 from vit_jax.train import train
-from vit_jax.weights import Preprocessing, from_params, load, save
+from vit_jax.weights import Preprocessing, from_params, load, run_weights, save
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +134,7 @@ def resnet_run(tmp_path, monkeypatch):
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"])
     values = {"best": 1.0, "checkpoints": 0.0}
     monkeypatch.setattr(
-        checkpoints,
+        run_weights,
         "read_parameters",
         lambda path: (1, jax.tree.map(lambda leaf: np.full(leaf.shape, values[path.name], leaf.dtype), shapes), {}),
     )
@@ -245,7 +244,7 @@ def test_fine_tuning_goes_on_to_the_bit_after_an_interruption(run, tmp_path):
         ({"weights": "/nowhere/weights.npz"}, "/nowhere"),
         ({"weights": None, "keep_head": True}, "keep_head needs weights"),
         ({"weights": None}, "set model.name"),
-        ({"train_only": ("^neck/",)}, "found in no name"),
+        ({"train_only": ("^neck/",)}, "found in no parameter.s name"),
         ({"keep_head": True, "model.num_classes": 12}, "has 7 classes, but model.num_classes=12"),
         ({"keep_head": True}, r"the head of \S+ has 7 classes, fewer than the data set's 10\. Set keep_head=False"),
     ],
