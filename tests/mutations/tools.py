@@ -11,6 +11,7 @@ PRODUCTS, TEST_FLOPS = "vit_jax/costs/products.py", "tests/costs/test_flops.py"
 SWEEP_RESULTS, TEST_SWEEP = "vit_jax/sweep/results.py", "tests/sweep/test_sweep.py"
 TRIALS, TEST_SWEEP_RESULTS = "vit_jax/sweep/trials.py", "tests/sweep/test_results.py"
 RECIPES = "vit_jax/report/recipes.py"
+RUN_RESULT = "vit_jax/run/run_result.py"
 SEEDS, TEST_REPORT = "vit_jax/report/seeds.py", "tests/report/test_report.py"
 MEASURED, TEST_MEASURED = "vit_jax/report/measured.py", "tests/report/test_measured.py"
 CONFIG, TEST_CONFIG = "vit_jax/config.py", "tests/test_config.py"
@@ -186,6 +187,48 @@ MUTATIONS = [
         "weights = None",
         "tests/experiment/test_leakage.py::test_data_of_all_runs_behind_weights_count",
         "the data of all runs behind weights count as trained on",
+    ),
+    Mutation(
+        RUN_RESULT,
+        'return f"an error at step {failed_at}, whose state is in emergency/" if failed_at > saved_at else ""',
+        'return ""',
+        f"{TEST_SWEEP}::test_error_on_another_machine_counts_as_failed_until_the_run_has_gone_on",
+        "a run that left its state in emergency/ has failed",
+    ),
+    Mutation(
+        RUN_RESULT,
+        '_YOUNGER = {"data.exif_orientation": False}',
+        "_YOUNGER: dict[str, bool] = {}",
+        "tests/report/test_settings.py::test_images_that_are_turned_now_and_were_not_before_are_not_averaged",
+        "runs from before images were turned are set apart",
+    ),
+    Mutation(
+        TRIALS,
+        "if self.is_final and shared:",
+        "if False:",
+        f"{TEST_SWEEP_RESULTS}::test_final_run_that_says_it_was_evaluated_on_what_it_trained_on_does_not_count",
+        "a final run that was evaluated on its training examples does not count",
+    ),
+    Mutation(
+        "vit_jax/report/collect.py",
+        "if run.steps is None or last > run.steps:",
+        "if run.steps is None:",
+        "tests/report/test_collect.py::test_folders_that_tell_nothing_are_told_in_a_line_each_and_the_rest_is_read",
+        "a run that went on after its summary is left out",
+    ),
+    Mutation(
+        "vit_jax/report/settings.py",
+        '"averaged parameters are evaluated already": ("polyak_decay",),',
+        "",
+        "tests/report/test_settings.py",
+        "every field of a config is known to the report",
+    ),
+    Mutation(
+        SEEDS,
+        "model.goes_with(other) and model.lineage.seeds != other.lineage.seeds",
+        "model.lineage.seeds != other.lineage.seeds",
+        "tests/report/test_collect.py::test_runs_of_other_settings_are_not_averaged",
+        "runs of other settings are not averaged",
     ),
     Mutation(
         SEEDS,
