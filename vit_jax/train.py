@@ -69,7 +69,7 @@ def train(
         batches = cleanup.enter_context(contextlib.closing(experiment.make_train_batches()))
         evaluations = make_run_evaluations(experiment, journal, checkpoints, stop.check)
         processes.check_same("data", describe_data(experiment.train_source, evaluations))
-        overlap = leakage.find_overlap_of_run(evaluations, experiment.train_source, config.weights)
+        overlap = leakage.find_overlap_of_run(experiment, evaluations)
 
         # Restore, or initialise.
         restored = checkpoints.restore(experiment.step.abstract_state)

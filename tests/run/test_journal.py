@@ -304,6 +304,17 @@ def test_late_batch_is_no_waiting_while_the_devices_are_at_work(is_done, waited,
     assert ledger.seconds()["input"] == waited
 
 
+def test_the_step_that_compiles_is_not_in_the_rates(clock, make_journal):
+    rows = []
+    with make_journal() as journal:
+        journal.write = lambda step, metrics: rows.append(metrics)
+        for step, _ in zip(range(1, 5), journal.timed(iter(range(8))), strict=False):
+            clock[0] += 10.0 if step == 1 else 1.0
+            journal.end_step(step, {"loss": Value(True)})
+        journal.drain()
+    assert rows[0]["time/step_seconds"] == 1.0
+
+
 def test_a_profile_shows_the_wait_for_input(make_journal, tmp_path):
     with make_journal(profiler=Profiler(tmp_path / "profile", first_step=2, num_steps=1)) as journal:
         for step, _ in enumerate(journal.timed(iter(range(8))), start=1):

@@ -10,6 +10,7 @@ from vit_jax.config import base_config
 from vit_jax.data.overlap import Places, shown
 from vit_jax.data.sources import MissingDataError, Source
 from vit_jax.errors import UserError
+from vit_jax.experiment.build import Experiment
 from vit_jax.experiment.data import open_data, training_data_sets
 from vit_jax.experiment.evaluations import Evaluation, tested_sources
 from vit_jax.files import AnyPath, parse_path
@@ -44,23 +45,16 @@ def find_overlap(tested: Mapping[str, Source], trained_on: Sequence[Source]) -> 
     return overlap
 
 
-def find_overlap_of_run(
-    evaluations: Iterable[Evaluation], train_source: Source | None, weights: str | None
-) -> dict[str, int]:
+def find_overlap_of_run(experiment: Experiment, evaluations: Iterable[Evaluation]) -> dict[str, int]:
     """Counts the examples of a run's evaluations that it, or the runs behind its weights, trained on.
-
-    Args:
-      evaluations: from `make_evaluations`.
-      train_source: of the run; None: nothing is trained.
-      weights: as `config.weights`.
 
     Returns:
       See `find_overlap`; {} in all processes but the main one.
     """
     if not processes.is_main_process():
         return {}
-    trained_on = ([] if train_source is None else [train_source]) + sources_behind(weights)
-    return find_overlap(tested_sources(evaluations), trained_on)
+    own = [] if experiment.train_source is None else [experiment.train_source]
+    return find_overlap(tested_sources(evaluations), own + sources_behind(experiment.config.weights))
 
 
 def open_training_data(data: ConfigDict) -> tuple[list[Source], list[str]]:
