@@ -22,6 +22,7 @@ from vit_jax.checkpoints import Checkpoints, read_parameters
 from vit_jax.config import base_config
 from vit_jax.costs.hardware import describe_machine
 from vit_jax.errors import UserError
+from vit_jax.files import parse_path
 from vit_jax.run import curves, lease, workdir
 from vit_jax.run.accounting import Accounts, Ledger, read_starts
 from vit_jax.run.metrics import MetricWriter, read_jsonl
@@ -66,7 +67,7 @@ def emulator():
 @pytest.fixture
 def run(emulator, request):
     """A place in the bucket for one test."""
-    return workdir.parse(f"gs://bucket/runs/{request.node.name}")
+    return parse_path(f"gs://bucket/runs/{request.node.name}")
 
 
 def store():
@@ -209,12 +210,12 @@ def test_weights_of_what_is_no_run_are_refused(run):
 
 def test_bucket_that_does_not_exist_is_one_error(emulator):
     with pytest.raises(UserError, match="cannot write to the workdir gs://nowhere/run/"):
-        workdir.locked(workdir.parse("gs://nowhere/run")).__enter__()
+        workdir.locked(parse_path("gs://nowhere/run")).__enter__()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # other arrays' writes fail later
 def test_checkpoint_that_cannot_be_written_is_one_error(emulator):
-    checkpoints = Checkpoints(workdir.parse("gs://nowhere/run"), keep=1)
+    checkpoints = Checkpoints(parse_path("gs://nowhere/run"), keep=1)
     with pytest.raises(UserError, match=r"could not write a checkpoint to gs://nowhere/run: (.|\n)*Fix the cause"):
         checkpoints.save(1, tree())
         checkpoints.wait()

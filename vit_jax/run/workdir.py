@@ -49,8 +49,6 @@ from vit_jax.run.lease import LockLostError, lease
 
 logger = logging.getLogger(__name__)
 
-parse = parse_path  # until all callers use vit_jax.files
-
 FAILURE = "failure.json"
 
 PACKAGES = ("vit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "simplejpeg",
