@@ -8,6 +8,7 @@ import resource
 from collections.abc import Sequence
 from typing import Any
 
+from vit_jax.data.sources.base import reason_of
 from vit_jax.errors import UserError
 from vit_jax.files import stat_regular
 
@@ -79,8 +80,7 @@ def _count_records(path: str) -> int:
         count = reader.num_records()
         reader.close()
     except Exception as error:  # the C++ library does not document its errors
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise UserError(f"cannot read {path} as array_record: {reason}.") from error
+        raise UserError(f"cannot read {path} as array_record: {reason_of(error)}.") from error
     return count
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "Numbers",
     "Source",
     "fingerprint_of",
+    "reason_of",
     "turns_images",
 ]
 
@@ -125,3 +126,9 @@ def fingerprint_of(parts: Iterable[object]) -> str:
     for part in parts:
         digest.update(f"{part}\n".encode(errors="surrogateescape"))  # file names need not be text
     return digest.hexdigest()[:16]
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error's message, without its full stop."""
+    text = error.args[0] if isinstance(error, KeyError) else error
+    return (str(text).strip() or type(error).__name__).splitlines()[0].rstrip(".")

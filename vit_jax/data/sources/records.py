@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from vit_jax.data.sources.array_record import ArrayRecordFiles
-from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Extent, fingerprint_of
+from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Extent, fingerprint_of, reason_of
 from vit_jax.data.sources.tfrecord import TFRecordFiles
 from vit_jax.errors import UserError
 from vit_jax.json_files import Fields, read_object
@@ -199,12 +199,6 @@ def _example_class() -> Any:
 def parse_example(serialized: bytes) -> Mapping[str, Any]:
     """The features of a serialized `tf.train.Example` by name; raises google.protobuf's DecodeError."""
     return _example_class().FromString(serialized).features.feature
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of an error's message, without its full stop."""
-    text = error.args[0] if isinstance(error, KeyError) else error
-    return (str(text).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _values(feature: Any) -> Sequence[Any]:

@@ -7,7 +7,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from vit_jax.data.sources.base import BadRecordError
+from vit_jax.data.sources.base import BadRecordError, reason_of
 from vit_jax.data.sources.records import (
     FILE_NAME_KEYS,
     FORMATS,
@@ -19,7 +19,6 @@ from vit_jax.data.sources.records import (
     RecordSource,
     parse_example,
     read_manifest_facts,
-    reason_of,
 )
 from vit_jax.data.sources.splits import ALL, resolve, shard_ranges
 from vit_jax.data.sources.tfrecord import HEADER, masked_checksum
