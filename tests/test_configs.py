@@ -13,7 +13,7 @@ from vit_jax.costs.flops import train_exaflops
 from vit_jax.errors import UserError
 from vit_jax.experiment import build, dry_run
 from vit_jax.models import create_model
-from vit_jax.objectives.losses import make_loss
+from vit_jax.objectives.losses import Loss
 from vit_jax.paper import tables
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -208,7 +208,7 @@ def test_head_bias_begins_the_loss_where_the_page_says(page, start, start_withou
 
     def first_loss(bias):
         logits = jnp.full((2, config.model.num_classes), bias)
-        with_one, with_two = make_loss(config.loss)(logits, jnp.array([[0, -1], [0, 1]]))
+        with_one, with_two = Loss(config.loss)(logits, jnp.array([[0, -1], [0, 1]]))
         return with_one + (labels_an_image - 1) * (with_two - with_one)
 
     assert first_loss(config.model.head_bias) == pytest.approx(start, abs=0.5)

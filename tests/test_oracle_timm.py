@@ -10,7 +10,7 @@ import pytest
 from vit_jax.models.layers import normalize_images, stack_layers, unstack_layers
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.objectives.classification import Classification
-from vit_jax.objectives.losses import make_loss
+from vit_jax.objectives.losses import Loss
 from vit_jax.optimizers import make_optimizer, make_schedule
 from vit_jax.sharding import batch_sharding, make_mesh, replicated
 from vit_jax.train_step import TrainState, TrainStep
@@ -125,7 +125,7 @@ def test_forward_pass_is_that_of_timm(golden, variant, scan_layers):
 def test_sigmoid_loss_is_the_sum_over_classes(golden):
     model = make_model("cls")
     logits, _ = model.apply({"params": make_params(golden, "cls")}, normalize_images(golden["images"][0]))
-    losses = make_loss("sigmoid")(logits, golden["labels"][0])
+    losses = Loss("sigmoid")(logits, golden["labels"][0])
     assert_close(losses, golden["sigmoid_losses"], LOSS_TOLERANCE, "losses")
 
 
@@ -142,7 +142,7 @@ def train(golden, run, *, accumulation_steps=1, scan_layers=False):
     step = TrainStep(
         make_model("cls", scan_layers=scan_layers),
         optimizer,
-        Classification(make_loss("softmax", label_smoothing=0.1)),
+        Classification(Loss("softmax", label_smoothing=0.1)),
         image_size=images.shape[2],
         schedule=schedule,
         mesh=mesh,

@@ -12,7 +12,7 @@ from vit_jax import optimizers, sharding
 from vit_jax.models import create_model
 from vit_jax.models.layers import normalize_images
 from vit_jax.objectives.classification import Classification
-from vit_jax.objectives.losses import NO_LABEL, make_loss
+from vit_jax.objectives.losses import NO_LABEL, Loss
 from vit_jax.objectives.mixup import Mixing
 from vit_jax.train_step import OBJECTIVE_STREAM, RNGS, TrainStep
 
@@ -28,7 +28,7 @@ def sgd_step(model=None, *, mixing=None, devices=1, momentum_dtype="float32", **
     """A step of which the update is linear in the gradient."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
     optimizer = optimizers.make_optimizer("sgd", 0.1, momentum_dtype=momentum_dtype)
-    objective = Classification(make_loss("softmax"), mixing or Mixing())
+    objective = Classification(Loss("softmax"), mixing or Mixing())
     return TrainStep(model or make_model(), optimizer, objective, image_size=8, mesh=mesh, **options)
 
 
@@ -38,7 +38,7 @@ def parts(devices, accumulation_steps, dropout_rate, learning_rate, clip_norm, m
     step = TrainStep(
         make_model(dropout_rate=dropout_rate),
         optimizers.make_optimizer("adamw", schedule, weight_decay=0.1, clip_norm=clip_norm),
-        Classification(make_loss("softmax", 0.1), mixing or Mixing()),
+        Classification(Loss("softmax", 0.1), mixing or Mixing()),
         image_size=8,
         schedule=schedule,
         mesh=sharding.make_mesh(jax.devices()[:devices]),
@@ -210,7 +210,7 @@ def test_images_are_normalised_to_minus_one_to_one():
 
 
 def test_softmax_loss_of_uniform_logits_is_log_of_classes():
-    losses = make_loss("softmax")(jnp.zeros((2, 7)), jnp.array([0, 6]))
+    losses = Loss("softmax")(jnp.zeros((2, 7)), jnp.array([0, 6]))
     np.testing.assert_allclose(losses, np.log(7), rtol=1e-6)
 
 
@@ -218,14 +218,14 @@ def test_softmax_loss_with_smoothing_matches_the_closed_form():
     logits = np.array([[2.0, -1.0, 0.5]], np.float32)
     log_probabilities = logits - np.log(np.exp(logits).sum())
     targets = np.array([[0.1 / 3, 0.9 + 0.1 / 3, 0.1 / 3]])
-    loss = make_loss("softmax", 0.1)(jnp.asarray(logits), jnp.array([1]))
+    loss = Loss("softmax", 0.1)(jnp.asarray(logits), jnp.array([1]))
     np.testing.assert_allclose(loss, -(targets * log_probabilities).sum(-1), rtol=1e-6)
 
 
 def test_sigmoid_loss_sums_over_classes():
     logits = np.array([[2.0, -1.0, 0.5]], np.float32)
     expected = np.log1p(np.exp(logits)).sum() - logits[0, 1]
-    np.testing.assert_allclose(make_loss("sigmoid")(jnp.asarray(logits), jnp.array([1])), [expected], rtol=1e-6)
+    np.testing.assert_allclose(Loss("sigmoid")(jnp.asarray(logits), jnp.array([1])), [expected], rtol=1e-6)
 
 
 def test_generator_decides_the_masks_of_dropout_and_not_the_parameters():
@@ -261,7 +261,7 @@ def test_only_selected_parameters_move_and_as_they_do_alone():
 
     def loss(head):
         logits, _ = step.model.apply({"params": before | {"head": head}}, normalize_images(batch["image"]))
-        return make_loss("softmax")(logits, batch["label"]).mean()
+        return Loss("softmax")(logits, batch["label"]).mean()
 
     gradient = jax.grad(loss)(before["head"])
     state, metrics = step(state, batch)

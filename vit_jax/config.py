@@ -229,62 +229,48 @@ def set_length(config: ConfigDict, assigned: Collection[str]) -> None:
                 config[name] = None
 
 
-# What each field takes; None where that is the default. Lengths, sizes and counts have a limit far above what anyone
-# uses, so that a slip of the finger is told before it fills the memory.
-CHECKS: dict[str, Check] = {
+def _field_types(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """Yields the flat name and the type of each field outside of `config.evals`, also of those that are None."""
+    for name in config:
+        if isinstance(config[name], ConfigDict):
+            yield from _field_types(config[name], f"{prefix}{name}.") if name != "evals" else ()
+        else:
+            yield prefix + name, config.get_type(name)
+
+
+# What fields of a type take. Names, patterns and pairs are checked where they are used.
+_BY_TYPE = {bool: FLAG, str: TEXT, tuple: ANY_TUPLE}
+
+# Limits of lengths, sizes and counts are far above what anyone uses: they catch typos before these fill the memory.
+_RANGES: dict[str, Check] = {
     "seed": COUNT,
-    "weights": TEXT,
-    "keep_head": FLAG,
-    "train_only": ANY_TUPLE,  # `optimizers.select_parameters` checks the patterns
-    "model.name": TEXT,
     "model.num_classes": Number(1, 2**26, whole=True),
     "model.num_layers": LAYERS,
     "model.hidden_dim": SIZE,
     "model.mlp_dim": SIZE,
     "model.num_heads": SIZE,
     "model.stages": Several(LAYERS, at_least=1),
-    "model.pool": TEXT,
-    "model.position_embedding": TEXT,
-    "model.position_embedding_at": TEXT,
-    "model.pre_logits": FLAG,
     "model.head_bias": Number(-MOST_FLOAT),
     "model.dropout_rate": SHARE,
     "model.attention_dropout_rate": SHARE,
     "model.stochastic_depth_rate": SHARE,
-    "model.attention": TEXT,
     "model.dtype": DTYPE,
     "model.param_dtype": DTYPE,
-    "model.scan_layers": FLAG,
-    "model.root_padding": TEXT,
-    "model.remat": TEXT,
-    "data.dataset": TEXT,
-    "data.mixture": ANY_TUPLE,  # `experiment.data.training_data_sets` checks the pairs
-    "data.train_split": TEXT,
     # Metrics of training and of time bear these prefixes.
     "data.eval_split": Value(
         "a split of another name than 'train' or 'time', such as 'train[:1%]'",
         lambda value: isinstance(value, str) and value not in ("train", "time"),
     ),
-    "data.eval_labels": TEXT,
-    "data.image_key": TEXT,
-    "data.label_key": TEXT,
     "data.max_labels": Number(1, 100_000, whole=True),
     "data.image_size": PIXELS,
-    "data.exif_orientation": FLAG,
-    "data.inception_crop": FLAG,
     "data.crop_min_area": POSITIVE_SHARE,
     "data.random_crop_from": PIXELS,
-    "data.flip": FLAG,
-    "data.resize": TEXT,
     "data.randaugment_layers": Number(0, 1000, whole=True),
     "data.randaugment_magnitude": NOT_NEGATIVE,
     "data.randaugment_magnitude_std": NOT_NEGATIVE,
-    "data.randaugment_operations": TEXT,
     "data.eval_resize_small": PIXELS,
-    "data.eval_resize": TEXT,
     "data.expected_train_images": Number(1, 10**15, whole=True),
     "data.expected_within": SHARE,
-    "data.how_to_prepare": TEXT,
     "data.num_threads": Number(1, 4096, whole=True),
     "data.num_workers": Number(0, 1024, whole=True),
     "data.prefetch": Number(1, 10_000, whole=True),
@@ -294,14 +280,10 @@ CHECKS: dict[str, Check] = {
     "epochs": Number(0, 10**6, open_low=True),
     "steps": STEPS,
     "images": Number(1, 10**15, whole=True),
-    "objective": TEXT,
-    "loss": TEXT,
     "label_smoothing": SHARE,
     "mixup_alpha": NOT_NEGATIVE,
     "cutmix_alpha": NOT_NEGATIVE,
-    "optimizer.name": TEXT,
     "optimizer.learning_rate": NOT_NEGATIVE,
-    "optimizer.schedule": TEXT,
     "optimizer.warmup_steps": COUNT,
     "optimizer.end_learning_rate": NOT_NEGATIVE,
     "optimizer.drop_at": Several(Number(0, 1, open_low=True, open_high=True), distinct=True),
@@ -316,20 +298,21 @@ CHECKS: dict[str, Check] = {
     "polyak_decay": SHARE,
     "mesh.data": DEVICES,
     "mesh.model": DEVICES,
-    "sharding": TEXT,
-    "sharding_rules": ANY_TUPLE,  # `sharding.parameter_specs` checks the rules
     "rng": one_of("threefry2x32", "rbg", "unsafe_rbg"),  # `train_step.RNGS`
-    "compiler_options": ANY_TUPLE,  # `experiment.step` checks the pairs
     "eval_batch_size": BATCH,
     "log_every_steps": STEPS,
     "checkpoint.every_steps": STEPS,
     "checkpoint.keep": Number(1, 10**6, whole=True),
-    "checkpoint.keep_best": FLAG,
-    "checkpoint.best_metric": TEXT,
     "watchdog_seconds": Number(0, 10**8),
     "profile.first_step": STEPS,
     "profile.num_steps": STEPS,
 }
+
+# What each field takes, and None where that is the default.
+CHECKS: dict[str, Check] = {
+    name: _RANGES[name] if name in _RANGES else _BY_TYPE[kind] for name, kind in _field_types(base_config())
+}
+
 _MOST_BYTES = 2**40  # of the uint8 images of a batch, on all hosts together
 
 

@@ -11,7 +11,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluators.classification import ClassificationEvaluator
 from vit_jax.models import create_model
 from vit_jax.models.layers import normalize_images
-from vit_jax.objectives.losses import make_loss
+from vit_jax.objectives.losses import Loss
 from vit_jax.train_step import TrainState
 
 
@@ -46,7 +46,7 @@ def test_accuracy_and_loss_are_those_of_all_examples_counted_once(devices, batch
     params["head"]["bias"] = jnp.array([5.0, 0.0, 0.0, 0.0])  # padding, whose label is 0, would count as right
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     batches = EvalBatches(RandomSource(), EvalTransform(8), sharding.batch_sharding(mesh), batch_size=batch_size)
-    found = dict(ClassificationEvaluator(model, batches, make_loss("softmax"), mesh).run(state))
+    found = dict(ClassificationEvaluator(model, batches, Loss("softmax"), mesh).run(state))
 
     examples = [RandomSource()[i] for i in range(21)]
     logits, _ = model.apply({"params": params}, normalize_images(np.stack([each["image"] for each in examples])))
@@ -70,7 +70,7 @@ def test_several_labels_count_once_and_images_without_labels_not_at_all():
     params["head"]["bias"] = jnp.array([5.0, 0.0, 0.0, 0.0])  # always says 0
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     batches = EvalBatches(SeveralLabels(), EvalTransform(8), sharding.batch_sharding(mesh), batch_size=8)
-    found = dict(ClassificationEvaluator(model, batches, make_loss("softmax"), mesh).run(state))
+    found = dict(ClassificationEvaluator(model, batches, Loss("softmax"), mesh).run(state))
     assert found["examples"] == 15  # 21 images, and every fourth without a label
     assert found["accuracy"] == pytest.approx(10 / 15)
 
@@ -83,7 +83,7 @@ def test_examples_that_the_mask_leaves_out_do_not_count_whatever_their_label():
         "mask": np.array([1, 1, 0, 0], np.float32),
     }
     state = TrainState(step=jnp.int32(0), params={}, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
-    found = dict(ClassificationEvaluator(Pixels(5), [batch, batch], make_loss("softmax"), mesh).run(state))
+    found = dict(ClassificationEvaluator(Pixels(5), [batch, batch], Loss("softmax"), mesh).run(state))
     assert found == {"accuracy": 0.5, "loss": pytest.approx(np.log(5)), "examples": 4}  # of five classes no top 5
 
 
@@ -109,7 +109,7 @@ def test_logits_that_are_not_finite_are_no_class_unless_their_image_does_not_cou
     }
     batch["image"][3] = 0
     state = TrainState(step=jnp.int32(0), params={}, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
-    found = dict(ClassificationEvaluator(Breaks(bad=bad), [batch, batch], make_loss("softmax"), mesh).run(state))
+    found = dict(ClassificationEvaluator(Breaks(bad=bad), [batch, batch], Loss("softmax"), mesh).run(state))
     if counts:
         assert np.isnan([found["accuracy"], found["top5_accuracy"], found["loss"]]).all()
         assert "2 of 8 images have logits that are not finite" in caplog.text
@@ -130,7 +130,7 @@ def test_split_without_any_label_is_an_error():
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     batches = EvalBatches(NoLabels(), EvalTransform(8), sharding.batch_sharding(mesh), batch_size=8)
     with pytest.raises(UserError, match="none of the images to evaluate has a label"):
-        dict(ClassificationEvaluator(model, batches, make_loss("softmax"), mesh).run(state))
+        dict(ClassificationEvaluator(model, batches, Loss("softmax"), mesh).run(state))
 
 
 @pytest.mark.parametrize("classes", [None, (2, 3, 5, 7, 11, 13, 17, 19)])
@@ -151,7 +151,7 @@ def test_top_5_and_classes_that_compete(classes):
     mesh = sharding.make_mesh(jax.devices()[:8])
     batches = EvalBatches(ManyClasses(), EvalTransform(4), sharding.batch_sharding(mesh), batch_size=16)
     state = TrainState(step=jnp.int32(0), params={}, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
-    evaluator = ClassificationEvaluator(Pixels(20), batches, make_loss("softmax"), mesh, classes=classes)
+    evaluator = ClassificationEvaluator(Pixels(20), batches, Loss("softmax"), mesh, classes=classes)
     found = dict(evaluator.run(state))
 
     logits = images.reshape(100, -1)[:, :20].astype(float)

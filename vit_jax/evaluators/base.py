@@ -67,7 +67,7 @@ class Setup:
     Attributes:
       model: images -> (logits, intermediates).
       mesh: the devices.
-      loss_fn: from `losses.make_loss`.
+      loss_fn: a `losses.Loss`.
       transform: from an encoded image to the model's input.
       class_names: of the logits, where they are known.
       shardings: of the parameters; None: replicated.

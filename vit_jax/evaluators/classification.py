@@ -50,7 +50,7 @@ class ClassificationEvaluator:
         Args:
           model: images -> (logits, intermediates).
           batches: as from `data.pipeline.EvalBatches`; `mask` says which examples count.
-          loss_fn: from `losses.make_loss`.
+          loss_fn: a `losses.Loss`.
           mesh: the devices.
           shardings: of the parameters; None: replicated.
           classes: the logits that compete, for test sets of some of the model's classes; None: all.

@@ -15,7 +15,7 @@ from vit_jax.evaluators import registry
 from vit_jax.evaluators.base import EvaluatorType, RunData, Setup, TestData
 from vit_jax.experiment.build import Experiment
 from vit_jax.experiment.data import eval_transform, open_data
-from vit_jax.objectives.losses import make_loss
+from vit_jax.objectives.losses import Loss
 from vit_jax.run.facts import RunFacts, SplitFacts, as_trained, describe_class_changes, describe_split_changes
 from vit_jax.train_step import TrainState
 from vit_jax.weights import Preprocessing
@@ -164,7 +164,7 @@ def make_setup(
     setup = Setup(
         model,
         mesh,
-        make_loss(config.loss),
+        Loss(config.loss),
         eval_transform(config.data),
         class_names=class_names,
         shardings=shardings,

@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 from vit_jax.errors import unknown_name
 from vit_jax.objectives import Objective
 from vit_jax.objectives.classification import Classification
-from vit_jax.objectives.losses import make_loss
+from vit_jax.objectives.losses import Loss
 from vit_jax.objectives.mixup import Mixing
 
 
 def _classification(config: ConfigDict) -> tuple[Objective, dict[str, Any]]:
-    loss = make_loss(config.loss, config.label_smoothing)
+    loss = Loss(config.loss, config.label_smoothing)
     return Classification(loss, Mixing(config.mixup_alpha, config.cutmix_alpha)), {}
 
 

@@ -14,7 +14,7 @@ import optax
 from vit_jax.errors import unknown_name
 from vit_jax.objectives.labels import NO_LABEL
 
-__all__ = ["LOSSES", "NO_LABEL", "Loss", "is_correct", "is_labelled", "make_loss", "multi_hot"]
+__all__ = ["LOSSES", "NO_LABEL", "Loss", "is_correct", "is_labelled", "multi_hot"]
 
 
 def _rows(labels: jax.Array) -> jax.Array:
@@ -99,12 +99,3 @@ class Loss:
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Returns losses `[batch]`, 0 for images without a label."""
         return self.of_targets(logits, self.targets(labels, logits.shape[-1])) * is_labelled(labels)
-
-
-def make_loss(name: str, label_smoothing: float = 0.0) -> Loss:
-    """The loss of that name.
-
-    Raises:
-      UserError: unknown loss.
-    """
-    return Loss(name, label_smoothing)
