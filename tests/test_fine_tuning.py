@@ -198,7 +198,7 @@ def test_linear_probe_moves_the_head_alone(config, weights):
     # The forward pass, and the gradient of the head's kernel.
     forward = forward_flops(built.model, config.data.image_size)
     assert built.train_flops == forward + 2 * math.prod(built.step.abstract_state.params["head"]["kernel"].shape)
-    assert "in all at 1 x forward" in dry_run.describe_run(config, built)
+    assert "in all at 1 x forward" in dry_run.describe_run(built)
     begun, state = begun.params, built.init_state()
     step = built.step
     with contextlib.closing(built.make_train_batches()) as batches:
@@ -212,7 +212,7 @@ def test_linear_probe_moves_the_head_alone(config, weights):
 
 def test_dry_run_tells_what_becomes_of_the_weights(config):
     config.optimizer.layer_decay = 0.75
-    text = dry_run.dry_run(config, experiments.build(config))
+    text = dry_run.dry_run(experiments.build(config), [], {})
     assert "resized         1  Transformer/posembed_input/pos_embedding (1, 17, 32) -> (1, 37, 32)" in text
     assert "dropped         4  head/bias, head/kernel, pre_logits/bias, pre_logits/kernel" in text
     assert "new: head/bias, head/kernel" in text
@@ -262,7 +262,7 @@ def test_released_weights_that_are_not_here_do_not_keep_from_planning(config, mo
     config.data.image_size = 32
     built = experiments.build(config, allow_missing_data=True)
     assert (built.model_name, built.transfer_report) == ("ViT-Ti/16", None)
-    assert "not read yet" in dry_run.describe_run(config, built)
+    assert "not read yet" in dry_run.describe_run(built)
 
 
 def test_a_config_may_name_the_model_of_weights_with_attributes_of_their_own(config):

@@ -136,7 +136,7 @@ def test_command_of_the_page_is_taken(run_main):
     flags = shlex.split(next(line for line in page.splitlines() if line.startswith("--config.sharding=")))
     wider = ["--config.model.hidden_dim=128", "--config.model.mlp_dim=256"]
     process = run_main(
-        "--config=configs/quickstart.py", "--dry_run", *flags, *wider, check=True, JAX_NUM_CPU_DEVICES="8"
+        "--config=configs/quickstart.py", "--dry_run=full", *flags, *wider, check=True, JAX_NUM_CPU_DEVICES="8"
     )
     row = next(line.split() for line in process.stdout.splitlines() if "_*/MlpBlock_3/Dense_0/kernel" in line)
     assert row[-4:-2] == ["data", "-"]

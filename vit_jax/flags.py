@@ -24,6 +24,28 @@ def define_config() -> flags.FlagHolder[ConfigDict]:
     )
 
 
+class _DryRunParser(flags.ArgumentParser):
+    """Takes --dry_run, --dry_run=full and --nodry_run."""
+
+    def parse(self, argument: object) -> str:
+        values = {"true": "summary", "summary": "summary", "full": "full", "false": ""}
+        text = str(argument).lower()
+        if text not in values:
+            raise ValueError("--dry_run takes no value, or full for every field of the config and every array")
+        return values[text]
+
+    def flag_type(self) -> str:
+        return "summary|full"
+
+
+def define_dry_run() -> flags.FlagHolder[str]:
+    """Defines --dry_run[=full]; its value is "summary", "full", or "" without the flag."""
+    text = "Print what would be trained, or evaluated, and exit; =full also prints all fields and arrays."
+    return flags.DEFINE_flag(
+        flags.Flag(_DryRunParser(), flags.ArgumentSerializer(), "dry_run", "false", text, boolean=True)
+    )
+
+
 def run(
     main: Callable[[list[str]], object], config: flags.FlagHolder[ConfigDict], check: Callable[[], None] = lambda: None
 ) -> None:

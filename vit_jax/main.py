@@ -7,8 +7,9 @@ A config file may take arguments after a colon, and any of its fields can be set
     python -m vit_jax.main --config=configs/cifar10.py:data=/data/cifar10.zip --workdir=runs/cifar10 \
         --config.optimizer.learning_rate=3e-4 --config.model.name=ViT-S/4
 
-Look before you train: with --dry_run it prints the resolved config, the parameters, which of them decay, the learning
-rate along the run, how the state is sharded over the devices, and what would be trained. Nothing is written.
+Look before you train: --dry_run prints what would be trained, the recipe, the learning rate along the run, and the
+parameters with those that decay. --dry_run=full adds all fields of the config, and lists every array and how it is
+sharded. Nothing is written.
 
 Evaluate without training: --mode=eval measures the run in --workdir, or else --config.weights (a released checkpoint,
 a file, the workdir of a run), on everything that the config evaluates. With --dry_run it prints weights, model and
@@ -38,15 +39,14 @@ from ml_collections import ConfigDict
 
 from vit_jax import flags as common_flags
 from vit_jax.console import lost_reader
-from vit_jax.data.sources import MissingDataError
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, format_metrics, place_to_evaluate
 from vit_jax.experiment import build, dry_run, leakage
 from vit_jax.experiment.evaluation_only import build_evaluation
-from vit_jax.experiment.evaluations import open_evaluations, tested_sources
+from vit_jax.experiment.evaluations import make_setup, open_evaluations, tested_sources
 from vit_jax.field_checks import Number
 from vit_jax.files import parse_path
-from vit_jax.flags import define_config, report
+from vit_jax.flags import define_config, define_dry_run, report
 from vit_jax.multihost import processes
 from vit_jax.multihost.signals import Stopped
 from vit_jax.run import summary
@@ -57,7 +57,7 @@ from vit_jax.train import train
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder (or gs://bucket/folder) for checkpoints, metrics and results.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train, or eval to only evaluate.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be trained, or evaluated, and exit.")
+_DRY_RUN = define_dry_run()
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "Continue in a workdir that belongs to another config."
 )
@@ -120,9 +120,7 @@ def _main() -> int:
             _show_evaluation(_CONFIG.value)
             return 0
         if _DRY_RUN.value:
-            built = build.build(_CONFIG.value, allow_missing_data=True)
-            print(dry_run.dry_run(_CONFIG.value, built))
-            _warn_of_overlap(_CONFIG.value, built)
+            _show_run(_CONFIG.value)
             return 0
         return _run(ledger)
     except Exception as error:
@@ -131,24 +129,24 @@ def _main() -> int:
         return _fail(error)
 
 
+def _show_run(config: ConfigDict) -> None:
+    """Prints what would be trained; warns if it would be evaluated on what it is trained on."""
+    built = build.build(config, allow_missing_data=True)
+    make_setup(config, built.model, built.mesh, built.class_names)  # checks the evaluations
+    missing: dict[str, str] = {}
+    evaluations = open_evaluations(config, built.eval_source, lambda name, error: missing.update({name: str(error)}))
+    print(dry_run.dry_run(built, evaluations, missing, full=_DRY_RUN.value == "full"))
+    if built.train_source is not None:
+        trained_on = [built.train_source, *leakage.sources_behind(config.weights)]
+        leakage.find_overlap(tested_sources(evaluations), trained_on)
+
+
 def _show_evaluation(config: ConfigDict) -> None:
     """Prints what --mode=eval would do."""
     place = place_to_evaluate(config.weights, parse_path(_WORKDIR.value) if _WORKDIR.value else None)
     built = build_evaluation(config, place, allow_missing=True)
-    print(dry_run.evaluation_dry_run(config, place, built))
+    print(dry_run.evaluation_dry_run(config, place, built, full=_DRY_RUN.value == "full"))
     leakage.find_overlap(tested_sources(built.evaluations), leakage.sources_behind(place))
-
-
-def _warn_of_overlap(config: ConfigDict, built: build.Experiment) -> None:
-    """Warns if a run would be evaluated on what it is trained on."""
-    if built.train_source is None:
-        return
-    try:
-        evaluations = open_evaluations(config, built.eval_source)
-    except MissingDataError as error:
-        logging.getLogger("vit_jax").warning("%s", error)
-        return
-    leakage.find_overlap(tested_sources(evaluations), [built.train_source, *leakage.sources_behind(config.weights)])
 
 
 def _run(ledger: Ledger) -> int:

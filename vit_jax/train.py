@@ -62,7 +62,7 @@ def train(
         # Open the workdir.
         on_lost = workdir.end_process if owns_process else stop.fail
         cleanup.enter_context(workdir.opened(path, config, allow_config_change=allow_config_change, on_lost=on_lost))
-        logger.info("%s", dry_run.describe_run(config, experiment))
+        logger.info("%s", dry_run.describe_run(experiment))
         ends_process = owns_process or processes.process_count() > 1
         journal = cleanup.enter_context(make_journal(experiment, path, ledger, ends_process=ends_process))
         checkpoints = cleanup.enter_context(make_checkpoints(experiment, path, journal))

@@ -46,7 +46,7 @@ def test_mixture_is_trained_on_and_the_data_set_evaluated(tmp_path):
     config.data.mixture = (("digits", 1), (str(tmp_path), 3))
     built = build.build(config)
     assert (len(built.train_source), len(built.eval_source), built.num_classes) == (1447, 360, 10)
-    assert str(tmp_path) in dry_run.describe_run(config, built)
+    assert str(tmp_path) in dry_run.describe_run(built)
     with contextlib.closing(built.make_train_batches()) as batches:
         images = np.asarray(next(batches)["image"], int).reshape(16, -1)
     assert (np.ptp(images, axis=1) < 8).sum() == 12  # those of the folder are of one colour
@@ -79,14 +79,6 @@ def test_all_data_sets_are_compared_between_processes():
     counts = ["training: 1,437", "test: 360", "fewshot/digits: 500", "fewshot/digits: 360"]
     assert [line.partition(" images")[0] for line in lines] == counts
     assert len({line.rpartition(" ")[2] for line in lines}) == 3  # the test images are the same
-
-
-def test_two_data_sets_do_not_share_the_names_of_metrics():
-    config = digits_config(**{"evals.fewshot.datasets": ("digits", "digits")})
-    config.evals.fewshot.train_split, config.evals.fewshot.test_split = "train[:500]", "test"
-    built = build.build(config)
-    with pytest.raises(UserError, match="two evaluations would be called fewshot/digits in metrics"):
-        make_evaluations(config, built.model, built.mesh, built.eval_source)
 
 
 def test_few_shot_splits_are_compared_before_anything_is_made():

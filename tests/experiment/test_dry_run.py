@@ -5,22 +5,39 @@ from tests.experiment.test_build import digits_config
 from tests.test_sharding_rules import slices
 from vit_jax import sharding
 from vit_jax.experiment import build, dry_run
+from vit_jax.experiment.evaluations import open_evaluations
 from vit_jax.experiment.run_records import record_result
 from vit_jax.optimizers import decay_mask
 
 
-def test_parameter_table_lists_every_parameter_and_says_which_decay():
+def test_full_parameter_table_lists_every_parameter_and_says_which_decay():
     built = build.build(digits_config())
     params = built.step.abstract_state.params
-    table = dry_run.parameter_table(params, decayed=decay_mask(params))
-    lines = table.splitlines()
+    table = dry_run.parameter_table(params, decay_mask(params), full=True)
+    decays = {line.split()[0]: line.split()[-1] for line in table.splitlines()}
     for path, decayed in jax.tree_util.tree_leaves_with_path(decay_mask(params)):
-        name = "/".join(key.key for key in path)
-        (line,) = [each for each in lines if f"| {name} " in each]
-        assert line.rstrip(" |").endswith("yes" if decayed else "no")
+        assert decays["/".join(key.key for key in path)] == ("yes" if decayed else "no")
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     head = built.model.hidden_dim * 10 + 10
-    assert f"total {total:,}; head left out {total - head:,}" in table
+    assert f"total {total:,}; head left out {total - head:,}; float32" in table
+
+
+def test_parameter_table_has_equal_layers_once():
+    params = build.build(digits_config(**{"model.num_layers": 12})).step.abstract_state.params
+    lines = dry_run.parameter_table(params).splitlines()
+    (row,) = [line.split() for line in lines if "MlpBlock_3/Dense_0/kernel" in line]
+    assert row == ["MlpBlock_3/Dense_0/kernel", "12", "16x16", f"{12 * 16 * 16:,}"]
+    assert "Transformer/encoderblock_*" in lines
+
+
+def test_dry_run_says_what_is_measured_and_what_is_missing():
+    config = digits_config(**{"data.eval_split": "test", "evals.eval_split.every_steps": 1000})
+    built = build.build(config)
+    text = dry_run.dry_run(built, open_evaluations(config, built.eval_source), {"real": "real is not at 'x'."})
+    assert "measured  test: classification; 360 images of digits (test); every 1,000 steps\n" in text
+    assert "measured  real: data not prepared yet. real is not at 'x'.\n" in text
+    assert "evals     eval_split.every_steps=1000\n" in text
+    assert "data.prefetch: 2" in dry_run.dry_run(built, [], {}, full=True)
 
 
 def test_schedule_table_prints_learning_rate_and_its_product_with_the_decay():
@@ -31,7 +48,7 @@ def test_schedule_table_prints_learning_rate_and_its_product_with_the_decay():
         "optimizer.weight_decay": 0.1,
     }
     config = digits_config(**changes)
-    table = dry_run.schedule_table(config, build.build(config))
+    table = dry_run.schedule_table(build.build(config))
     (peak,) = [line.split() for line in table.splitlines() if line.strip().startswith("10 ")]
     assert peak[1:3] == ["1.000e-03", "1.000e-04"]
 

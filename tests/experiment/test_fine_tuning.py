@@ -83,9 +83,9 @@ def test_dropout_is_that_of_the_model_and_the_dry_run_says_where_it_is_from():
     config.optimizer.warmup_steps, config.batch_size = 1, 8
     built = build.build(config, allow_missing_data=True)
     assert built.model.dropout_rate == 0.1
-    assert "dropout   0.1: as the released README says" in dry_run.describe_run(config, built)
+    assert "dropout   0.1: as the released README says" in dry_run.describe_run(built)
     config.weights = "augreg_b32_i21k"
-    lines = dry_run.describe_choices(config, built)
+    lines = dry_run.describe_choices(built)
     assert lines[0].startswith("dropout   0.1, as the config says; the default for these weights is 0: as AugReg's")
 
 
@@ -132,7 +132,7 @@ def test_a_damaged_file_is_left_for_the_run_to_report(tmp_path):
 
 def test_dry_run_says_why_images_are_smaller(file):
     config = run_of(f"transfer.py:weights={file},dataset=digits,rule=bit,batch=8,steps=10,dtype=float32")
-    lines = dry_run.describe_run(config, build.build(config)).splitlines()
+    lines = dry_run.describe_run(build.build(config)).splitlines()
     assert "size      126 pixels instead of 128, which is not divisible by the patch size 14" in lines
     assert any(line.startswith("dropout   0: nothing says how these weights were trained") for line in lines)
 
@@ -155,11 +155,11 @@ def test_dry_run_says_that_gap_needs_a_lower_rate(model, rate, says):
     config = digits_config(**{"model.pool": "gap", "optimizer.learning_rate": rate})
     built = build.build(config)
     built.model_fields["name"] = model
-    (line,) = dry_run.describe_choices(config, built)
+    (line,) = dry_run.describe_choices(built)
     assert line.startswith("pool      gap")
     assert re.search(says, line)
     config.model.pool = "cls"
-    assert dry_run.describe_choices(config, build.build(config)) == []
+    assert dry_run.describe_choices(build.build(config)) == []
 
 
 @pytest.mark.parametrize(

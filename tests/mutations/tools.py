@@ -351,9 +351,9 @@ MUTATIONS = [
     ),
     Mutation(
         "vit_jax/experiment/dry_run.py",
-        '"yes" if decay_by_path[path] else "no"',
+        '"yes" if by_path[path] else "no"',
         '"yes"',
-        "tests/experiment/test_dry_run.py::test_parameter_table_lists_every_parameter_and_says_which_decay",
+        "tests/experiment/test_dry_run.py::test_full_parameter_table_lists_every_parameter_and_says_which_decay",
         "--dry_run says which parameters decay",
     ),
     Mutation(

@@ -1,104 +1,124 @@
-"""What a run will do, in words and tables, before it does it."""
+"""What a run would do, for `--dry_run`: a summary, the recipe, and tables of parameters and learning rates."""
 
-import dataclasses
 import math
 import re
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import sharding
-from vit_jax.config import flatten
+from vit_jax.config import base_config, flatten
+from vit_jax.console import format_table
 from vit_jax.costs.flops import forward_flops
 from vit_jax.data.transfer_tasks import gap_learning_rate
 from vit_jax.experiment.build import Experiment
 from vit_jax.experiment.evaluation_only import EvaluationOnly
+from vit_jax.experiment.evaluations import Evaluation
 from vit_jax.experiment.fine_tuning import PAGE_SIZES, dropout_of, fitting_size
 from vit_jax.optimizers import decay_mask
 from vit_jax.paper.tables import FIGURE_9, TABLE_1, TABLE_3
 from vit_jax.sharding import name_of
 
+_COLUMNS = 100
+_LAYER = re.compile(r"(encoderblock_|\bunit)\d+")
 _FIGURE_9 = f"{FIGURE_9['gap']:g} against {FIGURE_9['cls']:g}"
 
 
-@dataclasses.dataclass(frozen=True)
-class ParameterRow:
-    """A line of the parameter table."""
-
-    name: str
-    shape: str
-    dtype: str
-    size: int
+# ---- Training.
 
 
-@dataclasses.dataclass(frozen=True)
-class DecayRow(ParameterRow):
-    """A line of the parameter table with a column for weight decay."""
+def dry_run(
+    experiment: Experiment, evaluations: Sequence[Evaluation], missing: Mapping[str, str], *, full: bool = False
+) -> str:
+    """What `--dry_run` prints of a run: the summary first, in at most 100 columns.
 
-    decayed: str
+    Args:
+      experiment: the run.
+      evaluations: from `evaluations.open_evaluations`.
+      missing: error messages of evaluations whose data are missing, by name.
+      full: adds all fields of the config, and lists each array and how it is sharded.
+    """
+    state, report = experiment.step.abstract_state, experiment.transfer_report
+    paper = paper_count(experiment.model_name)
+    summary = [describe_run(experiment), *_describe_evaluations(evaluations, missing)]
+    decayed = decay_mask(state.params)
+    parts = {
+        "What would be trained": "\n".join(summary),
+        "Recipe: fields that differ from the defaults": _recipe(experiment.config),
+        "Learning rate": schedule_table(experiment),
+        "Weights": str(report) if report else "",
+        "Parameters": "\n".join(
+            filter(
+                None, [parameter_table(state.params, decayed, full=full), paper, _describe_decay(state.params, decayed)]
+            )
+        ),
+    }
+    if full:
+        parts["Sharding"] = sharding.sharding_table(state)
+        parts["All fields"] = _list_fields(flatten(experiment.config.to_dict()))
+    return _join(parts, full=full)
 
 
-def count_parameters(params: Any) -> int:
-    """Number of values in a tree of arrays or shapes."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+def _join(parts: Mapping[str, str], *, full: bool) -> str:
+    """Puts the parts under their headings; wraps long lines, with what follows the first word's column indented."""
+
+    def wrap(line: str) -> str:
+        if full or len(line) <= _COLUMNS:
+            return line
+        indent = " " * 10 if len(line) > 10 and line[9] == " " else "  "
+        wrapped = textwrap.wrap(line, _COLUMNS, subsequent_indent=indent, break_on_hyphens=False)
+        return "\n".join(wrapped)
+
+    texts = ("\n".join(map(wrap, text.splitlines())) for text in parts.values())
+    shown = [f"# {heading}\n{text}" for heading, text in zip(parts, texts, strict=True) if text]
+    hint = [] if full else ["--dry_run=full lists all fields of the config and every array."]
+    return "\n\n".join(shown + hint)
 
 
-def describe_run(config: ConfigDict, experiment: Experiment) -> str:
-    """A few lines: model, data, length, devices."""
-    source = experiment.train_source
-    size = config.data.image_size
-    classes = experiment.num_classes
-    epochs = experiment.num_steps * config.batch_size / experiment.num_train_images
+def describe_run(experiment: Experiment) -> str:
+    """A few lines: model, data, length, cost, devices."""
+    config, source, size = experiment.config, experiment.train_source, experiment.config.data.image_size
+    images = experiment.num_steps * config.batch_size
     dataset = source.name if source is not None and config.data.mixture else config.data.dataset
     data = f"{dataset} ({config.data.train_split}): {experiment.num_train_images:,} images"
-    if source is None:
-        data += " expected, NOT HERE YET"
-    if experiment.eval_source is not None:
-        data += f"; evaluation on {config.data.eval_split}: {len(experiment.eval_source):,} images"
+    data += " expected, not prepared yet" if source is None else ""
     layer_decay = "" if config.optimizer.layer_decay is None else f", layer decay {config.optimizer.layer_decay:g}"
     accumulation = f" in {config.accumulation_steps} parts" if config.accumulation_steps > 1 else ""
-    parameters = count_parameters(experiment.step.abstract_state.params)
+    params = experiment.step.abstract_state.params
     flops = forward_flops(experiment.model, size)
-    images = experiment.num_steps * config.batch_size
-    exaflops = experiment.train_flops * images / 1e18
-    held = sharding.bytes_per_device(experiment.step.abstract_state) / 1e9
-    trained = count_parameters(experiment.step.trained(experiment.step.abstract_state.params))
-    begun = []
-    if config.weights:
-        anew = ", ".join(experiment.transfer_report.initialised) if experiment.transfer_report else "not read yet"
-        begun = [f"weights   {config.weights}; new: {anew or 'nothing'}; trained: {trained:,} parameters"]
     lines = [
-        f"model     {experiment.model_name}, {classes:,} classes, {parameters:,} parameters, images {size}x{size}",
-        *begun,
-        *describe_choices(config, experiment),
-        f"data      {data}",
-        f"training  {experiment.num_steps:,} steps of {config.batch_size:,} images{accumulation}, {epochs:.4g} epochs; "
-        f"{config.optimizer.name}{layer_decay}, {config.loss} cross-entropy",
-        f"compute   {flops / 1e9:.4g} GFLOP an image forward (multiply-add = 2), {exaflops:.4g} exaFLOP in all at "
-        f"{experiment.train_flops / flops:.3g} x forward",
-        f"devices   {_describe_mesh(experiment.mesh)}; state {config.sharding}, {held:.3g} GB on each",
+        f"model     {experiment.model_name}, {experiment.num_classes:,} classes, {count_parameters(params):,} "
+        f"parameters, images {size}x{size}"
     ]
-    return "\n".join(lines)
+    if config.weights:
+        report, trained = experiment.transfer_report, count_parameters(experiment.step.trained(params))
+        new = ", ".join(report.initialised) or "nothing" if report else "not read yet"
+        lines.append(f"weights   {config.weights}; new: {new}; trained: {trained:,} parameters")
+    return "\n".join(
+        [
+            *lines,
+            *describe_choices(experiment),
+            f"data      {data}",
+            f"training  {experiment.num_steps:,} steps of {config.batch_size:,} images{accumulation}, "
+            f"{images / experiment.num_train_images:.4g} epochs; {config.optimizer.name}{layer_decay}, {config.loss} "
+            "cross-entropy",
+            f"compute   {flops / 1e9:.4g} GFLOP an image forward (multiply-add = 2), "
+            f"{experiment.train_flops * images / 1e18:.4g} exaFLOP in all at {experiment.train_flops / flops:.3g} x "
+            "forward",
+            _describe_devices(experiment.mesh, config.sharding, experiment.step.abstract_state, "state"),
+        ]
+    )
 
 
-def _describe_mesh(mesh: Mesh) -> str:
-    devices = sharding.describe_devices(mesh)
-    axes = " x ".join(f"{name} {size}" for name, size in devices["mesh"].items())
-    where = f"{devices['num_processes']} process(es)"
-    if devices["num_slices"] > 1:
-        where += f" on {devices['num_slices']} slices"
-    return f"{devices['num_devices']} x {devices['device_kind']} in {where}, mesh {axes}"
-
-
-def describe_choices(config: ConfigDict, experiment: Experiment) -> list[str]:
-    """Lines about what a reader could not guess: where the dropout rate and the image size are from, what GAP needs."""
+def describe_choices(experiment: Experiment) -> list[str]:
+    """Lines about what a reader could not guess: where dropout rate and image size come from, what GAP needs."""
     lines = []
-    model, size = experiment.model, config.data.image_size
+    config, model, size = experiment.config, experiment.model, experiment.config.data.image_size
     dropout = getattr(model, "dropout_rate", None)
     if config.weights and dropout is not None:
         usual, source = dropout_of(config.weights)
@@ -128,21 +148,165 @@ def _describe_gap(model_name: str, rate: float) -> str:
     )
 
 
-def parameter_table(params: Any, *, decayed: Any = None) -> str:
-    """Every parameter with its shape and size, and whether weight decay touches it.
+def schedule_table(experiment: Experiment) -> str:
+    """Learning rate, and the share that weight decay takes off a kernel in a step, along the run."""
+    num_steps, fields = experiment.num_steps, experiment.config.optimizer
+    warmup = fields.warmup_steps
+    quarters = (warmup + (num_steps - warmup) * quarter // 4 for quarter in range(1, 4))
+    rates = {
+        step: float(experiment.schedule(step)) for step in sorted({0, warmup // 2, warmup, *quarters, num_steps - 1})
+    }
+    highest = max(rates.values()) or 1.0
+    rows = [
+        (f"{step:,}", f"{rate:.3e}", f"{rate * fields.weight_decay:.3e}", "#" * round(30 * rate / highest))
+        for step, rate in rates.items()
+    ]
+    table = format_table(("step", "learning rate", "x weight decay", ""), rows, markdown=False)
+    return f"{fields.schedule}, warm-up {warmup:,} steps; weight decay {fields.weight_decay:g} on kernels\n{table}"
+
+
+# ---- Evaluation alone.
+
+# Fields that an evaluation reads, beside those of the entries of `evals` that are switched on.
+_EVALUATION_FIELDS = (
+    *("data.dataset", "data.eval_split", "data.eval_labels", "data.image_key", "data.label_key", "data.max_labels"),
+    *("data.image_size", "data.eval_resize_small", "data.eval_resize", "data.num_threads", "data.max_bad_records"),
+    *("model.dtype", "model.param_dtype", "loss", "eval_batch_size", "batch_size"),
+    *("mesh.data", "mesh.model", "sharding", "sharding_rules"),
+)
+
+
+def evaluation_dry_run(config: ConfigDict, weights_path: str, built: EvaluationOnly, *, full: bool = False) -> str:
+    """What `--mode=eval --dry_run` prints.
+
+    Args:
+      config: see `vit_jax.config.base_config`.
+      weights_path: of the weights.
+      built: from `evaluation_only.build_evaluation`.
+      full: lists each array.
+    """
+    entries = tuple(
+        f"evals.{name}."
+        for name, entry in config.evals.items()
+        if any(entry.get(field) for field in ("dataset", "datasets", "split"))
+    )
+    fields = {
+        name: value
+        for name, value in flatten(config.to_dict()).items()
+        if value is not None and (name in _EVALUATION_FIELDS or name.startswith(entries))
+    }
+    return _join(
+        {
+            "What would be evaluated": "\n".join(_describe_evaluation(config, weights_path, built)),
+            "Fields that count": _list_fields(fields),
+            "Parameters": parameter_table(built.abstract_params, full=full),
+        },
+        full=full,
+    )
+
+
+def _describe_evaluation(config: ConfigDict, weights_path: str, built: EvaluationOnly) -> Iterator[str]:
+    size, fields = config.data.image_size, built.model_fields
+    yield f"weights   {weights_path}: {built.description}{'' if built.params else ', not downloaded yet'}"
+    yield (
+        f"model     {fields['name']}, {fields['num_classes']:,} classes, {count_parameters(built.abstract_params):,} "
+        f"parameters, images {size}x{size}"
+    )
+    attributes = {name: value for name, value in fields.items() if name not in ("name", "num_classes")}
+    yield f"          {', '.join(f'{name}={value}' for name, value in attributes.items())}"
+    yield from _describe_evaluations(built.evaluations, built.missing)
+    num_images = sum(len(each.data.test or ()) for each in built.evaluations)
+    is_whole = not built.missing and all(each.data.pool is None for each in built.evaluations)
+    images = f"; {num_images:,} images in all" if is_whole else ""
+    yield f"compute   {forward_flops(built.model, size) / 1e9:.4g} GFLOP an image forward (multiply-add = 2){images}"
+    yield f"batches   {config.eval_batch_size or config.batch_size:,} images"
+    yield _describe_devices(built.mesh, config.sharding, built.abstract_params, "parameters")
+
+
+# ---- Parts of both.
+
+
+def _describe_evaluations(evaluations: Iterable[Evaluation], missing: Mapping[str, str]) -> Iterator[str]:
+    for each in evaluations:
+        images = [f"{len(source):,} images of {source.name} ({source.split})" for source in each.data.sources]
+        cadence = f"; every {each.every_steps:,} steps" if each.every_steps else ""
+        yield f"measured  {'; '.join([f'{each.name}: {each.describe()}', ', '.join(images)])}{cadence}"
+    for name, message in missing.items():
+        yield f"measured  {name}: data not prepared yet. " + message.replace("\n", "\n          ")
+
+
+def _describe_devices(mesh: Mesh, preset: str, state: Any, what: str) -> str:
+    held = sharding.bytes_per_device(state) / 1e9
+    return f"devices   {_describe_mesh(mesh)}; {what} {preset}, {held:.3g} GB on each"
+
+
+def _describe_mesh(mesh: Mesh) -> str:
+    devices = sharding.describe_devices(mesh)
+    axes = " x ".join(f"{name} {size}" for name, size in devices["mesh"].items())
+    where = f"{devices['num_processes']} process(es)"
+    if devices["num_slices"] > 1:
+        where += f" on {devices['num_slices']} slices"
+    return f"{devices['num_devices']} x {devices['device_kind']} in {where}, mesh {axes}"
+
+
+def _list_fields(fields: Mapping[str, Any]) -> str:
+    return "\n".join(f"{name}: {value!r}" for name, value in sorted(fields.items()))
+
+
+def _recipe(config: ConfigDict) -> str:
+    """The fields that differ from the defaults, a paragraph for each group."""
+    defaults = flatten(base_config().to_dict())
+    groups: dict[str, list[str]] = {}
+    for name, value in flatten(config.to_dict()).items():
+        if name != "data.how_to_prepare" and (name not in defaults or value != defaults[name]):
+            group, _, field = name.partition(".") if "." in name else ("run", "", name)
+            groups.setdefault(group, []).append(f"{field}={value!r}")
+    return "\n".join(f"{group:<9} {', '.join(texts)}" for group, texts in sorted(groups.items()))
+
+
+def count_parameters(params: Any) -> int:
+    """Number of values in a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def parameter_table(params: Any, decayed: Any = None, *, full: bool = False) -> str:
+    """The parameters with their shapes and sizes; equal layers are one.
 
     Args:
       params: arrays or shapes.
       decayed: a tree of bools, from `optimizers.decay_mask`; None: without that column.
+      full: lists each array.
     """
-    rows: list[ParameterRow] = []
-    decay_by_path = dict(jax.tree_util.tree_leaves_with_path(decayed))
+    by_path = dict(jax.tree_util.tree_leaves_with_path(decayed))
+    groups: dict[tuple[str, ...], list[int]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        row = ParameterRow(name_of(path), str(tuple(leaf.shape)), str(np.dtype(leaf.dtype)), math.prod(leaf.shape))
-        rows.append(row if decayed is None else DecayRow(**vars(row), decayed="yes" if decay_by_path[path] else "no"))
-    total = count_parameters(params)
-    head = count_parameters(params.get("head", {}))
-    return "\n".join([parameter_overview.make_table(rows), f"total {total:,}; head left out {total - head:,}"])
+        name = name_of(path) if full else _LAYER.sub(r"\1*", name_of(path))
+        decays = [] if decayed is None else ["yes" if by_path[path] else "no"]
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        groups.setdefault((name, shape, str(np.dtype(leaf.dtype)), *decays), []).append(math.prod(leaf.shape))
+    rows, layer = [], ""
+    for (name, *cells), sizes in groups.items():
+        above = name[: name.rindex("*") + 1] if "*" in name else ""
+        if above and above != layer:
+            rows.append((above, "", "", "", *([""] if decayed is not None else [])))
+        layer = above
+        shown = f"  {name.removeprefix(above + '/')}" if above else name
+        rows.append((shown, f"{len(sizes)}", cells[0], f"{sum(sizes):,}", *cells[2:]))
+    headings = ("array", "number", "shape", "parameters", *([] if decayed is None else ["decays"]))
+    dtypes = ", ".join(sorted({key[2] for key in groups}))
+    total, head = count_parameters(params), count_parameters(params.get("head", {}))
+    table = format_table(headings, rows, num_left=1, markdown=False)
+    return f"{table}\ntotal {total:,}; head left out {total - head:,}; {dtypes}"
+
+
+def _describe_decay(params: Any, decayed: Any) -> str:
+    mask = jax.tree.leaves(decayed)
+    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(params)]
+    chosen = sum(size for size, decays in zip(sizes, mask, strict=True) if decays)
+    return (
+        f"weight decay touches {sum(mask)} of {len(mask)} arrays (kernels), {chosen:,} of {sum(sizes):,} parameters; "
+        "not biases, layer norms, class token and position embeddings"
+    )
 
 
 def paper_count(model_name: str) -> str:
@@ -158,116 +322,3 @@ def paper_count(model_name: str) -> str:
             "has 306.6M"
         )
     return text + ", which counts the pre-logits layer and leaves the head out"
-
-
-def schedule_table(config: ConfigDict, experiment: Experiment) -> str:
-    """The learning rate, and what weight decay takes off a kernel in a step, along the run."""
-    num_steps, fields = experiment.num_steps, config.optimizer
-    warmup = fields.warmup_steps
-    steps = {0, warmup // 2, warmup, num_steps - 1} | {
-        warmup + (num_steps - warmup) * quarter // 4 for quarter in range(1, 4)
-    }
-    rates = {step: float(experiment.schedule(step)) for step in sorted(steps)}
-    highest = max(rates.values()) or 1.0
-    lines = [
-        f"schedule: {fields.schedule}, warm-up {warmup:,} steps; weight decay {fields.weight_decay:g} x learning rate "
-        "on kernels",
-        f"{'step':>12}  {'learning rate':>13}  {'lr x decay':>10}",
-    ]
-    for step, rate in rates.items():
-        bar = "#" * round(30 * rate / highest)
-        lines.append(f"{step:>12,}  {rate:>13.3e}  {rate * fields.weight_decay:>10.3e}  {bar}")
-    return "\n".join(lines)
-
-
-def describe_decay(experiment: Experiment) -> str:
-    """How many parameters weight decay touches."""
-    params = experiment.step.abstract_state.params
-    mask = jax.tree.leaves(decay_mask(params))
-    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(params)]
-    decayed = sum(size for size, chosen in zip(sizes, mask, strict=True) if chosen)
-    return (
-        f"weight decay touches {sum(mask)} of {len(mask)} arrays (kernels), {decayed:,} of {sum(sizes):,} parameters; "
-        "not biases, layer norms, class token and position embeddings"
-    )
-
-
-def dry_run(config: ConfigDict, experiment: Experiment) -> str:
-    """All of the above, with the resolved config."""
-    params = experiment.step.abstract_state.params
-    paper = paper_count(experiment.model_name)
-    report = experiment.transfer_report
-    return "\n\n".join(
-        [
-            "# Resolved config\n" + str(config).strip(),
-            *([f"# Weights\n{report}"] if report else []),
-            "# Parameters\n" + parameter_table(params, decayed=decay_mask(params)) + (f"\n{paper}" if paper else ""),
-            "# Weight decay\n" + describe_decay(experiment),
-            "# Learning rate\n" + schedule_table(config, experiment),
-            "# Sharding\n" + sharding.sharding_table(experiment.step.abstract_state),
-            "# What would be trained\n" + describe_run(config, experiment),
-        ]
-    )
-
-
-# Fields that an evaluation reads; those of few-shot classifiers and of ImageNet's variants where there are any.
-_EVALUATION_FIELDS = (
-    *("data.dataset", "data.eval_split", "data.eval_labels", "data.image_key", "data.label_key", "data.max_labels"),
-    *("data.image_size", "data.eval_resize_small", "data.eval_resize", "data.num_threads", "data.max_bad_records"),
-    *("model.dtype", "model.param_dtype", "loss", "eval_batch_size", "batch_size"),
-    *("mesh.data", "mesh.model", "sharding", "sharding_rules"),
-)
-
-
-def evaluation_dry_run(config: ConfigDict, place: str, built: EvaluationOnly) -> str:
-    """What `--mode=eval` would do: its fields, the parameters, the weights, the model, and what is measured.
-
-    Args:
-      config: see `vit_jax.config.base_config`.
-      place: of the weights.
-      built: from `evaluations.build_evaluation`.
-    """
-    entries = tuple(
-        f"evals.{name}." for name, entry in config.evals.items() if entry.get("dataset") or entry.get("datasets")
-    )
-    fields = {
-        name: value
-        for name, value in flatten(config.to_dict()).items()
-        if value is not None and (name in _EVALUATION_FIELDS or name.startswith(entries))
-    }
-    params = built.abstract_params
-    return "\n\n".join(
-        [
-            "# Fields that count\n" + "\n".join(f"{name}: {value}" for name, value in sorted(fields.items())),
-            "# Parameters\n" + parameter_table(params),
-            "# What would be evaluated\n" + "\n".join(_describe_evaluation(config, place, built)),
-        ]
-    )
-
-
-def _describe_evaluation(config: ConfigDict, place: str, built: EvaluationOnly) -> Iterator[str]:
-    size = config.data.image_size
-    attributes = {name: value for name, value in built.model_fields.items() if name not in ("name", "num_classes")}
-    num_classes = built.model_fields["num_classes"]
-    yield f"weights   {place}: {built.description}{'' if built.params else ', NOT HERE YET'}"
-    yield (
-        f"model     {built.model_fields['name']}, {num_classes:,} classes, "
-        f"{count_parameters(built.abstract_params):,} parameters, images {size}x{size}"
-    )
-    yield f"          {', '.join(f'{name}={value}' for name, value in attributes.items())}"
-    num_images = 0
-    for each in built.evaluations:
-        parts = [f"{len(source):,} images of {source.name} ({source.split})" for source in each.data.sources]
-        num_images += len(each.data.test or ())
-        yield f"measured  {each.name}: {each.describe()}; {', '.join(parts)}"
-    for name, message in built.missing.items():
-        yield f"measured  {name}: data NOT HERE YET. " + message.replace("\n", "\n          ")
-    flops = forward_flops(built.model, size)
-    images = f"; {num_images:,} images in all" if not (built.missing or config.evals.fewshot.datasets) else ""
-    yield f"compute   {flops / 1e9:.4g} GFLOP an image forward (multiply-add = 2){images}"
-    held = sharding.bytes_per_device(built.abstract_params) / 1e9
-    batch = config.eval_batch_size or config.batch_size
-    yield (
-        f"devices   {_describe_mesh(built.mesh)}; batches of {batch:,} images; parameters {config.sharding}, "
-        f"{held:.3g} GB on each"
-    )

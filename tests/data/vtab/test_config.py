@@ -32,7 +32,7 @@ def small(argument):
 def test_task_dry_runs_without_its_data(name):
     config = small(f"task={name}")
     built = build.build(config, allow_missing_data=True)
-    text = dry_run.dry_run(config, built)
+    text = dry_run.dry_run(built, [], {})
     assert f"data      vtab:{name} (train800val200): 1,000 images expected, NOT HERE YET" in text
     assert "2,500 steps of 512 images" in text
     assert built.num_classes == TASKS[name].num_classes
