@@ -22,7 +22,7 @@ from vit_jax.errors import UserError
 from vit_jax.weights import arrays as files
 from vit_jax.weights import load
 from vit_jax.weights.arrays import write_arrays, write_folder
-from vit_jax.weights.reading import open_arrays, read_arrays
+from vit_jax.weights.reading import open_arrays
 
 ARRAYS = {
     "block/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -40,6 +40,11 @@ def bytes_of(kind):
         return safetensors.numpy.save(arrays, {"format": "pt"})
     {"npz": np.savez, "compressed npz": np.savez_compressed}[kind](stream, **arrays)
     return stream.getvalue()
+
+
+def read_arrays(path):
+    opened = open_arrays(path)
+    return opened.read(opened.shapes), opened.description
 
 
 def refuses(path, *expected):

@@ -168,14 +168,14 @@ def test_dtypes_are_kept(to, dtype, tmp_path):
     assert_same(load(tmp_path / f"saved{SUFFIX[to]}").arrays, weights.arrays)
 
 
-@pytest.mark.parametrize("to", ["huggingface", "timm"])
-def test_from_format_to_format_changes_no_logits(to, tmp_path):
+def test_from_format_to_format_changes_no_logits(tmp_path):
     weights = make_weights(num_layers=1)
-    save(weights, tmp_path / "one", to=to)
-    save(load(tmp_path / "one"), tmp_path / "two.npz", to="big_vision")
-    save(load(tmp_path / "two.npz"), tmp_path / "three.npz")
+    save(weights, tmp_path / "one", to="huggingface")
+    save(load(tmp_path / "one"), tmp_path / "two", to="timm")
+    save(load(tmp_path / "two"), tmp_path / "three.npz", to="big_vision")
+    save(load(tmp_path / "three.npz"), tmp_path / "four.npz")
     assert np.abs(logits(weights)).max() > 0.1
-    np.testing.assert_allclose(logits(load(tmp_path / "three.npz")), logits(weights), atol=1e-5)
+    np.testing.assert_allclose(logits(load(tmp_path / "four.npz")), logits(weights), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -77,11 +77,7 @@ def _nearest(path: pathlib.Path) -> str:
 
 
 def url_of(place: str, endpoint: str | None = None) -> str:
-    """The http(s) address of a remote place, quoted and without a fragment.
-
-    Args:
-      place: http://, https:// or gs:// address.
-      endpoint: of gs:// addresses; None: see the top of this module.
+    """The http(s) address of a remote place, quoted and without a fragment; `endpoint` serves gs:// addresses.
 
     Raises:
       UserError: it does not name a host and a file.
@@ -111,11 +107,7 @@ def url_of(place: str, endpoint: str | None = None) -> str:
 
 
 def cached_path(place: str) -> pathlib.Path:
-    """Where the download of an address is, or will be; always inside the cache.
-
-    Args:
-      place: http://, https:// or gs:// address. The path of a gs:// address does not depend on the endpoint.
-    """
+    """Where the download of an http(s):// or gs:// address is, or will be; always inside the cache."""
     url = urllib.parse.urlsplit(url_of(place, endpoint=DEFAULT_ENDPOINT))
     names = [_file_name(urllib.parse.unquote(part)) for part in (url.netloc.lower() + url.path).split("/")]
     if url.query:

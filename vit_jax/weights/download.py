@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import vit_jax
 from vit_jax.console import Progress
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import requests
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _CHUNK = 1 << 18  # bytes
 _MAX_BYTES = 2**40  # no file of weights is larger
@@ -156,9 +154,8 @@ class _Download:
         remedy = f"Free some, or set {CACHE_VARIABLE} to a folder on another disk."
         check_space(self.path.parent, (total or 0) + _SPARE_BYTES, remedy)
         sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        count, window = 0, 2 * self.timeout_seconds
-        start = time.monotonic()
-        before, due = 0, start + window
+        start, window = time.monotonic(), 2 * self.timeout_seconds
+        count, before, due = 0, 0, start + window
         with temporary.open("wb") as file, Progress(self.path.name, total, unit="bytes") as progress:
             for chunk in response.iter_content(_CHUNK):
                 if not count and chunk.lstrip()[:5].lower() in (b"<!doc", b"<html"):
@@ -231,12 +228,12 @@ def _stored_md5(response: "requests.Response") -> bytes | None:
     return None if match is None else binascii.a2b_base64(match[1])
 
 
-def _in_time(call: Callable[[], T], seconds: float) -> T:
+def _in_time(call: Callable[[], Any], seconds: float) -> Any:
     """Calls in a thread, and abandons it with `TimeoutError` after `seconds`.
 
     The timeout of a socket is for one read, and a server may send its headers a byte at a time.
     """
-    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
     def run() -> None:
         try:

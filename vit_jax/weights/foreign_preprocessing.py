@@ -124,14 +124,7 @@ def _channels(fields: Fields, name: str, default: tuple[float, ...]) -> tuple[fl
 
 
 def _size(fields: Fields, name: str, default: int, *, square: bool) -> tuple[bool, tuple[int, int]]:
-    """Whether a size is that of the shorter side; height and width.
-
-    Args:
-      fields: the object that has it.
-      name: of the field.
-      default: for an absent field.
-      square: whether one number stands for height and width, instead of the shorter side.
-    """
+    """Whether a size is that of the shorter side, as one number is unless `square`; height and width."""
     value = fields.values.get(name)
     if isinstance(value, list):
         height, width = fields.integers(name, length=2, at_least=1, at_most=MAX_SIDE)

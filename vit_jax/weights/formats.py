@@ -25,6 +25,7 @@ from vit_jax.weights.mapping import (
 POSITIONS = "Transformer/posembed_input/pos_embedding"
 _BLOCK = "Transformer/encoderblock_{l}/"
 _ATTENTION = _BLOCK + "MultiHeadDotProductAttention_1/"
+_HYBRID_UNIT = "block{s}/unit{u}/"
 _MAP = "MAPHead_0/"
 _MAP_ATTENTION = _MAP + "MultiHeadDotProductAttention_0/"
 _FLAX_PREFIX = r"(opt/target/|params/)?"
@@ -64,11 +65,8 @@ VIT = Format(
     ignored=(r".*/unused",),  # some training runs kept these beside the parameters of an attention layer
     rules=(
         *_scale_and_bias("gn_root", "gn_root"),
-        *[
-            rule
-            for norm in ("gn1", "gn2", "gn3", "gn_proj")
-            for rule in _scale_and_bias("block{s}/unit{u}/" + norm, "block{s}/unit{u}/" + norm)
-        ],
+        *_scale_and_bias(_HYBRID_UNIT + "gn{n}", _HYBRID_UNIT + "gn{n}"),
+        *_scale_and_bias(_HYBRID_UNIT + "gn_proj", _HYBRID_UNIT + "gn_proj"),
         _ALL_OTHERS_ARE_OURS,
     ),
 )
@@ -126,11 +124,11 @@ BIT = Format(
         Rule("resnet/root_block/standardized_conv2d/kernel", "root_block/conv_root/kernel"),
         *[
             rule
-            for letter, number in (("a", "1"), ("b", "2"), ("c", "3"))
+            for a, number in (("a", "1"), ("b", "2"), ("c", "3"))
             for rule in (
-                Rule(f"{_UNIT}{letter}/standardized_conv2d/kernel", f"{_OUR_UNIT}conv{number}/kernel"),
-                Rule(f"{_UNIT}{letter}/group_norm/gamma", f"{_OUR_UNIT}gn{number}/scale", CHANNELS),
-                Rule(f"{_UNIT}{letter}/group_norm/beta", f"{_OUR_UNIT}gn{number}/bias", CHANNELS),
+                Rule(f"{_UNIT}{a}/standardized_conv2d/kernel", f"{_OUR_UNIT}conv{number}/kernel"),
+                Rule(f"{_UNIT}{a}/group_norm/gamma", f"{_OUR_UNIT}gn{number}/scale", CHANNELS),
+                Rule(f"{_UNIT}{a}/group_norm/beta", f"{_OUR_UNIT}gn{number}/bias", CHANNELS),
             )
         ],
         Rule(f"{_UNIT}a/proj/standardized_conv2d/kernel", f"{_OUR_UNIT}conv_proj/kernel"),
@@ -148,11 +146,7 @@ BIG_VISION_BIT = Format(
     marks=("root_block/conv_root/kernel", "norm-pre-head/scale"),
     prefix=_FLAX_PREFIX,
     rules=(
-        *[
-            rule
-            for norm in ("gn1", "gn2", "gn3")
-            for rule in _scale_and_bias(_OUR_UNIT + norm, _OUR_UNIT + norm, CHANNELS_OF_4D)
-        ],
+        *_scale_and_bias(_OUR_UNIT + "gn{n}", _OUR_UNIT + "gn{n}", CHANNELS_OF_4D),
         *_scale_and_bias("norm-pre-head", "norm_pre_head", CHANNELS_OF_4D),
         _ALL_OTHERS_ARE_OURS,
     ),
@@ -172,13 +166,6 @@ AXIAL = Format(
 # --- timm's state dicts ---
 
 
-def _check_timm_has_all(arrays: Arrays) -> Arrays:
-    if "pre_logits/kernel" in arrays:
-        drop = "pre_logits,head" if "head/kernel" in arrays else "pre_logits"
-        raise UserError(f"timm has no pre_logits layer; without it the model is another. Leave it out: --drop={drop}.")
-    return arrays
-
-
 _BACKBONE = "patch_embed.backbone."
 
 
@@ -192,21 +179,14 @@ def _name_lone_root(arrays: Arrays) -> Arrays:
 def _timm_units(theirs: str, ours: str) -> list[Rule]:
     """The units of a ResNet."""
     return [
-        *[
-            rule
-            for number in ("1", "2", "3")
-            for rule in (
-                Rule(f"{theirs}conv{number}.weight", f"{ours}conv{number}/kernel", CONV),
-                *_norm(f"{theirs}norm{number}", f"{ours}gn{number}"),
-            )
-        ],
-        Rule(f"{theirs}downsample.conv.weight", f"{ours}conv_proj/kernel", CONV),
+        Rule(theirs + "conv{n}.weight", ours + "conv{n}/kernel", CONV),
+        *_norm(theirs + "norm{n}", ours + "gn{n}"),
+        Rule(theirs + "downsample.conv.weight", ours + "conv_proj/kernel", CONV),
     ]
 
 
 _TIMM_BLOCK = "blocks.{l}."
 _TIMM_UNIT = "stages.{s0}.blocks.{u0}."
-_HYBRID_UNIT = "block{s}/unit{u}/"
 TIMM = Format(
     name="timm",
     description="timm VisionTransformer state dict",
@@ -238,7 +218,6 @@ TIMM = Format(
         *_layer("head", "head"),
     ),
     renames=((r"^patch_embed\.backbone\.(conv|norm)\.", r"patch_embed.backbone.stem.\1."),),  # R+Ti/16
-    from_ours=_check_timm_has_all,
     finish=_name_lone_root,
 )
 
@@ -259,15 +238,6 @@ TIMM_BIT = Format(
 
 
 # --- Hugging Face's ViT ---
-
-
-def _check_huggingface_has_all(arrays: Arrays) -> Arrays:
-    if "pre_logits/kernel" in arrays and "head/kernel" in arrays:
-        raise UserError(
-            "Hugging Face has no pre_logits layer before a head; without it the model is another. Leave the head out: "
-            "--drop=head."
-        )
-    return arrays
 
 
 def _prefix_all_but_the_head(arrays: Arrays) -> Arrays:
@@ -312,7 +282,6 @@ HUGGINGFACE = Format(
         *_layer("pooler.dense", "pre_logits"),
         *_layer("classifier", "head"),
     ),
-    from_ours=_check_huggingface_has_all,
     finish=_prefix_all_but_the_head,
 )
 

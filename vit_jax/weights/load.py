@@ -101,7 +101,7 @@ def _load_file(
     shapes = shapes_of(layout.read(outline, num_heads=num_heads))
     spec = facts.spec
     if spec is None:
-        spec, more_notes = _identify(layout, shapes, facts, image_size, is_folder=path.is_dir())
+        spec, more_notes = _identify(layout, shapes, facts, image_size, path)
         notes += more_notes
     size = spec.image_size or facts.image_size or _PAPER_SIZE
     if facts.spec and image_size not in (None, size):
@@ -152,7 +152,7 @@ def _num_heads(layout: Format, shapes: Shapes, facts: Facts, model: str | None) 
 
 
 def _identify(
-    layout: Format, shapes: Shapes, facts: Facts, image_size: tuple[int, int] | None, *, is_folder: bool
+    layout: Format, shapes: Shapes, facts: Facts, image_size: tuple[int, int] | None, path: pathlib.Path
 ) -> tuple[ModelSpec, tuple[str, ...]]:
     """The model that a file without description holds, and notes about assumptions."""
     spec = identify(shapes, image_size=image_size or _fitting_size(facts.image_size, shapes))
@@ -161,12 +161,12 @@ def _identify(
     notes: tuple[str, ...] = ()
     if spec.overrides.get("position_embedding") == "none":
         if layout.name in _OTHER_LIBRARIES:
-            raise UserError(f"{layout.their_name(POSITIONS)} is missing.")
+            raise UserError(f"{path}: {layout.their_name(POSITIONS)} is missing.")
         if layout.name == "big_vision":
             overrides["position_embedding"] = "sincos_2d"  # which needs no array; big_vision has no model without
         else:
             notes += ("the file has no position embeddings: taken for a model without; sincos_2d has no arrays either",)
-    if layout.name in _OTHER_LIBRARIES and not is_folder:
+    if layout.name in _OTHER_LIBRARIES and not path.is_dir():
         overrides["gelu"] = "exact"
         notes += ("gelu=exact: the library's default. If the file's folder has a config.json, name the folder",)
     return dataclasses.replace(spec, overrides=spec.overrides | overrides | facts.overrides), notes

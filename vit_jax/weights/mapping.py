@@ -71,9 +71,9 @@ OUT_OF_HEADS = Transform(
 class Rule:
     """One of their names, ours, and how the layout changes.
 
-    Names are templates: `{l}` is the number of a layer (from 0), `{s}` of a stage and `{u}` of a unit of a ResNet (from
-    1), `{s0}` and `{u0}` the same counted from 0. A template that ends in "/" stands for all arrays of a module, the
-    empty one for all names.
+    Names are templates. `{l}` is the number of a layer, from 0; `{s}`, `{u}` and `{n}` are those of a ResNet's stage,
+    unit and convolution, from 1; `{s0}` and `{u0}` are the same from 0. A template that ends in "/" stands for all
+    arrays of a module, the empty one for all names.
 
     Attributes:
       theirs: template of their name.

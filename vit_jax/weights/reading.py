@@ -94,12 +94,6 @@ class ArrayFile:
             raise UserError(f"there is not enough memory for the {size:,} numbers of {self.path}.") from error
 
 
-def read_arrays(path: pathlib.Path) -> tuple[Arrays, dict[str, Any]]:
-    """Reads all arrays of a file, and the description that `arrays.write_arrays` wrote."""
-    opened = open_arrays(path)
-    return opened.read(opened.shapes), opened.description
-
-
 def open_arrays(path: pathlib.Path) -> ArrayFile:
     """Reads the headers of a .npz or .safetensors file; the content tells which it is.
 

@@ -81,6 +81,11 @@ def _check_model(spec: ModelSpec, model: Any, layout: Format) -> None:
     is_vit = re.fullmatch(r"ViT-\w+/\d+", spec.name) is not None
     if layout.name in ("huggingface", "big_vision") and not is_vit:
         raise UserError(f"{layout.description} has no hybrids; save {spec.name} --to=vit or --to=timm.")
+    if getattr(model, "pre_logits", False) and (
+        layout.name == "timm" or (layout.name == "huggingface" and spec.num_classes)
+    ):
+        drop = "head" if layout.name == "huggingface" else "pre_logits,head" if spec.num_classes else "pre_logits"
+        raise UserError(f"{layout.description} has no place for this pre_logits layer. Leave out --drop={drop}.")
     if layout.name == "huggingface" and model.pool != "cls":
         raise UserError(f"Hugging Face's ViT has a class token; save {spec} --to=vit or --to=timm.")
     if layout.name != "vit" and getattr(model, "position_embedding_at", "stem") != "stem":
