@@ -220,8 +220,8 @@ MUTATIONS = [
         "vit_jax/report/settings.py",
         '"averaged parameters are evaluated already": ("polyak_decay",),',
         "",
-        "tests/report/test_settings.py",
-        "every field of a config is known to the report",
+        "tests/report/test_settings.py::test_settings_of_training_do_not_set_evaluations_apart",
+        "settings of training do not set evaluations apart",
     ),
     Mutation(
         SEEDS,

@@ -199,6 +199,16 @@ def test_evaluations_of_the_same_weights_that_differ_are_both_shown(tmp_path, fi
     assert f"{name.replace('__', '.')}=" in remarks
 
 
+@pytest.mark.parametrize(
+    "field", [{"polyak_decay": 0.9}, {"loss": "sigmoid"}, {"batch_size": 7}, {"optimizer__learning_rate": 0.5}]
+)
+def test_settings_of_training_do_not_set_evaluations_apart(tmp_path, field):
+    few_shot(tmp_path / "a", 0.5)
+    few_shot(tmp_path / "b", 0.5, **field)
+    (model,) = find([str(tmp_path)]).models
+    assert model.path == tmp_path / "a"
+
+
 def test_few_shot_says_what_differs_from_the_released_evaluator(tmp_path):
     few_shot(tmp_path, 0.5, evals__fewshot__l2=(1.0,), evals__fewshot__bias=0.0, data__image_size=224)
     (record,) = find([str(tmp_path)]).models
