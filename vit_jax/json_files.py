@@ -10,14 +10,12 @@ equal keys, and says nothing about types. Here every fault is a `JsonError`, whi
 import io
 import json
 import math
-import pathlib
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from etils import epath
-
 from vit_jax.errors import UserError
+from vit_jax.files import AnyPath
 
 MAX_BYTES = 16 * 2**20  # of a file; parsed, the worst content takes 25 times as much memory
 MAX_LINE_BYTES = 2**20  # of a line of a JSON-lines file
@@ -91,7 +89,7 @@ def parse_json(text: str | bytes, where: object, *, allow_nan: bool = False, max
     return value
 
 
-def read_json(path: pathlib.Path | epath.Path, *, allow_nan: bool = False, max_bytes: int = MAX_BYTES) -> Any:
+def read_json(path: AnyPath, *, allow_nan: bool = False, max_bytes: int = MAX_BYTES) -> Any:
     """Reads a JSON file; arguments and errors as of `parse_json`.
 
     Raises:
@@ -114,9 +112,7 @@ def parse_object(text: str | bytes, where: object, *, allow_nan: bool = False) -
     return _as_object(parse_json(text, where, allow_nan=allow_nan), where)
 
 
-def read_object(
-    path: pathlib.Path | epath.Path, *, allow_nan: bool = False, max_bytes: int = MAX_BYTES
-) -> dict[str, Any]:
+def read_object(path: AnyPath, *, allow_nan: bool = False, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """Reads a JSON file that must be an object, `{...}`; arguments and errors as of `read_json`."""
     return _as_object(read_json(path, allow_nan=allow_nan, max_bytes=max_bytes), path)
 
@@ -128,7 +124,7 @@ def _as_object(value: Any, where: object) -> dict[str, Any]:
 
 
 def read_json_lines(
-    path: pathlib.Path | epath.Path,
+    path: AnyPath,
     *,
     allow_nan: bool = False,
     on_error: Callable[[JsonError], None] | None = None,

@@ -128,7 +128,7 @@ def test_barrier_names_the_process_that_does_not_come(together):
     for output in together[:2]:
         (message,) = lines_of(output, "late")
         assert message.startswith("PeerLostError process 2 (")
-        assert "did not come to 'late' within 1 s" in message
+        assert "did not arrive at 'late' within 1 s" in message
 
 
 @pytest.fixture(scope="module")

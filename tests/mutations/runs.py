@@ -298,7 +298,7 @@ MUTATIONS = [
     ),
     Mutation(
         "vit_jax/multihost/watchdog.py",
-        "if elapsed > allowed and label != self._told:",
+        "if elapsed > allowed and label != self._reported:",
         "if False:",
         "tests/multihost/test_watchdog.py::test_hung_step_ends_the_process_with_its_status_and_one_message",
         "a step that hangs ends the process",

@@ -44,7 +44,7 @@ class _Run:
         self.uses: dict[str, int] = {}  # of each name of a barrier, comparison or broadcast
 
     def gather(self, name: str, value: str, what: str) -> dict[int, str]:
-        """The values of all processes, when all have come."""
+        """The values of all processes, when all have arrived."""
         use = self.uses[name] = self.uses.get(name, 0) + 1
         folder, ours = f"vit_jax/{name}/{use}", self.cluster.process_id
         self.store.key_value_set(f"{folder}/{ours}", value)
@@ -56,15 +56,10 @@ class _Run:
         except jax.errors.JaxRuntimeError as error:
             if self.heartbeats.verdict:
                 raise self.heartbeats.verdict from error
-            came = read_values(self.store, folder, len(self.hosts))
-            missing = sorted(set(range(len(self.hosts))) - came.keys())
-            who, log = "not all processes came", ""
-            if missing:
-                who, log = (
-                    f"{name_processes(missing, self.hosts)} did not come",
-                    " See the last lines of the log there.",
-                )
-            raise gone(f"{who} to {what!r} within {_TIMEOUT_SECONDS:g} s.{log}") from error
+            arrived = read_values(self.store, folder, len(self.hosts)).keys()
+            missing = sorted(set(range(len(self.hosts))) - arrived)
+            who = f"{name_processes(missing, self.hosts)} did not arrive" if missing else "not all processes arrived"
+            raise gone(f"{who} at {what!r} within {_TIMEOUT_SECONDS:g} s; see the logs for the reason.") from error
         return read_values(self.store, folder, len(self.hosts))
 
 

@@ -61,7 +61,7 @@ class Watchdog:
         # What is watched, and its allowance. The innermost counts.
         self._watched = [("the first step", self._allowance)]
         self._elapsed = 0.0
-        self._told: str | None = None  # the label of the last message
+        self._reported: str | None = None  # the label of the last message
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
@@ -111,8 +111,8 @@ class Watchdog:
                     label, allowed = self._watched[-1]
                     elapsed = self._elapsed
                 looked = now
-                if elapsed > allowed and label != self._told:
-                    self._told = label
+                if elapsed > allowed and label != self._reported:
+                    self._reported = label
                     self._end(label, allowed)
                 # If Python stands still, so does this thread, and the interpreter's own alarm goes off. It must not
                 # end the process, because it also counts time for which that was stopped (Ctrl-Z).

@@ -1,22 +1,22 @@
-"""The workdir: one run's folder, and the record of how it came about.
+"""The workdir: a run's folder, which one process and one config use at a time, and the record of its starts.
 
 config.json      the resolved config; a workdir belongs to one config
-model.json       what the model was made with: the config's fields, and those that its weights say
-facts.json       names of the classes, loss, preprocessing, examples: what a finished run is used by (vit_jax.run.facts)
+model.json       attributes of the model: the config's fields, and those that come from its weights
+facts.json       class names, loss, preprocessing and examples, to use a finished run (vit_jax.run.facts)
 starts.jsonl     one line a start: time, command, package versions, git commit, devices
-metrics.jsonl    what was measured, by step; metrics.damaged.jsonl: a damaged one, kept
+metrics.jsonl    metrics by step; metrics.damaged.jsonl: a copy of a damaged file
 tensorboard/     the same as TensorBoard events
 curves.png       the same as a picture
 checkpoints/     states to resume from
 best/            the parameters of the best evaluation
-emergency/       the state of a run that failed, to look into
-failure.json     why its loss was not finite
-accounting.json  what each start cost
+emergency/       the state of a run that failed, to examine
+failure.json     why it failed
+accounting.json  cost of each start
 profile/         traces of steps (docs/profiling.md)
-stacks-*.txt     what each thread was doing when a step hung
+stacks-*.txt     stacks of all threads when a step hung
 summary.md       the result as a table; summary.json for programs
 
-It lies on a disk, or in a bucket (`gs://bucket/folder`; docs/storage.md says what is different there).
+It is on a disk or in a bucket (`gs://bucket/folder`; docs/storage.md explains the differences).
 """
 
 import contextlib
