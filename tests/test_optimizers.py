@@ -350,9 +350,8 @@ def test_eight_devices_with_split_state_equal_one_and_checkpoints_restore_it(nam
 
 @pytest.mark.parametrize(
     ("name", "dtype", "of_parameters"),
-    [("adamw", "float32", 2), ("lamb", "float32", 2), ("sgd", "bfloat16", 0.5), ("lion", "bfloat16", 0.5),
-     ("muon", "float32", 1.0), ("adafactor", "bfloat16", 0.5)],
-)  # fmt: skip
+    [("adamw", "float32", 2), ("lion", "bfloat16", 0.5), ("muon", "float32", 1), ("adafactor", "bfloat16", 0.5)],
+)
 def test_bytes_of_an_optimizers_state_are_known_before_it_is_made(name, dtype, of_parameters):
     optimizer = optimizers.make_optimizer(name, 1e-3, momentum_dtype=dtype)
     step = TrainStep(create_model("ViT-S/16", num_classes=10), optimizer, Classification(), image_size=224)

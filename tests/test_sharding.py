@@ -16,7 +16,7 @@ from vit_jax.errors import UserError
 from vit_jax.experiment import build as experiments
 from vit_jax.models import create_model
 from vit_jax.objectives.classification import Classification
-from vit_jax.train_step import TrainStep
+from vit_jax.train_step import TrainState, TrainStep
 
 STEPS = 20
 
@@ -155,6 +155,17 @@ def test_moments_and_average_lie_as_their_parameters():
     ]
     assert same == [spec] * 4  # parameter, two moments, average
     assert found.step.spec == PartitionSpec()
+
+
+def test_arrays_of_another_shape_than_their_parameter_are_whole():
+    def shapes(*sizes):
+        return {"head": {"bias": jax.ShapeDtypeStruct(sizes, np.float32)}}
+
+    state = TrainState(None, shapes(2**15), {"v_row": shapes(1), "v_col": shapes(2**15, 1), "v": shapes(2**15)}, None)
+    mesh = partitioning.make_mesh()
+    found = partitioning.state_shardings(state, mesh, partitioning.parameter_specs(state.params, mesh, "fsdp"))
+    specs = {name: moment["head"]["bias"].spec for name, moment in found.opt_state.items()}
+    assert specs == {"v_row": PartitionSpec(), "v_col": PartitionSpec(), "v": PartitionSpec("data")}
 
 
 @pytest.mark.parametrize(

@@ -136,10 +136,10 @@ def base_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.0  # kernels only; times the learning rate at every step
     config.optimizer.clip_norm = placeholder(float)  # global norm of the gradient; None: no clipping
     config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
-    config.optimizer.eps = 1e-8
+    config.optimizer.b2 = 0.999  # Lion's authors use 0.99
+    config.optimizer.eps = 1e-8  # usual for LAMB: 1e-6
     config.optimizer.layer_decay = placeholder(float)  # learning rate of a layer over that of the one above
-    config.optimizer.momentum = 0.9  # of SGD and Muon
+    config.optimizer.momentum = 0.9  # of SGD and Muon (whose authors use 0.95)
     config.optimizer.momentum_dtype = "float32"  # of the momentum, or the first moment
 
     config.polyak_decay = placeholder(float)  # of the average of the parameters that is evaluated; the paper: 0.9999
