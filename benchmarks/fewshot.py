@@ -5,7 +5,7 @@ r"""How long the closed-form few-shot classifier takes for a grid of l2 values, 
 
 All run in one process in alternating rounds on the same features:
 
-    ours              vit_jax.evaluators.ridge: one eigendecomposition, all l2 values scored together
+    ours              vit_jax.evaluators.ridge: one eigendecomposition, and one product for each l2
     primal, shared    numpy.linalg.solve for each l2 (dim + 1 unknowns); the rest of the work once for all, scores in
                       blocks, everything in float64
     primal            a function of one l2 that does all of it, called for each

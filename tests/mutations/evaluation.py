@@ -9,6 +9,7 @@ FEATURES = "vit_jax/evaluators/features.py"
 RIDGE, TEST_RIDGE = "vit_jax/evaluators/ridge.py", "tests/evaluators/test_ridge.py"
 EXPERIMENT, TEST_EXPERIMENT = "vit_jax/experiment/build.py", "tests/experiment/test_build.py"
 TASKS, TEST_TASKS = "vit_jax/data/transfer_tasks.py", "tests/data/test_transfer_tasks.py"
+EVALUATIONS, TEST_EVALUATIONS = "vit_jax/experiment/evaluations.py", "tests/experiment/test_evaluations.py"
 EVALUATE, TEST_EVALUATE = "vit_jax/evaluate.py", "tests/test_evaluate.py"
 
 MUTATIONS = [
@@ -159,5 +160,40 @@ MUTATIONS = [
         "if False and weights != began_with",
         f"{TEST_EVALUATE}::test_other_weights_are_not_taken_for_those_of_the_run_in_a_workdir",
         "other weights are not evaluated as those of a run",
+    ),
+    Mutation(
+        EVALUATIONS,
+        'best_metric=best.removeprefix(f"{each.name}/") if best.startswith(f"{each.name}/") else None,',
+        "best_metric=None,",
+        f"{TEST_EVALUATIONS}::test_registered_evaluator_runs_in_the_loop_when_it_is_due_and_decides_what_is_best",
+        "checkpoint.best_metric decides which parameters are the best",
+    ),
+    Mutation(
+        EVALUATIONS,
+        "type_.check(name, entry, setup)",
+        "pass",
+        f"{TEST_EVALUATIONS}::test_entry_that_does_not_go_with_the_model_is_refused_before_anything_is_computed",
+        "an entry that does not go with the model is refused",
+    ),
+    Mutation(
+        "vit_jax/evaluators/registry.py",
+        "if field not in fields:",
+        "if False:",
+        f"{TEST_EVALUATIONS}::test_wrong_entry_is_refused_with_the_nearest_name",
+        "unknown fields of an entry are refused",
+    ),
+    Mutation(
+        "vit_jax/config.py",
+        "for name in _RENAMED.get(recorded, (recorded,))",
+        "for name in (recorded,)",
+        f"{TEST_EVALUATIONS}::test_fields_of_earlier_versions_are_read_by_their_present_names",
+        "configs that earlier versions recorded are read",
+    ),
+    Mutation(
+        "vit_jax/experiment/dry_run.py",
+        r'name = name_of(path) if full else _LAYER.sub(r"\1*", name_of(path))',
+        "name = name_of(path)",
+        "tests/experiment/test_dry_run.py::test_parameter_table_has_equal_layers_once",
+        "--dry_run prints equal layers once",
     ),
 ]
