@@ -189,16 +189,11 @@ class RecordSource:
             raise UserError(f"cannot derive a label for {self.where(index)}: {reason_of(error)}.") from error
 
 
-@functools.cache
-def _example_class() -> Any:
-    from tensorflow_datasets.proto import tf_example_pb2  # without TensorFlow, in a third of a second
-
-    return tf_example_pb2.Example
-
-
 def parse_example(serialized: bytes) -> Mapping[str, Any]:
     """The features of a serialized `tf.train.Example` by name; raises google.protobuf's DecodeError."""
-    return _example_class().FromString(serialized).features.feature
+    from tensorflow_datasets.proto import tf_example_pb2  # without TensorFlow, in a third of a second
+
+    return tf_example_pb2.Example.FromString(serialized).features.feature
 
 
 def _values(feature: Any) -> Sequence[Any]:

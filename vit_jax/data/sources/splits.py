@@ -160,10 +160,6 @@ class SlicedSource:
             parts.append(known[np.asarray(examples)])
         return np.concatenate(parts)
 
-    def with_classes(self, class_names: Sequence[str]) -> "SlicedSource":
-        """The same examples with labels by other class names; see `with_classes`."""
-        return SlicedSource([(with_classes(source, class_names), taken) for source, taken in self._parts], self.split)
-
     def fingerprint(self) -> str:
         """Changes with the sources and with the slices."""
         return fingerprint_of(
@@ -183,19 +179,6 @@ class SlicedSource:
         number = bisect.bisect_right(self._ends, index)
         source, examples = self._parts[number]
         return source, int(examples[index - self._ends[number]])  # counted from the end of the part
-
-
-def with_classes(source: Source, class_names: Sequence[str]) -> Source:
-    """A source of class folders, labelled by the position of each class in `class_names`.
-
-    Any other source has the same classes in all splits, and is returned unchanged.
-
-    Raises:
-      UserError: it has images of other classes.
-    """
-    if list(source.class_names or ()) == list(class_names) or not hasattr(source, "with_classes"):
-        return source
-    return source.with_classes(class_names)
 
 
 def open_parts(
@@ -245,7 +228,7 @@ def same_classes(opened: Mapping[str, Any], data_set: str) -> dict[str, Any]:
     """Gives splits of class folders the classes of the training split, or else of the split with the most.
 
     Args:
-      opened: the splits by name. They may lack classes, or have empty ones.
+      opened: an `ImageFolderSource` for each split by name. They may lack classes, or have empty ones.
       data_set: for messages.
 
     Raises:
@@ -262,7 +245,7 @@ def same_classes(opened: Mapping[str, Any], data_set: str) -> dict[str, Any]:
                 f"mean the same in both: {source.split!r} has {show_names(unknown)}, {first!r} does not. Are the class "
                 "folders named alike?"
             )
-    result: dict[str, Any] = {name: with_classes(source, class_names) for name, source in opened.items()}
+    result = {name: source.with_classes(class_names) for name, source in opened.items()}
     if not all(map(for_testing, opened)):
         labels = np.concatenate([source.labels() for source in result.values()])
         check_no_class_is_empty(class_names, np.bincount(labels, minlength=len(class_names)), data_set)
