@@ -11,7 +11,7 @@ from vit_jax.files import AnyPath, is_remote, parse_path
 from vit_jax.json_files import Fields, read_object
 from vit_jax.report import lineage, settings
 from vit_jax.report.lineage import Lineage
-from vit_jax.report.measured import ACCURACY, REAL, TOP_5, MeasuredModel, Value, measure
+from vit_jax.report.measured import ACCURACY, REAL, TOP_5, MeasuredModel, MeasuredValue, measure
 from vit_jax.report.names import data_set_name, model_label
 from vit_jax.report.purposes import (
     DESCRIPTION,
@@ -402,7 +402,9 @@ class _Reader:
         measured = MeasuredModel(**own, purpose=self._purpose_of_evaluation(run, fields, values))
         return resolved(run.path), measured, not (inside or key.endswith("@best"))
 
-    def _purpose_of_evaluation(self, run: RunResult, fields: Mapping[str, Any], values: Mapping[str, Value]) -> Purpose:
+    def _purpose_of_evaluation(
+        self, run: RunResult, fields: Mapping[str, Any], values: Mapping[str, MeasuredValue]
+    ) -> Purpose:
         """What numbers of a run that were measured after it are for."""
         if not run.summary:
             return Purpose("of a run that did not finish")
@@ -423,7 +425,7 @@ def _is_run(folder: AnyPath) -> bool:
 
 
 def _attributes(
-    path: AnyPath, fields: Mapping[str, Any], model: Mapping[str, Any], values: dict[str, Value], key: str
+    path: AnyPath, fields: Mapping[str, Any], model: Mapping[str, Any], values: dict[str, MeasuredValue], key: str
 ) -> dict[str, Any]:
     """The attributes of a `MeasuredModel` that describe what was measured."""
     return {

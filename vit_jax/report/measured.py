@@ -42,7 +42,7 @@ Images = tuple[int | None, str | None]  # their number and fingerprint; None: no
 
 
 @dataclasses.dataclass(frozen=True)
-class Value:
+class MeasuredValue:
     """A measured share.
 
     Attributes:
@@ -61,7 +61,7 @@ class Value:
     images: Images = (None, None)
     flaw: str = ""
 
-    def agrees_with(self, other: "Value") -> bool:
+    def agrees_with(self, other: "MeasuredValue") -> bool:
         """Whether both were measured on the same images in the same way, as far as that was recorded."""
         return self.settings == other.settings and same_images(self.images, other.images)
 
@@ -105,7 +105,7 @@ class MeasuredModel:
     eval_split: str | None
     image_size: int
     setting: str
-    values: dict[str, Value]
+    values: dict[str, MeasuredValue]
     purpose: Purpose
     seed: int | None = None
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -124,7 +124,7 @@ class MeasuredModel:
         return self.purpose.what == FINAL
 
     @property
-    def results(self) -> dict[str, Value]:
+    def results(self) -> dict[str, MeasuredValue]:
         """The values that are results."""
         return {name: value for name, value in self.values.items() if not value.flaw} if self.is_result else {}
 
@@ -147,7 +147,7 @@ def measure(
     fingerprint: str | None = None,
     overlap: Any = None,
     notes: Sequence[str] = (),
-) -> tuple[dict[str, Value], list[str]]:
+) -> tuple[dict[str, MeasuredValue], list[str]]:
     """Reads the numbers among metrics.
 
     Args:
@@ -163,24 +163,31 @@ def measure(
     """
     numbers, problems = _check_numbers(metrics)
     overlap = counts(overlap)
-    values: dict[str, Value] = {}
+    values: dict[str, MeasuredValue] = {}
 
-    def add(name: str, metric: str, prefix: str, how: Settings, whole: Sequence[int], **fields: Any) -> None:
+    def add(
+        name: str,
+        metric: str,
+        prefix: str,
+        how: Settings,
+        whole: Sequence[int],
+        *,
+        own_notes: Sequence[str] = (),
+        std: float | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
         if metric not in numbers:
             return
         examples = int(numbers[f"{prefix}/examples"]) if f"{prefix}/examples" in numbers else None
-        flaw, own_notes = "", [*notes, *fields.pop("notes", ())]
+        flaw, loss, loss_notes = "", metrics.get(f"{prefix}/loss"), []
         if prefix in overlap:
             flaw = f"measured on images of which {overlap[prefix]} were trained on"
         elif examples is not None and whole and examples not in whole:
             flaw = f"measured on {examples:,} of {max(whole):,} images"
-        loss = metrics.get(f"{prefix}/loss")
         if isinstance(loss, float) and not math.isfinite(loss):
-            own_notes.append(
-                f"{prefix}/loss is {loss}: some logits are not finite, and what they count as says nothing"
-            )
-        images = (examples, fields.pop("fingerprint", None))
-        values[name] = Value(numbers[metric], notes=tuple(own_notes), settings=how, images=images, flaw=flaw, **fields)
+            loss_notes = [f"{prefix}/loss is {loss}: some logits are not finite, and what they count as says nothing"]
+        noted = (*notes, *own_notes, *loss_notes)
+        values[name] = MeasuredValue(numbers[metric], std, noted, how, (examples, fingerprint), flaw)
 
     split = fields["data.eval_split"]
     if split is not None:
@@ -211,7 +218,7 @@ def measure(
                 match["prefix"],
                 how,
                 _whole_test_set(dataset, given["test_split"]),
-                notes=_few_shot_notes(match["entry"], dataset, how),
+                own_notes=_few_shot_notes(match["entry"], dataset, how),
                 std=numbers.get(f"{metric}_std"),
             )
     return values, problems

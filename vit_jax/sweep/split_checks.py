@@ -36,7 +36,7 @@ _SUPPOSED_LENGTHS = (10**6, 10**9)  # of a split that is missing
 
 
 @dataclasses.dataclass(frozen=True)
-class Examples:
+class UsedExamples:
     """Examples that have a use in a run.
 
     Attributes:
@@ -57,7 +57,7 @@ class Splits:
         self._opened: dict[str, Any] = {}
         self._compared: set[tuple[int, int]] = set()
 
-    def trained_on(self, config: ConfigDict) -> list[Examples]:
+    def trained_on(self, config: ConfigDict) -> list[UsedExamples]:
         """The training data of a run: the parts of a mixture one by one."""
         data, split = config.data, config.data.train_split
         datasets = [dataset for dataset, _ in training_data_sets(data)]
@@ -67,29 +67,29 @@ class Splits:
             lambda: [_open(each, split, functools.partial(open_data, data, each, split)) for each in datasets],
         )
 
-    def behind(self, config: ConfigDict) -> list[Examples]:
+    def behind(self, config: ConfigDict) -> list[UsedExamples]:
         """The training data of a run's initial weights, as far as they are known."""
         return self._once(
             f"weights {config.weights}",
             None,
-            lambda: [Examples(source.name, source.split, source) for source in sources_behind(config.weights)],
+            lambda: [UsedExamples(source.name, source.split, source) for source in sources_behind(config.weights)],
         )
 
-    def measured(self, config: ConfigDict, metric: str) -> Examples | None:
+    def measured(self, config: ConfigDict, metric: str) -> UsedExamples | None:
         """The examples of a metric, by its full name in `metrics.jsonl`; None if it is of the training data."""
         data = config.data
         if data.eval_split is not None and metric.startswith(f"{data.eval_split}/"):
             open_it = functools.partial(open_eval_source, data)
             return self._once("evaluation split", config, lambda: _open(data.dataset, data.eval_split, open_it))
 
-        def find() -> Examples | None:
+        def find() -> UsedExamples | None:
             tested = tested_sources(open_evaluations(config, None))
             found = [source for name, source in tested.items() if metric.startswith(f"{name}/")]
-            return Examples(found[0].name, found[0].split, found[0]) if found else None
+            return UsedExamples(found[0].name, found[0].split, found[0]) if found else None
 
         return self._once(metric, config, find)
 
-    def check(self, tested: Examples, its_role: str, other: Examples, other_role: str) -> None:
+    def check(self, tested: UsedExamples, its_role: str, other: UsedExamples, other_role: str) -> None:
         """Checks that two sets of examples have none in common.
 
         Raises:
@@ -113,16 +113,16 @@ class Splits:
         return self._opened[key]
 
 
-def _open(dataset: str, split: str, open_it: Callable[[], Source]) -> Examples:
+def _open(dataset: str, split: str, open_it: Callable[[], Source]) -> UsedExamples:
     try:
-        return Examples(dataset, split, open_it())
+        return UsedExamples(dataset, split, open_it())
     except MissingDataError:
         logger.warning(
             "%s is missing, so %s of it can be compared with other splits by name only. Each run compares its training "
             "data with what it evaluates, and says so.",
             *(dataset, split),
         )
-        return Examples(dataset, split, None)
+        return UsedExamples(dataset, split, None)
 
 
 def _fields_of(config: ConfigDict) -> Iterator[Any]:
@@ -147,7 +147,7 @@ def compare_examples(
     Raises:
       UserError: a use shares examples with another one, or candidates are compared on different examples.
     """
-    chosen_by: list[Examples] = []
+    chosen_by: list[UsedExamples] = []
     for config, metric in trials:
         if (measured := splits.measured(config, metric)) is not None:
             chosen_by.append(measured)
@@ -173,7 +173,7 @@ def compare_examples(
     return tuple(dict.fromkeys(notes))
 
 
-def _is_same(one: Examples, other: Examples) -> bool:
+def _is_same(one: UsedExamples, other: UsedExamples) -> bool:
     """Whether two sets of examples are the same; missing ones may be."""
     if one is other or one.source is None or other.source is None:
         return True
@@ -198,7 +198,7 @@ def _surely_share(one: str, other: str) -> bool:
     return all(map(share, _SUPPOSED_LENGTHS))
 
 
-def _part_of_split(config: ConfigDict, examples: Examples) -> list[str]:
+def _part_of_split(config: ConfigDict, examples: UsedExamples) -> list[str]:
     """A note for readers of numbers that are measured on a part of a split."""
     source = examples.source
     if source is None or "[" not in examples.split:
