@@ -30,7 +30,7 @@ import tests.mutations
 from tests.mutations.mutation import Mutation
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SECONDS = 180  # for the tests of one mutation
+SECONDS = 600  # for the tests of one mutation; those that start several processes take minutes on a busy machine
 # Imported once here: importing them in each test process takes longer than most tests.
 SHARED = ("jax", "flax.linen", "optax", "orbax.checkpoint", "grain.python", "tensorflow_datasets", "matplotlib.figure")
 
