@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.conftest import data_file
 from tests.data.test_prepare import contents, examples, jpeg
-from vit_jax.data.prepare import dedup, tfds_layout
+from vit_jax.data.prepare import tfds_layout
 from vit_jax.data.prepare.__main__ import main
 from vit_jax.data.sources import open_source
 
@@ -577,32 +576,6 @@ def test_a_test_image_that_cannot_be_read_resembles_nothing(tmp_path):
 def test_what_dedup_cannot_do_is_an_error(pretraining, tmp_path, capsys, more, words):
     assert main(["dedup", str(pretraining / "web/1.0.0"), f"--out={tmp_path}", *more]) == 1
     assert words in capsys.readouterr().err
-
-
-def test_the_search_finds_what_comparing_all_with_all_finds():
-    rng = np.random.default_rng(0)
-    targets = rng.integers(0, 2**64, (300, 5), np.uint64)
-    queries = targets[rng.integers(0, 300, 3000)]
-    for _ in range(14):  # bits that differ, at random places
-        flips = np.uint64(1) << rng.integers(0, 64, queries.shape, np.uint64)
-        queries = queries ^ np.where(rng.random(queries.shape) < 0.7, flips, np.uint64(0))
-    bits = np.bitwise_count(queries[:, None] ^ targets[None])
-    expected = (bits[..., 0] <= 11) & (bits[..., 1:].sum(-1) <= 40)
-    query, target, distance = dedup.find_pairs(queries, targets, near=11, sure=40)
-    assert 100 < len(query) < 2900
-    np.testing.assert_array_equal(np.stack([query, target], -1), np.argwhere(expected))
-    np.testing.assert_array_equal(distance, bits[query, target, 1:].sum(-1))
-
-
-def test_no_photo_is_taken_for_another():
-    """Of 300 photos of ImageNet, and their mirror images, none resembles another."""
-    with zipfile.ZipFile(data_file("imagenet_sample_300.zip")) as archive:
-        photos = [archive.read(name) for name in archive.namelist() if name.endswith(".JPEG")][::3]
-    plain = np.stack([dedup.hash_image(photo) for photo in photos])
-    mirrored = np.stack([dedup.hash_image(photo, mirrored=True) for photo in photos])
-    query, target, _ = dedup.find_pairs(plain, np.concatenate([plain, mirrored]))
-    assert len(photos) == 100
-    assert query.tolist() == target.tolist() == list(range(100))
 
 
 def test_a_disk_that_does_not_answer_is_not_taken_for_a_broken_image(tmp_path, capsys):

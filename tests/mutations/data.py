@@ -23,6 +23,7 @@ INDEX = "vit_jax/data/prepare/index.py"
 PASSES = "vit_jax/data/prepare/passes.py"
 LISTS, TEST_SETS = "vit_jax/data/prepare/image_lists.py", "tests/data/test_prepare_sets.py"
 DEDUP = "vit_jax/data/prepare/dedup.py"
+NEAR, TEST_NEAR = "vit_jax/data/prepare/near_duplicates.py", "tests/data/test_near_duplicates.py"
 LAYOUT = "vit_jax/data/prepare/tfds_layout.py"
 
 MUTATIONS = [
@@ -442,17 +443,17 @@ MUTATIONS = [
         "a list does not lead out of its folder",
     ),
     Mutation(
-        DEDUP,
+        NEAR,
         "distance = np.bitwise_count(queries[query, 1:] ^ targets[target, 1:])",
         "distance = np.bitwise_count(queries[query, 1:2] ^ targets[target, 1:2])",
-        f"{TEST_SETS}::test_the_search_finds_what_comparing_all_with_all_finds",
+        f"{TEST_NEAR}::test_the_search_finds_what_comparing_all_with_all_finds",
         "near-duplicates agree in the long hash",
     ),
     Mutation(
-        DEDUP,
+        NEAR,
         "masks = _masks(near // _BANDS)",
         "masks = _masks(near // _BANDS - 1)",
-        f"{TEST_SETS}::test_the_search_finds_what_comparing_all_with_all_finds",
+        f"{TEST_NEAR}::test_the_search_finds_what_comparing_all_with_all_finds",
         "the search for near-duplicates misses none",
     ),
     Mutation(

@@ -1,15 +1,10 @@
 """Takes near-duplicates of test images out of a pre-training set, and shows what it took.
 
-Two images are near-duplicates if two perceptual hashes of theirs differ in few bits: one of 64 bits, by which they are
-found quickly, and one of 256, which tells them apart from images that only resemble each other. Test images are sought
-mirrored too, as training mirrors images.
+Test images are sought mirrored too, as training mirrors images.
 """
 
-import base64
 import dataclasses
 import html
-import io
-import itertools
 import json
 import pathlib
 import re
@@ -17,102 +12,21 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import imagehash
 import numpy as np
-from PIL import Image, ImageOps
 
 from vit_jax.console import Progress, num_cpus, show_name
-from vit_jax.data.image_headers import JPEG_START, UPRIGHT, orientation_of, plain
 from vit_jax.data.prepare import tfds_layout
 from vit_jax.data.prepare.index import Index
+from vit_jax.data.prepare.near_duplicates import NEAR, SURE, WORDS, find_pairs, hash_or_zero, thumbnail
 from vit_jax.data.prepare.work import ordered_map, working_in
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.sources.records import read_manifest_facts
-from vit_jax.data.transforms import size_of
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.files import check_space, replace_whole
 
-NEAR, SURE = 11, 72
-"""Bits of 64 and of 256 that may differ. docs/prepare.md tells what these find and what they spare."""
-
 REPORT, PICTURES = "report.json", "report.html"
 
-_BANDS, _BAND_BITS = 4, 16
-_WORDS = 5  # uint64: the short hash, and four of the long one
-_QUERIES_AT_ONCE = 1024
-_HASHED_SIDE = 128  # pixels; JPEGs are decoded at the smallest scale that keeps them larger
-_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
 _SHOWN = 200  # pairs in the pictures
-
-
-def hash_image(image: bytes | np.ndarray, *, mirrored: bool = False) -> np.ndarray:
-    """The hashes of an image, uint64 `[5]`.
-
-    Args:
-      image: an encoded file, or uint8 `[height, width, 3]`.
-      mirrored: whether to hash its mirror image.
-
-    Raises:
-      OSError: not an image.
-    """
-    grey = _upright(_open(image, _HASHED_SIDE).convert("L"), image)
-    if mirrored:
-        grey = ImageOps.mirror(grey)
-    bits = [imagehash.phash(grey, hash_size=side).hash.ravel() for side in (8, 16)]
-    return np.packbits(np.concatenate(bits)).view(np.uint64)
-
-
-def find_pairs(
-    queries: np.ndarray, targets: np.ndarray, *, near: int = NEAR, sure: int = SURE
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Finds all pairs of near-duplicates, without comparing all with all.
-
-    If two hashes of four bands differ in no more than `near` bits, some band differs in no more than a quarter of them
-    (Norouzi et al., 2012): only those that share such a band are compared.
-
-    Args:
-      queries: hashes uint64 `[queries, 5]`.
-      targets: hashes uint64 `[targets, 5]`.
-      near: bits of the short hash that may differ.
-      sure: bits of the long hash that may differ.
-
-    Returns:
-      by pair: position among the queries and among the targets, and bits of the long hash that differ. Sorted.
-    """
-    masks = _masks(near // _BANDS)
-    bands = [_band(targets, band) for band in range(_BANDS)]
-    orders = [np.argsort(band, kind="stable") for band in bands]
-    starts = [
-        np.searchsorted(band[order], np.arange(2**_BAND_BITS + 1)) for band, order in zip(bands, orders, strict=True)
-    ]
-    found: list[np.ndarray] = [np.zeros((0,), np.int64)]
-    for first in range(0, len(queries), _QUERIES_AT_ONCE):
-        chunk = queries[first : first + _QUERIES_AT_ONCE]
-        keys: list[np.ndarray] = []
-        for band in range(_BANDS):
-            buckets = _band(chunk, band)[:, None] ^ masks[None]
-            begin = starts[band][buckets].ravel()
-            counts = starts[band][buckets.astype(np.int64) + 1].ravel() - begin
-            query = np.repeat(np.repeat(np.arange(len(chunk)), len(masks)), counts)
-            inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            target = orders[band][np.repeat(begin, counts) + inside]
-            close = np.bitwise_count(chunk[query, 0] ^ targets[target, 0]) <= near
-            keys.append((query[close] + first) * len(targets) + target[close])
-        found.append(np.unique(np.concatenate(keys)))
-    query, target = np.divmod(np.concatenate(found), max(len(targets), 1))
-    distance = np.bitwise_count(queries[query, 1:] ^ targets[target, 1:]).sum(-1, dtype=np.int64)
-    sure_ones = distance <= sure
-    return query[sure_ones], target[sure_ones], distance[sure_ones]
-
-
-def _masks(radius: int) -> np.ndarray:
-    """All uint16 with no more than `radius` bits set."""
-    sets = itertools.chain.from_iterable(itertools.combinations(range(_BAND_BITS), size) for size in range(radius + 1))
-    return np.array([sum(1 << bit for bit in bits) for bits in sets], np.uint16)
-
-
-def _band(hashes: np.ndarray, band: int) -> np.ndarray:
-    return (hashes[:, 0] >> np.uint64(_BAND_BITS * band)).astype(np.uint16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,21 +254,21 @@ class _Job:
 
         def both(i: int) -> np.ndarray:
             image = test.source[i]["image"]
-            return np.stack([_hash_or_zero(image), _hash_or_zero(image, mirrored=True)])
+            return np.stack([hash_or_zero(image), hash_or_zero(image, mirrored=True)])
 
         def make() -> np.ndarray:
             made = list(ordered_map(both, range(len(test.source)), self.threads))
-            return np.stack(made, axis=1).reshape(-1, _WORDS)
+            return np.stack(made, axis=1).reshape(-1, WORDS)
 
         return self._cached(f"against-{number}.npy", make)
 
     def _hash_shard(self, file: pathlib.Path, length: int) -> np.ndarray:
         def make() -> np.ndarray:
             images = (_image_of(record) for record in tfds_layout.read_shard(file))
-            made = list(ordered_map(_hash_or_zero, images, self.threads))
+            made = list(ordered_map(hash_or_zero, images, self.threads))
             if len(made) != length:
                 raise UserError(f"{file} holds {len(made)} examples, but the description says {length}. Is it whole?")
-            return np.stack(made) if made else np.zeros((0, _WORDS), np.uint64)
+            return np.stack(made) if made else np.zeros((0, WORDS), np.uint64)
 
         return self._cached(f"{file.name}.npy", make)
 
@@ -456,14 +370,14 @@ class _Pictures:
     def add(self, number: int, image: bytes) -> None:
         """Keeps a small picture of an example, if it is among those shown."""
         if number in self._wanted:
-            self._thumbnails[number] = _thumbnail(image)
+            self._thumbnails[number] = thumbnail(image)
 
     def page(self, report: dict[str, Any]) -> str:
         """HTML with all pictures inside."""
         rows = []
         for pair in self._pairs:
             source = self._tests[pair["against"]]
-            other = _thumbnail(source[pair["against_index"]]["image"])
+            other = thumbnail(source[pair["against_index"]]["image"])
             words = f"{pair['bits']} of 256 bits differ{', mirrored' if pair['mirrored'] else ''}"
             where = html.escape(source.where(pair["against_index"]))
             rows.append(
@@ -489,39 +403,6 @@ class _Pictures:
 
 def _without(all_records: Iterable[bytes], left_out: set[int]) -> Iterator[bytes]:
     return (record for number, record in enumerate(all_records) if number not in left_out)
-
-
-def _open(image: bytes | np.ndarray, side: int) -> Image.Image:
-    if not isinstance(image, bytes):
-        return Image.fromarray(image)
-    size_of(image)  # what `decode` refuses is not compared; Pillow knows more formats, some of them programs
-    opened = Image.open(io.BytesIO(image if image.startswith(JPEG_START) else plain(image)), formats=_FORMATS)
-    opened.draft("RGB", (side, side))  # JPEGs only; a cheap decoding to no less than this size
-    return opened
-
-
-def _upright(opened: Image.Image, image: bytes | np.ndarray) -> Image.Image:
-    """Turned as EXIF says, so that a photo and its upright copy are the same, whatever training makes of them."""
-    orientation = orientation_of(image) if isinstance(image, bytes) else UPRIGHT
-    return Image.fromarray(orientation.upright(np.asarray(opened))) if orientation else opened
-
-
-def _hash_or_zero(image: bytes | np.ndarray, *, mirrored: bool = False) -> np.ndarray:
-    try:
-        return hash_image(image, mirrored=mirrored)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # whatever Pillow says of damaged files
-        return np.zeros((_WORDS,), np.uint64)
-
-
-def _thumbnail(image: bytes | np.ndarray) -> str:
-    try:
-        opened = _upright(_open(image, 160).convert("RGB"), image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return "(cannot be shown)"
-    opened.thumbnail((160, 160))
-    encoded = io.BytesIO()
-    opened.save(encoded, "JPEG", quality=80)
-    return f'<img src="data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}">'
 
 
 def _fields(record: bytes) -> Any:
