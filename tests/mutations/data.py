@@ -23,6 +23,7 @@ INDEX = "vit_jax/data/prepare/index.py"
 PASSES = "vit_jax/data/prepare/passes.py"
 LISTS, TEST_SETS = "vit_jax/data/prepare/image_lists.py", "tests/data/test_prepare_sets.py"
 DEDUP = "vit_jax/data/prepare/dedup.py"
+TEST_DEDUP = "tests/data/test_dedup.py"
 NEAR, TEST_NEAR = "vit_jax/data/prepare/near_duplicates.py", "tests/data/test_near_duplicates.py"
 LAYOUT = "vit_jax/data/prepare/tfds_layout.py"
 
@@ -460,7 +461,7 @@ MUTATIONS = [
         DEDUP,
         "targets = np.concatenate([*plain, *mirrored])",
         "targets = np.concatenate([*plain, *plain])",
-        f"{TEST_SETS}::test_copies_of_test_images_are_taken_out_and_others_kept",
+        f"{TEST_DEDUP}::test_copies_of_test_images_are_taken_out_and_others_kept",
         "mirrored copies are found",
     ),
 ]
