@@ -136,9 +136,7 @@ def _show_run(config: ConfigDict) -> None:
     missing: dict[str, str] = {}
     evaluations = open_evaluations(config, built.eval_source, lambda name, error: missing.update({name: str(error)}))
     print(dry_run.dry_run(built, evaluations, missing, full=_DRY_RUN.value == "full"))
-    if built.train_source is not None:
-        trained_on = [built.train_source, *leakage.sources_behind(config.weights)]
-        leakage.find_overlap(tested_sources(evaluations), trained_on)
+    leakage.find_overlap_of_run(built, evaluations)
 
 
 def _show_evaluation(config: ConfigDict) -> None:

@@ -227,20 +227,18 @@ def describe_facts(config: ConfigDict, parts: Experiment) -> RunFacts:
 
 
 def check_resumed(kept: RunFacts | None, now: RunFacts, parts: Experiment, place: str, *, allow_change: bool) -> bool:
-    """Refuses to go on with a run whose classes or examples have changed since its last start.
-
-    What the config says otherwise than at the last start is the affair of `workdir.check_config`.
+    """Refuses to resume a run whose classes or examples have changed since its last start.
 
     Args:
-      kept: of the last start; None if that was made by an older version of this code.
-      now: of this start.
+      kept: facts of the last start; None if they were not recorded.
+      now: facts of this start.
       parts: of this start.
       place: the workdir, for messages.
-      allow_change: go on with today's evaluation examples. Those to train on never may change: the position in them
-        would mean others.
+      allow_change: resume with today's evaluation examples. Training examples must stay the same, because the position
+        in them would mean others.
 
     Returns:
-      Whether accuracies of the last start and of this one are of the same examples, as far as it is known.
+      Whether accuracies of the last start and of this one are known to be of the same examples.
 
     Raises:
       UserError: they have changed.
@@ -250,8 +248,8 @@ def check_resumed(kept: RunFacts | None, now: RunFacts, parts: Experiment, place
     changes = describe_class_changes(kept.class_names, now.class_names)
     if changes := changes or describe_split_changes(kept.train, parts.train_source, kept.class_names):
         raise UserError(
-            f"the data set has changed since the last start of {place} ({changes}). Bring back what it was to go on, "
-            "or start in a new workdir."
+            f"the data set has changed since the last start of {place} ({changes}). Restore it to resume, or start "
+            "in a new workdir."
         )
     if (
         kept.eval

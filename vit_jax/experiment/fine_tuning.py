@@ -1,6 +1,6 @@
-"""What fine-tuning takes from the weights it starts from: model, dropout rate and resolution.
+"""What fine-tuning takes from its initial weights: model, dropout rate and resolution.
 
-Nothing is downloaded, and arrays are read only where nothing else tells the model.
+Downloads nothing, and reads arrays only if nothing else tells the model.
 """
 
 import functools
@@ -20,8 +20,8 @@ from vit_jax.weights.arrays import read_json
 PAGE_SIZES = (384, 480, 128)  # defaults of configs/transfer.py and configs/vtab.py, in pixels
 VIT_DROPOUT = 0.1  # README of google-research/vision_transformer, 2021-05-24: "as in the ViT paper"
 
-# Dropout at fine-tuning by the family of a released checkpoint, and who says so. The paper itself gives the rate of
-# pre-training on ImageNet and ImageNet-21k (table 3) and none of fine-tuning.
+# Dropout at fine-tuning by the family of a released checkpoint, with its source. The paper gives rates of pre-training
+# on ImageNet and ImageNet-21k (table 3), and none of fine-tuning.
 _DROPOUT = {
     "vit": (VIT_DROPOUT, "as the released README says of the ViT paper's checkpoints; AugReg's would have 0"),
     "augreg": (0.0, "as AugReg's released config says; the ViT paper's checkpoints would have 0.1"),
@@ -33,14 +33,14 @@ _DROPOUT = {
 
 
 def dropout_of(weights: str | None) -> tuple[float, str]:
-    """The dropout rate to fine-tune with by default, and why.
+    """The default dropout rate of fine-tuning, and its source.
 
     Args:
       weights: as `config.weights`.
 
     Returns:
-      The rate, which is 0.1 for the ViT paper's released checkpoints, a run's own for its workdir and 0 for all others;
-      and where it is from, in words.
+      The rate: 0.1 for the ViT paper's released checkpoints, a run's own for its workdir, 0 for all others; and its
+      source in words.
     """
     if weights is None:
         return 0.0, "trained from scratch; table 3 has 0.1 on ImageNet"
@@ -80,7 +80,7 @@ def choose_dropout(argument: str, weights: str | None) -> float | None:
 
 
 def model_of(weights: str | None, name: str = "") -> dict[str, Any]:
-    """Attributes of the model of some weights, as `create_model` takes them, with "name"; {} where it is not known yet.
+    """The model of some weights as arguments of `create_model`; {} if it is not known yet.
 
     Args:
       weights: as `config.weights`.
@@ -105,7 +105,7 @@ def model_of(weights: str | None, name: str = "") -> dict[str, Any]:
 
 
 def fitting_size(size: int, model: Mapping[str, Any]) -> int:
-    """The largest image size up to `size` that the patches of a model tile: 378 of 384 for patches of 14 pixels.
+    """The largest image size up to `size` that a model's patches tile: 378 for 384 and patches of 14 pixels.
 
     Args:
       size: in pixels.
@@ -129,7 +129,7 @@ def fitting_size(size: int, model: Mapping[str, Any]) -> int:
 
 
 def _released_name(weights: str) -> str | None:
-    """The released checkpoint that a name or an address means."""
+    """The released checkpoint of a name or an address; None for other weights."""
     if weights in list_checkpoints():
         return weights
     if "://" not in weights:
@@ -139,7 +139,7 @@ def _released_name(weights: str) -> str | None:
 
 
 def _workdir(weights: str) -> AnyPath | None:
-    """The workdir of a run, if the weights are one."""
+    """The path, if it is a run's workdir."""
     if "://" in weights and (not weights.startswith("gs://") or weights.endswith((".npz", ".safetensors"))):
         return None
     path = parse_path(weights)

@@ -1,4 +1,4 @@
-"""Which of the examples that are evaluated were trained on: by this run, or by those its weights come from."""
+"""Finds evaluated examples that were trained on, by this run or by the runs behind its weights."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -57,45 +57,32 @@ def find_overlap_of_run(experiment: Experiment, evaluations: Iterable[Evaluation
     return find_overlap(tested_sources(evaluations), own + sources_behind(experiment.config.weights))
 
 
-def open_training_data(data: ConfigDict) -> tuple[list[Source], list[str]]:
-    """Opens what a run trains on: each part of a mixture by itself.
+def sources_behind(weights: str | None) -> list[Source]:
+    """The training data of the run that made the weights, of the run that made its initial weights, and so on.
+
+    Leaves out data that cannot be opened, and takes today's data if they have changed since, each with a warning.
 
     Args:
-      data: the part of the config about data.
+      weights: as `config.weights`.
 
     Returns:
-      The sources, and names of data sets that are not here.
-
-    Raises:
-      UserError: the data are not as they should be.
-    """
-    found, missing = [], []
-    for dataset, _ in training_data_sets(data):
-        try:
-            found.append(open_data(data, dataset, data.train_split))
-        except MissingDataError:
-            missing.append(dataset)
-    return found, missing
-
-
-def sources_behind(weights: str | None) -> list[Source]:
-    """The training data of the run that weights are from, of the run that its weights are from, and so on.
-
-    What cannot be opened is left out, and what has changed since is taken as it is today, each with a warning.
-
-    Args:
-      weights: as `config.weights`. None, or weights of no run: nothing is known, so [].
+      The sources; [] for weights of no known run.
     """
     sources: list[Source] = []
-    for path, fields, fingerprint in _runs_behind(weights):
+    for path, data, fingerprint in _runs_behind(weights):
+        found, missing = [], []
         try:
-            found, missing = open_training_data(fields)
-        except (UserError, TypeError, ValueError, AttributeError) as error:  # of a config.json that was changed
+            for dataset, _ in training_data_sets(data):
+                try:
+                    found.append(open_data(data, dataset, data.train_split))
+                except MissingDataError:
+                    missing.append(dataset)
+        except (UserError, TypeError, ValueError, AttributeError) as error:  # of an edited config.json
             found, missing = [], [str(error).partition("\n")[0]]
         sources += found
         if missing:
             logger.warning(
-                "What %s was trained on cannot be compared with what is evaluated, as it is not here: %s",
+                "What %s was trained on cannot be compared with what is evaluated, because it is missing: %s",
                 *(path, ", ".join(missing)),
             )
         elif fingerprint and [source.fingerprint() for source in found] != [fingerprint]:
@@ -108,9 +95,9 @@ def sources_behind(weights: str | None) -> list[Source]:
 
 
 def _runs_behind(weights: str | None) -> Iterator[tuple[AnyPath, ConfigDict, str | None]]:
-    """The workdirs of the runs behind weights, with their configs' fields about data.
+    """Yields workdir, `config.data` and fingerprint of the training data of each run behind weights.
 
-    The third is the fingerprint of the examples at that time; None where it is not known, or of a mixture.
+    The fingerprint is None for a mixture, and where it was not recorded.
     """
     seen = set()
     while isinstance(weights, str) and (path := _find_run(weights)) is not None and path not in seen:
@@ -128,15 +115,15 @@ def _runs_behind(weights: str | None) -> Iterator[tuple[AnyPath, ConfigDict, str
         weights = recorded.get("weights")
 
 
-def _find_run(place: str) -> AnyPath | None:
-    """The workdir of the run that weights are from: the place itself, or a folder not far above it."""
+def _find_run(weights: str) -> AnyPath | None:
+    """The workdir of the run that made the weights: the path itself, or a folder not far above it."""
     try:
-        path = parse_path(place)
+        path = parse_path(weights)
         if not path.exists():  # such as the name of a released checkpoint
             return None
         for folder in (path, *list(path.parents)[:_PARENTS]):
             if (folder / "starts.jsonl").is_file() and (folder / "config.json").is_file():
                 return folder
-    except (UserError, OSError, ValueError):  # it is no path
+    except (UserError, OSError, ValueError):  # not a path
         pass
     return None

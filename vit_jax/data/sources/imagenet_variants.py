@@ -1,7 +1,7 @@
-"""ImageNet's other test sets, with labels among ImageNet's 1,000 classes. docs/imagenet_variants.md says more of each.
+"""Opens ImageNet's other test sets, with labels among ImageNet's 1,000 classes (docs/imagenet_variants.md).
 
-They are opened as their authors publish them or as TFDS prepares them, and what is there is compared with what they
-published: a test set that lacks a class would give a number that looks right.
+They are read as their authors publish them or as TFDS prepares them, and their classes are compared with those that
+were published: a test set that lacks a class would give a number that looks right.
 """
 
 import concurrent.futures
@@ -36,9 +36,9 @@ _IMAGENET = "imagenet2012"
 _SHOWN = 5  # names in a message
 _NOT_IMAGES = ("README", "LICENSE")  # beside the folders of classes, with any suffix
 
-# ObjectNet's images have a red border, which tells that they must not be trained on: "1 pixel" by the licence
-# (the card of timm/objectnet on huggingface.co quotes it), of which the authors' own loader cuts 2
-# (abarbu/objectnet-template-pytorch, objectnet_pytorch_dataloader.py), as do the other evaluations of it that we read.
+# ObjectNet's images have a red border, a sign that they must not be trained on. The licence says "1 pixel" (quoted on
+# the card of timm/objectnet on huggingface.co); the authors' loader cuts 2 (abarbu/objectnet-template-pytorch,
+# objectnet_pytorch_dataloader.py), as do other evaluations.
 OBJECTNET_BORDER = 2
 
 
@@ -47,8 +47,8 @@ class Variant:
     """A test set for models with ImageNet's 1,000 classes.
 
     Attributes:
-      source: its images; labels count as ImageNet's, by WordNet id. Where an image has several, any of them is right.
-      classes: the only ones whose logits compete, ascending; None for all 1,000.
+      source: its images, labelled with ImageNet's classes. Any of an image's labels is right.
+      classes: the classes whose logits compete, ascending; None: all 1,000.
     """
 
     source: Source
@@ -63,19 +63,19 @@ def open_variant(
     Args:
       name: one of `IMAGENET_TEST_SETS`.
       place: where it is, one of
-        - "tfds:<name>[/<config>][:<version>]", or the folder, of what TFDS has prepared; there is no ObjectNet in it;
-        - the folder that the authors' archive unpacks to, or one around it; a zip file too, but not of ObjectNet;
+        - "tfds:<name>[/<config>][:<version>]", or a folder that TFDS has prepared; TFDS has no ObjectNet;
+        - the folder that the authors' archive unpacks to, or the one around it; or a zip file, except of ObjectNet;
         - for "real", `real.json`, or "tfds:imagenet2012_real", which has the images as well.
         A relative path that does not exist is looked for in `$VIT_JAX_DATA` too.
       validation: for "real" with `real.json`: the data set that the labels are for, as `open_source` takes it.
       validation_split: its split.
 
     Returns:
-      the test set. A number of images that is not the published one is told in a warning.
+      the test set. Warns if the number of images is not the published one.
 
     Raises:
-      MissingDataError: it is not there.
-      UserError: there is no such test set, or what is there is something else or not all of it.
+      MissingDataError: it is missing.
+      UserError: the name is unknown, or the data are incomplete or another data set.
     """
     if name not in IMAGENET_TEST_SETS:
         raise unknown_name("variant of ImageNet", name, IMAGENET_TEST_SETS)
@@ -134,7 +134,7 @@ def _open_prepared(name: str, place: str, split: str = "test", label_key: str | 
 
 
 def _labels_that_occur(source: Source) -> tuple[int, ...]:
-    """Reads all records, as the names of TFDS's files do not say which classes are there; decodes no image."""
+    """Reads all records, because TFDS's file names do not tell the classes; decodes no image."""
     with concurrent.futures.ThreadPoolExecutor(num_cpus()) as pool:
         labels = pool.map(lambda index: source[index]["label"], range(len(source)))
         return tuple(sorted({cast(int, label) for label in labels}))
@@ -144,10 +144,10 @@ def _labels_that_occur(source: Source) -> tuple[int, ...]:
 
 
 class _ClassFolders(ImageFolderSource):
-    """Folders of classes, perhaps not all of them, that may have a README beside them, as that of ImageNet-R has."""
+    """Folders of classes, with a README or licence beside them, as in ImageNet-R."""
 
     def __init__(self, path: str | os.PathLike[str], split: str, wanted: Collection[str] | None = None):
-        """See `ImageFolderSource`; `wanted` are the folders that count, None for all."""
+        """Opens the folders in `wanted`; None: all. See `ImageFolderSource`."""
         self._wanted = wanted
         super().__init__(path, split)
 
@@ -244,7 +244,7 @@ def _existing(name: str, place: str) -> pathlib.Path:
 
 
 def _around_classes(path: pathlib.Path, classes: Collection[str], expected: str) -> tuple[pathlib.Path, str]:
-    """What `ImageFolderSource` calls data set and split, so that the folders of classes are those of the split."""
+    """The data set and split, as `ImageFolderSource` takes them, whose folders are the classes."""
     try:
         if path.is_dir():
             folders = [entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")]

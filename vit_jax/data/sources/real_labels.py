@@ -1,6 +1,6 @@
-"""ReaL: ImageNet's validation images, labelled anew (Beyer et al., "Are we done with ImageNet?", 2020).
+"""ReaL: new labels for ImageNet's validation images (Beyer et al., "Are we done with ImageNet?", 2020).
 
-An image has any number of right classes. Those with none, 3,163 of the 50,000, do not count.
+An image has any number of right classes. The 3,163 of 50,000 images with none do not count.
 """
 
 import json
@@ -42,7 +42,7 @@ def load_real_labels(path: str | os.PathLike[str]) -> list[list[int]]:
 
 
 class RealLabels:
-    """The validation split of ImageNet, or a part of it, with the ReaL labels instead of its own.
+    """The validation split of ImageNet, or a part of it, with ReaL labels.
 
     They are found by the number in the image's name: ILSVRC2012_val_00000001.JPEG has the first.
     """
