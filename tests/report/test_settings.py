@@ -235,7 +235,7 @@ def test_evaluation_that_measures_again_is_told_and_what_is_new_in_it_is_kept(tm
         "10-shot ImageNet": 0.8,
     }
     (line,) = found.left_out
-    assert line.startswith(f"{other}: measures again what {tmp_path}/a tells")
+    assert line.startswith(f"{other}: repeats what {tmp_path}/a measured")
     assert line.endswith("5-shot ImageNet is 60.00 here, 50.00 there.")
     assert f"{tmp_path}/a: with what {other} measured of it" in runs_table(found.models).remarks
 

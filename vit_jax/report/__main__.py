@@ -4,9 +4,9 @@ r"""Sets what runs reached beside what the paper published.
     python -m vit_jax.report runs/ sweeps/ --out=report/    # writes them too, and pictures
 
 Finds runs, evaluations (--mode=eval) and sweeps in the folders and below. Prints a line for each setting that has a
-result, then the paper's tables 2, 5, 6, 8 and 9 as far as there is something of ours for them, then all that was found.
-A table has the paper's number, ours (mean and standard deviation over seeds) and the difference; notes below it say
-what was done in another way than in the paper. Folders that tell nothing are listed with the reason.
+result, then those of the paper's tables that have numbers of ours, then all that was found.
+A table has the paper's number, ours (mean and standard deviation over seeds) and the difference; notes below it list
+the differences from the paper. Folders without results are listed with the reason.
 
 --out writes report.md, a CSV file for each table, and figures 3, 4 and 5 as PNG. docs/report.md shows how it looks.
 """

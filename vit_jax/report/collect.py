@@ -160,7 +160,7 @@ class _Reader:
                 continue
             if shared:
                 self.left_out.append(
-                    f"{model.path}: measures again what {other.path} tells, which counts: {_compare(model, other)}"
+                    f"{model.path}: repeats what {other.path} measured, which counts: {_compare(model, other)}"
                 )
             if model.values.keys() - shared:
                 values, besides = {**model.values, **other.values}, (*other.besides, str(model.path))

@@ -116,7 +116,7 @@ def table_6(models: Sequence[PreTrained]) -> Table:
         table.add_ours(key, _EXAFLOPS, _cost(model, exaflops), digits=digits)
     table.remarks.append(
         "Our exaFLOPs are by formula, without the head (python -m vit_jax.costs.flops --table6); released "
-        "checkpoints do not tell theirs, and are left out."
+        "checkpoints do not record theirs, and are left out."
     )
     return table
 
