@@ -213,7 +213,7 @@ def _describe_evaluation(config: ConfigDict, weights_path: str, built: Evaluatio
         f"parameters, images {size}x{size}"
     )
     attributes = {name: value for name, value in fields.items() if name not in ("name", "num_classes")}
-    yield f"          {', '.join(f'{name}={value}' for name, value in attributes.items())}"
+    yield f"with      {', '.join(f'{name}={value}' for name, value in attributes.items())}"
     yield from _describe_evaluations(built.evaluations, built.missing)
     num_images = sum(len(each.data.test or ()) for each in built.evaluations)
     is_whole = not built.missing and all(each.data.pool is None for each in built.evaluations)

@@ -33,7 +33,7 @@ def test_task_dry_runs_without_its_data(name):
     config = small(f"task={name}")
     built = build.build(config, allow_missing_data=True)
     text = dry_run.dry_run(built, [], {})
-    assert f"data      vtab:{name} (train800val200): 1,000 images expected, NOT HERE YET" in text
+    assert f"data      vtab:{name} (train800val200): 1,000 images expected, not prepared yet" in text
     assert "2,500 steps of 512 images" in text
     assert built.num_classes == TASKS[name].num_classes
     assert built.batch_shapes["image"].shape == (512, 384, 384, 3)
