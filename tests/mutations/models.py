@@ -38,14 +38,14 @@ MUTATIONS = [
         "the MLP has a layer norm before it (equation 3)",
     ),
     Mutation(
-        VIT,
-        'approximate=self.gelu == "tanh"',
+        "vit_jax/models/layers.py",
+        'approximate=kind == "tanh"',
         "approximate=True",
         f"{TEST_VIT}::test_gelu_is_the_approximation_or_exact",
         "gelu='exact' is the error function's",
     ),
     Mutation(
-        VIT,
+        "vit_jax/models/layers.py",
         "branch / keep_rate, 0)",
         "branch, 0)",
         f"{TEST_VIT}::test_stochastic_depth_skips_whole_examples_and_scales_up_the_others",
@@ -80,14 +80,14 @@ MUTATIONS = [
         "pool='gap' averages all tokens",
     ),
     Mutation(
-        VIT,
+        "vit_jax/models/variants.py",
         '"H": Variant(num_layers=32, hidden_dim=1280, mlp_dim=5120, num_heads=16)',
         '"H": Variant(num_layers=32, hidden_dim=1280, mlp_dim=5120, num_heads=20)',
         "tests/models/test_models.py::test_sizes_are_those_of_table_1_and_of_augreg",
         "ViT-H has 16 heads (table 1)",
     ),
     Mutation(
-        VIT,
+        "vit_jax/models/variants.py",
         '("50", 16): ((3, 4, 9), 1)',
         '("50", 16): ((3, 4, 6, 3), 1)',
         "tests/models/test_models.py::test_hybrids_are_resnets_under_a_vit",
@@ -101,7 +101,7 @@ MUTATIONS = [
         "logits are float32",
     ),
     Mutation(
-        "vit_jax/models/heads.py",
+        "vit_jax/models/layers.py",
         "kernel_init=nn.initializers.zeros",
         "kernel_init=nn.initializers.normal()",
         f"{TEST_VIT}::test_initialisation_is_that_of_the_released_code",
