@@ -113,7 +113,7 @@ def test_examples_that_were_trained_on_are_counted_at_the_end_of_a_run(run):
 
 def test_other_weights_are_not_taken_for_those_of_the_run_in_a_workdir(run, config):
     config.weights = "augreg_ti16_i21k"
-    with pytest.raises(UserError, match=r"is the workdir of a run, and weights are augreg_ti16_i21k"):
+    with pytest.raises(UserError, match=r"is the workdir of a run, but weights are augreg_ti16_i21k"):
         evaluate(config, run[1])
 
 

@@ -113,6 +113,23 @@ def lost_reader() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+def wrap_parts(parts: Sequence[str], *, columns: int = 111, indent: int = 0) -> str:
+    """Joins parts by two spaces, in lines of at most so many columns: with the time of a log line, 120.
+
+    Args:
+      parts: the texts.
+      columns: length of a line.
+      indent: spaces before lines but the first.
+    """
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + 2 + len(part) <= columns:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(" " * indent + part)
+    return "\n".join(lines)
+
+
 # ---- Tables.
 
 

@@ -1,4 +1,4 @@
-"""Evaluation alone: parameters of any format, on whatever a config evaluates."""
+"""Evaluation without training: of parameters in any format, on everything that a config evaluates."""
 
 import datetime
 import json
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vit_jax import sharding
-from vit_jax.console import format_table
+from vit_jax.console import format_table, wrap_parts
 from vit_jax.errors import UserError
 from vit_jax.experiment import leakage
 from vit_jax.experiment.evaluation_only import build_evaluation
@@ -32,35 +32,33 @@ def evaluate(
     With several processes (`processes.initialize`) all must call it alike.
 
     Args:
-      config: see `vit_jax.config.base_config`; of its fields only those of model, data and evaluations count.
+      config: see `vit_jax.config.base_config`; only the fields of model, data and evaluations count.
       path: a workdir, for `evaluation.json`; None: nothing is written.
-      allow_data_change: evaluate on today's data, also if they have changed since a run was trained.
+      allow_data_change: evaluate on today's data even if they have changed since a run was trained.
 
     Returns:
       "weights", "model", "model_fields" (as in a run's model.json), "image_size", "parameters", "time", "devices",
-      by name the "metrics", and by evaluation the "overlap": how many of its examples were trained on, as far as it is
-      known (see `leakage`), and the "fingerprints" of the examples.
+      "metrics" by name, and by evaluation "overlap", the known number of its examples that were trained on (see
+      `leakage`), and "fingerprints" of the examples.
 
     Raises:
-      UserError: something the user can mend.
+      UserError: something the user can fix.
     """
     path = None if path is None else parse_path(path)
-    place = place_to_evaluate(config.weights, path)
-    built = build_evaluation(config, place, allow_data_change=allow_data_change)
+    weights = weights_to_evaluate(config.weights, path)
+    built = build_evaluation(config, weights, allow_data_change=allow_data_change)
     processes.check_same("data", describe_data(None, built.evaluations))
-    logger.info("%s: %s", place, built.description)
-    overlap: dict[str, int] = {}
-    if processes.is_main_process():
-        overlap = leakage.find_overlap(tested_sources(built.evaluations), leakage.sources_behind(place))
+    logger.info("%s: %s", weights, built.description)
+    overlap = leakage.find_overlap_of_weights(weights, built.evaluations)
     params = sharding.place(built.params, built.abstract_params)
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     metrics: dict[str, float] = {}
     for each in built.evaluations:
         found = {f"{each.name}/{name}": value for name, value in each.run(state).items()}
-        logger.info("%s", "  ".join(f"{name} {value:.5g}" for name, value in found.items()))
+        logger.info("%s", wrap_parts([f"{name} {value:.5g}" for name, value in found.items()]))
         metrics |= found
     result = {
-        "weights": place,
+        "weights": weights,
         "model": built.model_fields["name"],
         "model_fields": built.model_fields,
         "image_size": config.data.image_size,
@@ -77,20 +75,19 @@ def evaluate(
     return result
 
 
-def place_to_evaluate(weights: str | None, path: AnyPath | None) -> str:
-    """The place of the parameters to evaluate: the run in a workdir, if there is one, or else `config.weights`.
+def weights_to_evaluate(weights: str | None, path: AnyPath | None) -> str:
+    """Returns where to load the parameters to evaluate from: the run in a workdir, or else `config.weights`.
 
-    The command that trained a run may be given again to evaluate it, although its weights are what the run began with.
+    The command that trained a run may also evaluate it: its weights are then those that the run began with.
     """
     if path is None or not (path / "starts.jsonl").is_file():
-        place = weights or (str(path) if path else None)
-        if place is None:
+        if not weights and not path:
             raise UserError("nothing to evaluate: set --config.weights to a checkpoint, or --workdir to that of a run.")
-        return place
+        return weights or str(path)
     began_with = read_json(path / "config.json").get("weights")
     if weights is not None and weights != began_with and weights.rstrip("/") != str(path):
         raise UserError(
-            f"{path} is the workdir of a run, and weights are {weights}. Pass --config.weights=None to evaluate the "
+            f"{path} is the workdir of a run, but weights are {weights}. Pass --config.weights=None to evaluate the "
             "run, or another --workdir to evaluate these weights."
         )
     return str(path)

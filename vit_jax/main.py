@@ -40,10 +40,10 @@ from ml_collections import ConfigDict
 from vit_jax import flags as common_flags
 from vit_jax.console import lost_reader
 from vit_jax.errors import UserError
-from vit_jax.evaluate import evaluate, format_metrics, place_to_evaluate
+from vit_jax.evaluate import evaluate, format_metrics, weights_to_evaluate
 from vit_jax.experiment import build, dry_run, leakage
 from vit_jax.experiment.evaluation_only import build_evaluation
-from vit_jax.experiment.evaluations import make_setup, open_evaluations, tested_sources
+from vit_jax.experiment.evaluations import make_setup, open_evaluations
 from vit_jax.field_checks import Number
 from vit_jax.files import parse_path
 from vit_jax.flags import define_config, define_dry_run, report
@@ -141,10 +141,10 @@ def _show_run(config: ConfigDict) -> None:
 
 def _show_evaluation(config: ConfigDict) -> None:
     """Prints what --mode=eval would do."""
-    place = place_to_evaluate(config.weights, parse_path(_WORKDIR.value) if _WORKDIR.value else None)
-    built = build_evaluation(config, place, allow_missing=True)
-    print(dry_run.evaluation_dry_run(config, place, built, full=_DRY_RUN.value == "full"))
-    leakage.find_overlap(tested_sources(built.evaluations), leakage.sources_behind(place))
+    weights = weights_to_evaluate(config.weights, parse_path(_WORKDIR.value) if _WORKDIR.value else None)
+    built = build_evaluation(config, weights, allow_missing=True)
+    print(dry_run.evaluation_dry_run(config, weights, built, full=_DRY_RUN.value == "full"))
+    leakage.find_overlap_of_weights(weights, built.evaluations)
 
 
 def _run(ledger: Ledger) -> int:

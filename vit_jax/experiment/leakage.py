@@ -57,6 +57,13 @@ def find_overlap_of_run(experiment: Experiment, evaluations: Iterable[Evaluation
     return find_overlap(tested_sources(evaluations), own + sources_behind(experiment.config.weights))
 
 
+def find_overlap_of_weights(weights: str, evaluations: Iterable[Evaluation]) -> dict[str, int]:
+    """Counts the examples of evaluations that the runs behind weights trained on; as `find_overlap_of_run` returns."""
+    if not processes.is_main_process():
+        return {}
+    return find_overlap(tested_sources(evaluations), sources_behind(weights))
+
+
 def sources_behind(weights: str | None) -> list[Source]:
     """The training data of the run that made the weights, of the run that made its initial weights, and so on.
 

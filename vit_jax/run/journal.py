@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from vit_jax.console import format_seconds
+from vit_jax.console import format_seconds, wrap_parts
 from vit_jax.costs.hardware import Machine
 from vit_jax.errors import UserError
 from vit_jax.files import AnyPath
@@ -329,7 +329,6 @@ class Journal:
         self._cleanup.__exit__(*error)
 
 
-_COLUMNS = 111  # of a row; the time of day before it makes 120
 _SHORT_NAMES = {"train/accuracy": "acc", "train/grad_norm": "grad", "train/learning_rate": "lr"}
 
 
@@ -353,10 +352,4 @@ def format_row(step: int, num_steps: int, metrics: Mapping[str, float]) -> str:
         share, kind = max((value, name.removesuffix("_share")) for name, value in times.items() if "_share" in name)
         most = "" if kind == "input" else f" ({kind.replace('_', '-')} {100 * share:.0f} %)"
         parts.append(f"goodput {100 * times['goodput']:.0f} %{most}")
-    lines = [parts[0]]
-    for part in parts[1:]:
-        if len(lines[-1]) + 2 + len(part) <= _COLUMNS:
-            lines[-1] += f"  {part}"
-        else:
-            lines.append(f"{'':15}{part}")
-    return "\n".join(lines)
+    return wrap_parts(parts, indent=15)
