@@ -162,7 +162,7 @@ def test_head_for_other_classes_is_told(config, weights, tmp_path):
         write_image(tmp_path / "test" / name / "1.jpg", 1)
     config.data.dataset, config.weights = str(tmp_path), weights[2]
     with pytest.raises(
-        UserError, match=r"has 10 classes, and the data set 3.*Fine-tune it first.*model.num_classes=10"
+        UserError, match=r"has 10 classes, more than the data set's 3.*Fine-tune it first.*model.num_classes=10"
     ):
         evaluate(config)
     config.model.num_classes = 10  # of which these are the first three
