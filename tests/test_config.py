@@ -12,9 +12,9 @@ from vit_jax.config import (
     checked_fields,
     flatten,
     parse_config_string,
-    quote_argument,
     set_length,
 )
+from vit_jax.console import quote_argument
 from vit_jax.errors import UserError
 from vit_jax.train_step import RNGS
 

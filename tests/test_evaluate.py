@@ -17,7 +17,7 @@ from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, format_metrics
 from vit_jax.evaluators import registry
-from vit_jax.evaluators.classification import ImageNetVariant
+from vit_jax.evaluators.accuracy import ImageNetVariant
 from vit_jax.experiment import dry_run as overview
 from vit_jax.experiment.evaluation_only import build_evaluation
 from vit_jax.models import create_model

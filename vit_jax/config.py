@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from vit_jax.console import quote_argument
 from vit_jax.data.imagenet_test_sets import IMAGENET_TEST_SETS
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.evaluators.registry import TYPES, default_entries, fields_of
@@ -397,14 +398,6 @@ def parse_config_string(string: str | None, **defaults: Any) -> ConfigDict:
         except (ValueError, KeyError) as error:
             raise UserError(f"config argument {key!r} takes {key}=<{kind.__name__}>, got {pair!r}.") from error
     return arguments
-
-
-def quote_argument(value: str) -> str:
-    """Writes a value so that `parse_config_string` reads it, with quotes if it has commas."""
-    if "," not in value and not value.startswith(("'", '"')):
-        return value
-    quote = "'" if '"' in value else '"'
-    return value.replace(",", "\\,") if quote in value else f"{quote}{value}{quote}"
 
 
 # A pair: its name, then a value in quotes, or anything in which commas have a backslash before them.

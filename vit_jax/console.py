@@ -69,6 +69,14 @@ def show_names(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(f"'{show_name(name)}'" for name in names[:limit]) + rest
 
 
+def quote_argument(value: str) -> str:
+    """Writes a value of a config's argument so that `config.parse_config_string` reads it: quoted if it has commas."""
+    if "," not in value and not value.startswith(("'", '"')):
+        return value
+    quote = "'" if '"' in value else '"'
+    return value.replace(",", "\\,") if quote in value else f"{quote}{value}{quote}"
+
+
 def encode_text(text: str) -> bytes:
     """Encodes a text of any length as UTF-8, with bytes of names that are not UTF-8 escaped as in `show_name`."""
     try:

@@ -13,7 +13,7 @@ from vit_jax.config import base_config, check_fields, flatten, with_present_name
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
 from vit_jax.evaluators import registry
-from vit_jax.evaluators.base import EvaluatorType
+from vit_jax.evaluators.evaluator_type import EvaluatorType
 from vit_jax.evaluators.registry import Field, entry, register
 from vit_jax.experiment import build
 from vit_jax.experiment.evaluations import make_evaluations, open_evaluations

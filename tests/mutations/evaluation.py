@@ -2,8 +2,8 @@
 
 from tests.mutations.mutation import Mutation
 
-CLASSIFICATION = "vit_jax/evaluators/classification.py"
-TEST_CLASSIFICATION = "tests/evaluators/test_classification.py"
+CLASSIFICATION = "vit_jax/evaluators/accuracy.py"
+TEST_CLASSIFICATION = "tests/evaluators/test_accuracy.py"
 FEWSHOT, TEST_FEWSHOT = "vit_jax/evaluators/fewshot.py", "tests/evaluators/test_fewshot.py"
 FEATURES = "vit_jax/evaluators/features.py"
 RIDGE, TEST_RIDGE = "vit_jax/evaluators/ridge.py", "tests/evaluators/test_ridge.py"

@@ -7,8 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from vit_jax.config import quote_argument
-from vit_jax.console import show_name
+from vit_jax.console import quote_argument, show_name
 from vit_jax.data.sources import Source, find_path, open_source
 from vit_jax.data.sources.folders import list_splits
 from vit_jax.data.sources.splits import split_role

@@ -25,7 +25,7 @@ from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Source
 from vit_jax.data.sources.splits import SlicedSource
 from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.evaluators.base import EvaluatorType, Openable, RunData, Setup, TestData
+from vit_jax.evaluators.evaluator_type import EvaluatorType, Openable, RunData, Setup, TestData
 from vit_jax.evaluators.features import FeatureExtractor, Features, representation_shapes
 from vit_jax.evaluators.registry import TYPES
 from vit_jax.evaluators.ridge import BIAS, solve_ridge

@@ -1,6 +1,6 @@
 """The types of evaluators that `config.evals` may list, with their fields. Imports no JAX.
 
-A type is a name, a class (see `evaluators.base.EvaluatorType`), and the fields of an entry in the config. Every entry
+A type is a name, a class (see `evaluators.evaluator_type.EvaluatorType`), and the fields of an entry in the config. Every entry
 also has `type` and `every_steps`.
 """
 
@@ -67,14 +67,14 @@ def register(name: str, implementation: Any, **fields: Field) -> None:
 # Accuracy and loss of a split.
 register(
     "classification",
-    "vit_jax.evaluators.classification:Classification",
+    "vit_jax.evaluators.accuracy:Classification",
     dataset=Field(None, TEXT, str),  # None: data.dataset
     split=Field(None, TEXT, str),  # None: data.eval_split, whose name metrics begin with instead of the entry's
 )
 # The same on one of ImageNet's other test sets, for models with ImageNet's 1,000 classes (docs/imagenet_variants.md).
 register(
     "imagenet_variant",
-    "vit_jax.evaluators.classification:ImageNetVariant",
+    "vit_jax.evaluators.accuracy:ImageNetVariant",
     variant=Field(None, one_of(*IMAGENET_TEST_SETS), str),  # None: the entry's name
     dataset=Field(None, TEXT, str),  # path or "tfds:<name>"; None: left out
 )

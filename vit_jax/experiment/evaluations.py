@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from vit_jax.data.sources import MissingDataError, Source
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.evaluators import registry
-from vit_jax.evaluators.base import EvaluatorType, RunData, Setup, TestData
+from vit_jax.evaluators.evaluator_type import EvaluatorType, RunData, Setup, TestData
 from vit_jax.experiment.build import Experiment
 from vit_jax.experiment.data import eval_transform, open_data
 from vit_jax.objectives.losses import Loss

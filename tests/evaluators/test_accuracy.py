@@ -8,7 +8,7 @@ from vit_jax import sharding
 from vit_jax.data.pipeline import EvalBatches
 from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError
-from vit_jax.evaluators.classification import ClassificationEvaluator
+from vit_jax.evaluators.accuracy import ClassificationEvaluator
 from vit_jax.models import create_model
 from vit_jax.models.layers import normalize_images
 from vit_jax.objectives.losses import Loss

@@ -18,7 +18,7 @@ from vit_jax.data.imagenet_test_sets import NUM_CLASSES
 from vit_jax.data.sources.base import Source
 from vit_jax.data.sources.imagenet_variants import open_variant
 from vit_jax.errors import UserError
-from vit_jax.evaluators.base import EvaluatorType, Openable, RunData, Setup, TestData
+from vit_jax.evaluators.evaluator_type import EvaluatorType, Openable, RunData, Setup, TestData
 from vit_jax.models.layers import normalize_images
 from vit_jax.objectives.losses import Loss, is_correct, is_labelled
 from vit_jax.sharding import batch_sharding, replicated, within
