@@ -1,7 +1,7 @@
 """The types of evaluators that `config.evals` may list, with their fields. Imports no JAX.
 
-A type is a name, a class (an `evaluator_type.EvaluatorType`), and the fields of an entry in the config. Every entry also has
-`type` and `every_steps`.
+A type is a name, a class (`evaluator_type.EvaluatorType`), and the fields of an entry in the config. Every entry also
+has `type` and `every_steps`.
 """
 
 import dataclasses
