@@ -1,23 +1,23 @@
-r"""Harms a run of several processes again and again and shows that it ends where one in peace does, to the bit.
+r"""Injects faults into a run of several processes and shows that its result is bit-identical to that of a run without.
 
     python -m benchmarks.faults --config=configs/quickstart.py --faults=20 --num_processes=2 --devices_per_process=2 \
         --config.checkpoint.every_steps=20 --config.evals.eval_split.every_steps=40 --config.log_every_steps=20
 
-Runs the config once in peace; then again with a fault at a random moment, and a restart of the same command after each:
-SIGTERM to one or to all processes, `kill -9` of process 0, of another or of all, one process that stands still, a disk
-that is full; at any time, while a checkpoint is written, or in an evaluation. After each fault it checks that
+Runs the config once without faults; then again with a fault at a random moment, and a restart of the same command after
+each: SIGTERM to one or to all processes, `kill -9` of process 0, of another or of all, a process that hangs, a full
+disk; at any time, while a checkpoint is written, or in an evaluation. After each fault it checks that
 
-- all processes end within --within seconds, with the status that docs/faults.md tells;
-- each survivor says in one message what happened and what to do;
-- no half-written checkpoint is taken for a whole one, and the next start goes on from the newest.
+- all processes end within --within seconds, with the status in docs/faults.md;
+- each survivor reports in one message what happened and what to do;
+- no half-written checkpoint counts as whole, and the next start resumes from the newest.
 
-In the end it compares parameters, optimizer state, data position, best parameters and all metrics but times with the
-run in peace. With --elastic each start has another number of processes and devices; then the losses must agree to
---tolerance, and the data position exactly. Prints a table, writes JSON where --output says, and ends with status 1 if
-anything is not as it should be. Flags that are not its own go to vit_jax.main.
+At the end it compares parameters, optimizer state, data position, best parameters and all metrics but times with the
+run without faults. With --elastic each start has another number of processes and devices; then the losses must agree to
+--tolerance, and the data position exactly. Prints a table, writes JSON to --output, and exits with status 1 if there
+was a problem. Other flags are passed to vit_jax.main.
 
-The disk is a small one in memory, which Linux lets everyone mount in a namespace of their own. Where that is forbidden
-(`unshare --user --map-root-user --mount true` fails) the run does without full disks, and says so.
+The disk is a small one in memory, which Linux lets every user mount in a new namespace. Where that is forbidden
+(`unshare --user --map-root-user --mount true` fails) there are no full disks, and a message says so.
 """
 
 import argparse
@@ -52,7 +52,7 @@ SIGNALS = {TERM_ONE: signal.SIGTERM, TERM_ALL: signal.SIGTERM, STOP_ONE: signal.
 ANY_TIME, SAVING, EVALUATING = "at any time", "saving", "evaluating"
 ELASTIC = ((1, 4), (4, 1), (2, 1), (2, 2), (1, 2))  # processes and devices of each, one start after the other
 
-ADVICE = {  # by exit status: what each process has to say, and process 0 after SIGTERM
+ADVICE = {  # by exit status: what the message of each process must contain
     LOST_STATUS: ("Restart the same command on all hosts to resume from the newest checkpoint.",),
     1: ("No space left on device", "run the same command again"),
 }
@@ -61,7 +61,7 @@ TERMINATED = 128 + signal.SIGTERM
 
 @dataclasses.dataclass
 class Outcome:
-    """A fault and what came of it."""
+    """A fault and its consequences."""
 
     fault: str
     moment: str
@@ -104,7 +104,7 @@ class Start:
         return [f"error: {text}".strip() for text in ("\n" + self.output(number)).split("\nerror: ")[1:]]
 
     def are_together(self) -> bool:
-        """Whether the processes have found each other."""
+        """Whether the processes are connected."""
         return len(self.processes) == 1 or f"all {len(self.processes)} processes are there" in self.output(0)
 
     def send(self, signum: int, victims: Iterable[int]) -> None:
@@ -113,7 +113,7 @@ class Start:
             self.processes[victim].send_signal(signum)
 
     def end(self, seconds: float, but: list[int]) -> list[int]:
-        """Waits until the processes but some have ended, then kills all; returns those that it had to kill."""
+        """Waits until all processes except `but` have ended, then kills the rest; returns those that did not end."""
         deadline = time.monotonic() + seconds
         others = [number for number in self.numbers if number not in but]
         while any(self.processes[each].poll() is None for each in others) and time.monotonic() < deadline:
@@ -125,21 +125,21 @@ class Start:
         return left
 
     def finish(self) -> None:
-        """Waits until the run is done; ends this script if a process fails."""
+        """Waits for the end of the run; exits if a process fails."""
         for number, process in enumerate(self.processes):
             if process.wait() != 0:
                 sys.exit(f"process {number} ended with {process.returncode}:\n{self.output(number)[-5000:]}")
 
 
 class Harm:
-    """Does faults to the run in a workdir."""
+    """Injects faults into the run in a workdir."""
 
     def __init__(self, workdir: pathlib.Path, eval_every: int | None, within: float):
         self._workdir, self._eval_every, self._within = workdir, eval_every, within
         self._remember()
 
     def _remember(self) -> None:
-        """What is there before a start."""
+        """Notes the checkpoints and starts before the next start."""
         self._steps = steps_of(self._workdir)
         self._num_starts = len(read_jsonl(self._workdir / "starts.jsonl"))
 
@@ -147,14 +147,14 @@ class Harm:
         return read_jsonl(self._workdir / "starts.jsonl")[self._num_starts :]
 
     def do(self, start: Start, kind: str, *, step: int, delay: float, moment: str) -> Outcome | None:
-        """Does a fault some seconds after the checkpoint of a step, at the next moment of a kind.
+        """Injects a fault some seconds after the checkpoint of a step, at the next moment of a kind.
 
         Returns:
-          What came of it; None if the run was at its end before.
+          its consequences; None if the run finished first.
         """
         everyone = list(start.numbers)
         if kind == STOP_ONE and len(everyone) == 1:
-            kind = KILL_ALL  # nobody is there to notice
+            kind = KILL_ALL  # no other process could notice
         one = random.choice((everyone[1:] if kind == KILL_OTHER else []) or everyone)
         victims = {KILL_MAIN: [0], FULL: []}.get(kind, everyone if kind in (TERM_ALL, KILL_ALL) else [one])
         killing_time = None
@@ -162,7 +162,7 @@ class Harm:
         def is_time() -> bool:
             nonlocal killing_time
             if killing_time is None:
-                # Before they are together a process that is gone is waited for, so that only it need be started again.
+                # Before they are connected, the others wait for a lost process, so that only it need be restarted.
                 if not start.are_together() or max(steps_of(self._workdir), default=0) < step:
                     return False
                 killing_time = time.monotonic() + delay
@@ -194,7 +194,7 @@ class Harm:
         return outcome
 
     def _moment(self) -> str:
-        """What the run is doing, as far as its files tell."""
+        """What the run is doing, judged by its files."""
         if not self._new_starts():
             return "starting"
         last = (read_jsonl(self._workdir / "metrics.jsonl") or [{"step": 0}])[-1]
@@ -210,14 +210,14 @@ class Harm:
 
         def fill() -> None:
             with ballast.open("wb") as file:
-                while not ended.wait(0.005):  # the run may delete what it needs no longer
+                while not ended.wait(0.005):  # the run may delete files
                     space, size = os.fstatvfs(file.fileno()), os.fstat(file.fileno()).st_size
                     with contextlib.suppress(OSError):
                         os.posix_fallocate(file.fileno(), size, max(space.f_bavail, 1) * space.f_frsize)
                     is_full.set()
 
         thread = threading.Thread(target=fill)
-        start.send(signal.SIGSTOP, start.numbers)  # filled in an instant, or they would finish writing before it is
+        start.send(signal.SIGSTOP, start.numbers)  # otherwise they could finish writing before the disk is full
         thread.start()
         is_full.wait()
         start.send(signal.SIGCONT, start.numbers)
@@ -227,14 +227,14 @@ class Harm:
         ballast.unlink()
 
     def _problems(self, start: Start, outcome: Outcome) -> Iterator[str]:
-        """What is not as it should be after a fault."""
+        """Problems after a fault."""
         for number, status in enumerate(outcome.statuses):
             output, errors = start.output(number), start.errors(number)
             if status in ADVICE and (len(errors) != 1 or not all(each in errors[0] for each in ADVICE[status])):
                 yield f"process {number} does not say in one message what to do"
             if status in ADVICE and ADVICE[status][-1] not in output.splitlines()[-1]:
                 yield f"process {number} says more after its message"
-            if "Traceback" in output and outcome.fault != FULL:  # there threads of Orbax print some first
+            if "Traceback" in output and outcome.fault != FULL:  # then threads of Orbax print some first
                 yield f"process {number} shows a traceback"
             if "set aside" in output or "is damaged" in output:
                 yield f"process {number} found a damaged checkpoint"
@@ -249,7 +249,7 @@ class Harm:
 
 
 def _is_allowed(kind: str, victims: list[int], statuses: list[int]) -> bool:
-    """Whether the processes ended as they should after a fault."""
+    """Whether the exit statuses fit the fault."""
     hit = {statuses[victim] for victim in victims}
     others = {status for number, status in enumerate(statuses) if number not in victims}
     if kind == FULL:
@@ -262,7 +262,7 @@ def _is_allowed(kind: str, victims: list[int], statuses: list[int]) -> bool:
 
 
 def elastic_differences(workdir: pathlib.Path, reference: pathlib.Path, tolerance: float) -> tuple[list[str], float]:
-    """What differs between two runs on other numbers of devices, and the largest relative difference of a loss."""
+    """Differences of two runs on other numbers of devices, and the largest relative difference of a loss."""
     ours, theirs = (read_jsonl(path / "metrics.jsonl") for path in (workdir, reference))
     apart = {
         f"{name} of step {row['step']}": abs(row[name] / expected[name] - 1)
@@ -297,7 +297,7 @@ def main() -> int:
     may_mount = IN_NAMESPACE in os.environ
     if not may_mount and shutil.which("unshare") and subprocess.run([*NAMESPACE, "true"], check=False).returncode == 0:
         os.environ[IN_NAMESPACE] = "1"
-        os.execvp(NAMESPACE[0], [*NAMESPACE, *sys.orig_argv])  # and come here again
+        os.execvp(NAMESPACE[0], [*NAMESPACE, *sys.orig_argv])  # runs this command again, inside
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary, contextlib.ExitStack() as cleanup:
         disk = pathlib.Path(temporary, "disk")
         disk.mkdir()
@@ -312,7 +312,7 @@ def main() -> int:
 def run(
     options: argparse.Namespace, flags: list[str], disk: pathlib.Path, logs: pathlib.Path, *, can_fill: bool
 ) -> int:
-    """Runs the config in peace and with faults, and reports; returns the exit status."""
+    """Runs the config without and with faults, and reports; returns the exit status."""
     random.seed(options.seed)
     shape = (options.num_processes, options.devices_per_process)
     reference, workdir = disk / "reference", disk / "harmed"
@@ -323,7 +323,7 @@ def run(
     every, eval_every = config["checkpoint"]["every_steps"], config["evals"]["eval_split"]["every_steps"]
     num_steps = json.loads((reference / "summary.json").read_text())["steps"]
     kinds = [kind for kind in KINDS if kind != FULL or can_fill]
-    print(f"in peace: {seconds:.1f} s, {num_steps} steps, a checkpoint every {every}")
+    print(f"without faults: {seconds:.1f} s, {num_steps} steps, a checkpoint every {every}")
     print("" if can_fill else "no full disks: `unshare --user --mount` is forbidden here, so none can be mounted\n")
     print(f"{'':>3}  {'fault':24}{'while':12}{'ended with':17}{'after':>7}  checkpoints", flush=True)
 
@@ -333,7 +333,7 @@ def run(
     for kind in [kind for _ in range(rounds) for kind in random.sample(kinds, len(kinds))][: options.faults]:
         number = len(outcomes) + 1
         newest_step = max(steps_of(workdir), default=0)
-        # So many steps that enough are left for the starts to come.
+        # Leaves enough steps for the later starts.
         room = (num_steps - newest_step) // (options.faults - number + 3)
         moments = [ANY_TIME, SAVING, EVALUATING] if eval_every and eval_every <= room else [ANY_TIME, SAVING]
         moment = SAVING if kind == FULL else random.choice(moments)
@@ -343,7 +343,7 @@ def run(
             Start(flags, workdir, this_shape, logs / f"start-{number:02}"),
             kind,
             step=newest_step + random.randint(0, max(0, room)),
-            # After a restart the checkpoint is there at once, so that short delays fall into the start-up.
+            # After a restart the checkpoint already exists, so that short delays fall into the start-up.
             delay=random.uniform(0.1, 1.0) * seconds * every / num_steps,
             moment=moment,
         )
@@ -370,7 +370,7 @@ def run(
     )
     result = {
         "flags": flags,
-        "in_peace_seconds": seconds,
+        "seconds_without_faults": seconds,
         "faults": [dataclasses.asdict(outcome) for outcome in outcomes],
         "largest_difference": largest,
         "differences": found,

@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vit_jax.console import num_cpus
+# So that it runs from a clone that is not installed.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks.common import machine_facts, write_json
+from vit_jax.console import format_table
 from vit_jax.evaluators.ridge import BIAS, EPSILON, solve_ridge
 
 # How far class centres lie apart, by kind, for accuracies of some 67 % at the default sizes.
@@ -139,7 +142,7 @@ def _measure_memory(path: str, method: str, l2: str) -> None:
 
 
 def _status(name: str) -> int:
-    """A number of bytes that Linux tells of this process."""
+    """A field of /proc/self/status in bytes."""
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
@@ -183,33 +186,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fastest = medians.get("ours")
     print(
         f"{options.shots} shots x {options.classes} classes, {options.dim} {options.features} features, "
-        f"{options.test} test examples, {len(options.l2)} l2 values; {num_cpus()} CPUs"
+        f"{options.test} test examples, {len(options.l2)} l2 values; {machine_facts()['cores']} CPUs"
     )
-    print(f"{'method':<16}{'seconds':>10}{'against ours':>14}{'memory':>12}")
-    for method, median in medians.items():
-        times = f"{median / fastest:.1f} x" if fastest else ""
-        print(f"{method:<16}{median:>10.2f}{times:>14}{memory[method] / 2**20:>8.0f} MiB")
+    rows = [
+        (method, f"{median:.2f}", f"{median / fastest:.1f} x" if fastest else "", f"{memory[method] / 2**20:.0f} MiB")
+        for method, median in medians.items()
+    ]
+    print(format_table(("method", "seconds", "against ours", "memory"), rows, num_left=1, markdown=False))
     print("accuracies " + " ".join(f"{each:.4f}" for each in max(accuracies.values(), key=len)))
     if options.output:
-        options.output.write_text(
-            json.dumps(
-                {
-                    "features": options.features,
-                    "separation": separation,
-                    **sizes,
-                    "l2": options.l2,
-                    "seconds": seconds,
-                    "median_seconds": medians,
-                    "memory_bytes": memory,
-                    "accuracies": accuracies,
-                    "cpus": num_cpus(),
-                    "machine": platform.machine(),
-                    "numpy": np.__version__,
-                },
-                indent=2,
-            )
-            + "\n"
-        )
+        result = {"features": options.features, "separation": separation, **sizes, "l2": options.l2}
+        result |= {"seconds": seconds, "median_seconds": medians, "memory_bytes": memory, "accuracies": accuracies}
+        write_json(options.output, result | {"machine": machine_facts(), "numpy": np.__version__})
     expected = max(accuracies.values(), key=len)
     for method, found in accuracies.items():
         if found != expected[: len(found)]:

@@ -1,18 +1,17 @@
 r"""Figure 12 (right) of the paper, recomputed: the largest batch that one TPU v3 core holds, by the compiler.
 
-    python benchmarks/figure_12.py --json=figure_12.json          # compiles; go on with the same command
+    python benchmarks/figure_12.py --json=figure_12.json          # compiles; the same command resumes
     python benchmarks/figure_12.py --json=figure_12.json --report --docs=docs
 
-The paper ran inference on hardware; here XLA's TPU compiler says what fits, so that no TPU is needed
+The paper ran inference on hardware; here XLA's TPU compiler reports what fits, without a TPU
 (pip install --editable '.[plan]'). For each model and image size the largest batch is searched, to one part in 32, for
 a step of training (Adam, bfloat16 activations, layers unrolled, no rematerialisation but the compiler's own) and for
 the forward pass alone. Models with 1,000 classes. H/14's patches of 14 pixels tile no image of 64, 128 or 512 pixels,
 nor of 384: it gets the nearest multiple of 14.
 
-What is found is written after each search, and skipped when the command is given again; it can be ended at any time.
-`--model` and `--task` restrict it. 90 searches: at 224 pixels down from far above, at other sizes around what a known
-size leads to expect. Of each compilation only the first fifth is done, up to the question whether all arrays have their
-place in memory: hours on two CPU cores.
+Each search writes its result, which the same command skips later; it can be interrupted at any time. `--model` and
+`--task` restrict it. 90 searches: at 224 pixels down from a large batch, at other sizes around the batch that a known
+size suggests. Only the first fifth of each compilation runs, until memory is assigned: hours on two CPU cores.
 """
 
 import argparse
@@ -29,12 +28,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ml_collections import ConfigDict
 
+from benchmarks.common import insert_tables, write_json
 from vit_jax.config import base_config
+from vit_jax.console import format_table
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.plan import find_topology, largest_batch, plan_row
 from vit_jax.plan.compiling import end_on_signals
 
-# The cheap ones first, so that there is something to look at early.
+# The cheap ones first.
 MODELS = ("ViT-B/32", "ViT-B/16", "R50x1", "ViT-L/32", "ViT-L/16", "R50x2", "ViT-H/14", "R152x2", "R152x4")
 SIZES = (64, 128, 224, 384, 512)
 TASKS = ("train", "inference")
@@ -45,12 +46,12 @@ FIRST_PIXELS = 4096 * 224 * 224
 
 
 def image_size(model: str, size: int) -> int:
-    """The image size for a model: what its patches tile, nearest to the one that is wanted."""
+    """The nearest image size that the model's patches tile."""
     return round(size / 14) * 14 if model == "ViT-H/14" else size
 
 
 def make_config(model: str, size: int) -> ConfigDict:
-    """A config for training a model on images of that size; of the data only the number is used, for the length."""
+    """A config for training a model on images of that size."""
     config = base_config()
     config.model.name = model
     config.model.num_classes = 1000
@@ -65,7 +66,7 @@ def make_config(model: str, size: int) -> ConfigDict:
 
 
 def measure(model: str, size: int, task: str, cells: dict[tuple[str, int, str], dict[str, Any]]) -> dict[str, Any]:
-    """Searches the largest batch; around that of as many pixels in all, if another image size is among `cells`."""
+    """Searches the largest batch; near that of as many pixels in total, if `cells` has another image size."""
     start = time.perf_counter()
     topology = find_topology(TOPOLOGY)
     plan = functools.partial(plan_row, num_devices=1, task=task, timeout_minutes=TIMEOUT_MINUTES, memory_only=True)
@@ -91,29 +92,19 @@ def measure(model: str, size: int, task: str, cells: dict[tuple[str, int, str], 
 
 
 def key_of(cell: dict[str, Any]) -> tuple[str, int, str]:
-    """What a result is the result of."""
+    """The model, size and task of a result."""
     return cell["model"], cell["size"], cell["task"]
 
 
 def read(path: pathlib.Path) -> dict[tuple[str, int, str], dict[str, Any]]:
-    """Results so far; what went wrong is left out, to be tried again."""
+    """Results so far, without failures, which are tried again."""
     cells = json.loads(path.read_text()) if path.exists() else []
     return {key_of(cell): cell for cell in cells if cell["status"] in ("fits", "does not fit")}
 
 
-def write(path: pathlib.Path, cells: dict[tuple[str, int, str], dict[str, Any]]) -> None:
-    """Writes results, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(list(cells.values()), indent=1) + "\n")
-    temporary.replace(path)
-
-
 def table(cells: dict[tuple[str, int, str], dict[str, Any]], task: str) -> str:
     """Largest batches as a table in Markdown."""
-    lines = [
-        "| model | " + " | ".join(f"{size} px" for size in SIZES) + " |",
-        "|---|" + "---:|" * len(SIZES),
-    ]
+    rows = []
     for model in MODELS:
         texts = []
         for size in SIZES:
@@ -121,10 +112,10 @@ def table(cells: dict[tuple[str, int, str], dict[str, Any]], task: str) -> str:
             if cell is None:
                 texts.append("not yet")
                 continue
-            text = f"{cell['batch']:,}" if cell["status"] in ("fits", "does not fit") else cell["status"]
-            texts.append(text if cell["image_size"] == size else f"{text} ({cell['image_size']} px)")
-        lines.append(f"| {model} | " + " | ".join(texts) + " |")
-    return "\n".join(lines)
+            batch = f"{cell['batch']:,}"
+            texts.append(batch if cell["image_size"] == size else f"{batch} ({cell['image_size']} px)")
+        rows.append([model, *texts])
+    return format_table(["model", *(f"{size} px" for size in SIZES)], rows, num_left=1)
 
 
 def draw(cells: dict[tuple[str, int, str], dict[str, Any]], path: pathlib.Path) -> None:
@@ -154,15 +145,8 @@ def draw(cells: dict[tuple[str, int, str], dict[str, Any]], path: pathlib.Path) 
 
 
 def write_report(cells: dict[tuple[str, int, str], dict[str, Any]], docs: pathlib.Path) -> None:
-    """Puts the tables between the marks of docs/figure_12.md and draws docs/images/figure_12.png."""
-    page = docs / "figure_12.md"
-    text = page.read_text()
-    for task in TASKS:
-        begin, end = f"<!-- {task} -->", f"<!-- end of {task} -->"
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        text = f"{before}{begin}\n\n{table(cells, task)}\n\n{end}{after}"
-    page.write_text(text)
+    """Updates docs/figure_12.md and docs/images/figure_12.png."""
+    insert_tables(docs / "figure_12.md", {task: table(cells, task) for task in TASKS})
     draw(cells, docs / "images" / "figure_12.png")
 
 
@@ -191,7 +175,7 @@ def main() -> int:
                         continue
                     cell = measure(model, size, task, cells)
                     cells[key_of(cell)] = cell
-                    write(arguments.json, cells)
+                    write_json(arguments.json, list(cells.values()))
                     print(
                         f"{model} at {cell['image_size']}, {task}: {cell['batch']} ({cell['status']}, "
                         f"{cell['search_seconds']:.0f} s)",

@@ -1,11 +1,11 @@
-r"""Kills a run again and again and shows that it ends where an uninterrupted one does, to the bit.
+r"""Kills a run repeatedly and shows that its result is bit-identical to that of an uninterrupted run.
 
     python benchmarks/interruptions.py --config=configs/quickstart.py --kills=10 --config.checkpoint.every_steps=25
 
-Runs the config once in peace; then again with `kill -9` at random moments, every other one of them in the middle of
-writing a checkpoint, and a restart after each. Then compares the parameters, the optimizer's state, the data position,
-the best parameters and all metrics but times. Prints a table, writes JSON where --output says, and ends with status 1
-if anything differs. Flags that are not its own go to vit_jax.main.
+Runs the config once without interruption; then again with `kill -9` at random moments, every other one while a
+checkpoint is written, and a restart after each. Then compares the parameters, the optimizer's state, the data position,
+the best parameters and all metrics but times. Prints a table, writes JSON to --output, and exits with status 1 if
+anything differs. Other flags are passed to vit_jax.main.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def unfinished(workdir: pathlib.Path) -> set[str]:
 
 
 def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen) -> bool:
-    """Waits until something has come about; False if a process ended before."""
+    """Waits for a condition; False if a process ends first."""
     while not condition():
         if any(process.poll() is not None for process in processes):
             return False
@@ -62,12 +62,12 @@ def wait_for(condition: Callable[[], bool], *processes: subprocess.Popen) -> boo
 def kill(
     process: subprocess.Popen, workdir: pathlib.Path, *, step: int, delay: float, while_writing: bool
 ) -> str | None:
-    """Kills the process some seconds after the checkpoint of a step; at the next checkpoint write if asked for.
+    """Kills the process some seconds after the checkpoint of a step, or then while the next checkpoint is written.
 
     Returns:
-      The moment of the kill in words, from what it left behind; None if the process ended before.
+      the moment of the kill in words, judged by the files it left; None if the process ended first.
     """
-    left_before = unfinished(workdir)  # by an earlier kill; a start clears them away
+    left_before = unfinished(workdir)  # by an earlier kill; a start deletes them
     if not wait_for(lambda: max(steps_of(workdir), default=0) >= step, process):
         return None
     killing_time = time.time() + delay
@@ -88,8 +88,8 @@ def load_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
     from absl import logging
 
-    logging.set_verbosity(logging.ERROR)  # it misses a file that nobody writes
-    jax.config.update("jax_platforms", "cpu")  # leaves accelerators to those that train
+    logging.set_verbosity(logging.ERROR)  # it warns of a missing file that is optional
+    jax.config.update("jax_platforms", "cpu")  # accelerators belong to the training processes
     checkpointer, path = ocp.StandardCheckpointer(), folder.absolute() / "tree"
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # wherever they were written
     like = jax.tree.map(
@@ -106,7 +106,7 @@ def newest(folder: pathlib.Path) -> pathlib.Path:
 
 
 def differences(workdir: pathlib.Path, reference: pathlib.Path) -> list[str]:
-    """What differs between the results of two runs; [] if nothing."""
+    """Differences between the results of two runs."""
     found = []
     for kind in ("checkpoints", "best"):
         ours, theirs = newest(workdir / kind), newest(reference / kind)
@@ -147,7 +147,7 @@ def main() -> int:
     config = json.loads((reference / "config.json").read_text())
     num_steps = json.loads((reference / "summary.json").read_text())["steps"]
     every = config["checkpoint"]["every_steps"]
-    # Each start may write so many checkpoints that some are left for those to come.
+    # At each start, so that the later starts have checkpoints left to write.
     most = num_steps // every // (arguments.kills + 2)
     print(f"uninterrupted: {seconds:.1f} s, {num_steps} steps, a checkpoint every {every}\n")
     print(f"{'kill':>4}  {'while':28}  {'checkpoints':>12}")
@@ -159,7 +159,7 @@ def main() -> int:
             start(flags, workdir),
             workdir,
             step=newest_step + every * random.randint(0, most),
-            # After a restart the checkpoint is there at once, so that short delays fall into the start-up.
+            # After a restart the checkpoint already exists, so that short delays fall into the start-up.
             delay=random.uniform(0.1, 1.0) * seconds * every / num_steps,
             while_writing=len(kills) % 2 == 0,
         )

@@ -2,14 +2,13 @@ r"""What the training loop costs over the bare jitted step: input, transfer, met
 
     python benchmarks/loop_overhead.py --config=configs/cifar10.py:data=/data/cifar10.zip
 
-Both run in one process in alternating rounds on the same devices. The bare step takes one batch that already lies on
-the devices, again and again, and is awaited once a round. The loop is `vit_jax.train.train` itself, with its data, on
-its own clock (`time/step_seconds` in metrics.jsonl), between checkpoints and evaluations. Prints a table and the
-median of the rounds' ratios, and writes JSON where --output says.
+Both run in one process in alternating rounds on the same devices. The bare step repeats one batch that is already on
+the devices, and waits once a round. The loop is `vit_jax.train.train` with its data, timed by itself
+(`time/step_seconds` in metrics.jsonl), between checkpoints and evaluations. Prints a table and the median of the
+rounds' ratios, and writes JSON to --output.
 """
 
 import argparse
-import importlib.util
 import json
 import pathlib
 import statistics
@@ -20,20 +19,15 @@ import time
 import jax
 from ml_collections import ConfigDict
 
+# So that it runs from a clone that is not installed.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks.common import write_json
+from vit_jax.errors import UserError
 from vit_jax.experiment import build as experiments
 from vit_jax.sharding import describe_devices
+from vit_jax.sweep.trials import load_config
 from vit_jax.train import train
-
-
-def load_config(spec: str) -> ConfigDict:
-    """Loads `configs/x.py:argument`."""
-    path, _, argument = spec.partition(":")
-    module_spec = importlib.util.spec_from_file_location("config", path)
-    if module_spec is None or module_spec.loader is None:
-        sys.exit(f"cannot read the config {path}")
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    return module.get_config(argument) if argument else module.get_config()
 
 
 class BareStep:
@@ -72,7 +66,10 @@ def main() -> int:
     parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
     arguments = parser.parse_args()
 
-    config = load_config(arguments.config)
+    try:
+        config = load_config(arguments.config, [])
+    except UserError as error:
+        sys.exit(f"error: {error}")
     with config.unlocked():
         config.steps, config.epochs = arguments.steps, None
         config.optimizer.warmup_steps = 1
@@ -103,7 +100,7 @@ def main() -> int:
         "ratio_of_medians": ratio,
     }
     if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(arguments.output, result)
     return 0
 
 

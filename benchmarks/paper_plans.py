@@ -1,15 +1,14 @@
-r"""Plans the paper's largest runs on slices of TPU v3 and sets them beside its core-days: no TPU is needed.
+r"""Plans the paper's largest runs on slices of TPU v3 and sets them beside its core-days, without a TPU.
 
     pip install -e '.[plan]'
-    python benchmarks/paper_plans.py --json=docs/paper_plans.json            # compiles; go on with the same command
+    python benchmarks/paper_plans.py --json=docs/paper_plans.json            # compiles; the same command resumes
     python benchmarks/paper_plans.py --json=docs/paper_plans.json --report   # the table alone
 
-Each row is what `python -m vit_jax.plan` prints of it; it takes one to five minutes on two CPU cores. The table is in
-docs/plan.md.
+Each row is a plan of `python -m vit_jax.plan`; it takes one to five minutes on two CPU cores. docs/plan.md has the
+table.
 """
 
 import argparse
-import importlib
 import json
 import pathlib
 import sys
@@ -18,6 +17,8 @@ from typing import Any
 # So that it runs from a clone that is not installed.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from benchmarks.common import paper_config, progress, write_json
+from vit_jax.console import format_table
 from vit_jax.plan import find_topology, plan_row
 from vit_jax.plan.compiling import end_on_signals
 
@@ -31,12 +32,10 @@ SLICES = ("v3-128", "v3-256", "v3-512", "v3-1024")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    lines = [
-        "| run | slice | GiB a core of 15.48 | compiler | by | + network | images/s | days | core-days | paper | FLOPs "
-        "against formula | compiled in (CPU time) |",
-        "|---|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    """A Markdown table."""
+    headings = ("run", "slice", "GiB a core of 15.48", "compiler", "by", "+ network", "images/s", "days", "core-days")
+    headings += ("paper", "FLOPs against formula", "compiled in (CPU time)")
+    lines = []
     for row in rows:
         cells = [RUNS[row["config"]], row["topology"]]
         if row["status"] == "fits":
@@ -54,8 +53,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             ]
         else:
             cells += [row["status"], *[""] * 9]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return format_table(headings, lines)
 
 
 def main() -> None:
@@ -73,13 +72,11 @@ def main() -> None:
         old = [row for row in rows if row not in others]
         if flags.report or any(row["status"] in ("fits", "does not fit") for row in old):
             continue
-        print(f"{config} on {topology} ...", file=sys.stderr, flush=True)
-        page, _, argument = config.partition(":")
-        fields = importlib.import_module(f"configs.{page}").get_config(argument or None)
-        row = plan_row(fields, find_topology(topology), timeout_minutes=flags.timeout_minutes)
+        progress(f"{config} on {topology} ...")
+        row = plan_row(paper_config(config), find_topology(topology), timeout_minutes=flags.timeout_minutes)
         rows = [*others, {"config": config, **row.to_json()}]
         rows.sort(key=lambda row: order.index((row["config"], row["topology"])))
-        flags.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(flags.json, rows)
     print(table(rows))
 
 

@@ -3,8 +3,8 @@
     python -m benchmarks.prepare                          # small JPEGs: 1,000, 10,000 and 100,000
     python -m benchmarks.prepare --photos=photos.zip --images=1000,10000
 
-Makes an archive as that of winter 2021 (tars of 1,000 images in a tar; every 50th image has a copy in another class),
-prepares it in a process of its own, and prints the seconds, images a second and the most memory that process had.
+Makes an archive like that of winter 2021 (tars of 1,000 images in a tar; every 50th image has a copy in another class),
+prepares it in another process, and prints its seconds, images a second and peak memory.
 """
 
 import argparse
@@ -35,12 +35,12 @@ def _small_jpegs() -> list[bytes]:
 
 
 def _numbered(image: bytes, number: int) -> bytes:
-    """The same picture with other bytes: a comment right after the start of the JPEG."""
+    """The same picture in other bytes, with a comment after the start of the JPEG."""
     return image[:2] + b"\xff\xfe\x00\x0a" + number.to_bytes(8, "big") + image[2:]
 
 
 def make_archive(path: pathlib.Path, pictures: list[bytes], images: int) -> None:
-    """Writes an archive with that many images, of which every 50th is a copy of the one 1,000 before."""
+    """Writes an archive in which every 50th image is a copy of the one 1,000 before."""
     wnids = wordnet_ids("imagenet21k")
     numbers = iter(range(images))
     with tarfile.open(path, "w") as outer:

@@ -11,8 +11,8 @@ transfer to, and then trains (configs/small_transfer.py):
 3. each fine-tuned on 2,000 images of the other five, at 32 pixels and at 48 with interpolated position embeddings, with
    and without Polyak averaging, and from scratch. The learning rate of each is chosen on 1,000 other images.
 
-All is done by `vit_jax.main` and `vit_jax.sweep`, in folders below --out; each command is printed. Given again, the
-same command goes on where it was ended. --only=<part of a name> restricts it.
+Runs `vit_jax.main` and `vit_jax.sweep` in folders below --out and prints each command. The same command resumes.
+--only=<part of a name> restricts it.
 """
 
 import argparse
@@ -28,7 +28,12 @@ from collections.abc import Iterator, Sequence
 
 from matplotlib.figure import Figure
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+# So that it runs from a clone that is not installed.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks.common import ROOT, insert_tables, progress
+from vit_jax.console import format_table
+
 SEEDS = (0, 1, 2)
 SHOTS = (1, 5, 10, 25)
 HALVES = {
@@ -39,7 +44,7 @@ HALVES = {
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What is pre-trained."""
+    """A network to pre-train."""
 
     name: str
     arguments: str
@@ -48,7 +53,7 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """A way to come to a classifier of the other five classes."""
+    """A way to make a classifier of the other five classes."""
 
     name: str
     network: str
@@ -101,7 +106,7 @@ class Study:
         return self._out / "upstream" / network / f"seed_{seed}"
 
     def untrained(self, network: str, seed: int) -> pathlib.Path:
-        """Workdir of a network as it is initialised."""
+        """Workdir of a network at its initialisation."""
         return self._out / "untrained" / network / f"seed_{seed}"
 
     def fewshot(self, network: str, seed: int, *, pretrained: bool) -> pathlib.Path:
@@ -109,7 +114,7 @@ class Study:
         return self._out / "fewshot" / (network if pretrained else f"{network}_untrained") / f"seed_{seed}"
 
     def choice(self, arm: Arm) -> pathlib.Path:
-        """Folder of the sweep that chooses an arm's learning rate. That of an average is that of what it averages."""
+        """Folder of the sweep that chooses an arm's learning rate; arms with Polyak averaging share that without."""
         return self._out / "choice" / arm.name.removesuffix("_polyak")
 
     def final(self, arm: Arm, seed: int) -> pathlib.Path:
@@ -117,7 +122,7 @@ class Study:
         return self._out / "final" / arm.name / f"seed_{seed}"
 
     def run(self) -> None:
-        """Runs everything that is not there yet."""
+        """Runs everything that is missing."""
         for seed in SEEDS:
             for network in NETWORKS:
                 self._pretrain(network, seed)
@@ -137,8 +142,8 @@ class Study:
         print("$", " ".join(command[1:]), flush=True)
         environment = os.environ | {"VIT_JAX_DATA": str(self._out / "data")}
         status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
-        if status:  # the command has said why; 143 and 130: it was ended by a signal, with its state saved
-            print(f"{folder} ended with status {status}; the same command goes on from there.", file=sys.stderr)
+        if status:  # the command printed the reason; 143 and 130: ended by a signal, with its state saved
+            progress(f"{folder} ended with status {status}; rerun the same command to resume.")
             sys.exit(status)
 
     def _pretrain(self, network: Network, seed: int) -> None:
@@ -172,7 +177,7 @@ class Study:
             self._call("sweep", self.choice(arm), "sweep.json", *arguments)
 
     def learning_rate(self, arm: Arm) -> float:
-        """The learning rate that was chosen for an arm."""
+        """The chosen learning rate of an arm."""
         (task,) = json.loads((self.choice(arm) / "sweep.json").read_text())["tasks"].values()
         return task["chosen"]["optimizer.learning_rate"]
 
@@ -187,7 +192,7 @@ class Study:
         self._call("main", self.final(arm, seed), "summary.json", *arguments)
 
     def accuracies(self, folders: Sequence[pathlib.Path], file: str, name: str) -> list[float]:
-        """A metric of the runs that are there."""
+        """A metric of the finished runs."""
         found = []
         for folder in folders:
             if (folder / file).exists():
@@ -213,19 +218,22 @@ class Study:
     def tables(self) -> Iterator[tuple[str, str]]:
         """Names and contents of the tables of docs/results.md."""
         rows = [[network.title, _show(self.upstream_accuracies(network))] for network in NETWORKS]
-        yield "upstream", _table(["pre-trained on five classes", "accuracy on these"], rows)
+        yield "upstream", format_table(["pre-trained on five classes", "accuracy on these"], rows)
         rows = []
         for network in NETWORKS:
             for pretrained in (True, False):
                 title = network.title if pretrained else f"{network.title}, not trained"
                 cells = [_show(self.fewshot_accuracies(network, shots, pretrained=pretrained)) for shots in SHOTS]
                 rows.append([title, *cells])
-        yield "fewshot", _table(["representation", *(f"{shots}-shot" for shots in SHOTS)], rows)
+        yield "fewshot", format_table(["representation", *(f"{shots}-shot" for shots in SHOTS)], rows)
         rows = []
         for arm in ARMS:
             rate = f"{self.learning_rate(arm):g}" if (self.choice(arm) / "sweep.json").exists() else ""
             rows.append([arm.title, rate, _show(self.final_accuracies(arm))])
-        yield "finetune", _table(["fine-tuned on 2,000 images of the other five", "learning rate", "accuracy"], rows)
+        yield (
+            "finetune",
+            format_table(["fine-tuned on 2,000 images of the other five", "learning rate", "accuracy"], rows),
+        )
 
     def picture(self) -> Figure:
         """Few-shot accuracy by shots, and the accuracy of each fine-tuned network."""
@@ -266,11 +274,6 @@ def _show(values: Sequence[float]) -> str:
     return f"{100 * statistics.fmean(values):.1f} ± {100 * statistics.stdev(values):.1f} %"
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def main() -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -282,14 +285,7 @@ def main() -> int:
     arguments = parser.parse_args()
     study = Study(arguments.out.absolute(), arguments.only)
     if arguments.report:
-        page = arguments.docs / "results.md"
-        text = page.read_text()
-        for name, table in study.tables():
-            begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-            before, _, rest = text.partition(begin)
-            _, _, after = rest.partition(end)
-            text = f"{before}{begin}\n\n{table}\n\n{end}{after}"
-        page.write_text(text)
+        insert_tables(arguments.docs / "results.md", dict(study.tables()))
         study.picture().savefig(arguments.docs / "images" / "results.png", dpi=110)
         return 0
     if arguments.data is None:

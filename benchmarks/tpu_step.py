@@ -1,21 +1,18 @@
-r"""What makes a training step on TPU v3 fast and small, by XLA's TPU compiler: no TPU is needed.
+r"""What makes a training step on TPU v3 fast and small, by XLA's TPU compiler, without a TPU.
 
     pip install -e '.[plan]'
-    python benchmarks/tpu_step.py --json=tpu_step.json                    # compiles; go on with the same command
+    python benchmarks/tpu_step.py --json=tpu_step.json                    # compiles; the same command resumes
     python benchmarks/tpu_step.py --json=tpu_step.json --study=memory --trial='fsdp*'
 
 Two studies: `time`, ViT-L/16 on JFT at batch 4096 on 512 cores, layers unrolled; `memory`, ViT-H/14 on JFT at batch
-4096 on 128 cores. A trial is the config of the paper's run with some fields changed, and goes through
-`vit_jax.plan.plan_row`: what is compiled is the step that trains. Each trial is written when it is done and skipped
-when the command is given again, unless it went wrong; from 1 to 15 minutes each on two CPU cores. docs/tpu_speed.md
-has the results.
+4096 on 128 cores. A trial is the config of the paper's run with some fields changed; `vit_jax.plan.plan_row` compiles
+the step that trains. Each trial is written when it is done; the same command repeats only those that failed. A trial
+takes 1 to 15 minutes on two CPU cores. docs/tpu_speed.md has the results.
 """
 
 import argparse
 import fnmatch
-import importlib
 import json
-import os
 import pathlib
 import sys
 from typing import Any
@@ -25,6 +22,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ml_collections import ConfigDict
 
+from benchmarks.common import number, paper_config, progress, write_json
+from vit_jax.console import format_table
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.plan import find_topology, plan_row
 from vit_jax.plan.compiling import end_on_signals
@@ -73,8 +72,7 @@ STUDIES: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
 def make_config(study: str, trial: str) -> ConfigDict:
     """The config of a trial."""
     run, _, trials = STUDIES[study]
-    page, _, argument = run.partition(":")
-    config = importlib.import_module(f"configs.{page}").get_config(argument)
+    config = paper_config(run)
     config.update_from_flattened_dict(trials[trial])
     return config
 
@@ -86,18 +84,21 @@ def run(study: str, trial: str, timeout_minutes: float) -> dict[str, Any]:
     return {"study": study, "trial": trial, "changes": trials[trial]} | row.to_json()
 
 
-def line(result: dict[str, Any]) -> str:
-    """A row of the table."""
-    memory = result["memory"]
-    cells = [result["trial"], result["status"]]
-    cells.append(f"{memory['total'] / 1e9:.2f} GB" if memory else "-")
-    for name in ("optimal_seconds", "compiler_seconds", "interconnect_seconds", "step_seconds"):
-        cells.append("-" if result.get(name) is None else f"{1e3 * result[name]:.1f} ms")
-    return "| " + " | ".join(cells) + " |"
+def table(results: list[dict[str, Any]]) -> str:
+    """A Markdown table of trials."""
+    rows = []
+    for result in results:
+        memory = result["memory"]
+        cells = [result["trial"], result["status"], number(memory["total"] if memory else None, ".2f", 1e-9, " GB")]
+        for name in ("optimal_seconds", "compiler_seconds", "interconnect_seconds", "step_seconds"):
+            cells.append(number(result.get(name), ".1f", 1e3, " ms"))
+        rows.append(cells)
+    headings = ("trial", "", "bytes a core", "at the peak", "cycles", "exposed collectives", "step")
+    return format_table(headings, rows, num_left=2)
 
 
 def main() -> None:
-    """Runs what is asked for and prints the tables."""
+    """Runs the trials that are missing and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=pathlib.Path, required=True, help="where results are kept")
     parser.add_argument("--study", choices=STUDIES, help="only this one")
@@ -114,19 +115,13 @@ def main() -> None:
     for study, trial in asked:
         if (study, trial) in done:
             continue
-        print(f"{study}: {trial} ...", file=sys.stderr, flush=True)
+        progress(f"{study}: {trial} ...")
         result = run(study, trial, flags.timeout_minutes)
         results = [old for old in results if (old["study"], old["trial"]) != (study, trial)] + [result]
-        partial = flags.json.with_suffix(".partial")
-        partial.write_text(json.dumps(results, indent=1))
-        os.replace(partial, flags.json)
+        write_json(flags.json, results)
     for study in studies:
         print(f"\n{study}: {STUDIES[study][0]}, {STUDIES[study][1]}\n")
-        print("| trial | | bytes a core | at the peak | cycles | exposed collectives | step |")
-        print("|---|---|---|---|---|---|---|")
-        for result in results:
-            if result["study"] == study:
-                print(line(result))
+        print(table([result for result in results if result["study"] == study]))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,16 @@ import sys
 
 import pytest
 
+from benchmarks import candidates, matmul, train_step_flags
 from benchmarks import train_step as benchmark
+from benchmarks.train_step_rows import Row, compare_with_timm
 from tests.conftest import ROOT
 from vit_jax.errors import UserError
 
 TINY = "--set num_layers=2 hidden_dim=32 mlp_dim=64 num_heads=2 --image_size=32 --matmul_sizes 64 128 --timm=never"
-SETTINGS = benchmark.Settings(224, "float32", "highest", 1000, "adamw", 1, 1, None)
+SETTINGS = candidates.Settings(224, "float32", None)
 
-# Runs the script and tells which packages it imported.
+# Runs the script and writes the names of the modules that it imported.
 PROBE = """
 import json, runpy, sys
 path, modules, *sys.argv[1:] = sys.argv[1:]
@@ -43,7 +45,7 @@ def run(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    flags = [*TINY.split(), "--rounds=2", "--steps=2", "--accumulation=2", "--label=test"]
+    flags = [*TINY.split(), "--rounds=2", "--steps=2"]
     variant = "--variant=scan:scan_layers=true,remat=dots"
     return run(tmp_path_factory.mktemp("run"), "--models", "ViT-Ti/16@4", "ViT-Z/16@4", variant, *flags)
 
@@ -124,15 +126,15 @@ def test_needs_jax_flax_and_optax_alone(measured):
         ("--rounds 0", "--rounds must be at least 1"),
     ],
 )
-def test_mistakes_are_told(arguments, message):
+def test_mistakes_are_reported(arguments, message):
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
-        benchmark.check_arguments(benchmark.make_parser().parse_args(arguments.split()))
+        train_step_flags.check_arguments(train_step_flags.make_parser("").parse_args(arguments.split()))
 
 
 def test_flags_mean_what_they_say():
     flags = "--batch 8 --set a=1 b=0.5 --set c=true d=dots --what train --models ViT-S/16@64 R50x1@auto ViT-B/16"
-    arguments = benchmark.make_parser().parse_args(flags.split())
-    benchmark.check_arguments(arguments)
+    arguments = train_step_flags.make_parser("").parse_args(flags.split())
+    train_step_flags.check_arguments(arguments)
     assert [(model.name, model.batch) for model in arguments.models] == [
         ("ViT-S/16", 64),
         ("R50x1", None),
@@ -140,7 +142,6 @@ def test_flags_mean_what_they_say():
     ]
     assert arguments.overrides == {"a": 1, "b": 0.5, "c": True, "d": "dots"}
     assert arguments.what == ["train"]
-    assert arguments.settings.precision == "highest"
 
 
 class FakeCandidate:
@@ -169,15 +170,38 @@ def test_batches_double_until_memory_fails():
     tried = []
     with pytest.raises(RuntimeError) as error:
         tried.extend(benchmark.try_batches(FakeCandidate(limit=32), "train", 8, SETTINGS))
-    assert benchmark.is_out_of_memory(error.value)
+    assert candidates.is_out_of_memory(error.value)
 
 
-def test_auto_finds_a_batch(tmp_path):
-    flags = [*TINY.split(), "--batch=auto", "--min_batch=64", "--what=forward", "--rounds=1", "--steps=3"]
-    process, result, _ = run(tmp_path, "--models", "ViT-Ti/16", *flags)
-    assert process.returncode == 0, process.stderr
-    assert result["rows"][0]["batch"] >= 64
-    assert "images/s by batch: 64: " in process.stderr
+def test_auto_takes_the_fastest_batch_of_a_process(monkeypatch):
+    lines = [
+        {"batch": 8, "images_per_second": 3.0},
+        {"batch": 16, "images_per_second": 5.0},
+        {"error": "out of memory"},
+    ]
+    printed = f"print({chr(10).join(map(json.dumps, lines))!r})"
+    monkeypatch.setattr(sys, "argv", ["train_step.py", "--batch=auto"])
+    run = subprocess.run
+    commands = []
+
+    def run_fake(command, **options):
+        commands.append(command)
+        return run([sys.executable, "-c", printed], **options)
+
+    monkeypatch.setattr(subprocess, "run", run_fake)
+    assert benchmark.tune("ViT-Ti/16", "vit_jax") == 16
+    assert commands[0][2:] == ["--batch=auto", '--tune=["ViT-Ti/16", "vit_jax"]']
+
+
+def test_the_process_of_auto_writes_what_it_tries(capfd, monkeypatch):
+    monkeypatch.setattr(benchmark, "candidates_of", lambda *_: {"vit_jax": lambda: FakeCandidate(limit=16)})
+    monkeypatch.setattr(benchmark, "prepare_frameworks", lambda *_, **__: None)
+    arguments = train_step_flags.make_parser("").parse_args(['--tune=["ViT-Ti/16", "vit_jax"]'])
+    train_step_flags.check_arguments(arguments)
+    benchmark.tune_here(arguments)
+    *tried, last = map(json.loads, capfd.readouterr().out.splitlines())
+    assert [line["batch"] for line in tried] == [8, 16]
+    assert "out of memory" in last["error"]
 
 
 def test_matrix_products_stop_where_they_take_too_long_or_too_much():
@@ -186,17 +210,17 @@ def test_matrix_products_stop_where_they_take_too_long_or_too_much():
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return lambda repeats: repeats * size**3 * 1e-8
 
-    rates = benchmark.matmul_rates(product, [100, 200, 400, 800])
+    rates = matmul.matmul_rates(product, [100, 200, 400, 800])
     assert [entry["size"] for entry in rates] == [100, 200]
     assert rates[0]["flops_per_second"] == pytest.approx(2e8)
-    assert len(benchmark.matmul_rates(product, [100, 1000])) == 1
+    assert len(matmul.matmul_rates(product, [100, 1000])) == 1
 
 
 def test_models_have_their_names_in_timm():
     known = ["vit_small_patch32_224", "vit_base_patch16_224", "resnetv2_50x1_bit"]
 
     def name_and_arguments(name, **overrides):
-        return benchmark.timm_model(name, overrides, SETTINGS, known)
+        return candidates.timm_model(name, overrides, 224, known)
 
     assert name_and_arguments("ViT-S/32")[0] == "vit_small_patch32_224"
     name, arguments = name_and_arguments("ViT-H/16")
@@ -225,11 +249,11 @@ def test_models_have_their_names_in_timm():
 def test_ratios_are_to_the_faster_timm():
     speeds = {"vit_jax": 300.0, "timm": 100.0, "timm compiled": 200.0}
     rows = [
-        benchmark.Row("ViT-S/16", variant, "train", "float32", images_per_second=speed, parameters=10)
+        Row("ViT-S/16", variant, "train", "float32", images_per_second=speed, parameters=10)
         for variant, speed in speeds.items()
     ]
     rows[0].parameters = 11
-    benchmark.compare_with_timm(rows)
+    compare_with_timm(rows)
     assert [row.ratio_to_timm for row in rows] == [1.5, 0.5, 1.0]
     assert "not the same model" in rows[0].note
     assert rows[1].note is None
