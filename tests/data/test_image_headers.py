@@ -183,7 +183,7 @@ def test_no_damage_of_small_headers_takes_memory():
     script = """
 import resource, sys
 import numpy as np
-from vit_jax.data import image_headers, images
+from vit_jax.data import image_headers, transforms
 image_headers.MAX_PIXELS = 2**18  # so that an honest image takes a megabyte
 with np.load(sys.argv[1]) as file:
     files = [file[name].tobytes() for name in file if name.startswith("files/")]
@@ -197,8 +197,8 @@ for whole in files:
             damaged[at : at + size] = bytes([int(rng.choice([0, 1, 0x7F, 0x80, 0xF0, 0xFF]))] * size)
         damaged = bytes(damaged[: None if rng.random() < 0.7 else int(rng.integers(len(damaged)))])
         try:
-            images.decode(damaged, exif_orientation=True)
-        except images.ImageError:
+            transforms.decode(damaged, exif_orientation=True)
+        except transforms.ImageError:
             refused += 1
 print(len(files), refused, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """

@@ -1,6 +1,6 @@
-"""What files of images say of themselves before their pixels: kind, size, orientation, and whether that can be.
+"""Headers of image files: format, size, EXIF orientation, and checks that the file can hold its pixels.
 
-Nothing is decoded and nothing allocated that a file claims. All functions take encoded bytes from anyone.
+Nothing is decoded, and no allocation depends on what a file claims. All functions accept untrusted bytes.
 """
 
 import dataclasses
@@ -11,40 +11,40 @@ import numpy as np
 
 from vit_jax.errors import UserError
 
-# A quarter of a GiB of RGB, as Pillow's default; 16 threads that load such images at once need 4 GiB. A file of a few
-# hundred bytes can claim 65,535 x 65,535 pixels, for which a decoder would ask for 12 GiB.
+# A quarter of a GiB of RGB, Pillow's default; 16 threads that decode such images at once need 4 GiB. A file of a few
+# hundred bytes can claim 65,535 x 65,535 pixels, for which a decoder would allocate 12 GiB.
 MAX_PIXELS = 2**28 // 3
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 PNG_START = b"\x89PNG\r\n\x1a\n"
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the markers that say the size
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of the segments with the size
 _JPEG_HUFFMAN = frozenset(range(0xC0, 0xC8)) - {0xC4}
 _BMP_HEADERS = tuple(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
 _MOST_PARTS = 2**18  # segments or chunks of a file; IDAT chunks of 8 kB, as libpng writes them, are 2 GiB
 _EXIF = b"Exif\0\0"
 
-_DEFLATE_RATIO = 1032  # bytes that a compressed byte can become at most
-_JPEG_RATIO = 512  # pixels a byte: Huffman codes take a bit or more for each block of 8 x 8
+_DEFLATE_RATIO = 1032  # most bytes that one compressed byte expands to
+_JPEG_RATIO = 512  # most pixels per byte: a Huffman code takes at least a bit per block of 8 x 8
 
 
 class ImageError(UserError):
-    """Bytes that are not a whole, readable image of a size that fits into memory."""
+    """Bytes that are not a whole, readable image that fits into memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class JpegHeader:
-    """What a JPEG says before its pixels.
+    """The header of a JPEG.
 
     Attributes:
-      position: of the two bytes that hold the height.
+      position: offset of the two bytes with the height.
       height: in pixels, as stored.
       width: in pixels, as stored.
       channels: 1 (grey), 3 or 4 (CMYK).
-      sequential: whether rows are coded one after the other, once, and without restart markers. Then a decoder that is
-        told of fewer rows stops after them.
-      huffman: whether pixels are Huffman-coded; otherwise arithmetically.
-      stray: from where to where bytes lie between segments that belong to none.
-      exif: where EXIF data begin and end; None if there are none.
+      sequential: whether rows are coded once, in order, without restart markers. A decoder then stops early if the
+        height in the header is reduced.
+      huffman: whether pixels are Huffman-coded, not arithmetically.
+      stray: start and end of each run of bytes that belongs to no segment.
+      exif: start and end of the EXIF data; None if there are none.
     """
 
     position: int
@@ -58,7 +58,7 @@ class JpegHeader:
 
 
 def jpeg_header(encoded: bytes) -> JpegHeader:
-    """Walks from segment to segment up to the pixels; libraries tell the size, but not where it stands.
+    """Walks the segments up to the pixels. Libraries give the size, but not its offset.
 
     Raises:
       ImageError: the file ends before the pixels, or has more than `MAX_PIXELS`.
@@ -78,7 +78,7 @@ def jpeg_header(encoded: bytes) -> JpegHeader:
                 stray.append((start, at))
             elif marker == 0xDA:  # start of scan
                 break
-            elif marker != 0x01 and not 0xD0 <= marker <= 0xD9:  # these have no content
+            elif marker != 0x01 and not 0xD0 <= marker <= 0xD9:  # those have no content
                 end = at + int.from_bytes(encoded[at : at + 2], "big")
                 if marker in _JPEG_FRAMES and not position:
                     position, frame = start + 5, marker
@@ -93,32 +93,32 @@ def jpeg_header(encoded: bytes) -> JpegHeader:
     except (ValueError, IndexError, struct.error) as error:
         raise ImageError("not a whole JPEG (it ends before the pixels)") from error
     if not position:
-        raise ImageError("not a JPEG (it does not say its size)")
+        raise ImageError("not a JPEG (it has no size)")
     huffman = frame in _JPEG_HUFFMAN
     return JpegHeader(position, *checked_size(height, width), channels, sequential, huffman, tuple(stray), exif)
 
 
 def checked_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width of an image that may be decoded.
+    """Returns height and width if such an image may be decoded.
 
     Raises:
-      ImageError: it has no pixels or more than `MAX_PIXELS`.
+      ImageError: the image has no pixels or more than `MAX_PIXELS`.
     """
     if height <= 0 or width <= 0:
         raise ImageError(f"an image of {height} x {width} pixels (height x width)")
     if height * width > MAX_PIXELS:
         raise ImageError(
             f"an image of {height:,} x {width:,} pixels (height x width); at most {MAX_PIXELS:,} are decoded, a "
-            "quarter of a GiB. Make it smaller."
+            "quarter of a GiB. Shrink it."
         )
     return height, width
 
 
 def stored_size(encoded: bytes) -> tuple[int, int]:
-    """Height and width in pixels as stored, of what is no JPEG.
+    """Reads the stored height and width in pixels of PNG, GIF, WebP or BMP.
 
     Raises:
-      ImageError: not PNG, GIF, WebP or BMP, or more than `MAX_PIXELS`.
+      ImageError: another format, or more than `MAX_PIXELS`.
     """
     try:
         if encoded.startswith(PNG_START) and encoded[12:16] == b"IHDR":
@@ -130,7 +130,7 @@ def stored_size(encoded: bytes) -> tuple[int, int]:
         elif encoded.startswith(b"BM"):
             old = encoded[14:18] == b"\x0c\0\0\0"  # the header of OS/2 1.x
             width, height = struct.unpack_from("<HH" if old else "<ii", encoded, 18)
-            height = abs(height)  # negative where the first row is the uppermost
+            height = abs(height)  # negative if the first row is the top one
         else:
             raise ImageError("not an image (neither JPEG, PNG, GIF, WebP nor BMP)" if encoded else "an empty file")
     except struct.error as error:
@@ -139,17 +139,17 @@ def stored_size(encoded: bytes) -> tuple[int, int]:
 
 
 def looks_like_image(start: bytes) -> bool:
-    """Whether a file begins as an image of a known kind does; of `start` 32 bytes are enough."""
+    """Whether the first 32 bytes of a file are those of a known image format."""
     return (
         start.startswith((b"\xff\xd8\xff", PNG_START, b"GIF87a", b"GIF89a"))
         or (start.startswith(b"RIFF") and start[8:15] == b"WEBPVP8")
-        # Texts may begin with BM; these have a reserved field of zeros, and a header of a known size.
+        # Texts may begin with BM too. A BMP has a reserved field of zeros, and a header of a known size.
         or (start.startswith(b"BM") and start[6:10] == bytes(4) and start[14:18] in _BMP_HEADERS)
     )
 
 
 def _webp_size(encoded: bytes, at: int = 12) -> tuple[int, int]:
-    """Width and height; WebP has three ways to write them (RFC 9649, sections 2.5-2.7)."""
+    """Width and height, in one of WebP's three encodings (RFC 9649, sections 2.5-2.7)."""
     kind = encoded[at + 3 : at + 4]
     if kind == b"X":  # the canvas of an animation or an image with extras
         low_width, high_width, low_height, high_height = struct.unpack_from("<HBHB", encoded, at + 12)
@@ -158,26 +158,26 @@ def _webp_size(encoded: bytes, at: int = 12) -> tuple[int, int]:
         (bits,) = struct.unpack_from("<I", encoded, at + 9)
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     width, height = struct.unpack_from("<HH", encoded, at + 14)
-    return width & 0x3FFF, height & 0x3FFF  # the upper bits are a scale that no decoder applies
+    return width & 0x3FFF, height & 0x3FFF  # the upper two bits are a scale that decoders ignore
 
 
-# ---- Whether what a file claims can be.
+# ---- Whether the file can hold its pixels.
 
 
 def check_jpeg(encoded: bytes, header: JpegHeader) -> None:
-    """Raises `ImageError` if so few bytes cannot hold so many pixels, which a decoder would fill with grey."""
+    """Raises `ImageError` if the file is too small for its pixels; a decoder would fill them with grey."""
     if header.huffman and header.height * header.width > _JPEG_RATIO * len(encoded):
         raise ImageError(f"not a whole JPEG ({len(encoded):,} bytes for {header.height:,} x {header.width:,} pixels)")
 
 
 def plain(encoded: bytes) -> bytes:
-    """Checks what a PNG, GIF, WebP or BMP claims, and leaves out parts of a PNG that no pixel depends on.
+    """Checks a PNG, GIF, WebP or BMP, and drops the chunks of a PNG that do not change a pixel.
 
-    OpenCV allocates what a chunk of a PNG claims, up to 4 GB. Chunks beside the pixels (texts, profiles, frames of
-    animations) are left out, so that no decoder inflates them.
+    OpenCV allocates what a chunk of a PNG claims, up to 4 GB. Chunks other than pixels (texts, profiles, frames of
+    animations) are dropped, so that no decoder inflates them.
 
     Raises:
-      ImageError: it is truncated, or claims more than so few bytes can hold.
+      ImageError: the file is truncated, or too small for its pixels.
     """
     height, width = stored_size(encoded)
     if encoded.startswith(PNG_START):
@@ -190,10 +190,10 @@ def plain(encoded: bytes) -> bytes:
 
 
 def png_chunks(encoded: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """The chunks of a PNG up to its end: kind, where their content begins and where it ends.
+    """Yields the chunks of a PNG: kind, and start and end of the content.
 
     Raises:
-      ImageError: the file ends before, or has too many.
+      ImageError: the file ends before the last chunk, or has too many.
     """
     at = len(PNG_START)
     for _ in range(_MOST_PARTS):
@@ -224,7 +224,7 @@ def _plain_png(encoded: bytes, height: int, width: int) -> bytes:
 
 
 def _riff_chunks(encoded: bytes, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Chunks of a WebP between two places: kind, where their content begins and where it ends."""
+    """Yields the chunks of a WebP between two offsets: kind, and start and end of the content."""
     for _ in range(_MOST_PARTS):
         if begin + 8 > end:
             return
@@ -257,15 +257,15 @@ def _check_bmp(encoded: bytes, height: int, width: int) -> None:
     except struct.error as error:
         raise ImageError("not a whole image (it ends within its header)") from error
     if header.to_bytes(4, "little") not in _BMP_HEADERS or colours > 256 or start > len(encoded):
-        raise ImageError("a damaged image (its header says what cannot be)")
+        raise ImageError("a damaged image (its header is invalid)")
     if compression in (0, 3) and start + height * (-(-width * bits // 32) * 4) > len(encoded) + 3:
-        raise ImageError("not a whole image: it has fewer bytes than its pixels take")
+        raise ImageError("not a whole image: it has fewer bytes than its pixels need")
 
 
 # ---- Orientation.
 
 _ORIENTATION = 0x0112
-# By EXIF's number what is done to the stored image: transposed last, after rows and columns were reversed.
+# By EXIF number, the arguments of `Orientation`.
 _TURNS = {
     1: (False, False, False),
     2: (False, False, True),
@@ -280,7 +280,7 @@ _TURNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Orientation:
-    """How an image is stored that should be seen upright: EXIF's eight ways, see `_TURNS`."""
+    """One of EXIF's eight orientations: how to turn the stored image upright. The transposition comes last."""
 
     transposed: bool = False
     rows_reversed: bool = False
@@ -290,13 +290,13 @@ class Orientation:
         return self != UPRIGHT
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the upright image, from those of the stored one, or the reverse."""
+        """Converts height and width between the stored and the upright image."""
         return (width, height) if self.transposed else (height, width)
 
     def stored_crop(
         self, top: int, left: int, height: int, width: int, stored: tuple[int, int]
     ) -> tuple[int, int, int, int]:
-        """Where a crop of the upright image lies in the stored one, whose height and width are `stored`."""
+        """Converts a crop of the upright image to the stored one, whose height and width are `stored`."""
         if self.transposed:
             top, left, height, width = left, top, width, height
         if self.rows_reversed:
@@ -315,11 +315,11 @@ UPRIGHT = Orientation()
 
 
 def orientation_of(encoded: bytes, header: JpegHeader | None = None) -> Orientation:
-    """What EXIF says, of JPEG, PNG and WebP; upright where it says nothing, or nothing that can be understood.
+    """Reads the EXIF orientation of JPEG, PNG or WebP; upright if it is missing or invalid.
 
     Args:
       encoded: a file.
-      header: of the JPEG, if it is one and its header was read already.
+      header: of a JPEG, if it has been read already.
     """
     try:
         begin, end = _find_exif(encoded, header)
@@ -329,7 +329,7 @@ def orientation_of(encoded: bytes, header: JpegHeader | None = None) -> Orientat
 
 
 def _find_exif(encoded: bytes, header: JpegHeader | None) -> tuple[int, int]:
-    """Where the EXIF data begin and end; an empty range if there are none."""
+    """Finds start and end of the EXIF data; an empty range if there are none."""
     if encoded.startswith(JPEG_START):
         return (header or jpeg_header(encoded)).exif or (0, 0)
     if encoded.startswith(PNG_START):
@@ -345,10 +345,10 @@ def _find_exif(encoded: bytes, header: JpegHeader | None) -> tuple[int, int]:
 
 
 def _read_orientation(exif: bytes) -> int:
-    """The orientation in EXIF data, which are laid out as a TIFF file; 1 if there is none.
+    """Reads the orientation from EXIF data, which have the layout of a TIFF file; 1 if there is none.
 
     Raises:
-      struct.error: they are damaged.
+      struct.error: the data are damaged.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:

@@ -1,13 +1,13 @@
-"""A permutation of a few million numbers that never changes, whatever the version of any library."""
+"""A permutation of a few million numbers that is the same with every version of every library."""
 
 import numpy as np
 
 
 def permutation(length: int, seed: int) -> np.ndarray:
-    """The numbers below `length` in an order that `seed` decides, `[length]` of 32 bits (64 from 2^32 on).
+    """Permutes the numbers below `length` by `seed`: uint32 `[length]`, or uint64 from 2^32 on.
 
-    They are sorted by their SplitMix64 hashes (Steele et al., 2014). NumPy may change what its generators draw with any
-    release; held-out slices and the order of training must not change with it.
+    Sorts them by their SplitMix64 hashes (Steele et al., 2014). NumPy's generators may change with any release, but
+    held-out slices and the training order must not.
     """
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64
         x = np.arange(length, dtype=np.uint64) + np.uint64(seed % 2**32) * np.uint64(2**32)

@@ -1,7 +1,7 @@
 """From a source to an iterator of global batches on the devices, exact on restart.
 
-Everything follows from the seed and the position in the stream: which example is at position p, and how it is
-augmented. Threads, processes and interruptions change neither, and the iterator's state is one number.
+The seed and the position in the stream decide which example comes and how it is augmented. Threads, processes and
+restarts change neither, so the iterator's state is one number.
 """
 
 import dataclasses
@@ -37,18 +37,18 @@ logger = logging.getLogger(__name__)
 
 LocalBatch = dict[str, np.ndarray]
 
-_BATCHES_IN_WORK = 2  # so that the threads have work while the last images of a batch are being finished
-_MAX_CHUNK = 8  # images that a thread takes at once
+_BATCHES_IN_WORK = 2  # keeps all threads busy while the last images of a batch finish
+_MAX_CHUNK = 8  # images a thread takes at once
 _SHORT = 2**16  # Grain's permutations take 2^16 / length times as long for data sets shorter than this
 _MAKE_POOL = threading.Lock()
-_NO_EXAMPLE = -1  # index that fills up the last batch of an evaluation
+_NO_EXAMPLE = -1  # index that pads the last batch of an evaluation
 
 
 class PositionRandom:
-    """Random generators by position: the one at a position is the same whoever asks, in whatever order.
+    """One random generator per position in the stream, independent of the order of calls.
 
-    They are Philox streams (Salmon et al., 2011) that differ in the counter. Setting the counter of one generator is
-    ten times faster than making a generator per image. Not for use by two threads at once.
+    These are Philox streams (Salmon et al., 2011) with different counters. Setting the counter of one generator is ten
+    times faster than making a generator per image. Not thread-safe.
     """
 
     def __init__(self, seed: int):
@@ -57,18 +57,18 @@ class PositionRandom:
         self._generator = np.random.Generator(self._philox)
 
     def at(self, position: int) -> np.random.Generator:
-        """The generator of that position. The next call takes it back."""
-        # A stream counts in the lowest of the four words, so streams 2^192 apart never meet.
+        """Returns the generator of a position, valid until the next call."""
+        # A stream counts in the lowest of the four words; streams 2^192 apart never overlap.
         self._state["state"]["counter"] = np.array([0, 0, 0, position], np.uint64)
         self._philox.state = self._state
         return self._generator
 
 
 class BatchMemory:
-    """Memory for images, used again once nobody holds the array it was given out as, nor a view of it.
+    """Memory for images, reused once its array and all views of it are gone.
 
-    New memory costs a page fault for every 4 kB, at a batch of 512 images a tenth of the time; and what malloc keeps to
-    save them grows to a multiple of what is in use.
+    New memory costs a page fault per 4 kB, a tenth of the time at a batch of 512 images. malloc's own reuse lets the
+    process grow to a multiple of the memory in use.
     """
 
     def __init__(self) -> None:
@@ -78,25 +78,25 @@ class BatchMemory:
         return {"_free": []}
 
     def empty(self, *shape: int) -> np.ndarray:
-        """An array of uint8 with any contents."""
+        """Returns an uninitialised uint8 array."""
         size = math.prod(shape)
-        try:  # several threads ask, so that to look first would not do
+        try:  # not `if self._free`: other threads pop too
             memory = self._free.pop()
         except IndexError:
             memory = None
         if memory is None or len(memory) != size:
-            # Begins at a page, so that the CPU backend takes it without copying it.
+            # Aligned to a page, so the CPU backend uses it without a copy.
             memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # Views refer to this array, not to what is below: that is no array.
+        # Views keep this array alive: it is the lowest array over the memory.
         array = np.frombuffer(memory, np.uint8)
         weakref.finalize(array, self._free.append, memory)
         return array.reshape(shape)
 
 
 class BatchLoader:
-    """Loads examples on a pool of threads; each image is decoded and transformed straight into its place.
+    """Loads examples on a thread pool and writes each transformed image straight into the batch.
 
-    It can be sent to another process, which makes a pool of its own.
+    It can be pickled; another process starts its own pool.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class BatchLoader:
 
         Args:
           source: the examples.
-          transform: what is done to each image.
-          num_classes: labels must be less; None: as the source says.
-          num_threads: by default one for each core this process may run on.
+          transform: applied to each image.
+          num_classes: labels must be smaller; None: the source's number.
+          num_threads: default: one per core available to this process.
         """
         self._source, self._transform = source, transform
         self._num_classes = num_classes or source.num_classes
@@ -127,20 +127,20 @@ class BatchLoader:
     def load(
         self, indices: Sequence[int] | np.ndarray, positions: Sequence[int] | None = None, seed: int = 0
     ) -> tuple[LocalBatch, dict[int, str]]:
-        """Loads the examples at `indices`; negative ones stand for images and labels that are not there.
+        """Loads the examples at `indices`. -1 gives an image of zeros without a label.
 
         Args:
           indices: of the examples in the source.
-          positions: of the examples in the stream; with the seed they decide the augmentation. None: 0, 1, ...
+          positions: of the examples in the stream, which with the seed decide the augmentation; None: 0, 1, ...
           seed: of the augmentation.
 
         Returns:
-          `image`, uint8 `[len(indices), image_size, image_size, 3]`, and `label`, int32 `[len(indices)]`, or
-          `[len(indices), max_labels]` if the source has several; then, by index, messages about the examples that
-          could not be read, whose images are zeros without label.
+          The batch, and messages by index about examples that cannot be read. The batch has `image`, uint8
+          `[len(indices), image_size, image_size, 3]`, and `label`, int32 `[len(indices)]`, or
+          `[len(indices), max_labels]` if the source has several. Unreadable images are zeros without a label.
 
         Raises:
-          UserError: a label that there cannot be.
+          UserError: a label is out of range, or an example has more than `max_labels`.
         """
         size, max_labels = self._transform.image_size, self._source.max_labels
         images = self._memory.empty(len(indices), size, size, 3)
@@ -182,7 +182,7 @@ class BatchLoader:
         return {"image": images, "label": labels if max_labels > 1 else labels[:, 0]}, dict(sorted(bad.items()))
 
     def forget_memory(self) -> None:
-        """Gives memory for batches back, as soon as nobody holds them."""
+        """Frees the memory of batches that nobody uses."""
         self._memory = BatchMemory()
 
     def _fill_labels(self, row: np.ndarray, example: Example, index: int) -> None:
@@ -190,59 +190,59 @@ class BatchLoader:
         given = [int(label)] if isinstance(label, int | np.integer) else [int(each) for each in label]
         if len(given) > len(row):
             raise UserError(
-                f"{self._source.where(index)} has {len(given)} labels, but at most {len(row)} are provided for. Set "
-                f"data.max_labels to the most there are."
+                f"{self._source.where(index)} has {len(given)} labels, but at most {len(row)} fit. Set "
+                "data.max_labels to the largest number of labels of an example."
             )
         for each in given:
             if each < NO_LABEL or (self._num_classes is not None and each >= self._num_classes):
                 raise UserError(
-                    f"{self._source.where(index)} has label {each}, but there are {self._num_classes} classes: labels "
-                    f"are 0 to {(self._num_classes or 0) - 1}, or {NO_LABEL} for none. Check the data, or set "
+                    f"{self._source.where(index)} has label {each}, but with {self._num_classes} classes labels are 0 "
+                    f"to {(self._num_classes or 0) - 1}, or {NO_LABEL} for none. Check the data, or set "
                     "model.num_classes."
                 )
         row[: len(given)] = given
 
 
 class BadRecords:
-    """Counts examples that could not be read, each once however often it comes, and raises when there are too many."""
+    """Counts distinct unreadable examples, and raises above a limit."""
 
     def __init__(self, limit: int):
-        """Allows for `limit` of them from now on."""
+        """Allows `limit` unreadable examples."""
         self._limit = limit
         self._indices: set[int] = set()
 
     @property
     def count(self) -> int:
-        """How many there were."""
+        """Number of distinct unreadable examples."""
         return len(self._indices)
 
     def add(self, messages: Mapping[int, str]) -> None:
-        """Takes messages by index from `BatchLoader.load`.
+        """Adds messages by index from `BatchLoader.load`.
 
         Raises:
-          UserError: there are more than the limit.
+          UserError: the count exceeds the limit.
         """
         for index in sorted(messages.keys() - self._indices):
             self._indices.add(index)
             if self.count > self._limit:
-                most = f" These are more than data.max_bad_records={self._limit}." if self._limit else ""
+                most = f" More than data.max_bad_records={self._limit} cannot be read." if self._limit else ""
                 raise UserError(
-                    f"{messages[index]}.{most}\nReplace the file, or set data.max_bad_records to leave out up to so "
-                    "many images with a warning."
+                    f"{messages[index]}.{most}\nReplace the file, or set data.max_bad_records to skip up to that many "
+                    "images with a warning."
                 )
-            logger.warning("%s; left out (%d of at most %d)", messages[index], self.count, self._limit)
+            logger.warning("%s; skipped (%d of at most %d)", messages[index], self.count, self._limit)
 
 
 class IndexStream:
-    """The endless order of a source's examples: `stream[position]` is an index, found at once for any position.
+    """The endless order of a source's examples: `stream[position]` is an index, in constant time for any position.
 
-    Each epoch visits every example once, in an order of its own. Of a mixture that holds for each of its sources.
+    Each epoch visits every example once, in its own order. In a mixture, this holds for each source.
     """
 
     def __init__(self, source: Source, seed: int):
         """Computes nothing yet; `seed` decides the order."""
-        # Neighbouring seeds must not share their orders, though the number of the epoch is added to them; the multiples
-        # of the golden ratio lie far apart.
+        # The epoch is added to the seed. Multiples of the golden ratio are far apart, so neighbouring seeds do not
+        # share orders.
         self._seed = seed * 0x9E3779B1
         self._starts: tuple[int, ...] = (0, len(source))
         self._turns: grain.MapDataset | None = None
@@ -262,19 +262,19 @@ class IndexStream:
 
 
 def _shuffled(position: int, length: int, seed: int) -> int:
-    """Where `position` goes in the permutation of `range(length)` that `seed` stands for."""
+    """Maps `position` by the permutation of `range(length)` that `seed` chooses."""
     if length < _SHORT:
         return int(_permutation(length, seed)[position])
     return index_shuffle(position, max_index=length - 1, seed=seed, rounds=4)
 
 
-# Of each part of a mixture, as neighbouring positions are in different ones.
+# Neighbouring positions are in different parts of a mixture; each part has its own permutation.
 _permutation = functools.lru_cache(maxsize=64)(permutation)
 
 
 @dataclasses.dataclass
 class _LoadTrainBatch:
-    """Maps a batch's number to this process's rows of it. Sent to worker processes."""
+    """Maps a batch's number to this process's rows of it. Pickled for worker processes."""
 
     loader: BatchLoader
     order: IndexStream
@@ -283,13 +283,13 @@ class _LoadTrainBatch:
     seed: int
 
     def __call__(self, batch_index: int) -> tuple[LocalBatch, dict[int, str]]:
-        # Positions in the global batch: the data do not depend on the number of processes.
+        # Positions in the global batch, so the data do not depend on the number of processes.
         positions = [batch_index * self.batch_size + int(row) for row in self.rows]
         return self.loader.load([self.order[position] for position in positions], positions, self.seed)
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Makes a worker process leave Ctrl-C to its parent, and end when that is gone, killed perhaps."""
+    """Makes a worker process ignore Ctrl-C, and exit when its parent has exited or was killed."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -306,11 +306,10 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
     """An endless iterator of training batches.
 
     Each batch is `{"image": uint8 [batch, image_size, image_size, 3], "label": int32 [batch] or [batch, max_labels]}`,
-    sharded over the devices. Every epoch visits every example once, in an order of its own; a batch may straddle two
-    epochs.
+    sharded over the devices. Every epoch visits every example once, in its own order; a batch may span two epochs.
 
     Attributes:
-      bad_records: counts the examples that could not be read since the start.
+      bad_records: counts the unreadable examples since the start.
     """
 
     def __init__(
@@ -328,23 +327,23 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         max_bad_records: int = 0,
         rows: np.ndarray | None = None,
     ):
-        """Reads nothing before the first batch is asked for, and ahead from then on.
+        """Reads nothing until the first batch is requested; from then on it reads ahead.
 
         Args:
           source: the examples.
-          transform: what is done to each image.
-          sharding: how batches lie on the devices.
+          transform: applied to each image.
+          sharding: of the batches over the devices.
           batch_size: examples in a global batch, over all processes.
           seed: of order and augmentation.
-          num_classes: labels must be less; None: as the source says.
-          num_threads: that decode, in each worker process if there are some; None: share the cores out.
+          num_classes: labels must be smaller; None: the source's number.
+          num_threads: decoding threads, per worker process if there are any; None: divide the cores among them.
           num_workers: worker processes that load whole batches in turn, for hosts with more cores than one Python
-            process can feed (some 15); 0: this process does it. The batches do not depend on it.
-          prefetch: batches made ready on the host while a step runs. They go to the devices when they are asked for,
-            which is some steps ahead: the loop does not wait for the devices.
-          max_bad_records: examples that may be left out because they cannot be read, before it is an error; one that
-            comes in each epoch is counted once.
-          rows: which rows of each global batch this process loads, int64, ascending; None: those on its devices.
+            process can use (about 15); 0: load in this process. The batches do not depend on it.
+          prefetch: batches prepared on the host while a step runs. Each goes to the devices when it is requested,
+            which is some steps ahead because the loop does not wait for the devices.
+          max_bad_records: unreadable examples to skip before it is an error. One that recurs in each epoch counts
+            once.
+          rows: rows of each global batch that this process loads, int64, ascending; None: those on its devices.
         """
         self._batch_size, self._sharding, self._prefetch = batch_size, sharding, prefetch
         self._fingerprint, self._num_workers = source.fingerprint(), num_workers
@@ -359,24 +358,24 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         self._num_done = 0  # batches handed out
 
     def _start(self) -> grain.DatasetIterator:
-        """Starts to read at the batch after those handed out."""
+        """Starts reading at the next batch."""
         options = grain.ReadOptions(
             num_threads=min(_BATCHES_IN_WORK, self._prefetch), prefetch_buffer_size=self._prefetch
         )
         batches = self._batches[self._num_done :].to_iter_dataset(options)
         if not flags.FLAGS.is_parsed():
-            # Grain reads its flags, also where there is no command line. To parse an empty one would fail for a program
-            # whose own flags are required.
+            # Grain reads its flags even without a command line. Parsing an empty one would fail in a program with
+            # required flags.
             flags.FLAGS.mark_as_parsed()
-        # Worker i takes batches i, i + num_workers, ... and they come back in turn: the same stream.
+        # Worker i loads batches i, i + num_workers, ...; they return in turn, so the stream stays the same.
         workers = grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=1)
         return iter(batches.mp_prefetch(workers, worker_init_fn=_start_worker))
 
     def next_local(self) -> LocalBatch:
-        """This process's part of the next batch, on the host.
+        """Returns this process's part of the next batch, on the host.
 
         Raises:
-          UserError: more examples cannot be read than may be left out, a label cannot be, or a worker process is gone.
+          UserError: too many examples are unreadable, a label is out of range, or a worker process was killed.
         """
         if self._host_iterator is None:
             self._host_iterator = self._start()
@@ -386,8 +385,8 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
             if "terminated unexpectedly" not in str(error):
                 raise
             raise UserError(
-                f"a worker process of the input was killed, by the system perhaps because memory ran out ({error}) Use "
-                "fewer of data.num_workers, or smaller data.prefetch, and run the same command again."
+                f"a worker process of the input was killed, perhaps because memory ran out ({error}) Lower "
+                "data.num_workers or data.prefetch, and rerun the same command."
             ) from error
         self.bad_records.add(bad)
         self._num_done += 1
@@ -397,7 +396,7 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         return global_batch(self.next_local(), self._sharding, self._batch_size)
 
     def get_state(self) -> dict[str, Any]:
-        """The position after the last batch that was handed out, as JSON-compatible data."""
+        """Returns the position after the last batch as JSON-compatible data."""
         return {
             "images": self._num_done * self._batch_size,
             "examples": self._fingerprint,
@@ -406,48 +405,50 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a position from `get_state`, in constant time.
+        """Moves to a position from `get_state`, in constant time.
 
         Raises:
-          UserError: the list of examples is not the one that the position was in, or no batch begins there.
+          UserError: the list of examples has changed, or no batch begins at this position.
         """
         if "images" not in state:
             raise UserError("the checkpoint was written by an older version of this code: start in a new workdir.")
         if state["examples"] != self._fingerprint:
             raise UserError(
-                "the data set has changed since the last start: it has other files, other names of files, or "
-                "another rule for labels. Bring back what it was to go on, or start in a new workdir."
+                "the data set has changed since the last start: its files, their names or the rule for labels differ. "
+                "Restore the old data to resume, or start in a new workdir."
             )
         if self._turns and "exif_orientation" not in state:
             raise UserError(
-                "the run began with a version that did not turn images as their EXIF says. Pass "
-                "--config.data.exif_orientation=False --allow_config_change to go on as before, or start in a new "
+                "the run began with a version that ignored the EXIF orientation of images. Pass "
+                "--config.data.exif_orientation=False --allow_config_change to keep ignoring it, or start in a new "
                 "workdir."
             )
         if state["images"] % self._batch_size:
             raise UserError(
-                f"the last start saw {state['images']:,} images, and no batch of {self._batch_size} ends there. Use "
-                "the batch size from before, or one that divides that number."
+                f"the run has seen {state['images']:,} images, and no batch of {self._batch_size} ends there. Use the "
+                "previous batch size, or one that divides this number."
             )
         if state["num_workers"] != self._num_workers:
             logger.info(
-                "data.num_workers is %d, and was %d; the batches stay the same", self._num_workers, state["num_workers"]
+                "data.num_workers changed from %d to %d; the batches stay the same",
+                state["num_workers"],
+                self._num_workers,
             )
         self.close()
         self._num_done = state["images"] // self._batch_size
 
     def close(self) -> None:
-        """Ends threads and worker processes; a next batch would start them again."""
+        """Stops threads and worker processes; the next batch restarts them."""
         if self._host_iterator is not None:
             self._host_iterator.close()
             self._host_iterator = None
 
 
 class EvalBatches:
-    """An iterable of evaluation batches: fixed order, every example exactly once over all processes.
+    """An iterable of evaluation batches in fixed order; every example comes exactly once over all processes.
 
     Each batch is `{"image": uint8 [batch, image_size, image_size, 3], "label": int32 [batch] or [batch, max_labels],
-    "mask": float32 [batch]}`. The last one is filled up with zeros whose mask is 0.
+    "mask": float32 [batch]}`. Zeros with mask 0 pad the last batch.
     """
 
     def __init__(
@@ -462,7 +463,7 @@ class EvalBatches:
         max_bad_records: int = 0,
         rows: np.ndarray | None = None,
     ):
-        """See `TrainBatches` for the arguments. Nothing is read before iteration."""
+        """Takes the arguments of `TrainBatches`. Reads nothing before iteration."""
         self._loader = BatchLoader(source, transform, num_classes=num_classes, num_threads=num_threads)
         self._num_examples, self._batch_size, self._sharding = len(source), batch_size, sharding
         self._rows = local_rows(sharding, batch_size) if rows is None else rows
@@ -477,7 +478,7 @@ class EvalBatches:
                 self._bad_records.add(bad)
                 yield global_batch(batch, self._sharding, self._batch_size)
         finally:
-            self._loader.forget_memory()  # training goes on, perhaps for hours
+            self._loader.forget_memory()  # the next evaluation may be hours away
 
     def _local_batches(self) -> grain.IterDataset:
         def load_batch(batch_index: int) -> tuple[LocalBatch, dict[int, str]]:

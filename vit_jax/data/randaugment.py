@@ -1,10 +1,9 @@
 """RandAugment (Cubuk et al., 2020) as AugReg and DeiT trained with it, on uint8 `[height, width, 3]` arrays.
 
-The two differ in more than their magnitudes, so each has its table of operations:
+The two differ in more than magnitudes, so each has its own table of operations:
 
-- `"tensorflow"`, AugReg's: 16 operations computed as TensorFlow does, every one applied, with grey where an image was
-  moved away. Some are odd, and kept so, because the published models were trained with them: see `_posterize`,
-  `_solarize` and `_contrast`.
+- `"tensorflow"`, AugReg's: 16 operations with TensorFlow's pixels, always applied, with grey filling. `_posterize`,
+  `_solarize` and `_contrast` have oddities, which stay because the published models were trained with them.
 - `"timm"`, DeiT's (`rand-m9-mstd0.5-inc1`): 15 operations by Pillow whose strength grows with the magnitude, each
   applied with probability 1/2, with bicubic interpolation.
 """
@@ -21,7 +20,7 @@ import PIL.ImageOps
 
 from vit_jax.errors import UserError, unknown_name
 
-# A level is a tenth of the magnitude, negative if an operation that has a direction goes the other way.
+# The level is a tenth of the magnitude; negative reverses the direction.
 Operation = Callable[[np.ndarray, float], np.ndarray]
 
 _GREY = (128, 128, 128)
@@ -33,7 +32,7 @@ def _truncated(values: np.ndarray) -> np.ndarray:
 
 
 def _blended(background: np.ndarray | int, image: np.ndarray, level: float) -> np.ndarray:
-    """Moves away from the background if the factor exceeds 1, towards it if it is less. In float32, as TensorFlow."""
+    """Moves away from the background for factors above 1, towards it below. In float32, as TensorFlow does."""
     background = np.asarray(background, np.float32)
     result = image.astype(np.float32)
     result -= background  # in place, which halves the time
@@ -58,7 +57,7 @@ def _equalize(image: np.ndarray, _: float) -> np.ndarray:
         counts = cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel().astype(int)
         step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
         below = counts.cumsum() - counts
-        # The first entry is 0, and not half a step.
+        # The first entry is 0, not half a step.
         table = np.where(_VALUES > 0, (below + step // 2) // step, 0) if step else _VALUES
         tables.append(_truncated(table))
     return cv2.LUT(image, np.stack(tables, axis=-1)[None])
@@ -69,13 +68,13 @@ def _invert(image: np.ndarray, _: float) -> np.ndarray:
 
 
 def _posterize(image: np.ndarray, level: float) -> np.ndarray:
-    # The higher the magnitude, the more bits are left: at 20 all of them. At 0 one is, as no shift exceeds 7.
+    # Higher magnitudes keep more bits: all 8 at 20, one at 0, because no shift exceeds 7.
     shift = min((8 - int(level * 4)) % 256, 7)
     return cv2.LUT(image, (_VALUES >> shift << shift).astype(np.uint8))
 
 
 def _solarize(image: np.ndarray, level: float) -> np.ndarray:
-    # The threshold is a uint8 and overflows: magnitudes 10 and 20 invert all, 15 what is above 128.
+    # The threshold is a uint8 and overflows: magnitudes 10 and 20 invert every value, 15 those from 128 on.
     threshold = int(level * 256) % 256
     return cv2.LUT(image, np.where(threshold > _VALUES, _VALUES, 255 - _VALUES).astype(np.uint8))
 
@@ -91,8 +90,8 @@ def _color(image: np.ndarray, level: float) -> np.ndarray:
 
 
 def _contrast(image: np.ndarray, level: float) -> np.ndarray:
-    # The background should be the image's mean grey. It is the mean of the 256 counts of its histogram, which is the
-    # same for all images of a size: 196 for 224 x 224.
+    # AugReg's code means the mean grey, but takes the mean of the histogram's 256 counts, which is the same for all
+    # images of a size: 196 for 224 x 224.
     background = min(image.shape[0] * image.shape[1] // 256, 255)
     return cv2.LUT(image, _blended(background, _VALUES, level))
 
@@ -109,14 +108,14 @@ def _sharpness(image: np.ndarray, level: float) -> np.ndarray:
 
 
 def _moved(image: np.ndarray, matrix: tuple[float, float, float, float, float, float]) -> np.ndarray:
-    """Takes pixel (x, y) from (ax + by + c, dx + ey + f), rounded; from outside comes grey."""
+    """Fills pixel (x, y) from the rounded (ax + by + c, dx + ey + f), or with grey from outside."""
     a, b, c, d, e, f = (np.float32(value) for value in matrix)
     x = np.arange(image.shape[1], dtype=np.float32)
     y = np.arange(image.shape[0], dtype=np.float32)[:, None]
-    places = np.empty((*image.shape[:2], 2), np.int16)  # of this type, they make OpenCV take the nearest pixels
-    # What does not depend on x or on y is computed for a column or a row only.
+    places = np.empty((*image.shape[:2], 2), np.int16)  # int16 makes OpenCV take the nearest pixels
+    # Skipping zero terms keeps an axis one row or one column.
     for axis, place in enumerate(((a * x if a else 0) + (b * y if b else 0) + c, (d * x if d else 0) + e * y + f)):
-        # Halves are rounded away from zero, as TensorFlow does.
+        # TensorFlow rounds halves away from zero.
         places[..., axis] = (place + np.copysign(np.float32(0.5), place)).clip(-32768, 32767)
     no_fractions = np.empty((0,), np.uint16)
     return cv2.remap(image, places, no_fractions, cv2.INTER_NEAREST, None, cv2.BORDER_CONSTANT, _GREY)
@@ -140,7 +139,7 @@ def _shear_y(image: np.ndarray, level: float) -> np.ndarray:
 
 
 def _reach(side: int) -> float:
-    # AugReg moved its images of 224 pixels by up to 100 a level. Small ones would be moved out of sight.
+    # AugReg moves images of 224 pixels by up to 100 per level. Scaled, because that would empty small images.
     return 100 * side / 224
 
 
@@ -153,7 +152,7 @@ def _translate_y(image: np.ndarray, level: float) -> np.ndarray:
 
 
 def cutout(image: np.ndarray, row: int, column: int, half: int) -> np.ndarray:
-    """Makes a square of side `2 * half` around a pixel grey, as far as it lies within the image."""
+    """Makes a square of side `2 * half` around a pixel grey, clipped to the image."""
     image = image.copy()
     image[max(row - half, 0) : row + half, max(column - half, 0) : column + half] = _GREY
     return image
@@ -197,7 +196,7 @@ def _transformed(coefficients: Callable[[PIL.Image.Image, float], tuple[float, .
 
 
 def _posterize_increasing(image: np.ndarray, level: float) -> np.ndarray:
-    # At magnitude 10 no bit is left. Pillow made that black when DeiT was trained, and refuses it since release 13.
+    # At magnitude 10 no bit is left. Pillow gave black when DeiT was trained; since release 13 it raises an error.
     shift = 4 + int(level * 4)
     return cv2.LUT(image, (_VALUES >> shift << shift).astype(np.uint8))
 
@@ -223,18 +222,18 @@ _TIMM: dict[str, Operation | None] = {
     "translate_y": _transformed(lambda image, level: (1, 0, 0, 0, 1, 0.45 * level * image.height)),
 }
 
-# By implementation and name. Cutout is a name alone: it is given a place, not a level.
+# By implementation and name. Cutout is None because it takes a position, not a level.
 OPERATIONS = {"tensorflow": _TENSORFLOW, "timm": _TIMM}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rules:
-    """How an implementation of RandAugment applies its operations.
+    """How an implementation applies its operations.
 
     Attributes:
-      directed: those that go the other way for half of the images.
-      probability: of each operation that was drawn to be applied.
-      max_magnitude: what its authors go to.
+      directed: operations whose level is negated half of the time.
+      probability: of applying an operation once it is drawn.
+      max_magnitude: the largest that its authors use.
     """
 
     directed: frozenset[str]
@@ -251,14 +250,14 @@ _RULES = {
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """Applies operations drawn at random, each as likely as any other, one after the other.
+    """Applies a sequence of uniformly drawn operations.
 
     Attributes:
-      num_layers: how many are drawn for an image; one may come twice.
-      magnitude: how strong they are, from 0 to 30 (of "timm" to 10). 0 is not nothing: AugReg's light1 has it.
-      magnitude_std: the magnitude of each is drawn from a normal distribution with this standard deviation, and cut off
-        at its bounds.
-      operations: "tensorflow" or "timm"; see the module.
+      num_layers: operations per image, drawn with replacement.
+      magnitude: strength, from 0 to 30 ("timm": to 10). 0 still changes images; AugReg's light1 uses it.
+      magnitude_std: standard deviation of the normal distribution that each magnitude is drawn from, clipped to the
+        bounds.
+      operations: "tensorflow" or "timm"; the module describes them.
     """
 
     num_layers: int = 2
@@ -278,7 +277,7 @@ class RandAugment:
             )
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Maps uint8 `[height, width, 3]` to the same shape. The argument is left as it is."""
+        """Maps uint8 `[height, width, 3]` to the same shape, without changing its argument."""
         operations, rules = OPERATIONS[self.operations], _RULES[self.operations]
         names = tuple(operations)
         for _ in range(self.num_layers):
@@ -302,19 +301,19 @@ class RandAugment:
 
 @dataclasses.dataclass(frozen=True)
 class AugRegSetting:
-    """How strongly AugReg augments.
+    """One of AugReg's augmentation strengths.
 
     Attributes:
-      randaugment: for the images, after crop and flip; None for nothing.
-      mixup_alpha: of the Beta distribution from which the train step draws what to mix; 0 for no mixup.
+      randaugment: applied after crop and flip; None for nothing.
+      mixup_alpha: parameter of mixup's Beta distribution; 0 for no mixup.
     """
 
     randaugment: RandAugment | None
     mixup_alpha: float
 
 
-# Steiner et al., 2021, "How to train your ViT?"; big_vision's configs/vit_i21k.py has the same table, and the names of
-# the released checkpoints the same words ("aug_medium1").
+# Steiner et al., 2021, "How to train your ViT?". big_vision's configs/vit_i21k.py has the same table; the names of the
+# released checkpoints use the same words ("aug_medium1").
 AUGREG = {
     "none": AugRegSetting(None, 0.0),
     "light1": AugRegSetting(RandAugment(2, 0), 0.0),
@@ -325,6 +324,6 @@ AUGREG = {
     "strong2": AugRegSetting(RandAugment(2, 20), 0.8),
 }
 
-# Touvron et al., 2021, "Training data-efficient image transformers & distillation through attention", and what its code
-# asks timm for: rand-m9-mstd0.5-inc1.
+# Touvron et al., 2021, "Training data-efficient image transformers & distillation through attention". Its code passes
+# rand-m9-mstd0.5-inc1 to timm.
 DEIT = RandAugment(num_layers=2, magnitude=9, magnitude_std=0.5, operations="timm")

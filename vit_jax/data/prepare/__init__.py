@@ -1,4 +1,4 @@
-"""Turns archives, folders and lists of images into data sets that TFDS reads without TensorFlow.
+"""Prepares archives, folders and lists of images as data sets that TFDS reads without TensorFlow.
 
-`python -m vit_jax.data.prepare --help` shows the commands; each of their modules works alone in Python too.
+`python -m vit_jax.data.prepare --help` lists the commands; each has a module that also works from Python.
 """

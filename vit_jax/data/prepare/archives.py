@@ -1,6 +1,6 @@
-"""Where the images lie in tar archives, tars within tars included, without unpacking them.
+"""Finds images in tar archives, including nested ones, without unpacking them.
 
-Members of a tar are contiguous and not compressed, so that a place in the outer file is enough to read an image again.
+Members of a tar are contiguous and uncompressed, so an offset in the outer file is enough to read an image again.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 
 from vit_jax.console import show_name
-from vit_jax.data.sources.trees import is_litter
+from vit_jax.data.sources.trees import is_litter, is_unsafe
 from vit_jax.errors import UserError
 from vit_jax.files import open_regular, read_regular
 
@@ -22,9 +22,9 @@ _COMPRESSED = {
     b"\xfd7zXZ\x00": ("xz", "unxz --keep"),
     b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
 }
-_LARGEST = 2**28  # bytes of a file that can still be an image; more is not read into memory
+_LARGEST = 2**28  # bytes of an image; larger files are not read into memory
 _LARGEST_HEADER = 2**20  # bytes of a header, with long names and attributes
-_DEEPEST = 8  # tars in each other
+_DEEPEST = 8  # nested tars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Member:
 
     Attributes:
       archive: number of the archive.
-      path: of the file inside, below those of the inner archives around it: ("n01440764.tar", "n01440764_1.JPEG").
-      offset: of the content, in bytes from the start of the archive.
+      path: of the file, after those of the inner archives that hold it: ("n01440764.tar", "n01440764_1.JPEG").
+      offset: of the content, in bytes from the start of the outer archive.
       size: of the content, in bytes.
       content: the file; None if it is larger than any image.
     """
@@ -48,7 +48,7 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A place from where scanning can go on.
+    """A position to resume a scan from.
 
     Attributes:
       archive: number of the archive.
@@ -60,10 +60,10 @@ class Mark:
 
 
 def find_archives(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """Lists archives by name; of a folder, all the tars in it.
+    """Lists archives, and all tars in folders, sorted by name.
 
     Raises:
-      UserError: a path does not exist or is no regular file, a folder has no tars, or a file is compressed.
+      UserError: a path does not exist or is not a regular file, a folder has no tars, or a file is compressed.
     """
     found: list[pathlib.Path] = []
     for path in paths:
@@ -76,7 +76,7 @@ def find_archives(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
             found.append(path)
         else:
             raise UserError(f"there is no archive {path}.")
-    # Their order decides nothing but that of reading; sorted, a restart finds them under the same numbers.
+    # Sorted, so that a restart gives each archive the same number. The result does not depend on the order.
     found = sorted(set(found))
     for path in found:
         try:
@@ -91,14 +91,13 @@ def scan(archives: Sequence[pathlib.Path], start: Mark | None = None) -> Iterato
 
     Args:
       archives: from `find_archives`.
-      start: a mark that an earlier scan gave.
+      start: a mark from an earlier scan.
 
     Yields:
       each file, and a mark after each member of an outer archive.
 
     Raises:
-      UserError: an archive is truncated, damaged or compressed, or a path in it would leave the folder it were unpacked
-        in.
+      UserError: an archive is truncated, damaged or compressed, or has an unsafe path.
     """
     start = start or Mark(0, 0)
     for number in range(start.archive, len(archives)):
@@ -114,14 +113,14 @@ def scan(archives: Sequence[pathlib.Path], start: Mark | None = None) -> Iterato
 
 
 def _inside(file: io.BufferedReader, archive: str, found: Member) -> Iterator[Member]:
-    """A file itself, or all in it if it is an archive."""
+    """Yields a file, or the files inside if it is an archive."""
     if found.content is not None or not found.path[-1].endswith(".tar"):
         yield found
         return
     inner = _Window(file, found.offset, found.size)
     where = show_name(":".join((archive, *found.path)))
     if len(found.path) >= _DEEPEST:
-        raise UserError(f"{where}: more than {_DEEPEST} tars in each other. Refused.")
+        raise UserError(f"{where}: more than {_DEEPEST} nested tars. Refused.")
     _refuse_compressed(inner.read(8), where)
     for inside, content, _ in _members(inner, where, 0, strict=False):
         path, offset = (*found.path, inside.name), found.offset + inside.offset_data
@@ -129,9 +128,9 @@ def _inside(file: io.BufferedReader, archive: str, found: Member) -> Iterator[Me
 
 
 class _Window(io.RawIOBase):
-    """A part of a file as a file, so that a damaged inner archive cannot run on into the outer one.
+    """A part of a file as a file, so that a damaged inner archive cannot continue into the outer one.
 
-    Reads of more than `largest` bytes are errors, so that tarfile reads no headers without end.
+    Reads of more than `largest` bytes are errors, which bounds the headers that tarfile reads.
     """
 
     def __init__(self, file: "io.BufferedReader | _Window", offset: int, size: int, largest: int | None = None):
@@ -159,16 +158,16 @@ class _Window(io.RawIOBase):
 def _members(
     file: io.BufferedReader | _Window, where: str, first: int, *, strict: bool
 ) -> Iterator[tuple[tarfile.TarInfo, bytes | None, int]]:
-    """Regular files with their contents (None for inner tars) and the offset of the header after each."""
+    """Yields regular files, their contents (None for inner tars) and the offset of the next header."""
     size = file.seek(0, os.SEEK_END)
     if not strict and not size:
-        return  # an inner archive of no bytes: a class without images
+        return  # an empty inner archive is a class without images
     headers = _Window(file, 0, size, largest=_LARGEST_HEADER)
     headers.seek(first)
     try:
         archive, before = tarfile.open(fileobj=headers, mode="r:"), first - 1  # noqa: SIM115
         while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # kept by tarfile, for millions of them
+            archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep millions of them
             _refuse_unsafe(member, where)
             after = archive.offset
             if member.size < 0 or after <= before:
@@ -188,37 +187,36 @@ def _members(
         raise
     except (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError, struct.error) as error:
         raise _damaged(where, headers.tell(), str(error) or type(error).__name__) from error
-    # tarfile takes whatever is no header for the end; only a block of zeros is. Some tools leave it out of small ones.
+    # tarfile takes any invalid header for the end. Only a block of zeros is one; some tools omit it in small archives.
     if end != tarfile.NUL * tarfile.BLOCKSIZE and (strict or end):
         raise _damaged(where, archive.offset, "no end mark")
 
 
 def _damaged(where: str, offset: int, reason: str) -> UserError:
     return UserError(
-        f"{where} is truncated or damaged near byte {offset:,} ({reason}). Get it again and compare its size and hash "
-        "with the published ones."
+        f"{where} is truncated or damaged near byte {offset:,} ({reason}). Download it again and compare its size and "
+        "hash with the published ones."
     )
 
 
 def _refuse_unsafe(member: tarfile.TarInfo, where: str) -> None:
-    path = member.name.replace("\\", "/")
-    if path.startswith("/") or ".." in path.split("/") or ":" in path.split("/")[0] or "\0" in path:
+    if is_unsafe(member.name) or "\0" in member.name:
         raise UserError(f"{where} has a path that would leave the folder it is unpacked in: {member.name!a}. Refused.")
     if not (member.isreg() or member.isdir()) or member.issparse():
-        raise UserError(f"{where} has a link, device or sparse file: {member.name!a}. Only files are read. Refused.")
+        raise UserError(f"{where} has a link, device or sparse file: {member.name!a}. Refused: only files are read.")
 
 
 def _refuse_compressed(start: bytes, where: str) -> None:
     for magic, (name, command) in _COMPRESSED.items():
         if start.startswith(magic):
             raise UserError(
-                f"{where} is compressed with {name}: images cannot be read from the middle of it. Uncompress it first "
-                f"({command}; it needs its size once more on the disk) and name the result."
+                f"{where} is compressed with {name}, so images cannot be read from its middle. Uncompress it first "
+                f"({command}) and pass the result."
             )
 
 
 def read_at(path: pathlib.Path, offset: int, size: int) -> bytes:
-    """Reads a part of a file. Called from several threads at once.
+    """Reads a part of a file. Thread-safe.
 
     Raises:
       UserError: the file has become shorter.
@@ -229,5 +227,5 @@ def read_at(path: pathlib.Path, offset: int, size: int) -> bytes:
     finally:
         os.close(descriptor)
     if len(content) < size:
-        raise UserError(f"{path} has become shorter since it was scanned. Bring it back and run again.")
+        raise UserError(f"{path} has become shorter since it was scanned. Restore it and rerun the command.")
     return content

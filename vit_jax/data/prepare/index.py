@@ -1,4 +1,4 @@
-"""What was found so far, in a file that survives a kill at any moment: one SQLite database beside the shards."""
+"""The progress of a preparation: one SQLite database beside the shards, which survives a kill at any moment."""
 
 import contextlib
 import dataclasses
@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 Arrangement = Literal["each", "merged", "pairs"]
-"""What becomes an example: each image found; each content, with the labels of all its copies; each pair of content and
-label."""
+"""What becomes an example: "each" image; each content with the labels of all its copies ("merged"); or each pair of
+content and label ("pairs")."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT);
@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS broken (split TEXT, file_name TEXT, place TEXT, reaso
 CREATE TABLE IF NOT EXISTS shard (name TEXT PRIMARY KEY, facts TEXT);
 """
 
-# A content's first file name stands for it. A bare column beside MIN() is of the row that has the minimum.
+# A content takes its first file name. SQLite takes a bare column beside MIN() from the row with the minimum.
 _SELECT: dict[Arrangement, str] = {
     "each": """
       SELECT split, file_name, relabel(labels) AS labels, content, file, offset, size FROM image
@@ -31,7 +31,7 @@ _SELECT: dict[Arrangement, str] = {
       SELECT split, MIN(file_name) AS file_name, relabel_all(labels) AS labels, content, file, offset, size FROM image
       GROUP BY split, content
       ORDER BY split, order_key(split, MIN(file_name)), file_name, content""",
-    # The copies of an image lie side by side, so that slices of a split hardly ever share one.
+    # Copies of an image are neighbours, so that slices of a split hardly ever share one.
     "pairs": """
       SELECT split, file_name, labels, content, file, offset, size FROM (
         SELECT split, MIN(file_name) AS file_name, relabel(labels) AS labels, content, file, offset, size
@@ -43,15 +43,15 @@ _SELECT: dict[Arrangement, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An image that was found, and where.
+    """An image and its location.
 
     Attributes:
-      split: that it belongs to.
-      file_name: that tells it from others.
-      labels: of its classes; in the order of the class list once the index is arranged.
-      content: a hash of the bytes.
-      file: number of the file that holds it, by its origin.
-      offset: in that file, in bytes or as its origin counts.
+      split: its split.
+      file_name: its unique name.
+      labels: numbers of its classes, final once the index is arranged.
+      content: hash of the bytes.
+      file: number of the file that holds it; the origin numbers them.
+      offset: in that file, in bytes or the origin's unit.
       size: in bytes.
     """
 
@@ -65,31 +65,30 @@ class Row:
 
 
 def content_hash(content: bytes) -> bytes:
-    """16 bytes that tell contents apart."""
+    """Hashes the bytes of an image to 16 bytes."""
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def tfds_order(split: str, key: str) -> bytes:
-    """Sorts examples as TFDS does: by the MD5 of the split's name and the example's key.
+    """Returns TFDS's sort key of an example: the MD5 of the split's name and the example's key.
 
-    The same keys come in the same order as in a data set that TFDS itself has prepared, so that a slice such as
-    `full[:25600]` holds the same images. (See `tensorflow_datasets/core/hashing.py` and `shuffle.py`.)
+    The order is that of a data set prepared by TFDS itself, so a slice such as `full[:25600]` holds the same images
+    (`tensorflow_datasets/core/hashing.py` and `shuffle.py`).
     """
     return hashlib.md5(f"{split}{key}".encode(), usedforsecurity=False).digest()
 
 
 class Index:
-    """The images found, how far scanning went, which were broken, and the shards that are finished.
+    """Images found, position of the scan, broken images and finished shards.
 
-    A transaction ends at `commit` alone, with a mark of how far scanning went: after a kill, images found after the
-    last mark are found again.
+    Only `commit` ends a transaction, with a mark of the scan's position. After a kill, the scan repeats from that mark.
     """
 
     def __init__(self, folder: pathlib.Path):
-        """Opens the index in a folder, or makes an empty one. For use by one thread."""
+        """Opens or creates the index in a folder. Not thread-safe."""
         self.path = folder / "index.sqlite"
         self._db = sqlite3.connect(self.path, isolation_level=None)
-        # Sorting millions of rows needs temporary files, for which /tmp may be too small.
+        # Sorting millions of rows needs temporary files, which may not fit in /tmp.
         with contextlib.suppress(sqlite3.Error):
             self._db.execute(f"PRAGMA temp_store_directory = '{str(folder).replace(chr(39), 2 * chr(39))}'")
         self._db.execute("PRAGMA cache_size = -16384")  # KiB, whatever the number of images
@@ -99,25 +98,25 @@ class Index:
         self._db.execute("BEGIN")
 
     def close(self) -> None:
-        """Lets go of the file; what was not committed is lost."""
+        """Closes the file; uncommitted changes are lost."""
         self._db.close()
 
     def commit(self, **facts: Any) -> None:
-        """Makes what was added last, together with facts: names and JSON-compatible values."""
+        """Commits all additions together with facts: JSON-compatible values by name."""
         for name, value in facts.items():
             self._db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, json.dumps(value)))
         self._db.execute("COMMIT")
         self._db.execute("BEGIN")
 
     def fact(self, name: str) -> Any:
-        """A fact that was committed; None if there is none."""
+        """Returns a committed fact, or None."""
         row = self._db.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
         return row and json.loads(row[0])
 
     def add(
         self, split: str, file_name: str, labels: Sequence[str], content: bytes, place: tuple[int, int, int]
     ) -> None:
-        """Adds an image; labels are names of classes, the place its file, offset and size."""
+        """Adds an image by its class names and its place: file, offset and size."""
         numbers = []
         for label in labels:
             if label not in self._labels:
@@ -128,29 +127,29 @@ class Index:
         self._db.execute("INSERT INTO image VALUES (?, ?, ?, ?, ?, ?, ?)", (split, file_name, text, content, *place))
 
     def add_broken(self, split: str, file_name: str, place: str, reason: str) -> None:
-        """Adds an image that was left out."""
+        """Adds an image that is skipped."""
         self._db.execute("INSERT INTO broken VALUES (?, ?, ?, ?)", (split, file_name, place, reason))
 
     def label_names(self) -> list[str]:
-        """All names of classes that images have."""
+        """Returns the names of all classes that occur."""
         return list(self._labels)
 
     def count(self, table: Literal["image", "broken", "example"]) -> int:
-        """Rows of a table."""
+        """Counts the rows of a table."""
         return self._db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]  # noqa: S608
 
     def broken(self) -> list[dict[str, str]]:
-        """The images that were left out, by name."""
+        """Lists the skipped images by name."""
         names = ("split", "file_name", "place", "reason")
         rows = self._db.execute(f"SELECT {', '.join(names)} FROM broken ORDER BY split, file_name, reason")  # noqa: S608
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def arrange(self, arrangement: Arrangement, numbers: Mapping[str, int]) -> None:
-        """Makes examples of the images found, in their final order.
+        """Builds the examples in their final order.
 
         Args:
           arrangement: what becomes an example.
-          numbers: the label of each name.
+          numbers: label by class name.
         """
         final = {number: numbers[name] for name, number in self._labels.items()}
 
@@ -179,12 +178,12 @@ class Index:
         self._db.execute(f"INSERT INTO example ({columns}) {_SELECT[arrangement]}")
 
     def splits(self) -> dict[str, tuple[int, int, int]]:
-        """By split: position of the first example, number of examples, bytes of their images."""
+        """Returns by split the position of the first example, number of examples and bytes of their images."""
         rows = self._db.execute("SELECT split, MIN(position), COUNT(*), SUM(size) FROM example GROUP BY split")
         return {split: (first, count, size) for split, first, count, size in rows}
 
     def examples(self, first: int, count: int) -> Iterator[Row]:
-        """Examples from a position on."""
+        """Yields `count` examples from position `first` on."""
         rows = self._db.execute(
             "SELECT split, file_name, labels, content, file, offset, size FROM example "
             "WHERE position >= ? AND position < ? ORDER BY position",
@@ -194,15 +193,15 @@ class Index:
             yield Row(split, file_name, parse_labels(labels), content, file, offset, size)
 
     def finish_shard(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Notes a shard that is on the disk as a whole."""
+        """Records a shard that is complete on disk."""
         self._db.execute("INSERT OR REPLACE INTO shard VALUES (?, ?)", (name, json.dumps(facts)))
         self.commit()
 
     def shards(self) -> dict[str, dict[str, Any]]:
-        """Facts of the finished shards by name."""
+        """Returns the facts of finished shards by name."""
         return {name: json.loads(facts) for name, facts in self._db.execute("SELECT name, facts FROM shard")}
 
 
 def parse_labels(text: str) -> tuple[int, ...]:
-    """Labels from their form in the index, such as "3,17"."""
+    """Parses labels as the index stores them, such as "3,17"."""
     return tuple(map(int, text.split(","))) if text else ()

@@ -1,4 +1,4 @@
-"""What long work needs: threads that keep order, and one process at a time."""
+"""A thread pool that keeps order, and a working folder for one process at a time."""
 
 import collections
 import concurrent.futures
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """Maps on a pool of threads, gives the results in the order of the items, and takes only a few items ahead."""
+    """Maps on a thread pool; yields results in the order of the items and reads only a few items ahead."""
     window: collections.deque[concurrent.futures.Future[R]] = collections.deque()
     pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="prepare")
     try:
@@ -30,14 +30,14 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) ->
 
 @contextlib.contextmanager
 def working_in(folder: pathlib.Path) -> Iterator[None]:
-    """Creates a folder to prepare a data set in, and keeps other processes out of it.
+    """Creates a folder to prepare a data set in, and locks it against other processes.
 
     Raises:
-      UserError: another process is preparing there, or the disk is full.
+      UserError: another process has locked it, or the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock_file = folder.with_name(f".{folder.name}.lock")  # beside it: all that is in it becomes the data set
-    busy = f"another process is preparing into {folder}; wait for it or end it."
+    lock_file = folder.with_name(f".{folder.name}.lock")  # beside it: everything inside becomes the data set
+    busy = f"another process is writing {folder}. Wait for it, or stop it."
     with lock(lock_file, busy), full_disk_explained(folder):
         try:
             yield
