@@ -5,6 +5,8 @@ import collections
 import pathlib
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 # From the lowest to the highest. A room is a package or a module in vit_jax/.
@@ -65,3 +67,14 @@ def test_no_module_name_is_used_twice():
     for shared in ("__init__", "__main__"):
         del names[shared]
     assert [name for name, count in names.items() if count > 1] == []
+
+
+@pytest.mark.parametrize(("folder", "lines"), [("vit_jax", 500), ("benchmarks", 500), ("tests", 600)])
+def test_files_are_short_enough_to_read(folder, lines):
+    lengths = {path: len(path.read_text().splitlines()) for path in (ROOT / folder).rglob("*.py")}
+    assert [str(path) for path, length in lengths.items() if length > lines] == []
+
+
+def test_model_and_loop_are_a_few_screens():
+    assert len((ROOT / "vit_jax/models/vit.py").read_text().splitlines()) <= 350
+    assert len((ROOT / "vit_jax/train.py").read_text().splitlines()) <= 150
