@@ -116,7 +116,7 @@ def test_few_shot_splits_are_compared_before_anything_is_made():
         ({"data.randaugment_layers": 2, "data.randaugment_magnitude": 31.0}, "magnitude from 0 to 30"),
         ({"data.randaugment_layers": -1}, "randaugment_layers must be at least 0"),
         ({"data.randaugment_layers": 2, "data.randaugment_operations": "pytorch"}, "unknown RandAugment operations"),
-        ({"data.random_crop_from": 16}, "two ways to crop"),
+        ({"data.random_crop_from": 16}, "exclude each other"),
         ({"data.num_workers": -1}, "num_workers must be at least 0"),
         ({"data.max_bad_records": -1}, "max_bad_records must be at least 0"),
         ({"data.mixture": ("digits",)}, "data.mixture takes pairs of data set and weight"),
