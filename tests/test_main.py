@@ -342,7 +342,7 @@ def test_read_only_workdir_is_refused(tmp_path, compilation_cache):
     command = " ".join(main_command(f"{TINY}:steps=4", f"--workdir={tmp_path}/run"))
     process = mounted(f"mount -t tmpfs -o ro tmpfs {tmp_path}; {command}", **main_environment(compilation_cache))
     assert process.returncode == 1
-    assert "cannot write to the workdir" in process.stderr
+    assert f"cannot write to {tmp_path}/run: Read-only file system" in process.stderr
     assert "Traceback" not in process.stderr
 
 
