@@ -7,19 +7,23 @@ from vit_jax.console import num_cpus
 from vit_jax.costs import hardware
 
 
+def peak(device):
+    return hardware.describe_machine([device]).bf16_flops
+
+
 def test_a_tpu_v3_device_is_a_core_half_a_chip():
     device = SimpleNamespace(device_kind="TPU v3", num_cores=1)
-    assert hardware.device_bf16_flops(device) == hardware.TPU_V3_CORE_BF16_FLOPS == 61.5e12
+    assert peak(device) == hardware.TPU_V3_CORE_BF16_FLOPS == 61.5e12
 
 
 @pytest.mark.parametrize(("num_cores", "flops"), [(2, 275e12), (1, 137.5e12)])
 def test_a_tpu_v4_device_is_as_many_cores_as_it_says(num_cores, flops):
-    assert hardware.device_bf16_flops(SimpleNamespace(device_kind="TPU v4", num_cores=num_cores)) == flops
+    assert peak(SimpleNamespace(device_kind="TPU v4", num_cores=num_cores)) == flops
 
 
 def test_a_device_that_does_not_say_its_cores_is_taken_as_usual():
-    assert hardware.device_bf16_flops(SimpleNamespace(device_kind="TPU v2")) == 23e12
-    assert hardware.device_bf16_flops(SimpleNamespace(device_kind="TPU v5")) == 459e12
+    assert peak(SimpleNamespace(device_kind="TPU v2")) == 23e12
+    assert peak(SimpleNamespace(device_kind="TPU v5")) == 459e12
 
 
 @pytest.mark.parametrize(
@@ -36,11 +40,11 @@ def test_clocks_and_peaks_agree(name, products):
 
 
 def test_a_gpu_is_one_device():
-    assert hardware.device_bf16_flops(SimpleNamespace(device_kind="NVIDIA H200")) == 989e12
+    assert peak(SimpleNamespace(device_kind="NVIDIA H200")) == 989e12
 
 
 def test_a_cpu_has_no_peak():
-    assert hardware.device_bf16_flops(jax.local_devices(backend="cpu")[0]) is None
+    assert peak(jax.local_devices(backend="cpu")[0]) is None
 
 
 def test_each_kind_of_device_is_one_chip():

@@ -84,6 +84,13 @@ MUTATIONS = [
     ),
     Mutation(
         SEARCH,
+        "x1 + (first.usable - first.total)",
+        "x1 - (first.usable - first.total)",
+        f"{TEST_SEARCH}::test_the_largest_batch_of_a_linear_need_is_exact_and_takes_four_compilations",
+        "two sizes that do not fit predict the one that does",
+    ),
+    Mutation(
+        SEARCH,
         '_REMAT_WORK = {"none": 1.0, "dots": 1.1, "full": 4 / 3}',
         '_REMAT_WORK = {"none": 1.0, "dots": 1.1, "full": 1.0}',
         f"{TEST_SEARCH}::test_options_are_ordered_by_expected_time "

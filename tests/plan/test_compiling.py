@@ -334,7 +334,7 @@ def test_a_batch_that_is_too_large_is_a_row_with_its_overshoot(memory_only):
     row = plan_row(tiny(batch_size=8 * 2**17), find_topology("v3-8"), memory_only=memory_only)
     assert row.status == "does not fit"
     assert row.memory.overshoot > 0
-    assert "GiB more than there is" in row.message
+    assert "GiB more than available" in row.message
 
 
 @needs_libtpu

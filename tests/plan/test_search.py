@@ -174,7 +174,7 @@ def planned(machine, **fields):
 def test_scanned_layers_that_do_not_fit_are_unrolled_first():
     machine = Machine(lambda config: 5000 if config.model.scan_layers else 900)
     advice = planned(machine, model__scan_layers=True)
-    assert advice.startswith("--config.model.scan_layers=False fits: each layer is then compiled by itself")
+    assert advice.startswith("--config.model.scan_layers=False fits: each layer is then compiled separately")
     assert len(machine.asked) == 2
 
 

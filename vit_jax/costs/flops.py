@@ -2,28 +2,28 @@
 
     python -m vit_jax.costs.flops ViT-L/16 R50x1                  # parameters, and FLOPs for an image
     python -m vit_jax.costs.flops "ViT-B/*" --image_size=384      # patterns; another resolution
-    python -m vit_jax.costs.flops R50+ViT-B/16 --parts            # where they are
+    python -m vit_jax.costs.flops R50+ViT-B/16 --parts            # by part
     python -m vit_jax.costs.flops --table6                        # beside the paper's exaFLOPs
 
-Nothing is traced, compiled or allocated: the numbers follow from the attributes of a model and the size of the image.
+Nothing is traced, compiled or allocated: the formulas need only the attributes of a model and the image size.
 
 Counted are matrix products and convolutions, a multiplication and its addition as 2 FLOPs: `[n, a] x [a, b]` is
 2 n a b, a convolution 2 x output positions x kernel positions x input channels x output channels, where kernel
 positions that fall on padding count like any other. Not counted: biases and other additions, norms, activations,
 softmax, pooling, and the standardisation of kernels, which is the same for any number of images. Training takes three
 times the forward pass, because each product has two in the backward pass, for the gradients of its two factors. That is
-the paper's count; it includes the gradient of the pixels, which nobody computes (0.08 % of ViT-L/16).
+the paper's count; it includes the gradient of the pixels, which is never computed (0.08 % of ViT-L/16).
 
-Where some parameters are frozen (`train_only`), only what is computed counts: the forward pass; the gradient of a
-product's input if a trained parameter lies below it; the gradient of a kernel if it is trained. What is computed twice
-to save memory (`remat`) never counts, and dropout and stochastic depth leave nothing out: masked examples are computed.
+With frozen parameters (`train_only`) only computed products count: the forward pass; the gradient of a product's input
+if an earlier parameter is trained; the gradient of a kernel if it is trained. Recomputation to save memory (`remat`)
+never counts, and dropout and stochastic depth save nothing: masked examples are computed.
 
 With 303M images an epoch and without the head that comes to table 6: between 0.97 and 1.04 of the paper's exaFLOPs in
-each of its 18 rows. Of the rest we know this:
+each of its 18 rows. The differences:
 
-- The BiT ResNets are 3 to 4 % above the paper. Without the kernel positions that fall on padding they are between
-  0.9 % below and 0.4 % above, so that the paper seems to leave these out, as XLA's own count does.
-- R50+ViT-L/16 is 3 % below the paper at 7 epochs, and right at 14. The paper's 859 is not half of its 1668; 834 is.
+- The BiT ResNets are 3 to 4 % above the paper. Without the kernel positions on padding they are between 0.9 % below
+  and 0.4 % above, so the paper seems to leave these out, as XLA's own count does.
+- R50+ViT-L/16 is 3 % below the paper at 7 epochs, and equal at 14. Half of the paper's 1668 is 834, not its 859.
 - ViT-B/32 and R50+ViT-B/32 are 2.0 and 1.5 % above the paper; we do not know why.
 - A head of JFT's 18,291 classes would add 1 % to R50x1 and less to all others.
 """
@@ -52,7 +52,7 @@ def count_parts(model: nn.Module, image_size: int | tuple[int, int]) -> list[Flo
       image_size: in pixels; height and width, or the side of a square. Images have three channels.
 
     Raises:
-      UserError: the model does not take images of that size, or there is no formula for it.
+      UserError: the model does not take images of that size, or has no formula.
     """
     return count_model(model, image_size, lambda name: False).rows()
 
@@ -66,11 +66,10 @@ def train_step_flops(model: nn.Module, image_size: int | tuple[int, int], traine
     """FLOPs of training on one image: forward and backward; see `count_parts`.
 
     Args:
-      model: see `count_parts`; so is `image_size`.
-      image_size: see there.
-      trained: whether a parameter is trained, by its name, as from `optimizers.is_trained`. None: all are, and the
-        count is the paper's, three times the forward pass. Otherwise only what is computed counts: see the head of this
-        file.
+      model: as in `count_parts`.
+      image_size: as in `count_parts`.
+      trained: whether a parameter is trained, by its name, as from `optimizers.is_trained`; then only computed products
+        count. None: all are, and the count is the paper's, three times the forward pass.
     """
     if trained is None:
         return TRAIN_PER_FORWARD * forward_flops(model, image_size)
@@ -80,17 +79,17 @@ def train_step_flops(model: nn.Module, image_size: int | tuple[int, int], traine
 def train_exaflops(
     model: nn.Module, image_size: int | tuple[int, int], num_images: float, trained: Trained | None = None
 ) -> float:
-    """10^18 FLOPs of training on so many images, each epoch counted anew; see `train_step_flops`."""
+    """10^18 FLOPs of training on a number of images, with repetitions; see `train_step_flops`."""
     return train_step_flops(model, image_size, trained) * num_images / 1e18
 
 
 def parameter_count(model: nn.Module, image_size: int | tuple[int, int]) -> int:
-    """Number of parameters of the model for images of that size; see `count_parts`."""
+    """Number of parameters of the model for an image size; see `count_parts`."""
     return sum(row.parameters for row in count_parts(model, image_size))
 
 
 def table6() -> list[tuple[tables.JftScaling, float]]:
-    """Each row of the paper's table 6, with the exaFLOPs by the formulas; see the head of this file."""
+    """Each row of the paper's table 6, with the exaFLOPs by formula."""
     return [
         (
             row,
@@ -135,14 +134,14 @@ def table6_table() -> str:
 
 
 def matching_models(patterns: Sequence[str], image_size: int | tuple[int, int]) -> tuple[list[str], list[str]]:
-    """Names of models, each once, and those left out because they do not take images of that size.
+    """Names of models, and of those left out because they do not take images of that size.
 
     Args:
-      patterns: shell-style patterns, or names, of which `create_model` takes more than `list_models` lists.
+      patterns: shell-style patterns of `list_models`, or names that `create_model` takes.
       image_size: see `count_parts`.
 
     Raises:
-      UserError: a name of no model, or of one that does not take the images; a pattern that matches none.
+      UserError: a name is unknown or of a model that does not take the images, or a pattern matches none.
     """
     names: dict[str, bool] = {}
     for pattern in patterns:

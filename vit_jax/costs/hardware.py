@@ -1,7 +1,7 @@
-"""What accelerators can do at most, by data sheet: peak FLOP/s, memory, bandwidths.
+"""Data sheets of accelerators: peak FLOP/s, memory, bandwidths.
 
-A JAX device is not always a chip: on TPU v2, v3 and 7x each TensorCore is a device of its own, on v4 and v5p the two of
-a chip are one device ("megacore") unless the run asks otherwise. `cores_of_device` asks the device itself.
+A JAX device is not always a chip: on TPU v2, v3 and 7x each TensorCore is a device, on v4 and v5p the two cores of a
+chip are one device ("megacore") unless the run asks otherwise.
 """
 
 import dataclasses
@@ -13,31 +13,30 @@ from vit_jax.console import num_cpus
 _GIB = 2**30
 _TPU_DOCS = "https://cloud.google.com/tpu/docs/"
 _JOUPPI_2020 = "Jouppi et al. 2020, A domain-specific supercomputer for training deep neural networks"
-# v5e and later: the clock at which the units of a core, so many multiplications and additions a cycle each, make the
-# published peak; it comes out as a round number.
+# v5e and later: the clock at which the matrix units of a core reach the published peak; a round number.
 _FROM_PEAK = "peak / (2 x multiplications a cycle of a core: {})"
 _JOUPPI_2023 = "Jouppi et al. 2023, TPU v4: an optically reconfigurable supercomputer"
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A chip by its data sheet. Everything is for the whole chip; divide by `cores` for a core.
+    """A chip by its data sheet. All numbers are for the whole chip; divide by `cores` for a core.
 
     Attributes:
-      name: what people call it.
-      device_kinds: what JAX calls its devices (`jax.Device.device_kind`).
+      name: its usual name.
+      device_kinds: `jax.Device.device_kind` of its devices.
       cores: TensorCores of a TPU chip; 1 for a GPU.
-      cores_per_device: how many of them a JAX device has, unless the device says otherwise.
+      cores_per_device: cores of a JAX device, unless it has its own `num_cores`.
       bf16_flops: peak of dense bfloat16 matrix products, FLOP/s; a multiplication and its addition are 2.
-      hbm_bytes: memory. The compiler and the runtime keep some of it for themselves.
-      hbm_bandwidth: of that memory, bytes/s.
+      hbm_bytes: memory. The compiler and the runtime reserve some of it.
+      hbm_bandwidth: of the memory, bytes/s.
       interconnect_bandwidth: bytes/s that a chip can send to other chips, over all links (TPU: ICI; GPU: NVLink, or
-        PCI Express where there is none) and in one direction. Data sheets often give both directions together.
-      source: where the numbers are from.
-      clock: cycles a second of a TPU's core; None where it is not needed (GPUs).
+        PCI Express without it) and in one direction. Data sheets often give the sum of both directions.
+      source: of the numbers.
+      clock: cycles a second of a TPU's core; None for GPUs.
       dcn_bandwidth: bytes/s that a chip can send to chips of another slice, or a GPU to GPUs of another machine, in one
-        direction, over the data-centre network; None where no data sheet tells.
-      network_source: where the clock and the data-centre network are from.
+        direction, over the data-centre network; None if unpublished.
+      network_source: of the clock and the data-centre network.
     """
 
     name: str
@@ -233,25 +232,19 @@ TPU_V3_CORE_BF16_FLOPS = TPU_V3.bf16_flops / TPU_V3.cores  # the unit of the pap
 
 
 def find_chip(device_kind: str) -> Chip | None:
-    """The chip whose devices JAX calls so; None for a CPU and for what is not in `CHIPS`."""
+    """The chip of a `jax.Device.device_kind`; None for CPUs and unknown chips."""
     return next((chip for chip in CHIPS if device_kind in chip.device_kinds), None)
 
 
 def cores_of_device(device: Any, chip: Chip) -> int:
-    """How many of the chip's cores a JAX device has: the two of a megacore are one device.
+    """Cores of a JAX device; a megacore has two.
 
     Args:
       device: a `jax.Device`, also one of a topology description.
       chip: from `find_chip(device.device_kind)`.
     """
-    # A GPU's attributes are of another kind; a TPU's client may be too old to have this one.
+    # GPUs have other attributes, and old TPU clients lack this one.
     return int(getattr(device, "num_cores", chip.cores_per_device)) if chip.cores > 1 else 1
-
-
-def device_bf16_flops(device: Any) -> float | None:
-    """Peak FLOP/s of a JAX device with bfloat16; None for a CPU and for what is not in `CHIPS`."""
-    chip = find_chip(device.device_kind)
-    return None if chip is None else chip.bf16_flops * cores_of_device(device, chip) / chip.cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,10 +252,10 @@ class Machine:
     """The devices of a run, all processes together.
 
     Attributes:
-      device_kind: what JAX calls them.
-      num_devices: as JAX counts them.
-      num_cores: TensorCores of TPUs; GPUs; of CPUs those that this process may run on, times the number of hosts.
-      bf16_flops: peak FLOP/s of all of them together; None where it is not known.
+      device_kind: `jax.Device.device_kind`.
+      num_devices: number of JAX devices.
+      num_cores: TensorCores of TPUs; GPUs; for CPUs the cores that this process may use, times the number of hosts.
+      bf16_flops: peak FLOP/s of all devices; None if unknown.
     """
 
     device_kind: str

@@ -1,7 +1,7 @@
 """Counts the matrix products of a model, from the pixels to the logits, and those of its backward pass.
 
-`flops` says what is counted. The walks follow the modules of `vit_jax.models` by the names of their parameters, so that
-the backward pass can leave out what frozen parameters do not need.
+The docstring of `flops` defines the count. Functions follow the modules of `vit_jax.models` by parameter names, so that
+the backward pass can leave out gradients that frozen parameters do not need.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ CHANNELS = 3  # of an image
 
 @dataclasses.dataclass(frozen=True)
 class FlopsRow:
-    """What a part of a model costs: FLOPs of a forward pass of one image, and parameters."""
+    """FLOPs of a forward pass of one image, and parameters, of a part of a model."""
 
     part: str
     flops: int
@@ -35,7 +35,7 @@ class Count:
     """Adds up FLOPs and parameters by part, from the pixels to the logits, and the FLOPs of the backward pass.
 
     Attributes:
-      flows: whether there is a gradient here: a parameter below is trained.
+      flows: whether the present activations need a gradient, because an earlier parameter is trained.
       backward: FLOPs of the backward pass so far.
     """
 
@@ -46,35 +46,33 @@ class Count:
         self.backward = 0
 
     def add(self, part: str, *, flops: int = 0, parameters: int = 0, times_backward: int = 0) -> None:
-        """Adds to a part. The backward pass has so many products of the same size."""
+        """Adds to a part. The backward pass has `times_backward` products of the same size."""
         total = self._parts.setdefault(part, [0, 0])
         total[0] += flops
         total[1] += parameters
         self.backward += times_backward * flops
 
     def array(self, part: str, parameters: int, *names: str) -> None:
-        """Adds an array that is added to the tokens, or to a part of them."""
+        """Adds an array that the model adds to its tokens."""
         self.add(part, parameters=parameters)
         self.flows |= any(map(self.trained, names))
 
     def dense(
         self, part: str, positions: int, inputs: int, outputs: int, name: str, *, bias: bool = True, flows: bool
     ) -> bool:
-        """Adds a dense layer that is applied at so many positions.
-
-        A convolution is one too: its inputs are what the kernel sees.
+        """Adds a dense layer, or a convolution, whose inputs are then all values under the kernel.
 
         Args:
-          part: what it belongs to.
-          positions: how often it is applied.
+          part: where to add it.
+          positions: number of applications.
           inputs: width of its input.
           outputs: width of its output.
           name: of the layer, such as "head".
           bias: whether it has one.
-          flows: whether its input has a gradient.
+          flows: whether its input needs a gradient.
 
         Returns:
-          Whether its output has one.
+          whether its output needs one.
         """
         kernel = self.trained(f"{name}/kernel")
         parameters = inputs * outputs + (outputs if bias else 0)
@@ -87,7 +85,7 @@ class Count:
         self.array(part, 2 * width, f"{name}/scale", f"{name}/bias")
 
     def rows(self) -> list[FlopsRow]:
-        """The parts in the order in which they came, without those that have nothing."""
+        """The parts in order, without empty ones."""
         return [FlopsRow(part, *total) for part, total in self._parts.items() if any(total)]
 
 
@@ -188,7 +186,7 @@ def _transformer_layer(
     table: str | None = None,
     own: bool = True,
 ) -> None:
-    """Adds a Transformer layer in which each token attends to so many; `table`, `own`: see `_attention`."""
+    """Adds a Transformer layer; for `attended`, `table` and `own` see `_attention`."""
     count.norm("norms", hidden, f"{name}/LayerNorm_0")
     sizes: dict[str, Any] = {"queries": tokens, "keys": tokens, "attended": attended, "width": hidden}
     _attention(
@@ -214,21 +212,21 @@ def _attention(
     table_part: str = "",
     own: bool = True,
 ) -> None:
-    """Adds a layer of attention. How many heads share the width makes no difference.
+    """Adds an attention layer, with any number of heads.
 
     Args:
-      count: what to add to.
-      projections: the part that query, key, value and output projections belong to.
-      products: the part that the products of queries with keys and of weights with values belong to.
+      count: the count to add to.
+      projections: part of the query, key, value and output projections.
+      products: part of the products of queries with keys and of weights with values.
       name: of the layer.
-      queries: how many tokens attend.
-      keys: how many tokens are attended to.
-      attended: how many of the keys a query attends to.
+      queries: number of tokens that attend.
+      keys: number of tokens attended to.
+      attended: number of keys for each query.
       width: of the tokens.
-      query_flows: whether the queries' tokens have a gradient, if they are not the keys'.
+      query_flows: whether the queries' tokens need a gradient, if they are not the keys' tokens.
       table: name of the embeddings of relative positions, one for each offset, each multiplied with each query.
-      table_part: the part that they belong to.
-      own: whether they are this layer's alone.
+      table_part: part of these embeddings.
+      own: whether the layer has its own embeddings.
     """
     flows = count.flows
     query_flows = flows if query_flows is None else query_flows
@@ -249,7 +247,7 @@ def _attention(
 
 
 def _offsets(attended: int) -> int:
-    """How many offsets there are between a query and so many keys."""
+    """Number of offsets between a query and the keys."""
     return 2 * attended - 1
 
 
@@ -311,8 +309,8 @@ def _unit(
     """Adds a bottleneck unit.
 
     Args:
-      count: what to add to.
-      part: what the unit belongs to.
+      count: the count to add to.
+      part: where to add it.
       name: of the unit.
       unit_type: `BitUnit`, `HybridUnit` or `AxialUnit`.
       channels: of the input.

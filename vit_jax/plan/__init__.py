@@ -1,8 +1,8 @@
-"""A plan before the hardware is booked: memory, time, core-days and money of a run, for slices that nobody has to own.
+"""Plans a run without its hardware: memory, time, core-days and price on a slice of accelerators.
 
-`plan_row(config, find_topology("v3-512"))` compiles the very step that trains, from shapes only, in a process of its
-own, and returns a `PlanRow`. `largest_batch`, `smallest_slice` and `cheapest_remat` search. The command is
-`python -m vit_jax.plan`; docs/plan.md says how to read it.
+`plan_row(config, find_topology("v3-512"))` compiles the training step from shapes, in its own process, and returns a
+`PlanRow`. `largest_batch`, `smallest_slice` and `cheapest_remat` search. The command is `python -m vit_jax.plan`;
+docs/plan.md explains its output.
 """
 
 from vit_jax.plan.plan_row import Memory, PlanRow, plan_row

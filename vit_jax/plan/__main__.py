@@ -1,18 +1,17 @@
-r"""Plans a run before its hardware is booked: does it fit, how long does a step take, what does the run cost.
+r"""Plans a run before you book hardware: does it fit, how long does a step take, what does the run cost.
 
     python -m vit_jax.plan --config=configs/vit_l16_i21k.py --topology=v3-512,v4-128,v5e-256
     python -m vit_jax.plan --config=configs/vit_jft.py:model=ViT-H/14 --topology=v3-128 --config.sharding=fsdp
 
-The very step that trains is compiled for each slice, on this machine, from shapes only: neither the data set nor a TPU
-has to be there, only libtpu (pip install --editable '.[plan]'). A row takes half a minute to three minutes on two CPU
-cores. --config.model.scan_layers=True computes the same and compiles faster, but that program needs more memory and
-time. What does not fit is told within seconds, together with a change that was tried and fits (--noadvise leaves that
-out).
+Compiles the training step for each slice on this machine, from shapes only. It needs libtpu
+(pip install --editable '.[plan]'), but neither the data set nor a TPU. A row takes half a minute to three minutes on
+two CPU cores. --config.model.scan_layers=True computes the same and compiles faster, but that program needs more memory
+and time. A step that does not fit is reported within seconds, with a change that fits (unless --noadvise).
 
-Topologies are those of Cloud TPU: v2-8 to v2-512, v3-8 to v3-2048, v4-8 to v4-4096, v5e-1 to v5e-256 (v5litepod), v5p-8
+Topologies of Cloud TPU: v2-8 to v2-512, v3-8 to v3-2048, v4-8 to v4-4096, v5e-1 to v5e-256 (v5litepod), v5p-8
 to v5p-8192, v6e-1 to v6e-256, tpu7x-8 to tpu7x-18432; or a shape in chips, such as v4:4x4x8. Several slices are
 2xv5e-256: data-parallel, over the data-centre network. GPUs, such as h100-8 (a100-40gb, a100-80gb, h100, h200, b200; up
-to eight in a machine, which NVLink joins; 4xh100-8 is four machines), are planned by formula.
+to eight in a machine, joined by NVLink; 4xh100-8 is four machines), are planned by formula.
 
 The exit status is 1 if a row failed or timed out, or if all were refused.
 
@@ -22,8 +21,8 @@ Searches change the config, one field at a time:
     --search=slice --topology=v3                       the smallest slice of that generation that fits the config
     --search=remat --topology=v3-128                   the cheapest rematerialisation, with accumulation, that fits
 
-Fields of the config are set as for training: --config.batch_size=8192. docs/plan.md says how to read the table and how
-far to trust it.
+Fields of the config are set as for training: --config.batch_size=8192. docs/plan.md explains the table and its
+accuracy.
 """
 
 import collections
@@ -50,37 +49,37 @@ from vit_jax.plan.topologies import Topology, find_topology, normalise, slices
 
 _CONFIG = define_config()
 _TOPOLOGY = flags.DEFINE_list(
-    "topology", [], "Slices, comma-separated: v3-512,v4-128; for --search=slice generations will do: v3,v5e."
+    "topology", [], "Slices, comma-separated: v3-512,v4-128; generations for --search=slice: v3,v5e."
 )
 _SEARCH = flags.DEFINE_enum(
-    "search", "none", ["none", "batch", "slice", "remat"], "What to look for on each topology, see above."
+    "search", "none", ["none", "batch", "slice", "remat"], "What to search on each topology, see above."
 )
 _NUM_DEVICES = flags.DEFINE_integer(
-    "num_devices", None, "Use only so many JAX devices of each topology.", lower_bound=1
+    "num_devices", None, "Use only this number of JAX devices of each topology.", lower_bound=1
 )
-_ADVISE = flags.DEFINE_bool("advise", True, "Try what would make a row fit that does not.")
+_ADVISE = flags.DEFINE_bool("advise", True, "For a row that does not fit, search a change that makes it fit.")
 _PRICE = flags.DEFINE_float(
     "price_per_core_hour", None, "Price of a TensorCore, or GPU, an hour, in any currency.", lower_bound=0.0
 )
-_TIMEOUT_MINUTES = flags.DEFINE_float("timeout_minutes", 10.0, "Longest that a compilation may take.", lower_bound=0.0)
+_TIMEOUT_MINUTES = flags.DEFINE_float("timeout_minutes", 10.0, "Limit for a compilation.", lower_bound=0.0)
 _DCN = flags.DEFINE_float(
     "dcn_gigabits",
     None,
-    "Gbit/s that a chip, or GPU, can send to other slices, or machines; by default what the data sheet says.",
+    "Gbit/s that a chip (GPU) can send to other slices (machines); default: the data sheet's.",
     lower_bound=0.0,
 )
-_JSON = flags.DEFINE_string("json", None, "File for all rows, with more than the table shows.")
+_JSON = flags.DEFINE_string("json", None, "File for all rows, with more fields than the table.")
 
 
 class _Progress:
-    """Tells on standard error what is being compiled, and about how long the rest takes."""
+    """Reports on standard error what is being compiled, and estimates the time left."""
 
     def __init__(self, num_rows: int | None):
-        self._num_rows = num_rows  # None: nobody knows
+        self._num_rows = num_rows  # None: unknown
         self._seconds: list[float] = []
 
     def plan(self, config: ConfigDict, topology: Topology, *, memory_only: bool = False) -> PlanRow:
-        """Makes a row and tells of it."""
+        """Makes a row and reports it."""
         if _DCN.value is not None:
             topology = dataclasses.replace(topology, dcn_bandwidth=_DCN.value * 1e9 / 8)
         devices = topology.num_devices if _NUM_DEVICES.value is None else _NUM_DEVICES.value
@@ -167,7 +166,7 @@ def _main(_: list[str]) -> int:
                 advice=_ADVISE.value,
             ):
                 rows.append(row)
-                _write_json(rows)  # after each row: a long search may be ended
+                _write_json(rows)  # after each row, because a long search may be interrupted
         print(format_plan(rows))
     except UserError as error:
         return report(error)

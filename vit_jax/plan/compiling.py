@@ -1,7 +1,7 @@
-"""Runs a worker process for each step that is to be compiled, and reads its answer.
+"""Runs a worker process for each step to compile, and reads its answer.
 
-libtpu looks for TPUs when it is loaded, and may wait for them; it holds a lock; a compiler may run out of the host's
-memory or crash. None of that may touch the process that makes the table, so that one never loads libtpu.
+libtpu looks for TPUs when it is loaded, may wait for them, and holds a lock; a compiler may exhaust the host's memory
+or crash. The process that makes the table is safe from that because it never loads libtpu.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.plan.topologies import Topology
 
-# With these libtpu neither asks the machine it runs on for its TPUs nor refuses to be loaded a second time. It says
-# what it does on standard error; nobody reads that but in case of a crash.
+# With these libtpu neither looks for TPUs on this machine nor refuses to be loaded a second time. Its standard error is
+# only read after a crash.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -36,15 +36,15 @@ ENVIRONMENT = {
 }
 
 
-# What jit calls the programs that the worker compiles: "jit_" and the function's name.
+# Functions that the worker compiles; jit names their programs "jit_" and the function's name.
 _MODULES = ("train_step", "infer")
 _POLL_SECONDS = 0.2
 
 
 def _wait_for_placement(process: subprocess.Popen[bytes], stages: pathlib.Path, timeout_seconds: float) -> int | None:
-    """Bytes a device that a program needs, once the compiler has found a place for all; None if the process ended.
+    """Bytes a device of a program, once the compiler has placed all arrays; None if the process ended.
 
-    The compiler writes this stage of the program only if it fits.
+    The compiler writes this stage only for a program that fits.
 
     Raises:
       subprocess.TimeoutExpired: neither happened in time.
@@ -64,9 +64,9 @@ def _wait_for_placement(process: subprocess.Popen[bytes], stages: pathlib.Path, 
 
 
 def end_on_signals() -> None:
-    """Has SIGTERM and SIGHUP raise `SystemExit`, as Control-C raises its own, so that workers and files are cleared up.
+    """Makes SIGTERM and SIGHUP raise `SystemExit`, so that workers end and files are deleted, as with Control-C.
 
-    For commands, to be called from the main thread. SIGHUP stays ignored if it is (nohup).
+    Call it from the main thread of a command. If SIGHUP is ignored (nohup), it stays so.
     """
 
     def end(number: int, frame: types.FrameType | None) -> None:
@@ -95,21 +95,21 @@ def compile_step(
     timeout_minutes: float = 10.0,
     memory_only: bool = False,
 ) -> dict[str, Any]:
-    """Compiles the step of a config in a process of its own.
+    """Compiles the step of a config in its own process.
 
     Args:
       config: see `vit_jax.config.base_config`.
       topology: the slice.
       num_devices: how many of its devices take part.
       task: "train", or "inference" for the forward pass.
-      timeout_minutes: the process is ended then.
-      memory_only: end the compilation as soon as it is known that all arrays have their place in memory, which is a
-        fifth of it; the rest turns operations into machine code.
+      timeout_minutes: limit for the process.
+      memory_only: end the compilation when all arrays have their place in memory, after a fifth of its time; the rest
+        makes machine code.
 
     Returns:
-      The worker's answer: "status" is "fits", "placed" (it fits, see `memory_only`), "does not fit", "formula" (GPUs,
-      and slices that libtpu does not compile for, whose "message" says why), "refused" (by vit_jax, with a message for
-      people), "failed" or "timed out"; see `worker` for the rest.
+      the worker's answer: "status" is "fits", "placed" (it fits, see `memory_only`), "does not fit", "formula" (GPUs,
+      and slices that libtpu does not compile for, with the reason as "message"), "refused" (by vit_jax, with a message
+      for the user), "failed" or "timed out"; see `worker` for other keys.
 
     Raises:
       UserError: libtpu is needed and not installed.
@@ -123,7 +123,7 @@ def compile_step(
 
 
 def request_of(config: ConfigDict, topology: Topology, *, num_devices: int, task: str) -> dict[str, Any]:
-    """Makes what a worker is asked, as plain values; see `compile_step` for the arguments."""
+    """The request to a worker, as plain values; see `compile_step` for the arguments."""
     options = dict(topology.compiler_options)
     return {
         "config": json.loads(config.to_json()),
@@ -138,9 +138,9 @@ def request_of(config: ConfigDict, topology: Topology, *, num_devices: int, task
 def _ask_worker(
     config: ConfigDict, topology: Topology, *, num_devices: int, task: str, timeout_minutes: float, memory_only: bool
 ) -> dict[str, Any]:
-    """Runs one worker; see `compile_step`. The status may also be "not compiled": by libtpu, for such a topology."""
+    """Runs one worker; see `compile_step`. The status "not compiled" means that libtpu does not know the topology."""
     environment = {**os.environ, **ENVIRONMENT}
-    # The worker runs from a clone that is not installed, too.
+    # So that the worker also runs from a clone that is not installed.
     search_path = [str(pathlib.Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, search_path))
     if topology.compiler_name is None:
@@ -157,7 +157,7 @@ def _ask_worker(
         request_path.write_text(json.dumps(request))
         command = [sys.executable, "-m", "vit_jax.plan.worker", str(request_path), str(answer_path)]
         with pathlib.Path(folder, "log").open("w+") as log:
-            # A group of its own: whatever it starts ends with it.
+            # Its own group, so that its children end with it.
             process = subprocess.Popen(  # noqa: S603 - ourselves
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
@@ -181,5 +181,5 @@ def _ask_worker(
             lines = [line for line in log.read().splitlines() if line.strip()]
         ended = f"ended by {signal.Signals(-process.returncode).name}" if process.returncode < 0 else "ended"
         if process.returncode == -signal.SIGKILL:
-            ended += ", perhaps for want of the host's memory"
-        return {"status": "failed", "message": f"the compiler {ended}: {lines[-1] if lines else 'without a word'}"}
+            ended += ", perhaps because the host ran out of memory"
+        return {"status": "failed", "message": f"the compiler {ended}: {lines[-1] if lines else 'it wrote no message'}"}

@@ -1,8 +1,8 @@
-"""What the text of a compiled program (optimised HLO) tells: collectives, loops, estimated cycles. Pure functions.
+"""Reads collectives, loops and estimated cycles from the text of a compiled program (optimised HLO).
 
-A program is a set of computations; the one that is run is marked ENTRY and calls others, among them the bodies of
-loops. All counts here are of one run of the program on one device: what lies in the body of a loop is counted as often
-as the loop turns, unlike in the compiler's own cost analysis, which counts it once.
+A program is a set of computations; the first to run is marked ENTRY and calls others, such as the bodies of loops. All
+counts are of one run of the program on one device. The body of a loop counts once for each iteration, unlike in the
+compiler's own cost analysis, which counts it once.
 """
 
 import collections
@@ -33,17 +33,17 @@ _TRANSFER = re.compile(r'_xla_megascale_transfer_type="([A-Z_]+)"')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange of data between devices, as it stands in the program.
+    """One exchange of data between devices.
 
     Attributes:
       kind: one of `COLLECTIVES`.
-      bytes_by_dtype: bytes of the whole array that is exchanged, on one device: what is summed up (all-reduce,
-        reduce-scatter), what is there at the end (all-gather), what is sent (the others).
-      group_size: devices that take part together; None if the program does not say.
-      times: how often a run of the program comes by.
+      bytes_by_dtype: bytes of the whole array on one device: the summands (all-reduce, reduce-scatter), the result
+        (all-gather), or what is sent (the others).
+      group_size: devices that exchange with each other; None if unknown.
+      times: executions in a run of the program.
       overlapped: whether the devices compute meanwhile (asynchronous).
-      across_slices: whether it goes over the network between slices. Then the bytes are those of the part that one
-        device has a share in: what it sends to its like in the other slices.
+      across_slices: whether it uses the network between slices. Then the bytes are those that one device sends to the
+        same device of the other slices.
     """
 
     kind: str
@@ -61,22 +61,20 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the text of a program tells.
+    """A compiled program.
 
     Attributes:
       collectives: in the order of the text.
-      cycles: the compiler's estimates of single instructions in clock cycles, added up, loops counted as often as they
-        turn; collectives and what else has no estimate are left out. 0 if the compiler writes none (CPU, GPU).
-      cycles_once: the same, but with each loop turning once.
-      num_loops: loops that are run.
-      num_unknown_loops: those of them whose number of turns the text does not tell; they count once.
-      num_unknown_operations: custom calls and transfers to the host or other slices, anywhere in the text: XLA's cost
-        analysis may count -1 s for them.
+      cycles: sum of the compiler's estimates for instructions, in clock cycles, with all iterations of loops.
+        Collectives have no estimate. 0 if the compiler writes none (CPU, GPU).
+      num_loops: loops that run.
+      num_unknown_loops: those whose number of iterations is unknown; they count once.
+      num_unknown_operations: custom calls and transfers to the host or other slices, for which XLA's cost analysis may
+        count -1 s.
     """
 
     collectives: tuple[Collective, ...]
     cycles: int
-    cycles_once: int
     num_loops: int
     num_unknown_loops: int
     num_unknown_operations: int = 0
@@ -84,12 +82,12 @@ class Program:
 
 @dataclasses.dataclass
 class _Computation:
-    """A part of a program that is called as a whole."""
+    """A part of a program that others call."""
 
     cycles: int = 0
     collectives: list[tuple[Collective, str | None]] = dataclasses.field(default_factory=list)  # and its channel
     calls: list[tuple[str, bool]] = dataclasses.field(default_factory=list)  # name, whether its cycles count
-    loops: list[tuple[str, str, int | None]] = dataclasses.field(default_factory=list)  # condition, body, known turns
+    loops: list[tuple[str, str, int | None]] = dataclasses.field(default_factory=list)  # condition, body, iterations
     constants: list[int] = dataclasses.field(default_factory=list)
     less_than: bool = False
 
@@ -105,7 +103,7 @@ def parse(text: str) -> Program:
         elif " = " in line:
             _read_instruction(current, line)
     if entry is None:
-        return Program((), 0, 0, 0, 0)
+        return Program((), 0, 0, 0)
 
     found: dict[str, Collective] = {}
     totals = collections.Counter[str]()
@@ -116,7 +114,6 @@ def parse(text: str) -> Program:
             return
         if with_cycles:
             totals["cycles"] += times * computation.cycles
-            totals["cycles_once"] += computation.cycles
         for index, (written, channel) in enumerate(computation.collectives):
             # TPUs spread an asynchronous collective over several fusions, which share its channel.
             key = f"channel {channel}" if channel else f"{name} {index}"
@@ -137,7 +134,6 @@ def parse(text: str) -> Program:
     return Program(
         collectives=tuple(found.values()),
         cycles=totals["cycles"],
-        cycles_once=totals["cycles_once"],
         num_loops=totals["loops"],
         num_unknown_loops=totals["unknown_loops"],
         num_unknown_operations=len(_UNKNOWN.findall(text)),
@@ -158,7 +154,7 @@ def _read_instruction(computation: _Computation, line: str) -> None:
         computation.loops.append((match[1], match[2], int(trip_count[1]) if trip_count else None))
     elif match := _CALL.search(line):
         if called := _CALLED.search(line, match.end()):
-            # The instructions of a fusion are estimated as one, where it is called.
+            # A fusion is estimated as one instruction, at its call.
             computation.calls.append((called[1], match[1] in ("call", "async-start")))
     elif match := _BRANCHES.search(line):
         names = match[1].split(",") if match[1] else [match[2], match[3]]
@@ -173,11 +169,11 @@ def _collective(line: str, match: re.Match[str]) -> Collective:
     kind, is_start = match[1].removeprefix("ragged-"), bool(match[2])
     arrays = _ARRAY.findall(re.sub(r"\{[^}]*\}|/\*[^*]*\*/", "", line[line.index(" = ") + 3 : match.start()]))
     if is_start and kind != "all-reduce":
-        # The result of a start is (what goes in, what comes out, ...).
+        # The result of a start is (input, output, ...).
         counted = [array for array in arrays if array[1] or array[0] not in ("u32", "s32")]
         arrays = counted[len(counted) // 2 :]
     group_size = _group_size(line)
-    times = (group_size or 1) if kind == "reduce-scatter" else 1  # its result is a part of what is summed up
+    times = (group_size or 1) if kind == "reduce-scatter" else 1  # its result is a part of the sum
     by_dtype = collections.Counter[str]()
     for dtype, sizes in arrays:
         by_dtype[dtype] += _num_bytes(dtype, sizes) * times
@@ -185,7 +181,7 @@ def _collective(line: str, match: re.Match[str]) -> Collective:
 
 
 def _between_slices(line: str) -> Collective:
-    """What a device sends to other slices; the result of a send is (what is sent, ...)."""
+    """A transfer to other slices; the result of a send is (the array sent, ...)."""
     transfer = _TRANSFER.search(line)
     kind = transfer[1].lower().replace("_", "-") if transfer else "collective-permute"
     (dtype, sizes), *_ = _ARRAY.findall(line[line.index(" = ") + 3 :])
@@ -219,7 +215,7 @@ def _group_size(line: str) -> int | None:
 
 
 def _turns(condition: _Computation | None, computations: dict[str, _Computation]) -> int | None:
-    """Turns of a loop that counts from 0 in steps of 1 while less than a constant; None for other loops."""
+    """Iterations of a loop that counts from 0 by 1 while less than a constant; None for other loops."""
     if condition is None:
         return None
     called = [computations[name] for name, _ in condition.calls if name in computations]
@@ -232,7 +228,7 @@ def _turns(condition: _Computation | None, computations: dict[str, _Computation]
 def total_bytes(collectives: Iterable[Collective]) -> dict[str, dict[str, int]]:
     """Bytes of a run by kind of collective and dtype, and the number of exchanges as "count".
 
-    What goes between slices is a kind of its own, such as "all-reduce between slices".
+    Exchanges between slices are separate kinds, such as "all-reduce between slices".
     """
     totals: dict[str, dict[str, int]] = {}
     for collective in collectives:

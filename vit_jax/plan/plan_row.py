@@ -1,4 +1,4 @@
-"""A row of a plan: what a config needs on a slice, and what that takes and costs."""
+"""A row of a plan: memory, time and cost of a config on a slice."""
 
 import dataclasses
 import math
@@ -16,21 +16,21 @@ from vit_jax.run.accounting import paper_core_days, tpuv3_core_days
 
 FITS = ("fits", "fits by formula")
 GIB = 2**30
-# Of the peak, where no compiler says how fast a program is: what well-tuned Transformers reach on GPUs. An assumption.
+# Share of the peak that is assumed without a compiler: well-tuned Transformers reach it on GPUs.
 FORMULA_UTILISATION = 0.4
 FAILURES = ("failed", "timed out")
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on each device. Only `total` is known of what does not fit.
+    """Bytes on each device. Of a step that does not fit only `total` is known.
 
     Attributes:
-      total: all together.
-      usable: what a program may use: the compiler's word, or the data sheet's where nothing is compiled.
+      total: the sum.
+      usable: available to a program, by the compiler, or by the data sheet if nothing is compiled.
       arguments: the state and the batch.
-      outputs: what is not written over an argument.
-      temporaries: activations and whatever else lives within a step.
+      outputs: those not written over an argument.
+      temporaries: activations and other arrays within a step.
       code: the program.
     """
 
@@ -43,13 +43,13 @@ class Memory:
 
     @property
     def overshoot(self) -> int:
-        """How much more is needed than there is; negative: how much is left."""
+        """Bytes missing; negative: bytes left."""
         return self.total - self.usable
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanRow:
-    """A config on a slice. None is what is not known.
+    """A config on a slice. None is unknown.
 
     Attributes:
       topology: name of the slice, or of several.
@@ -62,32 +62,32 @@ class PlanRow:
       sharding, remat, scan_layers, accumulation_steps: of the config.
       status: "fits", "does not fit"; "fits by formula", "does not fit by formula" (GPUs, and slices for which libtpu
         does not compile); "refused" (by vit_jax), "failed" (the compiler), "timed out".
-      message: what was wrong, in a sentence or more; None if nothing was. Of what fits: why the run is refused, though.
-      not_compiled: why a slice of TPUs is a row by formula.
-      advice: what to change so that it fits, tried; None if it does, or nothing was found or asked.
+      message: what was wrong, None if nothing; of a step that fits: why the run is refused.
+      not_compiled: why the row of a TPU slice is by formula.
+      advice: a change that was tried and fits; None if the row fits, or none was found or requested.
       memory: bytes a device.
-      num_parameters: of the model; num_trained: those of them that are trained.
-      flops: of a step by formula; compiler_flops: the same by the compiler, over all devices; None if there are loops,
-        which it counts once.
+      num_parameters: of the model; num_trained: of those, the trained ones.
+      flops: of a step by formula; compiler_flops: by the compiler, over all devices; None with loops, which it counts
+        once.
       collectives: exchanges of one step on one device.
       compiler_seconds: estimate of a step, without collectives.
-      estimate: where that is from: "cycles" (the compiler's, over the clock), "roofline" (the compiler's is less, which
-        cannot be), "formula" (`FORMULA_UTILISATION`); None if there is none.
+      estimate: its method: "cycles" (the compiler's, over the clock), "roofline" (if cycles come to less), "formula"
+        (`FORMULA_UTILISATION`).
       no_estimate: why there is no time.
-      optimal_seconds: XLA's own sum, with each operation at its peak, to compare; None where it means nothing.
-      interconnect_seconds: what the collectives add that nothing overlaps; None if the network is not known.
+      optimal_seconds: XLA's own sum, with each operation at its peak, for comparison.
+      interconnect_seconds: of collectives that do not overlap with computation.
       num_slices: slices, or machines with GPUs.
       dcn_bandwidth: bytes/s of a chip between them, if there are several.
-      unknown_loops: loops of the program that were counted as turning once.
-      roofline: the least seconds that this program can take for a step.
+      unknown_loops: loops of the program that were counted as one iteration.
+      roofline: the least seconds of a step of this program.
       num_steps: length of the run.
       days: of the run at `step_seconds`.
       core_days: `days` times `num_cores`.
       tpuv3_core_days: days of TPUv3 cores with the same peak rate.
-      paper_core_days: what the paper reports.
-      price: of the run, in the currency of the price that was given.
-      compile_seconds: what it took to lower and compile; cpu_seconds: of all cores, with everything around it.
-      versions: of "jax" and "libtpu", for which the row speaks.
+      paper_core_days: of the paper.
+      price: of the run, in the currency of the given price.
+      compile_seconds: to lower and compile; cpu_seconds: of all cores and of the whole worker.
+      versions: of "jax" and "libtpu".
     """
 
     topology: str
@@ -138,7 +138,7 @@ class PlanRow:
 
     @property
     def step_seconds(self) -> float | None:
-        """Estimate of a step: its own work and the collectives that nothing overlaps, never less than the roofline."""
+        """Estimate of a step: `compiler_seconds` and `interconnect_seconds`, at least the roofline."""
         if self.compiler_seconds is None or self.interconnect_seconds is None:
             return None
         seconds = self.compiler_seconds + self.interconnect_seconds
@@ -150,7 +150,7 @@ class PlanRow:
         return self.batch_size / self.step_seconds if self.step_seconds else None
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values, with what is computed from it."""
+        """All fields and properties as plain values."""
         fields = dataclasses.asdict(self)
         return fields | {
             "collectives": total_bytes(self.collectives),
@@ -161,7 +161,7 @@ class PlanRow:
 
 
 def failures(rows: Sequence[PlanRow]) -> list[str]:
-    """Lists the rows that answer nothing: failed and timed out; and refused ones if there are no others."""
+    """Lists the rows that failed or timed out; if all were refused, those."""
     failed = [row for row in rows if row.status in FAILURES]
     if rows and all(row.status == "refused" for row in rows):
         failed = list(rows)
@@ -169,7 +169,7 @@ def failures(rows: Sequence[PlanRow]) -> list[str]:
 
 
 def plan_record(rows: Sequence[PlanRow]) -> dict[str, Any]:
-    """Makes plain values of a whole plan: the versions it speaks for, whether all rows have an answer, and the rows."""
+    """A whole plan as plain values: versions, whether all rows have an answer, and the rows."""
     failed = failures(rows)
     versions: dict[str, str | None] = next((row.versions for row in rows if row.versions), {})
     return {
@@ -190,19 +190,19 @@ def plan_row(
     price_per_core_hour: float | None = None,
     memory_only: bool = False,
 ) -> PlanRow:
-    """Compiles the step of a config for a slice, and works out what it takes.
+    """Compiles the step of a config for a slice, and estimates its memory, time and cost.
 
     Args:
-      config: see `vit_jax.config.base_config`; neither its data set nor any device has to be there.
+      config: see `vit_jax.config.base_config`; needs neither its data set nor a device.
       topology: from `find_topology`.
       num_devices: use only so many devices of the slice; None: all.
       task: "train", or "inference" for the forward pass alone.
-      timeout_minutes: after which the compiler is ended, and the row says so.
+      timeout_minutes: limit for the compiler.
       price_per_core_hour: of a TensorCore or GPU, in any currency.
-      memory_only: only whether it fits and how many bytes that takes, in a fifth of the time.
+      memory_only: only whether it fits and its bytes, in a fifth of the time.
 
     Raises:
-      UserError: libtpu is needed and not installed. All else that goes wrong is a row.
+      UserError: libtpu is needed and not installed. All other failures are rows.
     """
     devices = topology.num_devices if num_devices is None else num_devices
     if not 1 <= devices <= topology.num_devices:
@@ -230,20 +230,20 @@ def row_of(
     task: str = "train",
     price_per_core_hour: float | None = None,
 ) -> PlanRow:
-    """The row that follows from a worker's answer; see `plan_row` and `worker`."""
+    """The row for a worker's answer; see `plan_row` and `worker`."""
     row = _row(
         config, topology, num_devices, task, status=answer["status"], message=answer.get("message"),
         num_parameters=answer.get("num_parameters"), flops=answer.get("flops"), num_steps=answer.get("num_steps"),
         num_trained=answer.get("gradient_bytes", 0) // 4 or answer.get("num_parameters"),
         versions=answer.get("versions", {}),
     )  # fmt: skip
-    # The compiler tells what it lets programs use, in words; of another version they may be others.
+    # The usable memory is parsed from a message of the compiler, which other versions may phrase differently.
     answer = answer | {"usable": answer.get("usable") or round(topology.chip.hbm_bytes * topology.share_of_chip)}
     if answer["status"] == "formula":
         row = _by_formula(row, config, topology, answer)
     elif answer["status"] == "does not fit":
         memory = Memory(answer["needed"], answer["usable"]) if answer["needed"] else None
-        message = f"needs {_gib(memory.overshoot)} more than there is" if memory else first_line(answer["message"])
+        message = f"needs {_gib(memory.overshoot)} more than available" if memory else first_line(answer["message"])
         row = dataclasses.replace(row, memory=memory, message=message)
     elif answer["status"] == "placed":
         row = dataclasses.replace(row, status="fits", memory=Memory(answer["needed"], answer["usable"]))
@@ -267,7 +267,7 @@ def row_of(
 
 
 def _row(config: ConfigDict, topology: Topology, num_devices: int, task: str, **fields: Any) -> PlanRow:
-    """A row of what is known from the config alone."""
+    """A row with the facts of the config."""
     return PlanRow(
         topology=topology.name,
         task=task,
@@ -288,7 +288,7 @@ def _row(config: ConfigDict, topology: Topology, num_devices: int, task: str, **
 
 
 def _by_compiler(row: PlanRow, topology: Topology, answer: dict[str, Any]) -> PlanRow:
-    """Adds what the compiler said of a step that fits."""
+    """Adds the compiler's answer for a step that fits."""
     outputs = answer["outputs"] - answer["aliased"]
     memory = Memory(
         total=answer["arguments"] + outputs + answer["temporaries"] + answer["code"],
@@ -336,7 +336,7 @@ def _with_network(row: PlanRow, topology: Topology, collectives: tuple[Collectiv
     """Adds the exchanges between devices and their time."""
     if topology.dcn_bandwidth is None and any(each.across_slices for each in collectives):
         message = (
-            f"no data sheet tells the network between slices of {topology.chip.name}: give what a chip can send with "
+            f"the network between slices of {topology.chip.name} has no data sheet: give the Gbit/s of a chip with "
             "--dcn_gigabits"
         )
         return dataclasses.replace(row, collectives=collectives, interconnect_seconds=None, no_estimate=message)
@@ -345,7 +345,7 @@ def _with_network(row: PlanRow, topology: Topology, collectives: tuple[Collectiv
 
 
 def _by_formula(row: PlanRow, config: ConfigDict, topology: Topology, answer: dict[str, Any]) -> PlanRow:
-    """Adds what follows from shapes alone, for devices for which nothing compiles here."""
+    """Adds estimates from shapes, for devices without a compiler here."""
     total = answer["arguments"] + answer["temporaries"]
     memory = Memory(
         total=total,
@@ -359,7 +359,7 @@ def _by_formula(row: PlanRow, config: ConfigDict, topology: Topology, answer: di
     )
     roofline = estimates.roofline(
         flops=answer.get("least_flops", answer["flops"]),
-        # Without temporaries: a compiler fuses most of what is counted there before it ever is in memory.
+        # Without temporaries: a compiler fuses most of them before they reach memory.
         memory_bytes=estimates.least_traffic(answer["arguments"], answer["arguments"], 0),
         interconnect=estimates.interconnect_seconds(collectives, topology),
         num_devices=row.num_devices,
@@ -369,7 +369,7 @@ def _by_formula(row: PlanRow, config: ConfigDict, topology: Topology, answer: di
     return dataclasses.replace(
         _with_network(row, topology, collectives),
         status="fits by formula" if fits else "does not fit by formula",
-        message=None if fits else f"needs {_gib(memory.overshoot)} more than there is",
+        message=None if fits else f"needs {_gib(memory.overshoot)} more than available",
         not_compiled=answer.get("message"),
         memory=memory,
         compiler_seconds=max(roofline.compute / FORMULA_UTILISATION, roofline.memory),
@@ -381,11 +381,11 @@ def _by_formula(row: PlanRow, config: ConfigDict, topology: Topology, answer: di
 def _expected_collectives(
     config: ConfigDict, num_devices: int, num_slices: int, parameter_bytes: int, gradient_bytes: int
 ) -> tuple[Collective, ...]:
-    """What a step exchanges by rule: gradients, and with FSDP also parameters, forward and backward.
+    """Expected exchanges of a step: gradients, and with FSDP also parameters, forward and backward.
 
-    With FSDP each part of an accumulated batch does so: nobody holds the whole parameters, or gradients, in between.
-    Several slices reduce or gather within each slice and between them: there each device sends its share of the
-    slice's sum, or the part of the parameters that it holds.
+    With FSDP each part of an accumulated batch repeats them, because no device keeps whole parameters or gradients.
+    Several slices exchange within each slice and between slices: there each device sends its share of the slice's sum,
+    or its part of the parameters.
     """
     if num_devices == 1:
         return ()
@@ -410,7 +410,7 @@ def _expected_collectives(
 
 
 def first_line(message: str) -> str:
-    """Of a message of the compiler, which may go on for pages."""
+    """The first line of a message of the compiler, which may have pages."""
     return next((line.strip() for line in message.splitlines() if line.strip()), "no message")
 
 

@@ -1,15 +1,15 @@
-"""From counts to seconds, days and money: the arithmetic of a plan. Pure functions, with all assumptions named.
+"""The arithmetic of a plan: seconds and days from counts. Pure functions.
 
 The time of a step is estimated twice. *By cycles*: the clock cycles that the compiler writes beside each operation of
-the program (`estimated_cycles`), over the chip's clock, plus the time of the collectives that nothing overlaps, which
-have no cycles. *By roofline*: the longest of all arithmetic at the peak rate, the least memory traffic at full
-bandwidth, and all collectives at full bandwidth. This program cannot be faster, as its temporaries and collectives are
-counted; another one for the same step may be. So a time by cycles that is less than the roofline is replaced by it.
-Neither estimate knows of input, checkpoints or stragglers.
+the program (`estimated_cycles`), over the chip's clock, plus the time of collectives that do not overlap with
+computation, which have no cycles. *By roofline*: the longest of all arithmetic at the peak rate, the least memory
+traffic at full bandwidth, and all collectives at full bandwidth. This program cannot be faster than the roofline, but
+another program for the same step might. A time by cycles below the roofline is replaced by it. Both leave out input,
+checkpoints and stragglers.
 
-XLA's own sum, `optimal_seconds`, is not used for any time. It assumes that each operation runs at its peak, and counts
--1 for what it does not know: on TPU v4, v5e and v6e for each kernel that is prefetched in slices, with several slices
-for each transfer. Loops multiply that.
+XLA's own sum, `optimal_seconds`, is only shown. It assumes that each operation runs at its peak, and counts -1 for an
+unknown one: on TPU v4, v5e and v6e for each kernel that is prefetched in slices, with several slices for each transfer.
+Loops multiply that.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ SECONDS_PER_DAY = 86_400
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The least seconds that this program can take for a step, by what it could be limited by."""
+    """The least seconds of a step of this program, by each possible limit."""
 
     compute: float
     memory: float
@@ -31,21 +31,20 @@ class Roofline:
 
     @property
     def seconds(self) -> float:
-        """The longest of them."""
+        """The longest."""
         return max(self.compute, self.memory, self.interconnect)
 
     @property
     def limit(self) -> str:
-        """Which one that is."""
+        """The name of the longest."""
         return max(("compute", "memory", "interconnect"), key=lambda name: getattr(self, name))
 
 
 def collective_seconds(collective: Collective, topology: Topology) -> float:
-    """Seconds that a collective takes, all its turns together, if links are used to the full.
+    """Seconds of a collective, all its repetitions together, at full bandwidth and without latency.
 
-    In a ring, or in several at once, each of n chips sends (n - 1) / n of the array to have it reduced and scattered,
-    as much to have it gathered, and both for an all-reduce (Patarasuk and Yuan, 2009). The two cores of a chip do it
-    together. Latency is left out.
+    In one or several rings each of n chips sends (n - 1) / n of the array to reduce and scatter it, as much to gather
+    it, and both for an all-reduce (Patarasuk and Yuan, 2009). The two cores of a chip share its part.
     """
     if collective.across_slices:
         return _seconds_between_slices(collective, topology)
@@ -61,11 +60,11 @@ def collective_seconds(collective: Collective, topology: Topology) -> float:
 
 
 def _seconds_between_slices(collective: Collective, topology: Topology) -> float:
-    """Seconds that an exchange between slices takes, all its turns together, if the network is used to the full.
+    """Seconds of an exchange between slices, all its repetitions together, at full bandwidth.
 
-    Each device exchanges its own part with its like in the other slices; the devices of a chip share the chip's part of
-    the network. Of n slices each sends its part 2 (n - 1) / n times to have it summed up everywhere, (n - 1) / n times
-    to have the sum scattered, and n - 1 times to have it gathered.
+    Each device exchanges its part with the same device of the other slices; the devices of a chip share the chip's
+    network. Each of n slices sends its part 2 (n - 1) / n times for an all-reduce, (n - 1) / n times for a
+    reduce-scatter, and n - 1 times for an all-gather.
     """
     if topology.dcn_bandwidth is None:
         return 0.0
@@ -80,9 +79,9 @@ def _seconds_between_slices(collective: Collective, topology: Topology) -> float
 
 
 def interconnect_seconds(collectives: Iterable[Collective], topology: Topology, *, exposed: bool = False) -> float:
-    """Seconds of all collectives; `exposed`: only of those that nothing overlaps.
+    """Seconds of all collectives; `exposed`: only of those that do not overlap with computation.
 
-    Where the bandwidth between slices is not known, what goes there is left out.
+    Leaves out exchanges between slices whose bandwidth is unknown.
     """
     return sum(
         collective_seconds(collective, topology)
@@ -98,10 +97,10 @@ def roofline(
 
     Args:
       flops: of a step, over all devices.
-      memory_bytes: the least that one device reads and writes.
+      memory_bytes: the least that a device reads and writes.
       interconnect: seconds of the collectives.
       num_devices: devices that share the FLOPs.
-      topology: what they can do.
+      topology: the slice.
     """
     chip, share = topology.chip, topology.share_of_chip
     return Roofline(
@@ -112,40 +111,34 @@ def roofline(
 
 
 def least_traffic(arguments: int, outputs: int, temporaries: int) -> int:
-    """The least bytes a step moves: each argument read once, each output written once, what it keeps meanwhile both."""
+    """The least bytes that a step moves: reads arguments, writes outputs, writes and reads temporaries."""
     return arguments + outputs + 2 * temporaries
 
 
 def optimal_seconds(seconds: float | None, num_unknown_operations: int, num_loops: int) -> float | None:
-    """XLA's `optimal_seconds` where it means something: without loops, and without operations that it does not know."""
+    """XLA's `optimal_seconds`; None where loops or unknown operations make it meaningless."""
     return seconds if seconds and seconds > 0 and not num_unknown_operations and not num_loops else None
 
 
 def compiler_seconds(cycles: int, topology: Topology, bound: Roofline) -> tuple[float | None, str]:
-    """Seconds of a step's own work, without collectives, and by which estimate.
+    """Seconds of a step without collectives, and the name of the estimate.
 
     Args:
-      cycles: that the compiler estimates for all operations, loops counted as often as they turn; 0: it tells none.
+      cycles: the compiler's estimate for all operations, with all repetitions of loops; 0: it gives none.
       topology: the slice.
       bound: the roofline of the step.
 
     Returns:
-      The seconds and "cycles"; the roofline's and "roofline" if cycles come to less; None and the reason otherwise.
+      the seconds and "cycles"; the roofline's and "roofline" if cycles come to less; otherwise None and the reason.
     """
     if topology.chip.clock is None:
-        return None, f"the clock of a {topology.chip.name} is not known"
+        return None, f"the clock of {topology.chip.name} is unknown"
     if cycles <= 0:
-        return None, "the compiler's program does not say how many cycles its operations take"
+        return None, "the compiler estimated no cycles"
     seconds, least = cycles / topology.chip.clock, max(bound.compute, bound.memory)
     return (seconds, "cycles") if seconds >= least else (least, "roofline")
 
 
 def days(step_seconds: float, num_steps: int) -> float:
-    """Days of all steps, one after the other, with nothing in between."""
+    """Days of all steps, with nothing between them."""
     return step_seconds * num_steps / SECONDS_PER_DAY
-
-
-def straight_line(points: Iterable[tuple[float, float]], value: float) -> float:
-    """Where the straight line through the first and the last of points (x, y) reaches a value of y."""
-    (x1, y1), *_, (x2, y2) = points
-    return x1 + (value - y1) * (x2 - x1) / (y2 - y1)

@@ -1,40 +1,28 @@
-"""Searches over plans, with as few compilations as will do.
+"""Searches over plans with few compilations.
 
-Whether a program fits, and by how much or how little, the compiler knows after a fifth of its work (`memory_only`).
-Memory grows almost linearly with the batch, so that two sizes tell where to look. Near the limit it does not: there XLA
-rematerialises by itself until the program fits, and if it cannot, says what it would need without that. So the guess
-that the straight line makes is only the first, and the rest is bisection.
+The compiler knows the memory of a program after a fifth of its work (`memory_only`). Memory grows almost linearly with
+the batch, so two sizes predict the limit. Near the limit it does not: there XLA rematerialises by itself until the
+program fits, and if it cannot, reports the memory without that. So the prediction is only the first guess; the rest is
+bisection.
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
-from vit_jax.plan import roofline
 from vit_jax.plan.plan_row import PlanRow
 from vit_jax.plan.topologies import Topology, find_topology, slices
 
-LARGEST_BATCH = 2**17  # images a device; more is of no use to anyone
-RESOLUTION = 32  # the largest batch is found to one part in so many, or to one image
+LARGEST_BATCH = 2**17  # images a device
+RESOLUTION = 32  # the largest batch is found to within 1/32, or one image
 MOST_ACCUMULATION = 32
 
 
-class Planner(Protocol):
-    """What makes a row: `rows.plan_row` with all but these arguments given."""
-
-    def __call__(self, config: ConfigDict, topology: Topology) -> PlanRow:
-        """The row of a config on a slice."""
-
-
-class TwoWayPlanner(Protocol):
-    """What makes a row, to the end or as far as memory goes: `rows.plan_row` with all but these arguments given."""
-
-    def __call__(self, config: ConfigDict, topology: Topology, *, memory_only: bool = False) -> PlanRow:
-        """The row of a config on a slice."""
+Planner: TypeAlias = Callable[[ConfigDict, Topology], PlanRow]  # `plan_row` with all other arguments bound
 
 
 def with_fields(config: ConfigDict, **fields: Any) -> ConfigDict:
@@ -61,22 +49,21 @@ def largest_batch(
     """The row with the largest batch that fits on each device.
 
     Args:
-      plan: makes a row; has to use `num_devices` too.
-      config: whose batch is to be changed; it may be any.
+      plan: makes a row, with the same `num_devices`.
+      config: its batch size is ignored.
       topology: the slice.
       num_devices: how many of its devices take part; None: all.
-      first_guess: images a device that are tried first.
+      first_guess: images a device to try first.
       near: whether the guess is close, as from a search for another image size.
 
     Returns:
-      The row of the largest batch that fits, to one image or one part in `RESOLUTION`; of the smallest if none does,
-      and of the one that went wrong if that is not for want of memory. It says nothing of the run's length and costs.
+      the row of the largest batch that fits, to within one image or 1 / `RESOLUTION`; of the smallest batch if none
+      fits; the first row that failed for another reason than memory. Without the run's length and costs.
     """
     unit = (topology.num_devices if num_devices is None else num_devices) * config.accumulation_steps
 
     def measure(batch: int) -> PlanRow:
-        # Neither the evaluation nor the length of the run has to do with the memory of a step, but they may not bear
-        # with another batch.
+        # Evaluation and the run's length do not affect the memory of a step, but may be invalid with another batch.
         length = {"epochs": None, "images": None, "steps": config.optimizer.warmup_steps + 1000}
         row = plan(with_fields(config, batch_size=batch * unit, eval_batch_size=None, **length), topology)
         return dataclasses.replace(
@@ -90,9 +77,9 @@ def search_largest(measure: Callable[[int], PlanRow], first_guess: int, *, near:
     """The row of the largest size that fits; see `largest_batch`.
 
     Args:
-      measure: row of a size, at least 1.
-      first_guess: size tried first, better too large than too small.
-      near: look around the guess, in growing steps, rather than come down on it from above.
+      measure: makes the row of a size, at least 1.
+      first_guess: size to try first, rather too large than too small.
+      near: search around the guess in growing steps, instead of downwards from it.
     """
     step = max(1, first_guess // (RESOLUTION + 1))
     fitting: dict[int, PlanRow] = {}
@@ -103,7 +90,7 @@ def search_largest(measure: Callable[[int], PlanRow], first_guess: int, *, near:
         if row.fits:
             fitting[size] = row
         elif row.status.startswith("does not fit") or (row.status == "refused" and "batch_size" in (row.message or "")):
-            too_large[size] = row  # what a config may ask for at most is a limit as well
+            too_large[size] = row  # the config allows no larger batch
         else:
             return row
         low, high = max(fitting, default=0), min(too_large, default=None)
@@ -122,33 +109,28 @@ def search_largest(measure: Callable[[int], PlanRow], first_guess: int, *, near:
 
 
 def _next_size(fitting: dict[int, PlanRow], too_large: dict[int, PlanRow]) -> int:
-    """Where to look next, between the largest size that fits and the smallest that does not."""
+    """The next size to try, between the largest that fits and the smallest that does not."""
     low, high = max(fitting, default=0), min(too_large)
     if len(too_large) == 1 and not fitting:
         return max(1, high // 2)
     sizes = sorted(too_large)[:2]
-    needed = [(size, memory.total) for size in sizes if (memory := too_large[size].memory)]
-    usable = next((row.memory.usable for row in too_large.values() if row.memory), 0)
-    if len(needed) == 2 and needed[0][1] < needed[1][1]:
-        # What fits without XLA's help: the first to confirm, if that is news.
-        guess = math.floor(roofline.straight_line(needed, usable))
+    needed = [(size, memory) for size in sizes if (memory := too_large[size].memory)]
+    if len(needed) == 2 and needed[0][1].total < needed[1][1].total:
+        # The straight line through two sizes predicts what fits without XLA's rematerialisation: try that first.
+        (x1, first), (x2, second) = needed
+        guess = math.floor(x1 + (first.usable - first.total) * (x2 - x1) / (second.total - first.total))
         if low == 0 and guess < high:
             return max(1, guess)
         if low == guess and high - low > 2:
-            return low + max(1, low // RESOLUTION)  # for most programs that is the end
+            return low + max(1, low // RESOLUTION)  # usually the last size
     middle = max(1, (low + high) // 2)
-    return min(middle, low + math.ceil(low / 4)) if low else middle  # XLA's help does not go far
+    return min(middle, low + math.ceil(low / 4)) if low else middle  # rematerialisation does not gain much
 
 
 def smallest_slice(plan: Planner, config: ConfigDict, generation: str) -> Iterator[PlanRow]:
-    """Rows of the slices of a generation, the smallest first, up to the first that fits.
+    """Rows of the slices of a generation ("v3", "h100" or a slice of it), smallest first, up to the first that fits.
 
     Slices whose devices do not divide the batch are rows as well ("refused").
-
-    Args:
-      plan: makes a row.
-      config: as it is.
-      generation: "v3", "h100" or the name of a slice of it.
     """
     for topology in slices(generation):
         row = plan(config, topology)
@@ -159,11 +141,11 @@ def smallest_slice(plan: Planner, config: ConfigDict, generation: str) -> Iterat
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A way to save memory, and what it should cost.
+    """A way to save memory, and its expected cost.
 
     Attributes:
       sharding, remat, accumulation_steps: fields of the config.
-      seconds: of a step, expected; only their order counts.
+      seconds: expected for a step; only the order matters.
     """
 
     sharding: str
@@ -172,7 +154,7 @@ class Option:
     seconds: float
 
     def fields(self) -> dict[str, Any]:
-        """As `with_fields` takes them."""
+        """Arguments of `with_fields`."""
         return {
             "sharding": self.sharding,
             "model__remat": self.remat,
@@ -180,7 +162,7 @@ class Option:
         }
 
     def flags(self, config: ConfigDict) -> str:
-        """What to type to get from the config to here."""
+        """Flags that change the config to this option."""
         flags = []
         if self.sharding != config.sharding:
             flags.append(f"--config.sharding={self.sharding}")
@@ -191,24 +173,24 @@ class Option:
         return " ".join(flags)
 
 
-# Work of a step relative to one without: "full" computes the forward pass a second time, which is a third more;
-# "dots" keeps the results of matrix products and repeats what lies between, which is bound by memory: 1.1 is a guess
-# that only decides what is tried first.
+# Work of a step relative to "none": "full" computes the forward pass twice, a third more; "dots" keeps the results of
+# matrix products and repeats the operations between them, which are limited by memory: 1.1 is a guess that only decides
+# the order.
 _REMAT_WORK = {"none": 1.0, "dots": 1.1, "full": 4 / 3}
 
 
 def options(
     config: ConfigDict, topology: Topology, row: PlanRow, *, shardings: Sequence[str], policies: Sequence[str]
 ) -> list[Option]:
-    """Ways to save memory, the fastest first, as far as that can be told without compiling.
+    """Ways to save memory, the fastest first, estimated without compiling.
 
-    Counted are the arithmetic at the peak rate times what a policy repeats, the traffic of adding up gradients (each
-    part reads the sum and its own gradients, and writes the sum), of the update, and the interconnect.
+    Counts the arithmetic at the peak rate times the work of the policy, the memory traffic of summing gradients (each
+    part reads the sum and its own gradients, and writes the sum) and of the update, and the interconnect.
 
     Args:
-      config: the config as it is.
+      config: the unchanged config.
       topology: the slice.
-      row: of the config there; has FLOPs and parameters, but need not fit.
+      row: of the config on the slice; has FLOPs and parameters, but need not fit.
       shardings: to choose from.
       policies: of rematerialisation, to choose from.
     """
@@ -234,12 +216,12 @@ def options(
 
 
 def policies_of(model: str) -> tuple[str, ...]:
-    """Rematerialisation policies that a model has."""
+    """Rematerialisation policies of a model."""
     return ("none", "full") if model.startswith("R") and "ViT" not in model else tuple(_REMAT_WORK)
 
 
 def can_scan(model: str) -> bool:
-    """Whether a model has layers that can be scanned: a ViT or a hybrid."""
+    """Whether a model has layers to scan: ViTs and hybrids."""
     return "+" in model or model.startswith("ViT-")
 
 
@@ -255,9 +237,9 @@ def cheapest_remat(
 
     Args:
       plan: makes a row.
-      config: whose `model.remat` and `accumulation_steps` are to be changed; the steps only upwards.
+      config: its `model.remat` changes, and its `accumulation_steps` grow.
       topology: the slice.
-      row: of the config as it is, if that is known; it is not compiled again.
+      row: of the unchanged config, if known; saves a compilation.
       shardings: to choose from; None: only the config's.
     """
     if row is None:
@@ -280,9 +262,9 @@ def cheapest_remat(
 
 
 def _is_hopeless(option: Option, known: PlanRow) -> bool:
-    """Whether an option cannot fit, because it differs from what does not in the parts of the batch alone.
+    """Whether an option differs from a row that does not fit only in the parts of the batch, and cannot fit either.
 
-    With so many times the parts it needs no less than the same share of the memory.
+    With n times the parts it needs at least 1 / n of the memory.
     """
     if (option.sharding, option.remat) != (known.sharding, known.remat):
         return False
@@ -291,7 +273,7 @@ def _is_hopeless(option: Option, known: PlanRow) -> bool:
 
 
 UNROLL = "--config.model.scan_layers=False"
-_UNROLL_COSTS = "each layer is then compiled by itself, which takes longer; the step computes the same"
+_UNROLL_COSTS = "each layer is then compiled separately, which takes longer; the step computes the same"
 _SCAN_COSTS = (
     "--config.model.scan_layers=True compiles one layer instead of all, but the loop keeps stacks of all layers: the "
     "step needs more memory and time"
@@ -299,14 +281,7 @@ _SCAN_COSTS = (
 
 
 def advise(plan: Planner, config: ConfigDict, topology: Topology, row: PlanRow) -> PlanRow:
-    """Adds to a row what to change: tried, not guessed, where it does not fit; what scanned layers cost or save.
-
-    Args:
-      plan: makes a row.
-      config: the row's.
-      topology: the row's.
-      row: any.
-    """
+    """Adds advice to the row of a config: a change that was tried and fits, or the cost of scanned layers."""
     if row.status == "timed out":
         advice = "raise --timeout_minutes"
         if not row.scan_layers and can_scan(row.model):
@@ -330,12 +305,12 @@ def advise(plan: Planner, config: ConfigDict, topology: Topology, row: PlanRow) 
             option = Option(tried.sharding, tried.remat, tried.accumulation_steps, 0.0)
             return dataclasses.replace(row, advice=f"{unroll}{option.flags(config)} fits")
     tried_fields = "scan_layers, sharding" if unroll else "sharding"
-    advice = f"no {tried_fields}, remat policy or accumulation that was tried fits: a smaller batch or a larger slice"
+    advice = f"no {tried_fields}, remat policy or accumulation fits: use a smaller batch or a larger slice"
     return dataclasses.replace(row, advice=advice)
 
 
 def rows_for(
-    plan: TwoWayPlanner,
+    plan: Callable[..., PlanRow],
     config: ConfigDict,
     name: str,
     *,
@@ -343,18 +318,17 @@ def rows_for(
     num_devices: int | None = None,
     advice: bool = True,
 ) -> Iterator[PlanRow]:
-    """The rows that the command prints of one name: of a topology, or of a search on it.
+    """The rows that the command prints for one name: of a topology, or of a search on it.
 
-    A search compiles only as far as memory goes; what it finds is planned again, to the end and with the run's own
-    length.
+    A search compiles only until memory is known; its result is then planned completely, with the run's own length.
 
     Args:
-      plan: makes a row; has to use `num_devices` too.
-      config: as it is.
+      plan: makes a row, with the same `num_devices`; takes `memory_only` as `plan_row` does.
+      config: the config to plan.
       name: of a slice; for "slice" of a generation.
       search: "none", "batch", "slice" or "remat".
       num_devices: how many of the devices take part; None: all.
-      advice: without a search, whether to try what would make a row fit that does not.
+      advice: without a search, whether to look for a change that makes a row fit.
     """
     probe = functools.partial(plan, memory_only=True)
     found: Iterable[PlanRow]
@@ -377,6 +351,6 @@ def rows_for(
         if row.batch_size != config.batch_size:
             fields["eval_batch_size"] = None
         confirmed = plan(with_fields(config, **fields), find_topology(row.topology))
-        if confirmed.status == "refused":  # the run may be too short for a larger batch: that says nothing of memory
+        if confirmed.status == "refused":  # the run may be too short for a larger batch, which still fits
             confirmed = dataclasses.replace(row, message=confirmed.message)
         yield confirmed

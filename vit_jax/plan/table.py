@@ -68,7 +68,7 @@ _ALWAYS = ("topology", "cores", "batch", "fits", "in all / usable")
 
 
 def format_table(rows: Sequence[PlanRow]) -> str:
-    """One line a row; columns in which no row has anything, or nothing worth saying, are left out."""
+    """One line a row; leaves out columns with only missing or default values."""
     columns = []
     for heading, cell in _COLUMNS:
         cells = [cell(row) for row in rows]
@@ -80,7 +80,7 @@ def format_table(rows: Sequence[PlanRow]) -> str:
 
 
 def format_notes(rows: Sequence[PlanRow]) -> str:
-    """What a table has no room for: FLOPs and collectives of each row, what was wrong, and what to change."""
+    """Details of each row: FLOPs, collectives, problems and advice."""
     return "\n".join(f"{row.topology}, batch {row.batch_size:,}: {_note(row)}" for row in rows)
 
 
@@ -98,7 +98,7 @@ def _what_is_wrong(row: PlanRow) -> str:
 
 
 def _remarks(row: PlanRow) -> Iterator[str]:
-    """What to know before the numbers of a row that fits are used."""
+    """Limits of the numbers of a row that fits."""
     if row.message:
         yield f"fits, but the run is refused: {row.message}"
     if row.not_compiled:
@@ -106,13 +106,13 @@ def _remarks(row: PlanRow) -> Iterator[str]:
     if row.no_estimate:
         yield f"no time: {row.no_estimate}"
     if row.estimate == "roofline":
-        yield "the compiler's cycles come to less than the roofline, which takes their place"
+        yield "the compiler's cycles come to less than the roofline, which replaces them"
     if row.advice:
         yield row.advice
 
 
 def _details(row: PlanRow) -> Iterator[str]:
-    """FLOPs, exchanges and the like."""
+    """FLOPs, exchanges and times."""
     if row.flops:
         tera = row.flops / 1e12
         flops = f"{format(tera, ',.0f' if tera >= 10 else '.3g')} TFLOP a step by formula"
@@ -136,11 +136,11 @@ def _details(row: PlanRow) -> Iterator[str]:
 
 LEGEND = """\
 Memory in GiB on each JAX device (v2, v3, TPU7x: a core; v4, v5p: a chip of two cores; v5e, v6e: a chip of one core).
-Seconds of a step: "compiler" is its work and "+ network" the collectives that nothing overlaps, by formula. "estimate":
-"cycles" are the compiler's for each operation, over the clock; "roofline" stands for less than that; "formula" see
-below. "roofline": this program cannot be faster. Images/s and days are of the sum of "compiler" and "+ network",
-without input, evaluation and checkpoints. "as v3": core-days of TPU v3 with the same peak; "paper": what table 2
-reports, in the same unit."""
+Seconds of a step: "compiler" is computation and "+ network" the collectives that do not overlap with it, by formula.
+"estimate": "cycles" are the compiler's for each operation, over the clock; "roofline" replaces fewer cycles; "formula":
+see below. "roofline": this program cannot be faster. Images/s and days are of the sum of "compiler" and "+ network",
+without input, evaluation and checkpoints. "as v3": core-days of TPU v3 with the same peak; "paper": table 2, in the
+same unit."""
 FORMULA_LEGEND = """\
 * by formula, without a compiler: memory is an upper bound, before fusion; time assumes 40 % of the peak, and NVLink
 between the GPUs of a machine."""

@@ -1,10 +1,10 @@
-"""Slices of accelerators by the names under which they are rented, and what the compiler calls them.
+"""Slices of accelerators by their rental names, and the compiler's names for them.
 
     find_topology("v3-512")     512 TensorCores, 16 x 16 chips; libtpu: "v3:16x16"
     find_topology("v4-128")     128 TensorCores, 4 x 4 x 4 chips, 64 JAX devices (two cores are one "megacore")
     find_topology("v6e-256")    256 chips of one core; also as "v6e:16x16", by the shape
-    find_topology("h100-8")     8 GPUs: by formula, no compiler here
-    find_topology("2xv5e-256")  two slices, joined by the data-centre network; so are the machines of "4xh100-8"
+    find_topology("h100-8")     8 GPUs, by formula, without a compiler
+    find_topology("2xv5e-256")  two slices, joined by the data-centre network like the machines of "4xh100-8"
 
 Cloud TPU counts TensorCores in the names of v2, v3, v4, v5p and TPU7x, and chips in those of v5e and v6e. Its
 documentation, https://cloud.google.com/tpu/docs, lists the slices on the page of each generation. libtpu 0.0.52 knows
@@ -21,7 +21,7 @@ from vit_jax.costs import hardware
 from vit_jax.costs.hardware import Chip
 from vit_jax.errors import UserError, unknown_name
 
-# GPUs that NVLink joins in one machine. Several machines are several slices.
+# GPUs of one machine, joined by NVLink. Several machines are several slices.
 LARGEST_GPU_COUNT = 8
 LARGEST_SLICE_COUNT = 256
 _LONGEST_NAME = 40
@@ -29,17 +29,17 @@ _LONGEST_NAME = 40
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """One slice or several equal ones: chips of one kind and how they are connected.
+    """One slice or several equal ones: chips of one kind and their network.
 
     Attributes:
-      name: as it is rented, such as "v3-512"; of a shape that is no standard slice that shape, such as "v4:2x2x16".
+      name: the rental name, such as "v3-512"; for other shapes the shape, such as "v4:2x2x16".
       chip: its data sheet.
       shape: chips along each axis of a slice.
       torus: for each axis whether its ends are connected.
-      compiler_name: what libtpu calls a slice; None where no compiler is at hand (GPUs).
+      compiler_name: libtpu's name of a slice; None without a compiler (GPUs).
       compiler_options: further arguments of `jax.experimental.topologies.get_topology_desc`.
       num_slices: slices, or machines with GPUs, that the data-centre network joins.
-      dcn_bandwidth: bytes/s that a chip can send to other slices, in one direction; None: not known.
+      dcn_bandwidth: bytes/s that a chip can send to other slices, in one direction; None if unknown.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Topology:
 
     @property
     def generation(self) -> str:
-        """What the names of its slices begin with, such as "v3" or "a100-80gb"."""
+        """The first part of its name, such as "v3" or "a100-80gb"."""
         if self.compiler_name is not None:
             return self.compiler_name.partition(":")[0]
         return _split_count(self.name)[1].removesuffix(f"-{math.prod(self.shape)}")
@@ -80,22 +80,22 @@ class Topology:
 
     @property
     def share_of_chip(self) -> float:
-        """The share of a chip that a JAX device is."""
+        """A JAX device as a share of a chip."""
         return self.chip.cores_per_device / self.chip.cores
 
     @property
     def device_name(self) -> str:
-        """What a JAX device is here: a core, a chip or a GPU."""
+        """The kind of a JAX device: "core", "chip" or "GPU"."""
         if self.compiler_name is None:
             return "GPU"
         return "core" if self.share_of_chip < 1 else "chip"
 
     @property
     def interconnect_bandwidth(self) -> float:
-        """Bytes/s that a chip in this slice sends to others, in one direction, over the links that it can use.
+        """Bytes/s that a chip in this slice can send to others, in one direction.
 
-        Of a chip's two links along an axis both are of use where the ends are connected or the axis is longer than two
-        chips and its inner chips pass data on both ways; a line's bandwidth is that of its ends: one link.
+        Along each axis a chip uses two links if the ends are connected, otherwise one: the chips at the ends of a line
+        limit its bandwidth.
         """
         if self.compiler_name is None:
             return self.chip.interconnect_bandwidth
@@ -109,9 +109,9 @@ class _Generation:
 
     Attributes:
       chip: name of the data sheet.
-      cores_in_name: whether names count TensorCores rather than chips.
+      cores_in_name: whether names count TensorCores instead of chips.
       shapes: all slices, the smallest first.
-      pod_axis: an axis of so many chips, or of a multiple if there are three axes, is closed to a ring.
+      pod_axis: length of an axis, in chips, that is closed to a ring; with three axes also its multiples.
       compiler_options: see `Topology`.
     """
 
@@ -138,7 +138,7 @@ _GENERATIONS = {
     "v6e": _Generation("TPU v6e", False, _FLAT, pod_axis=16),
     "tpu7x": _Generation("TPU7x", True, (*_CUBES, (16, 24, 24)), pod_axis=4),
 }
-# v5litepod: in the accelerator types of Cloud TPU's API; the others are what people call a TPU7x.
+# v5litepod is from the accelerator types of Cloud TPU's API; the others are common names of TPU7x.
 _ALIASES = {"v5litepod": "v5e", "v7x": "tpu7x", "ironwood": "tpu7x"}
 _GPUS = {
     "a100-40gb": "A100 40GB SXM",
@@ -175,7 +175,7 @@ def _tpu(generation: str, shape: tuple[int, ...]) -> Topology:
 
 
 def _split_count(name: str) -> tuple[int, str]:
-    """How many slices a name asks for, and the name of one: (2, "v5e-256") for "2xv5e-256"."""
+    """The number of slices and the name of one: (2, "v5e-256") for "2xv5e-256"."""
     match = re.fullmatch(r"(\d{1,9})x([^\d].*)", name)
     return (int(match[1]), match[2]) if match else (1, name)
 
@@ -191,10 +191,10 @@ def slices(generation: str) -> list[Topology]:
     """All slices of a generation of TPUs, the smallest first; of GPUs 1, 2, 4 and 8.
 
     Args:
-      generation: "v3", say, or the name of a slice of it; as `find_topology` takes it. "2xv3" makes each of them two.
+      generation: such as "v3", or the name of a slice of it; "2xv3" doubles each.
 
     Raises:
-      UserError: there is no such generation.
+      UserError: the generation is unknown.
     """
     count, generation = _split_count(normalise(generation))
     family = re.split("[-:]", generation, maxsplit=1)[0]
@@ -271,7 +271,7 @@ def _find_slice(name: str) -> Topology:
         known = {slice_.name: slice_ for slice_ in slices(family)}
         if name in known:
             return known[name]
-        if rest.isdecimal():  # the nearest by size, not by spelling
+        if rest.isdecimal():  # suggests the nearest size, not the nearest spelling
             asked, largest_count = int(rest[:9]), _count(list(known.values())[-1])
             nearest = min(known.values(), key=lambda slice_: abs(math.log(max(asked, 1) / _count(slice_))))
             several = ""

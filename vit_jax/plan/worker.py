@@ -1,4 +1,4 @@
-"""Compiles one step for one topology, in a process of its own, so that a crash costs one row of the table.
+"""Compiles one step for one topology in its own process, so that a crash costs one row of the table.
 
     python -m vit_jax.plan.worker request.json answer.json
 
@@ -117,30 +117,27 @@ def lower(experiment: Experiment, task: str) -> jax.stages.Lowered:
 
 
 def facts(experiment: Experiment, task: str) -> dict[str, Any]:
-    """Collects what is known before compiling."""
+    """Collects numbers that need no compilation."""
     step = experiment.step
     params, size = step.abstract_state.params, step.image_size
     flops = least = forward_flops(experiment.model, size)
     if task == "train":
         flops = experiment.train_flops
-        # Three times the forward pass, the paper's count, includes the gradient of the pixels, which nobody computes.
+        # The paper's count, three times the forward pass, includes the gradient of the pixels, which is never computed.
         least = train_step_flops(experiment.model, size, is_trained(step.train_only))
     return {
         "num_steps": experiment.num_steps,
-        "num_train_images": experiment.num_train_images,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "parameter_bytes": sharding.total_bytes(params),
         "gradient_bytes": sharding.total_bytes(step.trained(params)),
         "versions": versions(),
         "flops": flops * experiment.batch_size,
         "least_flops": least * experiment.batch_size,
-        "remat": getattr(experiment.model, "remat", None),
-        "scan_layers": getattr(experiment.model, "scan_layers", False),
     }
 
 
 def versions() -> dict[str, str | None]:
-    """Returns the versions that a plan holds for: JAX's, and libtpu's if it is installed."""
+    """Versions of JAX, and of libtpu if it is installed."""
     try:
         libtpu = importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
@@ -149,7 +146,7 @@ def versions() -> dict[str, str | None]:
 
 
 def compile_for_tpu(request: dict[str, Any], known_path: pathlib.Path) -> dict[str, Any]:
-    """Compiles for a TPU topology and measures the program; writes to `known_path` what is known before."""
+    """Compiles for a TPU topology and reads the program; first writes `facts` to `known_path`."""
     config = restore_config(request["config"])
     devices = topology_devices(request["topology"], request["topology_options"])[: request["num_devices"]]
     experiment = experiments.build(config, allow_missing_data=True, devices=devices)
