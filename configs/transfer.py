@@ -47,7 +47,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, parse_config_string
-from vit_jax.data.transfer_tasks import STAGES, hyper_rule_schedule, hyper_rule_sizes, transfer_task
+from vit_jax.data.bit_hyper_rule import hyper_rule_schedule, hyper_rule_sizes
+from vit_jax.data.transfer_tasks import STAGES, transfer_task
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.experiment.fine_tuning import choose_dropout, fitting_size, model_of
 from vit_jax.sweep import Sweep

@@ -10,8 +10,9 @@ from tests.data.test_sources import write_image
 from tests.test_configs import load, run_of
 from vit_jax import optimizers
 from vit_jax.data import transfer_tasks
+from vit_jax.data.bit_hyper_rule import hyper_rule_schedule, hyper_rule_steps
 from vit_jax.data.sources import open_source
-from vit_jax.data.transfer_tasks import TASKS, hyper_rule_schedule, hyper_rule_steps, transfer_task
+from vit_jax.data.transfer_tasks import TASKS, transfer_task
 from vit_jax.errors import UserError
 
 

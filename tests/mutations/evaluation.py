@@ -134,7 +134,7 @@ MUTATIONS = [
         "fine-tuning has no hidden layer in its head",
     ),
     Mutation(
-        TASKS,
+        "vit_jax/data/bit_hyper_rule.py",
         "return 500 if num_images < 20_000 else 10_000 if num_images < 500_000 else 20_000",
         "return 500 if num_images < 20_000 else 10_000 if num_images < 600_000 else 20_000",
         f"{TEST_TASKS}::test_hyper_rule_is_that_of_bit",

@@ -311,10 +311,10 @@ MUTATIONS = [
         "a process that was stopped does not count as hung",
     ),
     Mutation(
-        "vit_jax/multihost/preemption.py",
+        "vit_jax/multihost/cloud_notices.py",
         '"instance/preempted": ("FALSE",)',
         '"instance/preempted": ("FALSE", "TRUE")',
-        "tests/multihost/test_preemption.py::test_notice_is_told_when_it_comes",
+        "tests/multihost/test_cloud_notices.py::test_notice_is_told_when_it_comes",
         "a preemption notice saves and stops",
     ),
     Mutation(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from vit_jax.console import quote_argument, show_name
+from vit_jax.data.bit_hyper_rule import hyper_rule_steps
 from vit_jax.data.sources import Source, find_path, open_source
 from vit_jax.data.sources.folders import list_splits
 from vit_jax.data.sources.splits import split_role
@@ -104,29 +105,6 @@ def pooling(pool: str, learning_rate: float) -> tuple[str | None, float]:
     if pool not in FIGURE_9:
         raise unknown_name("pool", pool, FIGURE_9)
     return (None, learning_rate) if pool == "cls" else (pool, gap_learning_rate(learning_rate))
-
-
-def hyper_rule_steps(num_images: int) -> int:
-    """BiT-HyperRule's number of steps by the number of training images (Kolesnikov et al., 2020, section 3.3)."""
-    return 500 if num_images < 20_000 else 10_000 if num_images < 500_000 else 20_000
-
-
-def hyper_rule_sizes(*, small_images: bool, is_large: bool) -> tuple[int, int]:
-    """BiT-HyperRule's image sizes in pixels: the size to resize to, then that of the random crop.
-
-    Args:
-      small_images: whether images have fewer than 96x96 pixels.
-      is_large: whether other images get the sizes that the BiT paper has for R152x4 only, and the released code for all
-        models.
-    """
-    if small_images:
-        return 160, 128
-    return (512, 480) if is_large else (448, 384)
-
-
-def hyper_rule_schedule(steps: int) -> tuple[int, tuple[float, ...]]:
-    """BiT-HyperRule's warm-up in steps, and the fractions of the run at which the learning rate drops."""
-    return (steps // 5, (0.4, 0.6, 0.8)) if steps <= 500 else (min(500, steps // 20), (0.3, 0.6, 0.9))
 
 
 def transfer_task(dataset: str, *, train: str = "", test: str = "") -> TransferTask:

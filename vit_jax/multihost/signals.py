@@ -1,4 +1,4 @@
-"""Stops a run on a signal: at once while there is nothing to save, then in good order on all processes."""
+"""Stops a run on SIGTERM or another signal: at once while there is nothing to save, then all processes together."""
 
 import collections
 import contextlib
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vit_jax.multihost import preemption
+from vit_jax.multihost import cloud_notices
 from vit_jax.sharding import replicated
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class StopSignal:
         if self._armed:
             return
         self._armed = True
-        self._preemption.enter_context(preemption.watch(lambda _: self.ask()))
+        self._preemption.enter_context(cloud_notices.watch(lambda _: self.ask()))
         if self._owns_process:
             set_handlers(_SIGNALS, self._receive)
         else:

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.data.transfer_tasks import TASKS, hyper_rule_sizes
+from vit_jax.data.bit_hyper_rule import hyper_rule_sizes
+from vit_jax.data.transfer_tasks import TASKS
 from vit_jax.data.vtab import TASKS as VTAB_TASKS
 from vit_jax.experiment.fine_tuning import VIT_DROPOUT
 from vit_jax.paper import tables

@@ -7,7 +7,7 @@ import urllib.parse
 
 import pytest
 
-from vit_jax.multihost import preemption
+from vit_jax.multihost import cloud_notices
 
 
 class MetadataServer:
@@ -98,7 +98,7 @@ class Notices(list):
 )
 def test_notice_is_told_when_it_comes(server, name, value):
     notices = Notices()
-    with preemption.watch(notices):
+    with cloud_notices.watch(notices):
         server.wait_until_asked()
         assert not notices
         server.set(name, value)
@@ -109,13 +109,13 @@ def test_notice_is_told_when_it_comes(server, name, value):
 def test_notice_that_was_there_before_is_told(server):
     server.set("instance/preempted", "TRUE")
     notices = Notices()
-    with preemption.watch(notices):
+    with cloud_notices.watch(notices):
         assert notices.came.wait(10)
 
 
 def test_two_notices_are_told_once(server):
     notices = Notices()
-    with preemption.watch(notices):
+    with cloud_notices.watch(notices):
         server.wait_until_asked()
         server.set("instance/preempted", "TRUE")
         assert notices.came.wait(10)
@@ -129,15 +129,15 @@ def test_two_notices_are_told_once(server):
 @pytest.mark.parametrize("value", ["MIGRATE_ON_HOST_MAINTENANCE", "<html>Log in</html>"])
 def test_maintenance_that_the_machine_survives_and_a_page_of_a_proxy_are_no_notices(server, value):
     notices = Notices()
-    with preemption.watch(notices):
+    with cloud_notices.watch(notices):
         server.wait_until_asked()
         server.set("instance/maintenance-event", value)
         assert not notices.came.wait(0.5)
 
 
 def test_watch_goes_on_when_the_server_was_away(server, monkeypatch):
-    monkeypatch.setattr(preemption, "_RETRY_SECONDS", 0.1)
-    asked, metadata = [], preemption.metadata
+    monkeypatch.setattr(cloud_notices, "_RETRY_SECONDS", 0.1)
+    asked, metadata = [], cloud_notices.metadata
 
     def unreliable(*arguments, **options):
         asked.append(1)
@@ -145,9 +145,9 @@ def test_watch_goes_on_when_the_server_was_away(server, monkeypatch):
             raise OSError("Connection refused")
         return metadata(*arguments, **options)
 
-    monkeypatch.setattr(preemption, "metadata", unreliable)
+    monkeypatch.setattr(cloud_notices, "metadata", unreliable)
     notices = Notices()
-    with preemption.watch(notices):
+    with cloud_notices.watch(notices):
         server.wait_until_asked()
         server.set("instance/preempted", "TRUE")
         assert notices.came.wait(10)
@@ -155,6 +155,6 @@ def test_watch_goes_on_when_the_server_was_away(server, monkeypatch):
 
 def test_nothing_is_watched_outside_googles_cloud(monkeypatch):
     monkeypatch.delenv("GCE_METADATA_HOST", raising=False)
-    monkeypatch.setattr(preemption.pathlib.Path, "read_text", lambda _: "Standard PC (Q35 + ICH9, 2009)\n")
-    with preemption.watch(lambda _: None):
+    monkeypatch.setattr(cloud_notices.pathlib.Path, "read_text", lambda _: "Standard PC (Q35 + ICH9, 2009)\n")
+    with cloud_notices.watch(lambda _: None):
         assert not watchers()
