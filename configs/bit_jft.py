@@ -5,7 +5,7 @@ r"""BiT ResNets pre-trained on JFT-300M, or on a web-scale set of your own: the 
     python -m vit_jax.main --workdir=runs/web \
         --config=configs/bit_jft.py:model=R50x1,data=tfds:web,num_classes=5000,train_images=40000000
 
-Needs     a web-scale set with labels, see below; JFT-300M was never released. --dry_run and the plan do without
+Needs     a web-scale set with labels, see below; JFT-300M was never released. --dry_run and the plan need no data
 Takes     not measured; the plan computes it. The paper reports 9.9k TPUv3-core-days for R152x4
 Reaches   fine-tuned at 384, on ImageNet and CIFAR-100 (table 6). Not reproduced here
               R50x1     7 epochs   77.54 %   86.07 %
@@ -16,38 +16,38 @@ Reaches   fine-tuned at 384, on ImageNet and CIFAR-100 (table 6). Not reproduced
               R152x2   14 epochs   85.56 %   91.92 %
               R200x3   14 epochs   87.22 %   93.53 %
           BiT-L, R152x4, 40 epochs: 87.54 % and 93.51 %, and 76.29 % on VTAB (table 2). It was never released
-Arguments model and epochs (as below), data, num_classes, train_images (of the set, checked to 1 %)
+Arguments model and epochs (as below), data, num_classes, train_images (checked to 1 %)
 
-R50x1 to R200x3 are the ResNets that the paper trained beside its ViTs, with Adam and for as many epochs, not those that
-BiT released. Adam did slightly better than SGD: 89.33 against 88.79 for R50x1, 94.01 against 93.72 for R152x2, the
-averages of the fine-tuning tasks (table 7).
+R50x1 to R200x3 are the ResNets that the paper trained like its ViTs, with Adam and for as many epochs, not those that
+BiT released. Adam did slightly better than SGD on average over the fine-tuning tasks: 89.33 against 88.79 for R50x1,
+94.01 against 93.72 for R152x2 (table 7).
 
-Your own set: list images and labels, any number of labels each, and prepare the list once (docs/prepare.md); then pass
-data=tfds:<name>, num_classes= and train_images=. Take near-duplicates of test images out first, as the authors did
-(python -m vit_jax.data.prepare dedup). The first 51,200 images of the prepared order are held out for evaluation.
+Your own set: list the images with any number of labels each, and prepare the list once (docs/prepare.md). Remove
+near-duplicates of test images, as the authors did (python -m vit_jax.data.prepare dedup). Then pass data=tfds:<name>,
+num_classes= and train_images=. The first 51,200 images of the prepared order are held out for evaluation.
 
 The recipe of R50x1 to R200x3; docs/configs.md says more
-- Sigmoid cross-entropy, summed over classes, as an image may have several labels. Head bias -10, because a class is on
-  one image in 14,500 (JFT has 1.26 labels an image): the loss starts at 13; from a bias of 0 it would be at 12,700.
-- Weight decay 0.1, of kernels only, is decoupled and times the learning rate, AdamW style: at the peak a step takes
-  0.1 x 1e-3 of a kernel. Code bases that want the product want 1e-4: copied from one to the other, the number is wrong
-  by a factor of 1,000. Decaying kernels only is big_vision's default; the paper does not say, and ViT's released code
-  has no decay.
-- Warm-up over 10,000 steps, linear decay (table 3) to 0: the paper does not say where to, and the released schedule's
-  default end is 1e-5; 0 is ours.
-- Kernels of convolutions are standardised before use, so that decay cannot make what they put out smaller; it lets the
-  same learning rate turn them faster.
+- Sigmoid cross-entropy, summed over classes, because an image may have several labels. Head bias -10, because a class
+  is on one image in 14,500 (JFT has 1.26 labels an image). The loss starts at 13; with a bias of 0 it would start at
+  12,700.
+- Weight decay 0.1 of kernels only, decoupled and multiplied by the learning rate, as in AdamW: at the peak a step
+  removes 0.1 x 1e-3 of a kernel. Code bases that take the product need 1e-4; the wrong number is off by a factor of
+  1,000. Decaying kernels only is big_vision's default; the paper does not say, and ViT's released code has no decay.
+- Warm-up over 10,000 steps, then linear decay (table 3) to 0. The paper does not say to which rate; the released
+  schedule ends at 1e-5 by default; 0 is ours.
+- Kernels of convolutions are standardised before use, so decay does not shrink their outputs. It keeps the kernels
+  small, and the same learning rate then changes their direction faster.
 - No dropout (the ResNets have none), no clipping, no pre_logits: the head is one linear layer on the averaged features.
 
-model=R152x4 is BiT-L, what ViT was compared with, by BiT's own recipe (Kolesnikov et al., 2020, section 3.3)
-- SGD with momentum 0.9. Learning rate 0.03 for a batch of 256 and in proportion to the batch: 0.48 for 4,096.
+model=R152x4 is BiT-L, the paper's baseline, with BiT's own recipe (Kolesnikov et al., 2020, section 3.3)
+- SGD with momentum 0.9. Learning rate 0.03 for a batch of 256, in proportion to the batch: 0.48 for 4,096.
 - Warm-up over 5,000 steps; the learning rate is divided by 10 after 10, 23, 30 and 37 of the 40 epochs.
-- Weight decay 1e-4, added to the gradient before the momentum, the classic form: for SGD our weight_decay means that.
-  So this 1e-4 is no product of 0.1 and 1e-3, although it looks like one.
+- Weight decay 1e-4, added to the gradient before the momentum. For SGD our weight_decay always means this classic form,
+  so 1e-4 is not the product of 0.1 and 1e-3, although it looks like it.
 - Sigmoid cross-entropy: not in the paper; an author says so of ImageNet-21k (issue 26 of google-research/big_transfer).
-  Head bias -10 as above: BiT does not say what it had.
-- The 9.9k core-days are those of BiT's run, 40 epochs on a TPUv3-512, not of a row of table 3: by our formula R152x4
-  takes 13,300 exaFLOPs for that, three times ViT-H/14's 4,260.
+  Head bias -10 as above: BiT does not give its own.
+- The 9.9k core-days are those of BiT's run, 40 epochs on a TPUv3-512, not of a row of table 3. By our formula that
+  takes R152x4 13,300 exaFLOPs, three times ViT-H/14's 4,260.
 """
 
 from ml_collections import ConfigDict
@@ -61,10 +61,10 @@ LEARNING_RATE = {  # table 3
     "R101x1": 8e-4,
     "R152x1": 6e-4,
     "R152x2": 6e-4,
-    "R200x3": 6e-4,  # our guess: table 3 has no row for it, and this is that of the next smaller ones
+    "R200x3": 6e-4,  # our guess: table 3 has no row for it; R152 has this rate
     "R152x4": 0.03 * 4096 / 256,  # BiT's
 }
-EPOCHS = {  # the longest run of each in the paper; R152x2 was trained for 7, too
+EPOCHS = {  # the longest run of each in the paper; R152x2 also has one of 7
     "R50x1": 7.0,
     "R50x2": 7.0,
     "R101x1": 7.0,
@@ -74,12 +74,12 @@ EPOCHS = {  # the longest run of each in the paper; R152x2 was trained for 7, to
     "R152x4": 40.0,
 }
 OTHER_MODELS = """\
-ViTs are in configs/vit_jft.py, hybrids in configs/hybrid_jft.py. For a model that the paper did not train on JFT set
---config.model.name=<model>, and --config.optimizer.learning_rate to what suits it."""
+ViTs are in configs/vit_jft.py, hybrids in configs/hybrid_jft.py. For a model that the paper did not train on JFT, set
+--config.model.name=<model> and --config.optimizer.learning_rate."""
 HOW_TO_PREPARE = """\
 JFT-300M was never released. List your own images in a file with rows {"image": "a/1.jpg", "labels": ["cat", "sofa"]}:
     python -m vit_jax.data.prepare manifest <list>.jsonl --name=web --out=<folder>
-Set VIT_JAX_DATA=<folder>, and let the config's path be followed by
+Set VIT_JAX_DATA=<folder>, and append to the config's path
     :model=R152x2,data=tfds:web,num_classes=<classes>,train_images=<images>"""
 
 
@@ -131,7 +131,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.optimizer.end_learning_rate = 0.0
         config.optimizer.weight_decay = 0.1
 
-    # If it does not fit, or to make it faster (docs/configs.md): config.sharding, model.remat, accumulation_steps.
+    # To make it fit or run faster (docs/configs.md): config.sharding, model.remat, accumulation_steps.
     config.log_every_steps = 100
     config.evals.eval_split.every_steps = 10_000
     config.checkpoint.every_steps = 1_000

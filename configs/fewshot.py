@@ -5,19 +5,19 @@ r"""Few-shot linear accuracy of a checkpoint as it is (section 4.1; figure 4, ta
 
 Needs     weights: a released checkpoint by name (python -m vit_jax.weights list), a file, or the workdir of a run; the
           data set, prepared, or a folder of images
-Takes     a forward pass for the images that are drawn and for the test images; less than a minute for 5,000 images of
-          32 pixels on 2 CPU cores, a small ViT. ImageNet: not measured
-Reaches   in the paper, ViT-B/16 pre-trained on JFT-300M, ImageNet 5-shot: 64.2 % (table 8). Not reproduced here
+Takes     a forward pass of the drawn images and of the test images; less than a minute for a small ViT and 5,000
+          images of 32 pixels on 2 CPU cores. ImageNet: not measured
+Reaches   in the paper, 64.2 % ImageNet 5-shot with ViT-B/16 pre-trained on JFT-300M (table 8). Not reproduced here
 Arguments dataset    imagenet2012 (images are drawn from the first 65,000), cifar100, pets, flowers, tfds:<name>, or the
                      path of an image folder
           weights    as --config.weights
           resolution in pixels; by default the largest multiple of the patch size up to 224. Images are resized to a
                      square of 8/7 of it, and the centre is taken
 
-The same command with --dry_run shows weights, model and numbers of images, and measures nothing.
+The same command with --dry_run shows weights, model and numbers of images without measuring.
 
-The linear classifier is solved for in closed form, for 1, 5, 10 and 25 images per class, each drawn three times, on the
-representation before the head. docs/fewshot.md has the formulas and all options (--config.evals.fewshot.<field>).
+The linear classifier on the representation before the head has a closed form. It is solved for 1, 5, 10 and 25 images
+per class, each drawn three times. docs/fewshot.md has the formulas and all options (--config.evals.fewshot.<field>).
 """
 
 from ml_collections import ConfigDict

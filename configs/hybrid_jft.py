@@ -5,7 +5,7 @@ r"""Hybrids pre-trained on JFT-300M, or on a web-scale set of your own: the pape
     python -m vit_jax.main --workdir=runs/web \
         --config=configs/hybrid_jft.py:model=R50+ViT-B/16,data=tfds:web,num_classes=5000,train_images=40000000
 
-Needs     a web-scale set with labels, see below; JFT-300M was never released. --dry_run and the plan do without
+Needs     a web-scale set with labels, see below; JFT-300M was never released. --dry_run and the plan need no data
 Takes     not measured; the plan computes it
 Reaches   fine-tuned at 384, on ImageNet and CIFAR-100 (table 6). Not reproduced here
               R50+ViT-B/32    7 epochs   84.90 %   92.24 %
@@ -13,29 +13,29 @@ Reaches   fine-tuned at 384, on ImageNet and CIFAR-100 (table 6). Not reproduced
               R50+ViT-L/32    7 epochs   85.68 %   92.93 %
               R50+ViT-L/16    7 epochs   86.60 %   93.64 %
               R50+ViT-L/16   14 epochs   87.12 %   93.89 %
-Arguments model and epochs (as above), pool=cls (or gap), data, num_classes, train_images (of the set, checked to 1 %)
+Arguments model and epochs (as above), pool=cls (or gap), data, num_classes, train_images (checked to 1 %)
 
-The patches of these ViTs are 1x1, of the feature map of a ResNet-50 (section 3.1); the paper writes R50x1+ViT-B/32.
-The number after the slash is the total down-sampling. /32: the whole ResNet, 7x7 patches; /16: its last stage's units
-moved into the third, 14x14 patches. ResNet and Transformer are trained together, from scratch.
+These ViTs take 1x1 patches of the feature map of a ResNet-50 (section 3.1); the paper writes R50x1+ViT-B/32. The number
+after the slash is the total down-sampling. /32 has the whole ResNet and 7x7 patches; /16 has the last stage's units
+moved into the third, and 14x14 patches. ResNet and Transformer are trained together, from scratch.
 
-Your own set: list images and labels, any number of labels each, and prepare the list once (docs/prepare.md); then pass
-data=tfds:<name>, num_classes= and train_images=. Take near-duplicates of test images out first, as the authors did
-(python -m vit_jax.data.prepare dedup). The first 51,200 images of the prepared order are held out for evaluation.
+Your own set: list the images with any number of labels each, and prepare the list once (docs/prepare.md). Remove
+near-duplicates of test images, as the authors did (python -m vit_jax.data.prepare dedup). Then pass data=tfds:<name>,
+num_classes= and train_images=. The first 51,200 images of the prepared order are held out for evaluation.
 
 The recipe; docs/configs.md says more
-- Sigmoid cross-entropy, summed over classes, as an image may have several labels. Head bias -10, because a class is on
-  one image in 14,500 (JFT has 1.26 labels an image): the loss starts at 13; from a bias of 0 it would be at 12,700.
-- Weight decay 0.1, of kernels only, is decoupled and times the learning rate, AdamW style: at the peak a step takes
-  0.1 x 8e-4 of a kernel. Code bases that want the product want 8e-5: copied from one to the other, the number is wrong
-  by a factor of 1,250. Decaying kernels only is big_vision's default; the paper does not say, and ViT's released code
-  has no decay.
-- Warm-up over 10,000 steps, linear decay (table 3) to 0: the paper does not say where to, and the released schedule's
-  default end is 1e-5; 0 is ours.
+- Sigmoid cross-entropy, summed over classes, because an image may have several labels. Head bias -10, because a class
+  is on one image in 14,500 (JFT has 1.26 labels an image). The loss starts at 13; with a bias of 0 it would start at
+  12,700.
+- Weight decay 0.1 of kernels only, decoupled and multiplied by the learning rate, as in AdamW: at the peak a step
+  removes 0.1 x 8e-4 of a kernel. Code bases that take the product need 8e-5; the wrong number is off by a factor of
+  1,250. Decaying kernels only is big_vision's default; the paper does not say, and ViT's released code has no decay.
+- Warm-up over 10,000 steps, then linear decay (table 3) to 0. The paper does not say to which rate; the released
+  schedule ends at 1e-5 by default; 0 is ours.
 - No dropout, no clipping, pre_logits: as in vit_jft.py. Appendix B.1 says that hybrids have the setup of their ViTs,
   but table 3 gives R50+ViT-L/32 a third of L/32's learning rate. We follow the table.
-- pool=gap averages the tokens instead of the class token (D.3), at 3/8 of the learning rate: figure 9 has 3e-4 and
-  8e-4, on JFT. That other rates keep the proportion is our assumption.
+- pool=gap averages the tokens instead of using a class token (D.3), at 3/8 of the learning rate: figure 9 has 3e-4 and
+  8e-4 on JFT. We assume that other rates keep this proportion.
 """
 
 from ml_collections import ConfigDict
@@ -50,19 +50,19 @@ LEARNING_RATE = {  # table 3
     "R50+ViT-L/32": 2e-4,
     "R50+ViT-L/16": 4e-4,
 }
-EPOCHS = {  # the longest run of each in the paper; R50+ViT-L/16 was trained for 7, too
+EPOCHS = {  # the longest run of each in the paper; R50+ViT-L/16 also has one of 7
     "R50+ViT-B/32": 7.0,
     "R50+ViT-B/16": 7.0,
     "R50+ViT-L/32": 7.0,
     "R50+ViT-L/16": 14.0,
 }
 OTHER_MODELS = """\
-ViTs are in configs/vit_jft.py, ResNets in configs/bit_jft.py. For a model that the paper did not train on JFT set
---config.model.name=<model>, and --config.optimizer.learning_rate to what suits it."""
+ViTs are in configs/vit_jft.py, ResNets in configs/bit_jft.py. For a model that the paper did not train on JFT, set
+--config.model.name=<model> and --config.optimizer.learning_rate."""
 HOW_TO_PREPARE = """\
 JFT-300M was never released. List your own images in a file with rows {"image": "a/1.jpg", "labels": ["cat", "sofa"]}:
     python -m vit_jax.data.prepare manifest <list>.jsonl --name=web --out=<folder>
-Set VIT_JAX_DATA=<folder>, and let the config's path be followed by
+Set VIT_JAX_DATA=<folder>, and append to the config's path
     :model=R50+ViT-L/16,data=tfds:web,num_classes=<classes>,train_images=<images>"""
 
 
@@ -114,7 +114,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.optimizer.weight_decay = 0.1
     config.optimizer.clip_norm = None
 
-    # If it does not fit, or to make it faster (docs/configs.md): config.sharding, model.remat, accumulation_steps.
+    # To make it fit or run faster (docs/configs.md): config.sharding, model.remat, accumulation_steps.
     config.log_every_steps = 100
     config.evals.eval_split.every_steps = 10_000
     config.checkpoint.every_steps = 1_000

@@ -2,10 +2,10 @@ r"""Quickstart: a small ViT on handwritten digits, in a minute on two CPU cores.
 
     python -m vit_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Needs     nothing: scikit-learn brings the 1,797 images along (8x8 pixels, 1,437 to train on, 360 to test on)
+Needs     nothing: scikit-learn includes the 1,797 images (8x8 pixels, 1,437 for training, 360 for testing)
 Takes     73 to 83 s on 2 CPU cores
 Reaches   about 98 % test accuracy
-Leaves    runs/quickstart/summary.md, curves.png, checkpoints/, best/, metrics.jsonl, tensorboard/
+Writes    runs/quickstart/summary.md, curves.png, checkpoints/, best/, metrics.jsonl, tensorboard/
 """
 
 from ml_collections import ConfigDict

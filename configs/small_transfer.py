@@ -1,10 +1,10 @@
-r"""Transfer in the small: pre-train on five classes of CIFAR-10, fine-tune on some images of the other five.
+r"""A small transfer study: pre-train on five classes of CIFAR-10, fine-tune on some images of the other five.
 
     python -m vit_jax.main --config=configs/small_transfer.py:stage=pretrain --workdir=runs/upstream
     python -m vit_jax.main --config=configs/small_transfer.py:weights=runs/upstream,resolution=48 --workdir=runs/down
     python benchmarks/small_transfer.py --data=cifar10.zip --out=runs/small_transfer      # all of docs/results.md
 
-Needs     upstream.zip and downstream.zip in $VIT_JAX_DATA, as benchmarks/small_transfer.py makes them of CIFAR-10
+Needs     upstream.zip and downstream.zip in $VIT_JAX_DATA, which benchmarks/small_transfer.py makes from CIFAR-10
 Takes     1 to 13 minutes a run on 2 CPU cores
 Reaches   see docs/results.md
 Arguments stage      pretrain or finetune (the default)
@@ -46,7 +46,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.model.pool = argument.pool
     else:
         config.model.name = "R26x1"
-        config.model.stages = (2, 2, 2)  # a fourth would be left with one position
+        config.model.stages = (2, 2, 2)  # a fourth stage would have one position
     config.model.num_classes = 5
     config.data.image_size = argument.resolution
     config.data.crop_min_area = 0.5
@@ -55,7 +55,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.log_every_steps = 20
     config.checkpoint.keep = 1
     config.checkpoint.keep_best = False
-    config.data.how_to_prepare = "benchmarks/small_transfer.py makes it of CIFAR-10; set VIT_JAX_DATA to where it is."
+    config.data.how_to_prepare = "benchmarks/small_transfer.py makes it from CIFAR-10. Set VIT_JAX_DATA to its folder."
 
     if argument.stage == "pretrain":
         config.data.dataset = "upstream.zip"

@@ -6,39 +6,39 @@ r"""Fine-tuning on ImageNet, CIFAR, Pets, Flowers, any TFDS set or a folder of y
         dataset=/path/to/folder,resolution=224,batch=32,steps=200,dtype=float32
 
 Needs     weights: a released checkpoint by name (python -m vit_jax.weights list), a file, or the workdir of a run; the
-          data set, or <class>/<image> or {train,test}/<class>/<image> in a folder. An accelerator, or patience: the
+          data set, or <class>/<image> or {train,test}/<class>/<image> in a folder. An accelerator; only the
           third command is for a laptop (docs/fine_tuning.md walks through it)
 Takes     not measured on an accelerator
 Reaches   in the paper, pre-trained on ImageNet-21k, mean of three runs at 384 (table 5): ViT-B/16 CIFAR-10 98.95 %,
           CIFAR-100 91.67 %, ImageNet 83.97 %, Pets 94.43 %, Flowers 99.38 %. Not reproduced here
 Arguments dataset    imagenet2012, cifar10, cifar100, pets, flowers, tfds:<name>, or the path of a folder or zip file
-          train,test names of its splits, where they are not called so. A validation split chooses the learning rate
+          train,test names of its splits, if they are not train and test. A validation split chooses the learning rate
           weights    as --config.weights; none: from scratch
-          model      where the weights do not tell it
-          resolution in pixels; the paper: 384, and for table 2's ImageNet 512 (L/16) or 518 (H/14), with
+          model      needed only if it does not follow from the weights
+          resolution in pixels. The paper has 384, and for table 2's ImageNet 512 (L/16) or 518 (H/14), with
                      --config.polyak_decay=0.9999. By default the largest multiple of the patch size up to 384: 378 for
                      patches of 14 pixels, which is what the released code's convolution sees of 384
           dropout    of the Transformer; by default as the weights: 0.1 for the ViT paper's checkpoints, hybrids too
                      (released README); a run's own, if they are its workdir; 0 for AugReg, SAM, GSAM, BiT
                      and weights of unknown origin. --dry_run says which, and why
-          stage      final (the default): train on all training images and evaluate on the test set; choose: hold a part
-                     of them out to choose the learning rate on. The second command does both: it tries table 4's
+          stage      final (the default): train on all training images and evaluate on the test set. choose: hold out
+                     a part of them to choose the learning rate. The second command does both: it tries table 4's
                      learning rates, then trains three times with the best
           rule       vit (a run's default): table 4. bit: BiT-HyperRule, with mixup and other crops, which the paper
-                     tries for ResNets as well. By default a sweep of a ResNet or a hybrid tries both, and the better
-                     one counts; its tables say which. rule=vit and rule=bit keep it to one
+                     also tries for ResNets. By default a sweep of a ResNet or a hybrid tries both and uses the
+                     better one; its tables say which. rule=vit and rule=bit restrict it to one
           bit_size   of rule=bit. paper (the default): resize to 448, crop 384; R152x4 512 and 480 (BiT paper).
                      released: 512 and 480 for all (BiT's released code). Images under 96x96 pixels: 160 and 128 in both
           batch, steps, dtype   512; table 4's, or by the size of the data set; bfloat16
 
-The recipe, and who says so
+The recipe, by source
 - Paper (table 4, sections 3.2 and B.1.1): SGD with momentum 0.9, batch 512, cosine decay, no weight decay, clipping at
-  norm 1, the steps and learning rates of each task. The head is replaced by one of zeros, position embeddings are
+  norm 1, the steps and learning rates of each task. A head of zeros replaces the old one, and position embeddings are
   interpolated to the resolution.
 - Released code: dropout as above; momentum kept in bfloat16; warm-up over 500 steps; Inception crop and flip; the
   whole image resized to a square at evaluation.
-- Ours: warm-up over 100 steps where a run has only 500 (Pets, Flowers), as BiT does; steps of other data sets by their
-  size, as BiT does; the last parameters count, and none is chosen on the test set.
+- Ours: warm-up over 100 steps if a run has only 500 (Pets, Flowers), as in BiT; steps of other data sets by their size,
+  as in BiT. The last parameters count; nothing is chosen on the test set.
 """
 
 import pathlib

@@ -15,24 +15,23 @@ Reaches   ImageNet at 224 without fine-tuning (answer), and fine-tuned at 384 (t
 Arguments model, epochs=300, pool=cls (or gap), data=tfds:imagenet2012 (or a folder of train/ and val/,
           with --config.data.eval_split=val)
 
-ImageNet is small for a ViT, and the larger the ViT the more so: L does worse than B, in spite of strong regularisation,
-which is ten times the weight decay of ImageNet-21k beside dropout (section 4.3, appendix B.1).
+ImageNet is small for a ViT, especially for a large one. L does worse than B despite strong regularisation: dropout, and
+ten times the weight decay of ImageNet-21k (section 4.3, appendix B.1).
 
-The recipe; docs/configs.md says more. (answer): not in the paper, but said by its authors
+The recipe; docs/configs.md says more. (answer): not in the paper; its authors said so
 - Sigmoid cross-entropy, summed over classes, and head bias -6.9 (both answers): a class is on one image in 1,000, and
-  log(1 / 1,000) is -6.9. The loss starts at 8; from a bias of 0 it would be at 693.
-- Weight decay 0.3, of kernels only, is decoupled and times the learning rate, AdamW style: at the peak a step takes
-  0.3 x 3e-3 of a kernel. Code bases that want the product want 9e-4: copied from one to the other, the number is wrong
-  by a factor of 330. Decaying kernels only is big_vision's default; the paper does not say, and ViT's released code has
-  no decay.
+  log(1 / 1,000) is -6.9. The loss starts at 8; with a bias of 0 it would start at 693.
+- Weight decay 0.3 of kernels only, decoupled and multiplied by the learning rate, as in AdamW: at the peak a step
+  removes 0.3 x 3e-3 of a kernel. Code bases that take the product need 9e-4; the wrong number is off by a factor of
+  330. Decaying kernels only is big_vision's default; the paper does not say, and ViT's released code has no decay.
 - Warm-up over 10,000 steps, which are 32 of the 300 epochs, then cosine decay to 0.
-- Clipping at a global norm of 1: "beneficial" on ImageNet, says appendix B.1.
-- Dropout 0.1 after every dense layer but those of query, key and value, and after the position embeddings.
-- The head's hidden tanh layer (pre_logits) is there at pre-training only.
-- pool=gap averages the tokens instead of the class token (D.3), at 3/8 of the learning rate: figure 9 has 3e-4 and
-  8e-4, on JFT. That other rates keep the proportion is our assumption.
+- Clipping at a global norm of 1: appendix B.1 calls it "beneficial" on ImageNet.
+- Dropout 0.1 after every dense layer except query, key and value, and after the position embeddings.
+- The head has a hidden tanh layer (pre_logits) only at pre-training.
+- pool=gap averages the tokens instead of using a class token (D.3), at 3/8 of the learning rate: figure 9 has 3e-4 and
+  8e-4 on JFT. We assume that other rates keep this proportion.
 
-To choose hyper-parameters do not look at the validation split, but hold out a part of the other:
+Do not choose hyper-parameters on the validation split; hold out a part of the training split:
 --config.data.train_split='train[:99%]' --config.data.eval_split='train[99%:]' --config.data.expected_train_images=None
 """
 
@@ -92,7 +91,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.optimizer.weight_decay = 0.3
     config.optimizer.clip_norm = 1.0
 
-    # If it does not fit, or to make it faster (docs/configs.md): config.sharding, model.remat, accumulation_steps.
+    # To make it fit or run faster (docs/configs.md): config.sharding, model.remat, accumulation_steps.
     config.log_every_steps = 100
     config.evals.eval_split.every_steps = 5_000
     config.checkpoint.every_steps = 1_000

@@ -13,21 +13,20 @@ Arguments epochs=90 (the paper has 30, too), data=tfds:imagenet21k
 
 It is configs/vit_i21k.py:model=ViT-L/16, written out; that page has the other ViTs.
 
-An image of several classes keeps all their labels here. The authors' answers differ on whether their copy keeps all or
-one of them (issues 28 and 237 of google-research/vision_transformer). Held out are the first 51,200 images of
-the prepared order, as in the released configs: test full[:25600], val full[25600:51200].
+An image of several classes keeps all its labels here. The authors' answers differ on whether their copy keeps all
+labels or one (issues 28 and 237 of google-research/vision_transformer). The first 51,200 images of the prepared order
+are held out, as in the released configs: test full[:25600], val full[25600:51200].
 
-The recipe; docs/configs.md says more. (answer): not in the paper, but said by its authors about the released models
-- Sigmoid cross-entropy, summed over classes, as an image may have several labels. Head bias -10 (both answers), because
-  a class is on one image in 21,843: the loss starts at 11; from a bias of 0 it would be at 15,100.
-- Weight decay 0.03, of kernels only, is decoupled and times the learning rate, AdamW style: at the peak a step takes
-  0.03 x 1e-3 of a kernel. Code bases that want the product want 3e-5: copied from one to the other, the number is wrong
-  by a factor of 1,000. Decaying kernels only is big_vision's default; the paper does not say, and ViT's released code
-  has no decay.
+The recipe; docs/configs.md says more. (answer): not in the paper; the authors said so of the released models
+- Sigmoid cross-entropy, summed over classes, because an image may have several labels. Head bias -10 (both answers),
+  because a class is on one image in 21,843. The loss starts at 11; with a bias of 0 it would start at 15,100.
+- Weight decay 0.03 of kernels only, decoupled and multiplied by the learning rate, as in AdamW: at the peak a step
+  removes 0.03 x 1e-3 of a kernel. Code bases that take the product need 3e-5; the wrong number is off by a factor of
+  1,000. Decaying kernels only is big_vision's default; the paper does not say, and ViT's released code has no decay.
 - Warm-up over 10,000 steps, linear decay to 1e-5 (answer). Clipping at a global norm of 1 is AugReg's, on the same
-  data; the paper clips on ImageNet, and of ImageNet-21k it says nothing.
-- Dropout 0.1 after every dense layer but those of query, key and value, and after the position embeddings.
-- The head's hidden tanh layer (pre_logits) is there at pre-training only.
+  data. The paper clips on ImageNet and does not mention clipping on ImageNet-21k.
+- Dropout 0.1 after every dense layer except query, key and value, and after the position embeddings.
+- The head has a hidden tanh layer (pre_logits) only at pre-training.
 """
 
 from ml_collections import ConfigDict
@@ -79,7 +78,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.optimizer.weight_decay = 0.03
     config.optimizer.clip_norm = 1.0
 
-    # If it does not fit, or to make it faster (docs/configs.md): config.sharding, model.remat, accumulation_steps.
+    # To make it fit or run faster (docs/configs.md): config.sharding, model.remat, accumulation_steps.
     config.log_every_steps = 100
     config.evals.eval_split.every_steps = 10_000
     config.checkpoint.every_steps = 1_000

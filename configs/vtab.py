@@ -8,26 +8,26 @@ Needs     weights: a released checkpoint by name (python -m vit_jax.weights list
           task's data set (python -m vit_jax.data.vtab list; docs/vtab.md says how to get each); an accelerator
 Takes     not measured. A task is 2,500 steps of 512 images, 1.28 million images at 384 pixels, and its test set, of 711
           (KITTI) to 73,728 (dSprites) images; the third command does 19 tasks with three seeds each
-Reaches   not run here: no data set of VTAB is at hand. The paper's means over the 19 tasks (table 2): ViT-L/16 I21k
+Reaches   not run here: we have no data set of VTAB. The paper's means over the 19 tasks (table 2): ViT-L/16 I21k
           72.72 %, ViT-L/16 JFT 76.28 %, ViT-H/14 JFT 77.63 %; by task: table 9
 Arguments task       of the table in docs/vtab.md
           weights    as --config.weights; none: from scratch
-          model      where the weights do not tell it
-          resolution in pixels; the paper: 384 for all tasks. By default the largest multiple of the patch size up to
+          model      needed only if it does not follow from the weights
+          resolution in pixels. The paper has 384 for all tasks. By default the largest multiple of the patch size up to
                      384: 378 for patches of 14 pixels, which is what the released code's convolution sees of 384
           dropout    of the Transformer; by default as the weights: 0.1 for the ViT paper's checkpoints, hybrids too
-                     (released README; of VTAB nobody says); a run's own, if they are its workdir; 0 for AugReg, SAM,
+                     (released README; no source for VTAB); a run's own, if they are its workdir; 0 for AugReg, SAM,
                      GSAM, BiT and weights of unknown origin. --dry_run says which, and why
-          stage      final (the default): train on the 1,000 examples and evaluate on the test set; choose: train on 800
+          stage      final (the default): train on the 1,000 examples and evaluate on the test set. choose: train on 800
                      of them and evaluate on the other 200
 
-The third command gives the means over groups and over all tasks. It chooses nothing, because table 4 has one setting
+The third command reports the means over groups and over all tasks. It chooses nothing, because table 4 has one setting
 for all tasks. To choose a learning rate for each task on its 200 examples, add
 --grid=optimizer.learning_rate=0.001,0.003,0.01,0.03
 
-Images are resized to 448 (7/6 of another resolution), a square of 384 is cut out at random, and half of them are
-mirrored, where a task's label bears it: appendix F of BiT, whose pre-processing the paper follows. At evaluation the
-whole image is resized to 384. Warm-up and momentum in bfloat16 are the released code's, all else is table 4's.
+Images are resized to 448 (7/6 of another resolution), and a random square of 384 is cut out. Half of them are mirrored
+if that keeps the task's labels. This is appendix F of BiT, whose pre-processing the paper follows. At evaluation the
+whole image is resized to 384. Warm-up and momentum in bfloat16 are the released code's; all else is table 4's.
 """
 
 from ml_collections import ConfigDict

@@ -1,17 +1,17 @@
-r"""Runs a command as several processes of one run on this machine, which find each other over loopback.
+r"""Runs a command as several processes of one run on this machine. They find each other over loopback.
 
     python launch/local.py --num_processes=2 --devices_per_process=4 -- \
         python -m vit_jax.main --config=configs/quickstart.py --workdir=/tmp/quickstart
 
 It shows on a laptop what a pod does: start-up, saving together, the loss of a process, a restart. Each line of output
-starts with the number of the process. SIGTERM and Ctrl-C are passed on to all. When a process fails, the others have
---grace_seconds to find out and to end by themselves; then they are killed. What a process that has ended leaves behind,
-such as workers that read data, is killed when all have ended. With --max_restarts=N all are started again,
-at most N times, unless they ended with 0 (done) or 1 (an error that the same command would meet again).
+starts with the number of its process. SIGTERM and Ctrl-C go to all processes. When a process fails, the others have
+--grace_seconds to notice and to end; then they are killed. When all have ended, their remaining children, such as data
+workers, are killed. With --max_restarts=N all are restarted, at most N times, unless they exited with 0 (done) or 1 (an
+error that the same command would repeat).
 
-The exit status is 0 if all ended with 0; 1 if one ended with 1; otherwise that of the process that failed first.
+The exit status is 0 if all exited with 0; 1 if one exited with 1; otherwise that of the process that failed first.
 
-Needs nothing but Python.
+Needs only Python.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class Launcher:
     """Starts the processes, passes signals on, and ends all when one fails."""
 
     def __init__(self, command: list[str], num_processes: int, devices_per_process: int | None, grace_seconds: float):
-        """Makes one; see the page's head."""
+        """Installs handlers that pass signals on."""
         self._command, self._num_processes = command, num_processes
         self._devices, self._grace = devices_per_process, grace_seconds
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -47,7 +47,7 @@ class Launcher:
         self._processes = []
         printers = []
         for process_id in range(self._num_processes):
-            # In a session of its own, so that Ctrl-C reaches it once, through us.
+            # Its own session, so that Ctrl-C reaches it only once, through us.
             process = subprocess.Popen(  # noqa: S603 - the user's own command
                 self._command,
                 env=self._environment(address, token, process_id),
@@ -59,7 +59,7 @@ class Launcher:
             printers.append(threading.Thread(target=_print_lines, args=(process_id, process.stdout)))
             printers[-1].start()
         first_failure = self._wait()
-        # Workers of a process that was killed live on, and keep its output open.
+        # Workers of a killed process survive it and keep its output open.
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -111,7 +111,7 @@ def _print_lines(process_id: int, output: IO[bytes]) -> None:
 
 
 def _status(returncode: int) -> int:
-    """As a shell gives it: 128 + n after signal n."""
+    """Returns the status as a shell does: 128 + n after signal n."""
     return 128 - returncode if returncode < 0 else returncode
 
 

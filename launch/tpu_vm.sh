@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice: books it, installs this commit on all its hosts, runs the same command on each of them,
-# and books it again when it is taken away, until the run is done.
+# Trains on a Cloud TPU slice: books it, installs this commit on all its hosts, and runs the same command on each. When
+# the slice is preempted, it books it again, until the run is done.
 #
 #   export TPU_NAME=vit-l16 TPU_ZONE=europe-west4-a TPU_TYPE=v3-32
 #   launch/tpu_vm.sh run --config=configs/vit_l16_i21k.py --workdir=gs://bucket/runs/l16
 #   launch/tpu_vm.sh logs                # of host 0; logs 3: of host 3; logs 3 1: of host 3 of slice 1
 #   launch/tpu_vm.sh stop                # SIGTERM: all hosts save, then end
-#   launch/tpu_vm.sh delete              # nothing costs any more
+#   launch/tpu_vm.sh delete              # ends all cost
 #
-# `run` is `create`, `install`, `start …` and `wait …`, which can be called one by one. The run goes on when `wait`
-# is broken off, and `wait …` can be called again at any time.
+# `run` does `create`, `install`, `start …` and `wait …`, which you can also call one by one. If you interrupt `wait`,
+# the run continues, and you can call `wait …` again at any time.
 #
-# What fails is tried again after a pause; after MAX_FAILURES failures in a row the status is 1, and what was booked
-# stays booked.
+# A failed step is retried after a pause. After MAX_FAILURES failures in a row the script exits with 1, and the booked
+# slice stays booked.
 #
 # Needs gcloud, logged in, with a project that has quota for the type; `ssh-add ~/.ssh/google_compute_engine` once. The
 # service account needs the bucket (docs/storage.md). Optional:
@@ -20,15 +20,15 @@
 #   TPU_VERSION   image of the hosts (v2 to v4: tpu-ubuntu2204-base, the default; v5e: v2-alpha-tpuv5-lite;
 #                 v5p: v2-alpha-tpuv5; v6e: v2-alpha-tpuv6e)
 #   TPU_OPTIONS   more flags of `gcloud compute tpus queued-resources create` (default --spot; --reserved …)
-#   POLL_SECONDS  between two looks at the run, and before another try (60)
+#   POLL_SECONDS  between two checks of the run, and before a retry (60)
 #   MAX_FAILURES  of booking, deleting, installing or starting in a row (10)
-# shellcheck disable=SC2016 # what is in single quotes is read on the hosts
+# shellcheck disable=SC2016 # the hosts expand what is in single quotes
 set -euo pipefail
 
 : "${TPU_NAME:?export TPU_NAME, such as vit-l16}"
 : "${TPU_ZONE:?export TPU_ZONE, such as europe-west4-a}"
 options=("--zone=$TPU_ZONE")
-nodes=("$TPU_NAME") # what is booked as a queued resource has a node a slice
+nodes=("$TPU_NAME") # a queued resource has one node per slice
 as_nodes=("--node-id=$TPU_NAME")
 if [ "${TPU_SLICES:-1}" -gt 1 ]; then
   nodes=()
@@ -45,7 +45,7 @@ say() { echo "tpu_vm: $*" >&2; }
 
 state() { # ACTIVE, WAITING_FOR_RESOURCES, …; NOT_FOUND if it is not booked; UNKNOWN if gcloud could not tell
   local answer
-  # Standard error is kept apart: warnings go there as well.
+  # Standard error is separate because it may have warnings.
   if answer=$(gcloud compute tpus queued-resources describe "$TPU_NAME" "${options[@]}" \
     --format='value(state.state)' 2>"$errors"); then
     echo "${answer:-UNKNOWN}"
@@ -58,12 +58,12 @@ state() { # ACTIVE, WAITING_FOR_RESOURCES, …; NOT_FOUND if it is not booked; U
 }
 
 failures=0
-failed() { # what; counts, and gives up when it is one too many
+failed() { # what; counts failures and gives up after too many
   failures=$((failures + 1))
   say "$1 failed, $failures of ${MAX_FAILURES:-10} times in a row"
   if [ "$failures" -ge "${MAX_FAILURES:-10}" ]; then
     say "giving up. What is booked costs until \`launch/tpu_vm.sh delete\`"
-    exit 1 # as after an error that the same command would meet again
+    exit 1 # as after an error that the same command would repeat
   fi
 }
 
@@ -78,9 +78,9 @@ on_all_hosts() { # command
   for slice in "${!nodes[@]}"; do on_host all "$slice" "$1" || return; done
 }
 
-# `set -e` is off in a function that is called before `&&` or `||`: each of these ends at its first failure by itself.
+# `set -e` is off in a function that is called before `&&` or `||`, so each of these returns at its first failure.
 
-create() { # books the slice and waits until it is there
+create() { # books the slice and waits until it is ready
   local now more
   : "${TPU_TYPE:?export TPU_TYPE, such as v3-32}"
   read -r -a more <<<"${TPU_OPTIONS---spot}"
@@ -117,10 +117,10 @@ install() { # copies this commit to all hosts; the hosts' own Python is too old
       python3 -m uv pip install --quiet --python venv/bin/python -e "vit_jax[tpu,gcs]"'
 }
 
-start() { # starts the run on all hosts, where it goes on without us; what is left of one there is stopped before
+start() { # stops what is left of an earlier run, then starts the run on all hosts, in the background
   local arguments token
   arguments=$(printf ' %q' "$@")
-  token=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n') # by which the processes know each other
+  token=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n') # the secret that the processes of the run share
   on_all_hosts 'old=$(cat run.pid 2>/dev/null || true)
     if [ -n "$old" ] && kill -TERM "$old" 2>/dev/null; then while kill -0 "$old" 2>/dev/null; do sleep 1; done; fi
     rm -f run.pid run.status' &&
@@ -130,18 +130,18 @@ start() { # starts the run on all hosts, where it goes on without us; what is le
     until [ -s ../run.pid ]; do sleep 0.1; done"
 }
 
-watch() { # what is to be done first (install, start or nothing), arguments; waits for the run, ends with its status
+watch() { # the first step (install, start or nothing), arguments; waits for the run, returns its status
   local to_do=$1 status
   shift
   while true; do
     case $(state) in
-      UNKNOWN) [ -z "$to_do" ] || failed "looking at $TPU_NAME" ;; # a run that was started goes on meanwhile
+      UNKNOWN) [ -z "$to_do" ] || failed "looking at $TPU_NAME" ;; # a started run continues meanwhile
       ACTIVE)
         if [ "$to_do" = install ]; then { install && to_do=start; } || failed installing; fi
         if [ "$to_do" = start ]; then { start "$@" && to_do=""; } || failed starting; fi
         if [ -z "$to_do" ]; then
           failures=0
-          # A host that was rebooted knows nothing of its run.
+          # A rebooted host has lost its run.
           status=$(on_host 0 0 'cat run.status 2>/dev/null || kill -0 "$(cat run.pid)" 2>/dev/null || echo gone' || true)
           case $status in
             gone) say "the run is gone, starting it again" && to_do=start && continue ;;
@@ -149,7 +149,7 @@ watch() { # what is to be done first (install, start or nothing), arguments; wai
           esac
         fi
         ;;
-      *) # taken away, or on its way
+      *) # preempted, or not ready yet
         create
         to_do=install
         continue
