@@ -16,8 +16,9 @@ from PIL import Image
 from tests.data.test_image_headers import exif_of, with_exif
 from tests.data.test_prepare import WNIDS, add, examples, jpeg
 from vit_jax.data import transforms
-from vit_jax.data.prepare import archives, dedup
+from vit_jax.data.prepare import archives
 from vit_jax.data.prepare.__main__ import main
+from vit_jax.data.prepare.near_duplicates import find_pairs, hash_image
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 
@@ -191,7 +192,7 @@ def test_a_photo_and_its_upright_copy_are_near_duplicates(orientation):
     stored = photo(3, orientation)
     upright = io.BytesIO()
     Image.fromarray(transforms.decode(stored, exif_orientation=True)).save(upright, "PNG")
-    found = dedup.find_pairs(dedup.hash_image(stored)[None], dedup.hash_image(upright.getvalue())[None])
+    found = find_pairs(hash_image(stored)[None], hash_image(upright.getvalue())[None])
     assert len(found[0]) == 1
 
 
@@ -202,7 +203,7 @@ def test_what_decode_refuses_is_not_hashed():
     )
     for content in (eps, bomb + struct.pack(">I", 2**32 - 1) + b"tEXt", b"II*\0" + bytes(50)):
         with pytest.raises((UserError, OSError)):
-            dedup.hash_image(content)
+            hash_image(content)
 
 
 # ---- Tar archives.
