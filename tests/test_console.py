@@ -14,6 +14,7 @@ from vit_jax.console import (
     format_bytes,
     format_table,
     print_any_text,
+    run_command,
     show_name,
     show_names,
 )
@@ -185,3 +186,13 @@ def test_in_a_dumb_terminal_and_in_a_second_process_there_is_no_bar():
         == run_in_terminal(BAR, TERM="dumb")
         == "a line of the log\r\na line on stderr\r\nend\r\n"
     )
+
+
+def test_ctrl_c_ends_a_command_with_one_line_and_status_130(capsys):
+    def main(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"

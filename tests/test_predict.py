@@ -118,12 +118,12 @@ def test_what_is_left_out_of_a_folder_is_told(weights_file, folder, capsys, monk
     (folder / "Thumbs.db").write_bytes(b"")
     assert run(f"--weights={weights_file}", folder) == 0
     errors = capsys.readouterr().err
-    assert f"left out 1 of other kinds than images: '{folder}/notes.txt'" in errors
+    assert f"skipped 1 files that are not images: '{folder}/notes.txt'" in errors
     assert "Thumbs" not in errors
     (folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     assert run(f"--weights={weights_file}", folder) == 1
     errors = capsys.readouterr().err
-    assert f"cannot read {folder}/IMG_1.HEIC: .HEIC is not decoded; convert it" in errors
+    assert f"cannot read {folder}/IMG_1.HEIC: .HEIC is not supported; convert it" in errors
     assert "1 of 6 images could not be read" in errors
 
     def walk(top, onerror):

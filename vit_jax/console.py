@@ -98,13 +98,16 @@ def print_any_text() -> None:
 def run_command(main: Callable[[list[str]], object]) -> NoReturn:
     """Runs a command with the arguments of this process, and exits with its status.
 
-    A reader of stdout that goes away early (`| head`) is no error: it has what it wanted.
+    Ctrl-C is one line and exit status 130. A reader of stdout that stops early (`| head`) is not an error.
     """
     try:
         try:
             status = main(sys.argv[1:])
         except SystemExit as end:
             status = end.code
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            status = 130
         sys.stdout.flush()
     except BrokenPipeError:
         if not lost_reader():  # another pipe, such as a worker's

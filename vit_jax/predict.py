@@ -1,11 +1,11 @@
-"""Tells what images show, by any weights.
+"""Predicts the classes of images with any weights.
 
     python -m vit_jax.predict --weights=augreg_b16_i21k_in1k_384 cat.jpg holidays/ 'more/*.png'
     python -m vit_jax.predict --weights=runs/quickstart --json digits/ > predictions.jsonl
 
-The images may be files, folders (searched with all that is in them) and patterns. Without --json each gets a few lines,
-the likeliest class first; with it a line of JSON: {"image": ..., "predictions": [{"label", "name", "probability"}]}.
-Images that cannot be read are told and left out; then the exit status is 1.
+Images are files, folders (searched recursively) or patterns. Each gets a few lines, the likeliest class first, or with
+--json one line of JSON: {"image": ..., "predictions": [{"label", "name", "probability"}]}. Unreadable images are
+reported and skipped; the exit status is then 1.
 """
 
 import argparse
@@ -33,15 +33,15 @@ PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
 
 class Predictor:
-    """A model that predicts; compiles once for all batches.
+    """A model that predicts, compiled once for all batches.
 
         predictor = Predictor("augreg_b16_i21k_in1k_384")
         probabilities = predictor(predictor.preprocessing(image)[None])
 
     Attributes:
       weights: of the model.
-      preprocessing: from an image to the model's input.
-      batch_size: images at once, a multiple of the number of devices.
+      preprocessing: maps an image to the model's input.
+      batch_size: images per batch, a multiple of the number of devices.
       probabilities: "softmax" or "sigmoid".
     """
 
@@ -57,12 +57,12 @@ class Predictor:
         """Places the parameters on all devices.
 
         Args:
-          weights: from `vit_jax.weights.load`, or the name, path or address that it takes.
-          batch_size: images at once; rounded up to a multiple of the number of devices.
+          weights: from `vit_jax.weights.load`, or its argument: a name, path or address.
+          batch_size: images per batch; rounded up to a multiple of the number of devices.
           image_size: side of the square input, in pixels; position embeddings are interpolated. None: the weights' own.
           dtype: of the computation; "bfloat16" is faster on accelerators.
-          probabilities: "softmax", or "sigmoid" for heads whose classes do not exclude one another; None: as the
-            weights say (the loss of the run), or else softmax.
+          probabilities: "softmax", or "sigmoid" for heads with independent classes; None: as the weights say (the loss
+            of the run), or else softmax.
 
         Raises:
           UserError: the weights have no head, or do not fit the image size.
@@ -72,13 +72,13 @@ class Predictor:
         spec = weights.spec
         if not spec.num_classes:
             raise UserError(
-                f"{weights.source or 'this'} ({spec}) has no head, so that it cannot tell classes. Use weights that "
-                "were fine-tuned, such as augreg_b16_i21k_in1k_384; `python -m vit_jax.weights list` shows all."
+                f"{weights.source or 'this'} ({spec}) has no head, so it predicts no classes. Use fine-tuned weights "
+                "such as augreg_b16_i21k_in1k_384; `python -m vit_jax.weights list` shows all."
             )
         if not weights.arrays["head/kernel"].any():
             raise UserError(
-                f"the head of {weights.source or 'these weights'} is all zeros (as released for ViT on ImageNet-21k): "
-                "it would say the same of every image. Use weights that were fine-tuned."
+                f"the head of {weights.source or 'these weights'} is all zeros (as released for ViT on ImageNet-21k), "
+                "so all predictions would be the same. Use fine-tuned weights."
             )
         self.weights = weights
         self.preprocessing = weights.preprocessing if image_size is None else weights.preprocessing.at(image_size)
@@ -109,15 +109,15 @@ class Predictor:
         return np.asarray(self._probabilities(self._params, batch))[: len(images)]
 
 
-# Photos of kinds that are not decoded. In a folder they are told like damaged images, not like files of other kinds.
+# Photo formats that are not decoded. In a folder they are reported like damaged images, not like other files.
 _OTHER_PHOTOS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".tif", ".tiff", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 
 
 def find_images(places: Sequence[str | os.PathLike[str]]) -> Found:
-    """Lists the image files that files, folders and patterns name, each once, and what else is in the folders.
+    """Lists the images that files, folders and patterns name, each once, and other files in these folders.
 
     Raises:
-      UserError: there are none.
+      UserError: a place does not exist or has no images.
     """
     images: dict[str, None] = {}
     others: dict[str, None] = {}
@@ -126,7 +126,7 @@ def find_images(places: Sequence[str | os.PathLike[str]]) -> Found:
         place = os.fspath(each)
         matches = _existing(place)
         if not matches:
-            raise UserError(f"no image, folder or match of a pattern: '{show_name(place)}'.")
+            raise UserError(f"'{show_name(place)}' is not a file or folder, and as a pattern matches none.")
         for match in sorted(matches):
             if not match.is_dir():
                 images[str(match)] = None
@@ -144,33 +144,33 @@ def find_images(places: Sequence[str | os.PathLike[str]]) -> Found:
 
 
 def _existing(place: str) -> list[pathlib.Path]:
-    """The files and folders that a place stands for; [] if there are none."""
+    """Returns the files and folders that a path or pattern names, perhaps none."""
     if not place:
-        return []  # pathlib takes it for the current folder
+        return []  # pathlib would take the current folder
     path = pathlib.Path(place)
     try:
         path = path.expanduser()
         return [path] if path.exists() else _matches(path)
-    except (OSError, RuntimeError, ValueError):  # a name that is too long; a home folder that is not known
+    except (OSError, RuntimeError, ValueError):  # name too long, or home folder unknown
         return []
 
 
 def _matches(pattern: pathlib.Path) -> list[pathlib.Path]:
-    """What a pattern matches, without litter. Unlike `glob.glob`, it does not follow loops of links."""
+    """Returns the matches of a pattern, except litter. Unlike `glob.glob`, it does not follow loops of links."""
     try:
         found = pathlib.Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
         return [path for path in found if not is_litter(path.name)]
-    except ValueError:  # no pattern that pathlib knows, such as "a**b"
+    except ValueError:  # not a valid pattern, such as "a**b"
         return []
 
 
 def read_images(
     paths: Sequence[str], preprocessing: Preprocessing, batch_size: int
 ) -> Iterator[tuple[list[str], np.ndarray, list[str]]]:
-    """Reads images in batches, one batch ahead, on all cores.
+    """Reads images in batches on all cores, one batch ahead.
 
     Yields:
-      paths of a batch's readable images, the images uint8 `[len(paths), height, width, 3]`, and messages of the others.
+      paths of a batch's readable images, the images uint8 `[len(paths), height, width, 3]`, and messages about others.
     """
 
     def read(path: str) -> np.ndarray | str:
@@ -195,7 +195,7 @@ def read_images(
 
 
 def top_classes(probabilities: np.ndarray, k: int, names: Sequence[str] | None) -> list[dict[str, object]]:
-    """The k likeliest classes: label, name (None where not known) and probability, the likeliest first."""
+    """Returns label, name (None if unknown) and probability of the k likeliest classes, the likeliest first."""
     labels = np.argsort(-probabilities, kind="stable")[:k]
     return [
         {"label": int(label), "name": names[label] if names else None, "probability": float(probabilities[label])}
@@ -213,11 +213,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--weights",
         required=True,
         help="name of a released checkpoint (`python -m vit_jax.weights list`), a run's --workdir, or path or address "
-        "of a .npz or .safetensors file or a folder with one",
+        "of a .npz or .safetensors file, or of a folder with one",
     )
-    parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
-    parser.add_argument("--json", action="store_true", help="a line of JSON an image")
-    parser.add_argument("--batch_size", type=int, default=32, help="images at once (default: 32)")
+    parser.add_argument("--top", type=int, default=5, help="classes per image (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per image")
+    parser.add_argument("--batch_size", type=int, default=32, help="images per batch (default: 32)")
     parser.add_argument("--image_size", type=int, help="side of the input in pixels (default: the weights' own)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
     parser.add_argument(
@@ -225,7 +225,7 @@ def make_parser() -> argparse.ArgumentParser:
         choices=tuple(PROBABILITIES),
         help="sigmoid for heads trained with the sigmoid loss (default: as the weights say, or else softmax)",
     )
-    parser.add_argument("--model", help="what the weights are for, such as ViT-B/16; else told by the file")
+    parser.add_argument("--model", help="model of the weights, such as ViT-B/16 (default: as the file says)")
     return parser
 
 
@@ -239,7 +239,7 @@ def main(arguments: list[str]) -> int:
         size = CHECKS["data.image_size"]
         if args.image_size is not None and not size.accepts(args.image_size):
             raise UserError(
-                f"--image_size must be {size.expected}, got {args.image_size}. Leave it out for the weights' own."
+                f"--image_size must be {size.expected}, got {args.image_size}. Omit it for the weights' own size."
             )
         found = find_images(args.images)
         use_compilation_cache()
@@ -254,12 +254,9 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # for `run_command`
         raise
-    except OSError as error:  # such as a full disk behind `>`
+    except OSError as error:  # such as a full disk
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -269,15 +266,13 @@ def _predict(predictor: Predictor, found: Found, top: int, as_json: bool) -> int
     for note in predictor.weights.notes:
         print(f"note: {note}", file=sys.stderr)
     photos = [path for path in found.others if path.lower().endswith(_OTHER_PHOTOS)]
-    for message in [
-        *found.errors,
-        *(f"{path}: {pathlib.Path(path).suffix} is not decoded; convert it" for path in photos),
-    ]:
+    unsupported = [f"{path}: {pathlib.Path(path).suffix} is not supported; convert it" for path in photos]
+    for message in (*found.errors, *unsupported):
         print(f"cannot read {show_name(message)}", file=sys.stderr)
-    if others := [path for path in found.others if not path.lower().endswith(_OTHER_PHOTOS)]:
-        print(f"note: left out {len(others):,} of other kinds than images: {show_names(others, 3)}", file=sys.stderr)
-    unreadable = len(found.errors) + len(photos)
-    # No bar among the results on the same terminal.
+    if others := [path for path in found.others if path not in photos]:
+        print(f"note: skipped {len(others):,} files that are not images: {show_names(others, 3)}", file=sys.stderr)
+    not_opened = unreadable = len(found.errors) + len(photos)
+    # No bar among results on the same terminal.
     with Progress("predict", len(paths), bar=not sys.stdout.isatty(), every_seconds=10) as progress:
         for good, images, messages in read_images(paths, predictor.preprocessing, predictor.batch_size):
             for path, probabilities in zip(good, predictor(images) if good else (), strict=True):
@@ -295,8 +290,7 @@ def _predict(predictor: Predictor, found: Found, top: int, as_json: bool) -> int
             unreadable += len(messages)
             progress.add(len(good) + len(messages))
     if unreadable:
-        total = len(paths) + len(found.errors) + len(photos)
-        print(f"{unreadable} of {total} images could not be read.", file=sys.stderr)
+        print(f"{unreadable} of {len(paths) + not_opened} images could not be read.", file=sys.stderr)
     return 1 if unreadable else 0
 
 

@@ -190,7 +190,7 @@ def test_a_test_image_that_cannot_be_read_resembles_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--against", "nosplit"], "names no split"),
+        (["--against", "nosplit"], "has no split"),
         (["--against", "no/such/folder:test"], "no/such/folder"),
         (["--against", "digits:test", "--split=full"], "unknown split"),
         (["--against", "digits:test", "--near=40"], "--near=40"),

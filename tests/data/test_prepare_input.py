@@ -69,10 +69,10 @@ def test_paths_of_windows_and_of_other_unicode_forms_are_found(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"image": "C:\\img\\0.jpg", "label": 1}, "a path of Windows"),
-        ({"image": "\\\\server\\img\\0.jpg", "label": 1}, "a path of Windows"),
+        ({"image": "C:\\img\\0.jpg", "label": 1}, "the Windows path"),
+        ({"image": "\\\\server\\img\\0.jpg", "label": 1}, "the Windows path"),
         ({"image": "..\\img\\0.jpg", "label": 1}, "which is not in"),
-        ({"image": "a\0b\\c.jpg", "label": 1}, "cannot be a path"),
+        ({"image": "a\0b\\c.jpg", "label": 1}, "has the invalid path"),
         ([[]] * 3, "has no image"),
     ],
 )
@@ -248,7 +248,7 @@ ONE_PAX = header("pax", 512, b"x") + b"20 comment=xxxxxxxx\n".ljust(512, b"\0")
         (header("pax", -512, b"x") + bytes(2048), "a header of"),
         (header("pax", 2**21, b"x") + bytes(2**21 + 1024), "a header of"),
         (ONE_PAX * 3000 + tar_of(("a.jpg", b"x")), "near byte"),
-        (nested(30), "8 tars in each other"),
+        (nested(30), "8 nested tars"),
         (tar_of(("a\\..\\..\\b.jpg", b"x")), "would leave the folder"),
         (tar_of(("/etc/b.jpg", b"x")), "would leave the folder"),
         (header("pax", 512, b"x") + b"17 path=ab\0c.jpg\n".ljust(512, b"\0") + tar_of(("a.jpg", b"x")), "would leave"),

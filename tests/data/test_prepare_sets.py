@@ -206,7 +206,7 @@ def test_a_list_whose_images_were_not_found_is_read_again(tmp_path, capsys):
     (tmp_path / "elsewhere").mkdir()
     command = ["manifest", str(path), f"--out={tmp_path / 'out'}"]
     assert main([*command, f"--images_root={tmp_path / 'elsewhere'}"]) == 1
-    assert "there are no images: 4 are broken" in capsys.readouterr().err
+    assert "there are no images; 4 are broken" in capsys.readouterr().err
     assert main(command) == 0
     assert len(labels_of(tmp_path / "out/web/1.0.0")) == 4
 
@@ -229,12 +229,12 @@ def test_images_root_widens_what_a_list_may_name(tmp_path):
     [
         ('{"image": "images/0.jpg"}', "has no label"),
         ('{"label": 1}', "has no image"),
-        ('{"image": "images/0.jpg", "label": 1.5}', "neither a number nor a name"),
-        ('{"image": "images/0.jpg", "label": true}', "neither a number nor a name"),
+        ('{"image": "images/0.jpg", "label": 1.5}', "no label that is a number or a name"),
+        ('{"image": "images/0.jpg", "label": true}', "no label that is a number or a name"),
         ('{"image": "images/0.jpg", "label": -1}', "has label -1"),
-        ('{"image": "images/0.jpg", "label": 20000000}', "Is it a name?"),
-        ('{"image": "images/0.jpg", "label": "\\ud800"}', "half a character"),
-        ('{"image": "images/\\u00000.jpg", "label": 1}', "cannot be a path"),
+        ('{"image": "images/0.jpg", "label": 20000000}', "If it is a name"),
+        ('{"image": "images/0.jpg", "label": "\\ud800"}', "half a Unicode character"),
+        ('{"image": "images/\\u00000.jpg", "label": 1}', "has the invalid path"),
         ("[1, 2]", "has no image"),
         ("{", "not JSON"),
     ],
@@ -390,5 +390,5 @@ def test_a_result_among_the_images_is_refused(tmp_path, capsys):
     images.mkdir(parents=True)
     (images / "1.jpg").write_bytes(jpeg(1))
     assert main(["image_folder", str(tmp_path / "pets"), f"--out={tmp_path}"]) == 1
-    assert "would lie among the images" in capsys.readouterr().err
+    assert "would be among the images" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "pets").iterdir()] == ["train"]

@@ -1,13 +1,13 @@
-r"""What a fine-tuned model gets wrong: which classes it takes for which, and the images it is most mistaken about.
+r"""Shows the mistakes of a fine-tuned model: which classes it confuses, and its most confident errors.
 
     python -m vit_jax.mistakes WORKDIR [--split=test] [--images=24]
 
-Evaluates the parameters of a run on a split of its data and writes into the workdir. Classes and loss are those that
-the run was trained with; data that have changed since are refused.
+Evaluates a run on a split of its data and writes into its workdir. Classes and loss are those of the training; data
+that have changed since are refused.
 
-confusion.png    the confusion matrix: rows are the true classes, columns what the model says
-mistakes.png     the images it is most certain about and wrong
-predictions.csv  for each image its place, true class, predicted class, and the probability of both
+confusion.png    the confusion matrix: rows are true classes, columns predicted ones
+mistakes.png     the wrong predictions with the highest probabilities
+predictions.csv  for each image its path, true class, predicted class, and the probability of both
 """
 
 import argparse
@@ -31,7 +31,7 @@ from vit_jax.run.compilation_cache import use_compilation_cache
 from vit_jax.run.facts import open_as_trained, read_facts
 from vit_jax.weights import Weights, load
 
-_MOST_CLASSES = 60  # of a matrix that has room for names
+_MOST_CLASSES = 60  # of a confusion matrix with names
 
 
 def predict_source(predictor: Predictor, source: Source) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +44,7 @@ def predict_source(predictor: Predictor, source: Source) -> tuple[np.ndarray, np
       UserError: images may have several labels.
     """
     if source.max_labels > 1:
-        raise UserError(f"images of {source.name} may have several labels; there is no confusion matrix of those.")
+        raise UserError(f"images of {source.name} may have several labels, which a confusion matrix cannot show.")
     probabilities, labels = [], np.full(len(source), NO_LABEL)
 
     def read(index: int) -> np.ndarray:
@@ -61,7 +61,7 @@ def predict_source(predictor: Predictor, source: Source) -> tuple[np.ndarray, np
 
 
 def _as_seen(predictor: Predictor, source: Source, index: int, example: Example) -> np.ndarray:
-    """The image of an example as the model sees it."""
+    """Preprocesses the image of an example for the model."""
     image, preprocessing = example["image"], predictor.preprocessing
     try:
         if isinstance(image, bytes):
@@ -72,10 +72,10 @@ def _as_seen(predictor: Predictor, source: Source, index: int, example: Example)
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """int64 `[num_classes, num_classes]`: how many images of each class (row) were taken for each (column).
+    """Counts images by true class (row) and predicted class (column), int64 `[num_classes, num_classes]`.
 
     Args:
-      labels: `[examples]`; those without label, `NO_LABEL`, do not count.
+      labels: `[examples]`; `NO_LABEL` does not count.
       predicted: `[examples]`.
       num_classes: of both.
     """
@@ -86,14 +86,14 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
 
 
 def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Examples that are wrong, the one whose wrong class has the highest probability first; at most `count`."""
+    """Returns at most `count` wrong examples, by falling probability of the predicted class."""
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero((predicted != labels) & (labels != NO_LABEL))
     return wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:count]
 
 
 def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
-    """The matrix as a PNG; shades are shares of the row."""
+    """Draws the matrix as a PNG, shaded by share of the row."""
     from matplotlib.figure import Figure
 
     with_names = len(names) <= _MOST_CLASSES
@@ -103,7 +103,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if with_names:
-        # A name such as "$5 or $10" is no formula.
+        # A name such as "$5 or $10" is not a formula.
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8, parse_math=False)
         axis.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
         for row, column in np.argwhere(matrix):
@@ -116,7 +116,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
 
 
 def draw_mistakes(images: Sequence[np.ndarray], titles: Sequence[str]) -> bytes:
-    """Images with their titles as a PNG."""
+    """Draws images with titles as a PNG."""
     from matplotlib.figure import Figure
 
     columns = min(6, len(images))
@@ -149,11 +149,11 @@ def write_mistakes(
     """Writes the three files; returns accuracy and number of examples.
 
     Args:
-      path: folder for them.
+      path: folder to write to.
       weights: of the model.
-      source: labelled images of its classes.
-      class_names: of the logits, or of the first ones; None: those of the weights, or else of the source.
-      num_images: in the picture of mistakes.
+      source: images labelled with its classes.
+      class_names: of the logits, or the first of them; None: those of the weights, or else of the source.
+      num_images: in mistakes.png.
       probabilities: "softmax" or "sigmoid"; None: as the weights say, or else softmax.
     """
     path = parse_path(path)
@@ -191,17 +191,17 @@ def write_mistakes(
 def open_split(
     path: AnyPath, weights: Weights, split: str | None = None, dataset: str | None = None, *, allow_change: bool = False
 ) -> tuple[Source, Sequence[str] | None]:
-    """Opens a split of a run's data, with labels as the run has them.
+    """Opens a split of a run's data, with the run's labels.
 
     Args:
       path: the workdir.
       weights: of the run.
-      split: None: what the run was evaluated on.
-      dataset: where the data are now; None: where they were.
-      allow_change: take today's data, although they have changed.
+      split: None: the run's evaluation split.
+      dataset: present path or name of the data; None: as in the run.
+      allow_change: whether to accept data that have changed.
 
     Returns:
-      The examples, and the names of the run's classes.
+      the examples, and the names of the run's classes.
 
     Raises:
       UserError: the split does not exist, or the data are missing or have changed.
@@ -209,7 +209,7 @@ def open_split(
     data = read_object(path / "config.json")["data"]
     split = split or data["eval_split"]
     if split is None:
-        raise UserError("the run evaluated nothing; name a split, such as --split=test.")
+        raise UserError("the run has no evaluation split. Set one, such as --split=test.")
     facts = read_facts(path)
     kept = None
     if facts:
@@ -217,7 +217,7 @@ def open_split(
     any_kept = kept or (facts and (facts.eval or facts.train))
     found = dataset or (any_kept.find() if any_kept else data["dataset"])
     if kept and kept.labels:
-        kept = None  # of the data set's images with several labels each, which are not asked about here
+        kept = None  # it describes several labels per image, which this command does not use
     names = facts.class_names if facts else weights.class_names
 
     def open_with(known: Sequence[str] | None) -> Source:
@@ -227,11 +227,10 @@ def open_split(
     try:
         source = open_as_trained(open_with, names, kept, what=str(path), allow_change=allow_change)
     except MissingDataError as error:
-        raise MissingDataError(f"{error}\nIf the data of the run are elsewhere now: --dataset=<path>") from error
+        raise MissingDataError(f"{error}\nIf the data have moved, set --dataset=<path>.") from error
     if facts is None and names is None and source.class_names and not allow_change:
         raise UserError(
-            "\n".join(weights.notes) + "\nPass --allow_data_change to take the names of today's data for those of the "
-            "run's classes, in order."
+            "\n".join(weights.notes) + "\nPass --allow_data_change to use the class names of today's data, in order."
         )
     return source, names
 
@@ -242,15 +241,13 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m vit_jax.mistakes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("workdir", help="of the run")
-    parser.add_argument("--split", help="of the run's data set (default: what it was evaluated on)")
-    parser.add_argument("--dataset", help="where the run's data set is now (default: where it was)")
-    parser.add_argument(
-        "--probabilities", choices=tuple(PROBABILITIES), help="default: as the loss of the run, softmax or sigmoid"
-    )
+    parser.add_argument("--split", help="of the run's data set (default: its evaluation split)")
+    parser.add_argument("--dataset", help="present path or name of the run's data set (default: unchanged)")
+    parser.add_argument("--probabilities", choices=tuple(PROBABILITIES), help="default: by the loss of the run")
     parser.add_argument(
         "--allow_data_change",
         action="store_true",
-        help="take today's data, although they have changed; labels are matched by the names of the classes",
+        help="accept data that have changed; class names match the labels",
     )
     parser.add_argument("--images", type=int, default=24, help="in mistakes.png (default: 24)")
     args = parser.parse_args(arguments)
@@ -272,9 +269,6 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     print(f"{100 * found['accuracy']:.2f} % of {found['examples']:,} images of {source.split} are right")
     print(f"In {path}: confusion.png, predictions.csv{', mistakes.png' if found['accuracy'] < 1 else ''}")
     return 0

@@ -1,12 +1,12 @@
-r"""Shows what a model sees: draws the first training images of a run as they are augmented, and evaluation images.
+r"""Draws the input of a run: its first training images after augmentation, and evaluation images.
 
     python -m vit_jax.data.show --config=configs/cifar10.py --output=cifar10.png
     python -m vit_jax.data.show --config=configs/cifar10.py --classes --output=classes.png
 
-Look before you train: a label that is one off, a crop that shows nothing, colours that are swapped or an augmentation
-that is too strong are seen at a glance, and never found in a loss curve. The training images are the very ones that the
-run will see first, mixup and CutMix aside, whose pairs depend on the batch. Fields are set as for training, with
---config.<field>=<value>. With --classes an image of each class is drawn instead, as it lies in the data set.
+Labels that are off by one, empty crops, swapped colours or too strong augmentation show at a glance here, but not in a
+loss curve. The training images are exactly the run's first ones, except for mixup and CutMix, whose pairs depend on the
+batch. Set fields as for training, with --config.<field>=<value>. --classes draws one unaugmented image of each class
+instead.
 """
 
 import io
@@ -34,8 +34,8 @@ from vit_jax.objectives.mixup import Mixing, neighbours
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LONGEST_NAME = 40  # characters of a class name that are shown
-_READS_PER_CLASS = 50  # images looked at in search of one of each class
+_LONGEST_NAME = 40  # characters of a class name
+_READS_PER_CLASS = 50  # images read per class to find one of each
 
 
 def _name(label: int, source: Source) -> str:
@@ -46,13 +46,13 @@ def _name(label: int, source: Source) -> str:
 
 
 def _names(labels: np.ndarray | int, source: Source) -> str:
-    """Names of one label, or of a row of several."""
+    """Returns the names of one label or of several."""
     given = [int(label) for label in np.atleast_1d(labels) if label != NO_LABEL]
     return ", ".join(_name(label, source) for label in given) or "no label"
 
 
 def _draw_grid(figures: Sequence[tuple[str, np.ndarray | Sequence[np.ndarray], Sequence[str]]]) -> "Figure":
-    """Draws parts below each other: a heading, images uint8 `[height, width, 3]`, and what is written under each."""
+    """Draws parts below each other; each has a heading, images uint8 `[height, width, 3]` and their captions."""
     from matplotlib.figure import Figure
 
     columns = min(8, max(len(images) for _, images, _ in figures))
@@ -75,7 +75,7 @@ def _draw_grid(figures: Sequence[tuple[str, np.ndarray | Sequence[np.ndarray], S
 def _mix(
     images: np.ndarray, labels: np.ndarray, mixing: Mixing, seed: int, source: Source
 ) -> tuple[np.ndarray, list[str]]:
-    """Mixes a batch as a training step does, each image with a share of its own here, to show more of them."""
+    """Mixes a batch like a training step, but draws a share for each image to show more of them."""
     keys = jax.random.split(jax.random.key(seed), len(images))
     weights = np.stack([mixing.weights(key, *images.shape[1:3]) for key in keys])
     partners, partner_labels = (np.asarray(neighbours(jax.numpy.asarray(each))) for each in (images, labels))
@@ -88,7 +88,7 @@ def _mix(
 
 
 def _describe(transform: TrainTransform, mixing: Mixing) -> str:
-    """The augmentation in a few words."""
+    """Describes the augmentation in a few words."""
     if transform.inception_crop:
         words = [f"crops of {100 * transform.min_area:.0f} to 100 % of the area"]
     elif transform.random_crop_from:
@@ -99,24 +99,24 @@ def _describe(transform: TrainTransform, mixing: Mixing) -> str:
     if transform.randaugment is not None:
         words.append(f"RandAugment {transform.randaugment.num_layers} x {transform.randaugment.magnitude:g}")
     if transform.exif_orientation is not None:
-        words.append("turned as EXIF says" if transform.exif_orientation else "as stored, whatever EXIF says")
+        words.append("EXIF orientation applied" if transform.exif_orientation else "EXIF orientation ignored")
     words += [f"mixup {mixing.mixup_alpha:g}"] * (mixing.mixup_alpha > 0)
     words += [f"CutMix {mixing.cutmix_alpha:g}"] * (mixing.cutmix_alpha > 0)
     return ", ".join(words)
 
 
 def draw_batches(config: ConfigDict, count: int = 32) -> "Figure":
-    """Draws the first `count` training images of a run and as many of its evaluation, evenly spread.
+    """Draws the first `count` training images of a run and as many evaluation images, evenly spread.
 
     Raises:
-      UserError: something in the config or the data is not as it should be.
+      UserError: the config or the data are invalid.
     """
     train_source, eval_source = data.open_sources(config.data)
     transform, mixing = data.train_transform(config.data), Mixing(config.mixup_alpha, config.cutmix_alpha)
     loader = BatchLoader(train_source, transform, num_classes=config.model.num_classes)
     order = IndexStream(train_source, config.seed)
     batch, bad = loader.load([order[position] for position in range(count)], range(count), config.seed)
-    _tell(bad.values())
+    _report(bad.values())
     images, captions = batch["image"], [_names(label, train_source) for label in batch["label"]]
     if mixing:
         images, captions = _mix(images, batch["label"], mixing, config.seed, train_source)
@@ -129,7 +129,7 @@ def draw_batches(config: ConfigDict, count: int = 32) -> "Figure":
         see = data.eval_transform(config.data)
         indices = np.linspace(0, len(eval_source) - 1, min(count, len(eval_source)), dtype=int)
         batch, bad = BatchLoader(eval_source, see, num_classes=config.model.num_classes).load(indices)
-        _tell(bad.values())
+        _report(bad.values())
         crop = f"shorter side to {see.resize_small}, centre" if see.resize_small else "whole image"
         heading = f"Evaluation: {eval_source.name}, {eval_source.split} ({len(eval_source):,} images), {size}: {crop}"
         parts.append((heading, batch["image"], [_names(label, eval_source) for label in batch["label"]]))
@@ -137,10 +137,10 @@ def draw_batches(config: ConfigDict, count: int = 32) -> "Figure":
 
 
 def draw_classes(config: ConfigDict, most: int = 100) -> "Figure":
-    """Draws an image of each class of the training data, as it lies there; of at most `most` classes.
+    """Draws one unaugmented image of each class of the training data, for at most `most` classes.
 
     Raises:
-      UserError: something in the config or the data is not as it should be.
+      UserError: the config or the data are invalid.
     """
     source = data.open_train_source(config.data)
     order, found = IndexStream(source, config.seed), dict[int, np.ndarray]()
@@ -158,7 +158,7 @@ def draw_classes(config: ConfigDict, most: int = 100) -> "Figure":
                 if label != NO_LABEL and label not in found:
                     found[label] = whole(example["image"], rng, exif_orientation=turn)
         except (BadRecordError, ImageError) as error:
-            _tell([str(error)])
+            _report([str(error)])
         if len(found) >= wanted:
             break
     if not found:
@@ -171,13 +171,13 @@ def draw_classes(config: ConfigDict, most: int = 100) -> "Figure":
     return _draw_grid([(heading, [found[label] for label in labels], [f"{i}: {_name(i, source)}" for i in labels])])
 
 
-def _tell(messages: Iterable[str]) -> None:
+def _report(messages: Iterable[str]) -> None:
     for message in messages:
-        report(UserError(f"{message}; drawn black or left out"))
+        report(UserError(f"{message}; drawn black or skipped"))
 
 
 def save(figure: "Figure", output: pathlib.Path) -> None:
-    """Writes a figure as PNG; at once, or not at all."""
+    """Writes a figure as PNG, atomically."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -188,8 +188,8 @@ def run() -> None:
     """The command."""
     config = define_config()
     output = flags.DEFINE_string("output", "data.png", "PNG to write.")
-    images = flags.DEFINE_integer("images", 32, "Images of training, and of evaluation.", lower_bound=1)
-    classes = flags.DEFINE_bool("classes", False, "Draw an image of each class instead.")
+    images = flags.DEFINE_integer("images", 32, "Number of training images, and of evaluation images.", lower_bound=1)
+    classes = flags.DEFINE_bool("classes", False, "Draw one image of each class instead.")
 
     def main(_: list[str]) -> int:
         logging.set_verbosity(logging.WARNING)

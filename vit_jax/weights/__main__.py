@@ -79,9 +79,6 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     for note in weights.notes:
         print(f"note: {note}")
     print(f"{weights.spec}: {len(weights.arrays)} arrays from {args.source} ({weights.format}) to {written}")

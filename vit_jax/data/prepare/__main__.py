@@ -1,16 +1,15 @@
 """Prepares data sets for training, which reads them without TensorFlow.
 
-  python -m vit_jax.data.prepare imagenet21k winter21_whole.tar      the archives of image-net.org
+  python -m vit_jax.data.prepare imagenet21k winter21_whole.tar      archives of image-net.org
   python -m vit_jax.data.prepare image_folder birds/                 <split>/<class>/<image>, a folder or zip file
   python -m vit_jax.data.prepare manifest list.jsonl                 a list of images with labels, of any size
   python -m vit_jax.data.prepare tfds cifar10 oxford_iiit_pet        data sets of the TFDS catalogue
   python -m vit_jax.data.prepare dedup imagenet21k/1.0.0 --against tfds:cifar10:test
-  python -m vit_jax.data.prepare check imagenet21k/1.0.0             compares all files with the manifest
+  python -m vit_jax.data.prepare check imagenet21k/1.0.0             verifies all files by the manifest
 
-Each command has its own --help. All write <out>/<name>/<version>/: files of encoded images in array_record, what TFDS
-needs to read them, and manifest.json with counts, sizes and hashes. A command that was interrupted, by Ctrl-C, kill -9
-or a full disk, goes on where it was when it is run again, and the result is the same to the byte. Under the final name
-there is a whole data set or none.
+Each command has its own --help. All write <out>/<name>/<version>/: encoded images as array_record, the files that TFDS
+needs to read them, and manifest.json with counts, sizes and hashes. After an interruption (Ctrl-C, kill -9, full disk)
+rerun the same command to resume; the result has the same bytes. A data set gets its final name once it is complete.
 """
 
 import argparse
@@ -65,20 +64,20 @@ def _add_options(parser: argparse.ArgumentParser, name: str | None, name_help: s
     _add_out(parser)
     parser.add_argument("--name", default=name, help=name_help)
     parser.add_argument("--version", default="1.0.0", help="of the data set (default: 1.0.0)")
-    parser.add_argument("--num_shards", type=int, help="files of each split (default: by size, as TFDS would)")
+    parser.add_argument("--num_shards", type=int, help="files per split (default: by size, as in TFDS)")
     parser.add_argument(
         "--no_verify",
         action="store_true",
-        help="do not decode each image, which takes most of the time; broken ones stay in",
+        help="do not decode each image, which takes most of the time; broken images stay",
     )
     parser.add_argument(
-        "--max_broken", type=int, default=100, help="more broken images are an error; fewer are left out (default: 100)"
+        "--max_broken", type=int, default=100, help="most broken images to skip before it is an error (default: 100)"
     )
     _add_threads(parser)
 
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=_positive, help="default: one for each core; does not change the result")
+    parser.add_argument("--threads", type=_positive, help="default: one per core; does not change the result")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -98,9 +97,9 @@ ImageNet-21k from the archives of image-net.org.
   python -m vit_jax.data.prepare imagenet21k fall11_whole.tar --labels=single --out=/data
   python -m vit_jax.data.prepare imagenet21k classes/ --out=/data                       a folder of n01440764.tar, ...
 
-Needs: the archives, uncompressed, on a disk that reads from the middle of files quickly (an SSD), about their size once
-more at --out (1.1 to 1.3 TB for the whole), and little memory, whatever the number of images.
-Takes: the time to read the archives twice and to decode all images once, about 300 images a second and core.
+Needs: the uncompressed archives on a disk with fast random reads (an SSD), about their size again at --out (1.1 to
+1.3 TB in all), and little memory, whatever the number of images.
+Takes: two reads of the archives and one decoding of all images, about 300 images per second and core.
 Copies of an image are merged into one example with the labels of all (--labels=multi), as for the released models.
 The result has one split, full. Held out for the released models: test full[:25600], val full[25600:51200].""",
         _imagenet21k,
@@ -110,13 +109,13 @@ The result has one split, full. Held out for the released models: test full[:256
         "--labels",
         choices=("multi", "single"),
         default="multi",
-        help="multi: copies merged, all labels; single: an example for each pair of image and class (default: multi)",
+        help="multi: merge copies, keep all labels; single: one example per image and class (default: multi)",
     )
     imagenet.add_argument(
         "--classes",
         default="released",
-        help="order of the labels: released (21,843, as the released heads have them), fall11 (21,841), archive (those "
-        "that the archive has, sorted) or a text file of WordNet ids (default: released)",
+        help="order of the labels: released (the 21,843 of the released heads), fall11 (21,841), archive (those of the "
+        "archive, sorted) or a text file of WordNet ids (default: released)",
     )
     _add_options(imagenet, None, "default: imagenet21k, or imagenet21k_single with --labels=single")
 
@@ -129,35 +128,35 @@ Images in folders or in a zip file: <split>/<class>/<image>.
   python -m vit_jax.data.prepare image_folder birds/ --out=/data
   python -m vit_jax.data.prepare image_folder birds.zip --name=my_birds --out=/data
 
-Training reads such folders as they are, too; prepared, they are a few large files, which network disks and buckets
-like better. Needs the size of the images once more at --out.""",
+Training reads such folders directly too. Prepared, they are a few large files, which are faster on network disks and
+buckets. Needs the size of the images again at --out.""",
         _image_folder,
     )
     folder.add_argument("source", type=_path, metavar="DIR_OR_ZIP")
-    _add_options(folder, None, "default: that of the folder")
+    _add_options(folder, None, "default: the folder's name")
 
     listing = _command(
         commands,
         "manifest",
         """
-A list of images with labels, as web-scale sets have it: JSON lines or parquet.
+A list of images with labels, the format of web-scale data sets: JSON lines or parquet.
 
   python -m vit_jax.data.prepare manifest web/list.jsonl --classes=web/classes.txt --out=/data
   python -m vit_jax.data.prepare manifest list.parquet --images_root=/images --merge --out=/data
 
-Rows are {"image": "a/1.jpg", "label": 5}; the label may be a number, a name, or a list of either (also under "labels").
-Paths are relative to the list and may not leave its folder, or that of --images_root. Needs the size of the images once
-more at --out, and about 0.4 kB an image for sorting. The memory needed does not grow with the list.""",
+Rows are {"image": "a/1.jpg", "label": 5}. The label, also spelled "labels", is a number, a name, or a list of either.
+Paths are relative to the list and must not leave its folder, or --images_root. Needs the size of the images again at
+--out, and about 0.4 kB per image for sorting. Memory does not grow with the list.""",
         _manifest,
     )
     listing.add_argument("list", type=_path, metavar="JSONL_OR_PARQUET")
-    listing.add_argument("--images_root", type=_path, help="folder that paths are relative to (default: of the list)")
-    listing.add_argument("--classes", type=_path, help="text file of names, one a line, in the order of the labels")
-    listing.add_argument("--num_classes", type=int, help="of numbered labels (default: as many as the largest wants)")
-    listing.add_argument("--single_label", action="store_true", help="examples have one label, not a list")
-    listing.add_argument("--merge", action="store_true", help="copies of an image become one example, with all labels")
+    listing.add_argument("--images_root", type=_path, help="folder that paths are relative to (default: the list's)")
+    listing.add_argument("--classes", type=_path, help="text file of names, one per line, in the order of the labels")
+    listing.add_argument("--num_classes", type=int, help="of numbered labels (default: the largest plus one)")
+    listing.add_argument("--single_label", action="store_true", help="one label per example instead of a list")
+    listing.add_argument("--merge", action="store_true", help="merge copies of an image, with the labels of all")
     listing.add_argument("--split", default="train", help="name of the split (default: train)")
-    _add_options(listing, None, "default: that of the list")
+    _add_options(listing, None, "default: the list's name")
 
     catalogue = _command(
         commands,
@@ -169,8 +168,8 @@ Data sets of the TFDS catalogue, as array_record.
   python -m vit_jax.data.prepare tfds imagenet2012 --manual_dir=/archives --out=/data
   python -m vit_jax.data.prepare tfds my_birds --import=my.builders
 
-TFDS downloads and prepares them. Most need TensorFlow for it (pip install --editable '.[prepare]'); training does not.
-Of an interrupted command downloads are kept, but the data set that was being written is begun anew.""",
+TFDS downloads and prepares them. For most it needs TensorFlow (pip install --editable '.[prepare]'); training does not.
+After an interruption, downloads are kept, but the unfinished data set starts over.""",
         _tfds,
     )
     catalogue.add_argument("names", nargs="+", metavar="NAME", help="such as cifar10 or imagenet_v2/matched-frequency")
@@ -182,14 +181,14 @@ Of an interrupted command downloads are kept, but the data set that was being wr
         commands,
         "dedup",
         """
-Takes near-duplicates of test images out of a pre-training set.
+Removes near-duplicates of test images from a pre-training set.
 
   python -m vit_jax.data.prepare dedup /data/imagenet21k/1.0.0 --out=/data \\
       --against tfds:cifar10:test tfds:imagenet2012:validation photos/:test
 
-Writes a new data set, and in it report.json (all pairs) and report.html (pairs side by side: look at them). Finds
-copies that were encoded anew, resized, made grey, mirrored or cropped by a few percent. Needs the size of the data set
-once more at --out. Takes: about 500 images a second and core, and a quick copy.""",
+Writes a new data set with report.json (all pairs) and report.html (pairs side by side, to be looked at). Finds copies
+that were re-encoded, resized, made grey, mirrored or cropped by a few percent. Needs the size of the data set again at
+--out. Takes: about 500 images per second and core, and a quick copy.""",
         _dedup,
     )
     dedup.add_argument("source", type=_path, metavar="DIR", help="prepared data set, with its version")
@@ -198,12 +197,12 @@ once more at --out. Takes: about 500 images a second and core, and a quick copy.
         nargs="+",
         required=True,
         metavar="SET:SPLIT",
-        help="test sets: as data.dataset names them, or folders",
+        help="test sets, as in data.dataset, or folders",
     )
-    dedup.add_argument("--split", help="to clean; others are copied (default: full or train)")
-    dedup.add_argument("--near", type=int, help="bits of the 64-bit hash that may differ (default: 11)")
+    dedup.add_argument("--split", help="split to clean; others are copied (default: full or train)")
+    dedup.add_argument("--near", type=int, help="most differing bits of the 64-bit hash (default: 11)")
     dedup.add_argument(
-        "--sure", type=int, help="bits of the 256-bit hash that may differ; lower spares more (default: 72)"
+        "--sure", type=int, help="most differing bits of the 256-bit hash; lower removes fewer (default: 72)"
     )
     dedup.add_argument("--name", help="of the new data set (default: the old one's with _dedup)")
     dedup.add_argument("--version", help="of the new data set (default: the old one's)")
@@ -238,13 +237,11 @@ def main(arguments: list[str]) -> int:
     except OSError as error:  # such as an unreadable folder
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except sqlite3.DatabaseError as error:  # a file that the index took for its own
-        print(
-            f"error: the index of what was begun is damaged ({error}). Remove the .incomplete folder.", file=sys.stderr
-        )
+    except sqlite3.DatabaseError as error:  # index.sqlite is damaged or another file
+        print(f"error: the unfinished index is damaged ({error}). Remove the .incomplete folder.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; rerun the same command to resume", file=sys.stderr)
         return 130
 
 
@@ -261,7 +258,7 @@ def _image_folder(args: argparse.Namespace) -> int:
     name = args.name or _name_of(args.source)
     source, result = args.source.resolve(), (args.out / name).resolve()
     if result.is_relative_to(source):
-        raise UserError(f"the result, {result}, would lie among the images in {source}. Give another --out or --name.")
+        raise UserError(f"the result {result} would be among the images in {source}. Choose another --out or --name.")
     return _prepare(ImageFolder(args.source), args, name)
 
 
@@ -281,7 +278,7 @@ def _manifest(args: argparse.Namespace) -> int:
 
 
 def _name_of(path: pathlib.Path) -> str:
-    """A name that TFDS can find, made of that of a file."""
+    """Makes a name that TFDS accepts from that of a file."""
     name = "".join(c if c.isascii() and c.isalnum() else "_" for c in path.resolve().stem.lower()).strip("_")
     return name if name[:1].isalpha() else f"set_{name}"
 
@@ -327,7 +324,7 @@ def _dedup(args: argparse.Namespace) -> int:
         threads=args.threads,
     )
     print(summary(manifest, folder))
-    print(f"  near-duplicates taken out: {manifest['counts']['near_duplicates']:,}; look at {folder / dedup.PICTURES}")
+    print(f"  near-duplicates removed: {manifest['counts']['near_duplicates']:,}; see {folder / dedup.PICTURES}")
     return 0
 
 
@@ -338,8 +335,8 @@ def _check(args: argparse.Namespace) -> int:
     for line in wrong:
         print(line)
     if wrong:
-        raise UserError(f"{args.folder} is not as it was written ({len(wrong)} files). Copy or prepare it again.")
-    print(f"{args.folder}: all {len(read_manifest(args.folder)['files']):,} files are as they were written")
+        raise UserError(f"{args.folder} differs from its manifest in {len(wrong)} files. Copy or prepare it again.")
+    print(f"{args.folder}: all {len(read_manifest(args.folder)['files']):,} files match the manifest")
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Takes near-duplicates of test images out of a pre-training set, and shows what it took.
+"""Removes near-duplicates of test images from a pre-training set, and shows what it removed.
 
-Test images are sought mirrored too, as training mirrors images.
+It searches for mirrored test images too, because training mirrors images.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from vit_jax.console import Progress, num_cpus, show_name
 from vit_jax.data.prepare import tfds_layout
 from vit_jax.data.prepare.index import Index
 from vit_jax.data.prepare.near_duplicates import NEAR, SURE, WORDS, find_pairs, hash_or_zero, thumbnail
-from vit_jax.data.prepare.work import ordered_map, working_in
+from vit_jax.data.prepare.work import MAKE_ROOM, ordered_map, working_in
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.sources.records import read_manifest_facts
 from vit_jax.errors import UserError, unknown_name
@@ -26,15 +26,15 @@ from vit_jax.files import check_space, replace_whole
 
 REPORT, PICTURES = "report.json", "report.html"
 
-_SHOWN = 200  # pairs in the pictures
+_SHOWN = 200  # pairs in report.html
 
 
 @dataclasses.dataclass(frozen=True)
 class TestSet:
-    """Images that a model will be tested on.
+    """Images for testing a model.
 
     Attributes:
-      name: as the user wrote it.
+      name: as given by the user.
       source: of the images.
     """
 
@@ -48,16 +48,16 @@ class TestSet:
         Raises:
           UserError: there is no such data set or split.
         """
-        match = re.fullmatch(r"(.+):((?:[^:\[\]]|\[[^\]]*\])+)", name)  # slices such as train[:5] have colons too
+        match = re.fullmatch(r"(.+):((?:[^:\[\]]|\[[^\]]*\])+)", name)  # slices such as train[:5] contain colons
         if match is None:
-            raise UserError(f"--against={name} names no split; write <data set>:<split>, such as tfds:cifar10:test.")
+            raise UserError(f"--against={name} has no split. Write <data set>:<split>, such as tfds:cifar10:test.")
         dataset, split = match.groups()
         return cls(show_name(name), open_source(dataset, split))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pretraining:
-    """A prepared data set: its description by TFDS, the split to clean, its files with their lengths, and the rest."""
+    """A prepared data set: TFDS's description, the split to clean, files by split, and the lengths of the split's."""
 
     info: Any
     split: str
@@ -72,17 +72,17 @@ class _Pretraining:
 
         if not (folder / "dataset_info.json").is_file():
             raise UserError(
-                f"{folder} is no prepared data set: it has no dataset_info.json. Name <data set>/<version>."
+                f"{folder} is not a prepared data set: it has no dataset_info.json. Pass <data set>/<version>."
             )
         info = tfds.builder_from_directory(folder).info
         if info.file_format is None or info.file_format.value != "array_record":
             raise UserError(f"{folder} is not array_record. Prepare it again: python -m vit_jax.data.prepare --help")
         if "image" not in info.features:
-            raise UserError(f"{folder} has no feature image, only {', '.join(info.features)}. dedup reads no other.")
+            raise UserError(f"{folder} has no feature image, only {', '.join(info.features)}. dedup needs one.")
         if split is None:
             split = next((name for name in ("full", "train") if name in info.splits), None)
             if split is None:
-                raise UserError(f"{folder} has neither a split full nor train; name one of {', '.join(info.splits)}.")
+                raise UserError(f"{folder} has no split full or train. Set --split to one of {', '.join(info.splits)}.")
         if split not in info.splits:
             raise unknown_name(f"split of {folder}", split, info.splits)
         files = {name: [pathlib.Path(path) for path in facts.filepaths] for name, facts in info.splits.items()}
@@ -91,7 +91,7 @@ class _Pretraining:
         return cls(info, split, files, lengths, facts.max_labels, facts.exif_orientation)
 
     def state(self) -> list[list[Any]]:
-        """Changes when a file does, though the data set bears the same name; JSON-compatible."""
+        """Names, sizes and times of all files, JSON-compatible."""
         stats = [(file, file.stat()) for files in self.files.values() for file in files]
         return [[file.name, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
@@ -114,30 +114,30 @@ def dedup(
 
     Args:
       folder: a prepared data set, with its version.
-      against: test sets, see `TestSet.open`.
+      against: test sets, for `TestSet.open`.
       data_dir: folder of data sets.
       split: to clean; None: full or train.
       name: of the new data set; None: the old one's with _dedup.
       version: of the new data set; None: the old one's.
-      near: see `find_pairs`.
-      sure: see `find_pairs`.
-      threads: None: one for each core.
+      near: for `find_pairs`.
+      sure: for `find_pairs`.
+      threads: None: one per core.
 
     Returns:
       the manifest and the new folder.
 
     Raises:
-      UserError: something is not there, the new data set is but with other settings, or it does not fit.
+      UserError: a data set or split is missing, the result exists with other settings, or it does not fit on the disk.
     """
     old = _Pretraining.open(folder, split)
     name, version = name or f"{old.info.name}_dedup", version or str(old.info.version)
     tfds_layout.check_name(name, version)
     target = data_dir / name / version
     if not against:
-        raise UserError("no test set: name at least one with --against=<data set>:<split>.")
+        raise UserError("no test set. Pass at least one as --against=<data set>:<split>.")
     if not (0 <= near < 32 and 0 <= sure < 128):
         raise UserError(
-            f"--near={near} must be from 0 to 31, --sure={sure} from 0 to 127: half of all bits agree anyway."
+            f"--near={near} must be from 0 to 31, --sure={sure} from 0 to 127: half of all bits agree by chance."
         )
     tests = [TestSet.open(one) for one in against]
     settings = {
@@ -152,20 +152,19 @@ def dedup(
         manifest = tfds_layout.read_manifest(target)
         if manifest["settings"] != settings:
             raise UserError(
-                f"{target} is there already, made with other settings. Remove it, or choose another --name or "
-                "--version."
+                f"{target} already exists, made with other settings. Remove it, or choose another --name or --version."
             )
-        print(f"{target} is there already, with {manifest['counts']['examples']:,} examples.", file=sys.stderr)
+        print(f"{target} already exists, with {manifest['counts']['examples']:,} examples.", file=sys.stderr)
         return manifest, target
     work = target.with_name(target.name + tfds_layout.UNFINISHED)
     with working_in(work):
         index = Index(work)
         try:
             if index.fact("settings") not in (None, settings):
-                raise UserError(f"{work} was begun with other settings. Run with the same, or remove it to begin anew.")
-            # Not among the settings, which the manifest shows: times differ where the same data set was copied to.
+                raise UserError(f"{work} was begun with other settings. Use the same settings, or remove it.")
+            # Not in the settings, because the manifest has these and file times change when a data set is copied.
             if index.fact("files") not in (None, old.state()):
-                raise UserError(f"{folder} has changed since {work} was begun. Remove the latter to begin anew.")
+                raise UserError(f"{folder} has changed since {work} was begun. Remove the latter to start over.")
             index.commit(settings=settings, files=old.state())
             job = _Job(old, tests, index, work, name, threads or num_cpus())
             report = job.find(near, sure)
@@ -188,13 +187,13 @@ class _Job:
     threads: int
 
     def find(self, near: int, sure: int) -> dict[str, Any]:
-        """Hashes all images and compares them; the report, without pictures."""
+        """Hashes and compares all images; returns the report without file names."""
         hashes = [self._hash_test(number, test) for number, test in enumerate(self.tests)]
         ends = np.cumsum([len(one) // 2 for one in hashes])
         plain = [one[: len(one) // 2] for one in hashes]
         mirrored = [one[len(one) // 2 :] for one in hashes]
         targets = np.concatenate([*plain, *mirrored])
-        # Hashes of 0 are of what could not be hashed: it resembles nothing.
+        # A hash of zeros marks an image that cannot be hashed and matches nothing.
         sought = np.flatnonzero(targets.any(axis=1))
         pairs: list[dict[str, Any]] = []
         first, not_compared = 0, 0
@@ -226,7 +225,7 @@ class _Job:
             "split": self.old.split,
             "examples": sum(self.old.lengths),
             "removed": len(removed),
-            # Black images, and those that cannot be decoded: they stay in.
+            # Black images and undecodable ones, which are kept.
             "not_compared": not_compared,
             "against": [
                 {
@@ -250,7 +249,7 @@ class _Job:
         return np.load(path)
 
     def _hash_test(self, number: int, test: TestSet) -> np.ndarray:
-        """Hashes `[2 * images, 5]`: of the images, then of their mirror images."""
+        """Returns the hashes `[2 * images, 5]` of the images, then of their mirror images."""
 
         def both(i: int) -> np.ndarray:
             image = test.source[i]["image"]
@@ -267,20 +266,22 @@ class _Job:
             images = (_image_of(record) for record in tfds_layout.read_shard(file))
             made = list(ordered_map(hash_or_zero, images, self.threads))
             if len(made) != length:
-                raise UserError(f"{file} holds {len(made)} examples, but the description says {length}. Is it whole?")
+                raise UserError(
+                    f"{file} has {len(made)} examples, not {length} as in dataset_info.json. Copy or prepare it again."
+                )
             return np.stack(made) if made else np.zeros((0, WORDS), np.uint64)
 
         return self._cached(f"{file.name}.npy", make)
 
     def write(self, report: dict[str, Any], version: str, settings: dict[str, Any]) -> dict[str, Any]:
-        """Copies what stays, and writes description, report and manifest."""
+        """Copies the other examples; writes description, report and manifest."""
         removed = {pair["index"] for pair in report["pairs"]}
         pictures = _Pictures(report["pairs"], self.tests)
         names: dict[int, str] = {}
         finished = {name: tfds_layout.Shard(**facts) for name, facts in self.index.shards().items()}
         left = [f for files in self.old.files.values() for f in files if self._new_name(f) not in finished]
         needed = sum(file.stat().st_size for file in left)
-        check_space(self.work, needed, "Make room, or name another disk with --out.")
+        check_space(self.work, needed, MAKE_ROOM)
         total = sum(facts.num_examples for facts in self.old.info.splits.values())
         done = 0
         shards: dict[str, list[tfds_layout.Shard]] = {}
@@ -304,7 +305,7 @@ class _Job:
         for pair in report["pairs"]:
             pair["file_name"] = names[pair["index"]]
         info = self.old.info
-        homepage = next(iter(info.as_proto.location.urls), "")  # `info.homepage` makes one up
+        homepage = next(iter(info.as_proto.location.urls), "")  # `info.homepage` invents one
         sentence = f"Without {len(removed):,} near-duplicates of {', '.join(test.name for test in self.tests)}."
         description = tfds_layout.Description(self.name, version, f"{info.description} {sentence}", homepage, 0, False)
         tfds_layout.write_description(self.work, description, shards, features=info.features)
@@ -317,7 +318,7 @@ class _Job:
             "name": self.name,
             "version": version,
             "format": "array_record",
-            # What was removed may have had the most; more room than needed does no harm.
+            # Perhaps a removed example had the most labels; a larger value is harmless.
             **({"max_labels": self.old.max_labels} if self.old.max_labels else {}),
             **({"exif_orientation": True} if self.old.exif_orientation else {}),
             "source": {"tfds": info.full_name},
@@ -351,7 +352,7 @@ class _Job:
     def _look_at(
         self, file: pathlib.Path, first: int, numbers: set[int], names: dict[int, str], pictures: "_Pictures"
     ) -> None:
-        """Notes names, and thumbnails where wanted, of examples that are removed."""
+        """Collects names and thumbnails of removed examples."""
         for number, record in enumerate(tfds_layout.read_shard(file), start=first):
             if number in numbers:
                 names[number] = _name_of(record)
@@ -359,7 +360,7 @@ class _Job:
 
 
 class _Pictures:
-    """A page with pairs side by side, those that differ most first, as they are the most doubtful."""
+    """A page of pairs side by side; the most different, hence most doubtful, come first."""
 
     def __init__(self, pairs: Sequence[dict[str, Any]], tests: Sequence[TestSet]):
         self._pairs = sorted(pairs, key=lambda pair: -pair["bits"])[:_SHOWN]
@@ -368,12 +369,12 @@ class _Pictures:
         self._thumbnails: dict[int, str] = {}
 
     def add(self, number: int, image: bytes) -> None:
-        """Keeps a small picture of an example, if it is among those shown."""
+        """Keeps a thumbnail of an example if the page shows it."""
         if number in self._wanted:
             self._thumbnails[number] = thumbnail(image)
 
     def page(self, report: dict[str, Any]) -> str:
-        """HTML with all pictures inside."""
+        """Returns HTML with embedded images."""
         rows = []
         for pair in self._pairs:
             source = self._tests[pair["against"]]
@@ -393,10 +394,10 @@ class _Pictures:
             "<!doctype html><meta charset=utf-8><title>Near-duplicates</title>"
             "<style>body{font-family:sans-serif}td{padding:.5em;vertical-align:top;font-size:small}</style>"
             f"<h1>{report['removed']:,} of {report['examples']:,} examples removed</h1>"
-            f"<p>{report['not_compared']:,} examples could not be compared, as they are black or cannot be decoded. "
-            f"They stay in.</p><ul>{sets}</ul>"
-            f"<p>{len(rows):,} of {len(report['pairs']):,} pairs, those that differ most first: left what was removed, "
-            f"right the test image. Are the first ones no duplicates? Lower --sure (now {report['sure']}).</p>"
+            f"<p>{report['not_compared']:,} examples could not be compared because they are black or cannot be "
+            f"decoded. They are kept.</p><ul>{sets}</ul>"
+            f"<p>{len(rows):,} of {len(report['pairs']):,} pairs, the most different first: left the removed image, "
+            f"right the test image. If the first ones are not duplicates, lower --sure (now {report['sure']}).</p>"
             f"<table>{''.join(rows)}</table>\n"
         )
 

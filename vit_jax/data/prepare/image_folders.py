@@ -1,4 +1,4 @@
-"""A folder or zip file of images, `<split>/<class>/<image>`, as it is read without preparation too."""
+"""Prepares a folder or zip file of images, `<split>/<class>/<image>`; training reads these directly too."""
 
 import dataclasses
 import pathlib
@@ -9,31 +9,25 @@ from typing import Any
 import numpy as np
 
 from vit_jax.console import show_name, show_names
-from vit_jax.data.prepare.index import Arrangement, Row
-from vit_jax.data.prepare.passes import Found, Passed, check_split
+from vit_jax.data.prepare.index import Row
+from vit_jax.data.prepare.passes import Found, Origin, Passed, check_split
 from vit_jax.data.sources import Example, ImageFolderSource
 from vit_jax.data.sources.base import BadRecordError
 from vit_jax.data.sources.folders import list_splits
 from vit_jax.data.sources.splits import same_classes
 
 
-class ImageFolder:
-    """All splits of a folder or zip file. See `run.Origin`."""
-
-    homepage = ""
-    arrangement: Arrangement = "each"
-    multi_label = False
-    exif_orientation = True
+class ImageFolder(Origin):
+    """All splits of a folder or zip file."""
 
     def __init__(self, path: pathlib.Path):
-        """Lists the files; reads none.
+        """Lists the files without reading them.
 
         Raises:
-          UserError: it is no such folder; a zip has paths that would leave the folder it were unpacked in; a split has
-            classes that the training split lacks; or a split has a name that TFDS cannot ask for.
+          UserError: it is not such a folder, a zip file has an unsafe path, a split has classes that the training split
+            lacks, or TFDS does not accept a split's name.
         """
         self._path = path
-        self.slices: dict[str, dict[str, tuple[int | None, int | None]]] = {}
         self.description = f"The images of {show_name(path.resolve().name)}, as they were."
         splits = list_splits(path)
         for split in splits:
@@ -53,21 +47,17 @@ class ImageFolder:
                 )
 
     def settings(self) -> dict[str, Any]:
-        """What decides the result."""
+        """Returns all that decides the result."""
         files = [[split, source.fingerprint(), len(source)] for split, source in self._sources.items()]
         return {"command": "image_folder", "files": files}
 
     def facts(self) -> dict[str, Any]:
-        """The name of the folder or zip file, and how many images it has."""
+        """Returns the name of the folder or zip file, and its number of images."""
         return {"folder": show_name(self._path.resolve().name), "images": self.extent()}
 
     def extent(self) -> int:
-        """Number of images."""
+        """Returns the number of images."""
         return sum(map(len, self._sources.values()))
-
-    def least_bytes(self) -> int:
-        """Nothing is known before the images are read."""
-        return 0
 
     def scan(self, mark: Any) -> Iterator[Found | Passed]:
         """Finds all images, split after split."""
@@ -79,12 +69,12 @@ class ImageFolder:
                     yield Found(split, source.member(index), (), (split_number, index, 0), number, mark=number)
 
     def load(self, found: Found) -> Found:
-        """Reads one image, and finds out its name and class."""
+        """Reads one image and its class."""
         source = self._sources[found.split]
         try:
             example = source[found.place[1]]
         except BadRecordError as error:
-            # The manifest must not show where the images lie on this machine, which the source's message does.
+            # The source's message has a path of this machine, which must not enter the manifest.
             cause = error.__cause__
             raise cause if isinstance(cause, OSError) else BadRecordError(f"cannot be read: {cause}") from error
         label = self._classes[int(example["label"])]
@@ -95,16 +85,16 @@ class ImageFolder:
         return _encoded(self._sources[row.split][row.offset])
 
     def place(self, row: Row) -> str:
-        """The path of the image."""
+        """Returns the path of the image."""
         return self._sources[row.split].where(row.offset)
 
     def classes(self, names: Sequence[str]) -> tuple[dict[str, int], Sequence[str] | int]:
-        """The folders' names, sorted."""
+        """Returns the sorted folder names."""
         return {name: number for number, name in enumerate(self._classes)}, self._classes
 
 
 def _encoded(example: Example) -> bytes:
     image = example["image"]
     if not isinstance(image, bytes):
-        raise TypeError("folders give encoded images")
+        raise TypeError("folders hold encoded images")
     return image

@@ -1,7 +1,7 @@
-"""A list of images with labels, as web-scale sets have it: JSON lines or parquet.
+"""Prepares a list of images with labels, the format of web-scale data sets: JSON lines or parquet.
 
-A row is `{"image": "shard17/0001.jpg", "label": 5}`; the label may be a number, a name, or a list of either, and
-`labels` may be written for it. Paths are relative to the list.
+A row is `{"image": "shard17/0001.jpg", "label": 5}`. The label, also spelled `labels`, is a number, a name, or a list
+of either. Paths are relative to the list.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vit_jax.console import show_name
-from vit_jax.data.prepare.index import Arrangement, Row
-from vit_jax.data.prepare.passes import Found, Passed, check_split
+from vit_jax.data.prepare.index import Row
+from vit_jax.data.prepare.passes import Found, Origin, Passed, check_split
 from vit_jax.data.sources.base import BadRecordError, fingerprint_of
 from vit_jax.data.sources.folders import composed
 from vit_jax.data.sources.trees import MAX_FILE_BYTES
@@ -24,14 +24,11 @@ from vit_jax.json_files import parse_json
 SPLIT = "train"
 _ROWS_AT_ONCE = 4096  # of a parquet file
 _LONGEST_LINE = 2**22  # bytes
-_MOST_CLASSES = 2**24  # more are ids of something, taken for classes; a list of so many would take all memory
+_MOST_CLASSES = 2**24  # larger labels are probably ids, and a list of so many classes would take all memory
 
 
-class ImageList:
-    """The images of a list, all in one split. See `run.Origin`."""
-
-    homepage = ""
-    exif_orientation = True
+class ImageList(Origin):
+    """The images of a list, all in one split."""
 
     def __init__(
         self,
@@ -48,23 +45,23 @@ class ImageList:
 
         Args:
           path: of the list, `.jsonl` or `.parquet`.
-          images_root: folder that paths are relative to and may not leave; None: that of the list.
-          class_names: text file with one name a line, in the order of the labels; None: names that occur, sorted.
-          num_classes: number of classes of numbered labels; None: as many as the largest label wants.
-          single_label: whether examples have one `label` and not `labels`.
+          images_root: folder that paths are relative to and must not leave; None: the list's.
+          class_names: text file with one name per line, in the order of the labels; None: the names that occur, sorted.
+          num_classes: number of classes if labels are numbers; None: the largest label plus one.
+          single_label: whether examples have one `label` instead of `labels`.
           merge: whether copies of an image become one example with the labels of all.
           split: name of the split.
 
         Raises:
-          UserError: a file does not exist or is of no known kind; single_label and merge exclude one another; no such
-            split or number of classes is possible.
+          UserError: a file does not exist or has an unknown format, single_label and merge are both set, or the split
+            or number of classes is invalid.
         """
         if path.suffix not in (".jsonl", ".parquet"):
             raise UserError(f"{path} is neither a .jsonl nor a .parquet file.")
         if not path.is_file():
             raise UserError(f"there is no list {path}.")
         if single_label and merge:
-            raise UserError("--merge gives images several labels, --single_label allows one: leave out either.")
+            raise UserError("--merge and --single_label exclude each other. Set one.")
         check_split(split, "--split")
         if num_classes is not None and not 1 <= num_classes <= _MOST_CLASSES:
             raise UserError(f"--num_classes must be from 1 to {_MOST_CLASSES:,}, got {num_classes}.")
@@ -76,12 +73,11 @@ class ImageList:
         self._names = _read_names(class_names) if class_names else None
         self._known = {name: number for number, name in enumerate(self._names or ())}
         self.multi_label = not single_label
-        self.arrangement: Arrangement = "merged" if merge else "each"
-        self.slices: dict[str, dict[str, tuple[int | None, int | None]]] = {}
+        self.arrangement = "merged" if merge else "each"
         self.description = f"Images listed in {show_name(path.name)}, as they were."
 
     def settings(self) -> dict[str, Any]:
-        """What decides the result."""
+        """Returns all that decides the result."""
         stat = self._path.stat()
         return {
             "command": "manifest",
@@ -94,33 +90,29 @@ class ImageList:
         }
 
     def facts(self) -> dict[str, Any]:
-        """The list by name and size."""
+        """Returns name and size of the list."""
         return {"list": show_name(self._path.name), "bytes": self._path.stat().st_size}
 
     def extent(self) -> int:
-        """Bytes of a .jsonl, rows of a .parquet."""
+        """Returns the bytes of a .jsonl or the rows of a .parquet."""
         if self._path.suffix == ".jsonl":
             return self._path.stat().st_size
         return _open_parquet(self._path).metadata.num_rows
-
-    def least_bytes(self) -> int:
-        """Nothing is known before the images are read."""
-        return 0
 
     def scan(self, mark: Any) -> Iterator[Found | Passed]:
         """Reads rows from a mark on.
 
         Raises:
-          UserError: a row has no image or label, a label that is not among the classes, or a path out of the folder.
+          UserError: a row lacks an image or label, has an unknown label, or has a path that leaves the folder.
         """
         rows = self._read_json if self._path.suffix == ".jsonl" else self._read_parquet
         for where, row, after in rows(mark or 0):
             given, labels = _parse(row, where)
-            image = self._as_it_lies(given, where)
+            image = self._local_path(given, where)
             self._check_path(image, where)
             tokens = [self._token(label, where) for label in labels]
             if not self.multi_label and len(tokens) != 1:
-                raise UserError(f"{where} has {len(tokens)} labels; with --single_label there must be one.")
+                raise UserError(f"{where} has {len(tokens)} labels; --single_label requires exactly one.")
             yield Found(self._split, image, tokens, (0, 0, 0), after, mark=after)
 
     def load(self, found: Found) -> Found:
@@ -140,11 +132,11 @@ class ImageList:
             raise BadRecordError(f"cannot be read: {error}") from error
 
     def place(self, row: Row) -> str:
-        """The path of the image."""
+        """Returns the path of the image."""
         return str(self._root / row.file_name)
 
     def classes(self, names: Sequence[str]) -> tuple[dict[str, int], Sequence[str] | int]:
-        """Names in the order of the file of names, else sorted; of numbers as many as there are classes.
+        """Returns names in the order of the file of names, or else sorted; or the number of classes for numbers.
 
         Raises:
           UserError: some labels are numbers and others names.
@@ -163,27 +155,27 @@ class ImageList:
         return {name: int(name[1:]) for name in numbered}, self._num_classes or largest + 1
 
     def _token(self, label: int | str, where: str) -> str:
-        """Labels as the index keeps them: "#5" for a number, "=cat" for a name, in Unicode's composed form."""
+        """Encodes a label for the index: "#5" for a number, "=cat" for a name in Unicode's composed form."""
         if isinstance(label, int):
             limit = len(self._names) if self._names is not None else self._num_classes
             if limit is None and label >= _MOST_CLASSES:
                 raise UserError(
-                    f"{where} has label {label}: numbers count classes from 0 on, and {_MOST_CLASSES:,} are the most. "
-                    f'Is it a name? Then write it in quotes: "label": "{label}".'
+                    f"{where} has label {label}, but a number must be less than {_MOST_CLASSES:,}. If it is a name, "
+                    f'write it in quotes: "label": "{label}".'
                 )
             if label < 0 or (limit is not None and label >= limit):
-                raise UserError(f"{where} has label {label}; labels of {limit or 'numbered'} classes count from 0 on.")
+                raise UserError(f"{where} has label {label}; labels of {limit or 'numbered'} classes count from 0.")
             return _number(label)
         label = composed(label)
         if self._names is not None and label not in self._known:
-            raise UserError(f"{where} has label {label!r}, which is not among the {len(self._names)} names of classes.")
+            raise UserError(f"{where} has label {label!r}, which is not one of {len(self._names)} class names.")
         return f"={label}"
 
-    def _as_it_lies(self, image: str, where: str) -> str:
-        """The path as it is on this system, where the list was made on another: with slashes, in its Unicode form.
+    def _local_path(self, image: str, where: str) -> str:
+        """Converts a path from another system: to slashes, and to the Unicode form on this disk.
 
         Raises:
-          UserError: it begins at a drive or a network folder of Windows.
+          UserError: the path begins with a drive or network folder of Windows.
         """
         if image.isascii() and "\\" not in image:
             return image
@@ -193,25 +185,25 @@ class ImageList:
                 return candidate
         if "\\" in image and (forward.startswith("/") or forward[1:2] == ":"):
             raise UserError(
-                f"{where} names {image!r}, a path of Windows. Write paths relative to the list or to --images_root, "
-                f"such as {forward.rpartition('/')[2]!r}."
+                f"{where} has the Windows path {image!r}. Write paths relative to the list or to --images_root, such "
+                f"as {forward.rpartition('/')[2]!r}."
             )
         return forward
 
     def _check_path(self, image: str, where: str) -> None:
-        """Refuses paths out of the folder, by their words or by a symbolic link on the way."""
+        """Refuses paths that leave the folder, by their parts or through a symbolic link."""
         pure = pathlib.PurePath(image)
         inside = not pure.is_absolute() and ".." not in pure.parts
         if inside:
             try:
                 real = os.path.realpath(self._root / image)
             except ValueError as error:  # a zero byte
-                raise UserError(f"{where} names {image!r}, which cannot be a path: {error}.") from error
+                raise UserError(f"{where} has the invalid path {image!r}: {error}.") from error
             inside = os.path.commonpath([real, self._real_root]) == self._real_root
         if not inside:
             raise UserError(
-                f"{where} names {image!r}, which is not in {self._root}. Refused; if it is meant, name a folder above "
-                "all images with --images_root, and paths relative to it."
+                f"{where} has the path {image!r}, which is not in {self._root}. Refused; set --images_root to a folder "
+                "above all images, and write paths relative to it."
             )
 
     def _read_json(self, offset: int) -> Iterator[tuple[str, Any, int]]:
@@ -223,7 +215,7 @@ class ImageList:
                 if line.startswith((b"\xff\xfe", b"\xfe\xff")):
                     raise UserError(f"{self._path} is UTF-16. Save it as UTF-8.")
                 if len(line) >= _LONGEST_LINE and not line.endswith(b"\n"):
-                    raise UserError(f"{where} has more than {_LONGEST_LINE:,} bytes. A row is one line.")
+                    raise UserError(f"{where} has more than {_LONGEST_LINE:,} bytes. Write one row per line.")
                 if line.strip():
                     yield where, parse_json(line, where), offset
 
@@ -243,7 +235,7 @@ class ImageList:
                     found = batch.to_pylist() if batch is not None else None
                 except (OSError, ValueError, MemoryError) as error:  # as pyarrow's own errors are
                     raise UserError(
-                        f"cannot read {self._path} as parquet behind row {number:,}: {_first_line(error)}."
+                        f"cannot read {self._path} as parquet after row {number:,}: {_first_line(error)}."
                     ) from error
                 if found is None:
                     break
@@ -272,16 +264,16 @@ def _first_line(error: Exception) -> str:
 
 def _parse(row: Any, where: str) -> tuple[str, list[int | str]]:
     if not isinstance(row, dict) or not isinstance(row.get("image"), str) or not row["image"]:
-        raise UserError(f'{where} has no image; a row is {{"image": "a/1.jpg", "label": 5}}.')
+        raise UserError(f'{where} has no image. Write rows such as {{"image": "a/1.jpg", "label": 5}}.')
     label = row["label"] if row.get("label") is not None else row.get("labels")
     labels: list[Any] = label if isinstance(label, list) else [label]
     wrong = next((one for one in labels if isinstance(one, bool) or not isinstance(one, int | str)), None)
     if wrong is not None or label is None or "" in labels or any("\n" in str(one) for one in labels):
-        raise UserError(f"{where} has no label, or one that is neither a number nor a name: {label!r}.")
+        raise UserError(f"{where} has no label that is a number or a name: {label!r}.")
     try:
         "".join([row["image"], *map(str, labels)]).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where} has half a character, which is no text: {row!r}.") from error
+        raise UserError(f"{where} has half a Unicode character: {row!r}.") from error
     return row["image"], labels
 
 
@@ -289,7 +281,7 @@ def _read_names(path: pathlib.Path) -> list[str]:
     try:
         names = [composed(line.strip()) for line in read_text_lines(path)]
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the names of the classes from {path}: {error}.") from error
+        raise UserError(f"cannot read class names from {path}: {error}.") from error
     if not names or "" in names or len(set(names)) < len(names):
-        raise UserError(f"{path} should have one name a line, none of them empty or there twice.")
+        raise UserError(f"{path} must have one name per line, none empty or repeated.")
     return names

@@ -1,7 +1,7 @@
-"""ImageNet-21k from the archives that image-net.org gives out.
+"""Prepares ImageNet-21k from the archives of image-net.org.
 
 The authors of the released models merged copies of an image into one example with several labels, and held out the
-first examples: test is `full[:25600]`, val `full[25600:51200]`, train the rest.
+first examples: test is `full[:25600]`, val is `full[25600:51200]`, train is the rest.
 """
 
 import pathlib
@@ -12,8 +12,8 @@ from typing import Any, Literal
 from vit_jax.console import show_name
 from vit_jax.data.class_names import wordnet_ids
 from vit_jax.data.prepare.archives import Mark, Member, find_archives, read_at, scan
-from vit_jax.data.prepare.index import Arrangement, Row
-from vit_jax.data.prepare.passes import Found, Passed
+from vit_jax.data.prepare.index import Row
+from vit_jax.data.prepare.passes import Found, Origin, Passed
 from vit_jax.data.sources.base import fingerprint_of
 from vit_jax.data.sources.trees import IMAGE_SUFFIXES
 from vit_jax.errors import UserError
@@ -25,23 +25,23 @@ SLICES: dict[str, tuple[int | None, int | None]] = {
     "val": (25600, 51200),
     "train": (51200, None),
 }
-"""What the released models were tested, validated and trained on, as parts of the one split."""
+"""Test, validation and training sets of the released models, as slices of the split."""
 
 ONLY_RELEASED = ("n03931044", "n09859684")
-"""The two classes that the released heads have and the archive of fall 2011 has not."""
+"""The two classes of the released heads that the archive of fall 2011 lacks."""
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
 def list_classes(which: str) -> tuple[str, ...]:
-    """WordNet ids in the order of the labels.
+    """Returns WordNet ids in the order of the labels.
 
     Args:
-      which: "released", the 21,843 of the released heads; "fall11", the 21,841 of the archive of fall 2011; or path of
-        a text file with one id a line.
+      which: "released", the 21,843 of the released heads; "fall11", the 21,841 of the archive of fall 2011; or the path
+        of a text file with one id per line.
 
     Raises:
-      UserError: the file does not exist or is no such list.
+      UserError: the file does not exist or is not such a list.
     """
     if which in ("released", "fall11"):
         left_out = ONLY_RELEASED if which == "fall11" else ()
@@ -55,38 +55,38 @@ def list_classes(which: str) -> tuple[str, ...]:
     names = tuple(line.split()[0] for line in lines if line.strip())
     wrong = next((name for name in names if not _WORDNET_ID.fullmatch(name)), None)
     if not names or wrong or len(set(names)) < len(names):
-        reason = f"{wrong!r} is none" if wrong else "it is empty" if not names else "some are there twice"
-        raise UserError(f"{which} should have one WordNet id such as n01440764 a line, but {reason}.")
+        reason = f"{wrong!r} is not" if wrong else "it is empty" if not names else "some are repeated"
+        raise UserError(f"{which} must have one WordNet id such as n01440764 per line, but {reason}.")
     return names
 
 
 def class_map(classes: Sequence[str], into: Sequence[str]) -> list[int]:
-    """Positions of classes in another list, such as those of fall 2011's 21,841 among the released heads' 21,843.
+    """Maps classes to positions in another list, such as fall 2011's 21,841 to the released heads' 21,843.
 
     Returns:
-      a position for each class, or -1 where the other list does not have it.
+      the position of each class, or -1 if the other list lacks it.
     """
     positions = {name: position for position, name in enumerate(into)}
     return [positions.get(name, -1) for name in classes]
 
 
-class ImageNet21k:
-    """The whole archive of winter 2021 or of fall 2011, or the tars of its classes. See `run.Origin`."""
+class ImageNet21k(Origin):
+    """The whole archive of winter 2021 or of fall 2011, or the tars of its classes."""
 
     homepage = "https://www.image-net.org"
-    exif_orientation = False  # the released models saw the images as they are stored
+    exif_orientation = False  # the released models ignored it
 
     def __init__(self, paths: Sequence[pathlib.Path], *, labels: Literal["multi", "single"] = "multi", classes: str):
-        """Looks at the archives without reading them.
+        """Finds the archives without reading them.
 
         Args:
           paths: tars, or folders of tars.
           labels: "multi" merges copies of an image into one example with all their labels; "single" makes an example of
             each pair of image and class.
-          classes: see `list_classes`; or "archive", the sorted ids that images are found for.
+          classes: for `list_classes`; or "archive", the sorted ids that occur.
 
         Raises:
-          UserError: no archives, or compressed ones; no such list of classes.
+          UserError: an archive is missing or compressed, or there is no such list of classes.
         """
         self._archives = find_archives(paths)
         self._sizes = [path.stat().st_size for path in self._archives]
@@ -94,7 +94,7 @@ class ImageNet21k:
         self._known = set(self._classes or ())
         self._labels = labels
         self.multi_label = labels == "multi"
-        self.arrangement: Arrangement = "merged" if self.multi_label else "pairs"
+        self.arrangement = "merged" if self.multi_label else "pairs"
         self.slices = {SPLIT: SLICES}
         self.description = (
             "ImageNet-21k (Deng et al., 2009), images as they were published. "
@@ -107,7 +107,7 @@ class ImageNet21k:
         )
 
     def settings(self) -> dict[str, Any]:
-        """What decides the result."""
+        """Returns all that decides the result."""
         files = [
             [path.name, size, path.stat().st_mtime_ns] for path, size in zip(self._archives, self._sizes, strict=True)
         ]
@@ -115,23 +115,23 @@ class ImageNet21k:
         return {"command": "imagenet21k", "labels": self._labels, "classes": classes, "files": files}
 
     def facts(self) -> dict[str, Any]:
-        """The archives by name and size."""
+        """Returns name and size of each archive."""
         pairs = zip(self._archives, self._sizes, strict=True)
         return {"archives": [{"name": path.name, "bytes": size} for path, size in pairs]}
 
     def extent(self) -> int:
-        """Bytes of all archives."""
+        """Returns the bytes of all archives."""
         return sum(self._sizes)
 
     def least_bytes(self) -> int:
-        """Most of the archives' size: merging copies saves an eighth."""
+        """Returns four fifths of the archives' size; merging copies saves an eighth."""
         return self.extent() * 4 // 5
 
     def scan(self, mark: Any) -> Iterator[Found | Passed]:
         """Finds images with their classes.
 
         Raises:
-          UserError: a class that is not in the list, or an image of no class.
+          UserError: an image has no class, or one that is not in the list.
         """
         before = [sum(self._sizes[:number]) for number in range(len(self._sizes) + 1)]
         for item in scan(self._archives, Mark(*mark) if mark else None):
@@ -149,28 +149,24 @@ class ImageNet21k:
                 broken=_why_not(item, wnid),
             )
 
-    def load(self, found: Found) -> Found:
-        """Has nothing to do: the scan reads the images on its way."""
-        return found
-
     def read(self, row: Row) -> bytes:
         """Reads an image from the middle of its archive."""
         return read_at(self._archives[row.file], row.offset, row.size)
 
     def place(self, row: Row) -> str:
-        """The archive and the image."""
+        """Returns archive, name and offset of the image."""
         return f"{self._archives[row.file]}:{row.file_name} (byte {row.offset:,})"
 
     def classes(self, names: Sequence[str]) -> tuple[dict[str, int], Sequence[str] | int]:
-        """The list chosen, whether or not there are images of all its classes."""
+        """Returns the chosen list, including classes without images."""
         classes = self._classes or sorted(names)
         return {name: number for number, name in enumerate(classes)}, classes
 
     def _class_of(self, member: Member) -> str | None:
-        """The class: the folder or tar that a file is in, else how its name begins; None of a text beside the images.
+        """Returns the class from the file's folder, tar or name; None for a file that is not an image.
 
         Raises:
-          UserError: an image of no class, or of one that is not in the list.
+          UserError: an image has no class, or one that is not in the list.
         """
         path = pathlib.PurePosixPath(*member.path)
         parents = [pathlib.PurePath(part).stem for part in reversed(path.parts[:-1])]
@@ -178,15 +174,15 @@ class ImageNet21k:
         wnid = next((name for name in candidates if _WORDNET_ID.fullmatch(name)), None)
         where = show_name(f"{self._archives[member.archive]}:{'/'.join(member.path)}")
         if wnid is None and path.suffix.lower() not in IMAGE_SUFFIXES:
-            return None  # hours of work are not lost for a README
+            return None  # a README must not end hours of work
         if wnid is None:
             raise UserError(
-                f"no class for {where}: neither its folder, nor its tar, nor its name is a WordNet id like n01440764."
+                f"no class for {where}: neither its folder, its tar nor its name is a WordNet id like n01440764."
             )
         if self._classes is not None and wnid not in self._known:
             raise UserError(
-                f"{where} is of class {wnid}, which is not among the {len(self._classes):,} of the list. Take the "
-                "classes of the archive instead (--classes=archive), or a list of your own (--classes=FILE)."
+                f"{where} has class {wnid}, which is not among the {len(self._classes):,} of the list. Use the classes "
+                "of the archive (--classes=archive) or your own list (--classes=FILE)."
             )
         return wnid
 

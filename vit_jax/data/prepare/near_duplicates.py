@@ -1,7 +1,7 @@
-"""Near-duplicates among images, by perceptual hashes.
+"""Finds near-duplicate images by perceptual hashes.
 
-Two images are near-duplicates if two of their perceptual hashes differ in few bits: one of 64 bits, which finds
-candidates quickly, and one of 256 bits, which tells them from images that only resemble each other.
+Near-duplicates differ in few bits of two hashes: one of 64 bits, which finds candidates quickly, and one of 256 bits,
+which rejects images that only look similar.
 """
 
 import base64
@@ -16,21 +16,21 @@ from vit_jax.data.image_headers import JPEG_START, UPRIGHT, orientation_of, plai
 from vit_jax.data.transforms import size_of
 
 NEAR, SURE = 11, 72
-"""Bits of 64 and of 256 that may differ. docs/prepare.md says what these find and what they spare."""
+"""Most bits of 64 and of 256 that differ. docs/prepare.md describes what these limits find and miss."""
 
 WORDS = 5  # uint64: the short hash, and four of the long one
 _BANDS, _BAND_BITS = 4, 16
 _QUERIES_AT_ONCE = 1024
-_HASHED_SIDE = 128  # pixels; JPEGs are decoded at the smallest scale that keeps them larger
+_HASHED_SIDE = 128  # pixels; JPEGs are decoded at the smallest scale with larger sides
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
 
 
 def hash_image(image: bytes | np.ndarray, *, mirrored: bool = False) -> np.ndarray:
-    """The hashes of an image, uint64 `[5]`.
+    """Computes the hashes of an image, uint64 `[5]`.
 
     Args:
       image: an encoded file, or uint8 `[height, width, 3]`.
-      mirrored: whether to hash its mirror image.
+      mirrored: whether to hash the mirror image.
 
     Raises:
       OSError: not an image.
@@ -45,19 +45,19 @@ def hash_image(image: bytes | np.ndarray, *, mirrored: bool = False) -> np.ndarr
 def find_pairs(
     queries: np.ndarray, targets: np.ndarray, *, near: int = NEAR, sure: int = SURE
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Finds all pairs of near-duplicates, without comparing all with all.
+    """Finds all pairs of near-duplicates without comparing every pair.
 
-    If two hashes of four bands differ in no more than `near` bits, some band differs in no more than a quarter of them
-    (Norouzi et al., 2012): only those that share such a band are compared.
+    If two hashes of four bands differ in at most `near` bits, at least one band differs in at most a quarter of them
+    (Norouzi et al., 2012). Only pairs with such a band are compared.
 
     Args:
       queries: hashes uint64 `[queries, 5]`.
       targets: hashes uint64 `[targets, 5]`.
-      near: bits of the short hash that may differ.
-      sure: bits of the long hash that may differ.
+      near: most differing bits of the short hash.
+      sure: most differing bits of the long hash.
 
     Returns:
-      by pair: position among the queries and among the targets, and bits of the long hash that differ. Sorted.
+      three sorted arrays `[pairs]`: positions among the queries and the targets, and differing bits of the long hash.
     """
     masks = _masks(near // _BANDS)
     bands = [_band(targets, band) for band in range(_BANDS)]
@@ -86,7 +86,7 @@ def find_pairs(
 
 
 def _masks(radius: int) -> np.ndarray:
-    """All uint16 with no more than `radius` bits set."""
+    """All uint16 with at most `radius` bits set."""
     sets = itertools.chain.from_iterable(itertools.combinations(range(_BAND_BITS), size) for size in range(radius + 1))
     return np.array([sum(1 << bit for bit in bits) for bits in sets], np.uint16)
 
@@ -96,15 +96,15 @@ def _band(hashes: np.ndarray, band: int) -> np.ndarray:
 
 
 def hash_or_zero(image: bytes | np.ndarray, *, mirrored: bool = False) -> np.ndarray:
-    """As `hash_image`; zeros if the image cannot be decoded."""
+    """Like `hash_image`, but zeros for an image that cannot be decoded."""
     try:
         return hash_image(image, mirrored=mirrored)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # whatever Pillow says of damaged files
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's errors for damaged files
         return np.zeros((WORDS,), np.uint64)
 
 
 def thumbnail(image: bytes | np.ndarray) -> str:
-    """An HTML image of at most 160 x 160 pixels, with its pixels inside."""
+    """Returns an HTML image with embedded data, of at most 160 x 160 pixels."""
     try:
         opened = _upright(_open(image, 160).convert("RGB"), image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -118,13 +118,13 @@ def thumbnail(image: bytes | np.ndarray) -> str:
 def _open(image: bytes | np.ndarray, side: int) -> Image.Image:
     if not isinstance(image, bytes):
         return Image.fromarray(image)
-    size_of(image)  # what `decode` refuses is not compared; Pillow knows more formats, some of them programs
+    size_of(image)  # refuses what `decode` refuses; Pillow reads more formats, some by external programs
     opened = Image.open(io.BytesIO(image if image.startswith(JPEG_START) else plain(image)), formats=_FORMATS)
-    opened.draft("RGB", (side, side))  # JPEGs only; a cheap decoding to no less than this size
+    opened.draft("RGB", (side, side))  # JPEGs only: cheap decoding to at least this size
     return opened
 
 
 def _upright(opened: Image.Image, image: bytes | np.ndarray) -> Image.Image:
-    """Turned as EXIF says, so that a photo and its upright copy are the same, whatever training makes of them."""
+    """Applies the EXIF orientation, so that a photo matches its upright copy whatever training does."""
     orientation = orientation_of(image) if isinstance(image, bytes) else UPRIGHT
     return Image.fromarray(orientation.upright(np.asarray(opened))) if orientation else opened

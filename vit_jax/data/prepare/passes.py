@@ -1,10 +1,11 @@
-"""The two passes that all preparations share.
+"""The two passes of every preparation.
 
-The first scans: it reads each image once, checks that it decodes, and notes in the index where it lies. The second
-writes the examples in their final order, each read again from its place, shard by shard. Both go on where they were
-interrupted, and the result is the same to the byte, whatever the machine, the number of threads or of interruptions.
+The first pass scans: it reads each image once, checks that it decodes, and records its location in the index. The
+second reads the images again in their final order and writes the shards. Both resume after an interruption. The bytes
+of the result do not depend on the machine, the number of threads or interruptions.
 """
 
+import abc
 import dataclasses
 import errno
 import hashlib
@@ -12,36 +13,35 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn, Protocol
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from vit_jax.console import Progress, format_bytes, num_cpus
 from vit_jax.data.prepare import tfds_layout
 from vit_jax.data.prepare.index import Arrangement, Index, Row, content_hash
-from vit_jax.data.prepare.work import ordered_map, working_in
+from vit_jax.data.prepare.work import MAKE_ROOM, ordered_map, working_in
 from vit_jax.data.sources.base import BadRecordError
 from vit_jax.data.transforms import ImageError, decode
 from vit_jax.errors import UserError
 from vit_jax.files import check_space, replace_whole
 
 _COMMIT_EVERY = 1000  # images
-_MAKE_ROOM = "Make room, or name another disk with --out."
-_ROW_BYTES = 400  # of an image in the index and in sorting it; an estimate
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """An image that an origin has.
+    """An image found by a scan.
 
     Attributes:
-      split: that it belongs to.
-      file_name: that tells it from others.
+      split: its split.
+      file_name: its unique name.
       labels: names of its classes.
-      place: file, offset and size, as `Origin.read` wants them.
-      done: the part of `Origin.extent` that is scanned with it.
-      content: the image; None if `Origin.load` must get it.
-      mark: JSON-compatible, from where a scan goes on after this image; None if it cannot.
-      broken: why it is left out, where that is known already.
+      place: file, offset and size, for `Origin.read`.
+      done: the part of `Origin.extent` scanned so far.
+      content: the encoded image; None if `Origin.load` must read it.
+      mark: JSON-compatible position to resume the scan after this image; None if there is none.
+      broken: why to skip the image, if known already.
     """
 
     split: str
@@ -56,87 +56,87 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Passed:
-    """A place between images from where a scan can go on; the attributes are those of `Found`."""
+    """A position between images to resume a scan from, with the attributes of `Found`."""
 
     done: int
     mark: Any
 
 
 def check_split(name: str, where: str) -> None:
-    """Raises `UserError`, which says where the name comes from, unless TFDS can be asked for a split of this name."""
+    """Raises `UserError` unless TFDS accepts the name of a split; the message says `where` it comes from."""
     if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
-        raise UserError(f"{where}: {name!r} is no name for a split. Use letters, digits and _, such as train.")
+        raise UserError(f"{where}: invalid split name {name!r}. Use letters, digits and _, such as train.")
 
 
-class Origin(Protocol):
-    """Where images come from.
+class Origin(abc.ABC):
+    """A source of images to prepare.
 
     Attributes:
-      description: for people.
+      description: free text.
       homepage: address.
       arrangement: what becomes an example.
-      multi_label: see `records.Description`.
-      exif_orientation: whether those who read the result turn images as their EXIF says, if not told otherwise. The
-        images stay as they are.
-      slices: by split, names of its customary parts with the number of examples where each ends.
+      multi_label: as in `tfds_layout.Description`.
+      exif_orientation: whether readers of the result apply the EXIF orientation by default. The stored images do not
+        change.
+      slices: by split and name, start and stop of its customary parts.
     """
 
     description: str
-    homepage: str
-    arrangement: Arrangement
-    multi_label: bool
-    exif_orientation: bool
-    slices: dict[str, dict[str, tuple[int | None, int | None]]]
+    homepage: str = ""
+    arrangement: Arrangement = "each"
+    multi_label: bool = False
+    exif_orientation: bool = True
+    slices: Mapping[str, Mapping[str, tuple[int | None, int | None]]] = types.MappingProxyType({})
 
+    @abc.abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What decides the result, JSON-compatible; a run goes on only with the same."""
-        ...
+        """Returns all that decides the result, JSON-compatible. Only the same settings resume."""
 
+    @abc.abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What the manifest tells of the source: the same on every machine."""
-        ...
+        """Returns the manifest's facts about the source, the same on every machine."""
 
+    @abc.abstractmethod
     def extent(self) -> int:
-        """All the work of a scan, in any unit."""
-        ...
+        """Returns the total work of a scan, in any unit."""
 
     def least_bytes(self) -> int:
-        """Bytes that will surely be written, as far as is known before the scan."""
-        ...
+        """Returns a lower bound on the bytes to write, known before the scan."""
+        return 0
 
+    @abc.abstractmethod
     def scan(self, mark: Any) -> Iterator[Found | Passed]:
-        """Finds images, in any order, from a mark on (None: from the start)."""
-        ...
+        """Finds images in any order, from a mark on (None: from the start)."""
 
     def load(self, found: Found) -> Found:
-        """Reads an image that `scan` found but did not read. Called from several threads at once."""
-        ...
+        """Reads an image that `scan` found but did not read. Thread-safe."""
+        raise NotImplementedError
 
+    @abc.abstractmethod
     def read(self, row: Row) -> bytes:
-        """Reads an image again from its place. Called from several threads at once."""
-        ...
+        """Reads an image again from its place. Thread-safe."""
 
+    @abc.abstractmethod
     def place(self, row: Row) -> str:
-        """Where an image lies, for people."""
-        ...
+        """Describes the location of an image for messages."""
 
+    @abc.abstractmethod
     def classes(self, names: Sequence[str]) -> tuple[dict[str, int], Sequence[str] | int]:
-        """The label of each name that images have, and the list of classes (or their number)."""
-        ...
+        """Returns the label of each class name, and the list of classes or their number."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What all preparations can be told.
+    """Options of all preparations.
 
     Attributes:
       data_dir: folder of data sets.
       name: of the data set.
       version: of the data set.
-      num_shards: files of each split; None: as TFDS would cut it.
-      verify: whether each image is decoded, and left out if it is broken.
-      max_broken: more broken images than that are an error.
-      threads: None: one for each core.
+      num_shards: files per split; None: TFDS's choice.
+      verify: whether to decode each image and skip broken ones.
+      max_broken: most broken images to skip before it is an error.
+      threads: None: one per core.
     """
 
     data_dir: pathlib.Path
@@ -154,32 +154,33 @@ class Options:
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where the finished data set will be."""
+        """The folder of the finished data set."""
         return self.data_dir / self.name / self.version
 
 
 def prepare(origin: Origin, options: Options) -> dict[str, Any]:
-    """Prepares a data set, or goes on doing so.
+    """Prepares a data set, or resumes doing so.
 
     Args:
-      origin: where the images come from.
-      options: where they go.
+      origin: source of the images.
+      options: name and format of the result.
 
     Returns:
       the manifest.
 
     Raises:
-      UserError: the data set exists, was begun with other settings, has too many broken images, or does not fit.
+      UserError: the data set exists or was begun with other settings, has too many broken images, or does not fit on
+        the disk.
     """
     settings = json.loads(json.dumps({**origin.settings(), "num_shards": options.num_shards, "verify": options.verify}))
     if options.folder.exists():
         done = tfds_layout.read_manifest(options.folder)
-        print(f"{options.folder} is there already, with {done['counts']['examples']:,} examples.", file=sys.stderr)
+        print(f"{options.folder} already exists, with {done['counts']['examples']:,} examples.", file=sys.stderr)
         _refuse_other(done, origin, options.folder, settings)
         return done
     folder = options.folder.with_name(options.folder.name + tfds_layout.UNFINISHED)
     with working_in(folder):
-        if not (folder / tfds_layout.MANIFEST).exists():  # else a kill came just before the end
+        if not (folder / tfds_layout.MANIFEST).exists():  # else a kill came just before the rename
             _prepare(origin, options, folder, settings)
         manifest = tfds_layout.read_manifest(folder)
         _refuse_other(manifest, origin, folder, settings)
@@ -190,7 +191,7 @@ def prepare(origin: Origin, options: Options) -> dict[str, Any]:
 
 
 def _refuse_other(manifest: dict[str, Any], origin: Origin, folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Raises `UserError` if a data set is not what preparing would make, as far as its manifest tells."""
+    """Raises `UserError` if a manifest differs from the one that this preparation would write."""
     made = {"settings": manifest["settings"], "source": {**manifest["source"]}}
     made["source"].pop("examples_sha256", None)
     wanted = {"settings": _public(settings), "source": json.loads(json.dumps(origin.facts()))}
@@ -205,16 +206,16 @@ def _refuse_other(manifest: dict[str, Any], origin: Origin, folder: pathlib.Path
 def _prepare(origin: Origin, options: Options, folder: pathlib.Path, settings: dict[str, Any]) -> None:
     index = Index(folder)
     try:
-        # With no mark nothing was kept yet: a mistake can be mended and the same name be used again.
+        # Without a mark nothing is kept yet, so new settings may replace the old ones.
         begun = index.fact("mark") is not None or index.fact("scanned")
         if begun and index.fact("settings") != settings:
             raise UserError(
-                f"{folder} was begun with other settings ({_difference(index.fact('settings'), settings)}). Run with "
-                "the same to go on, or remove the folder to begin anew."
+                f"{folder} was begun with other settings ({_difference(index.fact('settings'), settings)}). Rerun with "
+                "the same settings to resume, or remove the folder to start over."
             )
         index.commit(settings=settings)
         if not index.fact("scanned"):
-            check_space(folder, origin.least_bytes() if index.fact("mark") is None else 0, _MAKE_ROOM)
+            check_space(folder, origin.least_bytes() if index.fact("mark") is None else 0, MAKE_ROOM)
             _scan(origin, options, index)
         if not index.fact("arranged"):
             _arrange(origin, index)
@@ -225,7 +226,7 @@ def _prepare(origin: Origin, options: Options, folder: pathlib.Path, settings: d
 
 
 def _public(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without what differs from machine to machine."""
+    """Settings without those that differ between machines."""
     return {name: value for name, value in settings.items() if name != "files"}
 
 
@@ -233,13 +234,13 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     return "; ".join(
         "the source files are not the same, or have changed"
-        if name in ("files", "archives")  # of which there may be thousands
+        if name in ("files", "archives")  # maybe thousands
         else f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
         for name in names
     )
 
 
-# What is wrong with a file itself. Anything else, such as a network disk that does not answer, may pass.
+# Errors of the file itself. Others, such as a network disk that does not answer, may be temporary.
 _OF_THE_FILE = frozenset(
     {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 )
@@ -248,7 +249,7 @@ _OF_THE_FILE = frozenset(
 def _scan(origin: Origin, options: Options, index: Index) -> None:
     mark = index.fact("mark")
     if mark is not None:
-        print(f"scan: goes on after {index.count('image'):,} images", file=sys.stderr)
+        print(f"scan: resumes after {index.count('image'):,} images", file=sys.stderr)
 
     def check(found: Found | Passed) -> tuple[Found | Passed, bytes, int, str | None]:
         if isinstance(found, Passed):
@@ -263,12 +264,12 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
             if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:
                 place = origin.place(_row(found))
                 raise UserError(
-                    f"cannot read {place}: {error.strerror or error}. The image may be whole: see to the disk and run "
-                    "the same command again; it goes on from here."
+                    f"cannot read {place}: {error.strerror or error}. The image may be whole: check the disk, then "
+                    "rerun the same command to resume."
                 ) from error
             return dataclasses.replace(found, content=None), b"", 0, getattr(error, "strerror", None) or str(error)
         content = found.content or b""
-        # The content is let go of here, or all images ahead of the slowest would be kept.
+        # Drop the content here; otherwise images queued behind a slow one stay in memory.
         return dataclasses.replace(found, content=None), content_hash(content), len(content), None
 
     pending, broken = 0, index.count("broken")
@@ -280,10 +281,13 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
                 if reason is not None:
                     place = origin.place(_row(found))
                     broken += 1
-                    print(f"broken, left out: {place}: {reason}", file=sys.stderr)
+                    print(f"broken, skipped: {place}: {reason}", file=sys.stderr)
                     index.add_broken(found.split, found.file_name, pathlib.PurePath(place).name, reason)
                     if broken > options.max_broken:
-                        _too_many(broken, options)
+                        raise UserError(
+                            f"{broken} images are broken, more than --max_broken={options.max_broken}. Is the source "
+                            "damaged? If not, rerun with a larger --max_broken to resume."
+                        )
                 else:
                     file, offset, _ = found.place
                     index.add(found.split, found.file_name, found.labels, content, (file, offset, size))
@@ -291,16 +295,9 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
                 index.commit(mark=found.mark, done=found.done)
                 pending = 0
         progress.finish()
-    if not index.count("image"):  # not committed: the next start looks again
-        raise UserError(f"there are no images: {broken:,} are broken or not where they should be.")
+    if not index.count("image"):  # not committed, so the next start scans again
+        raise UserError(f"there are no images; {broken:,} are broken or in the wrong place.")
     index.commit(scanned=True)
-
-
-def _too_many(broken: int, options: Options) -> NoReturn:
-    raise UserError(
-        f"{broken} images are broken, more than --max_broken={options.max_broken}: is the source damaged? If it is as "
-        "it should be, run again with a greater --max_broken; it goes on from here."
-    )
 
 
 def _row(found: Found) -> Row:
@@ -311,7 +308,7 @@ def _arrange(origin: Origin, index: Index) -> None:
     numbers, classes = origin.classes(index.label_names())
     print(f"sorting {index.count('image'):,} images", file=sys.stderr)
     index.arrange(origin.arrangement, numbers)
-    # Names of what the data set is made of, and who has it all in the same order has the same digest.
+    # The digest of names, labels and contents in order identifies the examples on any machine.
     used: set[int] = set()
     digest, most = hashlib.sha256(), 1
     for row in index.examples(1, sys.maxsize // 2):
@@ -327,7 +324,7 @@ def _arrange(origin: Origin, index: Index) -> None:
 def _write(
     origin: Origin, options: Options, index: Index, folder: pathlib.Path
 ) -> dict[str, dict[str, tfds_layout.Shard]]:
-    """Writes what is not written yet; returns the shards by split and name."""
+    """Writes the missing shards; returns all shards by split and name."""
     serialize = tfds_layout.Serializer(multi_label=origin.multi_label)
     finished = {name: tfds_layout.Shard(**facts) for name, facts in index.shards().items()}
     finished = {
@@ -339,15 +336,15 @@ def _write(
     total = sum(count for _, count, _ in splits.values())
     done = sum(shard.examples for shard in finished.values())
     left = sum(size for _, _, size in splits.values()) - sum(shard.record_bytes for shard in finished.values())
-    # Some more for the fields around the images and for what the file format adds.
-    check_space(folder, max(left, 0) * 101 // 100 + (total - done) * 200, _MAKE_ROOM)
+    # Fields other than images, and the file format's own bytes, add a little.
+    check_space(folder, max(left, 0) * 101 // 100 + (total - done) * 200, MAKE_ROOM)
     if finished:
-        print(f"write: goes on after {done:,} of {total:,} examples", file=sys.stderr)
+        print(f"write: resumes after {done:,} of {total:,} examples", file=sys.stderr)
 
     def record(row: Row) -> bytes:
         content = origin.read(row)
         if content_hash(content) != row.content:
-            raise UserError(f"{origin.place(row)} has changed since it was scanned. Bring back what it was.")
+            raise UserError(f"{origin.place(row)} has changed since it was scanned. Restore the old file.")
         return serialize(content, row.file_name, row.labels)
 
     shards: dict[str, dict[str, tfds_layout.Shard]] = {}
@@ -416,7 +413,7 @@ def _finish(
 
 
 def _split_facts(
-    files: dict[str, tfds_layout.Shard], slices: dict[str, tuple[int | None, int | None]]
+    files: dict[str, tfds_layout.Shard], slices: Mapping[str, tuple[int | None, int | None]]
 ) -> dict[str, Any]:
     examples = sum(shard.examples for shard in files.values())
     facts: dict[str, Any] = {
@@ -434,12 +431,12 @@ def _split_facts(
 
 
 def summary(manifest: dict[str, Any], folder: pathlib.Path) -> str:
-    """A few lines that say what was made and how to read it."""
+    """Describes a finished data set and how to read it, in a few lines."""
     counts = manifest["counts"]
     size = sum(facts["bytes"] for facts in manifest["files"].values())
     lines = [
         f"{folder}: {counts['examples']:,} examples of {counts['classes']:,} classes, {format_bytes(size)}",
-        f"  images found {counts['images']:,}, merged {counts['merged']:,}, broken and left out {counts['broken']:,}",
+        f"  images found {counts['images']:,}, merged {counts['merged']:,}, broken and skipped {counts['broken']:,}",
     ]
     for split, facts in manifest["splits"].items():
         shards = "1 shard" if facts["shards"] == 1 else f"{facts['shards']:,} shards"

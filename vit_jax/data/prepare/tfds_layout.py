@@ -1,10 +1,7 @@
-"""Data sets as TFDS lays them out, in array_record.
-
-They are shards, their description, and a manifest that tells whether all is there and as it was written.
+"""Writes data sets in TFDS's layout: array_record shards, their description, and a manifest to verify them.
 
 `<data_dir>/<name>/<version>/` holds `<name>-<split>.array_record-00000-of-00064` and so on, `dataset_info.json`,
-`features.json`, the names of the classes and `manifest.json`. `tfds.builder_from_directory` reads it, without
-TensorFlow.
+`features.json`, the class names and `manifest.json`. `tfds.builder_from_directory` reads it without TensorFlow.
 """
 
 import dataclasses
@@ -31,23 +28,23 @@ from vit_jax.json_files import read_object
 MANIFEST = "manifest.json"
 UNFINISHED = ".incomplete"
 
-# One record a group, for random access. Compression finds nothing in encoded images, and its output would change with
-# the version of the library.
+# One record per group, for random access. Compression does not shrink encoded images, and its bytes may change with the
+# version of the library.
 _OPTIONS = "group_size:1,uncompressed"
 _READ_AT_ONCE = 64  # records
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a data set tells of itself.
+    """Description of a data set.
 
     Attributes:
-      name: lower case, as TFDS wants it, such as "imagenet21k".
+      name: in lower case, as TFDS requires, such as "imagenet21k".
       version: such as "1.0.0".
-      description: for people.
-      homepage: address of where the data come from.
-      classes: names in the order of the labels, or their number where there are no names.
-      multi_label: whether an example has `labels`, any number of them, and not one `label`.
+      description: free text.
+      homepage: address of the data's origin.
+      classes: names in the order of the labels, or the number of classes if they have no names.
+      multi_label: whether an example has a list of `labels` instead of one `label`.
     """
 
     name: str
@@ -58,7 +55,7 @@ class Description:
     multi_label: bool
 
     def features(self) -> tfds.features.FeaturesDict:
-        """Names and types of an example's parts."""
+        """Returns the names and types of an example's fields."""
         if isinstance(self.classes, int):
             label = tfds.features.ClassLabel(num_classes=self.classes)
         else:
@@ -90,7 +87,7 @@ class Shard:
 
 
 class Serializer:
-    """Makes records of examples; the bytes of the image stay as they are."""
+    """Serializes examples as records, with the image's bytes unchanged."""
 
     def __init__(self, *, multi_label: bool):
         self._multi_label = multi_label
@@ -102,39 +99,39 @@ class Serializer:
 
         Args:
           image: an encoded file.
-          file_name: that tells the example from others.
+          file_name: unique name of the example.
           labels: numbers of the classes; exactly one for single-label data.
         """
         label = {"labels": list(labels)} if self._multi_label else {"label": labels[0]}
         example = self._serializer.get_tf_example({"image": image, "file_name": file_name.encode(), **label})
-        return example.SerializeToString(deterministic=True)  # or the order of the fields were any
+        return example.SerializeToString(deterministic=True)  # fixes the order of the fields
 
 
 def check_name(name: str, version: str) -> None:
-    """Raises `UserError` unless TFDS can find a data set under this name and version."""
+    """Raises `UserError` unless TFDS accepts this name and version."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(f"{name!r} is no name for a data set; use lower case letters, digits and _, such as my_birds.")
+        raise UserError(f"invalid data set name {name!r}. Use lower case letters, digits and _, such as my_birds.")
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
-        raise UserError(f"{version!r} is no version; write three numbers such as 1.0.0.")
+        raise UserError(f"invalid version {version!r}. Write three numbers, such as 1.0.0.")
 
 
 def shard_lengths(num_examples: int, total_bytes: int, num_shards: int | None) -> list[int]:
-    """Examples in each shard of a split; as TFDS would cut it, unless told the number of shards."""
+    """Returns the number of examples in each shard of a split. `num_shards=None`: TFDS's choice."""
     wanted = num_shards or shard_utils.ShardConfig.calculate_number_shards(total_bytes, num_examples)
     bounds = [0, *shard_utils.get_shard_boundaries(num_examples, min(wanted, num_examples))]
     return [stop - start for start, stop in itertools.pairwise(bounds)]
 
 
 def shard_name(dataset: str, split: str, number: int, of: int) -> str:
-    """Name of the file of a shard."""
+    """Returns the file name of a shard."""
     return f"{dataset}-{split}.array_record-{number:05d}-of-{of:05d}"
 
 
 def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> Shard:
-    """Writes records to a file that has its name only once it is whole and on the disk.
+    """Writes records to a file, which gets its name once it is complete and on disk.
 
     Raises:
-      RuntimeError: by array_record, with the system's words, such as that the disk is full.
+      RuntimeError: from array_record, with the system's message, such as that the disk is full.
     """
     temporary = path.with_name(path.name + UNFINISHED)
     writer = array_record_module.ArrayRecordWriter(str(temporary), _OPTIONS)
@@ -156,7 +153,7 @@ def write_shard(path: pathlib.Path, records: Iterable[bytes]) -> Shard:
 
 
 def read_shard(path: pathlib.Path) -> Iterator[bytes]:
-    """Reads the records of a file in order, a few at a time."""
+    """Yields the records of a file in order, reading a few at a time."""
     reader = array_record_module.ArrayRecordReader(str(path))
     try:
         for start in range(0, reader.num_records(), _READ_AT_ONCE):
@@ -166,7 +163,7 @@ def read_shard(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def file_sha256(path: pathlib.Path) -> str:
-    """SHA-256 of a file, as `sha256sum` prints it."""
+    """Returns the SHA-256 of a file, as `sha256sum` prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -174,13 +171,13 @@ def file_sha256(path: pathlib.Path) -> str:
 def write_description(
     folder: pathlib.Path, description: Description, shards: Mapping[str, Sequence[Shard]], features: Any = None
 ) -> None:
-    """Writes what TFDS needs to read the shards of each split.
+    """Writes the files that TFDS needs to read the shards.
 
     Args:
       folder: with the shards.
       description: of the data set.
       shards: in order, by split.
-      features: of TFDS, where the records have others than ours.
+      features: TFDS features of the records; None: the description's.
     """
     info = dataset_info.DatasetInfo(
         builder=dataset_info.DatasetIdentity(
@@ -206,22 +203,18 @@ def write_description(
     info.write_to_directory(folder)
 
 
-def versions() -> dict[str, str]:
-    """Versions of what made a data set."""
-    libraries = ("array_record", "tensorflow-datasets")
-    return {"vit_jax": vit_jax.__version__, **{name: importlib.metadata.version(name) for name in libraries}}
-
-
 def write_manifest(folder: pathlib.Path, facts: Mapping[str, Any], known: Mapping[str, Shard] | None = None) -> None:
-    """Writes `manifest.json`: the facts given, and size and hash of every other file in the folder.
+    """Writes `manifest.json`: the given facts, and size and hash of every other file of the data set.
 
-    What preparing left there for itself (the index, hashes of images) does not count.
+    The preparation's own files (the index, hashes of images) are left out.
 
     Args:
       folder: of the data set.
       facts: JSON-compatible.
-      known: files that need not be read again for it.
+      known: shards by file name, whose hashes are known.
     """
+    libraries = ("array_record", "tensorflow-datasets")
+    made_with = {"vit_jax": vit_jax.__version__, **{name: importlib.metadata.version(name) for name in libraries}}
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name != MANIFEST and not path.match("index.sqlite*") and path.suffix != ".npy":
@@ -231,7 +224,7 @@ def write_manifest(folder: pathlib.Path, facts: Mapping[str, Any], known: Mappin
             else:
                 sync(path)
                 files[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    manifest = {**facts, "made_with": versions(), "files": files}
+    manifest = {**facts, "made_with": made_with, "files": files}
     temporary = folder / (MANIFEST + UNFINISHED)
     temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     replace_whole(temporary, folder / MANIFEST)
@@ -247,7 +240,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         return read_object(folder / MANIFEST)
     except UserError as error:
         raise UserError(
-            f"{folder} has no readable {MANIFEST}: it is not a data set prepared by this command, or not finished."
+            f"{folder} has no readable {MANIFEST}: this command did not prepare it, or has not finished."
         ) from error
 
 
@@ -255,7 +248,7 @@ def check(folder: pathlib.Path) -> Iterator[str]:
     """Compares a data set with its manifest, reading every byte.
 
     Yields:
-      what is wrong: files that are missing, too many, or changed.
+      a line for each file that is missing, unexpected or changed.
     """
     expected = read_manifest(folder)["files"]
     for name, facts in expected.items():
@@ -265,6 +258,6 @@ def check(folder: pathlib.Path) -> Iterator[str]:
         elif path.stat().st_size != facts["bytes"]:
             yield f"{name} has {path.stat().st_size:,} bytes, not {facts['bytes']:,}"
         elif file_sha256(path) != facts["sha256"]:
-            yield f"{name} has other content than was written"
+            yield f"{name} has changed"
     for name in sorted(set(os.listdir(folder)) - set(expected) - {MANIFEST}):
         yield f"{name} is not in the manifest"

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from vit_jax.files import full_disk_explained, lock
 
+MAKE_ROOM = "Free some space, or choose another disk with --out."
+
 T = TypeVar("T")
 R = TypeVar("R")
 
