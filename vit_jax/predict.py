@@ -126,7 +126,7 @@ def find_images(places: Sequence[str | os.PathLike[str]]) -> Found:
         place = os.fspath(each)
         matches = _existing(place)
         if not matches:
-            raise UserError(f"'{show_name(place)}' is not a file or folder, and as a pattern matches none.")
+            raise UserError(f"no file or folder matches '{show_name(place)}'.")
         for match in sorted(matches):
             if not match.is_dir():
                 images[str(match)] = None
