@@ -54,7 +54,7 @@ ELASTIC = ((1, 4), (4, 1), (2, 1), (2, 2), (1, 2))  # processes and devices of e
 
 ADVICE = {  # by exit status: what the message of each process must contain
     LOST_STATUS: ("Restart the same command on all hosts to resume from the newest checkpoint.",),
-    1: ("No space left on device", "run the same command again"),
+    1: ("No space left on device", "the same command"),
 }
 TERMINATED = 128 + signal.SIGTERM
 
@@ -105,7 +105,7 @@ class Start:
 
     def are_together(self) -> bool:
         """Whether the processes are connected."""
-        return len(self.processes) == 1 or f"all {len(self.processes)} processes are there" in self.output(0)
+        return len(self.processes) == 1 or f"all {len(self.processes)} processes are connected" in self.output(0)
 
     def send(self, signum: int, victims: Iterable[int]) -> None:
         """Sends a signal to some of the processes."""
