@@ -378,6 +378,20 @@ MUTATIONS = [
         "the worst mistakes come first",
     ),
     Mutation(
+        "vit_jax/predict.py",
+        "not_opened = unreadable = len(found.errors) + len(photos)",
+        "not_opened = unreadable = len(found.errors)",
+        "tests/test_predict.py::test_what_is_left_out_of_a_folder_is_told",
+        "photos of unsupported formats count as unreadable",
+    ),
+    Mutation(
+        "vit_jax/console.py",
+        "status = 130",
+        "status = 0",
+        "tests/test_console.py::test_ctrl_c_ends_a_command_with_one_line_and_status_130",
+        "a command ended by Ctrl-C has exit status 130",
+    ),
+    Mutation(
         "launch/until_done.sh",
         'if [ "$status" -le 1 ]',
         'if [ "$status" -le 0 ]',
