@@ -395,7 +395,7 @@ def test_class_without_example_is_an_error_even_then(model, mesh):
 def test_label_that_is_no_class_is_an_error(model, mesh):
     pool = Images("pool", 8)
     pool.labels = lambda: np.array([0, 1, 2, 3, 4, 0, 1, 2])
-    with pytest.raises(UserError, match="pictures/pool has label 4, but with 4 classes labels are 0 to 3"):
+    with pytest.raises(UserError, match="pictures/pool has label 4, but there are 4 classes: labels are 0 to 3"):
         FewShotEvaluator(model, pool, Images("test", 8), mesh, shots=(1,), **OPTIONS)
 
 
