@@ -142,7 +142,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
 def get_sweep(argument: str | None = None) -> Sweep:
     """Chooses on a held-out part of the training images, then trains three times on all of them.
 
-    Chosen from are table 4's learning rates, and for models that begin with a ResNet also BiT-HyperRule.
+    Chooses from table 4's learning rates and, for models that begin with a ResNet, also BiT-HyperRule.
     """
     given = parse_config_string(argument, **ARGUMENTS)
     task = transfer_task(given.dataset, train=given.train, test=given.test)

@@ -125,7 +125,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_processes", type=int, default=2)
     parser.add_argument(
-        "--devices_per_process", type=int, help="simulated CPU devices; without it each process sees what is there"
+        "--devices_per_process", type=int, help="simulated CPU devices; by default each process uses the real devices"
     )
     parser.add_argument("--grace_seconds", type=float, default=90.0)
     parser.add_argument("--max_restarts", type=int, default=0)
