@@ -33,7 +33,7 @@ The recipe of R50x1 to R200x3; docs/configs.md says more
 - Weight decay 0.1 of kernels only, decoupled and multiplied by the learning rate, as in AdamW: at the peak a step
   removes 0.1 x 1e-3 of a kernel. Code bases that take the product need 1e-4; the wrong number is off by a factor of
   1,000. Decaying kernels only is big_vision's default; the paper does not say, and ViT's released code has no decay.
-- Warm-up over 10,000 steps, then linear decay (table 3) to 0. The paper does not say to which rate; the released
+- Warm-up over 10,000 steps, then linear decay (table 3) to 0. The paper does not give the final rate. The released
   schedule ends at 1e-5 by default; 0 is ours.
 - Kernels of convolutions are standardised before use, so decay does not shrink their outputs. It keeps the kernels
   small, and the same learning rate then changes their direction faster.

@@ -31,7 +31,7 @@ The recipe; docs/configs.md says more
 - Weight decay 0.1 of kernels only, decoupled and multiplied by the learning rate, as in AdamW: at the peak a step
   removes 0.1 x 8e-4 of a kernel. Code bases that take the product need 8e-5; the wrong number is off by a factor of
   1,250. Decaying kernels only is big_vision's default; the paper does not say, and ViT's released code has no decay.
-- Warm-up over 10,000 steps, then linear decay (table 3) to 0. The paper does not say to which rate; the released
+- Warm-up over 10,000 steps, then linear decay (table 3) to 0. The paper does not give the final rate. The released
   schedule ends at 1e-5 by default; 0 is ours.
 - No dropout. No clipping: the paper clips only on ImageNet. Other data may need clip_norm = 1.
 - The head has a hidden tanh layer (pre_logits) only at pre-training.
