@@ -187,7 +187,7 @@ def test_page_says_what_weight_decay_is_in_the_other_convention(path):
     module = load(path)
     config = module.get_config()
     told = re.search(
-        r"takes\s+(\S+) x (\S+) of a kernel\. .* want\s+(\S+): .*\s+.* factor of\s+([\d,]+)", module.__doc__
+        r"removes\s+(\S+) x (\S+) of a kernel\..*?need\s+(\S+); .*?factor of\s+([\d,]+)", module.__doc__, re.DOTALL
     )
     if config.optimizer.name == "sgd":
         assert told is None

@@ -139,7 +139,7 @@ def test_ctrl_c_with_worker_processes_saves_and_the_run_may_go_on_without_them(
         assert time.time() < deadline
         time.sleep(0.1)
     process = run_main(*arguments, check=True)
-    assert "data.num_workers is 0, and was 2" in process.stdout
+    assert "data.num_workers changed from 2 to 0" in process.stdout
     assert differences(workdir, finished[0]) == []
 
 

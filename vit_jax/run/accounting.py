@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # Everything that a run spends time on. Each moment belongs to one of them.
 KINDS = {
-    "training": "the devices train, or could: everything that is none of the following",
+    "training": "everything that is none of the following",
     "redone": "training that a kill undid: the steps after the checkpoint from which the next start resumed",
     "start_up": "imports, waiting for other processes, opening data sets, making parameters",
     "restore": "reading a checkpoint",
