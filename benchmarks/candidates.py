@@ -402,7 +402,7 @@ def has_torch_and_timm() -> bool:
 
 
 def torch_device(torch: Any, settings: Settings) -> str:
-    """The device that timm computes on: the one that JAX computes on, as torch calls it.
+    """The device that timm computes on: JAX's, under its name in torch.
 
     Raises:
       UserError: torch cannot compute there.

@@ -131,7 +131,7 @@ MUTATIONS = [
         'self._num_done = state["images"] // self._batch_size',
         'self._num_done = state["images"] // self._batch_size + 1',
         f"{TEST_PIPELINE}::test_restored_iterator_continues_exactly",
-        "a restart goes on with the next batch",
+        "a restart continues with the next batch",
     ),
     Mutation(
         PIPELINE,
@@ -420,7 +420,7 @@ MUTATIONS = [
         "index.commit(mark=found.mark, done=found.done)",
         "index.commit(done=found.done)",
         f"{TEST_PREPARE}::test_killed_again_and_again_it_gives_the_same_bytes",
-        "a killed preparation goes on and gives the same bytes",
+        "a killed preparation resumes and gives the same bytes",
     ),
     Mutation(
         PASSES,

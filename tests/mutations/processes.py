@@ -20,7 +20,7 @@ MUTATIONS = [
         "self._answered - at > self._lost_after",
         "now - at > self._lost_after",
         f"{TEST_PROCESSES}::test_while_process_0_does_not_answer_no_other_is_taken_for_lost",
-        "the process that is gone is the one that is named",
+        "the error names the lost process",
     ),
     Mutation(
         PROCESSES,

@@ -202,7 +202,7 @@ MUTATIONS = [
         'self._count: int = state["count"] if state else 0',
         "self._count: int = 0",
         f"{TEST_METRICS}::test_unfinished_window_goes_on_after_a_restart",
-        "a window goes on after a restart",
+        "a window continues after a restart",
     ),
     Mutation(
         METRICS,
@@ -245,7 +245,7 @@ MUTATIONS = [
         "batches.set_state(dict(position))",
         "pass",
         "tests/test_main.py::test_signal_saves_ends_within_ten_seconds_and_resumes_exactly",
-        "a restart goes on with the next batch",
+        "a restart continues with the next batch",
     ),
     Mutation(
         "vit_jax/run/run_checkpoints.py",
