@@ -17,6 +17,14 @@ gc.set_threshold(100_000, 20, 50)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)  # tests choose how many of them a mesh has
 
+# Each test process takes the next file when it is done with one. The longest come first, so that both end together.
+SLOW = ["main", "several_processes", "train_step", "gcs", "slices", "faults", "compiling", "flops", "train"]
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}": position for position, name in enumerate(SLOW)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(SLOW)))
+
 
 @pytest.fixture(scope="session")
 def compilation_cache(tmp_path_factory):
