@@ -5,7 +5,6 @@ import functools
 import io
 import json
 import os
-import resource
 import shutil
 import signal
 import sqlite3
@@ -374,23 +373,17 @@ def test_a_full_disk_is_told_and_mended(tmp_path):
     with tarfile.open(archive, "w") as tar:
         for number in range(100):
             add(tar, f"{WNIDS[0]}/{number}.JPEG", jpeg(number, side=240))
-    limit = 256_000  # above the index, below the shard
+    limited = """if True:
+        import resource, sys
+        from vit_jax.data.prepare.__main__ import main
+        limit = 256_000  # above the index, below the shard
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        sys.exit(main(sys.argv[1:]))
+    """
     process = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "vit_jax.data.prepare",
-            "imagenet21k",
-            archive,
-            f"--out={tmp_path}",
-            "--classes=archive",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
+        [sys.executable, "-c", limited, "imagenet21k", archive, f"--out={tmp_path}", "--classes=archive"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert process.returncode == 1
     assert "disk is full" in process.stderr and "Traceback" not in process.stderr
     assert not (tmp_path / NAME).exists()

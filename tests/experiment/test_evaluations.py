@@ -28,7 +28,7 @@ class ParameterNorm(EvaluatorType):
         self._scale = entry.scale
 
     def run(self, state):
-        yield "norm", float(optax.global_norm(state.evaluated)) / self._scale
+        yield "norm", float(optax.tree.norm(state.evaluated)) / self._scale
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from vit_jax.multihost.signals import Stopped
-from vit_jax.sweep.subprocesses import Children, FailedRunError, _end_with_parent, reason_of
+from vit_jax.sweep.subprocesses import Children, FailedRunError, ending_with_this_process, reason_of
 
 
 class Program:
@@ -65,15 +65,25 @@ def test_signal_is_passed_on_to_the_run_and_ends_the_sweep(tmp_path):
 def test_run_is_told_when_its_sweep_was_killed():
     """To Linux the parent is the thread that started the process; it need not be killed to be gone."""
     started = []
-    command_of_run = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+    run = [sys.executable, "-S", "-c", "import time; print('runs', flush=True); time.sleep(60)"]
 
     def start():
-        started.append(subprocess.Popen(command_of_run, preexec_fn=_end_with_parent()))  # noqa: PLW1509 - as a sweep
+        started.append(subprocess.Popen(ending_with_this_process(run), stdout=subprocess.PIPE))
+        assert started[0].stdout.readline() == b"runs\n"
 
     thread = threading.Thread(target=start)
     thread.start()
     thread.join()
-    assert started[0].wait(timeout=30) == -signal.SIGTERM
+    with started[0] as process:
+        assert process.wait(timeout=30) == -signal.SIGTERM
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system has no such signal")
+def test_run_does_not_begin_after_its_sweep_was_killed(monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # the parent of processes whose own parent has ended
+    command = ending_with_this_process([sys.executable, "-S", "-c", "print('runs')"])
+    process = subprocess.run(command, capture_output=True, check=False)
+    assert (process.returncode, process.stdout) == (1, b"")
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,15 @@ A run that crashes, hangs or takes all memory then ends alone, each gets the who
 touches, and the command is the one that another machine would be given.
 """
 
-import ctypes
 import itertools
 import logging
+import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
 
 from vit_jax.errors import UserError
 from vit_jax.multihost.signals import Stopped, restore_handlers, set_handlers
@@ -24,7 +22,16 @@ from vit_jax.sweep.trials import SweepRun
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+# Asks Linux for SIGTERM when the sweep's process ends, then becomes the run. `preexec_fn` would run Python between fork
+# and exec, which can deadlock where JAX has threads. 1 is PR_SET_PDEATHSIG of linux/prctl.h.
+_END_WITH_SWEEP = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the sweep has ended")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class FailedRunError(Exception):
@@ -67,10 +74,7 @@ class Children:
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
             # A pipe would have to be read all the time, and stay open as long as any process of the run.
             self._child = subprocess.Popen(  # noqa: S603 - our own command
-                run.command(sys.executable),
-                stderr=errors,
-                start_new_session=True,
-                preexec_fn=_end_with_parent(),  # noqa: PLW1509 - it calls the system and takes no lock
+                ending_with_this_process(run.command(sys.executable)), stderr=errors, start_new_session=True
             )
             if self._signum is not None:  # it came before there was a process
                 self._child.send_signal(self._signum)
@@ -103,12 +107,11 @@ class Children:
             time.sleep(0.2)
 
 
-def _end_with_parent() -> Callable[[], Any] | None:
-    """A function that makes a child process get SIGTERM when this process ends; None if the system lacks that."""
+def ending_with_this_process(command: list[str]) -> list[str]:
+    """Wraps a command so that Linux sends it SIGTERM when this process ends. Elsewhere, returns it unchanged."""
     if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        return command
+    return [sys.executable, "-I", "-S", "-c", _END_WITH_SWEEP, str(os.getpid()), *command]
 
 
 def reason_of(status: int, output: str) -> str:
