@@ -396,7 +396,7 @@ def random_logits(path, right):
 
 
 def evaluated(variant, logits_of):
-    """Top-1 and top-5 accuracy as `ClassificationEvaluator` has them: other classes cannot win."""
+    """Top-1 and top-5 accuracy as `Accuracy` has them: other classes cannot win."""
     logits = np.stack(
         [logits_of("/".join(variant.source.where(i).split("/")[-2:])) for i in range(len(variant.source))]
     )

@@ -1,3 +1,5 @@
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,10 +7,10 @@ import numpy as np
 import pytest
 
 from vit_jax import sharding
-from vit_jax.data.pipeline import EvalBatches
 from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError
-from vit_jax.evaluators.accuracy import ClassificationEvaluator
+from vit_jax.evaluators.accuracy import Accuracy
+from vit_jax.evaluators.evaluator_type import Setup, TestData
 from vit_jax.models import create_model
 from vit_jax.models.layers import normalize_images
 from vit_jax.objectives.losses import Loss
@@ -36,6 +38,21 @@ class RandomSource:
         return {"image": rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), "label": int(rng.integers(4))}
 
 
+@dataclasses.dataclass(frozen=True)
+class GivenBatches(Setup):
+    """Evaluates batches that the test made."""
+
+    given: tuple = ()
+
+    def batches(self, source, **_):
+        return self.given
+
+
+def measure(model, source, mesh, state, *, size=8, batch_size=8, classes=None):
+    setup = Setup(model, mesh, Loss("softmax"), EvalTransform(size), batch_size=batch_size)
+    return dict(Accuracy(None, TestData(source, classes), setup).run(state))
+
+
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 16), (8, 8), (8, 32)])
 def test_accuracy_and_loss_are_those_of_all_examples_counted_once(devices, batch_size):
     mesh = sharding.make_mesh(jax.devices()[:devices])
@@ -45,8 +62,7 @@ def test_accuracy_and_loss_are_those_of_all_examples_counted_once(devices, batch
     params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 4))
     params["head"]["bias"] = jnp.array([5.0, 0.0, 0.0, 0.0])  # padding, whose label is 0, would count as right
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
-    batches = EvalBatches(RandomSource(), EvalTransform(8), sharding.batch_sharding(mesh), batch_size=batch_size)
-    found = dict(ClassificationEvaluator(model, batches, Loss("softmax"), mesh).run(state))
+    found = measure(model, RandomSource(), mesh, state, batch_size=batch_size)
 
     examples = [RandomSource()[i] for i in range(21)]
     logits, _ = model.apply({"params": params}, normalize_images(np.stack([each["image"] for each in examples])))
@@ -69,8 +85,7 @@ def test_several_labels_count_once_and_images_without_labels_not_at_all():
     params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     params["head"]["bias"] = jnp.array([5.0, 0.0, 0.0, 0.0])  # always says 0
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
-    batches = EvalBatches(SeveralLabels(), EvalTransform(8), sharding.batch_sharding(mesh), batch_size=8)
-    found = dict(ClassificationEvaluator(model, batches, Loss("softmax"), mesh).run(state))
+    found = measure(model, SeveralLabels(), mesh, state)
     assert found["examples"] == 15  # 21 images, and every fourth without a label
     assert found["accuracy"] == pytest.approx(10 / 15)
 
@@ -83,7 +98,8 @@ def test_examples_that_the_mask_leaves_out_do_not_count_whatever_their_label():
         "mask": np.array([1, 1, 0, 0], np.float32),
     }
     state = TrainState(step=jnp.int32(0), params={}, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
-    found = dict(ClassificationEvaluator(Pixels(5), [batch, batch], Loss("softmax"), mesh).run(state))
+    setup = GivenBatches(Pixels(5), mesh, Loss("softmax"), None, given=(batch, batch))
+    found = dict(Accuracy(None, TestData(), setup).run(state))
     assert found == {"accuracy": 0.5, "loss": pytest.approx(np.log(5)), "examples": 4}  # of five classes no top 5
 
 
@@ -109,7 +125,8 @@ def test_logits_that_are_not_finite_are_no_class_unless_their_image_does_not_cou
     }
     batch["image"][3] = 0
     state = TrainState(step=jnp.int32(0), params={}, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
-    found = dict(ClassificationEvaluator(Breaks(bad=bad), [batch, batch], Loss("softmax"), mesh).run(state))
+    setup = GivenBatches(Breaks(bad=bad), mesh, Loss("softmax"), None, given=(batch, batch))
+    found = dict(Accuracy(None, TestData(), setup).run(state))
     if counts:
         assert np.isnan([found["accuracy"], found["top5_accuracy"], found["loss"]]).all()
         assert "2 of 8 images have logits that are not finite" in caplog.text
@@ -128,9 +145,8 @@ def test_split_without_any_label_is_an_error():
     model = create_model("ViT-Ti/4", num_classes=4, num_layers=1, hidden_dim=16, mlp_dim=16, num_heads=2)
     params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
-    batches = EvalBatches(NoLabels(), EvalTransform(8), sharding.batch_sharding(mesh), batch_size=8)
     with pytest.raises(UserError, match="none of the images to evaluate has a label"):
-        dict(ClassificationEvaluator(model, batches, Loss("softmax"), mesh).run(state))
+        measure(model, NoLabels(), mesh, state)
 
 
 @pytest.mark.parametrize("classes", [None, (2, 3, 5, 7, 11, 13, 17, 19)])
@@ -149,10 +165,8 @@ def test_top_5_and_classes_that_compete(classes):
             return {"image": images[index], "label": int(labels[index])}
 
     mesh = sharding.make_mesh(jax.devices()[:8])
-    batches = EvalBatches(ManyClasses(), EvalTransform(4), sharding.batch_sharding(mesh), batch_size=16)
     state = TrainState(step=jnp.int32(0), params={}, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
-    evaluator = ClassificationEvaluator(Pixels(20), batches, Loss("softmax"), mesh, classes=classes)
-    found = dict(evaluator.run(state))
+    found = measure(Pixels(20), ManyClasses(), mesh, state, size=4, batch_size=16, classes=classes)
 
     logits = images.reshape(100, -1)[:, :20].astype(float)
     kept = list(range(20)) if classes is None else list(classes)

@@ -18,8 +18,10 @@ from vit_jax.data.sources import ImageFolderSource, open_source
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError
 from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError
+from vit_jax.evaluators.evaluator_type import Setup, TestData
 from vit_jax.evaluators.features import FeatureExtractor, representation_shapes
-from vit_jax.evaluators.fewshot import FewShotEvaluator, draw_shots, read_labels
+from vit_jax.evaluators.fewshot import FewShot, draw_shots, read_labels
+from vit_jax.evaluators.registry import complete
 from vit_jax.models import create_model
 from vit_jax.models.layers import normalize_images
 from vit_jax.train_step import TrainState
@@ -121,14 +123,17 @@ def outputs(model, state):
     return lambda source: of(source.split, len(source))
 
 
+def extractor(model, representations, on, batch_size=16, size=SIZE):
+    return FeatureExtractor(Setup(model, on, None, EvalTransform(size), batch_size=batch_size), representations)
+
+
 # Features.
 
 
-@pytest.mark.parametrize(("devices", "batch_size"), [(1, 8), (8, 16), (8, 5)])
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 8), (8, 16)])
 def test_features_are_those_of_each_example_once_in_the_order_of_the_source(model, state, outputs, devices, batch_size):
     source, on = Images("test", 21), sharding.make_mesh(jax.devices()[:devices])
-    extract = FeatureExtractor(model, ("pre_logits", "encoded"), on, image_size=SIZE)
-    found = extract(state.params, source, EvalTransform(SIZE), batch_size=batch_size)
+    found = extractor(model, ("pre_logits", "encoded"), on, batch_size)(state.params, source)
     expected = outputs(source)
     assert found.labels.tolist() == [source.label(index) for index in range(21)]
     np.testing.assert_allclose(found.arrays["pre_logits"], expected["pre_logits"], rtol=1e-5, atol=1e-5)
@@ -139,16 +144,14 @@ def test_features_are_those_of_each_example_once_in_the_order_of_the_source(mode
 
 def test_features_of_more_batches_than_are_under_way_lie_in_order(model, state, mesh):
     source = Images("test", 45)
-    extract = FeatureExtractor(model, ["pre_logits"], mesh, image_size=SIZE)
-    whole = extract(state.params, source, EvalTransform(SIZE), batch_size=45)
-    parts = extract(state.params, source, EvalTransform(SIZE), batch_size=4)
+    whole = extractor(model, ["pre_logits"], mesh, 45)(state.params, source)
+    parts = extractor(model, ["pre_logits"], mesh, 4)(state.params, source)
     np.testing.assert_allclose(parts.arrays["pre_logits"], whole.arrays["pre_logits"], rtol=1e-5, atol=1e-5)
 
 
 def test_feature_maps_are_averaged_over_positions_in_float32(model, state, mesh, outputs):
     source = Images("test", 21)
-    extract = FeatureExtractor(model, ["block_0"], mesh, image_size=SIZE)
-    found = extract(state.params, source, EvalTransform(SIZE), batch_size=24).arrays["block_0"]
+    found = extractor(model, ["block_0"], mesh, 24)(state.params, source).arrays["block_0"]
     maps = outputs(source)["block_0"]
     assert (maps.shape, maps.dtype) == ((21, 2, 2, 8), jnp.bfloat16)
     np.testing.assert_allclose(found, maps.astype(np.float32).mean(axis=(1, 2)), rtol=1e-5, atol=1e-5)
@@ -163,16 +166,16 @@ def test_representations_are_all_intermediates_but_attention(vit):
 
 def test_unknown_representation_is_an_error_with_the_nearest_name(model, mesh):
     with pytest.raises(UserError, match=r"unknown representation 'prelogits'. Did you mean 'pre_logits'\?"):
-        FeatureExtractor(model, ["prelogits"], mesh, image_size=SIZE)
+        extractor(model, ["prelogits"], mesh)
     for names in ("pre_logits", (), ("encoded", "encoded")):
         with pytest.raises(UserError, match="one or more different names"):
-            FeatureExtractor(model, names, mesh, image_size=SIZE)
+            extractor(model, names, mesh)
 
 
 def test_parameters_for_another_image_size_are_an_error(vit, mesh):
-    extract = FeatureExtractor(vit, ["pre_logits"], mesh, image_size=12)
+    extract = extractor(vit, ["pre_logits"], mesh, size=12)
     with pytest.raises(UserError, match="the parameters are not for images of 12 x 12 pixels"):
-        extract(random_state(vit).params, Images("test", 3), EvalTransform(12), batch_size=4)
+        extract(random_state(vit).params, Images("test", 3))
 
 
 # What is drawn.
@@ -220,7 +223,10 @@ def test_a_folder_knows_its_labels(tmp_path, split, monkeypatch):
     assert read_labels(source).tolist() == expected
 
 
-OPTIONS = {"transform": EvalTransform(SIZE), "batch_size": 16}
+def few_shot(model, pool, test, on, *, validation=None, take_all=False, max_bad_records=0, transform=None, **fields):
+    setup = Setup(model, on, None, transform or EvalTransform(SIZE), batch_size=16, max_bad_records=max_bad_records)
+    entry = complete({"type": "fewshot", "crop_from": setup.transform.image_size, **fields}, "fewshot")
+    return FewShot(entry, TestData(test, pool=pool, validation=validation), setup, take_all=take_all)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +252,7 @@ def by_hand(outputs):
 def test_accuracies_are_those_of_plain_solutions(model, state, by_hand, devices):
     pool, test = Images("pool", 60), Images("test", 83)
     on = sharding.make_mesh(jax.devices()[:devices])
-    evaluator = FewShotEvaluator(model, pool, test, on, shots=(1, 5), l2=(16.0,), seeds=3, **OPTIONS)
+    evaluator = few_shot(model, pool, test, on, shots=(1, 5), l2=(16.0,), seeds=3)
     found = dict(evaluator.run(state))
     for shots in (1, 5):
         expected = [by_hand(pool, test, shots, seed, 16.0) for seed in range(3)]
@@ -262,7 +268,7 @@ def test_only_the_images_drawn_go_through_the_model_and_each_once(model, state, 
     decode = images.decode
     monkeypatch.setattr(images, "decode", lambda image, **how: decoded.append(image) or decode(image, **how))
     pool, test = Images("pool", 200), Images("test", 20)
-    evaluator = FewShotEvaluator(model, pool, test, mesh, shots=(1, 3), seeds=2, **OPTIONS)
+    evaluator = few_shot(model, pool, test, mesh, shots=(1, 3), seeds=2)
     assert not decoded
     pool.read.clear()
     dict(evaluator.run(state))
@@ -274,7 +280,7 @@ def test_only_the_images_drawn_go_through_the_model_and_each_once(model, state, 
 
 def test_of_several_l2_values_none_is_the_result_without_validation(model, state, mesh, by_hand):
     pool, test = Images("pool", 60), Images("test", 83)
-    evaluator = FewShotEvaluator(model, pool, test, mesh, shots=(5,), l2=(1.0, 2.0**20), seeds=[4], **OPTIONS)
+    evaluator = few_shot(model, pool, test, mesh, shots=(5,), l2=(1.0, 2.0**20), seeds=[4])
     found = dict(evaluator.run(state))
     assert list(found) == ["pre_logits/5shot/l2=1", "pre_logits/5shot/l2=1.04858e+06", "examples"]
     assert found["pre_logits/5shot/l2=1"] == by_hand(pool, test, 5, 4, 1.0)
@@ -285,9 +291,7 @@ def test_l2_is_chosen_on_the_validation_split(model, state, mesh, by_hand):
     grid = (1e-4, 1.0, 2.0**20)
     chosen = []
     for validation in (Images("v", 50), Images("v", 50, turned=2)):  # where wrong is right, another l2 is the best
-        evaluator = FewShotEvaluator(
-            model, pool, test, mesh, validation=validation, shots=(5,), l2=grid, seeds=2, **OPTIONS
-        )
+        evaluator = few_shot(model, pool, test, mesh, validation=validation, shots=(5,), l2=grid, seeds=2)
         found = dict(evaluator.run(state))
         on_validation = [np.mean([by_hand(pool, validation, 5, seed, l2) for seed in range(2)]) for l2 in grid]
         best = grid[int(np.argmax(on_validation))]
@@ -301,10 +305,10 @@ def test_l2_is_chosen_on_the_validation_split(model, state, mesh, by_hand):
 def test_several_representations_at_once(model, state, mesh):
     pool, test = Images("pool", 60), Images("test", 40)
     names = ("pre_logits", "encoded", "block_0")
-    together = FewShotEvaluator(model, pool, test, mesh, shots=(3,), seeds=1, representations=names, **OPTIONS)
+    together = few_shot(model, pool, test, mesh, shots=(3,), seeds=1, representations=names)
     found = dict(together.run(state))
     assert list(found) == [*(f"{name}/3shot" for name in names), "examples"]
-    alone = FewShotEvaluator(model, pool, test, mesh, shots=(3,), seeds=1, representations=names[1:2], **OPTIONS)
+    alone = few_shot(model, pool, test, mesh, shots=(3,), seeds=1, representations=names[1:2])
     assert dict(alone.run(state)) == {"encoded/3shot": found["encoded/3shot"], "examples": 40}
 
 
@@ -315,54 +319,55 @@ def test_whitening_and_constant_feature_are_as_asked_for(model, state, mesh, by_
     expected = [by_hand(pool, test, 5, 3, 1.0, **form) for form in forms]
     assert len(set(expected)) == 3
     for form, accuracy in zip(forms[1:], expected[1:], strict=True):
-        evaluator = FewShotEvaluator(model, pool, test, mesh, shots=(5,), l2=(1.0,), seeds=[3], **OPTIONS, **form)
+        evaluator = few_shot(model, pool, test, mesh, shots=(5,), l2=(1.0,), seeds=[3], **form)
         assert dict(evaluator.run(state))["pre_logits/5shot"] == accuracy
 
 
 def test_averaged_parameters_are_evaluated_if_there_are_any(model, state, mesh, by_hand):
     pool, test = Images("pool", 60), Images("test", 83)
-    evaluator = FewShotEvaluator(model, pool, test, mesh, shots=(5,), l2=(1.0,), seeds=[4], **OPTIONS)
+    evaluator = few_shot(model, pool, test, mesh, shots=(5,), l2=(1.0,), seeds=[4])
     averaged = state.replace(params=jax.tree.map(np.zeros_like, state.params), average=state.params)
     assert dict(evaluator.run(averaged))["pre_logits/5shot"] == by_hand(pool, test, 5, 4, 1.0)
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("transform", "fields", "expected"),
     [
-        ({}, EvalTransform(224, resize="bilinear", crop_from=256)),  # as in the released evaluator
-        ({"transform": EvalTransform(32, resize="area", crop_from=40)}, EvalTransform(32, resize="area", crop_from=40)),
+        # As in the released evaluator.
+        (EvalTransform(224), {"crop_from": None}, EvalTransform(224, resize="bilinear", crop_from=256)),
+        (
+            EvalTransform(8, resize="area"),
+            {"image_size": 32, "crop_from": 40},
+            EvalTransform(32, resize="area", crop_from=40),
+        ),
     ],
 )
-def test_images_are_resized_and_cropped_as_asked_for(model, mesh, monkeypatch, options, expected):
-    used = []
-    monkeypatch.setattr(FeatureExtractor, "__call__", lambda self, params, source, how, **_: used.append(how) or 1 / 0)
-    evaluator = FewShotEvaluator(model, Images("pool", 8), Images("test", 8), mesh, shots=(1,), **options)
-    with pytest.raises(ZeroDivisionError):
-        dict(evaluator.run(random_state(model)))
-    assert used == [expected]
+def test_images_are_resized_and_cropped_as_asked_for(model, mesh, transform, fields, expected):
+    evaluator = few_shot(model, Images("pool", 8), Images("test", 8), mesh, shots=(1,), transform=transform, **fields)
+    assert evaluator._extract._setup.transform == expected
 
 
 def test_images_without_label_do_not_count(model, state, mesh, by_hand):
     pool, test = Images("pool", 60, unlabelled=range(0, 60, 7)), Images("test", 83, unlabelled=range(0, 83, 3))
-    evaluator = FewShotEvaluator(model, pool, test, mesh, shots=(5,), l2=(1.0,), seeds=[4], **OPTIONS)
+    evaluator = few_shot(model, pool, test, mesh, shots=(5,), l2=(1.0,), seeds=[4])
     found = dict(evaluator.run(state))["pre_logits/5shot"]
     assert found == by_hand(pool, test, 5, 4, 1.0) != by_hand(pool, Images("test", 83), 5, 4, 1.0)
 
 
 def test_unreadable_images_are_left_out_if_that_is_allowed(model, state, mesh):
     test = Images("test", 40)
-    shots = {"shots": (3,), "seeds": 1, **OPTIONS}
+    shots = {"shots": (3,), "seeds": 1}
     drawn = draw_shots(read_labels(Images("pool", 60)), CLASSES, 3, 0)
     pool = Images("pool", 60)
-    evaluator = FewShotEvaluator(model, pool, test, mesh, max_bad_records=3, **shots)
+    evaluator = few_shot(model, pool, test, mesh, max_bad_records=3, **shots)
     pool._unreadable = drawn[-3:]  # damaged after their labels were read: all of the last class
     assert 0.3 < dict(evaluator.run(state))["pre_logits/3shot"] <= 0.75
-    evaluator = FewShotEvaluator(model, Images("pool", 60), test, mesh, **shots)
+    evaluator = few_shot(model, Images("pool", 60), test, mesh, **shots)
     evaluator._drawn._parts[0][0]._unreadable = (drawn[0],)
     with pytest.raises(UserError, match=f"cannot read picture {drawn[0]}"):
         dict(evaluator.run(state))
     with pytest.raises(UserError, match="cannot read picture 5"):
-        FewShotEvaluator(model, Images("pool", 60, unreadable=(5,)), test, mesh, **shots)
+        few_shot(model, Images("pool", 60, unreadable=(5,)), test, mesh, **shots)
 
 
 # Bad input, found before anything is computed.
@@ -373,12 +378,12 @@ def test_more_shots_than_a_class_has_are_an_error_that_names_it(model, mesh):
     with pytest.raises(
         UserError, match=r"class 2 \('cat'\) of pictures/pool has 4 examples, fewer than 9 shots, and 2"
     ):
-        FewShotEvaluator(model, pool, Images("test", 8), mesh, shots=(1, 9), **OPTIONS)
+        few_shot(model, pool, Images("test", 8), mesh, shots=(1, 9))
 
 
 def test_all_examples_are_taken_of_small_classes_if_asked_for(model, state, mesh):
     pool, test = Images("pool", 32, [0, 1, 2, 3, 0, 1, 3, 3] * 4), Images("test", 40)
-    evaluator = FewShotEvaluator(model, pool, test, mesh, shots=(9,), seeds=1, take_all=True, **OPTIONS)
+    evaluator = few_shot(model, pool, test, mesh, shots=(9,), seeds=1, take_all=True)
     pool.read.clear()
     dict(evaluator.run(state))
     assert len(pool.read) == 8 + 8 + 4 + 9
@@ -387,16 +392,16 @@ def test_all_examples_are_taken_of_small_classes_if_asked_for(model, state, mesh
 def test_class_without_example_is_an_error_even_then(model, mesh):
     pool = Images("pool", 20, [0, 3] * 10)
     with pytest.raises(UserError, match=r"class 1 \('bee'\) of pictures/pool has no example, nor have 1 other classes"):
-        FewShotEvaluator(model, pool, Images("test", 8), mesh, shots=(1,), take_all=True, **OPTIONS)
+        few_shot(model, pool, Images("test", 8), mesh, shots=(1,), take_all=True)
     with pytest.raises(UserError, match="no image of pictures/pool has a label"):
-        FewShotEvaluator(model, Images("pool", 3, [NO_LABEL] * 3), Images("test", 8), mesh, **OPTIONS)
+        few_shot(model, Images("pool", 3, [NO_LABEL] * 3), Images("test", 8), mesh)
 
 
 def test_label_that_is_no_class_is_an_error(model, mesh):
     pool = Images("pool", 8)
     pool.labels = lambda: np.array([0, 1, 2, 3, 4, 0, 1, 2])
     with pytest.raises(UserError, match="pictures/pool has label 4, but there are 4 classes: labels are 0 to 3"):
-        FewShotEvaluator(model, pool, Images("test", 8), mesh, shots=(1,), **OPTIONS)
+        few_shot(model, pool, Images("test", 8), mesh, shots=(1,))
 
 
 def test_sources_that_do_not_know_their_classes_have_those_of_their_labels(model, mesh):
@@ -404,7 +409,7 @@ def test_sources_that_do_not_know_their_classes_have_those_of_their_labels(model
     for source in (pool, test):
         source.num_classes = source.class_names = None
     with pytest.raises(UserError, match="class 1 of pictures/pool has 1 example, fewer than 2 shots"):
-        FewShotEvaluator(model, pool, test, mesh, shots=(2,), **OPTIONS)
+        few_shot(model, pool, test, mesh, shots=(2,))
 
 
 @pytest.mark.parametrize(
@@ -424,19 +429,19 @@ def test_sources_that_do_not_know_their_classes_have_those_of_their_labels(model
 )
 def test_options_out_of_range_are_refused(model, mesh, changes, message):
     with pytest.raises(UserError, match=message):
-        FewShotEvaluator(model, Images("pool", 8), Images("test", 8), mesh, **OPTIONS, **changes)
+        few_shot(model, Images("pool", 8), Images("test", 8), mesh, **changes)
 
 
 def test_splits_of_other_classes_or_with_several_labels_are_refused(model, mesh):
     pool, other = Images("pool", 8), Images("test", 8)
     other.class_names = ["ant", "bee", "cow", "dog"]
     with pytest.raises(UserError, match="pictures/pool and pictures/test have different classes"):
-        FewShotEvaluator(model, pool, other, mesh, **OPTIONS)
+        few_shot(model, pool, other, mesh)
     several = Images("test", 8)
     several.max_labels = 3
     for splits in ((pool, several), (several, pool)):
         with pytest.raises(UserError, match="pictures/test may have up to 3 labels"):
-            FewShotEvaluator(model, *splits, mesh, **OPTIONS)
+            few_shot(model, *splits, mesh)
 
 
 L2_VALUES = {"l2": (1e-6, 1024.0)}
@@ -460,9 +465,9 @@ L2_VALUES = {"l2": (1e-6, 1024.0)}
 )
 def test_splits_that_share_examples_are_refused(model, mesh, splits, options, message):
     pool, test, *validation = (open_source("digits", split) for split in splits)
-    options = {"shots": (1,), "validation": validation[0] if validation else None, **options, **OPTIONS}
+    options = {"shots": (1,), "validation": validation[0] if validation else None, **options}
     with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
-        FewShotEvaluator(model, pool, test, mesh, **options)
+        few_shot(model, pool, test, mesh, **options)
 
 
 # Several processes.
@@ -479,9 +484,7 @@ processes.shutdown()
 
 def evaluate_pictures():
     model = Model()
-    evaluator = FewShotEvaluator(
-        model, Images("pool", 60), Images("test", 83), sharding.make_mesh(), shots=(2, 5), **OPTIONS
-    )
+    evaluator = few_shot(model, Images("pool", 60), Images("test", 83), sharding.make_mesh(), shots=(2, 5))
     return dict(evaluator.run(random_state(model)))
 
 

@@ -37,8 +37,8 @@ MUTATIONS = [
     ),
     Mutation(
         CLASSIFICATION,
-        'yield "accuracy", math.nan if not_finite else float(totals["correct"]) / examples',
-        'yield "accuracy", float(totals["correct"]) / examples',
+        'yield "accuracy", math.nan if not_finite else totals["correct"] / examples',
+        'yield "accuracy", totals["correct"] / examples',
         f"{TEST_CLASSIFICATION}::test_logits_that_are_not_finite_are_no_class_unless_their_image_does_not_count",
         "there is no accuracy of logits that are not finite",
     ),

@@ -1,1 +1,1 @@
-"""Evaluators: what `config.evals` lists. `registry` has their types and fields, `base` what a type is."""
+"""Evaluators: what `config.evals` lists. `registry` has their types and fields, `evaluator_type` what a type is."""

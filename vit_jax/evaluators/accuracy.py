@@ -3,13 +3,11 @@
 import collections
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax.console import show_names
@@ -20,7 +18,7 @@ from vit_jax.data.sources.imagenet_variants import open_variant
 from vit_jax.errors import UserError
 from vit_jax.evaluators.evaluator_type import EvaluatorType, Openable, RunData, Setup, TestData
 from vit_jax.models.layers import normalize_images
-from vit_jax.objectives.losses import Loss, is_correct, is_labelled
+from vit_jax.objectives.losses import is_correct, is_labelled
 from vit_jax.sharding import batch_sharding, replicated, within
 from vit_jax.train_step import TrainState
 
@@ -30,63 +28,36 @@ _BATCHES_AHEAD = 4
 _NEVER = -1e30  # a logit that never wins; minus infinity would make the loss of it not a number
 
 
-class ClassificationEvaluator:
-    """Top-1 and top-5 accuracy, and mean loss.
+class Accuracy(EvaluatorType):
+    """Top-1 and top-5 accuracy, and mean loss, on a split of a data set with the model's classes.
 
     Where images have several labels, any of them is right: precision@1 of multi-label data, and ReaL accuracy.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Iterable[Mapping[str, jax.Array]],
-        loss_fn: Loss,
-        mesh: Mesh,
-        shardings: Any = None,
-        classes: Sequence[int] | None = None,
-    ):
-        """Makes the evaluator; compiles at the first run.
+    def __init__(self, entry: ConfigDict, data: TestData, setup: Setup):
+        """See `EvaluatorType`. `data.classes` are the logits that compete; None: all."""
+        classes = data.classes
+        self._batches = setup.batches(cast(Source, data.test))
+        self._num_competing = len(classes) if classes is not None else setup.model.num_classes
 
-        Args:
-          model: images -> (logits, intermediates).
-          batches: as from `data.pipeline.EvalBatches`; `mask` says which examples count.
-          loss_fn: a `losses.Loss`.
-          mesh: the devices.
-          shardings: of the parameters; None: replicated.
-          classes: the logits that compete, for test sets of some of the model's classes; None: all.
-        """
-        self._batches = batches
-        self._num_competing = len(classes) if classes is not None else model.num_classes
-        everywhere = replicated(mesh)
-        self._totals = jax.jit(
-            lambda: {
-                **{name: jnp.int32(0) for name in ("examples", "correct", "top5_correct", "not_finite")},
-                "loss": jnp.float32(0),
-            },
-            out_shardings=everywhere,
-        )
-
-        def add(params, batch, totals):
-            logits, _ = model.apply({"params": params}, normalize_images(batch["image"]), train=False)
+        def sums(params, batch):
+            logits, _ = setup.model.apply({"params": params}, normalize_images(batch["image"]), train=False)
             if classes is not None:
                 competes = jnp.zeros(logits.shape[-1], bool).at[jnp.array(classes)].set(True)
                 logits = jnp.where(competes, logits, _NEVER)
             mask = batch["mask"] * is_labelled(batch["label"])
-            is_broken = ~jnp.isfinite(logits).all(axis=-1)
             right = {"correct": 1, "top5_correct": 5}
             return {
-                "examples": totals["examples"] + mask.sum().astype(jnp.int32),
-                **{
-                    name: totals[name] + (is_correct(logits, batch["label"], top) * mask).sum().astype(jnp.int32)
-                    for name, top in right.items()
-                },
-                "not_finite": totals["not_finite"] + (mask * is_broken).sum().astype(jnp.int32),
-                "loss": totals["loss"] + jnp.where(mask > 0, loss_fn(logits, batch["label"]), 0).sum(),
+                "examples": mask.sum(),
+                **{name: (is_correct(logits, batch["label"], top) * mask).sum() for name, top in right.items()},
+                "not_finite": (mask * ~jnp.isfinite(logits).all(axis=-1)).sum(),
+                "loss": jnp.where(mask > 0, setup.loss_fn(logits, batch["label"]), 0).sum(),
             }
 
-        self._add = jax.jit(
-            within(mesh, add),
-            in_shardings=(shardings or everywhere, batch_sharding(mesh), everywhere),
+        everywhere = replicated(setup.mesh)
+        self._sums = jax.jit(
+            within(setup.mesh, sums),
+            in_shardings=(setup.shardings or everywhere, batch_sharding(setup.mesh)),
             out_shardings=everywhere,
         )
 
@@ -98,38 +69,29 @@ class ClassificationEvaluator:
         Raises:
           UserError: no example has a label.
         """
-        totals = self._totals()
-        dispatched: collections.deque[jax.Array] = collections.deque()
+        totals = collections.defaultdict[str, float](float)
+        dispatched = collections.deque[dict[str, jax.Array]]()
         for batch in self._batches:
-            totals = self._add(state.evaluated, batch, totals)
+            dispatched.append(self._sums(state.evaluated, batch))
             # Keeps the host, and the batches it has handed over, from running far ahead of the devices.
-            dispatched.append(totals["loss"])
             if len(dispatched) > _BATCHES_AHEAD:
-                jax.block_until_ready(dispatched.popleft())
-        totals = jax.device_get(totals)
-        examples = int(totals["examples"])
+                _add(totals, dispatched.popleft())
+        for each in dispatched:
+            _add(totals, each)
+        examples, not_finite = totals["examples"], totals["not_finite"]
         if not examples:
             raise UserError("none of the images to evaluate has a label; see to the data, or set data.eval_split=None.")
-        if not_finite := int(totals["not_finite"]):
+        if not_finite:
             logger.warning(
                 "%s of %s images have logits that are not finite, so there is no accuracy. Check the parameters and "
                 "model.dtype.",
-                *(f"{not_finite:,}", f"{examples:,}"),
+                *(f"{not_finite:,.0f}", f"{examples:,.0f}"),
             )
-        yield "accuracy", math.nan if not_finite else float(totals["correct"]) / examples
+        yield "accuracy", math.nan if not_finite else totals["correct"] / examples
         if self._num_competing > 5:
-            yield "top5_accuracy", math.nan if not_finite else float(totals["top5_correct"]) / examples
-        yield "loss", float(totals["loss"]) / examples
-        yield "examples", examples
-
-
-class Classification(ClassificationEvaluator, EvaluatorType):
-    """A split of a data set with the model's classes."""
-
-    def __init__(self, entry: ConfigDict, data: TestData, setup: Setup):
-        """See `EvaluatorType`."""
-        batches = setup.batches(cast(Source, data.test))
-        super().__init__(setup.model, batches, setup.loss_fn, setup.mesh, setup.shardings, data.classes)
+            yield "top5_accuracy", math.nan if not_finite else totals["top5_correct"] / examples
+        yield "loss", totals["loss"] / examples
+        yield "examples", int(examples)
 
     @staticmethod
     def open(name: str, entry: ConfigDict, data: RunData) -> Openable:
@@ -149,7 +111,12 @@ class Classification(ClassificationEvaluator, EvaluatorType):
         return "classification" + (f" among {len(data.classes):,} classes" if data.classes else "")
 
 
-class ImageNetVariant(Classification):
+def _add(totals: dict[str, float], sums: dict[str, jax.Array]) -> None:
+    for name, value in jax.device_get(sums).items():
+        totals[name] += float(value)
+
+
+class ImageNetVariant(Accuracy):
     """One of ImageNet's other test sets, for models with ImageNet's 1,000 classes."""
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -88,27 +88,19 @@ class Setup:
     max_bad_records: int = 0
     before_each_batch: Callable[[], None] = lambda: None
 
-    def batches(self, source: Source) -> Iterable[dict[str, jax.Array]]:
-        """The examples of a source, each once."""
+    def batches(self, source: Source, *, other_classes: bool = False) -> Iterable[dict[str, jax.Array]]:
+        """The examples of a source, each once; `other_classes`: their labels are not the model's classes."""
         batches = EvalBatches(
             source,
             self.transform,
             batch_sharding(self.mesh),
             batch_size=self.batch_size,
-            num_classes=self.model.num_classes,
+            num_classes=None if other_classes else self.model.num_classes,
             num_threads=self.num_threads,
             max_bad_records=self.max_bad_records,
         )
-        what = f"evaluation on {source.split} of {source.name}"
+        what = f"{'features' if other_classes else 'evaluation'} on {source.split} of {source.name}"
         return Tracked(batches, what, self.batch_size, before_each=self.before_each_batch)
-
-
-class Evaluator(Protocol):
-    """Measures parameters, `state.evaluated`. All processes run it alike and get the same values."""
-
-    def run(self, state: TrainState) -> Iterable[tuple[str, float]]:
-        """Yields names of metrics and their values."""
-        ...
 
 
 class EvaluatorType:
@@ -127,7 +119,7 @@ class EvaluatorType:
         """
 
     def run(self, state: TrainState) -> Iterable[tuple[str, float]]:
-        """See `Evaluator`."""
+        """Measures `state.evaluated`; yields names of metrics and values. All processes run it and get the same."""
         raise NotImplementedError
 
     @staticmethod

@@ -6,16 +6,15 @@ released evaluator (google-research/big_vision, evaluators/fewshot_lsr.py and co
 """
 
 import concurrent.futures
+import dataclasses
 import functools
 import itertools
 import logging
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from typing import cast
 
-import flax.linen as nn
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax.data.overlap import check_disjoint
@@ -28,7 +27,7 @@ from vit_jax.errors import UserError, unknown_name
 from vit_jax.evaluators.evaluator_type import EvaluatorType, Openable, RunData, Setup, TestData
 from vit_jax.evaluators.features import FeatureExtractor, Features, representation_shapes
 from vit_jax.evaluators.registry import TYPES
-from vit_jax.evaluators.ridge import BIAS, solve_ridge
+from vit_jax.evaluators.ridge import solve_ridge
 from vit_jax.field_checks import COUNT, Several
 from vit_jax.train_step import TrainState
 
@@ -89,8 +88,8 @@ def draw_shots(labels: np.ndarray, num_classes: int, shots: int, seed: int) -> n
     return np.concatenate([generator.permutation(indices)[:shots] for indices in members])
 
 
-class FewShotEvaluator:
-    """Few-shot accuracy of representations.
+class FewShot(EvaluatorType):
+    """Few-shot accuracy of representations, on data sets of any classes.
 
     `run` yields the mean over the seeds for each representation and number of shots k, and with two or more seeds
     their standard deviation (n - 1) under the same name with `_std`:
@@ -102,86 +101,42 @@ class FewShotEvaluator:
     The last one is `examples`, the number of test images.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        pool: Source,
-        test: Source,
-        mesh: Mesh,
-        *,
-        validation: Source | None = None,
-        shots: Sequence[int] = (1, 5, 10, 25),
-        l2: Sequence[float] = (2.0**10,),
-        seeds: int | Sequence[int] = 3,
-        representations: Sequence[str] = ("pre_logits",),
-        transform: EvalTransform | None = None,
-        whiten: bool = True,
-        bias: float = BIAS,
-        take_all: bool = False,
-        batch_size: int = 512,
-        shardings: Any = None,
-        num_threads: int | None = None,
-        max_bad_records: int = 0,
-        before_each_batch: Callable[[], None] = lambda: None,
-    ):
+    def __init__(self, entry: ConfigDict, data: TestData, setup: Setup, *, take_all: bool = False):
         """Reads the labels of the pool and draws the examples; decodes no image and compiles nothing.
 
         Args:
-          model: images -> (logits, intermediates).
-          pool: examples are drawn from it.
-          test: accuracy is measured on it.
-          mesh: the devices of all processes.
-          validation: l2 is chosen on it, if there are several values.
-          shots: numbers of examples a class.
-          l2: regularisations.
-          seeds: seeds of the draws, or their number: 0, 1, ...
-          representations: see `FeatureExtractor`.
-          transform: from an image to the model's input; None: the whole image resized to 256 x 256 pixels, and the
-            central 224 x 224 of it.
-          whiten: see `evaluators.ridge.solve_ridge`.
-          bias: see `evaluators.ridge.solve_ridge`.
+          entry: fields of the type "fewshot" (`evaluators.registry`); `seeds` may also be a tuple of seeds.
+          data: the pool, the test split, and the validation split if there is one.
+          setup: what all evaluators share. Images are prepared by its transform at the entry's sizes.
           take_all: take all examples of a class with fewer than a number of shots, instead of an error.
-          batch_size: images at once; see `FeatureExtractor`.
-          shardings: of the parameters; None: replicated.
-          num_threads: threads that decode; None: one for each core.
-          max_bad_records: unreadable examples of each split that are left out before it is an error.
-          before_each_batch: called between batches; may raise to end an evaluation.
 
         Raises:
           UserError: a class has fewer examples than shots, or none; the splits have different classes, or examples in
-            common; a parameter is out of its range.
+            common; a field is out of its range.
         """
-        seeds = tuple(range(seeds)) if isinstance(seeds, int) else seeds
+        pool, test = cast(Source, data.pool), cast(Source, data.test)
+        seeds = tuple(range(entry.seeds)) if isinstance(entry.seeds, int) else entry.seeds
         fields = TYPES["fewshot"].fields
         checks = {"shots": fields["shots"].check, "l2": fields["l2"].check, "seeds": Several(COUNT, 1, distinct=True)}
-        for name, values in (("shots", shots), ("l2", l2), ("seeds", seeds)):
+        for name, values in (("shots", entry.shots), ("l2", entry.l2), ("seeds", seeds)):
             if not checks[name].accepts(values) or len({f"{each:g}" for each in values}) < len(values):
                 raise UserError(f"{name} must be {checks[name].expected}, got {values!r}.")
-        self._shots, self._l2, self._seeds = tuple(shots), tuple(map(float, l2)), tuple(seeds)
-        self._representations = tuple(representations)
-        self._whiten, self._bias = whiten, bias
-        for other in (test, validation):
+        self._entry, self._seeds, self._l2 = entry, seeds, tuple(map(float, entry.l2))
+        self._test, self._validation = test, data.validation if len(self._l2) > 1 else None
+        for other in (test, data.validation):
             if other is not None:
                 _check_same_classes(pool, other)
                 _check_single_label(other)
-        check_splits(pool, test, validation if len(self._l2) > 1 else None)
-        self._test, self._validation = test, validation
-        self._transform = transform or EvalTransform(224, crop_from=256)
-        size = self._transform.image_size
-        self._extract = FeatureExtractor(model, representations, mesh, image_size=size, shardings=shardings)
-        self._how: dict[str, Any] = {
-            "batch_size": batch_size,
-            "num_threads": num_threads,
-            "max_bad_records": max_bad_records,
-            "before_each_batch": before_each_batch,
-        }
+        check_splits(pool, test, self._validation)
+        setup = dataclasses.replace(setup, transform=_transform(entry, setup))
+        self._extract = FeatureExtractor(setup, entry.representations)
 
-        labels = read_labels(pool, max_bad_records=max_bad_records)
+        labels = read_labels(pool, max_bad_records=setup.max_bad_records)
         if not (labels != NO_LABEL).any():
             raise UserError(f"no image of {pool.name}/{pool.split} has a label, so none can be drawn.")
         self._num_classes = pool.num_classes or int(labels.max()) + 1
-        _check_counts(pool, labels, self._num_classes, self._shots, take_all=take_all)
-        draws = {(seed, k): draw_shots(labels, self._num_classes, k, seed) for seed in self._seeds for k in self._shots}
+        _check_counts(pool, labels, self._num_classes, entry.shots, take_all=take_all)
+        draws = {(seed, k): draw_shots(labels, self._num_classes, k, seed) for seed in seeds for k in entry.shots}
         # Each image that was drawn goes through the model once, however often it was drawn.
         drawn = np.unique(np.concatenate(list(draws.values())))
         self._drawn = SlicedSource([(pool, drawn)], f"{pool.split} ({len(drawn)} drawn)")
@@ -191,17 +146,40 @@ class FewShotEvaluator:
             *(len(drawn), len(pool), pool.name, pool.split, len(test), test.name, test.split),
         )
 
+    @staticmethod
+    def open(name: str, entry: ConfigDict, data: RunData) -> Openable:
+        """Each data set, by the last part of its name."""
+        for dataset in entry.datasets:
+            yield f"{name}/{_short_name(dataset)}", functools.partial(_open_splits, entry, dataset)
+
+    @staticmethod
+    def check(name: str, entry: ConfigDict, setup: Setup) -> None:
+        """The model must have the representations, and the crop fit the images."""
+        if entry.datasets:
+            known = representation_shapes(setup.model, _transform(entry, setup).image_size)
+            for each in entry.representations:
+                if each not in known:
+                    raise unknown_name(f"representation in evals.{name}.representations:", each, known)
+
+    @staticmethod
+    def describe(entry: ConfigDict, data: TestData) -> str:
+        """See `EvaluatorType`."""
+        shots, l2 = (", ".join(f"{each:g}" for each in values) for values in (entry.shots, entry.l2))
+        return (
+            f"linear classifiers on {', '.join(entry.representations)}, shots {shots}, l2 {l2}, {entry.seeds} draw(s)"
+        )
+
     def run(self, state: TrainState) -> Iterator[tuple[str, float]]:
         """Yields names and values, accuracies in [0, 1]; see above. All processes must call it."""
         drawn, test = self._features(state, self._drawn), self._features(state, self._test)
-        validation = None if self._validation is None or len(self._l2) == 1 else self._features(state, self._validation)
-        for representation in self._representations:
-            for k in self._shots:
+        validation = None if self._validation is None else self._features(state, self._validation)
+        for representation in self._entry.representations:
+            for k in self._entry.shots:
                 yield from self._results(representation, k, drawn, test, validation)
         yield "examples", len(test.labels)
 
     def _features(self, state: TrainState, source: Source) -> Features:
-        features = self._extract(state.evaluated, source, self._transform, **self._how)
+        features = self._extract(state.evaluated, source)
         labelled = features.labels != NO_LABEL
         if not labelled.any():
             raise UserError(f"none of the images of {source.name}/{source.split} has a label.")
@@ -221,8 +199,8 @@ class FewShotEvaluator:
                 drawn.arrays[representation][rows],
                 drawn.labels[rows],
                 num_classes=self._num_classes,
-                whiten=self._whiten,
-                bias=self._bias,
+                whiten=self._entry.whiten,
+                bias=self._entry.bias,
             )
             for split, features in (("test", test), ("validation", validation)):
                 if features is not None:
@@ -308,51 +286,6 @@ def _check_counts(pool: Source, labels: np.ndarray, num_classes: int, shots: Seq
             f"{which} has {fewest} example{'s' * (fewest > 1)}, fewer than {max(shots)} shots"
             f"{f', and {others} more have too few' if others else ''}. Leave out shots of more than {fewest}, or draw "
             "from a larger part of the data (train_split)."
-        )
-
-
-class FewShot(FewShotEvaluator, EvaluatorType):
-    """Few-shot accuracy on data sets of any classes, as entries of a config list them."""
-
-    def __init__(self, entry: ConfigDict, data: TestData, setup: Setup):
-        """See `EvaluatorType`."""
-        names = ("shots", "l2", "seeds", "representations", "whiten", "bias")
-        super().__init__(
-            setup.model,
-            cast(Source, data.pool),
-            cast(Source, data.test),
-            setup.mesh,
-            validation=data.validation,
-            transform=_transform(entry, setup),
-            batch_size=setup.batch_size,
-            shardings=setup.shardings,
-            num_threads=setup.num_threads,
-            max_bad_records=setup.max_bad_records,
-            before_each_batch=setup.before_each_batch,
-            **{name: entry[name] for name in names},
-        )
-
-    @staticmethod
-    def open(name: str, entry: ConfigDict, data: RunData) -> Openable:
-        """Each data set, by the last part of its name."""
-        for dataset in entry.datasets:
-            yield f"{name}/{_short_name(dataset)}", functools.partial(_open_splits, entry, dataset)
-
-    @staticmethod
-    def check(name: str, entry: ConfigDict, setup: Setup) -> None:
-        """The model must have the representations, and the crop fit the images."""
-        if entry.datasets:
-            known = representation_shapes(setup.model, _transform(entry, setup).image_size)
-            for each in entry.representations:
-                if each not in known:
-                    raise unknown_name(f"representation in evals.{name}.representations:", each, known)
-
-    @staticmethod
-    def describe(entry: ConfigDict, data: TestData) -> str:
-        """See `EvaluatorType`."""
-        shots, l2 = (", ".join(f"{each:g}" for each in values) for values in (entry.shots, entry.l2))
-        return (
-            f"linear classifiers on {', '.join(entry.representations)}, shots {shots}, l2 {l2}, {entry.seeds} draw(s)"
         )
 
 

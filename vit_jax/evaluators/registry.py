@@ -67,7 +67,7 @@ def register(name: str, implementation: Any, **fields: Field) -> None:
 # Accuracy and loss of a split.
 register(
     "classification",
-    "vit_jax.evaluators.accuracy:Classification",
+    "vit_jax.evaluators.accuracy:Accuracy",
     dataset=Field(None, TEXT, str),  # None: data.dataset
     split=Field(None, TEXT, str),  # None: data.eval_split, whose name metrics begin with instead of the entry's
 )
