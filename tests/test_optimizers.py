@@ -213,7 +213,7 @@ def test_only_selected_parameters_are_kept():
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
-        (["^haed/"], "'\\^haed/' is found in no parameter's name. Names are such as .*'head/kernel'"),
+        (["^haed/"], "'\\^haed/' is found in no parameter's name. Examples of names: .*'head/kernel'"),
         ("^head/", "takes several patterns, such as"),
         (["("], "takes patterns of parameter names"),
     ],

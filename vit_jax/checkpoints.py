@@ -1,11 +1,11 @@
 """Checkpoints through Orbax: written in the background, verified when they are read.
 
-Orbax writes into a temporary folder and renames it when it is complete. Besides, each checkpoint has a fingerprint of
-every array, and one checksum over its step, these fingerprints and the extra data. A checkpoint that was damaged later,
-or renamed to another step, fails the checksum; it is set aside, and the one before is used.
+Orbax writes into a temporary folder and renames it when it is complete. Each checkpoint also has a fingerprint of every
+array, and one checksum over its step, these fingerprints and the extra data. A checkpoint that was damaged later, or
+renamed to another step, fails the checksum; it is set aside, and the one before is used.
 
-In a bucket, where folders cannot be renamed, Orbax writes in place and an object `commit_success.txt` last; without it
-a folder is not a checkpoint.
+In a bucket, where folders cannot be renamed, Orbax writes in place and adds an object `commit_success.txt` last; a
+folder without it is not a checkpoint.
 """
 
 import contextlib
@@ -40,11 +40,11 @@ logger = logging.getLogger(__name__)
 PyTree = Any
 T = TypeVar("T")
 
-_SAVE_SECONDS = 1200  # most that a process waits for the others in a save; a large model takes minutes
+_SAVE_SECONDS = 1200  # longest wait for the other processes in a save; a large model takes minutes
 _SPACE_FOR_SMALL_FILES = 1_000_000  # metadata, in bytes; generous
 _ITEMS = ("tree", "extra")
 _CHECKSUM = "checksum"
-# What versions before the checksum saved. Without a checksum, any other key is damage.
+# The keys of versions before the checksum. Without a checksum, any other key is damage.
 _KEYS_WITHOUT_CHECKSUM = {"arrays", "data", "window", "accuracy"}
 
 
@@ -58,8 +58,7 @@ class DamagedCheckpointError(Exception):
 def _fingerprint(leaf: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
     position = jnp.arange(leaf.size, dtype=jnp.uint32).reshape(leaf.shape)
-    # Sums modulo 2^32 do not depend on the order, thus not on the sharding; odd weights notice values that changed
-    # places.
+    # Sums modulo 2^32 do not depend on the order, thus not on the sharding; odd weights detect swapped values.
     return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
 
 
@@ -69,7 +68,7 @@ def _jitted_fingerprints(sharding: NamedSharding | None) -> jax.stages.Wrapped:
 
 
 def fingerprints(tree: PyTree) -> dict[str, int]:
-    """Returns a 32-bit fingerprint of each array's bits by its path in the tree. Shardings make no difference."""
+    """Returns a 32-bit fingerprint of each array's bits by its path in the tree, for any sharding."""
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True)
     sharding = leaves[0].sharding
     # Every process gets all of them.
@@ -105,7 +104,7 @@ def _one_line(error: Exception, most: int) -> str:
 
 
 def _means_damage(error: Exception) -> bool:
-    """Whether an error in reading means damaged files, rather than trouble of this machine or its network."""
+    """Whether a read error means damaged files, rather than a problem of this machine or its network."""
     passing = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "DEADLINE_EXCEEDED",
                "Out of memory")  # fmt: skip
     cause: BaseException | None = error
@@ -137,8 +136,8 @@ def _read_extra(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, An
 
 
 def _read_tree(folder: AnyPath, like: PyTree) -> PyTree:
-    """Reads arrays. What is None in `like` is not read."""
-    # On its own: otherwise, a process that finds its part damaged would leave the others waiting.
+    """Reads arrays, except those that are None in `like`."""
+    # Each process reads on its own: otherwise, one that finds its part damaged would leave the others waiting.
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},
@@ -209,7 +208,7 @@ class Checkpoints:
     """The checkpoints in one folder, `<directory>/<step>/`. All processes must call each method alike."""
 
     def __init__(self, directory: AnyPath | str, *, keep: int):
-        """Opens or creates the folder, deletes what an interrupted write left, and keeps that many checkpoints.
+        """Opens or creates the folder, deletes incomplete checkpoints, and keeps the newest `keep`.
 
         Raises:
           UserError: the bucket cannot be used.
@@ -228,14 +227,14 @@ class Checkpoints:
     def _open(self, keep: int) -> ocp.CheckpointManager:
         # Orbax's own option does this in a thread that only the next save waits for.
         for half_written in ocp.utils.tmp_checkpoints(self._directory) if processes.is_main_process() else ():
-            # In a bucket, any folder without the commit object counts as one, even somebody else's.
+            # In a bucket, any folder without the commit object counts as half-written, even somebody else's.
             if not is_remote(self._directory) or half_written.get().name.isdigit():
                 half_written.get().rmtree()
         processes.barrier(f"{self._directory.name} are tidy")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self._directory.name),
-            # Made in the background, a folder that cannot be made (full disk) keeps other threads waiting for minutes.
+            # If folders were made in the background, a full disk would keep other threads waiting for minutes.
             async_options=ocp.AsyncOptions(
                 create_directories_asynchronously=False,
                 timeout_secs=_SAVE_SECONDS,
@@ -254,9 +253,9 @@ class Checkpoints:
         Each process writes the parts that its devices hold.
 
         Args:
-          step: names the checkpoint. If it exists already, nothing is done.
+          step: names the checkpoint. Does nothing if it exists already.
           tree: arrays.
-          extra: JSON-compatible data that belong to them.
+          extra: JSON-compatible data to save with them.
 
         Raises:
           UserError: this or an earlier checkpoint could not be written.
@@ -270,7 +269,7 @@ class Checkpoints:
         args = ocp.args.Composite(tree=ocp.args.StandardSave(tree), extra=ocp.args.JsonSave(contents))
 
         def write() -> None:
-            # Checked first: a write that fails half-way leaves a mess of tracebacks from other threads.
+            # Checked first, because a write that fails half-way prints many tracebacks from other threads.
             self._check_space(tree)
             if not self._manager.save(step, args=args):
                 raise RuntimeError(f"step {step} is not beyond the newest checkpoint, {self.latest_step()}")
@@ -278,7 +277,7 @@ class Checkpoints:
         self._guard(write)
 
     def wait(self) -> None:
-        """Returns when everything is on the disk.
+        """Waits until everything is on the disk.
 
         Raises:
           UserError: a checkpoint could not be written.
@@ -289,7 +288,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Ends the background work; not after an error of one of several processes, for which the others wait."""
+        """Ends the background work, except after an error in one of several processes: it would wait for them."""
         if kind is None or processes.process_count() == 1:
             self._guard(self._manager.close)
 
@@ -361,7 +360,7 @@ class Checkpoints:
         self._manager.reload()
 
     def drop_after(self, step: int) -> None:
-        """Deletes the checkpoints of later steps, which will be made again."""
+        """Deletes the checkpoints of later steps, which will be repeated."""
         for later in self._manager.all_steps():
             if later > step:
                 self._manager.delete(later)
@@ -394,7 +393,7 @@ class Checkpoints:
 
 
 def _barrier_between_threads(*, key: str, timeout_ms: int) -> None:
-    """Orbax's barrier, but not after an error: the others never reach the barrier at the end of its threads."""
+    """Orbax's barrier, skipped after an error: the others never reach the barrier at the end of its threads."""
     if sys.exc_info()[0] is None:
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
@@ -431,7 +430,7 @@ _VERBOSITY = threading.Lock()
 
 @contextlib.contextmanager
 def _open_for_reading(directory: AnyPath | str) -> Iterator[ocp.CheckpointManager | None]:
-    """Gives the manager of the checkpoints in a folder; None if there is no such folder."""
+    """Yields the manager of the checkpoints in a folder, or None if there is no such folder."""
     path = _absolute(directory)
     if not path.is_dir():
         yield None
@@ -463,7 +462,7 @@ def read_extra(directory: AnyPath | str) -> dict[str, Any] | None:
 def read_parameters(directory: AnyPath | str) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
     """Reads the parameters of the newest intact checkpoint in a folder, such as `<workdir>/best`. Changes nothing.
 
-    A run may be writing others meanwhile. Of a whole training state it reads the parameters that are evaluated: the
+    A run may be writing others meanwhile. From a full training state it reads the parameters that are evaluated: the
     average, if there is one. Damaged checkpoints are skipped with a warning.
 
     Returns:

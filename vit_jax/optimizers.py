@@ -116,7 +116,7 @@ def select_parameters(params: Any, patterns: Sequence[str]) -> Any:
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):
             raise UserError(
-                f"train_only {pattern!r} is found in no parameter's name. Names are such as "
+                f"train_only {pattern!r} is found in no parameter's name. Examples of names: "
                 f"{', '.join(repr(name) for name in [*names[:: max(1, len(names) // 4)][:4], names[-1]])}."
             )
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if is_selected(name_of(path)) else None, params)

@@ -1,14 +1,14 @@
 """The device mesh, and how arrays are split over it. One device is the special case of many.
 
 The mesh has two axes. The batch is split along `data`; the heads and hidden units of each layer are split along `model`
-(tensor parallelism). With several slices, `model` stays inside a slice and `data` runs across them. Presets, and rules
-from patterns of parameter names to axes, split the parameters:
+(tensor parallelism). With several slices, `model` stays inside a slice and `data` runs across them. Rules split the
+parameters whose names match their pattern, and a preset splits the others:
 
     replicated     every device holds all of them
-    fsdp           each array is split over `data` along its longest axis that divides; gathered when it is used
+    fsdp           each array is split over `data` along its longest divisible axis, and gathered for use
     fsdp+tensor    the same, after splitting heads and hidden units over `model`
 
-The optimizer's moments and the Polyak average are split as their parameters.
+The optimizer's moments and the Polyak average are split like their parameters.
 """
 
 import functools
@@ -54,8 +54,8 @@ SMALLEST_SPLIT = 2**14
 def slices_of(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
     """Groups devices by slice: a TPU slice, or a host of GPUs or CPUs, which JAX identifies by its boot id.
 
-    JAX numbers slices in `device.slice_index`. Devices without that attribute, of a single process or a described
-    topology of one slice, are one slice.
+    JAX numbers slices in `device.slice_index`. Devices without that attribute (a single process, or a described
+    topology of one slice) form one slice.
 
     Returns:
       The devices of each slice in their order; slices by ascending number.
@@ -88,7 +88,7 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, data: int = -1, mo
         raise UserError(f"mesh.data and mesh.model must be at least 1, and one of them may be -1; got {data}, {model}.")
     for name, size in sizes.items():
         if len(devices) % abs(size):
-            raise UserError(f"{name} {size} does not divide the {len(devices)} devices there are.")
+            raise UserError(f"{name} {size} does not divide the {len(devices)} devices.")
     data = len(devices) // model if data == -1 else data
     model = len(devices) // data if model == -1 else model
     if data * model != len(devices):
@@ -113,7 +113,7 @@ def _check_slices(slices: Sequence[Sequence[jax.Device]], model: int) -> None:
         raise UserError(
             f"the {sum(sizes)} devices are in {len(sizes)} slices (hosts, or TPU slices) of {smallest} to {largest} "
             f"devices; all must have the same number. Use {smallest} of each, for example with CUDA_VISIBLE_DEVICES or "
-            "JAX_NUM_CPU_DEVICES, or leave out the small ones."
+            "JAX_NUM_CPU_DEVICES, or leave out the small slices."
         )
     if largest % model:
         fitting = ", ".join(str(size) for size in range(1, largest + 1) if largest % size == 0)
@@ -135,7 +135,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def within(mesh: Mesh, function: Callable[..., T]) -> Callable[..., T]:
-    """Makes the mesh known inside a function to be jitted, so that models can pin their activations to its axes."""
+    """Wraps a function to be jitted so that models inside it know the mesh and can pin activations to its axes."""
 
     @functools.wraps(function)
     def on_mesh(*args: Any) -> T:
@@ -159,7 +159,7 @@ def global_batch(
     Args:
       batch: arrays `[local_batch, ...]` with the rows of `local_rows`.
       sharding: from `batch_sharding`.
-      length: of the global batch; None: this process has all of it.
+      length: of the global batch; None if this process has all of it.
     """
     length = length or len(next(iter(batch.values())))
     rows = local_rows(sharding, length)
@@ -180,7 +180,7 @@ def place(arrays: Any, like: Any) -> Any:
 
     Args:
       arrays: on the host; every process has all of them.
-      like: a tree of arrays, or shapes, with the dtypes and shardings that they get.
+      like: a tree of arrays, or shapes, with the wanted dtypes and shardings.
     """
 
     def place_one(array: Any, like: Any) -> jax.Array:
@@ -204,7 +204,7 @@ def parameter_specs(
       params: the parameters, or their shapes.
       mesh: from `make_mesh`.
       preset: one of `PRESETS`.
-      rules: the first that matches a name decides; the preset leaves these parameters alone.
+      rules: the first rule that matches a name decides, and the preset does not change that parameter.
 
     Raises:
       UserError: unknown preset or axis; a rule matches no parameter, has more axes than the array, or an axis that does
@@ -217,7 +217,7 @@ def parameter_specs(
     for pattern, _ in rules:
         if not any(re.search(pattern, name) for name in shapes):
             raise UserError(
-                f"sharding rule {pattern!r} matches no parameter. Names are such as "
+                f"sharding rule {pattern!r} matches no parameter. Examples of names: "
                 f"{', '.join(repr(name) for name in list(shapes)[:: max(1, len(shapes) // 4)][:4])}."
             )
     num_given = len(rules)
@@ -234,13 +234,13 @@ def parameter_specs(
         specs[name] = PartitionSpec(*spec) if any(spec) else PartitionSpec()
     if mesh.shape[MODEL_AXIS] > 1 and not any(MODEL_AXIS in spec for spec in specs.values()):
         remedy = (
-            "These models have no rules for it: their convolutions would have to be split, which nobody has shown to "
-            "pay. Use mesh.model=1, where 'fsdp' saves the same memory, or give sharding_rules of your own"
+            "This model has no rules for it, because splitting convolutions has not been shown to pay. Use "
+            "mesh.model=1, where 'fsdp' saves the same memory, or give sharding_rules of your own"
             if preset == "fsdp+tensor"
             else "Use sharding='fsdp+tensor', or mesh.model=1"
         )
         raise UserError(
-            f"mesh.model is {mesh.shape[MODEL_AXIS]}, but no parameter is split over it, so that devices would repeat "
+            f"mesh.model is {mesh.shape[MODEL_AXIS]}, but no parameter is split over it, so devices would repeat "
             f"each other's work. {remedy}."
         )
     return specs
@@ -268,7 +268,7 @@ def _checked(rule: Any) -> Rule:
 def _by_rule(name: str, shape: tuple[int, ...], axes: Sequence[str | None], mesh: Mesh) -> list[str | None]:
     if len(axes) > len(shape):
         raise UserError(f"a sharding rule gives {name} {len(axes)} axes, but its shape is {shape}.")
-    spec = [*[None] * (len(shape) - len(axes)), *axes]  # scanned layers have an axis more, in front
+    spec = [*[None] * (len(shape) - len(axes)), *axes]  # scanned layers have one more axis, in front
     for size, axis in zip(shape, spec, strict=True):
         if axis is not None and size % mesh.shape[axis]:
             raise UserError(
@@ -342,7 +342,7 @@ def total_bytes(tree: Any) -> int:
 
 
 def sharding_table(state: Any) -> str:
-    """Shows how a training state, or its shapes, is split, and the bytes of a device. Equal layers are one line."""
+    """Formats how a training state, or its shapes, is split, with bytes per device. Equal layers share a line."""
     groups: dict[tuple[str, ...], list[Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         name = re.sub(r"(encoderblock_|block|unit)\d+", r"\1*", name_of(path))

@@ -34,16 +34,16 @@ def train(
 
     May be called from any thread, and repeatedly in one process. SIGTERM and Ctrl-C save and stop the run only in the
     main thread; docs/library.md says more about use inside another program. With several processes
-    (`processes.initialize`), all must call it alike. The main process writes metrics and results.
+    (`processes.initialize`), all must call it with the same arguments. The main process writes metrics and results.
 
     Args:
       config: see `vit_jax.config.base_config`.
       path: the workdir; `vit_jax.run.workdir` lists its files.
-      allow_config_change: continue in the workdir of another config.
+      allow_config_change: continue a workdir whose config differs.
       allow_data_change: continue although the evaluation data have changed. Training data must stay the same.
-      ledger: where the time is entered, from the start of the process; None: from here.
+      ledger: records how the time is spent, from the start of the process; None: from this call.
       owns_process: whether the process exists for this run alone. If so, a signal before the first step, a step that
-        hangs, or a lost lock in a bucket end the process.
+        hangs, or a lost lock in a bucket ends the process.
 
     Returns:
       The content of `summary.json`; {} in all processes but the main one.
@@ -89,14 +89,14 @@ def train(
         # Train.
         try:
             if step:
-                evaluations.run_if_due(step, state)  # an earlier start may have ended in the middle of it
+                evaluations.run_if_due(step, state)  # an earlier start may not have finished it
             for batch in journal.timed(batches):
                 stop.check()
                 state, metrics = experiment.step(state, batch)
                 del batch  # its memory is free before the next one arrives
                 step, position = step + 1, batches.get_state()
                 journal.end_step(step, metrics)
-                stop.arm()  # from the first step on there is something to save
+                stop.arm()  # from now on, a signal saves the state
                 checkpoints.save_if_due(step, state, position)
                 evaluations.run_if_due(step, state)
             checkpoints.wait()

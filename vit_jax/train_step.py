@@ -25,22 +25,22 @@ from vit_jax.optimizers import merge_parameters, select_parameters, update_avera
 Metrics = dict[str, jax.Array]
 
 # JAX's random number generators. "threefry2x32" draws the same numbers however arrays are split; the others use the
-# hardware's generator, whose numbers depend on it.
+# hardware's generator, whose numbers depend on the split.
 RNGS = ("threefry2x32", "rbg", "unsafe_rbg")
 
-OBJECTIVE_STREAM = 2**31 - 1  # of the step's key; parts of an accumulated batch use 0, 1, ...
+OBJECTIVE_STREAM = 2**31 - 1  # folded into the step's key; parts of an accumulated batch fold in 0, 1, ...
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes, and all that a checkpoint needs to resume exactly.
+    """The state that a step updates and from which a checkpoint resumes exactly.
 
     Attributes:
       step: int32 scalar, number of updates made.
       params: the model's parameters.
       opt_state: the optimizer's state.
       rng: key data from which each step derives its own key; never changes.
-      average: the parameters' Polyak average, None without.
+      average: the parameters' Polyak average, or None.
     """
 
     step: jax.Array
@@ -57,7 +57,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
-    """A training step, and all it needs.
+    """A training step with its model, objective, optimizer and options.
 
     Calling it with a state and a batch returns the next state and metrics. The state is donated: do not use it after
     the call. The batch is `{"image": uint8 [batch, height, width, 3], "label": int32 [batch] or [batch, max_labels]}`,
@@ -70,16 +70,16 @@ class TrainStep:
       objective: what the model learns.
       image_size: side of the images, in pixels.
       schedule: the learning rate that the optimizer uses, to report it; None: it is not reported.
-      mesh: the devices; by default all there are.
+      mesh: the devices; by default all of them.
       sharding: how the state is split over them, one of `sharding.PRESETS`.
       sharding_rules: see `sharding.parameter_specs`.
-      accumulation_steps: the batch goes through the model in this many equal parts, one after the other; the update is
-        that of the whole batch. Without dropout it is equal up to rounding; with it each part draws its own masks.
-      rng: generator of dropout and mixup, one of `RNGS`. Initial parameters do not depend on it.
-      polyak_decay: share of the parameters' average that stays at each step; None: no average.
-      train_only: patterns of names of the parameters that are trained; none: all are. The others get no gradient and no
-        optimizer state, nothing is computed for them alone, and `grad_norm` leaves them out.
-      compiler_options: of XLA, by name, such as `{"xla_tpu_enable_latency_hiding_scheduler": True}`.
+      accumulation_steps: number of equal parts in which the batch goes through the model, one after the other. The
+        update is that of the whole batch, up to rounding; with dropout, each part draws its own masks.
+      rng: random number generator for dropout and mixup, one of `RNGS`. Initial parameters do not depend on it.
+      polyak_decay: weight of the old average in each update of the parameters' average; None: no average.
+      train_only: patterns of the names of the trained parameters; empty: all. The others have no gradients and no
+        optimizer state, and do not count in `grad_norm`.
+      compiler_options: XLA options by name, such as `{"xla_tpu_enable_latency_hiding_scheduler": True}`.
     """
 
     model: nn.Module
@@ -101,23 +101,24 @@ class TrainStep:
         """Shapes, dtypes and shardings of the state.
 
         Raises:
-          UserError: the model does not take such images, or `sharding_rules` or `train_only` do not fit its parameters.
+          UserError: the model does not accept images of this size, or `sharding_rules` or `train_only` do not fit its
+            parameters.
         """
         state = jax.eval_shape(lambda: self._new_state(0))
         specs = shardings.parameter_specs(state.params, self.mesh, self.sharding, self.sharding_rules)
         return shardings.with_sharding(state, shardings.state_shardings(state, self.mesh, specs))
 
     def init(self, seed: int, params: Any = None) -> TrainState:
-        """Makes the first state, on the devices. No array is ever whole on the host or on a device that has a part.
+        """Makes the initial state. Each device computes and holds only its parts of the arrays.
 
         Args:
-          seed: of the parameters, dropout and mixup.
-          params: arrays on the host to begin with, in every process; None: the model's own initialisation.
+          seed: for the parameters, dropout and mixup.
+          params: initial parameters, as arrays on the host in every process; None: the model's own initialisation.
         """
         state = self._jitted_init(seed)
         if params is None:
             return state
-        # The average begins there too: there is nothing to average yet.
+        # The average starts from the same parameters.
         average = None if state.average is None else shardings.place(params, state.average)
         return dataclasses.replace(state, params=shardings.place(params, state.params), average=average)
 
@@ -130,11 +131,11 @@ class TrainStep:
         return self._jitted.lower(self.abstract_state, batch)
 
     def trained(self, params: Any) -> Any:
-        """The parameters that are trained, with None in the place of the others."""
+        """The parameters that are trained, with None in place of the others."""
         return select_parameters(params, self.train_only)
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """The step as a pure function, to be jitted with others; `__call__` is jitted by itself."""
+        """The step as a pure function, for use inside another jitted function; `__call__` is jitted."""
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng, impl=self.rng), state.step)
         examples = self.objective.prepare(batch, jax.random.fold_in(rng, OBJECTIVE_STREAM))
         trained = self.trained(state.params)
@@ -157,7 +158,7 @@ class TrainStep:
         params = self.model.init(init_rng, images, train=False)["params"]
         average = None
         if self.polyak_decay is not None:
-            # In float32: bfloat16 would round the small steps of an average away.
+            # In float32: bfloat16 would round away the small changes of an average.
             average = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
         opt_state = self.optimizer.init(self.trained(params))
         return TrainState(jnp.zeros((), jnp.int32), params, opt_state, jax.random.key_data(step_rng), average)
@@ -186,7 +187,7 @@ class TrainStep:
             (loss, metrics), grads = grad_fn(trained, examples, rng)
             return loss, metrics, grads
 
-        # Part i takes every accumulation_steps-th example: each device then keeps to the examples it already holds.
+        # Part i takes every accumulation_steps-th example, so each device uses only examples that it already holds.
         def split(array: jax.Array) -> jax.Array:
             return array.reshape(-1, self.accumulation_steps, *array.shape[1:]).swapaxes(0, 1)
 
@@ -203,7 +204,7 @@ class TrainStep:
 
     @functools.cached_property
     def _jitted_init(self) -> jax.stages.Wrapped:
-        # The seed is an argument, so that another one does not compile again.
+        # The seed is an argument, so that a new seed does not compile again.
         return jax.jit(self._new_state, out_shardings=shardings.shardings_of(self.abstract_state))
 
     @functools.cached_property

@@ -119,7 +119,7 @@ def test_what_is_the_same_everywhere_passes_and_what_differs_is_named_in_all_pro
         assert lines_of(output, "same") == ["None"]
         (message,) = lines_of(output, "different")
         assert message.startswith("UserError the config of process 1 (")
-        assert "is not that of process 0" in message
+        assert "differs from that of process 0" in message
         assert "  process 1: batch_size = 16" in output
         assert "  process 0: batch_size = 8" in output
         assert not any("seed" in line for line in output)

@@ -225,14 +225,14 @@ def test_stranger_without_the_token_cannot_take_a_place():
         connection.sendall(rendezvous._sign(token, proven or nonce, hello(num_processes=2)))
         assert lines_of(connection) == b""
         connection.close()
-    assert main.wait().error.endswith("Turned away, for another VIT_JAX_RUN_TOKEN than here: 127.0.0.1.")
+    assert main.wait().error.endswith("Rejected, because their VIT_JAX_RUN_TOKEN differs from this one: 127.0.0.1.")
 
 
 def test_process_with_another_token_says_so():
     port = free_port()
     main, other = report(port, 0, 2, 1.0, token="secret"), report(port, 1, 2, 0.7)
-    assert "(it turned this process away; is VIT_JAX_RUN_TOKEN the same on every host?)" in other.wait().error
-    assert "Turned away, for another VIT_JAX_RUN_TOKEN than here: 127.0.0.1." in main.wait().error
+    assert "(it rejected this process; is VIT_JAX_RUN_TOKEN the same on every host?)" in other.wait().error
+    assert "Rejected, because their VIT_JAX_RUN_TOKEN differs from this one: 127.0.0.1." in main.wait().error
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ def test_without_room_for_connections_the_oldest_stranger_makes_room():
 
 
 GREETING = f"vit_jax {'0' * 32}\n".encode()
-NO_RUN, NO_PROOF = "what listens there is not a run that is starting", "it turned this process away"
+NO_RUN, NO_PROOF = "the program that listens there is not a starting run", "it rejected this process"
 HOSTS = {"hosts": ["a", "b"]}
 
 
@@ -364,7 +364,7 @@ def test_port_that_is_taken_is_one_message(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         error = report(taken.getsockname()[1], 0, 2, 5).wait().error
     assert "cannot listen on port" in error
-    assert "choose another port in --coordinator_address" in error
+    assert "another port in --coordinator_address" in error
 
 
 def test_many_missing_processes_are_counted():

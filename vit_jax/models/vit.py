@@ -49,7 +49,7 @@ POOLS = ("cls", "gap", "map")
 class EncoderBlock(nn.Module):
     """One pre-norm Transformer layer (equations 2 and 3).
 
-    Attributes: as of `VisionTransformer`, and
+    Attributes: those of `VisionTransformer`, and
       position_embedding: attributes of the `PositionEmbedding` that this layer learns and adds to its input, or None.
       relative: whether the attention learns embeddings of relative positions.
       has_stochastic_depth: whether the call's `drop_rate` is used.
@@ -82,9 +82,9 @@ class EncoderBlock(nn.Module):
 
         Args:
           x: `[batch, num_tokens, hidden_dim]`.
-          drop_rate: how often an example skips each of the two branches (stochastic depth).
+          drop_rate: probability that an example skips each of the two branches (stochastic depth).
           shared_embedding: position embeddings to add, `[1, num_tokens, hidden_dim]`.
-          relative_embedding: as of `MultiHeadDotProductAttention`.
+          relative_embedding: see `MultiHeadDotProductAttention`.
 
         Returns:
           The layer's output, of the shape of x, and intermediates by name.
@@ -124,7 +124,7 @@ class EncoderBlock(nn.Module):
 class Encoder(nn.Module):
     """Position embeddings, the Transformer layers, and the final layer norm (equations 1 to 4).
 
-    Attributes: as of `VisionTransformer`, and
+    Attributes: those of `VisionTransformer`, and
       grid: rows and columns of patches.
       num_prefix_tokens: number of tokens before those of the patches.
       block: the remaining attributes of `EncoderBlock`, by name.
@@ -163,7 +163,7 @@ class Encoder(nn.Module):
 
         block_type = EncoderBlock
         if self.remat != "none":
-            # Inside a scan the loop already keeps the compiler from merging the two computations.
+            # Inside a scan, the loop already keeps the compiler from merging the recomputation with the forward pass.
             block_type = nn.remat(block_type, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan_layers)
         block: dict[str, Any] = {
             "position_embedding": embedding if is_added and place == "every_layer" else None,
@@ -199,31 +199,31 @@ class VisionTransformer(nn.Module):
     """ViT: patches, a linear embedding, a Transformer encoder and a linear head (figure 1).
 
     Attributes:
-      num_classes: width of the logits; 0 leaves the head out and returns the representation in its place.
+      num_classes: width of the logits; 0 omits the head and returns the representation instead.
       patch_size: side of the square patches, in pixels (P), or in positions of a hybrid's feature map.
       num_layers: depth of the encoder (L).
       hidden_dim: width of the tokens (D).
       mlp_dim: width of the MLPs' hidden layers.
       num_heads: number of attention heads.
-      resnet: units of each stage of the ResNet whose feature map a hybrid cuts into patches; () is its root alone, None
-        no ResNet.
+      resnet: number of units in each stage of a hybrid's ResNet, whose feature map is cut into patches; (): only the
+        ResNet's root; None: no ResNet.
       pool: the representation: "cls", the class token's output (equation 4); "gap", the mean over the tokens of an
         encoder without class token (appendix D.3); "map", attention pooling, without class token.
       position_embedding: one of `position_embeddings.KINDS`.
-      position_embedding_at: where; one of `position_embeddings.PLACES`. Relative embeddings belong to the attention:
-        "stem" and "every_layer" both mean a table for each layer, "shared" one table for all.
+      position_embedding_at: where they are added; one of `position_embeddings.PLACES`. Relative embeddings belong to
+        the attention: "stem" and "every_layer" both mean a table for each layer, "shared" one table for all.
       pre_logits: whether the head has a hidden tanh layer of width `hidden_dim`, as at pre-training.
       head_bias: initial value of the head's bias; -10 for sigmoid pre-training on ImageNet-21k.
       gelu: "tanh", the approximation of the released models, or "exact".
       dropout_rate: dropout after the position embeddings and each dense layer except the qkv projections and, as in the
         released code, the head.
       attention_dropout_rate: dropout of the attention weights; 0 in the paper.
-      stochastic_depth_rate: how often an example skips a branch of the last layer, growing linearly from 0 in the
-        first; 0 in the paper, 0.1 in some of AugReg's.
+      stochastic_depth_rate: probability that an example skips a branch of the last layer; it grows linearly from 0 in
+        the first layer. 0 in the paper, 0.1 in some AugReg models.
       attention: how attention is computed; one of `attention.IMPLEMENTATIONS`.
       return_attention: whether the intermediates include the attention weights.
       scan_layers: compiles one block and loops over stacked parameters, instead of `num_layers` copies.
-      remat: which activations the backward pass computes again; a key of `REMAT_POLICIES`.
+      remat: which activations the backward pass recomputes; a key of `REMAT_POLICIES`.
       dtype: dtype of the computation; the logits are float32.
       param_dtype: dtype of the parameters.
     """
@@ -289,8 +289,8 @@ class VisionTransformer(nn.Module):
         Returns:
           logits `[batch, num_classes]`, float32, and intermediates by name: `feature_map` (hybrids only) `[batch, rows,
           columns, channels]`; `patch_embeddings` `[batch, rows, columns, hidden_dim]`; `encoder_input`, `block_<l>` and
-          `encoded` `[batch, num_tokens, hidden_dim]`; `attention_<l>` `[batch, num_heads, num_tokens, num_tokens]` if
-          asked for; `pre_logits` `[batch, hidden_dim]`, the input of the linear head.
+          `encoded` `[batch, num_tokens, hidden_dim]`; `attention_<l>` `[batch, num_heads, num_tokens, num_tokens]` with
+          `return_attention`; `pre_logits` `[batch, hidden_dim]`, the input of the linear head.
 
         Raises:
           UserError: the patches do not tile the images.

@@ -1,9 +1,9 @@
-"""The processes of a run: how they start together, wait for each other and compare what all must have alike.
+"""The processes of a run: they connect, wait for each other, and compare values that must be equal.
 
-Everything goes through JAX's coordination service, a store of keys in process 0, never through the devices. In a single
-process every function here returns at once.
+Everything goes through JAX's coordination service, a key-value store in process 0, never through the devices. In a
+single process every function here returns at once.
 
-docs/pods.md explains how to start a run on several hosts, and what each fault leads to.
+docs/pods.md explains how to start a run on several hosts, and what happens after each fault.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ from vit_jax.multihost.rendezvous import PeerLostError, describe_processes
 
 logger = logging.getLogger(__name__)
 
-_TIMEOUT_SECONDS = 600.0  # for the last process to come to a barrier
-_MAX_SHOWN = 5  # lines that differ
+_TIMEOUT_SECONDS = 600.0  # for the last process to reach a barrier
+_MAX_SHOWN = 5  # differing lines in an error
 
 
 class _Run:
@@ -38,13 +38,13 @@ class _Run:
 
     def __init__(self, cluster: Cluster, hosts: list[str], lost_after_seconds: float):
         self.cluster, self.hosts = cluster, hosts
-        # JAX documents no way to its store of keys; its own multihost helpers keep it here in JAX 0.10 to 0.12.
+        # JAX documents no access to its key-value store; its own multihost helpers keep it here in JAX 0.10 to 0.12.
         self.store: Any = multihost_utils.distributed.global_state.client
         self.heartbeats = Heartbeats(self.store, cluster.process_id, hosts, lost_after_seconds)
-        self.uses: dict[str, int] = {}  # of each name of a barrier, comparison or broadcast
+        self.uses: dict[str, int] = {}  # how often each barrier, comparison or broadcast was used
 
     def gather(self, name: str, value: str, what: str) -> dict[int, str]:
-        """The values of all processes, when all have arrived."""
+        """Returns the values of all processes once all have arrived."""
         use = self.uses[name] = self.uses.get(name, 0) + 1
         folder, ours = f"vit_jax/{name}/{use}", self.cluster.process_id
         self.store.key_value_set(f"{folder}/{ours}", value)
@@ -83,13 +83,13 @@ def initialize(
       num_processes: number of processes.
       process_id: number of this one, from 0.
       timeout_seconds: how long to wait for the others.
-      lost_after_seconds: a process without a heartbeat for so long is lost. Must exceed the longest time for which
-        Python stands still in a healthy process.
+      lost_after_seconds: time without a heartbeat after which a process is lost. Must exceed the longest pause of
+        Python in a healthy process.
 
     Raises:
-      PeerLostError: a process does not start (says which), or this one cannot reach process 0.
-      UserError: only some of the arguments are given, or a process does not belong (other number of processes, other
-        versions, a number twice).
+      PeerLostError: a process does not start (the message names it), or this one cannot reach process 0.
+      UserError: only some of the arguments are given, or a process does not belong (another number of processes, other
+        versions, or a duplicate process number).
     """
     global _run  # noqa: PLW0603 - a process is in one run, as for JAX
     cluster = clusters.find(coordinator_address, num_processes, process_id)
@@ -102,7 +102,7 @@ def initialize(
         "process %d of %d (from %s); waiting for all at %s", number, cluster.num_processes, cluster.found_by, address
     )
     hosts = rendezvous.call(cluster, timeout_seconds)
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away
+    jax.config.update("jax_enable_preemption_service", False)  # it would take over SIGTERM
     _abort_as_lost_peer(cluster, hosts)
     jax.distributed.initialize(
         *(address, cluster.num_processes, number),
@@ -129,15 +129,15 @@ def process_count() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this is process 0, which writes what is written once."""
+    """Whether this is process 0, which writes the files that are written once."""
     return process_id() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes have come here. A name may be used again and again.
+    """Waits until all processes arrive. A name may be reused.
 
     Raises:
-      PeerLostError: not all came within 10 minutes; says which did not.
+      PeerLostError: not all arrived within 10 minutes; the message names the missing ones.
     """
     if _run is not None:
         _run.gather(f"barrier/{name}", "", what=name)
@@ -148,11 +148,11 @@ def check_same(name: str, value: str) -> None:
 
     Args:
       name: what it is, for the message.
-      value: this process's text; of several lines those that differ are shown.
+      value: this process's text; the error shows the lines that differ.
 
     Raises:
-      UserError: in all processes: which differ from process 0, and in what.
-      PeerLostError: as of `barrier`.
+      UserError: in all processes; says which of them differ from process 0, and how.
+      PeerLostError: as in `barrier`.
     """
     if _run is None:
         return
@@ -166,23 +166,23 @@ def check_same(name: str, value: str) -> None:
     lines += [f"  process 0: {line}" for line in ours if line not in theirs][:_MAX_SHOWN]
     shown = "\n".join(lines)
     raise UserError(
-        f"{name} of {describe_processes(different)} ({_run.hosts[first]}) {'is' if len(different) == 1 else 'are'} not "
-        f"that of process 0 ({_run.hosts[0]}). Run the same command with the same files on every host.\n{shown}"
+        f"{name} of {describe_processes(different)} ({_run.hosts[first]}) differs from that "
+        f"of process 0 ({_run.hosts[0]}). Run the same command with the same files on every host.\n{shown}"
     )
 
 
 def broadcast_from_main(name: str, value: Any = None) -> Any:
-    """Gives all processes a value of process 0. All wait for each other, as in `barrier`.
+    """Sends a value of process 0 to all processes. All wait for each other, as in `barrier`.
 
     Args:
-      name: what it is; may be used again and again.
-      value: what JSON can hold; only that of process 0 counts.
+      name: what it is; may be reused.
+      value: JSON-compatible; only process 0's is used.
 
     Returns:
       The value of process 0, as JSON returns it.
 
     Raises:
-      PeerLostError: as of `barrier`.
+      PeerLostError: as in `barrier`.
     """
     text = json.dumps(value)
     return parse_json(text if _run is None else _run.gather(f"broadcast/{name}", text, what=name)[0], name)
@@ -191,14 +191,14 @@ def broadcast_from_main(name: str, value: Any = None) -> Any:
 def lost_peer(error: BaseException) -> PeerLostError | None:
     """Finds out whether an error was caused by the loss of another process.
 
-    A collective, a barrier or a save that misses a process fails in as many ways as there are libraries. So an error
-    that may be one of communication waits for the verdict of the heartbeats.
+    When a process is missing, each library fails in its own way. So if an error may be one of communication, this waits
+    for the verdict of the heartbeats.
 
     Args:
       error: what a collective, a barrier or a save raised.
 
     Returns:
-      What to report and end with, or None if all processes live.
+      The error to report, or None if all processes are alive.
     """
     causes = list(_causes(error))
     for cause in causes:
@@ -212,13 +212,13 @@ def lost_peer(error: BaseException) -> PeerLostError | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that it wraps."""
+    """Yields an error and the errors that it wraps."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-# What the runtime calls errors of communication. They come as JaxRuntimeError, as ValueError (from a jitted call, with
+# How the runtime marks errors of communication. They come as JaxRuntimeError, as ValueError (from a jitted call, with
 # gloo), and inside what Orbax raises.
 _COMMUNICATION = re.compile(
     r"\b(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|DATA_LOSS): "
@@ -226,9 +226,9 @@ _COMMUNICATION = re.compile(
 
 
 def announce_failure(message: str, exit_status: int = 1) -> None:
-    """Tells the other processes that this one ends with an error of its own, so that they end with the same message.
+    """Tells the other processes that this one failed, so that they end with the same message and status.
 
-    They end with the same status. It takes 5 s at most. Process 0 then waits, for 10 s at most, until they know.
+    Takes at most 5 s. Process 0 then waits at most 10 s for the others to learn of it.
 
     Args:
       message: of the error.
@@ -239,10 +239,10 @@ def announce_failure(message: str, exit_status: int = 1) -> None:
 
 
 def shutdown() -> None:
-    """Waits until all processes are here, then disconnects. After an error of one process call `announce_failure`.
+    """Waits for all processes, then disconnects. After an error in one of them, call `announce_failure` instead.
 
     Raises:
-      PeerLostError: as of `barrier`.
+      PeerLostError: as in `barrier`.
     """
     global _run
     if _run is None:
@@ -259,14 +259,14 @@ _handler: Any = None  # must outlive its use by C
 
 
 def _abort_as_lost_peer(cluster: Cluster, hosts: list[str]) -> None:
-    """Replaces the core dump by which JAX answers the end of process 0 with one message and an exit status.
+    """Makes this process end with a message and an exit status, not a core dump of JAX, after process 0 ends.
 
     When the connection to the coordination service breaks, its client calls abort(), within milliseconds and from a
-    thread of its own. Python's handlers run in the main thread, which never gets there; a handler of C does.
+    thread of its own. Python's handlers would run in the main thread, too late; a C handler runs at once.
     """
     global _handler  # noqa: PLW0603 - as above
     if cluster.process_id == 0:
-        return  # it is its own service
+        return  # it runs the service itself
 
     def on_abort(_: int) -> None:
         lost = None if _run is None else _run.heartbeats.verdict

@@ -1,7 +1,7 @@
-"""The rendezvous of a run's processes before JAX connects them: it says who is missing, where JAX would dump core.
+"""Gathers the processes of a run before JAX connects them. Names missing ones, where JAX would dump core.
 
-Process 0 listens at the address that JAX's coordination service will use; the others report there. When all have come,
-process 0 sends everyone the list of hosts and leaves the port to JAX.
+Process 0 listens at the address that JAX's coordination service will use; the others report there. When all have
+reported, process 0 sends everyone the list of hosts and leaves the port to JAX.
 
 Anybody who reaches the port may talk to it, so each side proves that it knows the run's token. Lines of text:
 
@@ -10,7 +10,7 @@ Anybody who reaches the port may talk to it, so each side proves that it knows t
     process 0    <proof> {"hosts": [...]}
 
 A proof is the HMAC-SHA256, under the token, of the other side's nonce and the text that follows. Without a token the
-key is empty, and a proof shows only that the other side speaks this protocol. Lines that no member can have written are
+key is empty, and a proof shows only that the other side speaks this protocol. Lines that no member could have sent are
 dropped without an answer.
 """
 
@@ -36,12 +36,12 @@ from vit_jax.errors import UserError
 from vit_jax.json_files import JsonError, parse_object
 from vit_jax.multihost.cluster import MAX_PROCESSES, TOKEN_VARIABLE, Cluster
 
-LOST_STATUS = 75  # exit status: a process is missing, start all again. EX_TEMPFAIL of sysexits.h
+LOST_STATUS = 75  # exit status: a process is missing; restart all. EX_TEMPFAIL of sysexits.h
 
 _PORT_SECONDS = 30.0  # an earlier run may still be ending
 _HELLO_SECONDS = 10.0  # for a connection to introduce itself, and for process 0 to greet it
 _ANSWER_SECONDS = 10.0  # for all members together to receive the answer
-_MAX_STRANGERS = 128  # connections that have not introduced themselves; one more, and the oldest is dropped
+_MAX_STRANGERS = 128  # connections without an introduction; one more replaces the oldest
 _MAX_HELLO = 4096  # bytes
 _MAX_ANSWER = 1 << 22  # bytes; names of hosts of 16,384 processes
 _MAX_HOST = 253  # characters
@@ -49,7 +49,7 @@ _MAX_SHOWN_ADDRESSES = 4
 
 
 class PeerLostError(UserError):
-    """Another process of the run is missing, without which this one cannot continue.
+    """Another process of the run is missing, so this one cannot continue.
 
     Attributes:
       exit_status: for this process: `LOST_STATUS`, or that of the other process if it announced why it ended.
@@ -61,7 +61,7 @@ class PeerLostError(UserError):
 
 
 def call(cluster: Cluster, timeout_seconds: float) -> list[str]:
-    """Waits until all processes have come.
+    """Waits until all processes have reported.
 
     Args:
       cluster: the processes.
@@ -71,8 +71,9 @@ def call(cluster: Cluster, timeout_seconds: float) -> list[str]:
       The hosts' names, by process.
 
     Raises:
-      PeerLostError: on process 0 and all that have reported: who is missing; on others: process 0 cannot be reached.
-      UserError: on process 0 and all that have reported: who does not belong.
+      PeerLostError: a process is missing (process 0, and those that have reported, name it), or process 0 cannot be
+        reached (in the others).
+      UserError: a process does not belong; process 0, and those that have reported, name it.
     """
     if cluster.process_id == 0:
         with _listen(cluster, timeout_seconds) as listener:
@@ -84,7 +85,7 @@ def bind_host(cluster: Cluster) -> str:
     """The address that process 0 binds: all interfaces, unless all processes are on this host."""
     if cluster.address[0] in ("localhost", "127.0.0.1"):
         return "127.0.0.1"
-    return "[::]" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - the other hosts come in here
+    return "[::]" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - the other hosts connect here
 
 
 def _who(cluster: Cluster) -> dict[str, Any]:
@@ -109,8 +110,8 @@ def _listen(cluster: Cluster, timeout_seconds: float) -> socket.socket:
                 time.sleep(0.5)
                 continue
             raise UserError(
-                f"process 0 cannot listen on port {port}: {error.strerror or error}. End what does, or choose another "
-                "port in --coordinator_address on all hosts."
+                f"process 0 cannot listen on port {port}: {error.strerror or error}. Stop the program that uses "
+                "it, or set another port in --coordinator_address on all hosts."
             ) from error
 
 
@@ -120,20 +121,20 @@ class _Connection:
 
     socket: socket.socket  # non-blocking
     address: str  # of the other side
-    nonce: str  # that it was greeted with
+    nonce: str  # sent to it in the greeting
     since: float  # when it was accepted
-    received: bytes = b""  # the part of its line that has come
+    received: bytes = b""  # the part of its line received so far
     who: dict[str, Any] = dataclasses.field(default_factory=dict)  # its introduction; empty until then
 
 
 class _Register:
-    """Process 0's list of who has come."""
+    """Process 0's list of the processes that have reported."""
 
     def __init__(self, cluster: Cluster, listener: socket.socket, timeout_seconds: float):
         self._ours, self._token = _who(cluster), cluster.token
         self._listener, self._timeout = listener, timeout_seconds
         self._hosts: dict[int, str] = {0: self._ours["host"]}
-        self._members: list[_Connection] = []  # with the one that does not belong, if any
+        self._members: list[_Connection] = []  # includes a process that does not belong, if any
         self._strangers: list[_Connection] = []  # the oldest first
         self._turned_away: list[str] = []  # addresses whose proof was wrong
         self._selector = selectors.DefaultSelector()
@@ -163,13 +164,13 @@ class _Register:
                 each.socket.close()
 
     def _serve(self, connection: _Connection | None) -> None:
-        """Reads what has come, or accepts a connection. One that was dropped meanwhile is ignored."""
+        """Reads from a connection, or accepts one (None). Ignores a connection that was dropped meanwhile."""
         if connection is None:
             self._accept()
         elif connection in self._strangers:
             self._read(connection)
         elif connection in self._members:
-            # A member has no more to say: it has ended, and may come again.
+            # A member sends nothing more, so it has ended; it may report again.
             del self._hosts[connection.who["process"]]
             self._drop(connection)
 
@@ -184,7 +185,7 @@ class _Register:
                         "before the start."
                     ) from error
                 self._drop(self._strangers[0])
-            return  # or it has gone already
+            return  # or the other side has disconnected already
         connection.setblocking(False)
         ip = str(address[0]).removeprefix("::ffff:")
         stranger = _Connection(connection, ip, secrets.token_hex(16), time.monotonic())
@@ -230,8 +231,8 @@ class _Register:
                 )
         if process in self._hosts:
             raise UserError(
-                f"two processes are process {process}: one on {self._hosts[process]} and one on {host}. Each needs a "
-                "--process_id of its own, from 0."
+                f"two processes are process {process}: one on {self._hosts[process]} and one on {host}. Each needs its "
+                "own --process_id, counted from 0."
             )
 
     def _drop(self, connection: _Connection) -> None:
@@ -252,7 +253,8 @@ class _Register:
         connected = ", ".join(f"{each} ({self._hosts[each]})" for each in sorted(self._hosts))
         turned_away = ""
         if self._turned_away:
-            turned_away = f" Turned away, for another {TOKEN_VARIABLE} than here: {', '.join(self._turned_away)}."
+            addresses = ", ".join(self._turned_away)
+            turned_away = f" Rejected, because their {TOKEN_VARIABLE} differs from this one: {addresses}."
         return (
             f"{describe_processes(missing)} of {total} did not connect within {self._timeout:g} s; is the same command "
             f"running on every host? Connected: {connected}.{turned_away}"
@@ -260,7 +262,7 @@ class _Register:
 
 
 def describe_processes(processes: list[int], shown: int = 16) -> str:
-    """`process 3`, `processes 3 and 5`, or the first of many and how many more."""
+    """Formats `process 3`, `processes 3 and 5`, or the first of many and the number of others."""
     names = [str(each) for each in processes[:shown]]
     if len(processes) > shown:
         return f"processes {', '.join(names)} and {len(processes) - shown} more"
@@ -268,7 +270,7 @@ def describe_processes(processes: list[int], shown: int = 16) -> str:
 
 
 def _report(cluster: Cluster, timeout_seconds: float) -> list[str]:
-    """The side of the other processes."""
+    """Reports to process 0 until it answers; returns the hosts' names."""
     deadline = time.monotonic() + timeout_seconds
     reason = "no answer"
     while (remaining := deadline - time.monotonic()) > 0:
@@ -300,14 +302,14 @@ def _introduce(
     """Introduces this process; returns process 0's answer, or why there is none."""
     greeting = _read_line(connection, min(_HELLO_SECONDS, remaining), limit=128)
     if not (match := re.fullmatch(rb"vit_jax ([0-9a-f]{32})", greeting)):
-        return "what listens there is not a run that is starting"
+        return "the program that listens there is not a starting run"
     nonce = secrets.token_hex(16)
     connection.sendall(_sign(cluster.token, match[1].decode(), {**_who(cluster), "nonce": nonce}))
-    # Process 0 may have started later than this one, and answers too if a process does not come.
+    # Process 0 may have started later than this process, and answers also when a process is missing.
     line = _read_line(connection, timeout_seconds + _ANSWER_SECONDS, _MAX_ANSWER)
     answer = _verify(cluster.token, nonce, line)
     if answer is None or not _is_answer(answer, cluster.num_processes):
-        return f"it turned this process away; is {TOKEN_VARIABLE} the same on every host?"
+        return f"it rejected this process; is {TOKEN_VARIABLE} the same on every host?"
     return answer
 
 
@@ -335,7 +337,7 @@ def _sign(token: str, nonce: str, message: dict[str, Any]) -> bytes:
 
 
 def _verify(token: str, nonce: str, line: bytes) -> dict[str, Any] | None:
-    """The message of a line, or None if its sender does not know the token or it is no JSON object."""
+    """The message of a line; None if its sender does not know the token, or if it is not a JSON object."""
     proof, _, text = line.partition(b" ")
     if not hmac.compare_digest(proof, _proof(token, nonce, text)):
         return None
@@ -346,7 +348,7 @@ def _verify(token: str, nonce: str, line: bytes) -> dict[str, Any] | None:
 
 
 def _is_member(who: dict[str, Any]) -> bool:
-    """Whether a message is an introduction that a member can have written."""
+    """Whether a message is an introduction that a member could have sent."""
     return (
         who.keys() == {"process", "num_processes", "host", "versions", "nonce"}
         and type(who["process"]) is type(who["num_processes"]) is int
