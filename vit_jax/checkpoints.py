@@ -288,7 +288,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Ends the background work, except after an error in one of several processes: it would wait for them."""
+        """Ends the background work; not after an error in one of several processes, for which it would wait."""
         if kind is None or processes.process_count() == 1:
             self._guard(self._manager.close)
 

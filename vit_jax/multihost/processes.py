@@ -259,7 +259,7 @@ _handler: Any = None  # must outlive its use by C
 
 
 def _abort_as_lost_peer(cluster: Cluster, hosts: list[str]) -> None:
-    """Makes this process end with a message and an exit status, not a core dump of JAX, after process 0 ends.
+    """Ends this process with a message and an exit status, not JAX's core dump, when process 0 is gone.
 
     When the connection to the coordination service breaks, its client calls abort(), within milliseconds and from a
     thread of its own. Python's handlers would run in the main thread, too late; a C handler runs at once.

@@ -1,4 +1,4 @@
-"""Gathers the processes of a run before JAX connects them. Names missing ones, where JAX would dump core.
+"""Gathers the processes of a run before JAX connects them, and names missing ones, where JAX would dump core.
 
 Process 0 listens at the address that JAX's coordination service will use; the others report there. When all have
 reported, process 0 sends everyone the list of hosts and leaves the port to JAX.
