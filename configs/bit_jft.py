@@ -28,7 +28,7 @@ num_classes= and train_images=. The first 51,200 images of the prepared order ar
 
 The recipe of R50x1 to R200x3; docs/configs.md says more
 - Sigmoid cross-entropy, summed over classes, because an image may have several labels. Head bias -10, because a class
-  is on one image in 14,500 (JFT has 1.26 labels an image). The loss starts at 13; with a bias of 0 it would start at
+  is on one image in 14,500 (JFT has 1.26 labels per image). The loss starts at 13; with a bias of 0 it would start at
   12,700.
 - Weight decay 0.1 of kernels only, decoupled and multiplied by the learning rate, as in AdamW: at the peak a step
   removes 0.1 x 1e-3 of a kernel. Code bases that take the product need 1e-4; the wrong number is off by a factor of

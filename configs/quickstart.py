@@ -1,4 +1,4 @@
-r"""Quickstart: a small ViT on handwritten digits, in a minute on two CPU cores.
+r"""Quickstart: a small ViT on handwritten digits, in a minute and a half on two CPU cores.
 
     python -m vit_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 

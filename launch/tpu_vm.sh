@@ -52,7 +52,7 @@ state() { # ACTIVE, WAITING_FOR_RESOURCES, …; NOT_FOUND if it is not booked; U
   elif grep -q '^ERROR: .*) NOT_FOUND: ' "$errors"; then
     echo NOT_FOUND
   else
-    say "gcloud could not tell how $TPU_NAME is: $(cat "$errors")"
+    say "gcloud could not tell the state of $TPU_NAME: $(cat "$errors")"
     echo UNKNOWN
   fi
 }
@@ -95,7 +95,7 @@ create() { # books the slice and waits until it is ready
           --scopes=https://www.googleapis.com/auth/cloud-platform ${more[@]+"${more[@]}"} || failed booking
         ;;
       SUSPENDED | FAILED)
-        say "$now: deleting, to book again"
+        say "$now: deleting it before booking again"
         delete || failed deleting
         ;;
       UNKNOWN) failed "looking at $TPU_NAME" ;;

@@ -6,8 +6,8 @@
 # Environment: MAX_RESTARTS (default 100), and PAUSE_SECONDS between two starts (default 10). SIGTERM, SIGINT and SIGUSR1
 # go to the command. After SIGTERM or SIGINT the command is not restarted, and this script exits with its status.
 #
-# On several hosts, set VIT_JAX_RUN_TOKEN to the same secret on each, such as the output of `openssl rand -hex 16`. By it
-# the processes recognise each other (docs/pods.md).
+# On several hosts, set VIT_JAX_RUN_TOKEN to the same secret on each, such as the output of `openssl rand -hex 16`. The
+# processes use it to recognise each other (docs/pods.md).
 set -u
 
 child=""
