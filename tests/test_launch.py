@@ -310,7 +310,7 @@ def test_tpu_vm_leaves_a_run_alone_when_gcloud_fails_while_it_waits(cloud, tmp_p
     fail(cloud, "ssh", 1)
     process = tpu_vm(cloud, "wait", "--workdir=runs/a")
     assert process.returncode == 0
-    assert "gcloud could not tell how vit is" in process.stderr
+    assert "gcloud could not tell the state of vit" in process.stderr
     assert (calls(cloud, "create"), calls(cloud, "scp"), calls(cloud, "ssh")) == (0, 0, 2)
 
 

@@ -1,1 +1,1 @@
-"""Evaluators: what `config.evals` lists. `registry` has their types and fields, `evaluator_type` what a type is."""
+"""The evaluators that `config.evals` lists. `registry` has their types and fields, `evaluator_type` the interface."""

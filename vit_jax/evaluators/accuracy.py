@@ -25,17 +25,17 @@ from vit_jax.train_step import TrainState
 logger = logging.getLogger(__name__)
 
 _BATCHES_AHEAD = 4
-_NEVER = -1e30  # a logit that never wins; minus infinity would make the loss of it not a number
+_NEVER = -1e30  # a logit that never wins; minus infinity would make its loss NaN
 
 
 class Accuracy(EvaluatorType):
     """Top-1 and top-5 accuracy, and mean loss, on a split of a data set with the model's classes.
 
-    Where images have several labels, any of them is right: precision@1 of multi-label data, and ReaL accuracy.
+    If images have several labels, any of them is right: precision@1 of multi-label data, and ReaL accuracy.
     """
 
     def __init__(self, entry: ConfigDict, data: TestData, setup: Setup):
-        """See `EvaluatorType`. `data.classes` are the logits that compete; None: all."""
+        """See `EvaluatorType`. `data.classes` are the logits to choose among; None: all."""
         classes = data.classes
         self._batches = setup.batches(cast(Source, data.test))
         self._num_competing = len(classes) if classes is not None else setup.model.num_classes
@@ -62,9 +62,9 @@ class Accuracy(EvaluatorType):
         )
 
     def run(self, state: TrainState) -> Iterator[tuple[str, float]]:
-        """Yields `accuracy`, `top5_accuracy` (where there are more than five classes), `loss` and `examples`.
+        """Yields `accuracy`, `top5_accuracy` (with more than five classes), `loss` and `examples`.
 
-        Logits that are not finite predict no class: the accuracies are NaN then, and a warning says of how many images.
+        If logits are not finite, the accuracies are NaN, and a warning gives the number of such images.
 
         Raises:
           UserError: no example has a label.
@@ -73,14 +73,14 @@ class Accuracy(EvaluatorType):
         dispatched = collections.deque[dict[str, jax.Array]]()
         for batch in self._batches:
             dispatched.append(self._sums(state.evaluated, batch))
-            # Keeps the host, and the batches it has handed over, from running far ahead of the devices.
+            # Keeps the host from dispatching batches far ahead of the devices.
             if len(dispatched) > _BATCHES_AHEAD:
                 _add(totals, dispatched.popleft())
         for each in dispatched:
             _add(totals, each)
         examples, not_finite = totals["examples"], totals["not_finite"]
         if not examples:
-            raise UserError("none of the images to evaluate has a label; see to the data, or set data.eval_split=None.")
+            raise UserError("none of the images to evaluate has a label. Check the data, or set data.eval_split=None.")
         if not_finite:
             logger.warning(
                 "%s of %s images have logits that are not finite, so there is no accuracy. Check the parameters and "
@@ -95,7 +95,7 @@ class Accuracy(EvaluatorType):
 
     @staticmethod
     def open(name: str, entry: ConfigDict, data: RunData) -> Openable:
-        """The evaluation split, whose name metrics begin with, or another split or data set."""
+        """Opens the evaluation split, whose name is then the metrics' prefix, or another split or data set."""
         split = entry.split or data.eval_split
         if split is None:
             return
@@ -121,7 +121,7 @@ class ImageNetVariant(Accuracy):
 
     @staticmethod
     def open(name: str, entry: ConfigDict, data: RunData) -> Openable:
-        """The test set, with its labels as ImageNet's."""
+        """Opens the test set, with ImageNet's labels."""
 
         def open_it() -> TestData:
             images = {"validation": data.dataset, "validation_split": data.eval_split or "validation"}
@@ -133,7 +133,7 @@ class ImageNetVariant(Accuracy):
 
     @staticmethod
     def check(name: str, entry: ConfigDict, setup: Setup) -> None:
-        """The head's classes must be ImageNet's, in their usual order as far as their names are known."""
+        """Checks that the head's classes are ImageNet's and, if they have names, in the usual order."""
         num_classes, names = setup.model.num_classes, setup.class_names
         if not entry.dataset:
             return

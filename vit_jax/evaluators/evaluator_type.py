@@ -1,4 +1,4 @@
-"""What a type of evaluators is, and what it is given."""
+"""The interface of evaluators, and their arguments."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,9 +24,9 @@ class TestData:
 
     Attributes:
       test: the examples that are measured; None: the evaluator reads none.
-      classes: the only ones of the model's that compete; None: all.
-      pool: of a few-shot evaluation, the examples that images are drawn from.
-      validation: of a few-shot evaluation, those that l2 is chosen on.
+      classes: the model's classes to choose among; None: all.
+      pool: in a few-shot evaluation, the examples to draw from.
+      validation: in a few-shot evaluation, the examples to choose l2 on.
     """
 
     test: Source | None = None
@@ -50,8 +50,8 @@ class RunData:
     Attributes:
       dataset: `data.dataset` of the config.
       eval_split: `data.eval_split`.
-      eval_source: that split, opened; None: there is none.
-      open: opens a split of a data set whose labels are the model's.
+      eval_source: that split, opened; None if there is none.
+      open: opens a split of a data set that has the model's classes.
     """
 
     dataset: str
@@ -62,18 +62,18 @@ class RunData:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What all evaluators of a run share.
+    """The parts that all evaluators of a run share.
 
     Attributes:
       model: images -> (logits, intermediates).
       mesh: the devices.
       loss_fn: a `losses.Loss`.
       transform: from an encoded image to the model's input.
-      class_names: of the logits, where they are known.
-      shardings: of the parameters; None: replicated.
-      batch_size: images at once over all devices.
-      num_threads: that decode; None: one for each core.
-      max_bad_records: unreadable examples that are left out before it is an error.
+      class_names: names of the logits, if known.
+      shardings: shardings of the parameters; None: replicated.
+      batch_size: images per batch, over all devices.
+      num_threads: threads that decode; None: one for each core.
+      max_bad_records: number of unreadable examples to skip; more are an error.
       before_each_batch: called between batches; may raise to end an evaluation.
     """
 
@@ -104,9 +104,9 @@ class Setup:
 
 
 class EvaluatorType:
-    """An evaluator that `registry.register` gives a name. Subclasses replace what differs.
+    """An evaluator type, registered by `registry.register`. Subclasses override the methods that differ.
 
-    `open` and `check` are called before any instance is made, to refuse mistakes before a run begins.
+    `open` and `check` are called before an instance is made, so that errors come before a run begins.
     """
 
     def __init__(self, entry: ConfigDict, data: TestData, setup: Setup):
@@ -119,12 +119,12 @@ class EvaluatorType:
         """
 
     def run(self, state: TrainState) -> Iterable[tuple[str, float]]:
-        """Measures `state.evaluated`; yields names of metrics and values. All processes run it and get the same."""
+        """Yields names and values of metrics of `state.evaluated`. All processes call it and get the same values."""
         raise NotImplementedError
 
     @staticmethod
     def open(name: str, entry: ConfigDict, data: RunData) -> Openable:
-        """Yields what is measured, each with an evaluator of its own; nothing if the entry is switched off.
+        """Yields the data sets to evaluate, each with its own evaluator; none if the entry is off.
 
         Args:
           name: of the entry.
@@ -142,10 +142,10 @@ class EvaluatorType:
         """Checks the fields against each other and against the model. Reads no data.
 
         Raises:
-          UserError: they do not go together.
+          UserError: they do not fit together.
         """
 
     @staticmethod
     def describe(entry: ConfigDict, data: TestData) -> str:
-        """What is measured, for a reader of --dry_run."""
+        """Describes the evaluation for --dry_run."""
         return entry.type

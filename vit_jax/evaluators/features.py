@@ -23,12 +23,12 @@ _ATTENTION = "attention_"  # weights between tokens, which are not about an imag
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What a model makes of a source's examples, in the order of the source.
+    """A model's representations of a source's examples, in the order of the source.
 
     Attributes:
       arrays: by representation, float32 `[examples, dim]`.
-      labels: int32 `[examples]`, or `[examples, max_labels]` if the source has several; `NO_LABEL` where there is none,
-        and where the image could not be read.
+      labels: int32 `[examples]`, or `[examples, max_labels]` if the source has several; `NO_LABEL` if an example has
+        none, or its image could not be read.
     """
 
     arrays: dict[str, np.ndarray]
@@ -50,8 +50,8 @@ def representation_shapes(model: nn.Module, image_size: int) -> dict[str, tuple[
 class FeatureExtractor:
     """Extracts representations; compiled once for all sources.
 
-    What has positions is averaged over them: tokens `[batch, tokens, dim]` (the class token among them) and feature
-    maps `[batch, rows, columns, dim]`.
+    Averages over positions: tokens `[batch, tokens, dim]` (including the class token) and feature maps
+    `[batch, rows, columns, dim]`.
     """
 
     def __init__(self, setup: Setup, representations: Sequence[str]):
@@ -62,7 +62,7 @@ class FeatureExtractor:
           representations: names of intermediates, such as "pre_logits", "encoded" or "block_5".
 
         Raises:
-          UserError: the model has no such intermediate, or none is asked for, or one twice.
+          UserError: the model has no such intermediate, the list is empty, or a name occurs twice.
         """
         if isinstance(representations, str) or not representations or len({*representations}) < len(representations):
             raise UserError(
@@ -91,9 +91,9 @@ class FeatureExtractor:
         )
 
     def __call__(self, params: Any, source: Source) -> Features:
-        """Runs the model over each example of a source once. All processes must call it, and all get all features.
+        """Runs the model on each example of a source once. All processes must call it, and each gets all features.
 
-        The host does not wait for a batch before it hands over the next ones.
+        The host dispatches the next batches without waiting for the last one.
 
         Args:
           params: the model's parameters.
@@ -108,7 +108,7 @@ class FeatureExtractor:
 
         def keep(start: int, results: tuple[dict[str, jax.Array], jax.Array]) -> None:
             outputs, given = jax.device_get(results)
-            stop = min(start + batch_size, len(source))  # the last batch is filled up
+            stop = min(start + batch_size, len(source))  # the last batch is padded
             labels[start:stop] = given[: stop - start]
             for name, output in outputs.items():
                 arrays[name][start:stop] = output[: stop - start]

@@ -1,8 +1,8 @@
 """Few-shot linear accuracy (section 4.1 of the paper): how well a frozen representation tells classes apart.
 
-For each seed and number of shots k, k images are drawn of each class of a pool; a linear classifier is solved for in
-closed form on their features (`evaluators/ridge.py`), and scored on a test split. The defaults are those of the
-released evaluator (google-research/big_vision, evaluators/fewshot_lsr.py and configs/common_fewshot.py).
+For each seed and number of shots k, draws k images of each class from a pool, solves a linear classifier on their
+features in closed form (`evaluators/ridge.py`), and scores it on a test split. The defaults are those of the released
+evaluator (google-research/big_vision, evaluators/fewshot_lsr.py and configs/common_fewshot.py).
 """
 
 import concurrent.futures
@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 
 
 def read_labels(source: Source, *, num_threads: int = 16, max_bad_records: int = 0) -> np.ndarray:
-    """Labels of all examples, int64 `[examples]`, `NO_LABEL` where there is none. Decodes no image.
+    """Reads the labels of all examples, int64 `[examples]`, `NO_LABEL` for those without. Decodes no image.
 
     Sources that know their labels without reading the examples have a method `labels()`, which may return None.
 
     Args:
-      source: with one label an image.
-      num_threads: threads that read.
-      max_bad_records: unreadable examples that count as unlabelled before it is an error.
+      source: has one label per image.
+      num_threads: number of threads that read.
+      max_bad_records: number of unreadable examples to treat as unlabelled; more are an error.
 
     Raises:
       UserError: images have several labels, or more examples cannot be read.
@@ -76,8 +76,8 @@ def draw_shots(labels: np.ndarray, num_classes: int, shots: int, seed: int) -> n
     Args:
       labels: int `[examples]`, classes 0 to `num_classes - 1`.
       num_classes: number of classes.
-      shots: examples a class; a class with fewer gives all of them.
-      seed: of the generator.
+      shots: examples per class; a class with fewer gives all of them.
+      seed: seed of the generator.
 
     Returns:
       Indices of the examples, class by class, int64 `[at most shots * num_classes]`.
@@ -94,8 +94,8 @@ class FewShot(EvaluatorType):
     `run` yields the mean over the seeds for each representation and number of shots k, and with two or more seeds
     their standard deviation (n - 1) under the same name with `_std`:
 
-    - `<representation>/<k>shot`: with one l2 value, its accuracy. With several, that of the best on the validation
-      split, which is `<representation>/<k>shot_l2`; nothing without a validation split.
+    - `<representation>/<k>shot`: the accuracy with the only l2 value, or with the best of several on the validation
+      split, which is then `<representation>/<k>shot_l2`. Omitted with several values and no validation split.
     - `<representation>/<k>shot/l2=<l2>`: with several l2 values, the accuracy of each.
 
     The last one is `examples`, the number of test images.
@@ -107,12 +107,12 @@ class FewShot(EvaluatorType):
         Args:
           entry: fields of the type "fewshot" (`evaluators.registry`); `seeds` may also be a tuple of seeds.
           data: the pool, the test split, and the validation split if there is one.
-          setup: what all evaluators share. Images are prepared by its transform at the entry's sizes.
-          take_all: take all examples of a class with fewer than a number of shots, instead of an error.
+          setup: the parts that all evaluators share. Its transform, at the entry's sizes, prepares the images.
+          take_all: use all examples of a class that has fewer than the shots, instead of raising an error.
 
         Raises:
-          UserError: a class has fewer examples than shots, or none; the splits have different classes, or examples in
-            common; a field is out of its range.
+          UserError: a class has fewer examples than shots, or none; the splits have different classes, or share
+            examples; a field is out of range.
         """
         pool, test = cast(Source, data.pool), cast(Source, data.test)
         seeds = tuple(range(entry.seeds)) if isinstance(entry.seeds, int) else entry.seeds
@@ -154,7 +154,7 @@ class FewShot(EvaluatorType):
 
     @staticmethod
     def check(name: str, entry: ConfigDict, setup: Setup) -> None:
-        """The model must have the representations, and the crop fit the images."""
+        """Checks that the model has the representations and that the crop fits the images."""
         if entry.datasets:
             known = representation_shapes(setup.model, _transform(entry, setup).image_size)
             for each in entry.representations:
@@ -194,7 +194,7 @@ class FewShot(EvaluatorType):
         accuracies: dict[str, list[np.ndarray]] = {"test": [], "validation": []}
         for seed in self._seeds:
             rows = self._rows[seed, k]
-            rows = rows[drawn.labels[rows] != NO_LABEL]  # what could be read
+            rows = rows[drawn.labels[rows] != NO_LABEL]  # images that could be read
             solution = solve_ridge(
                 drawn.arrays[representation][rows],
                 drawn.labels[rows],
@@ -236,12 +236,12 @@ def _check_same_classes(pool: Source, other: Source) -> None:
 
 
 def check_splits(pool: Source, test: Source, validation: Source | None = None) -> None:
-    """Checks that accuracy is measured, and l2 chosen, on examples that no classifier was solved on.
+    """Checks that no classifier is tested, and no l2 chosen, on examples that it was solved on.
 
     Args:
       pool: examples are drawn from it.
       test: accuracy is measured on it.
-      validation: l2 is chosen on it; None: it is not chosen.
+      validation: l2 is chosen on it; None: l2 is not chosen.
 
     Raises:
       UserError: two of them share examples.
@@ -310,6 +310,6 @@ def _transform(entry: ConfigDict, setup: Setup) -> EvalTransform:
 
 
 def _short_name(dataset: str) -> str:
-    """A data set in the names of metrics: without the folder, or without "tfds:"."""
+    """The name of a data set in metrics: without the folder, or without "tfds:"."""
     prefix, colon, name = dataset.partition(":")
     return name if colon and prefix in ("tfds", "vtab") else dataset.rstrip("/").rpartition("/")[2]

@@ -23,8 +23,8 @@ class Field:
 
     Attributes:
       default: its value if the entry does not set it.
-      check: the values it takes.
-      kind: type of its values if the default is None.
+      check: the values that it may have.
+      kind: the type of its values if the default is None.
     """
 
     default: Any
@@ -57,9 +57,9 @@ def register(name: str, implementation: Any, **fields: Field) -> None:
     """Registers a type of evaluators.
 
     Args:
-      name: that entries have as `type`.
+      name: the `type` of its entries.
       implementation: an `EvaluatorType`, or "module:class" to import it when it is used.
-      **fields: of an entry.
+      **fields: the fields of an entry.
     """
     TYPES[name] = Registered(implementation, _COMMON | fields)
 
@@ -69,7 +69,7 @@ register(
     "classification",
     "vit_jax.evaluators.accuracy:Accuracy",
     dataset=Field(None, TEXT, str),  # None: data.dataset
-    split=Field(None, TEXT, str),  # None: data.eval_split, whose name metrics begin with instead of the entry's
+    split=Field(None, TEXT, str),  # None: data.eval_split, whose name then replaces the entry's in metrics
 )
 # The same on one of ImageNet's other test sets, for models with ImageNet's 1,000 classes (docs/imagenet_variants.md).
 register(
@@ -98,11 +98,11 @@ register(
 
 
 def entry(type_name: str, **values: Any) -> ConfigDict:
-    """An entry for `config.evals`, with all fields of its type.
+    """Makes an entry for `config.evals`, with all fields of its type.
 
     Args:
       type_name: a registered type.
-      **values: of the fields that differ from their defaults.
+      **values: the fields that differ from their defaults.
 
     Raises:
       UserError: there is no such type or field.
@@ -130,7 +130,7 @@ def fields_of(given: Any, name: str) -> Mapping[str, Field]:
 
     Args:
       given: the entry.
-      name: of it in messages, such as "evals.real".
+      name: its name in messages, such as "evals.real".
 
     Raises:
       UserError: it has no type, an unknown one, or unknown fields.
@@ -147,6 +147,6 @@ def fields_of(given: Any, name: str) -> Mapping[str, Field]:
 
 
 def complete(given: Any, name: str) -> ConfigDict:
-    """An entry with the defaults of the fields that it does not set; see `fields_of`."""
+    """Adds the defaults of the fields that an entry does not set; see `fields_of`."""
     fields = fields_of(given, name)
     return ConfigDict({field: given.get(field, each.default) for field, each in fields.items()})

@@ -1,7 +1,7 @@
 r"""Linear classifiers in closed form: regularised least squares to targets in {-1, 1}^K (section 4.1 of the paper).
 
-With the features of the n training examples as rows of X `[n, D]`, and in Y `[n, K]` a 1 for the class of an example
-and -1 for the others,
+X `[n, D]` has the features of the n training examples as rows, and Y `[n, K]` has 1 for an example's class and -1 for
+the others:
 
     W(l2) = (X^T X + l2 I)^-1 X^T Y = X^T (X X^T + l2 I)^-1 Y,    scores(x) = x^T W,    prediction = argmax scores.
 
@@ -19,7 +19,7 @@ from vit_jax.errors import UserError
 
 BIAS = 100.0
 EPSILON = 1e-5
-_BLOCK = 4096  # test examples that are scored at once
+_BLOCK = 4096  # test examples scored at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +27,9 @@ class RidgeSolution:
     """The solutions for all l2 values: W(l2) = left diag(1 / (eigenvalues + l2)) right.
 
     Attributes:
-      mean: what is subtracted from features, float64 `[dim]`.
-      scale: what they are then multiplied with, float64 `[dim]`.
-      bias: the constant feature that is appended; 0: none is.
+      mean: subtracted from the features, float64 `[dim]`.
+      scale: then multiplies them, float64 `[dim]`.
+      bias: the constant feature to append; 0: none.
       eigenvalues: of the smaller Gram matrix, float64 `[rank]`.
       left: float64 `[dim, rank]`, `[dim + 1, rank]` with a constant feature.
       right: float64 `[rank, num_classes]`.
@@ -56,12 +56,12 @@ class RidgeSolution:
         """Scores of examples `[examples, dim]`, float64 `[examples, num_classes]`; the highest is the prediction.
 
         Raises:
-          UserError: l2 is not more than 0, or the features are not finite or not as many as those trained on.
+          UserError: l2 is not more than 0, or the features are not finite, or differ in number from those in training.
         """
         return _rows(_checked(features, len(self.mean)), self.mean, self.scale, self.bias) @ self._weights(l2)
 
     def accuracies(self, features: np.ndarray, labels: np.ndarray, l2: Sequence[float] | np.ndarray) -> np.ndarray:
-        """Shares of examples whose class has the highest score, by l2 value; of equal scores the first class counts.
+        """The share of examples whose class has the highest score, for each l2 value; ties go to the first class.
 
         Args:
           features: `[examples, dim]`.
@@ -69,7 +69,7 @@ class RidgeSolution:
           l2: the regularisations, each more than 0.
 
         Raises:
-          UserError: as `scores`, or a label is no class.
+          UserError: as in `scores`, or a label is not a class.
         """
         features = _checked(features, len(self.mean))
         labels = _checked_labels(labels, len(features), self.right.shape[1])
@@ -94,13 +94,13 @@ def solve_ridge(
     Args:
       features: of the training examples, `[examples, dim]`.
       labels: their classes, int `[examples]`.
-      num_classes: number of classes, including those without example; None: the highest label plus one.
+      num_classes: number of classes, including those without examples; None: the highest label plus one.
       whiten: whether to subtract from each feature its mean over the training examples and to divide it by its standard
         deviation there + 1e-5. A feature that is constant there becomes 0 in all examples.
       bias: the constant feature, so large that the intercept is hardly regularised; 0: none.
 
     Raises:
-      UserError: arrays of the wrong shape, no examples, a label that is no class, or a feature that is not finite.
+      UserError: arrays of the wrong shape, no examples, a label that is not a class, or a feature that is not finite.
     """
     features = _checked(features)
     num_classes = int(np.max(labels, initial=-1)) + 1 if num_classes is None else num_classes
@@ -126,7 +126,7 @@ def _rows(features: np.ndarray, mean: np.ndarray, scale: np.ndarray, bias: float
 
 
 def _times_targets(rows: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """`rows^T Y`: twice the sum over the examples of a class, less the sum over all."""
+    """`rows^T Y`: twice the sum over the examples of a class, minus the sum over all."""
     sums = np.zeros((num_classes, rows.shape[1]))
     np.add.at(sums, labels, rows)
     return (2 * sums - rows.sum(axis=0)).T

@@ -1,1 +1,1 @@
-"""Makes the parts of a run from its config. No other package reads a config."""
+"""Builds the parts of a run from its config. No other package reads a config."""

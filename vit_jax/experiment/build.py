@@ -1,4 +1,4 @@
-"""From a config to the parts of a run. Whatever takes an `Experiment` needs no config beside it."""
+"""Builds the parts of a run from a config. Code that takes an `Experiment` needs no config as well."""
 
 import dataclasses
 import logging
@@ -33,24 +33,24 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A run's parts, made and checked, before anything is computed.
+    """The parts of a run, made and checked before anything is computed.
 
     Attributes:
-      config: what it was made from. `experiment/` alone reads its fields; others write it down as a whole.
+      config: its config. Only `experiment/` reads the fields; other packages record it as a whole.
       step: the training step, with model, optimizer, objective and mesh.
       schedule: the learning rate by step.
       num_steps: length of the run.
-      train_source: training examples; None only if `build` was told that they may be missing, and they are.
+      train_source: training examples; None if they are missing and `allow_missing_data` was set.
       eval_source: evaluation examples, if any.
       num_train_images: length of an epoch.
-      train_transform: what is done to each training image.
-      eval_transform: what is done to each image of an evaluation.
-      class_names: of the logits, or of the first ones; None where neither the data nor a kept head have names, and
-        for an objective of another kind.
-      model_fields: what `create_model` was given.
+      train_transform: augmentation of each training image.
+      eval_transform: preprocessing of each evaluation image.
+      class_names: names of the logits, or of the first ones; None if neither the data nor a kept head has names, or if
+        the objective does not classify.
+      model_fields: arguments of `create_model`.
       batch_shapes: shapes, dtypes and shardings of a training batch.
       initial_params: parameters to begin with, on the host; None: the model's own initialisation.
-      transfer_report: what became of the weights they are from.
+      transfer_report: how each array of their weights was used.
     """
 
     config: ConfigDict
@@ -95,7 +95,7 @@ class Experiment:
 
     @property
     def train_flops(self) -> int:
-        """FLOPs of training on one image. With frozen parameters only what is computed counts."""
+        """FLOPs of training on one image, without those that frozen parameters save."""
         step = self.step
         return train_step_flops(self.model, step.image_size, is_trained(step.train_only) if step.train_only else None)
 
@@ -118,7 +118,7 @@ class Experiment:
             sharding.batch_sharding(self.mesh),
             batch_size=self.batch_size,
             seed=self.config.seed,
-            # Of the labels, which an objective may not need.
+            # Of the labels, which some objectives do not need.
             num_classes=max(self.num_classes, self.train_source.num_classes or 0),
             num_threads=data.num_threads,
             num_workers=data.num_workers,
@@ -134,14 +134,14 @@ def build(
 
     Args:
       config: see `vit_jax.config.base_config`.
-      allow_missing_data: do without the data set if the config says how large it is, and without released weights
-        that are not downloaded yet; to plan a run.
-      devices: to run on, or to plan for, such as those of a described topology; None: all there are.
+      allow_missing_data: for a plan: accept a missing data set if the config gives its size, and released weights that
+        are not downloaded yet.
+      devices: to run on, or to plan for, such as those of a described topology; None: all devices.
 
     Raises:
-      UserError: something in the config or the data is not as it should be.
+      UserError: the config or the data are wrong.
     """
-    # What needs no data comes first: they can take minutes to open.
+    # Parts without data come first: opening data can take minutes.
     check_fields(config)
     mesh = make_mesh(config, devices)
     objective, needed_of_model = make_objective(config)

@@ -1,6 +1,6 @@
-"""Sources and transforms of a run. `data` is always the config's section of that name.
+"""Sources and transforms of a run. `data` is always the config's section `data`.
 
-Whatever opens a source raises `MissingDataError` if it is not prepared, and `UserError` if something is wrong with it.
+Functions that open a source raise `MissingDataError` if it is not prepared, and `UserError` if it is wrong.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
         )
     if data.eval_split is None:
         if data.eval_labels:
-            raise UserError("data.eval_labels needs data.eval_split, whose labels they are. Set it too.")
+            raise UserError("data.eval_labels are the labels of data.eval_split, which is None. Set it too.")
         return train_source, None
     eval_source = open_eval_source(data, train_source.class_names)
     trained, evaluated = train_source.class_names, eval_source.class_names

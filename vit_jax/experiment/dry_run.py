@@ -1,4 +1,4 @@
-"""What a run would do, for `--dry_run`: a summary, the recipe, and tables of parameters and learning rates."""
+"""Prints what a run would do, for `--dry_run`: a summary, the recipe, and tables of parameters and learning rates."""
 
 import math
 import re
@@ -35,7 +35,7 @@ _FIGURE_9 = f"{FIGURE_9['gap']:g} against {FIGURE_9['cls']:g}"
 def dry_run(
     experiment: Experiment, evaluations: Sequence[Evaluation], missing: Mapping[str, str], *, full: bool = False
 ) -> str:
-    """What `--dry_run` prints of a run: the summary first, in at most 100 columns.
+    """Returns the text of `--dry_run`: the summary first, in at most 100 columns.
 
     Args:
       experiment: the run.
@@ -65,7 +65,7 @@ def dry_run(
 
 
 def _join(parts: Mapping[str, str], *, full: bool) -> str:
-    """Puts the parts under their headings; wraps long lines, with what follows the first word's column indented."""
+    """Joins headings and parts; wraps long lines with an indent."""
 
     def wrap(line: str) -> str:
         if full or len(line) <= _COLUMNS:
@@ -81,7 +81,7 @@ def _join(parts: Mapping[str, str], *, full: bool) -> str:
 
 
 def describe_run(experiment: Experiment) -> str:
-    """A few lines: model, data, length, cost, devices."""
+    """Describes a run in a few lines: model, data, length, cost, devices."""
     config, source, size = experiment.config, experiment.train_source, experiment.config.data.image_size
     images = experiment.num_steps * config.batch_size
     dataset = source.name if source is not None and config.data.mixture else config.data.dataset
@@ -116,7 +116,7 @@ def describe_run(experiment: Experiment) -> str:
 
 
 def describe_choices(experiment: Experiment) -> list[str]:
-    """Lines about what a reader could not guess: where dropout rate and image size come from, what GAP needs."""
+    """Explains choices that are not obvious: the dropout rate, the image size, GAP's learning rate."""
     lines = []
     config, model, size = experiment.config, experiment.model, experiment.config.data.image_size
     dropout = getattr(model, "dropout_rate", None)
@@ -149,7 +149,7 @@ def _describe_gap(model_name: str, rate: float) -> str:
 
 
 def schedule_table(experiment: Experiment) -> str:
-    """Learning rate, and the share that weight decay takes off a kernel in a step, along the run."""
+    """Tabulates the learning rate, and the share of a kernel that weight decay removes per step, over the run."""
     num_steps, fields = experiment.num_steps, experiment.config.optimizer
     warmup = fields.warmup_steps
     quarters = (warmup + (num_steps - warmup) * quarter // 4 for quarter in range(1, 4))
@@ -177,7 +177,7 @@ _EVALUATION_FIELDS = (
 
 
 def evaluation_dry_run(config: ConfigDict, weights_path: str, built: EvaluationOnly, *, full: bool = False) -> str:
-    """What `--mode=eval --dry_run` prints.
+    """Returns the text of `--mode=eval --dry_run`.
 
     Args:
       config: see `vit_jax.config.base_config`.
@@ -254,7 +254,7 @@ def _list_fields(fields: Mapping[str, Any]) -> str:
 
 
 def _recipe(config: ConfigDict) -> str:
-    """The fields that differ from the defaults, a paragraph for each group."""
+    """Lists the fields that differ from the defaults, a paragraph for each group."""
     defaults = flatten(base_config().to_dict())
     groups: dict[str, list[str]] = {}
     for name, value in flatten(config.to_dict()).items():
@@ -270,7 +270,7 @@ def count_parameters(params: Any) -> int:
 
 
 def parameter_table(params: Any, decayed: Any = None, *, full: bool = False) -> str:
-    """The parameters with their shapes and sizes; equal layers are one.
+    """Tabulates the parameters with shapes and sizes; equal layers share a line.
 
     Args:
       params: arrays or shapes.
@@ -310,7 +310,7 @@ def _describe_decay(params: Any, decayed: Any) -> str:
 
 
 def paper_count(model_name: str) -> str:
-    """The paper's parameter count of a model, with what is known of it; "" where it gives none."""
+    """The paper's parameter count of a model, with an explanation; "" if it gives none."""
     family = re.match(r"ViT-[BLH](?=/)", model_name)
     if not family:
         return ""

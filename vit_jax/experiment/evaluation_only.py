@@ -1,4 +1,4 @@
-"""From a config to what evaluates parameters that are not trained."""
+"""Builds the evaluation of given parameters, without training, from a config."""
 
 import dataclasses
 import logging
@@ -34,12 +34,12 @@ class EvaluationOnly:
 
     Attributes:
       mesh: the devices.
-      model_fields: what `create_model` was given.
+      model_fields: arguments of `create_model`.
       model: images -> (logits, intermediates).
       params: on the host; None if they are not downloaded yet.
       abstract_params: their shapes, dtypes and shardings.
-      description: of the weights, a line.
-      evaluations: what is measured.
+      description: one line about the weights.
+      evaluations: the evaluations to run.
       missing: error messages of missing data, by entry.
     """
 
@@ -56,16 +56,16 @@ class EvaluationOnly:
 def build_evaluation(
     config: ConfigDict, weights_path: str, *, allow_missing: bool = False, allow_data_change: bool = False
 ) -> EvaluationOnly:
-    """Makes what evaluates weights with their head at the config's image size. Needs no training data.
+    """Builds the evaluation of weights with their head, at the config's image size. Needs no training data.
 
     Args:
       config: see `vit_jax.config.base_config`.
-      weights_path: as `config.weights`.
-      allow_missing: do without missing data and without released weights that are not downloaded yet, for a dry run.
+      weights_path: see `config.weights`.
+      allow_missing: for a dry run: accept missing data, and released weights that are not downloaded yet.
       allow_data_change: evaluate on today's data even if they have changed since the weights were trained.
 
     Raises:
-      UserError: the config, the weights and the data do not go together.
+      UserError: the config, the weights and the data do not fit together.
     """
     check_fields(config)
     mesh = sharding.make_mesh(None, data=config.mesh.data, model=config.mesh.model)
@@ -146,7 +146,7 @@ def _open_as_trained(config: ConfigDict, weights: Weights | None, *, allow_chang
 
 
 def _warn_of_differences(config: ConfigDict, weights: Weights, weights_path: str) -> None:
-    """Warns of what is measured in another way than the weights were trained, which is seldom meant."""
+    """Warns if the loss or preprocessing differs from training, which is seldom intended."""
     if weights.probabilities and weights.probabilities != config.loss:
         logger.warning(
             "%s was trained with the %s loss; the loss that is measured is %s (config.loss)",

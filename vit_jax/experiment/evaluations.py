@@ -1,4 +1,4 @@
-"""From `config.evals` to evaluators: while a run trains, and of parameters that are not trained."""
+"""Builds evaluators from `config.evals`, for training and for evaluation alone."""
 
 import dataclasses
 import logging
@@ -27,15 +27,15 @@ OnMissing = Callable[[str, MissingDataError], None]
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an entry of `config.evals` measures on one set of data.
+    """One evaluation: an entry of `config.evals` on one data set.
 
     Attributes:
       name: prefix of its metrics.
-      type: of the evaluator.
+      type: the evaluator's type.
       entry: all fields of the config's entry.
-      data: what it reads.
+      data: the examples that it reads.
       evaluator: made for a model; None from `open_evaluations`.
-      best_metric: name of the metric that decides which parameters are the best; None: it is not one of these.
+      best_metric: name of the metric that selects the best parameters; None if it belongs to another evaluation.
     """
 
     name: str
@@ -47,15 +47,15 @@ class Evaluation:
 
     @property
     def every_steps(self) -> int | None:
-        """How often it runs; None: at the end only."""
+        """Steps between two evaluations; None: only at the end."""
         return self.entry.every_steps
 
     def describe(self) -> str:
-        """What is measured, in words."""
+        """Describes the evaluation in words."""
         return self.type.describe(self.entry, self.data)
 
     def run(self, state: TrainState) -> dict[str, float]:
-        """The metrics of parameters, by name without the prefix.
+        """Returns the metrics of parameters, by name without the prefix.
 
         Raises:
           UserError: they cannot be measured, or `best_metric` is not among them.
@@ -69,13 +69,13 @@ class Evaluation:
 def open_evaluations(
     config: ConfigDict, eval_source: Source | None, on_missing: OnMissing | None = None
 ) -> list[Evaluation]:
-    """Opens the data of all entries that are switched on.
+    """Opens the data of all entries that are on.
 
     Args:
       config: see `vit_jax.config.base_config`.
       eval_source: the evaluation split; None: there is none.
-      on_missing: called with the evaluation's name and the error of missing data, which are then left out; None: raises
-        the error.
+      on_missing: called with the name and the error of each evaluation whose data are missing, which is then left out;
+        None: raise the error.
 
     Raises:
       UserError: data are missing or unusable, or two evaluations would give their metrics the same names.
@@ -106,7 +106,7 @@ def open_evaluations(
 
 
 def _entries(config: ConfigDict) -> Iterator[tuple[str, ConfigDict, type[EvaluatorType]]]:
-    """The config's entries with all their fields."""
+    """Returns the config's entries with all their fields."""
     for name, given in config.evals.items():
         entry = registry.complete(given, f"evals.{name}")
         yield name, entry, registry.TYPES[entry.type].load()
@@ -123,21 +123,21 @@ def make_evaluations(
     before_each_batch: Callable[[], None] = lambda: None,
     on_missing: OnMissing | None = None,
 ) -> list[Evaluation]:
-    """Makes the evaluators of all entries that are switched on.
+    """Makes the evaluators of all entries that are on.
 
     Args:
       config: see `vit_jax.config.base_config`.
       model: images -> (logits, intermediates).
       mesh: the devices.
       eval_source: evaluation examples; None: there are none.
-      class_names: of the logits, where they are known.
+      class_names: names of the logits, if known.
       shardings: of the parameters; None: replicated.
       before_each_batch: called between batches; may raise to end an evaluation.
       on_missing: see `open_evaluations`.
 
     Raises:
-      UserError: an entry does not go with the model, data are missing or unusable, or the metric that decides which
-        parameters are the best is of no evaluation.
+      UserError: an entry does not fit the model, data are missing or unusable, or no evaluation has the metric that
+        selects the best parameters.
     """
     setup = make_setup(config, model, mesh, class_names, shardings, before_each_batch)
     opened = open_evaluations(config, eval_source, on_missing)
@@ -160,7 +160,7 @@ def make_setup(
     shardings: Any = None,
     before_each_batch: Callable[[], None] = lambda: None,
 ) -> Setup:
-    """What all evaluators share, with the entries checked against it; see `make_evaluations`."""
+    """Makes what all evaluators share, and checks the entries against it; see `make_evaluations`."""
     setup = Setup(
         model,
         mesh,
@@ -179,7 +179,7 @@ def make_setup(
 
 
 def _best_metric(config: ConfigDict, evaluations: Sequence[Evaluation]) -> str:
-    """The full name of the metric that decides which parameters are the best; "" if there is none."""
+    """The full name of the metric that selects the best parameters; "" if there is none."""
     best, names = config.checkpoint.best_metric, [each.name for each in evaluations]
     if not config.checkpoint.keep_best or (best is None and config.data.eval_split not in names):
         return ""
@@ -203,12 +203,12 @@ def describe_data(train_source: Source | None, evaluations: Iterable[Evaluation]
 
 
 def preprocessing_of(data: ConfigDict) -> Preprocessing:
-    """What is done to images of an evaluation; `data` is the part of the config about data."""
+    """The preprocessing of evaluation images; `data` is the config's section `data`."""
     return Preprocessing.of_evaluation(data.image_size, data.eval_resize_small, data.eval_resize, data.exif_orientation)
 
 
 def describe_facts(config: ConfigDict, parts: Experiment) -> RunFacts:
-    """What a run keeps of its data and its config, to be used without them."""
+    """The facts that a run records, to be usable without its data and config."""
     data, train_source, eval_source = config.data, parts.train_source, parts.eval_source
     if train_source is None:
         raise ValueError("a run has training data")
@@ -234,11 +234,11 @@ def check_resumed(kept: RunFacts | None, now: RunFacts, parts: Experiment, place
       now: facts of this start.
       parts: of this start.
       place: the workdir, for messages.
-      allow_change: resume with today's evaluation examples. Training examples must stay the same, because the position
-        in them would mean others.
+      allow_change: resume although the evaluation examples have changed. Training examples must stay the same, because
+        the position in the data would mean other examples.
 
     Returns:
-      Whether accuracies of the last start and of this one are known to be of the same examples.
+      Whether both starts are known to evaluate on the same examples.
 
     Raises:
       UserError: they have changed.

@@ -1,6 +1,6 @@
-"""What fine-tuning takes from its initial weights: model, dropout rate and resolution.
+"""Derives the model, dropout rate and resolution of fine-tuning from its initial weights.
 
-Downloads nothing, and reads arrays only if nothing else tells the model.
+Downloads nothing, and reads arrays only if nothing else identifies the model.
 """
 
 import functools
@@ -20,8 +20,8 @@ from vit_jax.weights.arrays import read_json
 PAGE_SIZES = (384, 480, 128)  # defaults of configs/transfer.py and configs/vtab.py, in pixels
 VIT_DROPOUT = 0.1  # README of google-research/vision_transformer, 2021-05-24: "as in the ViT paper"
 
-# Dropout at fine-tuning by the family of a released checkpoint, with its source. The paper gives rates of pre-training
-# on ImageNet and ImageNet-21k (table 3), and none of fine-tuning.
+# Dropout at fine-tuning by the family of a released checkpoint, with its source. The paper gives rates for pre-training
+# on ImageNet and ImageNet-21k (table 3), but none for fine-tuning.
 _DROPOUT = {
     "vit": (VIT_DROPOUT, "as the released README says of the ViT paper's checkpoints; AugReg's would have 0"),
     "augreg": (0.0, "as AugReg's released config says; the ViT paper's checkpoints would have 0.1"),
@@ -36,7 +36,7 @@ def dropout_of(weights: str | None) -> tuple[float, str]:
     """The default dropout rate of fine-tuning, and its source.
 
     Args:
-      weights: as `config.weights`.
+      weights: see `config.weights`.
 
     Returns:
       The rate: 0.1 for the ViT paper's released checkpoints, a run's own for its workdir, 0 for all others; and its
@@ -58,13 +58,13 @@ def choose_dropout(argument: str, weights: str | None) -> float | None:
 
     Args:
       argument: a rate; "" for that of `dropout_of`.
-      weights: as `config.weights`.
+      weights: see `config.weights`.
 
     Returns:
       The rate; None for none, which models without dropout take too.
 
     Raises:
-      UserError: the argument is no rate.
+      UserError: the argument is not a rate.
     """
     if not argument:
         return dropout_of(weights)[0] or None
@@ -83,7 +83,7 @@ def model_of(weights: str | None, name: str = "") -> dict[str, Any]:
     """The model of some weights as arguments of `create_model`; {} if it is not known yet.
 
     Args:
-      weights: as `config.weights`.
+      weights: see `config.weights`.
       name: of the model, if the config says it.
     """
     if name or weights is None:
@@ -101,11 +101,11 @@ def model_of(weights: str | None, name: str = "") -> dict[str, Any]:
     try:
         return dict(_fields_of_file(weights, path.stat().st_mtime_ns))
     except UserError:
-        return {}  # making the run says what is wrong
+        return {}  # building the run reports the error
 
 
 def fitting_size(size: int, model: Mapping[str, Any]) -> int:
-    """The largest image size up to `size` that a model's patches tile: 378 for 384 and patches of 14 pixels.
+    """The largest image size up to `size` that the patches tile, such as 378 for 384 and patches of 14 pixels.
 
     Args:
       size: in pixels.
@@ -116,7 +116,7 @@ def fitting_size(size: int, model: Mapping[str, Any]) -> int:
     attributes = {key: value for key, value in model.items() if key in ("patch_size", "resnet")}
     made = create_model(model["name"], num_classes=0, **attributes)
     if not hasattr(made, "grid"):
-        return size  # a ResNet takes any
+        return size  # a ResNet takes any size
 
     def fits(side: int) -> bool:
         try:
@@ -139,7 +139,7 @@ def _released_name(weights: str) -> str | None:
 
 
 def _workdir(weights: str) -> AnyPath | None:
-    """The path, if it is a run's workdir."""
+    """The path if it is a run's workdir, else None."""
     if "://" in weights and (not weights.startswith("gs://") or weights.endswith((".npz", ".safetensors"))):
         return None
     path = parse_path(weights)

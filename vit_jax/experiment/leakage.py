@@ -1,4 +1,4 @@
-"""Finds evaluated examples that were trained on, by this run or by the runs behind its weights."""
+"""Finds evaluation examples that this run, or the runs behind its weights, trained on."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from vit_jax.run.facts import read_facts
 
 logger = logging.getLogger(__name__)
 
-_PARENTS = 3  # folders above a file of weights in which its run is looked for, as in <run>/best/100
+_PARENTS = 3  # how far above a file of weights to look for its run, as in <run>/best/100
 
 
 def find_overlap(tested: Mapping[str, Source], trained_on: Sequence[Source]) -> dict[str, int]:
@@ -31,7 +31,7 @@ def find_overlap(tested: Mapping[str, Source], trained_on: Sequence[Source]) -> 
       trained_on: everything that the parameters are known to have been trained on.
 
     Returns:
-      The number of such examples by evaluation, where there are any. `summary.json` and `evaluation.json` keep it as
+      The number of such examples by evaluation, if there are any. `summary.json` and `evaluation.json` record it as
       "overlap".
     """
     places = Places(*trained_on)
@@ -58,7 +58,7 @@ def find_overlap_of_run(experiment: Experiment, evaluations: Iterable[Evaluation
 
 
 def find_overlap_of_weights(weights: str, evaluations: Iterable[Evaluation]) -> dict[str, int]:
-    """Counts the examples of evaluations that the runs behind weights trained on; as `find_overlap_of_run` returns."""
+    """Counts the evaluation examples that the runs behind weights trained on; returns as `find_overlap_of_run`."""
     if not processes.is_main_process():
         return {}
     return find_overlap(tested_sources(evaluations), sources_behind(weights))
@@ -67,13 +67,14 @@ def find_overlap_of_weights(weights: str, evaluations: Iterable[Evaluation]) -> 
 def sources_behind(weights: str | None) -> list[Source]:
     """The training data of the run that made the weights, of the run that made its initial weights, and so on.
 
-    Leaves out data that cannot be opened, and takes today's data if they have changed since, each with a warning.
+    Warns of data that cannot be opened, and leaves them out. Warns of data that have changed since, and uses the
+    current ones.
 
     Args:
-      weights: as `config.weights`.
+      weights: see `config.weights`.
 
     Returns:
-      The sources; [] for weights of no known run.
+      The sources; [] if no run of the weights is known.
     """
     sources: list[Source] = []
     for path, data, fingerprint in _runs_behind(weights):

@@ -1,4 +1,4 @@
-"""The model of a run, and the weights it begins with."""
+"""The model of a run, and its initial weights."""
 
 import logging
 from typing import Any
@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 def find_weights(place: str, model: str | None, *, allow_missing: bool) -> tuple[ModelSpec, Weights | None]:
-    """Loads weights and what they say of their model.
+    """Loads weights and the description of their model.
 
     Args:
-      place: as `config.weights`.
-      model: name that their model must have; None: any.
+      place: see `config.weights`.
+      model: required name of their model; None: any.
       allow_missing: return None for released weights that are not downloaded yet.
     """
     if allow_missing and place in list_checkpoints():
@@ -66,10 +66,10 @@ def num_kept_classes(config: ConfigDict, place: str, spec: ModelSpec, source: So
 
     Args:
       config: see `vit_jax.config.base_config`.
-      place: of the weights.
+      place: path or name of the weights.
       spec: the model of the weights.
       source: the images to classify, if known.
-      remedy: what to do about a head that does not fit, for messages.
+      remedy: for messages: what to do if the head does not fit.
 
     Raises:
       UserError: there is no head, or it does not fit.
@@ -94,7 +94,7 @@ def check_class_names(weights: Weights, source: Source | None, remedy: str) -> N
     """Compares the class names of a kept head with those of the data, where both have names.
 
     Runs of this project name their classes as the data do, so any difference is an error. Other weights may use other
-    words: only a name at another position is an error, other differences are a warning.
+    words: a name at another position is an error, and other differences give a warning.
 
     Raises:
       UserError: the classes differ; the message ends with `remedy`.
@@ -122,7 +122,7 @@ def get_model_fields(config: ConfigDict, num_classes: int, spec: ModelSpec | Non
     """
     fields: dict[str, Any] = {"name": spec.name} | spec.overrides if spec else {}
     if not config.keep_head:
-        fields.pop("pre_logits", None)  # the hidden layer goes with the head (section 3.2), unless the config has it
+        fields.pop("pre_logits", None)  # dropped with the head (section 3.2), unless the config sets it
     fields |= {name: value for name, value in config.model.items() if value is not None}
     if "name" not in fields:
         raise UserError("set model.name, such as --config.model.name=ViT-B/16, or weights.")

@@ -1,4 +1,4 @@
-"""What a run learns. A new objective is a function of the config and a line in `OBJECTIVES`."""
+"""Builds the training objective of a run. A new one is a function of the config and a line in `OBJECTIVES`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ def make_objective(config: ConfigDict) -> tuple[Objective, dict[str, Any]]:
     """Makes the objective; see `OBJECTIVES`.
 
     Raises:
-      UserError: there is none of that name, or a field is not as it should be.
+      UserError: unknown objective, or a wrong field.
     """
     if config.objective not in OBJECTIVES:
         raise unknown_name("objective", config.objective, OBJECTIVES)

@@ -12,10 +12,10 @@ from vit_jax.errors import UserError, unknown_name
 
 
 def make_optimizer(fields: ConfigDict) -> Callable[[optax.Schedule], optax.GradientTransformation]:
-    """Finds the optimizer; it is made once the data tell how long the schedule is.
+    """Finds the optimizer, which is made when the data set the length of the schedule.
 
     Args:
-      fields: the part of the config about the optimizer.
+      fields: the config's section `optimizer`.
 
     Raises:
       UserError: unknown optimizer.
@@ -27,7 +27,7 @@ def make_optimizer(fields: ConfigDict) -> Callable[[optax.Schedule], optax.Gradi
 
 
 def make_schedule(fields: ConfigDict, num_steps: int) -> optax.Schedule:
-    """The learning rate by step; `fields` are the part of the config about the optimizer."""
+    """Makes the learning rate schedule; `fields` are the config's section `optimizer`."""
     return optimizers.make_schedule(
         fields.schedule,
         learning_rate=fields.learning_rate,
@@ -39,10 +39,10 @@ def make_schedule(fields: ConfigDict, num_steps: int) -> optax.Schedule:
 
 
 def count_steps(config: ConfigDict, num_train_images: int) -> int:
-    """The length of a run in steps.
+    """Computes the length of a run in steps.
 
     Raises:
-      UserError: the config says none or several lengths, or one out of range; or the profile begins after the end.
+      UserError: the config gives no length, several, or one out of range, or the profile begins after the end.
     """
     lengths = {name: config[name] for name in LENGTHS if config[name] is not None}
     if len(lengths) != 1:

@@ -1,4 +1,4 @@
-"""The parts of a run that watch, report and save it, made from the config of its experiment."""
+"""Builds the parts that watch, report and save a run, from the config of its experiment."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def make_journal(experiment: Experiment, workdir: AnyPath, ledger: Ledger, *, en
     Args:
       experiment: of the run.
       workdir: the run's folder.
-      ledger: where the time of this start is entered.
+      ledger: records how this start spends its time.
       ends_process: whether a step that hangs ends the process.
     """
     config = experiment.config

@@ -1,4 +1,4 @@
-"""What a run records of its experiment: each start and the result; and what a resumed run checks them for."""
+"""Records each start and the result of a run, and checks the records when the run resumes."""
 
 import dataclasses
 import json
@@ -42,10 +42,10 @@ def resume(
       allow_data_change: continue although the evaluation data have changed.
 
     Returns:
-      What this start has to record of its data.
+      The facts about the data that this start records.
 
     Raises:
-      UserError: the run is longer already than it should be, or its data have changed.
+      UserError: the run has done more steps than it should have, or its data have changed.
     """
     if step > experiment.num_steps:
         raise UserError(
@@ -62,7 +62,7 @@ def resume(
 
 
 def _read_facts(path: AnyPath) -> RunFacts | None:
-    """Reads what the last start recorded; None, with a warning, if that is damaged: this start records it anew."""
+    """Reads the facts of the last start; None, with a warning, if they are damaged. This start writes new ones."""
     try:
         return read_facts(path)
     except UserError as error:

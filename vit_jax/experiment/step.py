@@ -1,4 +1,4 @@
-"""The training step of a run, and the devices it is for."""
+"""The training step of a run, and its devices."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from vit_jax.train_step import TrainStep
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arranges the devices, by default all there are.
+    """Arranges the devices, by default all of them, in a mesh.
 
     Raises:
       UserError: they do not fit the mesh, or do not divide the batches.
@@ -35,11 +35,11 @@ def make_step(
     schedule: optax.Schedule,
     mesh: Mesh,
 ) -> TrainStep:
-    """Makes the step from its parts and what else the config says of it.
+    """Makes the step from its parts and the remaining fields of the config.
 
     Raises:
-      UserError: the model does not take such images, sharding rules or `train_only` do not fit its parameters, or there
-        are no such compiler options.
+      UserError: the model does not accept images of this size, sharding rules or `train_only` do not fit its
+        parameters, or a compiler option is unknown.
     """
     step = TrainStep(
         model,

@@ -1,6 +1,6 @@
 """What a model learns from a batch. A training step takes any `Objective`; `classification` is the paper's.
 
-Rooms above read `objectives` and not the other way round: it needs JAX and optax alone.
+Needs only JAX and optax.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,19 +11,19 @@ import jax
 
 Batch = Mapping[str, jax.Array]
 
-# `apply(images, **inputs)` calls the model in training, on images `[batch, height, width, 3]` of values from 0 to 255,
-# uint8 or float, and with inputs by name. Returns what the model returns; for ours, (logits, intermediates).
+# `apply(images, **inputs)` calls the model in training, on images `[batch, height, width, 3]` with values from 0 to
+# 255, uint8 or float, and named inputs. Returns the model's output: (logits, intermediates) for our models.
 Apply = Callable[..., Any]
 
 
 @flax.struct.dataclass
 class Examples:
-    """A batch, or a part of one, as an objective has prepared it.
+    """A batch, or a part of one, prepared by an objective.
 
     Attributes:
-      arrays: what the losses need, by name, `[batch, ...]` each.
+      arrays: inputs of the losses by name, each `[batch, ...]`.
       weight: float32 `[batch]`, how much each example counts in the means of the loss and the metrics; 0 leaves it out.
-      shared: arrays that hold for the whole batch, such as the share of mixup.
+      shared: arrays for the whole batch, such as mixup's share.
     """
 
     arrays: dict[str, jax.Array]
@@ -32,13 +32,13 @@ class Examples:
 
 
 class Objective(Protocol):
-    """A training objective. The step that calls it takes means, gradients and parts of a batch.
+    """A training objective. The step takes the means and gradients of its losses, and splits batches.
 
     Both methods are traced, on the global batch: the result does not depend on the number of devices.
     """
 
     def prepare(self, batch: Batch, rng: jax.Array) -> Examples:
-        """Makes all random choices of a step, once for the whole batch: what is mixed, or masked.
+        """Makes all random choices of a step, such as which images to mix or mask, once for the whole batch.
 
         Args:
           batch: "image" uint8 `[batch, height, width, 3]`, "label" int32 `[batch]` or `[batch, max_labels]`, and

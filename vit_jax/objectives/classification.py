@@ -14,7 +14,7 @@ from vit_jax.objectives.mixup import Mixing, neighbours
 class Classification:
     """Cross-entropy of the model's logits. Metrics: `accuracy`.
 
-    Images without a label do not count; of a mixed pair both need one.
+    Images without a label do not count; a mixed pair counts only if both images have one.
 
     Attributes:
       loss: softmax or sigmoid cross-entropy, with label smoothing.
@@ -34,7 +34,7 @@ class Classification:
         return Examples(dict(batch) | partners, labelled * neighbours(labelled), pixel_shares)
 
     def losses(self, apply: Apply, examples: Examples) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-        """Computes the cross-entropy of each image, and whether its own label is the likeliest class."""
+        """Computes the cross-entropy of each image, and whether its own label has the largest logit."""
         arrays, pixel_shares = examples.arrays, examples.shared
         images, labels = arrays["image"], arrays["label"]
         if pixel_shares is not None:

@@ -1,3 +1,3 @@
-"""The label of images without a label, for data and losses. Needs no JAX."""
+"""The value that stands for a missing label, in data and losses. Needs no JAX."""
 
 NO_LABEL = -1

@@ -39,7 +39,7 @@ def is_correct(logits: jax.Array, labels: jax.Array, top: int = 1) -> jax.Array:
     Args:
       logits: `[batch, num_classes]`.
       labels: of the images.
-      top: number of likeliest classes that count; of equal logits the first win.
+      top: number of likeliest classes that count; the first win a tie.
     """
     if top == 1:
         return (_rows(labels) == logits.argmax(axis=-1)[:, None]).any(axis=1).astype(jnp.float32)
@@ -72,7 +72,7 @@ class Loss:
 
     Attributes:
       name: "softmax" or "sigmoid".
-      label_smoothing: share of the target that is spread evenly over all classes.
+      label_smoothing: share of the target to spread evenly over all classes.
 
     Raises:
       UserError: unknown loss.

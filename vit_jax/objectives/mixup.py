@@ -19,8 +19,8 @@ class Mixing:
     equal probability.
 
     Attributes:
-      mixup_alpha: of the symmetric beta distribution of mixup's share (Zhang et al., 2018); 0 for no mixup.
-      cutmix_alpha: the same for the area that CutMix leaves of the image (Yun et al., 2019); 0 for no CutMix.
+      mixup_alpha: parameter of the symmetric beta distribution of mixup's share (Zhang et al., 2018); 0 for no mixup.
+      cutmix_alpha: the same for the area of the image that CutMix keeps (Yun et al., 2019); 0 for no CutMix.
     """
 
     mixup_alpha: float = 0.0
