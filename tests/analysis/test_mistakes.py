@@ -1,4 +1,7 @@
 import csv
+import json
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -6,9 +9,8 @@ import sklearn.metrics
 from PIL import Image
 
 from tests.data.test_sources import write_image
+from tests.test_golden_workdirs import GOLDEN
 from vit_jax.analysis import mistakes
-from vit_jax.config import base_config
-from vit_jax.train import train
 
 
 def test_confusion_matrix_is_scikit_learns_and_leaves_out_what_has_no_label():
@@ -26,28 +28,22 @@ def test_worst_mistakes_are_the_wrong_ones_of_the_highest_probability():
     assert mistakes.worst_mistakes(probabilities, labels, 2).tolist() == [0, 3]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    config = base_config()
-    config.data.eval_split = "test"
-    config.data.image_size = 8
-    config.model.name = "ViT-Ti/4"
-    config.model.num_layers, config.model.hidden_dim, config.model.mlp_dim, config.model.num_heads = 1, 16, 16, 2
-    config.checkpoint.keep_best = False
-    config.batch_size, config.eval_batch_size, config.steps = 32, 360, 3
-    path = tmp_path_factory.mktemp("run") / "run"
-    return path, train(config, path)
+@pytest.fixture
+def run(tmp_path):
+    """A run on digits, and the accuracy that its evaluation found."""
+    path = pathlib.Path(shutil.copytree(GOLDEN / "run", tmp_path / "run"))
+    return path, json.loads((GOLDEN / "evaluation" / "evaluation.json").read_text())["metrics"]["test/accuracy"]
 
 
 def test_a_run_gets_its_pictures_and_a_table_of_all_images(run, capsys):
-    path, summary = run
+    path, accuracy = run
     assert mistakes.main([str(path), "--images=7"]) == 0
     rows = list(csv.DictReader((path / "predictions.csv").open()))
     assert len(rows) == 360
     chances = np.array([[float(row[f"probability of {what}"]) for what in ("true", "predicted")] for row in rows])
     assert np.all(chances[:, 0] <= chances[:, 1])
     right = np.mean([row["true"] == row["predicted"] for row in rows])
-    assert right == pytest.approx(summary["test/accuracy"])
+    assert right == pytest.approx(accuracy)
     assert f"{100 * right:.2f} % of 360 images of test are right" in capsys.readouterr().out
     for name in ("confusion.png", "mistakes.png"):
         with Image.open(path / name) as picture:

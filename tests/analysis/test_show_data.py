@@ -94,10 +94,8 @@ def test_command_writes_a_picture_and_tells_mistakes_in_one_line(tmp_path):
     process = run(f"--output={output}", "--images=8")
     assert process.returncode == 0, process.stderr
     assert output.read_bytes().startswith(b"\x89PNG")
-    process = run(f"--output={tmp_path / 'none.png'}", "--config.data.dataset=digit")
-    assert process.returncode == 1
-    assert process.stderr.startswith("error: data set 'digit' not found")
     process = run(f"--output={tmp_path / 'none.png'}", "--config.data.crop_min_area=2")
+    assert process.returncode == 1
     assert process.stderr.startswith("error: data.crop_min_area must be more than 0 and at most 1")
     assert not (tmp_path / "none.png").exists()
 
@@ -105,6 +103,9 @@ def test_command_writes_a_picture_and_tells_mistakes_in_one_line(tmp_path):
 def test_missing_data_say_how_to_prepare_them(config):
     config.data.update(dataset="/nowhere", how_to_prepare="ask the librarian")
     with pytest.raises(UserError, match="ask the librarian"):
+        show_data.draw_batches(config)
+    config.data.dataset = "digit"
+    with pytest.raises(UserError, match="data set 'digit' not found"):
         show_data.draw_batches(config)
 
 
