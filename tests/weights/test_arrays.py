@@ -239,7 +239,7 @@ def test_a_zipped_torch_file_is_refused_with_the_command_that_turns_it_over(tmp_
 def test_a_damaged_description_is_named(content, tmp_path):
     write_arrays(tmp_path / "weights.npz", ARRAYS, DESCRIPTION)
     (tmp_path / "weights.npz.json").write_bytes(content)
-    refuses(tmp_path / "weights.npz", r"description .*weights\.npz\.json is damaged", "Delete or mend it")
+    refuses(tmp_path / "weights.npz", r"description .*weights\.npz\.json is damaged", "Delete or repair it")
 
 
 def test_a_damaged_description_in_a_safetensors_file_is_named(tmp_path):
@@ -423,7 +423,7 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path):
             stream = io.BytesIO()
             np.save(stream, np.full(3, value, np.float32))
             archive.writestr("a.npy", stream.getvalue())
-    refuses(tmp_path / "a.npz", "a is there twice")
+    refuses(tmp_path / "a.npz", "a occurs twice")
 
 
 def safetensors_with(path, header, body=b""):

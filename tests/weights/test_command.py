@@ -145,7 +145,10 @@ def test_the_image_size_can_be_told(capsys, tmp_path):
         (("inspect", "{source}", "--model=ViT-B16"), "Did you mean 'ViT-B/16'"),
         (("convert", "{source}", "{tmp}/out", "--to=timm"), "--drop=pre_logits,head"),
         (("convert", "{source}", "{tmp}/out", "--to=huggingface"), "--drop=head"),
-        (("convert", "{source}", "{tmp}/out.npz", "--to=huggingface", "--drop=head"), "name one instead of out.npz"),
+        (
+            ("convert", "{source}", "{tmp}/out.npz", "--to=huggingface", "--drop=head"),
+            "name a folder instead of out.npz",
+        ),
         (("convert", "{source}", "{tmp}/out.pth"), "is a .npz file"),
         (("convert", "{source}", "{tmp}/out.npz", "--drop=haed"), "no 'haed' to leave out"),
         (("convert", "{source}", "{tmp}/out.npz", "--to=bit"), "Known: big_vision"),

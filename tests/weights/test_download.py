@@ -173,7 +173,7 @@ def test_a_file_of_unknown_length_needs_a_digest(server):
 def test_the_md5_of_google_storage_is_checked(server):
     good, bad = (b64encode(hashlib.md5(content).digest()).decode() for content in (CONTENT, b"other"))
     server.headers = {"x-goog-hash": f"crc32c=AAAAAA==,md5={bad}"}
-    fails(server, "in 2 attempts: the file was damaged on its way", retry_seconds=(0,))
+    fails(server, "in 2 attempts: the file was damaged during the download", retry_seconds=(0,))
     assert len(server.requests) == 2
     server.headers = {"x-goog-hash": f"crc32c=AAAAAA==,md5={good}"}
     assert get(server.url).read_bytes() == CONTENT
@@ -267,7 +267,7 @@ def test_a_server_that_trickles_is_given_up(server, monkeypatch):
 
 def test_a_server_that_trickles_its_headers_is_given_up(server):
     server.header_seconds = 0.05
-    fails(server, r"no whole answer in 0\.8 s", timeout_seconds=0.2, retry_seconds=())
+    fails(server, r"no complete answer in 0\.8 s", timeout_seconds=0.2, retry_seconds=())
 
 
 def test_an_answer_without_end_is_given_up(server, monkeypatch):

@@ -44,7 +44,7 @@ def test_the_exact_gelu_of_huggingface_is_heeded(huggingface):
     [
         ({"model_type": "deit"}, "of type 'deit'; vit_jax reads 'vit'"),
         ({"model_type": "vit_mae"}, "of type 'vit_mae'"),
-        ({"hidden_act": "relu"}, "activation 'relu' is none of vit_jax's"),
+        ({"hidden_act": "relu"}, "activation 'relu' is not one of vit_jax's"),
         ({"pooler_act": "gelu"}, "pooler with activation 'gelu'"),
         ({"layer_norm_eps": 1e-3}, "epsilon 0.001; vit_jax's have 1e-06"),
         ({"id2label": {"0": "cat", "2": "dog"}}, "config.json: id2label does not name label '1'"),

@@ -494,7 +494,7 @@ def test_a_head_that_is_a_convolution_over_more_than_one_pixel_is_refused_with_i
 
 
 def test_the_number_of_heads_must_be_told_where_arrays_do_not_tell():
-    with pytest.raises(UserError, match=r"number of attention heads cannot be told.*--model="):
+    with pytest.raises(UserError, match=r"does not say how many attention heads.*--model="):
         FORMATS["timm"].read(as_timm(make_weights().arrays))
 
 

@@ -183,8 +183,8 @@ def test_from_format_to_format_changes_no_logits(tmp_path):
     [
         (None, "folder", r"is a \.npz file; name it so"),
         (None, "a.safetensors", r"is a \.npz file; name it so instead of 'a.safetensors'"),
-        ("huggingface", "a.npz", "is a folder; name one instead of a.npz"),
-        ("huggingface", "a.safetensors", "is a folder; name one instead of a.safetensors"),
+        ("huggingface", "a.npz", "is a folder; name a folder instead of a.npz"),
+        ("huggingface", "a.safetensors", "is a folder; name a folder instead of a.safetensors"),
         ("timm", "a.npz", "name .* instead of a.npz"),
         ("pytorch", "a", "unknown format to write 'pytorch'"),
         ("hugingface", "a", "Did you mean 'huggingface'"),

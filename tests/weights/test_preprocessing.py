@@ -178,7 +178,7 @@ def test_without_resizing_only_images_of_the_right_size_are_taken():
     preprocessing = Preprocessing((16, 24), resize="none")
     image = photo(16, 24)
     assert preprocessing(image) is image
-    with pytest.raises(ImageError, match=r"40 x 90 pixels .*resizes nothing, so images must have 16 x 24"):
+    with pytest.raises(ImageError, match=r"40 x 90 pixels .*does not resize, so images must have 16 x 24"):
         preprocessing(photo(40, 90))
 
 

@@ -1,1 +1,1 @@
-"""Data: sources of labelled images, what is done to each image, and the pipeline that makes batches of them."""
+"""Data: sources of labelled images, transforms of each image, and the pipeline that makes batches."""

@@ -1,4 +1,4 @@
-"""BiT-HyperRule (Kolesnikov et al., 2020): how long, at what resolution and at what rate BiT fine-tunes."""
+"""BiT-HyperRule (Kolesnikov et al., 2020): length, resolution and learning rate of BiT's fine-tuning."""
 
 
 def hyper_rule_steps(num_images: int) -> int:
@@ -11,8 +11,8 @@ def hyper_rule_sizes(*, small_images: bool, is_large: bool) -> tuple[int, int]:
 
     Args:
       small_images: whether images have fewer than 96x96 pixels.
-      is_large: whether other images get the sizes that the BiT paper has for R152x4 only, and the released code for all
-        models.
+      is_large: whether larger images get the sizes that the BiT paper uses only for R152x4, and the released code for
+        all models.
     """
     if small_images:
         return 160, 128

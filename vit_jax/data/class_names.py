@@ -1,6 +1,6 @@
 """Class names of the released heads: 1,000 of ImageNet, 21,843 of ImageNet-21k.
 
-The files have a class a line, its WordNet id and words, in the order of the labels, which is that of the ids.
+The files have one class per line, with its WordNet id and words, in the order of the labels, which is that of the ids.
 """
 
 import functools
@@ -31,6 +31,6 @@ def _lines(data_set: str) -> list[str]:
 
 
 def moved_names(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
-    """Names that both lists have, but not for the same label."""
+    """Names that both lists have for different labels."""
     known = set(theirs)
     return [name for label, name in enumerate(ours) if name in known and list(theirs[label : label + 1]) != [name]]

@@ -200,7 +200,7 @@ def png_chunks(encoded: bytes) -> Iterator[tuple[bytes, int, int]]:
         begin, kind = at + 8, encoded[at + 4 : at + 8]
         end = begin + int.from_bytes(encoded[at : at + 4], "big")
         if end + 4 > len(encoded):
-            raise ImageError("not a whole image: truncated or damaged (a part of it ends behind the file)")
+            raise ImageError("not a whole image: truncated or damaged (a part of it ends beyond the file)")
         yield kind, begin, end
         if kind == b"IEND":
             return
@@ -230,7 +230,7 @@ def _riff_chunks(encoded: bytes, begin: int, end: int) -> Iterator[tuple[bytes, 
             return
         kind, size = encoded[begin : begin + 4], int.from_bytes(encoded[begin + 4 : begin + 8], "little")
         if begin + 8 + size > end:
-            raise ImageError("not a whole image: truncated or damaged (a part of it ends behind the file)")
+            raise ImageError("not a whole image: truncated or damaged (a part of it ends beyond the file)")
         yield kind, begin + 8, begin + 8 + size
         begin += 8 + size + size % 2
 
@@ -238,7 +238,7 @@ def _riff_chunks(encoded: bytes, begin: int, end: int) -> Iterator[tuple[bytes, 
 def _check_webp(encoded: bytes, height: int, width: int) -> None:
     whole = 8 + int.from_bytes(encoded[4:8], "little")
     if whole > len(encoded) + 1:  # the last chunk may lack its padding
-        raise ImageError("not a whole image: truncated or damaged (a part of it ends behind the file)")
+        raise ImageError("not a whole image: truncated or damaged (a part of it ends beyond the file)")
     try:
         for kind, begin, _ in _riff_chunks(encoded, 12, min(whole, len(encoded))):
             if kind in (b"VP8 ", b"VP8L") and _webp_size(encoded, begin - 8) != (width, height):

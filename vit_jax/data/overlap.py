@@ -1,8 +1,8 @@
 """Counts the examples that two sources have in common, without reading any.
 
 An example is identified by its place: a file of records and a number in it, a folder and a file name, or a zip file and
-an offset. So links, relative paths, slices, sums and mixtures are resolved, but copies of images in another file,
-folder or zip file are not noticed.
+an offset. This resolves links, relative paths, slices, sums and mixtures. It does not notice copies of images in
+another file, folder or zip file.
 """
 
 import itertools
@@ -26,7 +26,7 @@ class Places:
                 self._extents[extent.place].append(extent)
 
     def count(self, tested: Source) -> int:
-        """Counts the examples of a source that are among them, each as often as it occurs."""
+        """Counts the examples of a source that are in these places, each as often as it occurs."""
         return sum(
             _count_members(extent.numbers(), [each.numbers() for each in self._extents[extent.place]])
             for extent in _extents(tested, range(len(tested)))
@@ -35,7 +35,7 @@ class Places:
 
 
 def count_shared(tested: Source, *others: Source) -> int:
-    """Counts the examples of one source that others have too; see `Places.count`."""
+    """Counts the examples that a source shares with others; see `Places.count`."""
     return Places(*others).count(tested)
 
 
@@ -75,7 +75,7 @@ def _extents(source: Source, examples: Numbers) -> Iterator[Extent]:
         extents = source.extents()
         for number, inside in _split(examples, [extent.size for extent in extents]):
             yield _part_of(extents[number], inside)
-    else:  # somebody else's source, which is compared whole
+    else:  # a source of another class, which is compared as a whole
         yield Extent(f"{source.name} {source.fingerprint()}", len(examples), lambda: examples)
 
 
@@ -106,7 +106,7 @@ def _part_of(extent: Extent, inside: Numbers) -> Extent:
 
 
 def _count_members(numbers: Numbers, others: list[Numbers]) -> int:
-    """Counts the numbers that are among the others."""
+    """Counts the numbers that are among `other`."""
     wanted = np.asarray(numbers)
     is_member = np.zeros(len(wanted), bool)
     for other in others:

@@ -1,4 +1,4 @@
-"""From a source to an iterator of global batches on the devices, exact on restart.
+"""Turns a source into an iterator of global batches on the devices that restarts exactly.
 
 The seed and the position in the stream decide which example comes and how it is augmented. Threads, processes and
 restarts change neither, so the iterator's state is one number.
@@ -182,7 +182,7 @@ class BatchLoader:
         return {"image": images, "label": labels if max_labels > 1 else labels[:, 0]}, dict(sorted(bad.items()))
 
     def forget_memory(self) -> None:
-        """Frees the memory of batches that nobody uses."""
+        """Frees the memory of unused batches."""
         self._memory = BatchMemory()
 
     def _fill_labels(self, row: np.ndarray, example: Example, index: int) -> None:
@@ -341,8 +341,8 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
             process can use (about 15); 0: load in this process. The batches do not depend on it.
           prefetch: batches prepared on the host while a step runs. Each goes to the devices when it is requested,
             which is some steps ahead because the loop does not wait for the devices.
-          max_bad_records: unreadable examples to skip before it is an error. One that recurs in each epoch counts
-            once.
+          max_bad_records: number of unreadable examples to skip; more are an error. One that recurs in each epoch
+            counts once.
           rows: rows of each global batch that this process loads, int64, ascending; None: those on its devices.
         """
         self._batch_size, self._sharding, self._prefetch = batch_size, sharding, prefetch

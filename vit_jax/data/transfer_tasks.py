@@ -1,4 +1,4 @@
-"""Transfer tasks: what a model is fine-tuned on, how long, and what it is evaluated on (table 4, section B.1.1)."""
+"""Transfer tasks: training data, length and evaluation data of fine-tuning (table 4, section B.1.1)."""
 
 import contextlib
 import dataclasses
@@ -31,13 +31,13 @@ class TransferTask:
     """A data set to transfer to.
 
     Attributes:
-      dataset: as `config.data.dataset`.
+      dataset: see `config.data.dataset`.
       splits: by stage, the splits to train and to evaluate on. "choose" is for choosing the learning rate on a held-out
         part of the training data; "final" trains on all of them.
       num_images: number of training images by stage; None if not published.
-      num_classes: None if the data say.
+      num_classes: number of classes; None: that of the data.
       steps: length of fine-tuning.
-      learning_rates: to choose from.
+      learning_rates: the learning rates to choose from.
       small_images: whether the images have fewer than 96x96 pixels.
     """
 
@@ -53,7 +53,7 @@ class TransferTask:
 def _table_4(
     name: str, row_name: str, train: str, test: str, *, images: int, classes: int, held_out: int, small: bool = False
 ) -> TransferTask:
-    """A row of table 4; `held_out` percent of the training images are for choosing the learning rate."""
+    """Makes a row of table 4; `held_out` percent of the training images are for choosing the learning rate."""
     row = TABLE_4[row_name]
     parts = train.split("+")
     choose = "+".join(f"{part}[:{100 - held_out}%]" for part in parts)
@@ -172,7 +172,7 @@ def _task(
     """
     if source and source.num_classes == 1:
         names = ", ".join(source.class_names or ())
-        raise UserError(f"{dataset} has a single class ({names}), so there is nothing to tell apart. Add another.")
+        raise UserError(f"{dataset} has a single class ({names}), so there is nothing to classify. Add another class.")
     return TransferTask(
         dataset=dataset,
         splits={"choose": choose, "final": final},
@@ -199,10 +199,9 @@ def _find(splits: Sequence[str], role: str) -> str:
 
 
 def _unnamed(dataset: str, splits: Sequence[str], train: str, test: str) -> UserError:
-    """The error if names do not say what to train or test on.
+    """Makes the error for split names that do not say what to train or test on.
 
-    Its example never trains on what may be test images: it guesses roles by parts of the names, and leaves the rest to
-    the user.
+    The command that it suggests never trains on possible test images: it guesses roles from parts of the names.
     """
     wanted = "test" if train else "train"
     left = [split for split in splits if split not in (train, test)]

@@ -1,4 +1,4 @@
-"""From encoded bytes to the pixels a model sees: decode, crop, resize, flip. All on uint8 `[height, width, 3]` arrays.
+"""Turns encoded bytes into a model's pixels: decode, crop, resize, flip, on uint8 `[height, width, 3]` arrays.
 
 The accelerator normalises (`models.layers.normalize_images`), so every result is uint8. docs/images.md describes the
 decoding of each kind of file, and how far its pixels are from TensorFlow's.

@@ -1,4 +1,4 @@
-"""Weights in and out: released checkpoints, big_vision, timm and Hugging Face, by name, address or path.
+"""Loads and saves weights: released checkpoints, big_vision, timm and Hugging Face, by name, address or path.
 
     weights = load("augreg_b16_i21k_in1k_384")
     model = weights.spec.create()
@@ -7,7 +7,7 @@
     save(weights, "somewhere", to="huggingface")
 
 `python -m vit_jax.weights` does the same from the command line. `mapping` has the machinery, `formats` a table for each
-format, `transfer` what fine-tuning does to weights, `released` the released checkpoints.
+format, `transfer` adapts weights for fine-tuning, and `released` lists the released checkpoints.
 """
 
 from vit_jax.weights.identify import ModelSpec

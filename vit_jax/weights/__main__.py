@@ -27,12 +27,12 @@ _PLACE = (
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 384 or 224x384 (height x width)")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 384 or 224x384 (height x width)")
     return int(match[1]), int(match[2] or match[1])
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The commands and their arguments."""
+    """Makes the parser of the commands."""
     parser = argparse.ArgumentParser(
         prog="python -m vit_jax.weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     source = argparse.ArgumentParser(add_help=False)
     source.add_argument("source", metavar="SRC", help=_PLACE)
-    source.add_argument("--model", help="the model that SRC should hold, such as ViT-B/16 (default: any)")
+    source.add_argument("--model", help="the expected model of SRC, such as ViT-B/16 (default: any)")
     source.add_argument(
         "--image_size", type=_size, help="HEIGHTxWIDTH of the images SRC was trained on, if they were not square"
     )

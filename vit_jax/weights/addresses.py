@@ -1,4 +1,4 @@
-"""Where files of weights are: local paths, addresses, and their places in the cache.
+"""Locates files of weights: local paths, addresses, and their places in the cache.
 
 Environment variables:
 
@@ -35,7 +35,7 @@ def is_remote(place: str) -> bool:
     """Whether a place must be downloaded: an http://, https:// or gs:// address.
 
     Raises:
-      UserError: it is an address of another kind than these and file://.
+      UserError: it is an address of another kind, except file://.
     """
     scheme = _scheme(place)
     if scheme not in (None, "file", "http", "https", "gs"):
@@ -44,10 +44,10 @@ def is_remote(place: str) -> bool:
 
 
 def local_path(place: str) -> pathlib.Path:
-    """The existing file or folder that a path or a file:// address names.
+    """Returns the existing file or folder of a path or a file:// address.
 
     Raises:
-      UserError: it does not exist; names the nearest that does.
+      UserError: it does not exist; the message names the nearest one.
     """
     if not place or "\0" in place:
         raise UserError(f"{place!r} is no path. {_HINT}")
@@ -94,7 +94,7 @@ def url_of(place: str, endpoint: str | None = None) -> str:
         place = f"{endpoint.rstrip('/')}/{bucket}/{urllib.parse.quote(key, safe='/' + _PLAIN)}"
     try:
         url = urllib.parse.urlsplit(place)
-        _ = url.port  # raises if it is no number
+        _ = url.port  # raises if it is not a number
     except ValueError as error:
         raise UserError(f"{place!r} is no address ({error}). {_HINT}") from error
     if "@" in url.netloc or not re.fullmatch(_HOST, url.hostname or "", re.IGNORECASE):
@@ -107,11 +107,11 @@ def url_of(place: str, endpoint: str | None = None) -> str:
 
 
 def cached_path(place: str) -> pathlib.Path:
-    """Where the download of an http(s):// or gs:// address is, or will be; always inside the cache."""
+    """The path of a download from an http(s):// or gs:// address, which may not exist yet; always inside the cache."""
     url = urllib.parse.urlsplit(url_of(place, endpoint=DEFAULT_ENDPOINT))
     names = [_file_name(urllib.parse.unquote(part)) for part in (url.netloc.lower() + url.path).split("/")]
     if url.query:
-        # Another query is another file. A query may contain a secret, so names have its digest.
+        # Another query means another file. A query may contain a secret, so the name contains its digest.
         stem, suffix = os.path.splitext(names[-1])
         names[-1] = f"{stem}%3F{hashlib.sha256(url.query.encode()).hexdigest()[:16]}{suffix}"
     folder = cache_folder("weights").absolute()
@@ -121,7 +121,7 @@ def cached_path(place: str) -> pathlib.Path:
 
 
 def _file_name(text: str) -> str:
-    """A name of one folder or file that depends on all of the text and leads nowhere else."""
+    """A name of a folder or file that depends on the whole text and contains no path."""
     name = urllib.parse.quote(text, safe=_PLAIN, errors="surrogatepass")
     if not name.strip("."):  # "", "." and ".."; a quoted name has no such "%"
         name = name.replace(".", "%2E") or "%"

@@ -1,4 +1,4 @@
-"""Writes arrays and their descriptions to files, whole or not at all."""
+"""Writes arrays and their descriptions to files, completely or not at all."""
 
 import contextlib
 import json
@@ -25,8 +25,8 @@ def write_arrays(path: pathlib.Path, arrays: Arrays, description: dict[str, Any]
     """Writes a file of arrays.
 
     Args:
-      path: of the file; the suffix, .npz or .safetensors, selects the kind.
-      arrays: by name.
+      path: the file; its suffix, .npz or .safetensors, selects the kind.
+      arrays: arrays by name.
       description: JSON-compatible; written into the header of a .safetensors file, or beside a .npz file as
         `<name>.npz.json`.
 
@@ -52,8 +52,8 @@ def write_folder(
     """Writes a .safetensors file and JSON files beside it: all of them, or none.
 
     Args:
-      path: of the .safetensors file.
-      arrays: by name.
+      path: the .safetensors file.
+      arrays: arrays by name.
       description: JSON-compatible; written into the header.
       others: contents of the JSON files, by name.
 

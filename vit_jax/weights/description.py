@@ -1,4 +1,4 @@
-"""What stands beside arrays: the description in files of this project, and its reader."""
+"""Facts about weights from outside their arrays, and the reader of this project's own descriptions."""
 
 import dataclasses
 import math
@@ -18,15 +18,15 @@ COMPUTE_ATTRIBUTES = ("scan_layers", "remat", "attention", "return_attention", "
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What stands beside the arrays; None and {} where nothing says.
+    """Facts about weights that arrays do not show; None and {} if unknown.
 
     Attributes:
       spec: the model.
-      num_heads: of the attention.
+      num_heads: number of attention heads.
       overrides: attributes of the model that arrays do not show.
       image_size: height and width, in pixels.
       preprocessing: from images to the model's input.
-      class_names: of the logits.
+      class_names: names of the logits.
       probabilities: "softmax" or "sigmoid", which turns logits into probabilities.
       notes: what a user should know.
     """
@@ -42,10 +42,10 @@ class Facts:
 
 
 def read_description(opened: ArrayFile) -> Facts:
-    """Reads what `Weights.describe` wrote, as of a file that may be hostile.
+    """Reads what `Weights.describe` wrote. The file is not trusted.
 
     Raises:
-      UserError: a field is missing, or not of its type and range.
+      UserError: a field is missing, or has a wrong type or value.
     """
     fields = Fields(opened.description, f"the description of {opened.path}")
     # No attribute of a model is larger than the number of its parameters, and each layer has an array.
@@ -64,7 +64,7 @@ def read_description(opened: ArrayFile) -> Facts:
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{fields.where} is damaged: {error!r:.200}. Delete or mend it.") from error
+        raise UserError(f"{fields.where} is damaged: {error!r:.200}. Delete or repair it.") from error
     return Facts(
         spec=spec,
         num_heads=num_heads,
@@ -84,7 +84,7 @@ def read_attributes(given: Fields, largest: int, most_layers: int) -> dict[str, 
       most_layers: upper bound of the numbers of layers, and of units of a stage.
 
     Raises:
-      UserError: one is not of its type and range.
+      UserError: one has a wrong type or value.
     """
     for name in ("num_layers", "num_heads", "hidden_dim", "mlp_dim", "patch_size", "width_factor"):
         given.integer(name, None, at_least=1, at_most=most_layers if name == "num_layers" else largest)

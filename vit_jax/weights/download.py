@@ -1,6 +1,6 @@
 """Downloads files of weights over http(s) into the cache; requests speaks HTTP.
 
-A file gets its name in the cache only when it is whole and verified.
+A file gets its name in the cache only when it is complete and verified.
 """
 
 import binascii
@@ -33,7 +33,7 @@ _CHUNK = 1 << 18  # bytes
 _MAX_BYTES = 2**40  # no file of weights is larger
 _SPARE_BYTES = 1_000_000  # of disk space, for small files and other processes
 _SLOWEST = 1_000  # bytes per second
-_RETRIED = (408, 425, 429, 500, 502, 503, 504)  # statuses of servers in passing trouble
+_RETRIED = (408, 425, 429, 500, 502, 503, 504)  # statuses of servers with temporary problems
 
 
 def fetch(
@@ -58,11 +58,13 @@ def fetch(
     """
     place = os.fspath(place)
     if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256 := sha256.lower()):
-        raise UserError(f"{sha256!r} is no SHA-256 digest. It has 64 hexadecimal digits, as `sha256sum` prints them.")
+        raise UserError(
+            f"{sha256!r} is not a SHA-256 digest. It has 64 hexadecimal digits, as `sha256sum` prints them."
+        )
     if not is_remote(place):
         path = local_path(place)
         if sha256 is not None:
-            _check_digest(path, sha256, "Check that it is the file you mean, or leave sha256 out.")
+            _check_digest(path, sha256, "Check that it is the right file, or omit sha256.")
         return path
     url, path = url_of(place), cached_path(place)
     if not _is_there(path):
@@ -98,7 +100,7 @@ def _check_digest(path: pathlib.Path, expected: str, advice: str) -> None:
 
 
 class _TryAgainError(Exception):
-    """An attempt failed for a reason that may pass."""
+    """An attempt failed for a reason that may be temporary."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,17 +172,17 @@ class _Download:
                     raise self._error(f"{self._shown} has no end: {count:,} bytes in {now - start:,.0f} seconds.")
                 if now > due:
                     if count - before < window * _SLOWEST:
-                        raise _TryAgainError("less than a kilobyte a second comes")
+                        raise _TryAgainError("it arrives at less than a kilobyte a second")
                     before, due = count, now + window
         if not count:
             raise _TryAgainError("the server sent an empty file")
         if self.sha256 not in (None, sha256.hexdigest()):
             raise UserError(
                 f"{self._shown} is another file than expected.\n  SHA-256: {sha256.hexdigest()}\n expected: "
-                f"{self.sha256}\nGive the right digest, or none."
+                f"{self.sha256}\nCorrect the digest, or omit it."
             )
         if _stored_md5(response) not in (None, md5.digest()):
-            raise _TryAgainError("the file was damaged on its way: its MD5 is not the one that the server states")
+            raise _TryAgainError("the file was damaged during the download: its MD5 differs from the server's")
 
     def _check_redirect(self, response: "requests.Response", **_: object) -> None:
         if response.is_redirect:
@@ -211,7 +213,7 @@ class _Download:
             raise self._error(f"the server does not state the length of {self._shown}, so it may be cut off unnoticed.")
 
     def _web_page(self) -> UserError:
-        return self._error(f"{self._shown} brought a web page, not a file. Does this network want you to sign in?")
+        return self._error(f"{self._shown} is a web page, not a file. Does this network require you to sign in?")
 
     @property
     def _shown(self) -> str:
@@ -229,7 +231,7 @@ def _stored_md5(response: "requests.Response") -> bytes | None:
 
 
 def _in_time(call: Callable[[], Any], seconds: float) -> Any:
-    """Calls in a thread, and abandons it with `TimeoutError` after `seconds`.
+    """Calls a function in a thread, and raises `TimeoutError` after `seconds`.
 
     The timeout of a socket is for one read, and a server may send its headers a byte at a time.
     """
@@ -243,7 +245,7 @@ def _in_time(call: Callable[[], Any], seconds: float) -> Any:
 
     threading.Thread(target=run, name="download", daemon=True).start()
     if not concurrent.futures.wait([future], timeout=seconds).done:
-        raise TimeoutError(f"no whole answer in {seconds:g} s")
+        raise TimeoutError(f"no complete answer in {seconds:g} s")
     return future.result()
 
 

@@ -1,7 +1,7 @@
-"""Preprocessing as Hugging Face and timm describe it, to and from ours.
+"""Converts Hugging Face's and timm's descriptions of preprocessing to ours and back.
 
-Each field is computed as it says, or refused. What the other library cannot express becomes a note, or is refused.
-Facts are from transformers 5.24 (image_processing_backends.py) and timm 1.0.31 (data/config.py and
+Each field is applied exactly, or refused. What the other library cannot express becomes a note, or is refused. Facts
+are from transformers 5.24 (image_processing_backends.py) and timm 1.0.31 (data/config.py and
 data/transforms_factory.py).
 """
 
@@ -17,7 +17,7 @@ _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# By the beginning of image_processor_type: what the class assumes for absent fields.
+# Defaults of absent fields, by the beginning of image_processor_type.
 _VIT = {"size": 224, "crop": False, "resample": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3, "square": True}
 _CLIP = {"size": 224, "crop": True, "resample": 3, "mean": _CLIP_MEAN, "std": _CLIP_STD, "square": False}
 _PROCESSORS: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ def read_huggingface(fields: Fields, image_size: tuple[int, int] | None) -> tupl
     """Reads a `preprocessor_config.json`.
 
     Args:
-      fields: of the file.
+      fields: the fields of the file.
       image_size: height and width from `config.json`, in pixels; for processors that do not resize.
 
     Returns:
@@ -103,7 +103,7 @@ def _refusal(fields: Fields, what: str, instead: str) -> UserError:
 
 
 def _mean_and_std(fields: Fields, defaults: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Ours, of values between 0 and 1; theirs are of values times `rescale_factor`."""
+    """Converts mean and std to values between 0 and 1; theirs apply to values times `rescale_factor`."""
     factor = fields.number("rescale_factor", 1 / 255, above=0, at_most=LARGEST)
     scale = 255 * factor if fields.flag("do_rescale", True) else 255.0
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
@@ -124,7 +124,7 @@ def _channels(fields: Fields, name: str, default: tuple[float, ...]) -> tuple[fl
 
 
 def _size(fields: Fields, name: str, default: int, *, square: bool) -> tuple[bool, tuple[int, int]]:
-    """Whether a size is that of the shorter side, as one number is unless `square`; height and width."""
+    """Whether a size is that of the shorter side (so is one number unless `square`), and height and width."""
     value = fields.values.get(name)
     if isinstance(value, list):
         height, width = fields.integers(name, length=2, at_least=1, at_most=MAX_SIDE)
@@ -185,7 +185,9 @@ def write_huggingface(preprocessing: Preprocessing) -> tuple[dict[str, Any], lis
         }
     notes = _antialias_notes(preprocessing, "transformers")
     if preprocessing.exif_orientation is False:
-        notes.append("transformers.image_utils.load_image turns images as EXIF says; these weights were not made so")
+        notes.append(
+            "transformers.image_utils.load_image turns images as EXIF says; these weights were trained without that"
+        )
     if preprocessing.centre_to_even and "crop_size" in fields:
         notes.append("transformers cuts the centre out one pixel nearer to the upper left of some images")
     return fields, notes
@@ -204,7 +206,7 @@ def read_timm(fields: Fields) -> Preprocessing:
     """Reads the fields of a `pretrained_cfg`; absent ones have timm's defaults.
 
     Raises:
-      UserError: as of `read_huggingface`.
+      UserError: as in `read_huggingface`.
     """
     channels, height, width = fields.integers("input_size", (3, 224, 224), length=3, at_least=1, at_most=MAX_SIDE)
     if channels != 3:

@@ -1,4 +1,4 @@
-"""The formats of released and foreign weights, a table each."""
+"""The formats of released and foreign weights, with a table for each."""
 
 from collections.abc import Iterable
 
@@ -170,7 +170,7 @@ _BACKBONE = "patch_embed.backbone."
 
 
 def _name_lone_root(arrays: Arrays) -> Arrays:
-    """Names the root of R+Ti/16, which is the whole backbone, as timm does."""
+    """Renames the root of R+Ti/16, which is its whole backbone, to timm's name."""
     if any(name.startswith(_BACKBONE + "stages.") for name in arrays):
         return arrays
     return {name.replace(_BACKBONE + "stem.", _BACKBONE): array for name, array in arrays.items()}
@@ -289,16 +289,16 @@ FORMATS = {format.name: format for format in (VIT, BIG_VISION, BIT, BIG_VISION_B
 
 
 def find_format(names: Iterable[str]) -> Format:
-    """Tells the format of a file from the names of its arrays.
+    """Identifies the format of a file by the names of its arrays.
 
     Raises:
-      UserError: there are none, or they are of no known format.
+      UserError: there are no arrays, or their format is unknown.
     """
     names = list(names)
     if not names:
-        raise UserError("there are no arrays in it.")
+        raise UserError("it has no arrays.")
     for layout in FORMATS.values():
         if layout.is_format_of(names):
             return layout
     known = "; ".join(layout.description for layout in FORMATS.values())
-    raise UserError(f"names such as {list_names(names)} are those of no format that vit_jax knows: {known}.")
+    raise UserError(f"names such as {list_names(names)} match no format that vit_jax knows: {known}.")

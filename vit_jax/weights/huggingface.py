@@ -1,4 +1,4 @@
-"""Folders as Hugging Face and timm publish them: a .safetensors file, and JSON files that describe it.
+"""Reads and writes folders like Hugging Face's and timm's: a .safetensors file, and JSON files that describe it.
 
 Hugging Face's ViT has `config.json` and `preprocessor_config.json`; timm has a `config.json` with its own fields.
 """
@@ -43,7 +43,7 @@ _TIMM_ARGUMENTS = ("img_size", "patch_size", "in_chans", "num_classes", "global_
 
 
 def model_file(folder: pathlib.Path) -> pathlib.Path:
-    """The file with the arrays.
+    """Returns the file with the arrays.
 
     Raises:
       UserError: there is none.
@@ -51,7 +51,7 @@ def model_file(folder: pathlib.Path) -> pathlib.Path:
     if (folder / MODEL_FILE).is_file():
         return folder / MODEL_FILE
     found = sorted(path.name for path in folder.iterdir())
-    hint = "Nor has it a starts.jsonl, as the workdir of a run has."
+    hint = "Nor has it a starts.jsonl, as a run's workdir has."
     if any(name.endswith(".index.json") for name in found):
         hint = "Weights in several parts are not read; save them as one file."
     elif any(name.endswith((".bin", ".pth")) for name in found):
@@ -76,7 +76,7 @@ def read_facts(folder: pathlib.Path) -> Facts:
 
 
 def _image_size(fields: Fields, name: str) -> tuple[int, int] | None:
-    """Height and width, from one number or two."""
+    """Returns height and width, from one number or two."""
     if isinstance(fields.values.get(name), list):
         height, width = fields.integers(name, length=2, at_least=1, at_most=MAX_SIDE)
         return height, width
@@ -91,7 +91,7 @@ def _read_huggingface(config: Fields, preprocessor: Fields) -> Facts:
     if (kind := config.text("model_type", "vit")) != "vit":
         raise UserError(f"a Hugging Face model of type {kind!r}; vit_jax reads 'vit'.")
     if (activation := config.text("hidden_act", "gelu")) not in _GELUS:
-        raise UserError(f"the activation {activation!r} is none of vit_jax's, which are {', '.join(_GELUS)}.")
+        raise UserError(f"the activation {activation!r} is not one of vit_jax's, which are {', '.join(_GELUS)}.")
     if (epsilon := config.number("layer_norm_eps", LAYER_NORM_EPSILON, at_least=0)) > 10 * LAYER_NORM_EPSILON:
         raise UserError(f"layer norms with epsilon {epsilon}; vit_jax's have {LAYER_NORM_EPSILON}.")
     if (pooler := config.text("pooler_act", "tanh")) != "tanh":
@@ -196,7 +196,7 @@ def _read_timm(config: Fields) -> Facts:
 def _timm_overrides(config: Fields, model_args: Fields) -> dict[str, Any]:
     act_layer = model_args.text("act_layer", "gelu")
     if act_layer not in _TIMM_GELUS:
-        raise UserError(f"the activation {act_layer!r} is none of vit_jax's, which are {', '.join(_TIMM_GELUS)}.")
+        raise UserError(f"the activation {act_layer!r} is not one of vit_jax's, which are {', '.join(_TIMM_GELUS)}.")
     pool = model_args.text("global_pool", config.text("global_pool", "token"))
     if pool == "avg" and model_args.flag("class_token", True):
         raise UserError("the timm model has a class token but averages the others, which no model of vit_jax does.")
@@ -210,7 +210,7 @@ def _timm_overrides(config: Fields, model_args: Fields) -> dict[str, Any]:
 
 
 def timm_name(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
-    """Name and arguments with which `timm.create_model` makes the same model.
+    """Returns the name and arguments with which `timm.create_model` makes the same model.
 
     Raises:
       UserError: timm has no such model.
@@ -223,7 +223,7 @@ def timm_name(spec: ModelSpec) -> tuple[str, dict[str, Any]]:
     theirs = next((theirs for theirs, ours in _TIMM_SIZES.items() if vit and ours == vit[1]), None)
     if changed or (theirs is None and spec.name not in _TIMM_HYBRIDS):
         raise UserError(
-            f"timm has no model by a name like {spec}. Save it in this project's layout, without --to; or its state "
+            f"timm has no model like {spec}. Save it in this project's layout, without --to; or its state "
             "dict alone, as a .safetensors file, for a model that you build yourself."
         )
     model = spec.create()

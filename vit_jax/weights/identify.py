@@ -1,4 +1,4 @@
-"""Which model arrays belong to, by their names and shapes."""
+"""Identifies the model of some arrays by their names and shapes."""
 
 import dataclasses
 import re
@@ -25,7 +25,7 @@ class ModelSpec:
     Attributes:
       name: such as "ViT-B/16".
       num_classes: width of the head; 0: no head.
-      overrides: attributes that the name does not tell, such as `{"pre_logits": True}`.
+      overrides: attributes that the name does not imply, such as `{"pre_logits": True}`.
       image_size: height and width of the images that the position embeddings are for, in pixels; None: any.
     """
 
@@ -52,12 +52,12 @@ def shapes_of(arrays: Arrays) -> Shapes:
 
 
 def identify(shapes: Shapes, *, image_size: tuple[int, int] | None = None) -> ModelSpec:
-    """Tells the model from the names and shapes of its parameters.
+    """Identifies the model by the names and shapes of its parameters.
 
     Args:
       shapes: by our names, layers unrolled.
-      image_size: height and width of the images that the position embeddings are for; None: told by the embeddings,
-        whose grid is then taken to be square.
+      image_size: height and width of the images that the position embeddings are for; None: inferred from the
+        embeddings, with a square grid.
 
     Raises:
       UserError: no model of this project has such parameters.
@@ -103,7 +103,7 @@ def _num_classes(shapes: Shapes) -> int:
 
 
 def _variant(shapes: Shapes, block: str) -> tuple[str, dict[str, int]]:
-    """The size of a transformer whose blocks have these names; Ti and all dimensions if no size has the dimensions."""
+    """The size of a transformer whose blocks have these names; Ti with its dimensions overridden if no size fits."""
     first = block.format(0)
     try:
         # From biases, because a transposed kernel would go unnoticed.
@@ -111,9 +111,11 @@ def _variant(shapes: Shapes, block: str) -> tuple[str, dict[str, int]]:
         num_heads, _ = shapes[first + "MultiHeadDotProductAttention_1/query/bias"]
         (mlp_dim,) = shapes[first + "MlpBlock_3/Dense_0/bias"]
     except KeyError as error:
-        raise UserError(f"the model cannot be told, because {error} is missing.") from error
+        raise UserError(f"the model cannot be identified, because {error} is missing.") from error
     except ValueError as error:
-        raise UserError(f"the model cannot be told by the shapes of embedding/bias and {first}: {error}.") from error
+        raise UserError(
+            f"the model cannot be identified by the shapes of embedding/bias and {first}: {error}."
+        ) from error
     if 0 in (hidden_dim, mlp_dim, num_heads) or hidden_dim % num_heads:
         raise UserError(
             f"embedding/bias has {hidden_dim} elements and {first}...query/bias {num_heads} heads: no model has both."
@@ -156,7 +158,7 @@ def _position_overrides(shapes: Shapes) -> dict[str, str]:
     at_stem = "Transformer/posembed_input/"
     in_layer = "Transformer/encoderblock_0/posembed/"
     for kind, leaf in (("learned_1d", "pos_embedding"), ("learned_2d", "pos_embedding_x")):
-        # Shared embeddings have the stem's name; only a description tells that they are shared.
+        # Shared embeddings have the stem's name; only a description says that they are shared.
         if at_stem + leaf in shapes:
             return {} if kind == "learned_1d" else {"position_embedding": kind}
         if in_layer + leaf in shapes:
@@ -188,7 +190,7 @@ def _identify_resnet(shapes: Shapes) -> ModelSpec:
     overrides: dict[str, Any] = {} if depth else {"stages": units}
     depth = depth or 50
     if any("/row/" in name for name in shapes):
-        # Relative embeddings tell the size of the first stage's feature map, a quarter of the image.
+        # Relative embeddings have the size of the first stage's feature map, a quarter of the image.
         rows, columns = ((shapes[f"block1/unit01/{axis}/relative_embedding"][0] + 1) // 2 for axis in ("column", "row"))
         if min(rows, columns) < 1:
             raise UserError("a relative_embedding is empty: no model has it.")

@@ -23,7 +23,7 @@ from vit_jax.weights.preprocessing import Preprocessing
 from vit_jax.weights.reading import ArrayFile, DamagedFileError, check_finite, open_arrays
 from vit_jax.weights.released import ReleasedCheckpoint, get_checkpoint, list_checkpoints
 
-_PAPER_SIZE = (224, 224)  # if neither position embeddings nor a description tell the image size
+_PAPER_SIZE = (224, 224)  # if neither position embeddings nor a description give the image size
 _OTHER_LIBRARIES = ("timm", "huggingface")
 
 
@@ -38,15 +38,15 @@ def load(
 
     Args:
       place: name of a released checkpoint (`list_checkpoints("vit*")`); path, http(s):// or gs:// address of a .npz or
-        .safetensors file; folder as Hugging Face and timm publish them; or workdir of a run of this project, also in a
-        bucket (its best parameters, or else the last).
-      model: the model they should be for, such as "ViT-B/16"; None: any.
+        .safetensors file; folder as Hugging Face and timm publish them; or workdir of a run, also in a bucket (its best
+        parameters, or else the last).
+      model: the expected model, such as "ViT-B/16"; None: any.
       image_size: height and width of the images they were trained on, needed if these were not square.
       allow_nan: whether values may be infinite or not a number.
 
     Raises:
-      UserError: the place does not exist, the file is damaged, its layout is unknown, it holds another model than asked
-        for, or its values are infinite or not a number.
+      UserError: the place does not exist, the file is damaged, its layout is unknown, it holds another model than
+        requested, or its values are infinite or not a number.
     """
     place = str(place)
     released = get_checkpoint(place) if place in list_checkpoints() else None
@@ -70,14 +70,14 @@ def load(
 
 
 def _find(place: str, released: ReleasedCheckpoint | None) -> AnyPath:
-    """The local path of a place, downloaded if needed; for a run in a bucket the path there."""
+    """Returns the local path of a place, after downloading it if needed; for a run in a bucket, the path there."""
     if released:
         return fetch(released.url, sha256=released.sha256)
     if place.startswith("gs://") and not place.endswith((".npz", ".safetensors")):
         workdir = parse_path(place)
         if not (workdir / "starts.jsonl").exists():
             raise UserError(
-                f"{place} is not the workdir of a run. Of other files in buckets, name a .npz or .safetensors file."
+                f"{place} is not the workdir of a run. For other weights in a bucket, name a .npz or .safetensors file."
             )
         return workdir
     if re.fullmatch(r"[\w+-]+", place) and not pathlib.Path(place).exists():
@@ -138,7 +138,7 @@ def _facts(path: pathlib.Path, opened: ArrayFile, released: ReleasedCheckpoint |
 
 
 def _num_heads(layout: Format, shapes: Shapes, facts: Facts, model: str | None) -> tuple[int | None, tuple[str, ...]]:
-    """Attention heads, which arrays of other libraries do not show; and a note if they are a guess."""
+    """The number of attention heads, which arrays of other libraries do not show, and a note if it is a guess."""
     if facts.num_heads:
         return facts.num_heads, ()
     if model is not None:
@@ -154,7 +154,7 @@ def _num_heads(layout: Format, shapes: Shapes, facts: Facts, model: str | None) 
 def _identify(
     layout: Format, shapes: Shapes, facts: Facts, image_size: tuple[int, int] | None, path: pathlib.Path
 ) -> tuple[ModelSpec, tuple[str, ...]]:
-    """The model that a file without description holds, and notes about assumptions."""
+    """Identifies the model of a file without description; returns notes about assumptions too."""
     spec = identify(shapes, image_size=image_size or _fitting_size(facts.image_size, shapes))
     found = spec.create()
     overrides = {key: value for key, value in layout.attributes.items() if getattr(found, key) != value}
@@ -163,7 +163,9 @@ def _identify(
         if layout.name in _OTHER_LIBRARIES:
             raise UserError(f"{path}: {layout.their_name(POSITIONS)} is missing.")
         if layout.name == "big_vision":
-            overrides["position_embedding"] = "sincos_2d"  # which needs no array; big_vision has no model without
+            overrides["position_embedding"] = (
+                "sincos_2d"  # needs no array; all of big_vision's models have position embeddings
+            )
         else:
             notes += ("the file has no position embeddings: taken for a model without; sincos_2d has no arrays either",)
     if layout.name in _OTHER_LIBRARIES and not path.is_dir():
@@ -173,7 +175,7 @@ def _identify(
 
 
 def _fitting_size(size: tuple[int, int] | None, shapes: Shapes) -> tuple[int, int] | None:
-    """An image size from beside the arrays; None if position embeddings contradict it."""
+    """Returns a described image size; None if position embeddings contradict it."""
     positions = shapes.get(POSITIONS)
     if size is None or positions is None:
         return size

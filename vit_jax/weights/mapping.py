@@ -20,7 +20,7 @@ _SHOWN = 8  # names in an error
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How the layout of an array changes.
+    """Conversion of an array's layout.
 
     Attributes:
       to_ours: maps their array and the number of attention heads (None: unknown) to ours.
@@ -34,8 +34,8 @@ class Transform:
 def _known(num_heads: int | None) -> int:
     if num_heads is None:
         raise UserError(
-            "the number of attention heads cannot be told from this file. Name the model, such as --model=ViT-B/16, or "
-            "the folder with its config.json."
+            "this file does not say how many attention heads the model has. Name the model, such as --model=ViT-B/16, "
+            "or the folder with its config.json."
         )
     return num_heads
 
@@ -69,7 +69,7 @@ OUT_OF_HEADS = Transform(
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One of their names, ours, and how the layout changes.
+    """One of their names, our name, and the conversion of the layout.
 
     Names are templates. `{l}` is the number of a layer, from 0; `{s}`, `{u}` and `{n}` are those of a ResNet's stage,
     unit and convolution, from 1; `{s0}` and `{u0}` are the same from 0. A template that ends in "/" stands for all
@@ -77,8 +77,8 @@ class Rule:
 
     Attributes:
       theirs: template of their name.
-      ours: template of our name. Several: theirs has ours one below the other.
-      transform: of each of ours.
+      ours: template of our name, or several: their array then stacks ours, one below the other.
+      transform: conversion of each of our arrays.
     """
 
     theirs: str
@@ -96,14 +96,14 @@ class Format:
     """How a library names and lays out a model's arrays.
 
     Attributes:
-      name: as `--to` takes it.
+      name: the value of `--to`.
       description: in a few words.
       rules: the table.
       marks: regular expressions; in a file of this format each matches a name, without prefix.
-      prefix: regular expression of what may precede all names, such as "params/". The first mark tells where it is.
+      prefix: regular expression of what may precede all names, such as "params/". The first mark locates it.
       ignored: regular expressions of names that are not parameters.
       renames: (regular expression, replacement) of names that some files spell differently.
-      attributes: of the model; fixed by the library, and visible in no array.
+      attributes: attributes of the model that the library fixes and no array shows.
       to_ours: a last step after reading.
       from_ours: a first step before writing.
       finish: a last step after writing.
@@ -151,14 +151,14 @@ class Format:
         return all(any(re.fullmatch(mark, name) for name in plain) for mark in self.marks)
 
     def read(self, arrays: Arrays, *, num_heads: int | None = None) -> Arrays:
-        """Maps their arrays to ours.
+        """Converts their arrays to ours.
 
         Args:
           arrays: as in the file.
           num_heads: attention heads; only some formats need it.
 
         Raises:
-          UserError: a name without a rule, or a shape that its rule does not take.
+          UserError: a name has no rule, or a shape does not fit its rule.
         """
         plain: Arrays = {}
         for name, plain_name in self.parameters(arrays).items():
@@ -187,16 +187,16 @@ class Format:
                 ours[our_name] = part
         if unknown:
             raise UserError(
-                f"{len(unknown)} of the file's {len(arrays)} names are not those of a {self.description}, first "
+                f"{len(unknown)} of the file's {len(arrays)} names do not belong to a {self.description}, first "
                 f"{list_names(unknown)}. The architecture differs, or vit_jax does not know the format."
             )
         return self.to_ours(ours)
 
     def write(self, params: Arrays) -> Arrays:
-        """Maps our arrays to theirs.
+        """Converts our arrays to theirs.
 
         Raises:
-          UserError: an array that the format has no name for.
+          UserError: the format has no name for an array.
         """
         left = self.from_ours(dict(params))
         theirs: Arrays = {}
@@ -216,7 +216,7 @@ class Format:
         return self.finish(theirs)
 
     def their_name(self, our_name: str) -> str:
-        """What the format calls one of our arrays; our name if it has none."""
+        """The format's name of one of our arrays; our name if it has none."""
         found = self._rule_of(our_name)
         return _fill(found[0].theirs, found[1]) if found else our_name
 
@@ -226,7 +226,7 @@ class Format:
 
 
 def unstack_arrays(arrays: Arrays) -> Arrays:
-    """Splits the arrays of scanned layers, `.../encoderblock/...`, into those of single ones."""
+    """Splits the arrays of scanned layers, `.../encoderblock/...`, into those of single layers."""
     unstacked: Arrays = {}
     for name, array in arrays.items():
         if not re.search(r"(^|/)encoderblock/", name):

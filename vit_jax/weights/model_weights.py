@@ -24,9 +24,9 @@ class Weights:
       spec: the model.
       arrays: parameters by our names, flat, layers unrolled, in the dtypes of the file.
       preprocessing: from images to the model's input.
-      class_names: of the logits; None if unknown.
+      class_names: names of the logits; None if unknown.
       probabilities: "softmax" or "sigmoid", which turns logits into probabilities; None if unknown.
-      format: of the file, a key of `formats.FORMATS`, or "run".
+      format: format of the file, a key of `formats.FORMATS`, or "run".
       source: where the weights come from.
       notes: what a user should know, such as assumptions.
     """
@@ -70,7 +70,7 @@ class Weights:
         return dataclasses.replace(self, spec=spec, arrays=arrays, class_names=None, probabilities=None)
 
     def describe(self) -> dict[str, Any]:
-        """All but the arrays, JSON-compatible, as `save` writes it beside them."""
+        """Returns everything but the arrays, JSON-compatible, as `save` writes it beside them."""
         return {
             "model": self.spec.name,
             "num_classes": self.spec.num_classes,
@@ -95,16 +95,16 @@ def from_params(
     """Makes weights from parameters in memory, for `save`.
 
     Args:
-      name: of the model, such as "ViT-B/16".
+      name: name of the model, such as "ViT-B/16".
       params: nested; layers scanned or unrolled.
-      image_size: height and width of the images that the position embeddings are for, or their one side, in pixels.
+      image_size: height and width, or side, of the images that the position embeddings are for, in pixels.
       preprocessing: from images to the model's input; None: resized to a square, values in [-1, 1].
       class_names: of the logits.
       probabilities: "softmax" or "sigmoid", the loss of the training; None: unknown.
-      **overrides: attributes that the model was made with.
+      **overrides: attributes of the model.
 
     Raises:
-      UserError: the parameters are not those of the model.
+      UserError: the parameters do not fit the model.
     """
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     arrays = unstack_arrays({path: np.asarray(array) for path, array in flat.items()})

@@ -1,4 +1,4 @@
-"""How images become a model's input; it travels with the weights."""
+"""Preprocessing from images to a model's input; it is saved with the weights."""
 
 import dataclasses
 import math
@@ -42,11 +42,11 @@ class Preprocessing:
       crop_fraction: see `resize`.
       interpolation: "bilinear", "bicubic", "nearest" or "area" (the mean over the pixels that become one); with
         `antialias` also "lanczos" or "hamming".
-      antialias: whether shrinking averages and sizes are rounded as in PyTorch's pipelines. The released JAX models did
-        not.
+      antialias: whether to average when shrinking, and to round sizes, as PyTorch's pipelines do. The released JAX
+        models did not.
       centre_to_even: whether a central crop between two pixels begins at the even one, as in torchvision and timm;
         otherwise at the first.
-      exif_orientation: whether images are turned as EXIF says; None: files are, and images of a data set as its source
+      exif_orientation: whether to turn images as EXIF says; None: turn files, and images of a data set as its source
         says (`data.exif_orientation` of a config).
     """
 
@@ -79,7 +79,7 @@ class Preprocessing:
 
         Args:
           encoded: content of the file.
-          exif_orientation: whether it is turned as EXIF says, if the field of this name is None.
+          exif_orientation: whether to turn it as EXIF says, if the field of this name is None.
         """
         turn = exif_orientation if self.exif_orientation is None else self.exif_orientation
         return images.decode(encoded, exif_orientation=turn)
@@ -88,13 +88,13 @@ class Preprocessing:
     def of_evaluation(
         cls, image_size: int, resize_small: int | None, interpolation: str, exif_orientation: bool | None
     ) -> "Preprocessing":
-        """The preprocessing of a run's evaluation (`data.transforms.EvalTransform`).
+        """Makes the preprocessing of a run's evaluation (`data.transforms.EvalTransform`).
 
         Args:
           image_size: side of the square input, in pixels.
           resize_small: length of the shorter side before the centre is cut out; None: resized to a square.
-          interpolation: as the field.
-          exif_orientation: as the field.
+          interpolation: see the class.
+          exif_orientation: see the class.
         """
         return cls(
             image_size=(image_size, image_size),
@@ -105,7 +105,7 @@ class Preprocessing:
         )
 
     def at(self, image_size: tuple[int, int] | int) -> "Preprocessing":
-        """The same for another size of input."""
+        """Returns the same preprocessing for another input size."""
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         return dataclasses.replace(self, image_size=(int(height), int(width)))
 
@@ -115,8 +115,8 @@ class Preprocessing:
         if self.resize == "none":
             if image.shape[:2] != (height, width):
                 raise images.ImageError(
-                    f"an image of {image.shape[0]} x {image.shape[1]} pixels (height x width); these weights come with "
-                    f"a preprocessing that resizes nothing, so images must have {height} x {width}"
+                    f"an image of {image.shape[0]} x {image.shape[1]} pixels (height x width); the preprocessing of "
+                    f"these weights does not resize, so images must have {height} x {width}"
                 )
             return image
         resized_height, resized_width = self._resized(*image.shape[:2])
@@ -164,7 +164,7 @@ class Preprocessing:
         return images.astype(np.float32) * scale - np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-compatible dictionary, as it comes back from JSON."""
+        """Returns a JSON-compatible dictionary."""
         fields = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
@@ -173,7 +173,7 @@ class Preprocessing:
         """Inverse of `to_json`.
 
         Raises:
-          UserError: a field is unknown, or not of its type and range.
+          UserError: a field is unknown, or has a wrong type or value.
         """
         given = Fields(fields, "preprocessing")
         if unknown := sorted(given.values.keys() - {field.name for field in dataclasses.fields(cls)}):

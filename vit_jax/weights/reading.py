@@ -1,8 +1,8 @@
 """Reads arrays from .npz and .safetensors files. Neither can run code; pickles are refused.
 
-`open_arrays` reads headers only: names, shapes and dtypes. `ArrayFile.read` then reads the arrays that are known to be
-those of a model, each into as many bytes as its header declares. So the model bounds the memory, whatever a file claims
-or inflates to.
+`open_arrays` reads headers only: names, shapes and dtypes. `ArrayFile.read` reads arrays after they are known to fit a
+model, each into as many bytes as its header declares. So the model bounds the memory, whatever a file claims or
+inflates to.
 """
 
 import dataclasses
@@ -33,18 +33,18 @@ _MAX_INFLATION = 1032  # the most that deflate compresses
 
 
 class DamagedFileError(UserError):
-    """A file is not whole; the same file fetched again may be."""
+    """A file is damaged or incomplete; downloading it again may help."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayFile:
-    """A file whose headers were read.
+    """A file of arrays whose headers were read.
 
     Attributes:
-      path: of the file.
-      shapes: of the arrays, by name.
-      dtypes: names of the arrays' dtypes.
-      description: what this project wrote beside the arrays; empty for other files.
+      path: the file.
+      shapes: shapes of the arrays, by name.
+      dtypes: names of the arrays' dtypes, by name.
+      description: this project's description of the arrays; empty for other files.
       described_in: where the description is.
       read_all: reads the arrays of these names.
     """
@@ -95,7 +95,7 @@ class ArrayFile:
 
 
 def open_arrays(path: pathlib.Path) -> ArrayFile:
-    """Reads the headers of a .npz or .safetensors file; the content tells which it is.
+    """Reads the headers of a .npz or .safetensors file, whichever the content is.
 
     Raises:
       UserError: the file is of another kind, or damaged.
@@ -118,7 +118,7 @@ def open_arrays(path: pathlib.Path) -> ArrayFile:
 
 
 def _pickle_error(path: pathlib.Path) -> UserError:
-    """Tells how to convert a checkpoint of PyTorch."""
+    """Makes the error that says how to convert a PyTorch checkpoint."""
     # Takes bare state dicts, and those inside what timm, DeiT, Lightning and others save. `weights_only` runs no code
     # but that of the classes named here. Tensors are copied because tied ones cannot be saved.
     stem = path.name.partition(".")[0] or "weights"
@@ -133,8 +133,8 @@ def _pickle_error(path: pathlib.Path) -> UserError:
     is_plain = not set(path.name) & set('"$`\\!')
     command = f'python -c "{code}"' if is_plain else f"python -c {shlex.quote(code)}"
     return UserError(
-        f"{path} is a pickle, which may run any code when it is read, so vit_jax does not. Convert it to .safetensors "
-        f"where torch is installed, in the file's folder; docs/weights.md has more:\n{command}"
+        f"{path} is a pickle, which may run any code when it is read, so vit_jax does not read it. Convert it to "
+        f".safetensors where torch is installed, in the file's folder; docs/weights.md has more:\n{command}"
     )
 
 
@@ -155,7 +155,7 @@ def _open_npz(path: pathlib.Path) -> ArrayFile:
     try:
         description = read_object(sidecar) if sidecar.exists() else {}
     except UserError as error:
-        raise UserError(f"the description {error} Delete or mend it.") from error
+        raise UserError(f"the description {error} Delete or repair it.") from error
     return ArrayFile(
         path=path,
         shapes={name: shape for name, (_, shape, _) in members.items()},
@@ -195,7 +195,7 @@ def _read_members(path: pathlib.Path) -> dict[str, tuple[zipfile.ZipInfo, tuple[
         for info in infos:
             name = info.filename.removesuffix(".npy")
             if name in members:
-                raise ValueError(f"{name} is there twice")
+                raise ValueError(f"{name} occurs twice")
             shape, dtype = _read_npy_header(archive, info)
             if dtype.hasobject:
                 raise UserError(
@@ -273,7 +273,7 @@ def _open_safetensors(path: pathlib.Path, header_bytes: int) -> ArrayFile:
     try:
         description = parse_object(metadata.get(METADATA_KEY, "{}"), f"the description in {path}")
     except UserError as error:
-        raise UserError(f"{error} Delete or mend it.") from error
+        raise UserError(f"{error} Delete or repair it.") from error
     return ArrayFile(
         path=path,
         shapes=shapes,

@@ -38,25 +38,25 @@ _DATA_SETS = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100", "ImageNet": IN1K}
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedCheckpoint:
-    """A file of weights, and what is needed to use it.
+    """A file of weights, with the facts needed to use it.
 
     Attributes:
       name: see the top of this module.
-      url: of the file, gs://bucket/key.
+      url: address of the file, gs://bucket/key.
       model: name for `create_model`.
       pretraining_data: "imagenet21k" or "imagenet2012".
       image_size: side of the square images of the last training, in pixels.
       num_classes: width of the head.
       preprocessing: from an image to the model's input.
       model_overrides: attributes for `create_model`.
-      finetuning_data: what it was trained on after pre-training, or None.
-      published_accuracy: percent correct on the test (or validation) images of a data set, by its name: of the file
-        itself on the data of its head; on other data after fine-tuning.
-      accuracy_source: where that is published.
+      finetuning_data: data of the training after pre-training, or None.
+      published_accuracy: percent correct on test (or validation) images, by the name of the data set: for the file
+        itself on the data of its head, and after fine-tuning on other data.
+      accuracy_source: where the accuracy is published.
       sha256: digest of the file; None if unknown.
-      class_names: data set whose classes the logits are; None for a head of zeros.
+      class_names: data set whose classes the head predicts; None for a head of zeros.
       probabilities: "softmax" or "sigmoid", which turns logits into probabilities; None if unknown.
-      note: anything else.
+      note: further remarks.
     """
 
     name: str
@@ -85,7 +85,7 @@ def get_checkpoint(name: str) -> ReleasedCheckpoint:
     """The checkpoint of that name.
 
     Raises:
-      UserError: there is none; names the nearest.
+      UserError: there is none; the message names the nearest one.
     """
     if name not in _CHECKPOINTS:
         raise unknown_name("released checkpoint", name, _CHECKPOINTS)
@@ -96,7 +96,7 @@ def _released(
     name: str, url: str, model: str, pretraining_data: str, image_size: int, *, finetuning_data: str | None = None,
     **others: Any,
 ) -> ReleasedCheckpoint:  # fmt: skip
-    """A checkpoint whose head is for the data of the last training, unless `others` says otherwise."""
+    """Makes a checkpoint whose head is for the data of the last training, unless `others` says otherwise."""
     data = finetuning_data or pretraining_data
     fields: dict[str, Any] = {
         "num_classes": NUM_CLASSES[data],

@@ -1,4 +1,4 @@
-"""Reads the parameters of a run of this project, with what its workdir records of them."""
+"""Reads the parameters of a run, with what its workdir records about them."""
 
 import dataclasses
 from typing import Any
@@ -34,7 +34,7 @@ def read_run(workdir: AnyPath) -> Weights:
     if found is None:
         raise UserError(f"{workdir} has no parameters yet: no checkpoint was saved.")
     _, params, _ = found
-    # A config need not say what the model is if its weights do.
+    # A config need not name the model if its weights determine it.
     made = workdir / "model.json"
     model = Fields(read_json(made), str(made)) if made.exists() else fields.fields("model")
     overrides = read_attributes(model, sum(leaf.size for leaf in jax.tree.leaves(params)), MAX_LAYERS)
@@ -65,8 +65,8 @@ def read_run(workdir: AnyPath) -> Weights:
 
 
 def _class_names_of_old_run(workdir: AnyPath, data: dict[str, Any]) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """Class names for a run older than facts.json, from its data set if that has not changed; and a note about them."""
-    older = f"{workdir} was written before runs kept the names of their classes, and its data set"
+    """Finds class names for a run older than facts.json in its data set, if that has not changed; adds a note."""
+    older = f"{workdir} was written before runs recorded class names, and its data set"
     if data.get("mixture"):
         return None, (f"{older} is a mixture: labels have no names",)
     options: dict[str, Any] = {key: data.get(key) for key in ("image_key", "label_key", "max_labels")}

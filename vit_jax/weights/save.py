@@ -1,4 +1,4 @@
-"""`save`: from weights to files of this project and of other libraries."""
+"""Saves weights in this project's format or in those of other libraries."""
 
 import logging
 import pathlib
@@ -20,7 +20,7 @@ _POSITION_EMBEDDINGS = {"vit": ("learned_2d", "relative", "sincos_2d", "none"), 
 
 
 def save(weights: Weights, path: str | pathlib.Path, *, to: str | None = None) -> pathlib.Path:
-    """Saves weights, whole or not at all.
+    """Saves weights, completely or not at all.
 
     Args:
       weights: from `load` or `from_params`.
@@ -32,8 +32,8 @@ def save(weights: Weights, path: str | pathlib.Path, *, to: str | None = None) -
       The file with the arrays.
 
     Raises:
-      UserError: the format cannot hold the model or its preprocessing, or the disk is full. Nothing is written then.
-        What else the format cannot express is logged as a warning.
+      UserError: the format cannot hold the model or its preprocessing, or the disk is full; nothing is written. Other
+        things that the format cannot express are logged as warnings.
     """
     path = pathlib.Path(path)
     layout = _layout_for(weights.spec, to)
@@ -47,7 +47,7 @@ def save(weights: Weights, path: str | pathlib.Path, *, to: str | None = None) -
 
     if is_folder:
         if path.suffix in (".npz", ".safetensors"):
-            raise UserError(f"{layout.description} is a folder; name one instead of {path.name}.")
+            raise UserError(f"{layout.description} is a folder; name a folder instead of {path.name}.")
         describe = describe_for_timm if is_timm else describe_for_huggingface
         described, notes = describe(weights.spec, weights.preprocessing, weights.class_names, weights.probabilities)
         file = path / MODEL_FILE
@@ -102,7 +102,7 @@ def _check_model(spec: ModelSpec, model: Any, layout: Format) -> None:
 
 
 def _notes_of_file(layout: Format, model: Any, path: pathlib.Path) -> list[str]:
-    """What other libraries do not learn from a single file."""
+    """Notes about what other libraries cannot learn from a single file."""
     if layout.name in ("timm", "timm_bit"):
         return ["timm reads neither preprocessing nor class names of a single file; name a folder to write them too"]
     if layout.name in ("big_vision", "big_vision_bit"):

@@ -22,7 +22,7 @@ _OPTIONAL_PARTS = ("head", "pre_logits", "cls", "MAPHead_0")
 
 @dataclasses.dataclass(frozen=True)
 class TransferReport:
-    """What became of each array.
+    """How each array was used.
 
     Attributes:
       loaded: names of arrays that were taken unchanged.
@@ -62,16 +62,16 @@ def transfer(
     Args:
       weights: from `load`.
       model: from `create_model`; layers scanned or not.
-      image_size: height and width of the new images, or their one side, in pixels.
+      image_size: height and width, or side, of the new images, in pixels.
       keep_head: whether to take the head as well; it must have the same width.
       keep_pre_logits: whether to take the hidden layer of the head, if the model has one.
-      seed: of the initialisation.
+      seed: seed of the initialisation.
 
     Returns:
       The model's parameters, nested, as NumPy arrays of its `param_dtype`, and a report.
 
     Raises:
-      UserError: the architectures differ; names the first differences.
+      UserError: the architectures differ; the message lists the first differences.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     old_model = weights.spec.create()
@@ -101,7 +101,7 @@ def transfer(
     expected: Shapes = {name: array.shape for name, array in fresh.items() if name not in initialised}
     check_shapes(shapes_of(given), expected)
 
-    # Compiled, because the compiler leaves out the arrays that are not asked for, which are nearly all.
+    # Compiled, because the compiler then computes only the few arrays that are needed.
     scratch = jax.jit(lambda: init(initialised))() if initialised else {}
     arrays = {
         name: np.asarray(scratch[name]) if name in scratch else given[name].astype(fresh[name].dtype) for name in fresh

@@ -81,7 +81,7 @@ def _add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The commands and their arguments."""
+    """Makes the parser of the commands."""
     parser = argparse.ArgumentParser(
         prog="python -m vit_jax.data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

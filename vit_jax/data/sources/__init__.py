@@ -1,4 +1,4 @@
-"""Data sets as random-access sources of labelled images. `docs/data_sets.md` says which can be opened and how."""
+"""Opens data sets as random-access sources of labelled images. `docs/data_sets.md` says which and how."""
 
 import functools
 import glob
@@ -66,16 +66,16 @@ def open_source(
         - "vtab:<task>", a task of VTAB (docs/vtab.md);
         - "tfds:<name>[/<config>][:<version>]", a data set that TFDS has prepared in one of `tfds.data_folders()`;
         - the path of an image folder or zip file, `<split>/<class>/<image>`, or of a folder that TFDS has prepared;
-        - files of examples, tfrecord or array_record, as a pattern: "/data/web/*.array_record*". Several patterns
-          have commas between them.
-        A relative path that does not exist is also searched for in `$VIT_JAX_DATA`.
+        - files of examples, tfrecord or array_record, as a pattern: "/data/web/*.array_record*", or several separated
+          by commas. A relative path that does not exist is also searched for in `$VIT_JAX_DATA`.
       split: name of the split, or slices and sums of splits as in TFDS: "train[:90%]", "train+validation". The only
         split of files of examples is "all".
       how_to_prepare: ends the error's message if the data set is missing.
       image_key: for records, the feature with the encoded image; None: a usual name.
       label_key: for records, the feature with label ids; None: a usual name.
       num_classes: number of classes if the data do not say; at least as many as they say.
-      max_labels: for records, the most labels of an image if the data do not say; see `open_shards` and `open_tfds`.
+      max_labels: for records, the largest number of labels of an image if the data do not say; see `open_shards` and
+        `open_tfds`.
       class_names: for folders of images, names by label, such as the classes of the training split. A split may lack
         some of them, but not have others. None: the folders of the split.
 
@@ -138,7 +138,7 @@ def _open_path(
 
 
 def find_path(dataset: str) -> pathlib.Path | None:
-    """The path of a data set (of several files, the first); None if it does not exist or is not a path."""
+    """Returns the path of a data set (the first of several files); None if it does not exist or is not a path."""
     if dataset.startswith(_TFDS):
         return find_tfds(dataset.removeprefix(_TFDS))
     if path := _existing(dataset):
@@ -148,7 +148,7 @@ def find_path(dataset: str) -> pathlib.Path | None:
 
 
 def absolute_dataset(dataset: str) -> str | None:
-    """The data set by absolute paths, so that `open_source` finds it from any working folder; None if it has no path.
+    """Makes the paths of a data set absolute, for `open_source` in any working folder; None if it has no path.
 
     Args:
       dataset: as for `open_source`, which must be able to open it from this working folder.
@@ -167,7 +167,7 @@ def _absolute_pattern(pattern: str) -> str:
 
 
 def _existing(dataset: str) -> pathlib.Path | None:
-    # "" would be the current folder. os.path.exists, because a list of patterns may be too long for pathlib.
+    # "" would be the current folder. os.path.exists works for patterns that are too long for pathlib.
     return next((path for path in _candidates(dataset) if dataset and os.path.exists(path)), None)
 
 

@@ -1,4 +1,4 @@
-"""array_record files, read at random by the reader that `tfds.data_source` uses too."""
+"""Reads array_record files at random, with the reader that `tfds.data_source` uses."""
 
 import concurrent.futures
 import dataclasses
@@ -12,13 +12,13 @@ from vit_jax.data.sources.base import reason_of
 from vit_jax.errors import UserError
 from vit_jax.files import stat_regular
 
-_THREADS = 16  # they wait for a disk or a network
-_OTHER_FILES = 256  # that a process opens besides
+_THREADS = 16  # threads wait for a disk or a network
+_OTHER_FILES = 256  # other files that a process has open
 
 
 @dataclasses.dataclass(frozen=True)
 class _WholeFile:
-    """The FileInstruction of array_record: with it, the library need not open the file to count its records."""
+    """A FileInstruction of array_record, which saves the library from opening the file to count its records."""
 
     filename: str
     take: int
@@ -27,14 +27,14 @@ class _WholeFile:
 
 
 class ArrayRecordFiles:
-    """array_record files. The reader keeps every file open that was read once.
+    """array_record files. The reader keeps each file open after its first read.
 
     Attributes:
       lengths: number of records in each file, by path.
     """
 
     def __init__(self, paths: Sequence[str], lengths: Sequence[int] | None = None):
-        """Asks the files for their lengths unless they are given; reads nothing more.
+        """Reads the files' lengths, unless given, and nothing else.
 
         Raises:
           UserError: a file is missing or not an array_record file, or the system does not allow so many open files.
@@ -59,7 +59,7 @@ class ArrayRecordFiles:
         return ArrayRecordFiles, (list(self.lengths), list(self.lengths.values()))
 
     def read(self, path: str, record: int) -> bytes:
-        """Reads a record, whose checksum the library compares. Called from several threads at once."""
+        """Reads a record; the library verifies its checksum. Thread-safe."""
         if self._process != os.getpid():  # without the reader's threads it would crash
             raise UserError(
                 "array_record files cannot be read in a forked process. Start worker processes with the method 'spawn' "
@@ -68,7 +68,7 @@ class ArrayRecordFiles:
         return self._records[self._first[path] + record]
 
     def where(self, path: str, record: int) -> str:
-        """Number and file of a record, for messages."""
+        """Describes a record by number and file, for messages."""
         return f"record {record} of {path}"
 
 

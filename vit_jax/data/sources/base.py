@@ -26,7 +26,7 @@ Numbers: TypeAlias = range | np.ndarray  # of examples: a range of step 1, or in
 
 
 class BadRecordError(UserError):
-    """An example cannot be read; the message names it as `Source.where` does."""
+    """An example cannot be read; the message locates it as `Source.where` does."""
 
 
 class MissingDataError(UserError):
@@ -55,7 +55,7 @@ class Extent(NamedTuple):
     Attributes:
       place: identifies the place: equal for the same place, different for others.
       size: number of examples.
-      numbers: returns their numbers in that place; an example has the same number throughout a process.
+      numbers: returns the examples' numbers in that place, which do not change within a process.
     """
 
     place: str
@@ -66,13 +66,13 @@ class Extent(NamedTuple):
 class Source(Protocol):
     """A split of a data set, or a part of one, with random access. Images are not decoded.
 
-    For `data.overlap`, a source that consists of others has a method `parts()`, which returns them with the numbers of
-    their examples, `[(source, numbers), ...]`; any other has `extents() -> list[Extent]`, all examples in order.
+    For `data.overlap`, a source made of others has a method `parts()` that returns them with the numbers of their
+    examples, `[(source, numbers), ...]`. Any other source has `extents() -> list[Extent]`, with all examples in order.
     """
 
     @property
     def name(self) -> str:
-        """Where the data come from, for messages."""
+        """The name of the data set, for messages."""
 
     @property
     def split(self) -> str:
@@ -92,12 +92,12 @@ class Source(Protocol):
 
     @property
     def max_labels(self) -> int:
-        """The most labels an example may have; 1 for single-label data."""
+        """The largest number of labels of an example; 1 for single-label data."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example:
-        """Reads one example. Called from several threads at once.
+        """Reads one example. Thread-safe.
 
         Raises:
           BadRecordError: the example cannot be read.
@@ -114,7 +114,7 @@ class Source(Protocol):
 
 
 def turns_images(source: Any) -> bool:
-    """Whether any example of a source may say `exif_orientation`."""
+    """Whether any example of a source may set `exif_orientation`."""
     if hasattr(source, "parts") and not hasattr(source, "exif_orientation"):
         return any(turns_images(part) for part, _ in source.parts())
     return getattr(source, "exif_orientation", False)
@@ -129,6 +129,6 @@ def fingerprint_of(parts: Iterable[object]) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of an error's message, without its full stop."""
+    """The first line of an error's message, without the full stop."""
     text = error.args[0] if isinstance(error, KeyError) else error
     return (str(text).strip() or type(error).__name__).splitlines()[0].rstrip(".")

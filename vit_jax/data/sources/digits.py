@@ -19,7 +19,7 @@ class DigitsSource:
     SPLITS = ("train", "test")
 
     def __init__(self, split: str):
-        """Loads the split; raises UserError if there is none of that name."""
+        """Loads the split; raises UserError if there is no such split."""
         if split not in self.SPLITS:
             raise unknown_name("split of digits", split, self.SPLITS)
         digits = _load()
@@ -39,7 +39,7 @@ class DigitsSource:
         return {"image": self._images[index], "label": self._labels[index]}
 
     def extents(self) -> list[Extent]:
-        """Numbers in the list of images that both splits come from."""
+        """Numbers the images in the list that both splits come from."""
         return [Extent("digits", len(self), lambda: self._numbers)]
 
     def fingerprint(self) -> str:

@@ -30,17 +30,17 @@ from vit_jax.data.sources.trees import (
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.files import read_regular
 
-_MOST_AROUND = 4  # folders around the splits that are looked through
+_MOST_AROUND = 4  # nested folders above the splits to search
 
 
 class ImageFolderSource:
     """`<split>/<class>/<image>` in a folder or in a zip file, which is not unpacked.
 
     Without splits, `<class>/<image>`, all images are one split, "all". Classes and images are sorted by name, so labels
-    and order are the same everywhere. Folders around the splits are looked through. Litter (`trees.is_litter`) and
-    files beside the folders of classes are ignored.
+    and order are the same everywhere. Splits may be in a nested folder. Litter (`trees.is_litter`) and files beside the
+    class folders are ignored.
 
-    Names are compared in Unicode's composed form (NFC), those of splits in any case. Class names are printable text:
+    Names are compared in Unicode's composed form (NFC), and split names in any case. Class names are printable text:
     bytes that are not UTF-8 are escaped (`console.show_name`).
 
     An image takes the bytes of its name and 5 more of memory, and 21 more in a zip file.
@@ -56,32 +56,32 @@ class ImageFolderSource:
         class_names: Sequence[str] | None = None,
         classes_may_be_empty: bool = False,
     ):
-        """Lists the files of the split. Reads no file, except the beginning of those without a suffix of images.
+        """Lists the files of the split. Reads no file, except the first bytes of those without an image suffix.
 
         Args:
           path: of the folder or zip file.
           split: its name, or "all" if there are folders of classes and no splits.
           class_names: names by label, such as the classes of the training split. The split may lack some of them.
             None: the folders of the split.
-          classes_may_be_empty: whether a class may have no image. This is always so with `class_names`, and in splits
-            for testing or validation, by their names.
+          classes_may_be_empty: whether a class may have no image. Always true with `class_names`, and in splits that
+            are named as for testing or validation.
 
         Raises:
           UserError: unknown split, an empty class, a class that is not in `class_names`, a file that is not an image,
-            or a zip file that is encrypted or compressed otherwise than by "deflate".
+            or a zip file that is encrypted or compressed by another method than "deflate".
         """
         self._root = pathlib.Path(path)
         self.name: str = show_name(str(path))
         self.split = split
         self.class_names: Sequence[str] = ()
         self._zip: ZipMembers | None = None
-        self._names: list[str] = []  # of the files of each class, joined by "/"
+        self._names: list[str] = []  # file names of each class, joined by "/"
         self._with_links: set[str] = set()  # classes with files that are links
         try:
             tree = open_tree(self._root)
             around, inner, self.splits = _find_classes(tree, split, self.name)
-            self._classes_at = around + inner  # the folder of the classes, from the root on
-            self._base = inner  # likewise, from the splits on
+            self._classes_at = around + inner  # the folder of the classes, relative to the root
+            self._base = inner  # the same, relative to the folder of the splits
             self._list(tree)
         except OSError as error:
             raise unreadable(self._root, error) from error
@@ -106,7 +106,7 @@ class ImageFolderSource:
                 content = read_regular(f"{self._root}/{self._file(folder, name)}", MAX_FILE_BYTES)
             else:
                 content = self._zip.read(index)
-        except Exception as error:  # whatever a damaged file does to zlib
+        except Exception as error:  # zlib raises many kinds of errors for damaged files
             raise BadRecordError(f"cannot read {self.where(index)}: {error}.") from error
         return {
             "image": content,
@@ -120,7 +120,7 @@ class ImageFolderSource:
         return np.repeat(np.asarray(self._labels, np.int64), np.diff(self._ends, prepend=0))
 
     def extents(self) -> list[Extent]:
-        """The folders of the classes, links followed, with hashes of file names as numbers; or the zip file."""
+        """The class folders, with links resolved and hashes of file names as numbers; or the zip file."""
         if self._zip is not None:
             offsets = self._zip.offsets
             return [Extent(os.path.realpath(self._root), len(self), lambda: offsets)]
@@ -138,7 +138,7 @@ class ImageFolderSource:
         return extents
 
     def fingerprint(self) -> str:
-        """Changes when the list of files does, or their labels."""
+        """Changes with the list of files and their labels."""
         folders = [f"{self._base}{name}/" for name in self._folders]
         files = [
             composed(folder + names.replace("/", f"\n{folder}"))
@@ -149,7 +149,7 @@ class ImageFolderSource:
         return fingerprint_of(files if own_labels else [*files, self._labels])
 
     def where(self, index: int) -> str:
-        """The path of the image, printable; in a zip file, from the splits on."""
+        """The printable path of the image; in a zip file, relative to the splits."""
         folder, name = self._locate(range(len(self))[index])
         if self._zip is None:
             return show_name(str(self._root / self._file(folder, name)))
@@ -161,7 +161,7 @@ class ImageFolderSource:
         return show_name(f"{composed(self._folders[folder])}/{name}")
 
     def with_classes(self, class_names: Sequence[str]) -> "ImageFolderSource":
-        """The same images with labels by other class names; raises UserError if an image is of none of them."""
+        """Relabels the images by other class names; raises UserError if an image belongs to none of them."""
         other = copy.copy(self)
         other._relabel(class_names)
         return other
@@ -257,7 +257,7 @@ def _hash_names(joined: str) -> np.ndarray:
     return np.array([hash(name) for name in joined.split("/")], np.int64)
 
 
-# ---- The layout of a tree. What the folders contain decides, not their names.
+# ---- The layout of a tree. The contents of folders determine it, not their names.
 
 
 def _find_classes(tree: Tree, split: str, name: str) -> tuple[str, str, list[str]]:
@@ -265,7 +265,7 @@ def _find_classes(tree: Tree, split: str, name: str) -> tuple[str, str, list[str
 
     Returns:
       the folder around the splits, the split's folder in it, and the names of all splits. Folders are "" or end with
-      "/". Where there are classes but no splits, the split's folder is "" and the only split "all".
+      "/". With classes but no splits, the split's folder is "", and the only split is "all".
 
     Raises:
       UserError: there is no such split, or no image.
@@ -288,11 +288,10 @@ def _find_classes(tree: Tree, split: str, name: str) -> tuple[str, str, list[str
 
 
 def list_splits(path: str | os.PathLike[str], *, for_all: bool = False) -> list[str]:
-    """Names of the splits of a folder or zip file of images; "all" alone if it has folders of classes instead.
+    """Lists the splits of a folder or zip file of images; only "all" if it has class folders and no splits.
 
-    Folders that are named as splits but have images instead of classes, `train/1.jpg` and `test/2.jpg`, count as splits
-    that cannot be used, not as classes: nobody wants to tell training images from test images. They are classes only
-    for those who ask for all images.
+    Folders that are named like splits but have images instead of classes, `train/1.jpg` and `test/2.jpg`, count as
+    unusable splits, because they are hardly meant as classes. With `for_all`, they do count as classes.
 
     Args:
       path: of the folder or zip file.
@@ -311,7 +310,7 @@ def list_splits(path: str | os.PathLike[str], *, for_all: bool = False) -> list[
 
 
 def _judge(tree: Tree, split: str) -> tuple[str, list[str], bool]:
-    """Returns the folder around splits or classes, their names, and whether they are classes; `split` may be ""."""
+    """Finds the folder of the splits or classes, their names, and whether they are classes; `split` may be ""."""
     around = ""
     for _ in range(_MOST_AROUND):
         tops = folders_in(tree, around)
@@ -348,12 +347,12 @@ def _holds_images(tree: Tree, folder: str, depth: int) -> bool:
         return holds_images(tree, folder)
     try:
         return any(_holds_images(tree, f"{folder}{name}/", depth - 1) for name in folders_in(tree, folder))
-    except OSError:  # somebody else's, such as lost+found
+    except OSError:  # such as lost+found, which only root can read
         return False
 
 
 def _match(split: str, splits: Sequence[str], name: str) -> str | None:
-    """The split of that name in any case and Unicode form, an exact match first."""
+    """Finds a split by name in any case and Unicode form, preferring an exact match."""
     if split in splits:
         return split
     matches = [each for each in splits if _key(each) == _key(split)]
@@ -381,10 +380,10 @@ def _check_images(tree: Tree, around: str, tops: list[str], name: str) -> None:
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's composed form (NFC). macOS writes the decomposed form, which looks the same."""
+    """Converts a name to Unicode's composed form (NFC). macOS writes the decomposed form, which looks the same."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _in_order(names: list[str]) -> list[str]:
-    """Names sorted by their composed form, so that order and labels are the same on all systems."""
+    """Sorts names by their composed form, so that order and labels are the same on all systems."""
     return sorted(names) if "".join(names).isascii() else sorted(names, key=lambda name: (composed(name), name))

@@ -1,7 +1,7 @@
 """Opens ImageNet's other test sets, with labels among ImageNet's 1,000 classes (docs/imagenet_variants.md).
 
-They are read as their authors publish them or as TFDS prepares them, and their classes are compared with those that
-were published: a test set that lacks a class would give a number that looks right.
+Reads them as their authors publish them or as TFDS prepares them, and compares their classes with the published ones: a
+test set that lacks a class would give a plausible but wrong number.
 """
 
 import concurrent.futures
@@ -48,7 +48,7 @@ class Variant:
 
     Attributes:
       source: its images, labelled with ImageNet's classes. Any of an image's labels is right.
-      classes: the classes whose logits compete, ascending; None: all 1,000.
+      classes: the classes to choose among, ascending; None: all 1,000.
     """
 
     source: Source
@@ -62,12 +62,12 @@ def open_variant(
 
     Args:
       name: one of `IMAGENET_TEST_SETS`.
-      place: where it is, one of
+      place: its location, one of
         - "tfds:<name>[/<config>][:<version>]", or a folder that TFDS has prepared; TFDS has no ObjectNet;
         - the folder that the authors' archive unpacks to, or the one around it; or a zip file, except of ObjectNet;
-        - for "real", `real.json`, or "tfds:imagenet2012_real", which has the images as well.
-        A relative path that does not exist is looked for in `$VIT_JAX_DATA` too.
-      validation: for "real" with `real.json`: the data set that the labels are for, as `open_source` takes it.
+        - for "real", `real.json`, or "tfds:imagenet2012_real", which has the images as well. A relative path that does
+          not exist is also searched for in `$VIT_JAX_DATA`.
+      validation: for "real" with `real.json`: the data set that the labels are for; see `open_source`.
       validation_split: its split.
 
     Returns:
@@ -152,7 +152,7 @@ class _ClassFolders(ImageFolderSource):
         super().__init__(path, split)
 
     def _keep(self, classes: Iterable[tuple[str, list[str]]], misplaced: list[str]) -> None:
-        # In place, as folders within those of classes are noticed while the classes are gone through.
+        # In place, because nested folders are noticed while iterating over the classes.
         misplaced[:] = [path for path in misplaced if pathlib.PurePath(path).stem not in _NOT_IMAGES]
         super()._keep(
             ((name, files) for name, files in classes if self._wanted is None or name in self._wanted), misplaced
@@ -160,7 +160,7 @@ class _ClassFolders(ImageFolderSource):
 
 
 class _ImageNetLabels:
-    """Folders of images, labelled with ImageNet's classes."""
+    """Images in folders, labelled with ImageNet's classes."""
 
     exif_orientation = False  # the published numbers are of images as they are stored
 
@@ -171,7 +171,7 @@ class _ImageNetLabels:
           folders: the images.
           classes: ImageNet's classes that are right for the images of a folder.
           name: see `Source`.
-          border: pixels that are cut off at each side; then images are given decoded.
+          border: pixels to cut off at each side; if more than 0, examples are decoded images.
         """
         self._folders, self._border = folders, border
         self._labels = [classes[folder] for folder in folders.class_names]
@@ -240,11 +240,11 @@ def _existing(name: str, place: str) -> pathlib.Path:
     path = find_path(place)
     if path is None:
         raise MissingDataError(f"{name} is not at {place!r}. It is from {IMAGENET_TEST_SETS[name].url}.")
-    return pathlib.Path(os.path.abspath(path))  # a relative path need not say the name of its last folder
+    return pathlib.Path(os.path.abspath(path))  # a relative path may not contain the name of its last folder
 
 
 def _around_classes(path: pathlib.Path, classes: Collection[str], expected: str) -> tuple[pathlib.Path, str]:
-    """The data set and split, as `ImageFolderSource` takes them, whose folders are the classes."""
+    """Finds the data set and split, for `ImageFolderSource`, whose folders are the classes."""
     try:
         if path.is_dir():
             folders = [entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")]
@@ -291,7 +291,7 @@ def _open_objectnet(place: str) -> Source:
     )
     expected = (
         f"ObjectNet is a folder with images/<object>/<image>.png and mappings/, which has {_FOLDERS} and {_OVERLAP}. "
-        f"Get it from {published.url}, which has the password to unpack it with: unzip objectnet-1.0.zip"
+        f"Get it from {published.url}, which has the password for unpacking it: unzip objectnet-1.0.zip"
     )
     if path is None:
         raise UserError(f"TFDS has no ObjectNet, so {place!r} cannot be. {expected}")
@@ -306,12 +306,12 @@ def _open_objectnet(place: str) -> Source:
 
 
 def _objectnet_classes(mappings: pathlib.Path, expected: str) -> dict[str, tuple[int, ...]]:
-    """ImageNet's classes for each folder of ObjectNet that has some.
+    """Maps each ObjectNet folder that overlaps with ImageNet to ImageNet's classes.
 
-    One of the authors' files names the object in each folder, another, for objects that overlap, ImageNet's classes by
-    their words, with "; " between them. All 125 classes that are named so are unique among the words of ImageNet's
-    classes, and that gives the numbers which the authors' imagenet_pytorch_id_to_objectnet_id.json has
-    (abarbu/objectnet-template-tensorflow, mapping_files). So two more files, with numbers, are not needed.
+    One of the authors' files names the object in each folder. Another gives, for objects that overlap, ImageNet's
+    classes by their words, separated by "; ". The words of all 125 classes are unique in ImageNet, and they give the
+    same numbers as the authors' imagenet_pytorch_id_to_objectnet_id.json (abarbu/objectnet-template-tensorflow,
+    mapping_files). So the two files with numbers are not needed.
     """
     labels = _read_mapping(mappings / _FOLDERS, expected)
     overlap = _read_mapping(mappings / _OVERLAP, expected)
@@ -346,6 +346,6 @@ def _read_mapping(path: pathlib.Path, expected: str) -> dict[str, str]:
 
 @functools.cache
 def _numbers_by_words() -> Mapping[str, int]:
-    """ImageNet's classes by their words, without those that share them ("crane", the bird and the machine)."""
+    """Maps words to ImageNet's classes, without ambiguous ones ("crane", the bird and the machine)."""
     words = class_names(_IMAGENET)
     return {each: number for number, each in enumerate(words) if words.count(each) == 1}

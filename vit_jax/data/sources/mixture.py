@@ -1,4 +1,4 @@
-"""Several data sets as one, drawn from by weight."""
+"""Combines several data sets, drawn from by weight."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from vit_jax.errors import UserError
 
 
 class Mixture(SlicedSource):
-    """Sources one after the other; `weights` tell the pipeline how often to draw from each.
+    """Sources, one after the other; `weights` tell the pipeline how often to draw from each.
 
-    An epoch of a mixture has as many examples as all its sources together, but draws from each by its weight: within a
-    source, every example comes once before any comes again.
+    An epoch of a mixture has as many examples as all its sources together, but draws from each by its weight. Within a
+    source, every example is used once before any is repeated.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
@@ -42,5 +42,5 @@ class Mixture(SlicedSource):
         self.weights = tuple(weight / sum(weights) for weight in weights)
 
     def fingerprint(self) -> str:
-        """Changes when that of a source, or a weight, does."""
+        """Changes with the sources' fingerprints and the weights."""
         return fingerprint_of([*(source.fingerprint() for source, _ in self.parts()), self.weights])

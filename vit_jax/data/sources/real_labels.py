@@ -1,6 +1,6 @@
 """ReaL: new labels for ImageNet's validation images (Beyer et al., "Are we done with ImageNet?", 2020).
 
-An image has any number of right classes. The 3,163 of 50,000 images with none do not count.
+An image has any number of correct classes. 3,163 of the 50,000 images have none and do not count.
 """
 
 import json
@@ -44,11 +44,11 @@ def load_real_labels(path: str | os.PathLike[str]) -> list[list[int]]:
 class RealLabels:
     """The validation split of ImageNet, or a part of it, with ReaL labels.
 
-    They are found by the number in the image's name: ILSVRC2012_val_00000001.JPEG has the first.
+    The number in an image's name selects its labels: ILSVRC2012_val_00000001.JPEG has the first.
     """
 
     def __init__(self, source: Source, labels: list[list[int]]):
-        """Reads the first example, to see whether it has such a name.
+        """Reads the first example to check its name.
 
         Args:
           source: its classes are ImageNet's, in the usual order: sorted by WordNet id.
@@ -75,7 +75,7 @@ class RealLabels:
         return {**example, "label": self._labels[self._number(example, index) - 1]}
 
     def parts(self) -> list[tuple[Source, Numbers]]:
-        """The images whose labels these are."""
+        """The labelled images."""
         return [(self._source, range(len(self)))]
 
     def fingerprint(self) -> str:
@@ -83,7 +83,7 @@ class RealLabels:
         return fingerprint_of([self._source.fingerprint(), json.dumps(self._labels)])
 
     def where(self, index: int) -> str:
-        """As the source says."""
+        """See `Source`."""
         return self._source.where(index)
 
     def _number(self, example: Example, index: int) -> int:

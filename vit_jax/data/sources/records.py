@@ -1,4 +1,4 @@
-"""Records that are `tf.train.Example`, as a source of labelled images; read without TensorFlow."""
+"""Reads records of `tf.train.Example` as a source of labelled images, without TensorFlow."""
 
 import bisect
 import functools
@@ -30,11 +30,11 @@ Features: TypeAlias = Mapping[str, Sequence[Any]]
 """The values of a record's features by name, flat."""
 
 Range: TypeAlias = tuple[str, int, int]
-"""Records of a file: its path, the first record, the last plus one."""
+"""A range of records of a file: its path, the first record, the last plus one."""
 
 
 class ExampleKeys(NamedTuple):
-    """Where the parts of an example come from.
+    """The features of an example's parts.
 
     Attributes:
       image: the feature with the encoded image.
@@ -49,7 +49,7 @@ class ExampleKeys(NamedTuple):
 
 
 class RecordSource:
-    """Records that are `tf.train.Example`: an encoded image and its labels."""
+    """Records of `tf.train.Example`: an encoded image and its labels."""
 
     def __init__(
         self,
@@ -72,15 +72,15 @@ class RecordSource:
         Args:
           files: the files.
           ranges: the records, in order.
-          keys: where image and labels come from. Functions must be a module's, so that they can be pickled.
+          keys: the features of image and labels. Functions must be a module's, so that they can be pickled.
           name: see `Source`, as for `split`, `splits` and `class_names`.
           split: the split as requested.
           splits: of the data set.
           class_names: by label.
           num_classes: labels must be less; None: unknown.
-          max_labels: the most labels of an example. If 1, labels are numbers, otherwise lists.
+          max_labels: the largest number of labels of an example. If 1, labels are numbers, otherwise lists.
           all_labelled: whether an unlabelled example is an error.
-          derive_image: makes pixels, uint8 `[height, width, 3]`, of an encoded image that needs more than decoding.
+          derive_image: makes pixels, uint8 `[height, width, 3]`, from an encoded image that needs more than decoding.
           exif_orientation: see `Example`.
         """
         self._files, self._ranges, self._keys = files, list(ranges), keys
@@ -95,14 +95,14 @@ class RecordSource:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Example:
-        """See `Source`. A label that breaks a rule of the data set is a UserError, but no BadRecordError."""
+        """See `Source`. A label that breaks a rule of the data set is a UserError, not a BadRecordError."""
         path, record = self._locate(index)
         try:
             features = parse_example(self._files.read(path, record))
             image = _first_bytes(features, self._keys.image)
         except UserError:
             raise
-        except Exception as error:  # whatever a damaged file does to the readers
+        except Exception as error:  # readers raise many kinds of errors for damaged files
             raise BadRecordError(f"cannot read {self.where(index)}: {reason_of(error)}.") from error
         labels = self._labels(features, index)
         example: Example = {"image": image, "label": labels}
@@ -141,7 +141,7 @@ class RecordSource:
         ]
 
     def where(self, index: int) -> str:
-        """The record and its file, with the offset if the format has one."""
+        """Describes the record and its file, with the offset if the format has one."""
         return self._files.where(*self._locate(index))
 
     def _locate(self, index: int) -> tuple[str, int]:
@@ -210,7 +210,7 @@ def _first_bytes(features: Mapping[str, Any], key: str) -> bytes:
 class ManifestFacts(NamedTuple):
     """Facts from the `manifest.json` that `vit_jax.data.prepare` writes beside records."""
 
-    max_labels: int | None = None  # the most of an image; None if unknown
+    max_labels: int | None = None  # the largest number of an image; None if unknown
     exif_orientation: bool = False  # whether to apply it
 
 

@@ -1,4 +1,4 @@
-"""Sharded files of examples that no description accompanies, such as a web-scale data set."""
+"""Opens sharded files of examples without a description, such as a web-scale data set."""
 
 import glob
 import logging
@@ -28,14 +28,14 @@ from vit_jax.files import read_regular, read_text_lines
 logger = logging.getLogger(__name__)
 
 _ARRAY_RECORD_START = bytes.fromhex("83af70d10d884a3f000000000000000040000000")  # of Riegeli, which it builds on
-_FIRST_RECORDS = 64  # that are searched for the names of features
+_FIRST_RECORDS = 64  # to search for the names of features
 
 
 def find_shards(pattern: str, folders: Sequence[str | os.PathLike[str]] = ()) -> list[str]:
     """Finds the files that match patterns.
 
     Args:
-      pattern: one or several with commas between them: "/data/web/*.array_record*", "web/a-?????-of-00100,web/b-*".
+      pattern: one pattern, or several separated by commas: "/data/web/*.array_record*", "web/a-?????-of-00100,web/b-*".
       folders: searched for relative patterns that match nothing in the current folder.
 
     Returns:
@@ -59,13 +59,13 @@ def find_shards(pattern: str, folders: Sequence[str | os.PathLike[str]] = ()) ->
 
 
 def split_patterns(pattern: str, folders: Sequence[str | os.PathLike[str]] = ()) -> list[str]:
-    """Splits patterns at commas, unless the whole matches something: a comma may belong to the name of a folder."""
+    """Splits patterns at commas, unless the whole text matches a file: a comma may be part of a folder's name."""
     patterns = [pattern] if _match(pattern.strip(), folders) else pattern.split(",")
     return list(filter(None, map(str.strip, patterns)))
 
 
 def _match(pattern: str, folders: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Paths that match in the current folder, else in the first of the other folders with a match."""
+    """Finds matching paths in the current folder, else in the first other folder with a match."""
     expanded = os.path.expanduser(pattern)
     roots = ["", *folders] if pattern and not os.path.isabs(expanded) else [""]
     return next(filter(None, (glob.glob(os.path.join(root, expanded)) for root in roots)), [])
@@ -81,12 +81,12 @@ def _check_complete(paths: Sequence[str]) -> None:
             first = f"{before}{missing[0]:0{len(total)}d}-of-{total}{behind}"
             raise UserError(
                 f"{len(missing)} of {int(total)} files are missing; the first is {first}. Copy them, or choose the "
-                "files to read: with a pattern such as 'name-0000[0-4]-of-00100', or several with commas between them."
+                "files to read: with a pattern such as 'name-0000[0-4]-of-00100', or several separated by commas."
             )
 
 
 def record_format(path: str | os.PathLike[str]) -> str | None:
-    """The format of a file by its name, otherwise by its first bytes; None for files without records."""
+    """Finds the format of a file by its name, or else its first bytes; None for files without records."""
     name = pathlib.PurePath(path).name
     for each in FORMATS:
         if each in name:
@@ -114,8 +114,8 @@ def open_shards(
 ) -> RecordSource:
     """Opens files of examples. Their only split is "all".
 
-    Two files beside them are read if they exist: `classes.txt`, one class name a line in the order of the labels, and
-    `manifest.json`, whose "max_labels" is used unless one is given.
+    Two files beside them are read if they exist: `classes.txt`, with one class name per line in the order of the
+    labels, and `manifest.json`, whose "max_labels" is used unless one is given.
 
     Args:
       paths: of files of one format, tfrecord (not compressed) or array_record.
@@ -124,7 +124,7 @@ def open_shards(
       image_key: feature with the image; None: one of the usual names.
       label_key: feature with label ids; None: one of the usual names.
       num_classes: number of classes if there is no `classes.txt`. Labels must be less.
-      max_labels: the most labels of an image; None: as `manifest.json` says, otherwise 1.
+      max_labels: the largest number of labels of an image; None: that of `manifest.json`, otherwise 1.
 
     Raises:
       UserError: files are missing, damaged or of an unknown format, or a feature does not exist.
@@ -194,7 +194,7 @@ def _find_keys(
     for record in range(first, min(last, first + _FIRST_RECORDS)):
         try:
             features = parse_example(files.read(path, record))
-        except Exception as error:  # one damaged record does not make the whole unreadable
+        except Exception as error:  # one damaged record must not make the rest unreadable
             damage = damage or BadRecordError(
                 f"cannot read {files.where(path, record)} as tf.train.Example: {reason_of(error)}."
             )

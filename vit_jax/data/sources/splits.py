@@ -1,6 +1,6 @@
-"""One syntax of splits for all sources, that of TFDS: "train[:90%]", "train[25600:51200]", "train[:800]+validation".
+"""The syntax of splits for all sources, which is TFDS's: "train[:90%]", "train[25600:51200]", "train[:800]+validation".
 
-TFDS itself resolves slices, so that they have the same examples here as in any other program that uses it.
+TFDS itself resolves slices, so they have the same examples as in any other program that uses it.
 """
 
 import bisect
@@ -114,7 +114,7 @@ def shard_ranges(lengths: Sequence[int], start: int, stop: int) -> Iterator[tupl
 
 
 class SlicedSource:
-    """Slices of sources, one after the other, as one source."""
+    """A source made of slices of sources, one after the other."""
 
     def __init__(self, parts: Sequence[tuple[Source, Numbers]], split: str):
         """Keeps the sources; reads nothing.
@@ -151,7 +151,7 @@ class SlicedSource:
         return self._parts
 
     def labels(self) -> np.ndarray | None:
-        """The labels of all examples, int64 `[examples]`; None if a source would have to be read for them."""
+        """The labels of all examples, int64 `[examples]`; None if they would have to be read."""
         parts = []
         for source, examples in self._parts:
             known = source.labels() if hasattr(source, "labels") else None
@@ -190,15 +190,15 @@ def open_parts(
     mixed: bool = True,
     open_term: Callable[[str], Source] | None = None,
 ) -> Source:
-    """Opens slices and sums of a data set whose own code opens whole splits only.
+    """Opens slices and sums of splits, with a function that opens whole splits.
 
     Args:
       spec: see `resolve`.
       open_split: opens a split by name, and raises the error for an unknown name.
-      splits: lists the splits; called for "all" only.
+      splits: lists the splits; called only for "all".
       data_set: for messages.
-      mixed: whether the classes are mixed. If they come one after the other, slices are those of a fixed permutation,
-        so that each is a random sample of its split.
+      mixed: whether examples of different classes are mixed. If they are sorted by class, slices are taken from a fixed
+        permutation, so that each is a random sample of its split.
       open_term: opens one of several splits that are added, which may lack classes of another. None: `open_split`.
 
     Raises:
@@ -225,7 +225,7 @@ def open_parts(
 
 
 def same_classes(opened: Mapping[str, Any], data_set: str) -> dict[str, Any]:
-    """Gives splits of class folders the classes of the training split, or else of the split with the most.
+    """Gives all splits of class folders the classes of the training split, or else of the split with the most classes.
 
     Args:
       opened: an `ImageFolderSource` for each split by name. They may lack classes, or have empty ones.

@@ -1,8 +1,8 @@
-"""Data sets that TensorFlow Datasets (TFDS) has prepared as tfrecord or array_record, read without TensorFlow.
+"""Opens data sets that TensorFlow Datasets (TFDS) has prepared, tfrecord or array_record, without TensorFlow.
 
-TFDS's own files describe the data set: `dataset_info.json` the splits and the lengths of their files, `features.json`
-the features. `records` reads the examples, because images should stay encoded, and because `tfds.data_source` does not
-read tfrecord.
+TFDS's own files describe the data set: `dataset_info.json` has the splits and the lengths of their files,
+`features.json` the features. `records` reads the examples, because images should stay encoded and `tfds.data_source`
+does not read tfrecord.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 _DESCRIPTION = "dataset_info.json"
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_MOST_LABELS = 32  # of an image with any number of labels, unless the data set says
+_MOST_LABELS = 32  # of an image with any number of labels, unless the data set gives another number
 
 
 def open_tfds(
@@ -59,8 +59,8 @@ def open_tfds(
       label_key: feature with the classes, or a function that derives the class; see `ExampleKeys`. None: one of the
         usual names, otherwise the only feature with classes.
       num_classes: number of classes if the data set does not say.
-      max_labels: the most labels of an image that may have several; None: as `manifest.json` in the folder says,
-        otherwise the number of classes, but at most 32.
+      max_labels: the largest number of labels of an image that may have several; None: that of `manifest.json` in the
+        folder, otherwise the number of classes, but at most 32.
       all_labelled: see `RecordSource`.
       derive_image: see `RecordSource`.
 
@@ -135,7 +135,7 @@ def _builder(folder: pathlib.Path) -> Any:
 def _choose_features(
     features: Any, image_key: str | None, label_key: str | Callable[[Features], int] | None, name: str
 ) -> tuple[ExampleKeys, Any, bool]:
-    """The keys, the `ClassLabel` of the label if any, and whether an image may have several labels."""
+    """Chooses the keys; also returns the label's `ClassLabel`, if any, and whether an image may have several labels."""
     from tensorflow_datasets import features as tfds_features
 
     features = dict(sorted(features.items()))  # their order differs between processes
@@ -174,13 +174,13 @@ def _choose_features(
 
 
 def data_folders() -> list[pathlib.Path]:
-    """The folders searched for prepared data sets: $TFDS_DATA_DIR, $VIT_JAX_DATA and ~/tensorflow_datasets."""
+    """Lists the folders to search for prepared data sets: $TFDS_DATA_DIR, $VIT_JAX_DATA and ~/tensorflow_datasets."""
     given = (os.environ.get("TFDS_DATA_DIR"), os.environ.get("VIT_JAX_DATA"), "~/tensorflow_datasets")
     return list(dict.fromkeys(pathlib.Path(folder).expanduser() for folder in given if folder))
 
 
 def find_tfds(dataset: str) -> pathlib.Path | None:
-    """The folder of a prepared data set, of the newest matching version; None if it is not prepared.
+    """Finds the folder of a prepared data set, in the newest matching version; None if it is not prepared.
 
     Args:
       dataset: <name>[/<config>][:<version>], e.g. "imagenet2012", "cifar10:3.0.2", "imagenet2012_subset/10pct:5.1.0".
@@ -210,7 +210,7 @@ def find_tfds(dataset: str) -> pathlib.Path | None:
 
 
 def not_prepared(dataset: str, how_to_prepare: str = "", *, suggest: bool = True) -> MissingDataError:
-    """The error for a data set that is not prepared.
+    """Makes the error for a data set that is not prepared.
 
     Args:
       dataset: as for `find_tfds`.
@@ -239,12 +239,12 @@ def not_prepared(dataset: str, how_to_prepare: str = "", *, suggest: bool = True
 
 
 def preparation(arguments: str) -> str:
-    """Tells how to prepare a data set, given its name and perhaps flags."""
+    """Says how to prepare a data set, given its name and perhaps flags."""
     return f"Prepare it, or set TFDS_DATA_DIR to its folder:\n    python -m vit_jax.data.prepare tfds {arguments}"
 
 
 def prepared_folder(path: pathlib.Path) -> pathlib.Path | None:
-    """The folder of the data set that TFDS prepared at or below `path`; None if there is none, an error if several."""
+    """Finds the data set that TFDS prepared at or below `path`; None if there is none, an error if several."""
     if not path.is_dir():
         return None
     if (path / _DESCRIPTION).is_file():

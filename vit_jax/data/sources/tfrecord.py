@@ -1,8 +1,8 @@
-"""tfrecord files, read at random.
+"""Reads tfrecord files at random.
 
-A tfrecord file has no table of contents, so an index of its records is made when the file is first used: 8 bytes a
-record, found by reading the records' headers alone. It is kept beside the file as `.<file>.index`, or, if that folder
-cannot be written, in the cache (`vit_jax.files`).
+A tfrecord file has no table of contents, so its first use makes an index of its records, 8 bytes per record, by reading
+only the records' headers. The index is kept beside the file as `.<file>.index`, or, if that folder cannot be written,
+in the cache (`vit_jax.files`).
 """
 
 import concurrent.futures
@@ -32,11 +32,11 @@ _CHECKSUM = struct.Struct("<I")
 _FRAME_BYTES = HEADER.size + _CHECKSUM.size  # around a record
 _INDEX_VERSION = 2
 _MOST_RECORD_BYTES = 2**30
-_THREADS = 16  # they wait for a disk or a network
+_THREADS = 16  # threads wait for a disk or a network
 
 
 class PositionedFile:
-    """A file that several threads read at once, each at its own position. Pickling it reopens the file."""
+    """A file that several threads can read at once, each at its own position. Unpickling reopens the file."""
 
     def __init__(self, path: str | os.PathLike[str]):
         """Opens the file; raises OSError."""
@@ -56,7 +56,7 @@ class PositionedFile:
 
 
 class TFRecordFiles:
-    """tfrecord files. Each read compares the record's checksum.
+    """tfrecord files. Each read verifies the record's checksum.
 
     Attributes:
       lengths: number of records in each file, by path.
@@ -90,7 +90,7 @@ class TFRecordFiles:
         self._open = functools.lru_cache(maxsize=min(most, 4096))(PositionedFile)
 
     def read(self, path: str, record: int) -> bytes:
-        """Reads a record; raises whatever a damaged file causes. Called from several threads at once."""
+        """Reads a record; damaged files raise errors of many kinds. Thread-safe."""
         begin, end = self._offsets[path][record : record + 2].tolist()
         begin, size = begin + HEADER.size, end - begin - _FRAME_BYTES
         if size > _MOST_RECORD_BYTES:
@@ -102,7 +102,7 @@ class TFRecordFiles:
         return content
 
     def where(self, path: str, record: int) -> str:
-        """Number, offset and file of a record, for messages."""
+        """Describes a record by number, offset and file, for messages."""
         return f"record {record} (byte {self._offsets[path][record]}) of {path}"
 
     def __reduce__(self) -> tuple[Any, ...]:

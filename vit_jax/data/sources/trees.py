@@ -1,4 +1,4 @@
-"""Folders and zip files as trees of folders and files, so that the same code judges and reads both."""
+"""Folders and zip files as trees of folders and files, with one interface for both."""
 
 import enum
 import heapq
@@ -32,7 +32,7 @@ _LITTER = frozenset(
 )
 _DEEPEST = 8  # nested folders; deeper ones count as empty
 _START_BYTES = 32  # enough to recognise an image
-_PEEKED = 4  # files of unknown suffix that are read to find out whether a folder has images
+_PEEKED = 4  # files of unknown suffix to read to find out whether a folder has images
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # before a member of a zip file: magic, lengths of name and extra field
 _MEMBER = np.dtype(
     [("offset", np.int64), ("packed", np.uint32), ("size", np.uint32), ("crc", np.uint32), ("deflated", np.bool_)]
@@ -80,7 +80,7 @@ class FolderTree:
                     yield entry.name, _kind(entry)
 
     def start(self, path: str) -> bytes:
-        """The first bytes of a file; none if it cannot be read."""
+        """The first bytes of a file; empty if it cannot be read."""
         try:
             return read_regular(f"{self._root}/{path}", MAX_FILE_BYTES, start=_START_BYTES)
         except OSError:
@@ -163,8 +163,8 @@ class ZipTree:
         """Collects what is needed to read these files.
 
         Raises:
-          UserError: one is encrypted, compressed otherwise than by "deflate", or larger than an image can be; or the
-            zip file is truncated.
+          UserError: one is encrypted, compressed by another method than "deflate", or larger than an image can be; or
+            the zip file is truncated.
         """
         rows = []
         for path in paths:
@@ -172,7 +172,7 @@ class ZipTree:
             where = f"'{show_name(member.filename)}' in {show_name(str(self._path))}"
             if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise UserError(
-                    f"{where} is encrypted, or compressed otherwise than by 'deflate'. Zip the images again, best "
+                    f"{where} is encrypted, or not compressed by 'deflate'. Zip the images again, best "
                     "without compression: zip -0 -r <name>.zip <folder>"
                 )
             if not 0 <= max(member.file_size, member.compress_size) <= MAX_FILE_BYTES:
@@ -188,18 +188,18 @@ class ZipTree:
 
 
 class ZipMembers:
-    """Files in a zip file, each read at its position, so that threads do not wait for each other."""
+    """Files in a zip file, each read at its own position, so that threads do not wait for each other."""
 
     def __init__(self, file: PositionedFile, table: np.ndarray):
         self._file, self._table = file, table
 
     @property
     def offsets(self) -> np.ndarray:
-        """Where the members begin, int64 `[members]`."""
+        """Offsets of the members, int64 `[members]`."""
         return self._table["offset"]
 
     def read(self, index: int) -> bytes:
-        """Reads a file; raises whatever damage causes."""
+        """Reads a file; damage raises errors of many kinds."""
         offset, packed, size, crc, deflated = self._table[index].item()
         content = self._file.read(_begin_of(self._file, offset), packed)
         if deflated:
@@ -213,7 +213,7 @@ class ZipMembers:
 
 
 def _begin_of(file: PositionedFile, offset: int) -> int:
-    """Where the content of a member begins, whose local header is at `offset`."""
+    """The offset of a member's content; its local header is at `offset`."""
     magic, *lengths = _LOCAL_HEADER.unpack(file.read(offset, _LOCAL_HEADER.size))
     if magic != b"PK\3\4":
         raise ValueError("it is not where the table of contents says")
@@ -244,7 +244,7 @@ def folders_in(tree: Tree, folder: str) -> list[str]:
 
 
 def holds_images(tree: Tree, folder: str) -> bool:
-    """Whether a folder itself has images. False if it cannot be read."""
+    """Whether a folder directly contains images. False if it cannot be read."""
     others = []
     try:
         for name, kind in tree.entries(folder):
@@ -286,6 +286,6 @@ def open_tree(path: pathlib.Path) -> Tree:
 
 
 def unreadable(path: pathlib.Path, error: Exception) -> UserError:
-    """The error for a folder or zip file that cannot be read."""
+    """Makes the error for a folder or zip file that cannot be read."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error or type(error).__name__
     return UserError(f"cannot read {show_name(str(path))} as a folder or zip file of images: {reason}.")

@@ -21,14 +21,14 @@ from vit_jax.errors import UserError
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The commands and their arguments."""
+    """Makes the parser of the commands."""
     parser = argparse.ArgumentParser(
         prog="python -m vit_jax.data.vtab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | manifest | check")
     commands.add_parser("list", help="lists the tasks and which of them are prepared")
     chosen = argparse.ArgumentParser(add_help=False)
-    chosen.add_argument("--tasks", help="with commas between them; default: all that are prepared")
+    chosen.add_argument("--tasks", help="separated by commas; default: all that are prepared")
     manifest = commands.add_parser("manifest", parents=[chosen], help="writes digests of each task's thousand examples")
     manifest.add_argument("--out", type=pathlib.Path, required=True, help="the file")
     check = commands.add_parser("check", parents=[chosen], help="compares with a manifest; status 1 if they differ")

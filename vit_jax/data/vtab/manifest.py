@@ -1,4 +1,4 @@
-"""Digests of a task's thousand examples, so that two people can check that they have the same.
+"""Digests of a task's thousand examples, with which two people can check that theirs are the same.
 
 A manifest has a digest of each example's decoded pixels, and its label. It does not depend on the format or the number
 of files in which TFDS prepared the data set. The pixels of a JPEG depend on the decoder, so a manifest names it.

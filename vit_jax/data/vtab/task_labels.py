@@ -20,7 +20,7 @@ _VEHICLES = 3  # types below this are Car, Van and Truck, in the order of TFDS's
 
 
 def clevr_count(features: Features) -> int:
-    """The number of objects, 3 to 10, less 3."""
+    """The number of objects, 3 to 10, minus 3."""
     count = len(features["objects/size"])
     if not 3 <= count <= 10:  # as in the test split, which has no descriptions
         raise ValueError(f"it has {count} objects, but images of CLEVR have 3 to 10")

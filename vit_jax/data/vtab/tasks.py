@@ -42,9 +42,9 @@ class DataSet:
       sizes: numbers of examples of TFDS's splits; several if a version leaves damaged images out.
       splits: VTAB's splits as slices of TFDS's: all examples in "train", "validation" and "test", and VTAB-1k in
         "train800", "val200" and "train800val200".
-      by_hand: advice for people, if TFDS cannot download it alone or it has peculiarities.
+      by_hand: advice if TFDS cannot download it, or if it has peculiarities.
       manual: whether TFDS cannot download it, but takes a folder with the downloaded files.
-      pixels: makes pixels of an encoded image that needs more than decoding.
+      pixels: makes pixels from an encoded image that needs more than decoding.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Task:
       name: as in `vit_jax.paper.tables.VTAB_TASKS`.
       group: one of `GROUPS`.
       data: the data set.
-      num_classes: labels are 0 to this less one.
+      num_classes: labels are 0 to `num_classes - 1`.
       label: the feature with the label, or a function that derives it from the features.
       flip: whether a mirrored image keeps its label.
       crop: whether a part of an image keeps its label.
@@ -237,14 +237,14 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """A task by its id; raises UserError if there is none of that name."""
+    """Returns a task by its id; raises UserError if there is no such task."""
     if name not in TASKS:
         raise unknown_name("VTAB task", name, TASKS)
     return TASKS[name]
 
 
 def group_means(accuracies: Mapping[str, float]) -> dict[str, float]:
-    """Means over groups of tasks and over all 19, where each task counts the same (table 9, figure 2).
+    """Means over groups of tasks and over all 19, with equal weights (table 9, figure 2).
 
     Args:
       accuracies: of each task, by its id, in any unit.
