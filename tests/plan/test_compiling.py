@@ -28,8 +28,9 @@ def tiny(**fields):
     return with_fields(
         base_config(),
         **{
-            "model__name": "ViT-L/16", "model__num_layers": 1, "model__num_classes": 10, "model__dtype": "bfloat16",
-            "data__image_size": 32, "optimizer__name": "sgd", "steps": 10, "batch_size": 256,
+            "model__name": "ViT-B/16", "model__num_layers": 1, "model__hidden_dim": 512, "model__mlp_dim": 2048,
+            "model__num_heads": 4, "model__num_classes": 10, "model__dtype": "bfloat16", "data__image_size": 32,
+            "optimizer__name": "sgd", "steps": 10, "batch_size": 128,
         } | fields,
     )  # fmt: skip
 
@@ -158,22 +159,6 @@ def test_without_libtpu_it_is_told_what_to_install(monkeypatch):
         plan_row(tiny(), find_topology("v3-8"))
 
 
-@pytest.fixture(scope="module")
-def gpu_row():
-    return plan_row(tiny(), find_topology("h100-8"))
-
-
-def test_gpus_are_planned_by_formula(gpu_row):
-    assert gpu_row.status == "fits by formula"
-    # Parameters and momentum in float32, images and labels, the step, the schedule's count of it, and a key.
-    assert gpu_row.memory.arguments == 2 * 4 * gpu_row.num_parameters + 32 * (32 * 32 * 3 + 4) + 4 + 4 + 8
-
-
-def test_what_a_gpu_keeps_for_the_backward_pass_is_among_its_temporaries(gpu_row):
-    gradients = 4 * gpu_row.num_parameters
-    assert gpu_row.memory.temporaries > gradients + 10 * 2 * 32 * 5 * 1024  # ten of bfloat16 [32, 5, 1024], at least
-
-
 @pytest.mark.parametrize("status", ["fits", "does not fit"])
 def test_what_libtpu_cannot_compile_is_asked_for_again_by_formula(monkeypatch, status):
     asked = []
@@ -187,42 +172,62 @@ def test_what_libtpu_cannot_compile_is_asked_for_again_by_formula(monkeypatch, s
     assert (asked, answer) == (["tpu7x:2x2x1", None], {"status": "formula", "message": "why"})
 
 
-def ask(folder, monkeypatch, config, name="h100"):
+def ask(folder, config, name="h100", num_devices=1):
     """What a worker answers, in this process."""
-    monkeypatch.setattr(worker.logging, "disable", lambda level: None)  # this process goes on
     request, answer = folder / "request.json", folder / "answer.json"
-    request.write_text(json.dumps(compiling.request_of(config, find_topology(name), num_devices=1, task="train")))
-    worker.main(str(request), str(answer))
+    asked = compiling.request_of(config, find_topology(name), num_devices=num_devices, task="train")
+    request.write_text(json.dumps(asked))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.logging, "disable", lambda level: None)  # this process goes on
+        worker.main(str(request), str(answer))
     return json.loads(answer.read_text())
 
 
-def test_with_frozen_parameters_neither_gradients_nor_their_flops_are_planned(tmp_path, monkeypatch):
-    everything = ask(tmp_path, monkeypatch, tiny(batch_size=8))
-    head = ask(tmp_path, monkeypatch, tiny(batch_size=8, train_only=("^head/",)))
-    assert head["gradient_bytes"] == 4 * (1024 * 10 + 10)
-    assert head["temporaries"] < everything["temporaries"] - 4 * 10_000_000
+@pytest.fixture(scope="module")
+def gpu_row(tmp_path_factory):
+    answer = ask(tmp_path_factory.mktemp("gpu"), tiny(), "h100-8", num_devices=8)
+    return row_of(tiny(), find_topology("h100-8"), answer, num_devices=8)
+
+
+def test_gpus_are_planned_by_formula(gpu_row):
+    assert gpu_row.status == "fits by formula"
+    # Parameters and momentum in float32, images and labels, the step, the schedule's count of it, and a key.
+    assert gpu_row.memory.arguments == 2 * 4 * gpu_row.num_parameters + 16 * (32 * 32 * 3 + 4) + 4 + 4 + 8
+
+
+def test_what_a_gpu_keeps_for_the_backward_pass_is_among_its_temporaries(gpu_row):
+    gradients = 4 * gpu_row.num_parameters
+    assert gpu_row.memory.temporaries > gradients + 10 * 2 * 16 * 5 * 512  # ten of bfloat16 [16, 5, 512], at least
+
+
+def test_with_frozen_parameters_neither_gradients_nor_their_flops_are_planned(tmp_path):
+    everything = ask(tmp_path, tiny(batch_size=8))
+    head = ask(tmp_path, tiny(batch_size=8, train_only=("^head/",)))
+    assert head["gradient_bytes"] == 4 * (512 * 10 + 10)
+    assert head["temporaries"] < everything["temporaries"] - 4 * 2_500_000
     assert 1 / 3 < head["flops"] / everything["flops"] < 0.334
     # Without the gradient of the pixels.
-    embedding = 8 * 2 * 4 * 1024 * 16**2 * 3
+    embedding = 8 * 2 * 4 * 512 * 16**2 * 3
     assert everything["flops"] - everything["least_flops"] == embedding
 
 
 @pytest.mark.parametrize(
     "fields", [{"batch_size": 10**12}, {"steps": 10**18}, {"batch_size": 2**24, "steps": 2**31 - 1}]
 )
-def test_absurd_values_are_a_row(tmp_path, monkeypatch, fields):
-    answer = ask(tmp_path, monkeypatch, tiny(**fields))
+def test_absurd_values_are_a_row(tmp_path, fields):
+    answer = ask(tmp_path, tiny(**fields))
     row = row_of(tiny(**fields), find_topology("h100"), answer, num_devices=1)
     assert row.status in ("refused", "does not fit by formula")
     assert format_plan([row])
 
 
-def test_what_the_config_gets_wrong_is_an_answer(tmp_path, monkeypatch):
-    given = ask(tmp_path, monkeypatch, tiny(batch_size=13, accumulation_steps=2))
+def test_what_the_config_gets_wrong_is_an_answer(tmp_path):
+    given = ask(tmp_path, tiny(batch_size=13, accumulation_steps=2))
     assert given["status"] == "refused"
     assert "not divisible" in given["message"]
 
 
+TOO_LARGE = 8 * 2**18  # images
 # One of each generation, and two slices; each compiles in seconds. On v4 an MLP is large enough that its kernels are
 # prefetched in slices, which XLA's own sum of seconds takes a second off for each.
 SMALLEST = ("v2-8", "v3-8", "v4-8", "v5e-1", "v5p-8", "v6e-1", "tpu7x-8", "2xv3-8")
@@ -240,14 +245,19 @@ _ALL_IN_ONE = """
 
 
 @pytest.fixture(scope="module")
-def rows_of_all_generations(tmp_path_factory):
-    """Answers of one process that compiles for all, and the rows that follow."""
-    requests, configs = {}, {}
-    for name in SMALLEST:
+def answers(tmp_path_factory):
+    """Answers and rows of all that is compiled, in one process: those of `SMALLEST`, and two others on v3-8."""
+    narrow = tiny(batch_size=16, model__hidden_dim=128, model__mlp_dim=256, model__num_heads=1)
+    asked = {name: (narrow, name, "train", None) for name in SMALLEST}
+    asked["v3-8"] = (tiny(), "v3-8", "train", None)
+    asked["v4-8"] = (with_fields(narrow, model__mlp_dim=8192), "v4-8", "train", None)
+    asked["too large"] = (tiny(batch_size=TOO_LARGE), "v3-8", "train", None)
+    asked["inference"] = (narrow, "v3-8", "inference", 1)
+    requests, made = {}, {}
+    for key, (config, name, task, num_devices) in asked.items():
         topology = find_topology(name)
-        narrow = {"model__hidden_dim": 128, "model__mlp_dim": 8192 if name == "v4-8" else 256, "model__num_heads": 1}
-        configs[name] = tiny() if name == "v3-8" else tiny(batch_size=16, **narrow)
-        requests[name] = compiling.request_of(configs[name], topology, num_devices=topology.num_devices, task="train")
+        made[key] = (config, topology, num_devices or topology.num_devices, task)
+        requests[key] = compiling.request_of(config, topology, num_devices=made[key][2], task=task)
     result = subprocess.run(
         [
             sys.executable, "-c", textwrap.dedent(_ALL_IN_ONE), json.dumps(compiling.ENVIRONMENT),
@@ -257,18 +267,24 @@ def rows_of_all_generations(tmp_path_factory):
     )  # fmt: skip
     lines = [line.removeprefix("answer ") for line in result.stdout.splitlines() if line.startswith("answer ")]
     answers = dict(map(json.loads, lines))
-    assert list(answers) == list(SMALLEST), result.stderr[-2000:]
+    assert list(answers) == list(requests), result.stderr[-2000:]
     return {
-        name: (answer, row_of(configs[name], find_topology(name), answer, num_devices=find_topology(name).num_devices))
-        for name, answer in answers.items()
+        key: (answer, row_of(config, topology, answer, num_devices=num_devices, task=task))
+        for key, answer in answers.items()
+        for config, topology, num_devices, task in [made[key]]
         if answer["status"] != "not compiled"
     }
 
 
 @pytest.fixture(scope="module")
-def row(rows_of_all_generations):
+def rows_of_all_generations(answers):
+    return {name: answer for name, answer in answers.items() if name in SMALLEST}
+
+
+@pytest.fixture(scope="module")
+def row(answers):
     """A wide model on v3-8."""
-    return rows_of_all_generations["v3-8"][1]
+    return answers["v3-8"][1]
 
 
 @needs_libtpu
@@ -328,18 +344,24 @@ def test_whether_it_fits_is_known_without_compiling_to_the_end(row):
     assert placed.step_seconds is None
 
 
-@needs_libtpu
-@pytest.mark.parametrize("memory_only", [False, True])
-def test_a_batch_that_is_too_large_is_a_row_with_its_overshoot(memory_only):
-    row = plan_row(tiny(batch_size=8 * 2**17), find_topology("v3-8"), memory_only=memory_only)
+def check_too_large(row):
     assert row.status == "does not fit"
     assert row.memory.overshoot > 0
     assert "GiB more than available" in row.message
 
 
 @needs_libtpu
-def test_the_forward_pass_can_be_planned_on_one_core():
-    narrow = tiny(batch_size=4, model__hidden_dim=64, model__mlp_dim=64, model__num_heads=1)
-    row = plan_row(narrow, find_topology("v3-8"), num_devices=1, task="inference")
+def test_a_batch_that_is_too_large_is_a_row_with_its_overshoot(answers):
+    check_too_large(answers["too large"][1])
+
+
+@needs_libtpu
+def test_a_batch_that_is_too_large_is_known_without_compiling_to_the_end():
+    check_too_large(plan_row(tiny(batch_size=TOO_LARGE), find_topology("v3-8"), memory_only=True))
+
+
+@needs_libtpu
+def test_the_forward_pass_can_be_planned_on_one_core(answers):
+    _, row = answers["inference"]
     assert row.status == "fits", row.message
     assert (row.num_cores, row.collectives, row.days) == (1, (), None)
