@@ -22,7 +22,7 @@ import numpy as np
 from vit_jax import sharding
 from vit_jax.config import CHECKS
 from vit_jax.console import Progress, num_cpus, print_any_text, run_command, show_name, show_names
-from vit_jax.data.sources.trees import IMAGE_SUFFIXES, MAX_FILE_BYTES, Found, find_files, is_litter
+from vit_jax.data.sources.trees import IMAGE_SUFFIXES, MAX_FILE_BYTES, FoundFiles, find_files, is_litter
 from vit_jax.data.transforms import ImageError
 from vit_jax.errors import UserError
 from vit_jax.files import read_regular
@@ -113,7 +113,7 @@ class Predictor:
 _OTHER_PHOTOS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".tif", ".tiff", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 
 
-def find_images(places: Sequence[str | os.PathLike[str]]) -> Found:
+def find_images(places: Sequence[str | os.PathLike[str]]) -> FoundFiles:
     """Lists the images that files, folders and patterns name, each once, and other files in these folders.
 
     Raises:
@@ -140,7 +140,7 @@ def find_images(places: Sequence[str | os.PathLike[str]]) -> Found:
             images |= dict.fromkeys(inside.images)
             others |= dict.fromkeys(inside.others)
             errors |= dict.fromkeys(inside.errors)
-    return Found(list(images), [path for path in others if path not in images], list(errors))
+    return FoundFiles(list(images), [path for path in others if path not in images], list(errors))
 
 
 def _existing(place: str) -> list[pathlib.Path]:
@@ -261,7 +261,7 @@ def main(arguments: list[str]) -> int:
         return 1
 
 
-def _predict(predictor: Predictor, found: Found, top: int, as_json: bool) -> int:
+def _predict(predictor: Predictor, found: FoundFiles, top: int, as_json: bool) -> int:
     names, paths = predictor.weights.class_names, found.images
     for note in predictor.weights.notes:
         print(f"note: {note}", file=sys.stderr)

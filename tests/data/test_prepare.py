@@ -276,7 +276,7 @@ def test_an_interruption_says_that_the_same_command_goes_on(whole, tmp_path, mon
 
 
 def test_a_shard_cut_short_is_written_again(whole, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds_layout, "write_description", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(tfds_layout, "describe", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["imagenet21k", str(whole), f"--out={tmp_path}", "--num_shards=3"]) == 130
     monkeypatch.undo()
     shard = next((tmp_path / "imagenet21k/1.0.0.incomplete").glob("*-00001-of-*"))

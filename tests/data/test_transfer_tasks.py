@@ -101,7 +101,7 @@ def test_splits_of_other_names_can_be_named(tmp_path):
     folder = make_folder(
         tmp_path, *(f"{split}/{name}/1" for split in ("fit", "held_out", "val") for name in ("cat", "dog"))
     )
-    with pytest.raises(UserError, match=r"has the splits fit, held_out, val.*,train=<split>,test=val$"):
+    with pytest.raises(UserError, match=r"has the splits fit, held_out, val.*,train=<split>,test=<split>$"):
         transfer_task(folder)
     task = transfer_task(folder, train="fit", test="held_out")
     assert task.splits == {"choose": ("fit", "val"), "final": ("fit+val", "held_out")}
@@ -113,8 +113,8 @@ def test_splits_of_other_names_can_be_named(tmp_path):
     ("places", "message"),
     [
         (("cat/1", "dog/1"), "has 2 images, too few to hold out a tenth"),
-        (("a/cat/1", "b/cat/1"), "None of them is called train or training; say which is to train on"),
-        (("train/cat/1", "extra/cat/1"), "None of them is called test or testing.*,train=train,test=extra"),
+        (("a/cat/1", "b/cat/1"), "None of them is called train or training; name the splits"),
+        (("train/cat/1", "extra/cat/1"), "None of them is called test or testing.*,train=train,test=<split>"),
         (("train/cat/1", "test/cat/1"), r"has a single class \(cat\)"),
         ((), "has no folders; images should be in"),
     ],

@@ -430,7 +430,7 @@ MUTATIONS = [
         "an image that changes after the scan is noticed",
     ),
     Mutation(
-        PASSES,
+        "vit_jax/data/prepare/work.py",
         'if begun and index.fact("settings") != settings:',
         "if False:",
         f"{TEST_PREPARE}::test_other_settings_do_not_mix_with_a_begun_data_set",

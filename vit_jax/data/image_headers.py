@@ -189,28 +189,27 @@ def plain(encoded: bytes) -> bytes:
     return encoded
 
 
-def png_chunks(encoded: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yields the chunks of a PNG: kind, and start and end of the content.
-
-    Raises:
-      ImageError: the file ends before the last chunk, or has too many.
-    """
-    at = len(PNG_START)
+def _chunks(encoded: bytes, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yields the chunks of a PNG or WebP between two offsets: kind, and start and end of the content."""
+    is_png = encoded.startswith(PNG_START)
     for _ in range(_MOST_PARTS):
-        begin, kind = at + 8, encoded[at + 4 : at + 8]
-        end = begin + int.from_bytes(encoded[at : at + 4], "big")
-        if end + 4 > len(encoded):
+        if begin + 8 > end and not is_png:  # a PNG has a last chunk
+            return
+        first, second = encoded[begin : begin + 4], encoded[begin + 4 : begin + 8]
+        kind, size = (second, int.from_bytes(first, "big")) if is_png else (first, int.from_bytes(second, "little"))
+        stop = begin + 8 + size
+        if stop + 4 * is_png > end:
             raise ImageError("not a whole image: truncated or damaged (a part of it ends beyond the file)")
-        yield kind, begin, end
+        yield kind, begin + 8, stop
         if kind == b"IEND":
             return
-        at = end + 4
+        begin = stop + (4 if is_png else size % 2)  # a checksum, or padding
     raise ImageError(f"an image of more than {_MOST_PARTS:,} parts")
 
 
 def _plain_png(encoded: bytes, height: int, width: int) -> bytes:
     kept, dropped, compressed = [encoded[: len(PNG_START)]], False, 0
-    for kind, begin, end in png_chunks(encoded):
+    for kind, begin, end in _chunks(encoded, len(PNG_START), len(encoded)):
         if kind[0] & 0x20 and kind != b"tRNS":  # ancillary
             dropped = True
             continue
@@ -223,24 +222,12 @@ def _plain_png(encoded: bytes, height: int, width: int) -> bytes:
     return b"".join(kept) if dropped else encoded
 
 
-def _riff_chunks(encoded: bytes, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yields the chunks of a WebP between two offsets: kind, and start and end of the content."""
-    for _ in range(_MOST_PARTS):
-        if begin + 8 > end:
-            return
-        kind, size = encoded[begin : begin + 4], int.from_bytes(encoded[begin + 4 : begin + 8], "little")
-        if begin + 8 + size > end:
-            raise ImageError("not a whole image: truncated or damaged (a part of it ends beyond the file)")
-        yield kind, begin + 8, begin + 8 + size
-        begin += 8 + size + size % 2
-
-
 def _check_webp(encoded: bytes, height: int, width: int) -> None:
     whole = 8 + int.from_bytes(encoded[4:8], "little")
     if whole > len(encoded) + 1:  # the last chunk may lack its padding
         raise ImageError("not a whole image: truncated or damaged (a part of it ends beyond the file)")
     try:
-        for kind, begin, _ in _riff_chunks(encoded, 12, min(whole, len(encoded))):
+        for kind, begin, _ in _chunks(encoded, 12, min(whole, len(encoded))):
             if kind in (b"VP8 ", b"VP8L") and _webp_size(encoded, begin - 8) != (width, height):
                 raise ImageError("a damaged image (its frame and its canvas have different sizes)")
     except struct.error as error:
@@ -265,18 +252,6 @@ def _check_bmp(encoded: bytes, height: int, width: int) -> None:
 # ---- Orientation.
 
 _ORIENTATION = 0x0112
-# By EXIF number, the arguments of `Orientation`.
-_TURNS = {
-    1: (False, False, False),
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, True, False),
-    7: (True, True, True),
-    8: (True, False, True),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Orientation:
@@ -323,9 +298,10 @@ def orientation_of(encoded: bytes, header: JpegHeader | None = None) -> Orientat
     """
     try:
         begin, end = _find_exif(encoded, header)
-        return Orientation(*_TURNS[_read_orientation(encoded[begin:end])])
-    except (ImageError, LookupError, struct.error):
+        number = _read_orientation(encoded[begin:end])
+    except (ImageError, struct.error):
         return UPRIGHT
+    return Orientation(5 <= number <= 8, number in (3, 4, 6, 7), number in (2, 3, 7, 8))
 
 
 def _find_exif(encoded: bytes, header: JpegHeader | None) -> tuple[int, int]:
@@ -333,23 +309,19 @@ def _find_exif(encoded: bytes, header: JpegHeader | None) -> tuple[int, int]:
     if encoded.startswith(JPEG_START):
         return (header or jpeg_header(encoded)).exif or (0, 0)
     if encoded.startswith(PNG_START):
-        chunks, wanted = png_chunks(encoded), b"eXIf"
+        first, wanted = len(PNG_START), b"eXIf"
     elif encoded.startswith(b"RIFF") and encoded[8:16] == b"WEBPVP8X":
-        chunks, wanted = _riff_chunks(encoded, 12, len(encoded)), b"EXIF"
+        first, wanted = 12, b"EXIF"
     else:
         return 0, 0
-    for kind, begin, end in chunks:
+    for kind, begin, end in _chunks(encoded, first, len(encoded)):
         if kind == wanted:
             return begin + (len(_EXIF) if encoded.startswith(_EXIF, begin) else 0), end
     return 0, 0
 
 
 def _read_orientation(exif: bytes) -> int:
-    """Reads the orientation from EXIF data, which have the layout of a TIFF file; 1 if there is none.
-
-    Raises:
-      struct.error: the data are damaged.
-    """
+    """Reads the orientation, 1 to 8, from EXIF data, which are a TIFF file; 1 if there is none."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return 1

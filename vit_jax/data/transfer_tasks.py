@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 from vit_jax.console import quote_argument, show_name
@@ -22,8 +21,6 @@ logger = logging.getLogger(__name__)
 STAGES = ("final", "choose")
 _FEWEST_TO_SPLIT = 10  # images, so that each part gets one
 _SMALL_AREA = 96 * 96  # pixels; BiT-HyperRule uses a lower resolution for smaller images
-
-_WORDS = {"train": "train or training", "test": "test or testing"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +147,12 @@ def transfer_task(dataset: str, *, train: str = "", test: str = "") -> TransferT
     train, validation = train or _find(splits, "train"), _find(splits, "validation")
     test = test or _find(splits, "test")
     if not train or not (test or validation):
-        raise _unnamed(dataset, splits, train, test)
+        raise UserError(
+            f"{show_name(dataset)} has the splits {', '.join(map(show_name, splits))}. None of them is called "
+            f"{'test or testing' if train else 'train or training'}; name the splits: "
+            f"--config=...:dataset={quote_argument(dataset)},train={quote_argument(train or '<split>')},"
+            f"test={quote_argument(test or '<split>')}"
+        )
     if split_role(train.partition("[")[0]) == "test":
         logger.warning("%s: trains on the split %r, which by its name is for testing.", dataset, train)
     source = open_source(dataset, train) if exists else None
@@ -196,37 +198,6 @@ def _is_small(source: Source) -> bool:
 def _find(splits: Sequence[str], role: str) -> str:
     """The split with this role by its name; "" if there is none."""
     return next((split for split in splits if split_role(split) == role), "")
-
-
-def _unnamed(dataset: str, splits: Sequence[str], train: str, test: str) -> UserError:
-    """Makes the error for split names that do not say what to train or test on.
-
-    The command that it suggests never trains on possible test images: it guesses roles from parts of the names.
-    """
-    wanted = "test" if train else "train"
-    left = [split for split in splits if split not in (train, test)]
-    likely = [split for split in left if _guess_role(split) == wanted]
-    if train:
-        test = (likely or [split for split in left if _guess_role(split) != "train"] or ["<split>"])[0]
-    else:
-        train = (likely or ["<split>"])[0]
-        test = test or next((split for split in left if _guess_role(split) in ("test", "validation")), "<split>")
-    return UserError(
-        f"{show_name(dataset)} has the splits {', '.join(map(show_name, splits))}. None of them is called "
-        f"{_WORDS[wanted]}; say which is to {wanted} on, such as "
-        f"--config=...:dataset={quote_argument(dataset)},train={quote_argument(train)},test={quote_argument(test)}"
-    )
-
-
-def _guess_role(split: str) -> str | None:
-    """The role by any word in a split's name: "seg_train", "Test_Images", "testset2"."""
-    for word in re.findall(r"[a-z]+", split.lower()):
-        for part, role in (("train", "train"), ("test", "test"), ("val", "validation")):
-            if word.startswith(part) or word.endswith(part):
-                return role
-        if word in ("eval", "evaluation", "dev", "holdout", "heldout"):
-            return "test"
-    return None
 
 
 def _splits(dataset: str) -> Sequence[str] | None:

@@ -14,40 +14,10 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from vit_jax.data.image_headers import (
-    JPEG_END,
-    JPEG_START,
-    MAX_PIXELS,
-    UPRIGHT,
-    ImageError,
-    JpegHeader,
-    check_jpeg,
-    checked_size,
-    jpeg_header,
-    looks_like_image,
-    orientation_of,
-    plain,
-    stored_size,
-)
+from vit_jax.data import image_headers as headers
+from vit_jax.data.image_headers import JPEG_END, JPEG_START, UPRIGHT, ImageError, JpegHeader, jpeg_header, orientation_of
 from vit_jax.data.randaugment import RandAugment
 from vit_jax.errors import UserError, unknown_name
-
-__all__ = [
-    "MAX_PIXELS",
-    "RESIZE_METHODS",
-    "EvalTransform",
-    "ImageError",
-    "TrainTransform",
-    "central_crop",
-    "decode",
-    "decode_crop",
-    "inception_crop_box",
-    "looks_like_image",
-    "random_crop",
-    "resize",
-    "resize_small",
-    "size_of",
-]
 
 # OpenCV's threads would compete with the pipeline's, and its warnings repeat our errors.
 cv2.setNumThreads(0)
@@ -68,7 +38,7 @@ def size_of(encoded: bytes, *, exif_orientation: bool = False) -> tuple[int, int
       ImageError: another format, or more than `MAX_PIXELS`.
     """
     header = jpeg_header(encoded) if encoded.startswith(JPEG_START) else None
-    height, width = (header.height, header.width) if header else stored_size(encoded)
+    height, width = (header.height, header.width) if header else headers.stored_size(encoded)
     return orientation_of(encoded, header).size(height, width) if exif_orientation else (height, width)
 
 
@@ -87,7 +57,7 @@ def decode(encoded: bytes, *, exif_orientation: bool = False) -> np.ndarray:
         the missing part of a truncated JPEG with grey without an error; a model should not learn that.
     """
     header = jpeg_header(encoded) if encoded.startswith(JPEG_START) else None
-    image = _decode_jpeg(encoded, header) if header else _decode_with_opencv(plain(encoded))
+    image = _decode_jpeg(encoded, header) if header else _decode_with_opencv(headers.plain(encoded))
     orientation = orientation_of(encoded, header) if exif_orientation else UPRIGHT
     return orientation.upright(image) if orientation else image
 
@@ -117,7 +87,7 @@ def decode_crop(
       UserError: the crop exceeds the image.
     """
     header = jpeg_header(encoded) if encoded.startswith(JPEG_START) else None
-    stored = (header.height, header.width) if header else stored_size(encoded)
+    stored = (header.height, header.width) if header else headers.stored_size(encoded)
     orientation = orientation_of(encoded, header) if exif_orientation else UPRIGHT
     full_height, full_width = orientation.size(*stored)
     if min(top, left) < 0 or min(height, width) < 1 or top + height > full_height or left + width > full_width:
@@ -139,7 +109,7 @@ def decode_crop(
 
 
 def _decode_jpeg(encoded: bytes, header: JpegHeader) -> np.ndarray:
-    check_jpeg(encoded, header)
+    headers.check_jpeg(encoded, header)
     # Stray bytes between segments harm no pixel and occur in ImageNet, but simplejpeg refuses them.
     for start, end in reversed(header.stray):
         encoded = encoded[:start] + encoded[end:]
@@ -154,12 +124,7 @@ def _decode_jpeg(encoded: bytes, header: JpegHeader) -> np.ndarray:
 
 
 def _decode_rows(encoded: bytes, header: JpegHeader, rows: int) -> np.ndarray:
-    """Decodes the first `rows` rows; fewer than all only of a sequential JPEG.
-
-    Raises:
-      ValueError: libjpeg reports damage in the rows, or the end is missing.
-      KeyError: simplejpeg does not know the chroma subsampling.
-    """
+    """Decodes the first `rows` rows. ValueError: damage, or no end; KeyError: unknown chroma subsampling."""
     data: bytes | bytearray = encoded
     if rows < header.height:
         data = bytearray(encoded)
@@ -342,7 +307,7 @@ def resize_small(image: np.ndarray, size: int, method: str = "bilinear") -> np.n
       ImageError: the result would have more than `MAX_PIXELS`.
     """
     height, width = small_size(image.shape[0], image.shape[1], size)
-    checked_size(height, width)  # 1 x 20,000 pixels would take 16 GB
+    headers.checked_size(height, width)  # 1 x 20,000 pixels would take 16 GB
     return resize(image, height, width, method)
 
 

@@ -66,21 +66,13 @@ def write_manifest(folder: pathlib.Path, info: Any) -> None:
         split: {"examples": facts.num_examples, "record_bytes": facts.num_bytes, "shards": facts.num_shards}
         for split, facts in info.splits.items()
     }
-    examples = sum(split["examples"] for split in splits.values())
     labels = [feature.num_classes for feature in info.features.values() if hasattr(feature, "num_classes")]
-    facts = {
-        "name": info.name,
-        "version": str(info.version),
-        "format": "array_record",
-        "source": {"tfds": info.full_name, "download_bytes": int(info.download_size or 0)},
-        "settings": {"command": "tfds"},
-        "counts": {
-            "images": examples,
-            "broken": 0,
-            "merged": 0,
-            "examples": examples,
-            "classes": max(labels, default=0),
-        },
-        "splits": splits,
-    }
-    tfds_layout.write_manifest(folder, facts)
+    tfds_layout.write_manifest(
+        folder,
+        splits,
+        name=info.name,
+        version=str(info.version),
+        num_classes=max(labels, default=0),
+        source={"tfds": info.full_name, "download_bytes": int(info.download_size or 0)},
+        settings={"command": "tfds"},
+    )

@@ -8,8 +8,7 @@ import html
 import json
 import pathlib
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,82 +17,15 @@ from vit_jax.console import Progress, num_cpus, show_name
 from vit_jax.data.prepare import tfds_layout
 from vit_jax.data.prepare.index import Index
 from vit_jax.data.prepare.near_duplicates import NEAR, SURE, WORDS, find_pairs, hash_or_zero, thumbnail
-from vit_jax.data.prepare.work import MAKE_ROOM, ordered_map, working_in
+from vit_jax.data.prepare.work import MAKE_ROOM, build, finished_shards, ordered_map
 from vit_jax.data.sources import Source, open_source
-from vit_jax.data.sources.records import read_manifest_facts
+from vit_jax.data.sources.records import parse_example, read_manifest_facts
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.files import check_space, replace_whole
 
 REPORT, PICTURES = "report.json", "report.html"
 
 _SHOWN = 200  # pairs in report.html
-
-
-@dataclasses.dataclass(frozen=True)
-class TestSet:
-    """Images for testing a model.
-
-    Attributes:
-      name: as given by the user.
-      source: of the images.
-    """
-
-    name: str
-    source: Source
-
-    @classmethod
-    def open(cls, name: str) -> "TestSet":
-        """Opens "<data set>:<split>", such as "tfds:cifar10:test" or a folder of images and its split.
-
-        Raises:
-          UserError: there is no such data set or split.
-        """
-        match = re.fullmatch(r"(.+):((?:[^:\[\]]|\[[^\]]*\])+)", name)  # slices such as train[:5] contain colons
-        if match is None:
-            raise UserError(f"--against={name} has no split. Write <data set>:<split>, such as tfds:cifar10:test.")
-        dataset, split = match.groups()
-        return cls(show_name(name), open_source(dataset, split))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pretraining:
-    """A prepared data set: TFDS's description, the split to clean, files by split, and the lengths of the split's."""
-
-    info: Any
-    split: str
-    files: dict[str, list[pathlib.Path]]
-    lengths: list[int]
-    max_labels: int | None
-    exif_orientation: bool
-
-    @classmethod
-    def open(cls, folder: pathlib.Path, split: str | None) -> "_Pretraining":
-        import tensorflow_datasets as tfds
-
-        if not (folder / "dataset_info.json").is_file():
-            raise UserError(
-                f"{folder} is not a prepared data set: it has no dataset_info.json. Pass <data set>/<version>."
-            )
-        info = tfds.builder_from_directory(folder).info
-        if info.file_format is None or info.file_format.value != "array_record":
-            raise UserError(f"{folder} is not array_record. Prepare it again: python -m vit_jax.data.prepare --help")
-        if "image" not in info.features:
-            raise UserError(f"{folder} has no feature image, only {', '.join(info.features)}. dedup needs one.")
-        if split is None:
-            split = next((name for name in ("full", "train") if name in info.splits), None)
-            if split is None:
-                raise UserError(f"{folder} has no split full or train. Set --split to one of {', '.join(info.splits)}.")
-        if split not in info.splits:
-            raise unknown_name(f"split of {folder}", split, info.splits)
-        files = {name: [pathlib.Path(path) for path in facts.filepaths] for name, facts in info.splits.items()}
-        facts = read_manifest_facts(folder)
-        lengths = list(info.splits[split].shard_lengths)
-        return cls(info, split, files, lengths, facts.max_labels, facts.exif_orientation)
-
-    def state(self) -> list[list[Any]]:
-        """Names, sizes and times of all files, JSON-compatible."""
-        stats = [(file, file.stat()) for files in self.files.values() for file in files]
-        return [[file.name, stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
 
 def dedup(
@@ -114,7 +46,7 @@ def dedup(
 
     Args:
       folder: a prepared data set, with its version.
-      against: test sets, for `TestSet.open`.
+      against: test sets, as "<data set>:<split>".
       data_dir: folder of data sets.
       split: to clean; None: full or train.
       name: of the new data set; None: the old one's with _dedup.
@@ -129,66 +61,82 @@ def dedup(
     Raises:
       UserError: a data set or split is missing, the result exists with other settings, or it does not fit on the disk.
     """
-    old = _Pretraining.open(folder, split)
-    name, version = name or f"{old.info.name}_dedup", version or str(old.info.version)
+    info, split = _open_prepared(folder, split)
+    name, version = name or f"{info.name}_dedup", version or str(info.version)
     tfds_layout.check_name(name, version)
-    target = data_dir / name / version
-    if not against:
-        raise UserError("no test set. Pass at least one as --against=<data set>:<split>.")
     if not (0 <= near < 32 and 0 <= sure < 128):
         raise UserError(
             f"--near={near} must be from 0 to 31, --sure={sure} from 0 to 127: half of all bits agree by chance."
         )
-    tests = [TestSet.open(one) for one in against]
+    tests = {show_name(each): _open_test_set(each) for each in against}
+    files = [pathlib.Path(path) for facts in info.splits.values() for path in facts.filepaths]
+    stats = [(file.name, file.stat()) for file in files]
     settings = {
         "command": "dedup",
-        "source": old.info.full_name,
-        "split": old.split,
-        "against": [[pathlib.PurePath(test.name).name, test.source.fingerprint()] for test in tests],
+        "source": info.full_name,
+        "split": split,
+        "against": [[pathlib.PurePath(test).name, source.fingerprint()] for test, source in tests.items()],
         "near": near,
         "sure": sure,
+        "files": [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats],
     }
-    if target.exists():
-        manifest = tfds_layout.read_manifest(target)
-        if manifest["settings"] != settings:
-            raise UserError(
-                f"{target} already exists, made with other settings. Remove it, or choose another --name or --version."
-            )
-        print(f"{target} already exists, with {manifest['counts']['examples']:,} examples.", file=sys.stderr)
-        return manifest, target
-    work = target.with_name(target.name + tfds_layout.UNFINISHED)
-    with working_in(work):
-        index = Index(work)
-        try:
-            if index.fact("settings") not in (None, settings):
-                raise UserError(f"{work} was begun with other settings. Use the same settings, or remove it.")
-            # Not in the settings, because the manifest has these and file times change when a data set is copied.
-            if index.fact("files") not in (None, old.state()):
-                raise UserError(f"{folder} has changed since {work} was begun. Remove the latter to start over.")
-            index.commit(settings=settings, files=old.state())
-            job = _Job(old, tests, index, work, name, threads or num_cpus())
-            report = job.find(near, sure)
-            manifest = job.write(report, version, settings)
-        finally:
-            index.close()
-        for leftover in [*work.glob("index.sqlite*"), *work.glob("*.npy")]:
-            leftover.unlink()
-        replace_whole(work, target)
-    return manifest, target
+
+    def write(work: pathlib.Path, index: Index, public_settings: dict[str, Any]) -> None:
+        job = _Job(folder, info, split, tests, index, work, name, version, threads or num_cpus())
+        job.write(job.find(near, sure), public_settings)
+
+    target = data_dir / name / version
+    return build(target, settings, {"tfds": info.full_name}, write), target
+
+
+def _open_test_set(name: str) -> Source:
+    match = re.fullmatch(r"(.+):((?:[^:\[\]]|\[[^\]]*\])+)", name)  # slices such as train[:5] contain colons
+    if match is None:
+        raise UserError(f"--against={name} has no split. Write <data set>:<split>, such as tfds:cifar10:test.")
+    return open_source(*match.groups())
+
+
+def _open_prepared(folder: pathlib.Path, split: str | None) -> tuple[Any, str]:
+    """Opens TFDS's description of a data set, and chooses the split to clean."""
+    import tensorflow_datasets as tfds
+
+    if not (folder / "dataset_info.json").is_file():
+        raise UserError(f"{folder} is not a prepared data set: it has no dataset_info.json. Pass <data set>/<version>.")
+    info = tfds.builder_from_directory(folder).info
+    if info.file_format is None or info.file_format.value != "array_record":
+        raise UserError(f"{folder} is not array_record. Prepare it again: python -m vit_jax.data.prepare --help")
+    if "image" not in info.features:
+        raise UserError(f"{folder} has no feature image, only {', '.join(info.features)}. dedup needs one.")
+    split = split or next((name for name in ("full", "train") if name in info.splits), None)
+    if split is None:
+        raise UserError(f"{folder} has no split full or train. Set --split to one of {', '.join(info.splits)}.")
+    if split not in info.splits:
+        raise unknown_name(f"split of {folder}", split, info.splits)
+    return info, split
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    old: _Pretraining
-    tests: list[TestSet]
+    folder: pathlib.Path
+    info: Any
+    split: str
+    tests: dict[str, Source]
     index: Index
     work: pathlib.Path
     name: str
+    version: str
     threads: int
+
+    def _files(self, split: str) -> Iterator[tuple[pathlib.Path, int, int]]:
+        """Yields the files of a split, each with its first example's number and its length."""
+        first, facts = 0, self.info.splits[split]
+        for path, length in zip(facts.filepaths, facts.shard_lengths, strict=True):
+            yield pathlib.Path(path), first, length
+            first += length
 
     def find(self, near: int, sure: int) -> dict[str, Any]:
         """Hashes and compares all images; returns the report without file names."""
-        hashes = [self._hash_test(number, test) for number, test in enumerate(self.tests)]
+        hashes = [self._hash_test(number, source) for number, source in enumerate(self.tests.values())]
         ends = np.cumsum([len(one) // 2 for one in hashes])
         plain = [one[: len(one) // 2] for one in hashes]
         mirrored = [one[len(one) // 2 :] for one in hashes]
@@ -196,9 +144,9 @@ class _Job:
         # A hash of zeros marks an image that cannot be hashed and matches nothing.
         sought = np.flatnonzero(targets.any(axis=1))
         pairs: list[dict[str, Any]] = []
-        first, not_compared = 0, 0
-        with Progress("hash", sum(self.old.lengths)) as progress:
-            for file, length in zip(self.old.files[self.old.split], self.old.lengths, strict=True):
+        not_compared, total = 0, self.info.splits[self.split].num_examples
+        with Progress("hash", total) as progress:
+            for file, first, length in self._files(self.split):
                 found = self._hash_shard(file, length)
                 hashed = np.flatnonzero(found.any(axis=1))
                 not_compared += length - len(hashed)
@@ -209,32 +157,30 @@ class _Job:
                     pairs.append(
                         {
                             "index": first + int(hashed[query]),
-                            "against": self.tests[number].name,
+                            "against": list(self.tests)[number],
                             "against_index": of - int(ends[number - 1] if number else 0),
                             "mirrored": bool(sought[target] >= ends[-1]),
                             "bits": int(distance),
                         }
                     )
-                first += length
-                progress.add(length, first)
+                progress.add(length, first + length)
             progress.finish()
-        removed = sorted({pair["index"] for pair in pairs})
         return {
             "near": near,
             "sure": sure,
-            "split": self.old.split,
-            "examples": sum(self.old.lengths),
-            "removed": len(removed),
+            "split": self.split,
+            "examples": total,
+            "removed": len({pair["index"] for pair in pairs}),
             # Black images and undecodable ones, which are kept.
             "not_compared": not_compared,
             "against": [
                 {
-                    "name": test.name,
-                    "images": len(test.source),
+                    "name": name,
+                    "images": len(one),
                     "not_compared": int((~one.any(axis=1)).sum()),
-                    "found": len({pair["against_index"] for pair in pairs if pair["against"] == test.name}),
+                    "found": len({pair["against_index"] for pair in pairs if pair["against"] == name}),
                 }
-                for test, one in zip(self.tests, plain, strict=True)
+                for name, one in zip(self.tests, plain, strict=True)
             ],
             "pairs": pairs,
         }
@@ -248,180 +194,120 @@ class _Job:
             replace_whole(temporary, path)
         return np.load(path)
 
-    def _hash_test(self, number: int, test: TestSet) -> np.ndarray:
+    def _hash_test(self, number: int, source: Source) -> np.ndarray:
         """Returns the hashes `[2 * images, 5]` of the images, then of their mirror images."""
 
         def both(i: int) -> np.ndarray:
-            image = test.source[i]["image"]
+            image = source[i]["image"]
             return np.stack([hash_or_zero(image), hash_or_zero(image, mirrored=True)])
 
         def make() -> np.ndarray:
-            made = list(ordered_map(both, range(len(test.source)), self.threads))
+            made = list(ordered_map(both, range(len(source)), self.threads))
             return np.stack(made, axis=1).reshape(-1, WORDS)
 
         return self._cached(f"against-{number}.npy", make)
 
     def _hash_shard(self, file: pathlib.Path, length: int) -> np.ndarray:
         def make() -> np.ndarray:
-            images = (_image_of(record) for record in tfds_layout.read_shard(file))
+            images = (_bytes_of(record, "image") for record in tfds_layout.read_shard(file))
             made = list(ordered_map(hash_or_zero, images, self.threads))
             if len(made) != length:
                 raise UserError(
                     f"{file} has {len(made)} examples, not {length} as in dataset_info.json. Copy or prepare it again."
                 )
-            return np.stack(made) if made else np.zeros((0, WORDS), np.uint64)
+            return np.array(made, np.uint64).reshape(-1, WORDS)
 
         return self._cached(f"{file.name}.npy", make)
 
-    def write(self, report: dict[str, Any], version: str, settings: dict[str, Any]) -> dict[str, Any]:
+    def write(self, report: dict[str, Any], settings: dict[str, Any]) -> None:
         """Copies the other examples; writes description, report and manifest."""
-        removed = {pair["index"] for pair in report["pairs"]}
-        pictures = _Pictures(report["pairs"], self.tests)
+        pairs, info = report["pairs"], self.info
+        removed = {pair["index"] for pair in pairs}
+        # The most different, hence most doubtful, come first.
+        shown = sorted(pairs, key=lambda pair: -pair["bits"])[:_SHOWN]
+        in_page = {pair["index"] for pair in shown}
         names: dict[int, str] = {}
-        finished = {name: tfds_layout.Shard(**facts) for name, facts in self.index.shards().items()}
-        left = [f for files in self.old.files.values() for f in files if self._new_name(f) not in finished]
-        needed = sum(file.stat().st_size for file in left)
-        check_space(self.work, needed, MAKE_ROOM)
-        total = sum(facts.num_examples for facts in self.old.info.splits.values())
-        done = 0
-        shards: dict[str, list[tfds_layout.Shard]] = {}
+        thumbnails: dict[int, str] = {}
+        finished = finished_shards(self.work, self.index)
+        everything = [(split, *file) for split in info.splits for file in self._files(split)]
+        left = [file for _, file, *_ in everything if self._new_name(file) not in finished]
+        check_space(self.work, sum(file.stat().st_size for file in left), MAKE_ROOM)
+        shards: dict[str, dict[str, tfds_layout.Shard]] = {split: {} for split in info.splits}
+        total = sum(length for *_, length in everything)
         with Progress("write", total) as progress:
-            for split, files in self.old.files.items():
-                first = 0
-                shards[split] = []
-                for file, length in zip(files, self.old.info.splits[split].shard_lengths, strict=True):
-                    here = removed & set(range(first, first + length)) if split == self.old.split else set()
-                    if here:
-                        self._look_at(file, first, here, names, pictures)
-                    name = self._new_name(file)
-                    if name not in finished:
-                        kept = _without(tfds_layout.read_shard(file), {number - first for number in here})
-                        finished[name] = tfds_layout.write_shard(self.work / name, kept)
-                        self.index.finish_shard(name, dataclasses.asdict(finished[name]))
-                    shards[split].append(finished[name])
-                    first, done = first + length, done + length
-                    progress.add(length, done)
+            for split, file, first, length in everything:
+                here = removed & set(range(first, first + length)) if split == self.split else set()
+                for number, record in enumerate(tfds_layout.read_shard(file) if here else (), start=first):
+                    if number in here:
+                        names[number] = _bytes_of(record, "file_name").decode(errors="replace")
+                    if number in here & in_page:
+                        thumbnails[number] = thumbnail(_bytes_of(record, "image"))
+                name = self._new_name(file)
+                if name not in finished:
+                    kept = (r for n, r in enumerate(tfds_layout.read_shard(file), start=first) if n not in here)
+                    finished[name] = tfds_layout.write_shard(self.work / name, kept)
+                    self.index.finish_shard(name, dataclasses.asdict(finished[name]))
+                shards[split][name] = finished[name]
+                progress.add(length)
             progress.finish()
-        for pair in report["pairs"]:
+        for pair in pairs:
             pair["file_name"] = names[pair["index"]]
-        info = self.old.info
-        homepage = next(iter(info.as_proto.location.urls), "")  # `info.homepage` invents one
-        sentence = f"Without {len(removed):,} near-duplicates of {', '.join(test.name for test in self.tests)}."
-        description = tfds_layout.Description(self.name, version, f"{info.description} {sentence}", homepage, 0, False)
-        tfds_layout.write_description(self.work, description, shards, features=info.features)
         (self.work / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (self.work / PICTURES).write_text(pictures.page(report), encoding="utf-8")
-        for leftover in self.work.glob(f"*{tfds_layout.UNFINISHED}"):
-            leftover.unlink()
-        kept_counts = {split: sum(shard.examples for shard in of) for split, of in shards.items()}
-        facts = {
-            "name": self.name,
-            "version": version,
-            "format": "array_record",
+        (self.work / PICTURES).write_text(_page(report, shown, thumbnails, self.tests), encoding="utf-8")
+        features, facts = dict(info.features.items()), read_manifest_facts(self.folder)
+        label = features.get("labels", features.get("label"))
+        sentence = f"Without {len(removed):,} near-duplicates of {', '.join(self.tests)}."
+        tfds_layout.describe(
+            self.work,
+            shards,
+            info.features,
+            name=self.name,
+            version=self.version,
+            description=f"{info.description} {sentence}",
+            homepage=next(iter(info.as_proto.location.urls), ""),  # `info.homepage` invents one
+            num_classes=getattr(getattr(label, "feature", label), "num_classes", 0) or 0,
+            source={"tfds": info.full_name},
+            settings=settings,
+            counts={"images": total, "near_duplicates": len(removed)},
             # Perhaps a removed example had the most labels; a larger value is harmless.
-            **({"max_labels": self.old.max_labels} if self.old.max_labels else {}),
-            **({"exif_orientation": True} if self.old.exif_orientation else {}),
-            "source": {"tfds": info.full_name},
-            "settings": settings,
-            "counts": {
-                "images": total,
-                "broken": 0,
-                "merged": 0,
-                "near_duplicates": len(removed),
-                "examples": sum(kept_counts.values()),
-                "classes": _num_classes(info.features),
-            },
-            "splits": {
-                split: {
-                    "examples": kept_counts[split],
-                    "record_bytes": sum(shard.record_bytes for shard in of),
-                    "shards": len(of),
-                }
-                for split, of in shards.items()
-            },
-        }
-        known = {
-            self._new_name(f): s for split, of in shards.items() for f, s in zip(self.old.files[split], of, strict=True)
-        }
-        tfds_layout.write_manifest(self.work, facts, known)
-        return tfds_layout.read_manifest(self.work)
+            **({"max_labels": facts.max_labels} if facts.max_labels else {}),
+            **({"exif_orientation": True} if facts.exif_orientation else {}),
+        )
 
     def _new_name(self, file: pathlib.Path) -> str:
-        return self.name + file.name.removeprefix(self.old.info.name)
-
-    def _look_at(
-        self, file: pathlib.Path, first: int, numbers: set[int], names: dict[int, str], pictures: "_Pictures"
-    ) -> None:
-        """Collects names and thumbnails of removed examples."""
-        for number, record in enumerate(tfds_layout.read_shard(file), start=first):
-            if number in numbers:
-                names[number] = _name_of(record)
-                pictures.add(number, _image_of(record))
+        return self.name + file.name.removeprefix(self.info.name)
 
 
-class _Pictures:
-    """A page of pairs side by side; the most different, hence most doubtful, come first."""
-
-    def __init__(self, pairs: Sequence[dict[str, Any]], tests: Sequence[TestSet]):
-        self._pairs = sorted(pairs, key=lambda pair: -pair["bits"])[:_SHOWN]
-        self._wanted = {pair["index"] for pair in self._pairs}
-        self._tests = {test.name: test.source for test in tests}
-        self._thumbnails: dict[int, str] = {}
-
-    def add(self, number: int, image: bytes) -> None:
-        """Keeps a thumbnail of an example if the page shows it."""
-        if number in self._wanted:
-            self._thumbnails[number] = thumbnail(image)
-
-    def page(self, report: dict[str, Any]) -> str:
-        """Returns HTML with embedded images."""
-        rows = []
-        for pair in self._pairs:
-            source = self._tests[pair["against"]]
-            other = thumbnail(source[pair["against_index"]]["image"])
-            words = f"{pair['bits']} of 256 bits differ{', mirrored' if pair['mirrored'] else ''}"
-            where = html.escape(source.where(pair["against_index"]))
-            rows.append(
-                f"<tr><td>{self._thumbnails[pair['index']]}<br>{html.escape(pair['file_name'])}</td>"
-                f"<td>{other}<br>{html.escape(pair['against'])}: {where}</td><td>{words}</td></tr>"
-            )
-        sets = "".join(
-            f"<li>{html.escape(one['name'])}: {one['found']:,} of {one['images']:,} test images found, "
-            f"{one['not_compared']:,} could not be compared</li>"
-            for one in report["against"]
+def _page(
+    report: dict[str, Any], shown: Sequence[dict[str, Any]], thumbnails: dict[int, str], tests: dict[str, Source]
+) -> str:
+    """Returns HTML with pairs side by side."""
+    rows = []
+    for pair in shown:
+        source, number = tests[pair["against"]], pair["against_index"]
+        words = f"{pair['bits']} of 256 bits differ{', mirrored' if pair['mirrored'] else ''}"
+        rows.append(
+            f"<tr><td>{thumbnails[pair['index']]}<br>{html.escape(pair['file_name'])}</td>"
+            f"<td>{thumbnail(source[number]['image'])}<br>"
+            f"{html.escape(pair['against'])}: {html.escape(source.where(number))}</td><td>{words}</td></tr>"
         )
-        return (
-            "<!doctype html><meta charset=utf-8><title>Near-duplicates</title>"
-            "<style>body{font-family:sans-serif}td{padding:.5em;vertical-align:top;font-size:small}</style>"
-            f"<h1>{report['removed']:,} of {report['examples']:,} examples removed</h1>"
-            f"<p>{report['not_compared']:,} examples could not be compared because they are black or cannot be "
-            f"decoded. They are kept.</p><ul>{sets}</ul>"
-            f"<p>{len(rows):,} of {len(report['pairs']):,} pairs, the most different first: left the removed image, "
-            f"right the test image. If the first ones are not duplicates, lower --sure (now {report['sure']}).</p>"
-            f"<table>{''.join(rows)}</table>\n"
-        )
+    sets = "".join(
+        f"<li>{html.escape(one['name'])}: {one['found']:,} of {one['images']:,} test images found, "
+        f"{one['not_compared']:,} could not be compared</li>"
+        for one in report["against"]
+    )
+    return (
+        "<!doctype html><meta charset=utf-8><title>Near-duplicates</title>"
+        "<style>body{font-family:sans-serif}td{padding:.5em;vertical-align:top;font-size:small}</style>"
+        f"<h1>{report['removed']:,} of {report['examples']:,} examples removed</h1>"
+        f"<p>{report['not_compared']:,} examples could not be compared because they are black or cannot be "
+        f"decoded. They are kept.</p><ul>{sets}</ul>"
+        f"<p>{len(rows):,} of {len(report['pairs']):,} pairs, the most different first: left the removed image, "
+        f"right the test image. If the first ones are not duplicates, lower --sure (now {report['sure']}).</p>"
+        f"<table>{''.join(rows)}</table>\n"
+    )
 
 
-def _without(all_records: Iterable[bytes], left_out: set[int]) -> Iterator[bytes]:
-    return (record for number, record in enumerate(all_records) if number not in left_out)
-
-
-def _fields(record: bytes) -> Any:
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    return tf_example_pb2.Example.FromString(record).features.feature
-
-
-def _image_of(record: bytes) -> bytes:
-    return _fields(record)["image"].bytes_list.value[0]
-
-
-def _name_of(record: bytes) -> str:
-    values = _fields(record)["file_name"].bytes_list.value
-    return values[0].decode(errors="replace") if values else ""
-
-
-def _num_classes(features: Any) -> int:
-    by_name = dict(features.items())
-    label = by_name.get("labels", by_name.get("label"))
-    return getattr(getattr(label, "feature", label), "num_classes", 0) or 0
+def _bytes_of(record: bytes, feature: str) -> bytes:
+    """The first value of a feature; empty if there is none."""
+    return next(iter(parse_example(record)[feature].bytes_list.value), b"")

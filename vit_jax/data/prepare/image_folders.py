@@ -27,7 +27,6 @@ class ImageFolder(Origin):
           UserError: it is not such a folder, a zip file has an unsafe path, a split has classes that the training split
             lacks, or TFDS does not accept a split's name.
         """
-        self._path = path
         self.description = f"The images of {show_name(path.resolve().name)}, as they were."
         splits = list_splits(path)
         for split in splits:
@@ -36,6 +35,10 @@ class ImageFolder(Origin):
         if len(splits) > 1:
             opened = same_classes(opened, show_name(str(path)))
         self._sources: dict[str, Any] = opened
+        files = [[split, source.fingerprint(), len(source)] for split, source in opened.items()]
+        self.settings = {"command": "image_folder", "files": files}
+        self.extent = sum(map(len, opened.values()))
+        self.facts = {"folder": show_name(path.resolve().name), "images": self.extent}
         self._classes = list(opened[splits[0]].class_names or ())
         for split, source in self._sources.items():
             counts = np.bincount(source.labels(), minlength=len(self._classes))
@@ -45,19 +48,6 @@ class ImageFolder(Origin):
                     f"{show_names(missing)}",
                     file=sys.stderr,
                 )
-
-    def settings(self) -> dict[str, Any]:
-        """Returns all that decides the result."""
-        files = [[split, source.fingerprint(), len(source)] for split, source in self._sources.items()]
-        return {"command": "image_folder", "files": files}
-
-    def facts(self) -> dict[str, Any]:
-        """Returns the name of the folder or zip file, and its number of images."""
-        return {"folder": show_name(self._path.resolve().name), "images": self.extent()}
-
-    def extent(self) -> int:
-        """Returns the number of images."""
-        return sum(map(len, self._sources.values()))
 
     def scan(self, mark: Any) -> Iterator[Found | Passed]:
         """Finds all images, split after split."""

@@ -41,7 +41,7 @@ class ImageList(Origin):
         merge: bool = False,
         split: str = SPLIT,
     ):
-        """Opens the list without reading it.
+        """Opens the list without reading its rows.
 
         Args:
           path: of the list, `.jsonl` or `.parquet`.
@@ -75,29 +75,20 @@ class ImageList(Origin):
         self.multi_label = not single_label
         self.arrangement = "merged" if merge else "each"
         self.description = f"Images listed in {show_name(path.name)}, as they were."
-
-    def settings(self) -> dict[str, Any]:
-        """Returns all that decides the result."""
-        stat = self._path.stat()
-        return {
+        stat = path.stat()
+        self.settings = {
             "command": "manifest",
-            "split": self._split,
+            "split": split,
             "classes": fingerprint_of(self._names) if self._names else None,
-            "num_classes": self._num_classes,
+            "num_classes": num_classes,
             "multi_label": self.multi_label,
             "arrangement": self.arrangement,
-            "files": [self._path.name, stat.st_size, stat.st_mtime_ns],
+            "files": [path.name, stat.st_size, stat.st_mtime_ns],
         }
-
-    def facts(self) -> dict[str, Any]:
-        """Returns name and size of the list."""
-        return {"list": show_name(self._path.name), "bytes": self._path.stat().st_size}
-
-    def extent(self) -> int:
-        """Returns the bytes of a .jsonl or the rows of a .parquet."""
-        if self._path.suffix == ".jsonl":
-            return self._path.stat().st_size
-        return _open_parquet(self._path).metadata.num_rows
+        self.facts = {"list": show_name(path.name), "bytes": stat.st_size}
+        is_json = path.suffix == ".jsonl"
+        self._rows = self._read_json if is_json else self._read_parquet
+        self.extent = stat.st_size if is_json else _open_parquet(path).metadata.num_rows
 
     def scan(self, mark: Any) -> Iterator[Found | Passed]:
         """Reads rows from a mark on.
@@ -105,11 +96,9 @@ class ImageList(Origin):
         Raises:
           UserError: a row lacks an image or label, has an unknown label, or has a path that leaves the folder.
         """
-        rows = self._read_json if self._path.suffix == ".jsonl" else self._read_parquet
-        for where, row, after in rows(mark or 0):
+        for where, row, after in self._rows(mark or 0):
             given, labels = _parse(row, where)
             image = self._local_path(given, where)
-            self._check_path(image, where)
             tokens = [self._token(label, where) for label in labels]
             if not self.multi_label and len(tokens) != 1:
                 raise UserError(f"{where} has {len(tokens)} labels; --single_label requires exactly one.")
@@ -117,15 +106,12 @@ class ImageList(Origin):
 
     def load(self, found: Found) -> Found:
         """Reads one image."""
-        return dataclasses.replace(found, content=self._read(found.file_name))
+        return dataclasses.replace(found, content=self.read(found))
 
-    def read(self, row: Row) -> bytes:
+    def read(self, row: Row | Found) -> bytes:
         """Reads one image."""
-        return self._read(row.file_name)
-
-    def _read(self, image: str) -> bytes:
         try:
-            return read_regular(self._root / image, MAX_FILE_BYTES)
+            return read_regular(self._root / row.file_name, MAX_FILE_BYTES)
         except OSError as error:
             if error.errno is not None:
                 raise
@@ -172,26 +158,22 @@ class ImageList(Origin):
         return f"={label}"
 
     def _local_path(self, image: str, where: str) -> str:
-        """Converts a path from another system: to slashes, and to the Unicode form on this disk.
+        """Checks a path, and converts one from another system: to slashes, and to the Unicode form on this disk.
 
         Raises:
-          UserError: the path begins with a drive or network folder of Windows.
+          UserError: the path leaves the folder, by its parts or through a link, or is an absolute one of Windows.
         """
-        if image.isascii() and "\\" not in image:
-            return image
-        forward = image.replace("\\", "/")
-        for candidate in (image, *(unicodedata.normalize(form, forward) for form in ("NFC", "NFD")), forward):
-            if os.path.lexists(self._root / candidate.replace("\0", "")):
-                return candidate
-        if "\\" in image and (forward.startswith("/") or forward[1:2] == ":"):
-            raise UserError(
-                f"{where} has the Windows path {image!r}. Write paths relative to the list or to --images_root, such "
-                f"as {forward.rpartition('/')[2]!r}."
-            )
-        return forward
-
-    def _check_path(self, image: str, where: str) -> None:
-        """Refuses paths that leave the folder, by their parts or through a symbolic link."""
+        if not image.isascii() or "\\" in image:
+            forward = image.replace("\\", "/")
+            candidates = (image, *(unicodedata.normalize(form, forward) for form in ("NFC", "NFD")))
+            existing = (each for each in candidates if os.path.lexists(self._root / each.replace("\0", "")))
+            found = next(existing, forward)
+            if found is forward and "\\" in image and (forward.startswith("/") or forward[1:2] == ":"):
+                raise UserError(
+                    f"{where} has the Windows path {image!r}. Write paths relative to the list or to --images_root, "
+                    f"such as {forward.rpartition('/')[2]!r}."
+                )
+            image = found
         pure = pathlib.PurePath(image)
         inside = not pure.is_absolute() and ".." not in pure.parts
         if inside:
@@ -205,6 +187,7 @@ class ImageList(Origin):
                 f"{where} has the path {image!r}, which is not in {self._root}. Refused; set --images_root to a folder "
                 "above all images, and write paths relative to it."
             )
+        return image
 
     def _read_json(self, offset: int) -> Iterator[tuple[str, Any, int]]:
         with self._path.open("rb") as file:

@@ -92,10 +92,22 @@ class ImageNet21k(Origin):
         self._sizes = [path.stat().st_size for path in self._archives]
         self._classes = None if classes == "archive" else list_classes(classes)
         self._known = set(self._classes or ())
-        self._labels = labels
+        self.settings = {
+            "command": "imagenet21k",
+            "labels": labels,
+            "classes": fingerprint_of(self._classes) if self._classes else "archive",
+            "files": [
+                [path.name, size, path.stat().st_mtime_ns]
+                for path, size in zip(self._archives, self._sizes, strict=True)
+            ],
+        }
+        pairs = zip(self._archives, self._sizes, strict=True)
+        self.facts = {"archives": [{"name": path.name, "bytes": size} for path, size in pairs]}
+        self.extent = sum(self._sizes)
+        self.least_bytes = self.extent * 4 // 5  # merging copies saves an eighth
         self.multi_label = labels == "multi"
         self.arrangement = "merged" if self.multi_label else "pairs"
-        self.slices = {SPLIT: SLICES}
+        self.slices = SLICES
         self.description = (
             "ImageNet-21k (Deng et al., 2009), images as they were published. "
             + (
@@ -105,27 +117,6 @@ class ImageNet21k(Origin):
             )
             + " Held out for the released models: test full[:25600], val full[25600:51200]."
         )
-
-    def settings(self) -> dict[str, Any]:
-        """Returns all that decides the result."""
-        files = [
-            [path.name, size, path.stat().st_mtime_ns] for path, size in zip(self._archives, self._sizes, strict=True)
-        ]
-        classes = fingerprint_of(self._classes) if self._classes else "archive"
-        return {"command": "imagenet21k", "labels": self._labels, "classes": classes, "files": files}
-
-    def facts(self) -> dict[str, Any]:
-        """Returns name and size of each archive."""
-        pairs = zip(self._archives, self._sizes, strict=True)
-        return {"archives": [{"name": path.name, "bytes": size} for path, size in pairs]}
-
-    def extent(self) -> int:
-        """Returns the bytes of all archives."""
-        return sum(self._sizes)
-
-    def least_bytes(self) -> int:
-        """Returns four fifths of the archives' size; merging copies saves an eighth."""
-        return self.extent() * 4 // 5
 
     def scan(self, mark: Any) -> Iterator[Found | Passed]:
         """Finds images with their classes.

@@ -9,7 +9,6 @@ import abc
 import dataclasses
 import errno
 import hashlib
-import json
 import pathlib
 import re
 import sys
@@ -20,11 +19,11 @@ from typing import Any
 from vit_jax.console import Progress, format_bytes, num_cpus
 from vit_jax.data.prepare import tfds_layout
 from vit_jax.data.prepare.index import Arrangement, Index, Row, content_hash
-from vit_jax.data.prepare.work import MAKE_ROOM, ordered_map, working_in
+from vit_jax.data.prepare.work import MAKE_ROOM, build, finished_shards, ordered_map
 from vit_jax.data.sources.base import BadRecordError
 from vit_jax.data.transforms import ImageError, decode
 from vit_jax.errors import UserError
-from vit_jax.files import check_space, replace_whole
+from vit_jax.files import check_space
 
 _COMMIT_EVERY = 1000  # images
 
@@ -73,36 +72,28 @@ class Origin(abc.ABC):
 
     Attributes:
       description: free text.
+      settings: everything that decides the result, JSON-compatible; see `work.build`.
+      facts: the manifest's facts about the source, the same on every machine.
+      extent: the total work of a scan, in any unit.
+      least_bytes: a lower bound on the bytes to write, known before the scan.
       homepage: address.
       arrangement: what becomes an example.
-      multi_label: as in `tfds_layout.Description`.
+      multi_label: as in `tfds_layout.features_of`.
       exif_orientation: whether readers of the result apply the EXIF orientation by default. The stored images do not
         change.
-      slices: by split and name, start and stop of its customary parts.
+      slices: start and stop of the customary parts of its only split, by name.
     """
 
     description: str
+    settings: dict[str, Any]
+    facts: dict[str, Any]
+    extent: int
+    least_bytes: int = 0
     homepage: str = ""
     arrangement: Arrangement = "each"
     multi_label: bool = False
     exif_orientation: bool = True
-    slices: Mapping[str, Mapping[str, tuple[int | None, int | None]]] = types.MappingProxyType({})
-
-    @abc.abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """Returns all that decides the result, JSON-compatible. Only the same settings resume."""
-
-    @abc.abstractmethod
-    def facts(self) -> dict[str, Any]:
-        """Returns the manifest's facts about the source, the same on every machine."""
-
-    @abc.abstractmethod
-    def extent(self) -> int:
-        """Returns the total work of a scan, in any unit."""
-
-    def least_bytes(self) -> int:
-        """Returns a lower bound on the bytes to write, known before the scan."""
-        return 0
+    slices: Mapping[str, tuple[int | None, int | None]] = types.MappingProxyType({})
 
     @abc.abstractmethod
     def scan(self, mark: Any) -> Iterator[Found | Passed]:
@@ -172,72 +163,18 @@ def prepare(origin: Origin, options: Options) -> dict[str, Any]:
       UserError: the data set exists or was begun with other settings, has too many broken images, or does not fit on
         the disk.
     """
-    settings = json.loads(json.dumps({**origin.settings(), "num_shards": options.num_shards, "verify": options.verify}))
-    if options.folder.exists():
-        done = tfds_layout.read_manifest(options.folder)
-        print(f"{options.folder} already exists, with {done['counts']['examples']:,} examples.", file=sys.stderr)
-        _refuse_other(done, origin, options.folder, settings)
-        return done
-    folder = options.folder.with_name(options.folder.name + tfds_layout.UNFINISHED)
-    with working_in(folder):
-        if not (folder / tfds_layout.MANIFEST).exists():  # else a kill came just before the rename
-            _prepare(origin, options, folder, settings)
-        manifest = tfds_layout.read_manifest(folder)
-        _refuse_other(manifest, origin, folder, settings)
-        for leftover in folder.glob("index.sqlite*"):
-            leftover.unlink()
-        replace_whole(folder, options.folder)
-    return manifest
 
-
-def _refuse_other(manifest: dict[str, Any], origin: Origin, folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Raises `UserError` if a manifest differs from the one that this preparation would write."""
-    made = {"settings": manifest["settings"], "source": {**manifest["source"]}}
-    made["source"].pop("examples_sha256", None)
-    wanted = {"settings": _public(settings), "source": json.loads(json.dumps(origin.facts()))}
-    if made != wanted:
-        name = "settings" if made["settings"] != wanted["settings"] else "source"
-        raise UserError(
-            f"{folder} was made with other {name if name == 'settings' else 'files'} "
-            f"({_difference(made[name], wanted[name])}). Remove it, or choose another --name or --version."
-        )
-
-
-def _prepare(origin: Origin, options: Options, folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    index = Index(folder)
-    try:
-        # Without a mark nothing is kept yet, so new settings may replace the old ones.
-        begun = index.fact("mark") is not None or index.fact("scanned")
-        if begun and index.fact("settings") != settings:
-            raise UserError(
-                f"{folder} was begun with other settings ({_difference(index.fact('settings'), settings)}). Rerun with "
-                "the same settings to resume, or remove the folder to start over."
-            )
-        index.commit(settings=settings)
+    def write(folder: pathlib.Path, index: Index, public_settings: dict[str, Any]) -> None:
         if not index.fact("scanned"):
-            check_space(folder, origin.least_bytes() if index.fact("mark") is None else 0, MAKE_ROOM)
+            check_space(folder, origin.least_bytes if index.fact("mark") is None else 0, MAKE_ROOM)
             _scan(origin, options, index)
         if not index.fact("arranged"):
             _arrange(origin, index)
         shards = _write(origin, options, index, folder)
-        _finish(origin, options, index, folder, shards, settings)
-    finally:
-        index.close()
+        _finish(origin, options, index, folder, shards, public_settings)
 
-
-def _public(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that differ between machines."""
-    return {name: value for name, value in settings.items() if name != "files"}
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    return "; ".join(
-        "the source files are not the same, or have changed"
-        if name in ("files", "archives")  # maybe thousands
-        else f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
-        for name in names
-    )
+    settings = {**origin.settings, "num_shards": options.num_shards, "verify": options.verify}
+    return build(options.folder, settings, origin.facts, write)
 
 
 # Errors of the file itself. Others, such as a network disk that does not answer, may be temporary.
@@ -273,7 +210,7 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
         return dataclasses.replace(found, content=None), content_hash(content), len(content), None
 
     pending, broken = 0, index.count("broken")
-    with Progress("scan", origin.extent(), done=index.fact("done") or 0) as progress:
+    with Progress("scan", origin.extent, done=index.fact("done") or 0) as progress:
         for found, content, size, reason in ordered_map(check, origin.scan(mark), options.threads or num_cpus()):
             if isinstance(found, Found):
                 pending += 1
@@ -325,13 +262,8 @@ def _write(
     origin: Origin, options: Options, index: Index, folder: pathlib.Path
 ) -> dict[str, dict[str, tfds_layout.Shard]]:
     """Writes the missing shards; returns all shards by split and name."""
-    serialize = tfds_layout.Serializer(multi_label=origin.multi_label)
-    finished = {name: tfds_layout.Shard(**facts) for name, facts in index.shards().items()}
-    finished = {
-        name: shard
-        for name, shard in finished.items()
-        if (folder / name).is_file() and (folder / name).stat().st_size == shard.bytes
-    }
+    serialize = tfds_layout.make_serializer(multi_label=origin.multi_label)
+    finished = finished_shards(folder, index)
     splits = index.splits()
     total = sum(count for _, count, _ in splits.values())
     done = sum(shard.examples for shard in finished.values())
@@ -379,55 +311,33 @@ def _finish(
     shards: dict[str, dict[str, tfds_layout.Shard]],
     settings: dict[str, Any],
 ) -> None:
-    for leftover in folder.glob(f"*{tfds_layout.UNFINISHED}"):
-        leftover.unlink()
     classes = index.fact("classes")
-    description = tfds_layout.Description(
-        options.name, options.version, origin.description, origin.homepage, classes, origin.multi_label
-    )
-    tfds_layout.write_description(folder, description, {name: list(files.values()) for name, files in shards.items()})
     used = set(index.fact("used_classes"))
     names = [str(number) for number in range(classes)] if isinstance(classes, int) else classes
-    examples = sum(shard.examples for files in shards.values() for shard in files.values())
-    facts = {
-        "name": options.name,
-        "version": options.version,
-        "format": "array_record",
-        "max_labels": index.fact("max_labels"),
+    images, examples = index.count("image"), index.count("example")
+    slices = {
+        name: f"[{start or ''}:{stop or ''}]"
+        for name, (start, stop) in origin.slices.items()
+        if (start or 0) < examples
+    }
+    tfds_layout.describe(
+        folder,
+        shards,
+        tfds_layout.features_of(classes, multi_label=origin.multi_label),
+        name=options.name,
+        version=options.version,
+        description=origin.description,
+        homepage=origin.homepage,
+        num_classes=len(names),
+        source={**origin.facts, "examples_sha256": index.fact("digest")},
+        settings=settings,
+        counts={"images": images, "broken": index.count("broken"), "merged": images - examples},
+        slices=slices,
+        max_labels=index.fact("max_labels"),
         **({"exif_orientation": True} if origin.exif_orientation else {}),
-        "source": {**origin.facts(), "examples_sha256": index.fact("digest")},
-        "settings": _public(settings),
-        "counts": {
-            "images": index.count("image"),
-            "broken": index.count("broken"),
-            "merged": index.count("image") - examples,
-            "examples": examples,
-            "classes": len(names),
-        },
-        "splits": {split: _split_facts(files, origin.slices.get(split, {})) for split, files in shards.items()},
-        "broken": index.broken(),
-        "classes_without_images": [name for number, name in enumerate(names) if number not in used],
-    }
-    known = {name: shard for files in shards.values() for name, shard in files.items()}
-    tfds_layout.write_manifest(folder, facts, known)
-
-
-def _split_facts(
-    files: dict[str, tfds_layout.Shard], slices: Mapping[str, tuple[int | None, int | None]]
-) -> dict[str, Any]:
-    examples = sum(shard.examples for shard in files.values())
-    facts: dict[str, Any] = {
-        "examples": examples,
-        "record_bytes": sum(shard.record_bytes for shard in files.values()),
-        "shards": len(files),
-    }
-    if slices:
-        facts["slices"] = {
-            name: f"[{'' if start is None else start}:{'' if stop is None else stop}]"
-            for name, (start, stop) in slices.items()
-            if (start or 0) < examples
-        }
-    return facts
+        broken=index.broken(),
+        classes_without_images=[name for number, name in enumerate(names) if number not in used],
+    )
 
 
 def summary(manifest: dict[str, Any], folder: pathlib.Path) -> str:

@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -34,39 +34,21 @@ _OPTIONS = "group_size:1,uncompressed"
 _READ_AT_ONCE = 64  # records
 
 
-@dataclasses.dataclass(frozen=True)
-class Description:
-    """Description of a data set.
+def features_of(classes: Sequence[str] | int, *, multi_label: bool) -> tfds.features.FeaturesDict:
+    """Makes the names and types of an example's fields.
 
-    Attributes:
-      name: in lower case, as TFDS requires, such as "imagenet21k".
-      version: such as "1.0.0".
-      description: free text.
-      homepage: address of the data's origin.
+    Args:
       classes: names in the order of the labels, or the number of classes if they have no names.
       multi_label: whether an example has a list of `labels` instead of one `label`.
     """
-
-    name: str
-    version: str
-    description: str
-    homepage: str
-    classes: Sequence[str] | int
-    multi_label: bool
-
-    def features(self) -> tfds.features.FeaturesDict:
-        """Returns the names and types of an example's fields."""
-        if isinstance(self.classes, int):
-            label = tfds.features.ClassLabel(num_classes=self.classes)
-        else:
-            label = tfds.features.ClassLabel(names=list(self.classes))
-        return tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "file_name": tfds.features.Text(),
-                **({"labels": tfds.features.Sequence(label)} if self.multi_label else {"label": label}),
-            }
-        )
+    label = tfds.features.ClassLabel(**{"num_classes" if isinstance(classes, int) else "names": classes})
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "file_name": tfds.features.Text(),
+            **({"labels": tfds.features.Sequence(label)} if multi_label else {"label": label}),
+        }
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,25 +68,16 @@ class Shard:
     sha256: str
 
 
-class Serializer:
-    """Serializes examples as records, with the image's bytes unchanged."""
+def make_serializer(*, multi_label: bool) -> Callable[[bytes, str, Sequence[int]], bytes]:
+    """Makes the function from encoded image, unique name and labels (one unless `multi_label`) to a record."""
+    serializer = example_serializer.ExampleSerializer(features_of(1, multi_label=multi_label).get_serialized_info())
 
-    def __init__(self, *, multi_label: bool):
-        self._multi_label = multi_label
-        features = Description("any", "1.0.0", "", "", 1, multi_label).features()
-        self._serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-
-    def __call__(self, image: bytes, file_name: str, labels: Sequence[int]) -> bytes:
-        """Serializes one example.
-
-        Args:
-          image: an encoded file.
-          file_name: unique name of the example.
-          labels: numbers of the classes; exactly one for single-label data.
-        """
-        label = {"labels": list(labels)} if self._multi_label else {"label": labels[0]}
-        example = self._serializer.get_tf_example({"image": image, "file_name": file_name.encode(), **label})
+    def serialize(image: bytes, file_name: str, labels: Sequence[int]) -> bytes:
+        label = {"labels": list(labels)} if multi_label else {"label": labels[0]}
+        example = serializer.get_tf_example({"image": image, "file_name": file_name.encode(), **label})
         return example.SerializeToString(deterministic=True)  # fixes the order of the fields
+
+    return serialize
 
 
 def check_name(name: str, version: str) -> None:
@@ -168,63 +141,110 @@ def file_sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_description(
-    folder: pathlib.Path, description: Description, shards: Mapping[str, Sequence[Shard]], features: Any = None
+def describe(
+    folder: pathlib.Path,
+    shards: Mapping[str, Mapping[str, Shard]],
+    features: Any,
+    *,
+    name: str,
+    version: str,
+    description: str = "",
+    homepage: str = "",
+    slices: Mapping[str, str] | None = None,
+    **facts: Any,
 ) -> None:
-    """Writes the files that TFDS needs to read the shards.
+    """Writes the files beside the shards: those that TFDS needs to read them, and the manifest.
 
     Args:
       folder: with the shards.
-      description: of the data set.
-      shards: in order, by split.
-      features: TFDS features of the records; None: the description's.
+      shards: in order, by split and file name.
+      features: TFDS's features of the records.
+      name: of the data set, in lower case.
+      version: such as "1.0.0".
+      description: free text.
+      homepage: address of the data's origin.
+      slices: customary parts of each split by name, such as "[:25600]".
+      **facts: further arguments of `write_manifest`.
     """
+    for leftover in folder.glob(f"*{UNFINISHED}"):
+        leftover.unlink()
     info = dataset_info.DatasetInfo(
         builder=dataset_info.DatasetIdentity(
-            name=description.name,
-            version=tfds.core.Version(description.version),
-            data_dir=str(folder),
-            module_name="vit_jax.data.prepare",
+            name=name, version=tfds.core.Version(version), data_dir=str(folder), module_name="vit_jax.data.prepare"
         ),
-        description=description.description,
-        features=features or description.features(),
-        homepage=description.homepage,
+        description=description,
+        features=features,
+        homepage=homepage,
     )
     info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
     infos = []
-    for split, of_split in shards.items():
+    split_facts: dict[str, dict[str, Any]] = {}
+    known: dict[str, Shard] = {}
+    for split, files in shards.items():
         template = naming.ShardedFileTemplate(
-            data_dir=folder, dataset_name=description.name, split=split, filetype_suffix="array_record"
+            data_dir=folder, dataset_name=name, split=split, filetype_suffix="array_record"
         )
-        lengths = [shard.examples for shard in of_split]
-        size = sum(shard.record_bytes for shard in of_split)
+        lengths = [shard.examples for shard in files.values()]
+        size = sum(shard.record_bytes for shard in files.values())
         infos.append(splits.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template))
+        split_facts[split] = {"examples": sum(lengths), "record_bytes": size, "shards": len(files)}
+        if slices:
+            split_facts[split]["slices"] = slices
+        known.update(files)
     info.set_splits(splits.SplitDict(infos))
     info.write_to_directory(folder)
+    write_manifest(folder, split_facts, name=name, version=version, known=known, **facts)
 
 
-def write_manifest(folder: pathlib.Path, facts: Mapping[str, Any], known: Mapping[str, Shard] | None = None) -> None:
-    """Writes `manifest.json`: the given facts, and size and hash of every other file of the data set.
+def write_manifest(
+    folder: pathlib.Path,
+    split_facts: Mapping[str, Mapping[str, Any]],
+    *,
+    name: str,
+    version: str,
+    num_classes: int,
+    source: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    counts: Mapping[str, int] | None = None,
+    known: Mapping[str, Shard] | None = None,
+    **more: Any,
+) -> None:
+    """Writes `manifest.json`: facts, and size and hash of every other file of the data set.
 
     The preparation's own files (the index, hashes of images) are left out.
 
     Args:
       folder: of the data set.
-      facts: JSON-compatible.
+      split_facts: numbers of `examples`, `record_bytes` and `shards` by split.
+      name: of the data set.
+      version: of the data set.
+      num_classes: number of classes.
+      source: facts about the source.
+      settings: that decided the result.
+      counts: numbers of images that differ from that of the examples, or from 0: "images", "broken", "merged", ...
       known: shards by file name, whose hashes are known.
+      **more: further facts, JSON-compatible.
     """
     libraries = ("array_record", "tensorflow-datasets")
     made_with = {"vit_jax": vit_jax.__version__, **{name: importlib.metadata.version(name) for name in libraries}}
+    examples = sum(split["examples"] for split in split_facts.values())
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name != MANIFEST and not path.match("index.sqlite*") and path.suffix != ".npy":
-            shard = (known or {}).get(path.name)
-            if shard:
+            if shard := (known or {}).get(path.name):
                 files[path.name] = {"examples": shard.examples, "bytes": shard.bytes, "sha256": shard.sha256}
             else:
                 sync(path)
                 files[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    manifest = {**facts, "made_with": made_with, "files": files}
+    manifest = {
+        **{"name": name, "version": version, "format": "array_record", "source": source, "settings": settings},
+        "counts": {
+            **{"images": examples, "broken": 0, "merged": 0},
+            **(counts or {}),
+            **{"examples": examples, "classes": num_classes},
+        },
+        **{"splits": split_facts, **more, "made_with": made_with, "files": files},
+    }
     temporary = folder / (MANIFEST + UNFINISHED)
     temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     replace_whole(temporary, folder / MANIFEST)

@@ -1,13 +1,18 @@
-"""A thread pool that keeps order, and a working folder for one process at a time."""
+"""What all preparations share: a thread pool that keeps order, and a folder that is built, resumed and renamed once."""
 
 import collections
 import concurrent.futures
 import contextlib
+import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from vit_jax.files import full_disk_explained, lock
+from vit_jax.data.prepare.index import Index
+from vit_jax.data.prepare.tfds_layout import MANIFEST, UNFINISHED, Shard, read_manifest
+from vit_jax.errors import UserError
+from vit_jax.files import full_disk_explained, lock, replace_whole
 
 MAKE_ROOM = "Free some space, or choose another disk with --out."
 
@@ -45,3 +50,86 @@ def working_in(folder: pathlib.Path) -> Iterator[None]:
             yield
         finally:
             lock_file.unlink(missing_ok=True)
+
+
+def build(
+    target: pathlib.Path,
+    settings: dict[str, Any],
+    source: dict[str, Any],
+    write: Callable[[pathlib.Path, Index, dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Builds a data set in `<target>.incomplete` and renames it once it is complete, or resumes doing so.
+
+    Args:
+      target: folder of the finished data set. If it exists, its manifest is compared.
+      settings: everything that decides the result, JSON-compatible. "files" is only compared when resuming.
+      source: the manifest's facts about the source.
+      write: writes shards and manifest into a folder, and keeps its progress in the index. Takes the settings of the
+        manifest.
+
+    Returns:
+      the manifest.
+
+    Raises:
+      UserError: the data set exists or was begun with other settings, another process is writing it, or the disk is
+        full.
+    """
+    settings, source = json.loads(json.dumps([settings, source]))
+    public = {name: value for name, value in settings.items() if name != "files"}
+    if target.exists():
+        manifest = read_manifest(target)
+        print(f"{target} already exists, with {manifest['counts']['examples']:,} examples.", file=sys.stderr)
+        _refuse_other(manifest, target, public, source)
+        return manifest
+    folder = target.with_name(target.name + UNFINISHED)
+    with working_in(folder):
+        if not (folder / MANIFEST).exists():  # else a kill came just before the rename
+            with contextlib.closing(Index(folder)) as index:
+                # Without these, nothing is kept yet and new settings may replace the old ones.
+                begun = index.fact("mark") is not None or index.fact("scanned") or any(folder.glob("*.npy"))
+                if begun and index.fact("settings") != settings:
+                    difference = _difference(index.fact("settings") or {}, settings)
+                    raise UserError(
+                        f"{folder} was begun with other settings ({difference}). Rerun with the same settings to "
+                        "resume, or remove the folder to start over."
+                    )
+                index.commit(settings=settings)
+                write(folder, index, public)
+        manifest = read_manifest(folder)
+        _refuse_other(manifest, folder, public, source)
+        for leftover in [*folder.glob("index.sqlite*"), *folder.glob("*.npy")]:
+            leftover.unlink()
+        replace_whole(folder, target)
+    return manifest
+
+
+def _refuse_other(
+    manifest: dict[str, Any], folder: pathlib.Path, settings: dict[str, Any], source: dict[str, Any]
+) -> None:
+    made = {name: value for name, value in manifest["source"].items() if name != "examples_sha256"}
+    for what, old, new in (("settings", manifest["settings"], settings), ("files", made, source)):
+        if old != new:
+            raise UserError(
+                f"{folder} was made with other {what} ({_difference(old, new)}). Remove it, or choose another --name "
+                "or --version."
+            )
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return "; ".join(
+        "the source files are not the same, or have changed"
+        if name in ("files", "archives")  # maybe thousands
+        else f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
+        for name in names
+    )
+
+
+def finished_shards(folder: pathlib.Path, index: Index) -> dict[str, Shard]:
+    """Returns the shards in the index that are whole on the disk, by name."""
+    recorded = {name: Shard(**facts) for name, facts in index.shards().items()}
+    return {
+        name: shard
+        for name, shard in recorded.items()
+        if (folder / name).is_file() and (folder / name).stat().st_size == shard.bytes
+    }

@@ -43,7 +43,7 @@ OBJECTNET_BORDER = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
+class ImageNetVariant:
     """A test set for models with ImageNet's 1,000 classes.
 
     Attributes:
@@ -57,7 +57,7 @@ class Variant:
 
 def open_variant(
     name: str, place: str, *, validation: str | None = None, validation_split: str = "validation"
-) -> Variant:
+) -> ImageNetVariant:
     """Opens one of ImageNet's other test sets. Nothing is downloaded or unpacked.
 
     Args:
@@ -107,7 +107,7 @@ def open_variant(
             "%s: %s has %d images, the published test set %d. Numbers of the two cannot be compared.",
             *(name, place, len(source), expected),
         )
-    return Variant(source, classes)
+    return ImageNetVariant(source, classes)
 
 
 # ---- Prepared by TFDS.

@@ -257,7 +257,7 @@ def holds_images(tree: Tree, folder: str) -> bool:
     return any(looks_like_image(tree.start(folder + name)) for name in heapq.nsmallest(_PEEKED, others))
 
 
-class Found(NamedTuple):
+class FoundFiles(NamedTuple):
     """Paths of files in a folder and its subfolders, sorted, without litter. Links to folders are not followed."""
 
     images: list[str]
@@ -265,9 +265,9 @@ class Found(NamedTuple):
     errors: list[str]  # paths of subfolders that cannot be listed, each with the reason
 
 
-def find_files(folder: pathlib.Path) -> Found:
+def find_files(folder: pathlib.Path) -> FoundFiles:
     """Lists all files in a folder and its subfolders."""
-    found = Found([], [], [])
+    found = FoundFiles([], [], [])
     walk = os.walk(folder, onerror=lambda error: found.errors.append(f"{error.filename}: {error.strerror or error}"))
     for path, folders, _ in walk:
         folders[:] = [name for name in folders if not is_litter(name)]

@@ -10,14 +10,16 @@ A manifest has digests of each task's thousand decoded examples: equal manifests
 """
 
 import argparse
+import json
 import pathlib
 import sys
 
 from vit_jax.console import format_table, run_command
-from vit_jax.data.vtab.manifest import differences, make_manifest, read_manifest, write_manifest
+from vit_jax.data.vtab.manifest import differences, make_manifest, read_manifest
 from vit_jax.data.vtab.source import find_data
 from vit_jax.data.vtab.tasks import TASKS, Task, get_task
 from vit_jax.errors import UserError
+from vit_jax.files import write_atomically
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -75,7 +77,7 @@ def _manifest(tasks: list[Task], out: pathlib.Path) -> int:
     if not out.parent.is_dir():  # checked before all examples are read
         raise UserError(f"cannot write {out}: there is no folder {out.parent}. Make it, or choose another --out.")
     manifest = make_manifest(tasks)
-    write_manifest(manifest, out)
+    write_atomically(out, json.dumps(manifest, indent=1) + "\n")
     for task, entry in manifest["tasks"].items():
         print(f"{task:<21} {entry['digest'][:16]}  {entry['data']}")
     print(f"{len(manifest['tasks'])} of {len(TASKS)} tasks in {out}; decoded by {manifest['decoder']}")
@@ -91,8 +93,7 @@ def _check(args: argparse.Namespace) -> int:
     wanted = [task.id for task in _choose(args.tasks)] if args.tasks else [*{**theirs["tasks"], **ours["tasks"]}]
     common = [task for task in wanted if task in ours["tasks"] and task in theirs["tasks"]]
     if not common:
-        there, here = (", ".join(manifest["tasks"]) or "no task" for manifest in (theirs, ours))
-        raise UserError(f"no task to compare: {args.theirs} has {there}; the other side has {here}.")
+        raise UserError(f"no task to compare with {args.theirs}, which has {', '.join(theirs['tasks']) or 'none'}.")
     lines = [line for task in common for line in differences(ours["tasks"][task], theirs["tasks"][task], task)]
     if lines and ours["decoder"] != theirs["decoder"]:
         lines.append(

@@ -6,8 +6,8 @@ of files in which TFDS prepared the data set. The pixels of a JPEG depend on the
 
 import collections
 import concurrent.futures
+import functools
 import hashlib
-import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
@@ -21,8 +21,7 @@ from vit_jax.data.transforms import decode
 from vit_jax.data.vtab.source import find_data, open_vtab
 from vit_jax.data.vtab.tasks import Task
 from vit_jax.errors import UserError
-from vit_jax.files import write_atomically
-from vit_jax.json_files import JsonError, read_object
+from vit_jax.json_files import read_object
 
 _FORMAT = 1
 _SHOWN = 5  # examples that differ
@@ -39,28 +38,35 @@ def make_manifest(tasks: Iterable[Task]) -> dict[str, Any]:
       MissingDataError: a data set is not prepared.
       UserError: an example cannot be read.
     """
+    entries = {}
+    for task in tasks:
+        source = open_vtab(task, "train800val200")
+        with concurrent.futures.ThreadPoolExecutor(num_cpus()) as pool:
+            examples = pool.map(functools.partial(_digest_example, source), range(len(source)))
+            pixels, labels = map(list, zip(*examples, strict=True))
+        folder = find_data(task.data)
+        data = f"{task.data.name}:{folder.name if folder else ''}"
+        entries[task.id] = {"data": data, "digest": _digest_of(pixels, labels), "pixels": pixels, "labels": labels}
     decoder = f"simplejpeg {version('simplejpeg')}, OpenCV {cv2.__version__}"
-    return {"format": _FORMAT, "decoder": decoder, "tasks": {task.id: _entry(task) for task in tasks}}
-
-
-def write_manifest(manifest: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Writes a manifest as JSON."""
-    write_atomically(path, json.dumps(manifest, indent=1) + "\n")
+    return {"format": _FORMAT, "decoder": decoder, "tasks": entries}
 
 
 def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     """Reads a manifest; raises UserError if the file is missing, is something else, or was edited."""
     try:
         manifest = read_object(path)
-        if manifest["format"] != _FORMAT:
-            raise UserError(f"{path} is of format {manifest['format']}; this version reads {_FORMAT}.")
-        for task, entry in manifest["tasks"].items():
-            if entry["digest"] != _digest_of(entry["pixels"], entry["labels"]):
-                raise UserError(f"{path} was changed: the digest of {task} is not that of its examples.")
+        is_current = manifest["format"] == _FORMAT
+        changed = [
+            task
+            for task, entry in (manifest["tasks"].items() if is_current else ())
+            if entry["digest"] != _digest_of(entry["pixels"], entry["labels"])
+        ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError) and not isinstance(error, JsonError):
-            raise
         raise UserError(f"cannot read {path} as a manifest of VTAB's examples: {error}.") from error
+    if not is_current:
+        raise UserError(f"{path} is of format {manifest['format']}; this version reads {_FORMAT}.")
+    if changed:
+        raise UserError(f"{path} was changed: the digest of {changed[0]} is not that of its examples.")
     return manifest
 
 
@@ -87,16 +93,6 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], task: str) -
         reasons += ["other pixels"] if pixels != other_pixels else []
         name = f"train800[{i}]" if i < 800 else f"val200[{i - 800}]"
         yield f"  {name}: {', '.join(reasons)}"
-
-
-def _entry(task: Task) -> dict[str, Any]:
-    source = open_vtab(task, "train800val200")
-    with concurrent.futures.ThreadPoolExecutor(num_cpus()) as pool:
-        examples = pool.map(lambda index: _digest_example(source, index), range(len(source)))
-        pixels, labels = map(list, zip(*examples, strict=True))
-    folder = find_data(task.data)
-    data = f"{task.data.name}:{folder.name if folder else ''}"
-    return {"data": data, "digest": _digest_of(pixels, labels), "pixels": pixels, "labels": labels}
 
 
 def _digest_example(source: Source, index: int) -> tuple[str, Any]:

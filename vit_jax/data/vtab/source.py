@@ -54,7 +54,10 @@ def find_data(data: DataSet) -> pathlib.Path | None:
 
 
 def _missing(data: DataSet) -> MissingDataError:
-    advice = f"{preparation(data.name + ' --manual_dir=<folder>' * data.manual)}\n{data.by_hand}".rstrip()
+    advice = (
+        f"{preparation(data.name + ' --manual_dir=<folder>' * data.manual)}\n"
+        "docs/vtab.md lists the data sets that need more than this command."
+    )
     if other := find_tfds(data.name):
         return MissingDataError(
             f"VTAB uses version {' or '.join(data.versions)} of tfds:{data.name}, not that of {other}. {advice}"

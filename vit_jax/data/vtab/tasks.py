@@ -42,8 +42,7 @@ class DataSet:
       sizes: numbers of examples of TFDS's splits; several if a version leaves damaged images out.
       splits: VTAB's splits as slices of TFDS's: all examples in "train", "validation" and "test", and VTAB-1k in
         "train800", "val200" and "train800val200".
-      by_hand: advice if TFDS cannot download it, or if it has peculiarities.
-      manual: whether TFDS cannot download it, but takes a folder with the downloaded files.
+      manual: whether TFDS cannot download it, but takes a folder with the downloaded files. docs/vtab.md says which.
       pixels: makes pixels from an encoded image that needs more than decoding.
     """
 
@@ -51,7 +50,6 @@ class DataSet:
     versions: tuple[str, ...]
     sizes: Mapping[str, tuple[int, ...]]
     splits: Mapping[str, str]
-    by_hand: str = ""
     manual: bool = False
     pixels: Callable[[bytes], np.ndarray] | None = None
 
@@ -103,9 +101,6 @@ _CALTECH101 = DataSet(
     ("3.*.*",),
     {"train": (3060,), "test": (6084,)},
     _splits("train[:2754]", "train[2754:]", "test"),
-    # caltech101_dataset_builder.py of TFDS, issue 4001 of tensorflow/datasets
-    "It moved to data.caltech.edu, which TFDS knows since version 3.0.2 of the data set. The 30 training images of a "
-    "class are drawn from listings of folders, whose order is the file system's: compare manifests.",
 )
 _CIFAR100 = DataSet(
     "cifar100", ("3.*.*",), {"train": (50_000,), "test": (10_000,)}, _splits("train[:45000]", "train[45000:]", "test")
@@ -114,12 +109,9 @@ _DTD = DataSet("dtd", ("3.*.*",), {"train": (1880,), "validation": (1880,), "tes
 _FLOWERS102 = DataSet("oxford_flowers102", ("2.*.*",), {"train": (1020,), "validation": (1020,), "test": (6149,)}, _OWN)
 _PETS = DataSet(
     "oxford_iiit_pet",
-    ("3.*.*", "4.*.*"),
+    ("3.*.*", "4.*.*"),  # 4.0.0 has the same lists and keys (oxford_iiit_pet_dataset_builder.py)
     {"train": (3680,), "test": (3669,)},
     _splits("train[:2944]", "train[2944:]", "test"),
-    # oxford_iiit_pet_dataset_builder.py: the same lists and keys
-    "VTAB used 3.*.*, which TFDS no longer prepares. 4.0.0 has the same examples in the same order, 12 damaged images "
-    "encoded anew.",
 )
 _SUN397 = DataSet(
     "sun397/tfds",
@@ -127,12 +119,6 @@ _SUN397 = DataSet(
     # sun397_dataset_builder.py leaves an image out that cannot be decoded; it is number 66,481 of train.
     {"train": (76_128, 76_127), "validation": (10_875,), "test": (21_750,)},
     _OWN,
-    # issue 9348 of pytorch/vision, issue 9 of Tianfu18/diff-feats-pose; sun397_dataset_builder.py, checksums.tsv
-    "It can no longer be downloaded: its address at Princeton and a copy at MIT have answered 404 since 2025. Put "
-    "SUN397.tar.gz (39,077,296,924 bytes; some have pointed to https://opendatalab.com/OpenDataLab/SUN397) and "
-    "Partitions.zip (18,293,705 bytes; required, though not used) of its site into a folder and pass "
-    "--manual_dir=<that folder>; TFDS compares their checksums. Images are resized and encoded anew by OpenCV, so that "
-    "pixels may depend on its version: compare manifests.",
     manual=True,
 )
 _SVHN = DataSet(
@@ -149,19 +135,12 @@ _EUROSAT = DataSet(
     ("2.*.*",),
     {"train": (27_000,)},
     _splits("train[:16200]", "train[16200:21600]", "train[21600:]"),
-    # issues 9, 10 and 13 of phelber/EuroSAT
-    "Its server, madm.dfki.de, was unreachable at times. The authors' other copy is record 7711810 of zenodo.org. TFDS "
-    "takes an EuroSAT.zip of the same checksum from the folder passed as --manual_dir=<folder>.",
 )
 _RESISC45 = DataSet(
     "resisc45",
     ("3.*.*",),
     {"train": (31_500,)},
     _splits("train[:18900]", "train[18900:25200]", "train[25200:]"),
-    # resisc45_dataset_builder.py; issue 6 of HaiyanHuang98/NWPU-Captions
-    "A program cannot download it. Fetch NWPU-RESISC45.rar from "
-    "https://1drv.ms/u/s!AmgKYzARBl5ca3HNaHIlzp_IXjs or by the link on https://gcheng-nwpu.github.io/#Datasets, "
-    "unpack it, and pass --manual_dir=<the folder that has NWPU-RESISC45/<class>/*.jpg>.",
     manual=True,
 )
 _RETINOPATHY = DataSet(
@@ -169,12 +148,6 @@ _RETINOPATHY = DataSet(
     ("3.*.*",),
     {"train": (35_126,), "validation": (10_906,), "test": (42_670,)},
     _OWN,
-    # diabetic_retinopathy_detection.py of TFDS; VTAB_SETUP.md of KMnP/vpt on the archives
-    "It needs an account at Kaggle that has accepted the rules of "
-    "https://www.kaggle.com/c/diabetic-retinopathy-detection/data. Join the parts of train.zip (five) and of "
-    "test.zip; unpack them into train/ and test/, sample.zip into sample/, and put trainLabels.csv beside them; pass "
-    "--manual_dir=<that folder>. Images are resized and encoded anew by OpenCV, so that pixels may depend on its "
-    "version: compare manifests.",
     manual=True,
 )
 _CLEVR = DataSet(
@@ -190,8 +163,6 @@ _KITTI = DataSet(
     # TFDS's own splits, by video, not the 80/10/10 % of VTAB's paper: issue 9 of google-research/task_adaptation
     {"train": (6347,), "validation": (423,), "test": (711,)},
     _OWN,
-    # issue 18 of google-research/task_adaptation
-    "VTAB used 3.1.0. 3.2.0 has the same data, its authors say; 3.3.0 adds names to a feature that is not used.",
 )
 _DSPRITES = DataSet(
     "dsprites",
@@ -205,9 +176,6 @@ _SMALLNORB = DataSet(
     ("2.*.*",),
     {"train": (24_300,), "test": (24_300,)},
     _splits("train", "test[:12150]", "test[12150:]"),  # validation images show other toys than training images
-    # issue 5336 of tensorflow/datasets
-    "Its server, cs.nyu.edu, was unreachable at times. TFDS takes its six files *.mat.gz, if their "
-    "checksums are right, from the folder passed as --manual_dir=<folder>.",
 )
 
 TASKS: dict[str, Task] = {
