@@ -253,6 +253,7 @@ def _check_bmp(encoded: bytes, height: int, width: int) -> None:
 
 _ORIENTATION = 0x0112
 
+
 @dataclasses.dataclass(frozen=True)
 class Orientation:
     """One of EXIF's eight orientations: how to turn the stored image upright. The transposition comes last."""

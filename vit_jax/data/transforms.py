@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 
 from vit_jax.data import image_headers as headers
-from vit_jax.data.image_headers import JPEG_END, JPEG_START, UPRIGHT, ImageError, JpegHeader, jpeg_header, orientation_of
+from vit_jax.data.image_headers import JPEG_END, JPEG_START, UPRIGHT, ImageError, JpegHeader
 from vit_jax.data.randaugment import RandAugment
 from vit_jax.errors import UserError, unknown_name
 
@@ -37,9 +37,9 @@ def size_of(encoded: bytes, *, exif_orientation: bool = False) -> tuple[int, int
     Raises:
       ImageError: another format, or more than `MAX_PIXELS`.
     """
-    header = jpeg_header(encoded) if encoded.startswith(JPEG_START) else None
+    header = headers.jpeg_header(encoded) if encoded.startswith(JPEG_START) else None
     height, width = (header.height, header.width) if header else headers.stored_size(encoded)
-    return orientation_of(encoded, header).size(height, width) if exif_orientation else (height, width)
+    return headers.orientation_of(encoded, header).size(height, width) if exif_orientation else (height, width)
 
 
 def decode(encoded: bytes, *, exif_orientation: bool = False) -> np.ndarray:
@@ -56,9 +56,9 @@ def decode(encoded: bytes, *, exif_orientation: bool = False) -> np.ndarray:
       ImageError: the file is not an image, is truncated or damaged, or has more than `MAX_PIXELS`. Libraries often fill
         the missing part of a truncated JPEG with grey without an error; a model should not learn that.
     """
-    header = jpeg_header(encoded) if encoded.startswith(JPEG_START) else None
+    header = headers.jpeg_header(encoded) if encoded.startswith(JPEG_START) else None
     image = _decode_jpeg(encoded, header) if header else _decode_with_opencv(headers.plain(encoded))
-    orientation = orientation_of(encoded, header) if exif_orientation else UPRIGHT
+    orientation = headers.orientation_of(encoded, header) if exif_orientation else UPRIGHT
     return orientation.upright(image) if orientation else image
 
 
@@ -86,9 +86,9 @@ def decode_crop(
       ImageError: as for `decode`.
       UserError: the crop exceeds the image.
     """
-    header = jpeg_header(encoded) if encoded.startswith(JPEG_START) else None
+    header = headers.jpeg_header(encoded) if encoded.startswith(JPEG_START) else None
     stored = (header.height, header.width) if header else headers.stored_size(encoded)
-    orientation = orientation_of(encoded, header) if exif_orientation else UPRIGHT
+    orientation = headers.orientation_of(encoded, header) if exif_orientation else UPRIGHT
     full_height, full_width = orientation.size(*stored)
     if min(top, left) < 0 or min(height, width) < 1 or top + height > full_height or left + width > full_width:
         raise UserError(
