@@ -179,10 +179,10 @@ def test_a_class_in_subfolders_is_named(build):
 
 
 @pytest.mark.parametrize("files", [{"cat/0.tif": b"II*\0", "dog/1.heic": b"\0"}, {"train/cat/0.tif": b"II*\0"}])
-def test_where_no_image_can_be_read_a_file_is_named(build, files):
+def test_where_no_image_can_be_read_the_known_formats_are_named(build, files):
     place = build(files)
     for take in (list_splits, lambda place: open_source(place, "all")):
-        with pytest.raises(UserError, match=r"no images that can be read, but files such as '.*cat/0.tif'"):
+        with pytest.raises(UserError, match=r"no images that can be read.* Known images are \.jpg"):
             take(place)
 
 
@@ -213,16 +213,12 @@ def test_of_splits_that_differ_in_case_the_exact_one_is_taken(build):
 @pytest.mark.parametrize(
     ("names", "advice"),
     [
-        (("Test1", "Trn"), "train=<split>,test=Test1"),
-        (("seg_test", "seg_train"), "train=seg_train,test=seg_test"),
-        (("holdout", "Training_Set"), "train=Training_Set,test=holdout"),
         (("a", "b"), "train=<split>,test=<split>"),
-        (("photos", "train"), "train=train,test=photos"),
-        (("train", "train2"), "train=train,test=<split>"),
+        (("photos", "train"), "train=train,test=<split>"),
         (("test", "pool"), "train=<split>,test=test"),
     ],
 )
-def test_the_advice_never_trains_on_what_may_be_test_images(build, names, advice):
+def test_splits_without_a_usual_name_are_left_to_the_user(build, names, advice):
     place = build(images(*(f"{name}/{kind}" for name in names for kind in ("cat", "dog"))))
     with pytest.raises(UserError) as error:
         transfer_task(place)
@@ -440,7 +436,7 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path, kind, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_files(tmp_path, images("a/cat", "a/dog"))
     special(tmp_path / "it", kind)
-    with pytest.raises(UserError, match=rf"cannot read .*/it: it is a {kind}"):
+    with pytest.raises(UserError, match=rf"cannot read .*/it as a folder or zip file .*it is a {kind}"):
         open_source(str(tmp_path / "it"), "all")
     with pytest.raises(UserError, match=rf"it is a {kind}"):
         list_splits(tmp_path / "it")

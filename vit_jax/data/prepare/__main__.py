@@ -30,16 +30,6 @@ def _path(text: str) -> pathlib.Path:
     return pathlib.Path(text).expanduser()
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
-_positive.__name__ = "number"  # as argparse calls it
-
-
 def _command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
@@ -77,7 +67,7 @@ def _add_options(parser: argparse.ArgumentParser, name: str | None, name_help: s
 
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=_positive, help="default: one per core; does not change the result")
+    parser.add_argument("--threads", type=int, help="default: one per core; does not change the result")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -228,13 +218,12 @@ def main(arguments: list[str]) -> int:
     """Runs a command; returns the exit status."""
     args = make_parser().parse_args(arguments)
     try:
+        if (getattr(args, "threads", None) or 1) < 1:
+            raise UserError(f"--threads must be at least 1, got {args.threads}.")
         return args.run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # for `run_command`
         raise
-    except OSError as error:  # such as an unreadable folder
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except sqlite3.DatabaseError as error:  # index.sqlite is damaged or another file

@@ -56,13 +56,13 @@ class ImageFolder(Origin):
             for index in range(len(source)):
                 number += 1
                 if mark is None or number > mark:
-                    yield Found(split, source.member(index), (), (split_number, index, 0), number, mark=number)
+                    yield Found(split, source.member(index), (), split_number, index, number, mark=number)
 
     def load(self, found: Found) -> Found:
         """Reads one image and its class."""
         source = self._sources[found.split]
         try:
-            example = source[found.place[1]]
+            example = source[found.offset]
         except BadRecordError as error:
             # The source's message has a path of this machine, which must not enter the manifest.
             cause = error.__cause__
@@ -74,7 +74,7 @@ class ImageFolder(Origin):
         """Reads one image."""
         return _encoded(self._sources[row.split][row.offset])
 
-    def place(self, row: Row) -> str:
+    def place(self, row: Row | Found) -> str:
         """Returns the path of the image."""
         return self._sources[row.split].where(row.offset)
 

@@ -102,7 +102,7 @@ class ImageList(Origin):
             tokens = [self._token(label, where) for label in labels]
             if not self.multi_label and len(tokens) != 1:
                 raise UserError(f"{where} has {len(tokens)} labels; --single_label requires exactly one.")
-            yield Found(self._split, image, tokens, (0, 0, 0), after, mark=after)
+            yield Found(self._split, image, tokens, 0, 0, after, mark=after)
 
     def load(self, found: Found) -> Found:
         """Reads one image."""
@@ -117,7 +117,7 @@ class ImageList(Origin):
                 raise
             raise BadRecordError(f"cannot be read: {error}") from error
 
-    def place(self, row: Row) -> str:
+    def place(self, row: Row | Found) -> str:
         """Returns the path of the image."""
         return str(self._root / row.file_name)
 

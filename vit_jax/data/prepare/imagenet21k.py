@@ -134,7 +134,8 @@ class ImageNet21k(Origin):
                 split=SPLIT,
                 file_name=show_name(pathlib.PurePosixPath(item.path[-1]).name),
                 labels=(wnid,) if wnid else (),
-                place=(item.archive, item.offset, item.size),
+                file=item.archive,
+                offset=item.offset,
                 done=before[item.archive] + item.offset,
                 content=item.content,
                 broken=_why_not(item, wnid),
@@ -144,7 +145,7 @@ class ImageNet21k(Origin):
         """Reads an image from the middle of its archive."""
         return read_at(self._archives[row.file], row.offset, row.size)
 
-    def place(self, row: Row) -> str:
+    def place(self, row: Row | Found) -> str:
         """Returns archive, name and offset of the image."""
         return f"{self._archives[row.file]}:{row.file_name} (byte {row.offset:,})"
 

@@ -36,7 +36,8 @@ class Found:
       split: its split.
       file_name: its unique name.
       labels: names of its classes.
-      place: file, offset and size, for `Origin.read`.
+      file: number of the file that holds it; the origin numbers them.
+      offset: in that file, in bytes or the origin's unit.
       done: the part of `Origin.extent` scanned so far.
       content: the encoded image; None if `Origin.load` must read it.
       mark: JSON-compatible position to resume the scan after this image; None if there is none.
@@ -46,7 +47,8 @@ class Found:
     split: str
     file_name: str
     labels: Sequence[str]
-    place: tuple[int, int, int]
+    file: int
+    offset: int
     done: int
     content: bytes | None = None
     mark: Any = None
@@ -108,7 +110,7 @@ class Origin(abc.ABC):
         """Reads an image again from its place. Thread-safe."""
 
     @abc.abstractmethod
-    def place(self, row: Row) -> str:
+    def place(self, row: Row | Found) -> str:
         """Describes the location of an image for messages."""
 
     @abc.abstractmethod
@@ -189,24 +191,21 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
         print(f"scan: resumes after {index.count('image'):,} images", file=sys.stderr)
 
     def check(found: Found | Passed) -> tuple[Found | Passed, bytes, int, str | None]:
-        if isinstance(found, Passed):
-            return found, b"", 0, None
-        if found.broken:
-            return found, b"", 0, found.broken
+        """Returns the image without its content, which would fill the memory behind a slow one; hash, size, damage."""
+        if isinstance(found, Passed) or found.broken:
+            return found, b"", 0, getattr(found, "broken", None)
         try:
             found = origin.load(found) if found.content is None else found
+            content = found.content or b""
             if options.verify:
-                decode(found.content or b"")
+                decode(content)
         except (ImageError, BadRecordError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:
-                place = origin.place(_row(found))
                 raise UserError(
-                    f"cannot read {place}: {error.strerror or error}. The image may be whole: check the disk, then "
-                    "rerun the same command to resume."
+                    f"cannot read {origin.place(found)}: {error.strerror or error}. The image may be whole: check the "
+                    "disk, then rerun the same command to resume."
                 ) from error
             return dataclasses.replace(found, content=None), b"", 0, getattr(error, "strerror", None) or str(error)
-        content = found.content or b""
-        # Drop the content here; otherwise images queued behind a slow one stay in memory.
         return dataclasses.replace(found, content=None), content_hash(content), len(content), None
 
     pending, broken = 0, index.count("broken")
@@ -216,7 +215,7 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
                 pending += 1
                 progress.add(1, found.done)
                 if reason is not None:
-                    place = origin.place(_row(found))
+                    place = origin.place(found)
                     broken += 1
                     print(f"broken, skipped: {place}: {reason}", file=sys.stderr)
                     index.add_broken(found.split, found.file_name, pathlib.PurePath(place).name, reason)
@@ -226,8 +225,8 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
                             "damaged? If not, rerun with a larger --max_broken to resume."
                         )
                 else:
-                    file, offset, _ = found.place
-                    index.add(found.split, found.file_name, found.labels, content, (file, offset, size))
+                    place = found.file, found.offset, size
+                    index.add(found.split, found.file_name, found.labels, content, place)
             if pending >= _COMMIT_EVERY and found.mark is not None:
                 index.commit(mark=found.mark, done=found.done)
                 pending = 0
@@ -235,10 +234,6 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
     if not index.count("image"):  # not committed, so the next start scans again
         raise UserError(f"there are no images; {broken:,} are broken or in the wrong place.")
     index.commit(scanned=True)
-
-
-def _row(found: Found) -> Row:
-    return Row(found.split, found.file_name, (), b"", *found.place)
 
 
 def _arrange(origin: Origin, index: Index) -> None:

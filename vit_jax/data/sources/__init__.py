@@ -21,7 +21,6 @@ from vit_jax.data.sources.splits import SlicedSource, for_testing, open_parts
 from vit_jax.data.sources.tfds import find_tfds, not_prepared, open_tfds, prepared_folder
 from vit_jax.data.sources.trees import IMAGE_SUFFIXES
 from vit_jax.errors import UserError
-from vit_jax.files import stat_regular
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -123,10 +122,8 @@ def _open_path(
         return open_tfds(folder, split, **options)
     if path.is_dir():
         _refuse_bare_records(path)
-    else:
-        _check_regular(path)
-        if record_format(path):
-            return open_shards([os.fspath(path)], split, name=dataset, **options)
+    elif record_format(path):
+        return open_shards([os.fspath(path)], split, name=dataset, **options)
     return open_parts(
         split,
         functools.partial(ImageFolderSource, path, class_names=class_names),
@@ -188,16 +185,6 @@ def _warn_of_missing_classes(source: Source, labels: np.ndarray, class_names: Se
             "%s, split %r, has no images of %d of %d classes: %s. Results say nothing about them.",
             *(source.name, source.split, len(missing), len(class_names), show_names(missing)),
         )
-
-
-def _check_regular(path: pathlib.Path) -> None:
-    try:
-        stat_regular(path)
-    except OSError as error:
-        raise UserError(
-            f"cannot read {show_name(str(path))}: {error.strerror or error}. A data set is a folder, a zip file or "
-            "files of examples."
-        ) from error
 
 
 def _refuse_bare_records(folder: pathlib.Path) -> None:

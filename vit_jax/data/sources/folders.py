@@ -7,7 +7,7 @@ import itertools
 import os
 import pathlib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -55,6 +55,7 @@ class ImageFolderSource:
         *,
         class_names: Sequence[str] | None = None,
         classes_may_be_empty: bool = False,
+        only: Collection[str] | None = None,
     ):
         """Lists the files of the split. Reads no file, except the first bytes of those without an image suffix.
 
@@ -65,6 +66,7 @@ class ImageFolderSource:
             None: the folders of the split.
           classes_may_be_empty: whether a class may have no image. Always true with `class_names`, and in splits that
             are named as for testing or validation.
+          only: folders of classes to read; None: all.
 
         Raises:
           UserError: unknown split, an empty class, a class that is not in `class_names`, a file that is not an image,
@@ -82,7 +84,7 @@ class ImageFolderSource:
             around, inner, self.splits = _find_classes(tree, split, self.name)
             self._classes_at = around + inner  # the folder of the classes, relative to the root
             self._base = inner  # the same, relative to the folder of the splits
-            self._list(tree)
+            self._list(tree, only)
         except OSError as error:
             raise unreadable(self._root, error) from error
         if class_names is None and not classes_may_be_empty and not for_testing(split):
@@ -188,7 +190,8 @@ class ImageFolderSource:
     def _file(self, folder: int, name: str) -> str:
         return f"{self._classes_at}{self._folders[folder]}/{name}"
 
-    def _list(self, tree: Tree) -> None:
+    def _list(self, tree: Tree, only: Collection[str] | None) -> None:
+        """Keeps the names of classes and of their files, both sorted, and checks them."""
         misplaced, strangers = [], []
 
         def files_of(name: str) -> list[str]:
@@ -204,29 +207,16 @@ class ImageFolderSource:
                     strangers.append(f"{self._base}{name}/{entry}")
             return _in_order(files)
 
-        classes = []
+        folders = []
         for entry, kind in tree.entries(self._classes_at):
-            if kind is Kind.FOLDER:
-                classes.append(entry)
+            if kind is Kind.FOLDER and (only is None or entry in only):
+                folders.append(entry)
             elif self._base and kind.is_file and is_image(tree, f"{self._classes_at}{entry}"):
                 misplaced.append(f"{self._base}{entry}")
-        self._keep(((name, files_of(name)) for name in _in_order(classes)), misplaced)
-        kept = {f"{self._base}{name}" for name in self._folders}
-        if strangers := [path for path in strangers if path.rpartition("/")[0] in kept]:
-            raise UserError(
-                f"{self.name}, split {self.split!r}, has files that are not images: {show_names(sorted(strangers))}. "
-                f"Remove them; known images are {', '.join(IMAGE_SUFFIXES)}."
-            )
-
-    def _keep(self, classes: Iterable[tuple[str, list[str]]], misplaced: list[str]) -> None:
-        """Keeps the names of classes and of their files, both sorted, and checks them.
-
-        Joins the names of each class at once: lists of tens of millions of strings would take gigabytes.
-        """
-        self._folders: list[str] = []
+        self._folders = _in_order(folders)
         counts, starts = [], [np.zeros(0, np.uint32)]
-        for name, files in classes:
-            self._folders.append(name)
+        for files in map(files_of, self._folders):
+            # Joined at once: lists of tens of millions of strings would take gigabytes.
             self._names.append("/".join(files))
             counts.append(len(files))
             lengths = np.fromiter(map(len, files), np.uint32, len(files)) + 1  # with the "/"
@@ -244,6 +234,11 @@ class ImageFolderSource:
             )
         if not self._folders:
             raise UserError(f"{where} is empty; it should have a folder for each class.")
+        if strangers:
+            raise UserError(
+                f"{where} has files that are not images: {show_names(sorted(strangers))}. Remove them; known images "
+                f"are {', '.join(IMAGE_SUFFIXES)}."
+            )
         by_class = sorted(zip(self.class_names, self._folders, strict=True))
         for (one, folder), (other, other_folder) in itertools.pairwise(by_class):
             if one == other:
@@ -261,15 +256,7 @@ def _hash_names(joined: str) -> np.ndarray:
 
 
 def _find_classes(tree: Tree, split: str, name: str) -> tuple[str, str, list[str]]:
-    """Finds the folders of classes of a split.
-
-    Returns:
-      the folder around the splits, the split's folder in it, and the names of all splits. Folders are "" or end with
-      "/". With classes but no splits, the split's folder is "", and the only split is "all".
-
-    Raises:
-      UserError: there is no such split, or no image.
-    """
+    """Returns the folder around the splits, the split's folder in it ("": no splits), and the names of all splits."""
     around, tops, are_classes = _judge(tree, split)
     if are_classes:
         if split != ALL:
@@ -369,14 +356,10 @@ def _check_images(tree: Tree, around: str, tops: list[str], name: str) -> None:
     """Raises UserError if there are folders, but no images of a known kind in them."""
     if not tops or any(_holds_images(tree, f"{around}{top}/", depth) for top in tops for depth in (0, 1)):
         return
-    for top in tops:
-        for folder in (f"{top}/", *(f"{top}/{inner}/" for inner in folders_in(tree, f"{around}{top}/"))):
-            if files := [each for each, kind in tree.entries(around + folder) if kind.is_file]:
-                raise UserError(
-                    f"{name} has no images that can be read, but files such as '{show_name(folder + min(files))}'. "
-                    f"Known images are {', '.join(IMAGE_SUFFIXES)}; convert others."
-                )
-    raise UserError(f"{name} has no images. They should be in <split>/<class>/ or <class>/, e.g. train/cat/1.jpg.")
+    raise UserError(
+        f"{name} has no images that can be read. They should be in <split>/<class>/ or <class>/, e.g. train/cat/1.jpg. "
+        f"Known images are {', '.join(IMAGE_SUFFIXES)}; convert others."
+    )
 
 
 def composed(name: str) -> str:

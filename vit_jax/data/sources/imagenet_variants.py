@@ -6,17 +6,15 @@ test set that lacks a class would give a plausible but wrong number.
 
 import concurrent.futures
 import dataclasses
-import functools
 import logging
 import os
 import pathlib
-import zipfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import cast
 
 import numpy as np
 
-from vit_jax.console import num_cpus
+from vit_jax.console import num_cpus, show_names
 from vit_jax.data import transforms
 from vit_jax.data.class_names import class_names, wordnet_ids
 from vit_jax.data.imagenet_test_sets import IMAGENET_TEST_SETS, NUM_CLASSES
@@ -26,6 +24,7 @@ from vit_jax.data.sources.folders import ImageFolderSource
 from vit_jax.data.sources.real_labels import RealLabels, load_real_labels
 from vit_jax.data.sources.splits import ALL
 from vit_jax.data.sources.tfds import prepared_folder
+from vit_jax.data.sources.trees import folders_in, open_tree
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.json_files import read_object
 
@@ -33,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 _TFDS = "tfds:"
 _IMAGENET = "imagenet2012"
-_SHOWN = 5  # names in a message
-_NOT_IMAGES = ("README", "LICENSE")  # beside the folders of classes, with any suffix
 
 # ObjectNet's images have a red border, a sign that they must not be trained on. The licence says "1 pixel" (quoted on
 # the card of timm/objectnet on huggingface.co); the authors' loader cuts 2 (abarbu/objectnet-template-pytorch,
@@ -143,36 +140,15 @@ def _labels_that_occur(source: Source) -> tuple[int, ...]:
 # ---- As the authors publish them.
 
 
-class _ClassFolders(ImageFolderSource):
-    """Folders of classes, with a README or licence beside them, as in ImageNet-R."""
-
-    def __init__(self, path: str | os.PathLike[str], split: str, wanted: Collection[str] | None = None):
-        """Opens the folders in `wanted`; None: all. See `ImageFolderSource`."""
-        self._wanted = wanted
-        super().__init__(path, split)
-
-    def _keep(self, classes: Iterable[tuple[str, list[str]]], misplaced: list[str]) -> None:
-        # In place, because nested folders are noticed while iterating over the classes.
-        misplaced[:] = [path for path in misplaced if pathlib.PurePath(path).stem not in _NOT_IMAGES]
-        super()._keep(
-            ((name, files) for name, files in classes if self._wanted is None or name in self._wanted), misplaced
-        )
-
-
 class _ImageNetLabels:
     """Images in folders, labelled with ImageNet's classes."""
 
     exif_orientation = False  # the published numbers are of images as they are stored
 
-    def __init__(self, folders: _ClassFolders, classes: Mapping[str, tuple[int, ...]], *, name: str, border: int = 0):
-        """Reads nothing.
-
-        Args:
-          folders: the images.
-          classes: ImageNet's classes that are right for the images of a folder.
-          name: see `Source`.
-          border: pixels to cut off at each side; if more than 0, examples are decoded images.
-        """
+    def __init__(
+        self, folders: ImageFolderSource, classes: Mapping[str, tuple[int, ...]], *, name: str, border: int = 0
+    ):
+        """Takes ImageNet's classes by folder. Pixels of a border are cut off at each side, which decodes the images."""
         self._folders, self._border = folders, border
         self._labels = [classes[folder] for folder in folders.class_names]
         self.name, self.split, self.splits = name, "test", ["test"]
@@ -227,12 +203,12 @@ def _open_folders(name: str, place: str) -> _ImageNetLabels:
         f"{name} has {published.num_folders:,} folders called {called}, with the images right in them; it is from "
         f"{published.url}."
     )
-    folders = _ClassFolders(*_around_classes(path, classes, expected))
+    folders = ImageFolderSource(*_around_classes(path, classes, expected))
     if unknown := [folder for folder in folders.class_names if folder not in classes]:
-        raise UserError(f"{path} has folders that should not be there: {_shorten(unknown)}. {expected}")
+        raise UserError(f"{path} has folders that should not be there: {show_names(unknown)}. {expected}")
     missing = sorted(set(classes) - set(folders.class_names))
     if len(classes) == published.num_folders and missing:
-        raise UserError(f"{path} lacks {len(missing):,} folders: {_shorten(missing)}. {expected}")
+        raise UserError(f"{path} lacks {len(missing):,} folders: {show_names(missing)}. {expected}")
     return _ImageNetLabels(folders, classes, name=str(path))
 
 
@@ -246,25 +222,15 @@ def _existing(name: str, place: str) -> pathlib.Path:
 def _around_classes(path: pathlib.Path, classes: Collection[str], expected: str) -> tuple[pathlib.Path, str]:
     """Finds the data set and split, for `ImageFolderSource`, whose folders are the classes."""
     try:
-        if path.is_dir():
-            folders = [entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")]
-        else:
-            with zipfile.ZipFile(path) as archive:
-                tops = {name.split("/")[0] for name in archive.namelist() if "/" in name}
-            folders = [name for name in tops if not name.startswith((".", "__MACOSX"))]
-    except (OSError, zipfile.BadZipFile) as error:
+        folders = folders_in(open_tree(path), "")
+    except (OSError, UserError) as error:
         advice = " Unpack it: tar -xf" if ".tar" in path.name or path.suffix == ".tgz" else ""
-        raise UserError(f"cannot read {path} as a folder or zip file: {error}.{advice} {expected}") from error
+        raise UserError(f"{error}{advice} {expected}") from error
     if any(folder in classes for folder in folders):
         return (path.parent, path.name) if path.is_dir() else (path, ALL)
     if len(folders) != 1:
-        raise UserError(f"{path} has other folders than expected: {_shorten(sorted(folders)) or 'none'}. {expected}")
+        raise UserError(f"{path} has other folders than expected: {show_names(folders) or 'none'}. {expected}")
     return path, folders[0]
-
-
-def _shorten(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + rest
 
 
 # ---- ReaL.
@@ -285,46 +251,42 @@ _FOLDERS, _OVERLAP = "folder_to_objectnet_label.json", "objectnet_to_imagenet_1k
 
 
 def _open_objectnet(place: str) -> Source:
-    path, published = (
-        None if place.startswith(_TFDS) else _existing("objectnet", place),
-        IMAGENET_TEST_SETS["objectnet"],
-    )
+    published = IMAGENET_TEST_SETS["objectnet"]
     expected = (
         f"ObjectNet is a folder with images/<object>/<image>.png and mappings/, which has {_FOLDERS} and {_OVERLAP}. "
         f"Get it from {published.url}, which has the password for unpacking it: unzip objectnet-1.0.zip"
     )
-    if path is None:
+    if place.startswith(_TFDS):
         raise UserError(f"TFDS has no ObjectNet, so {place!r} cannot be. {expected}")
+    path = _existing("objectnet", place)
     root = next((each for each in (path, path / "objectnet-1.0") if (each / "images").is_dir()), None)
     if root is None:
         raise UserError(f"{path} has no folder images/. {expected}")
     classes = _objectnet_classes(root / "mappings", expected)
     if missing := sorted(folder for folder in classes if not (root / "images" / folder).is_dir()):
-        raise UserError(f"{root / 'images'} lacks {len(missing)} folders: {_shorten(missing)}. {expected}")
-    folders = _ClassFolders(root, "images", classes)
+        raise UserError(f"{root / 'images'} lacks {len(missing)} folders: {show_names(missing)}. {expected}")
+    folders = ImageFolderSource(root, "images", only=classes)
     return _ImageNetLabels(folders, classes, name=str(root), border=OBJECTNET_BORDER)
 
 
 def _objectnet_classes(mappings: pathlib.Path, expected: str) -> dict[str, tuple[int, ...]]:
-    """Maps each ObjectNet folder that overlaps with ImageNet to ImageNet's classes.
-
-    One of the authors' files names the object in each folder. Another gives, for objects that overlap, ImageNet's
-    classes by their words, separated by "; ". The words of all 125 classes are unique in ImageNet, and they give the
-    same numbers as the authors' imagenet_pytorch_id_to_objectnet_id.json (abarbu/objectnet-template-tensorflow,
-    mapping_files). So the two files with numbers are not needed.
-    """
+    """Maps each ObjectNet folder that overlaps with ImageNet to ImageNet's classes."""
+    # The first file names the object in each folder, the second the classes of an object by their words. These words
+    # are unique and give the numbers of the authors' imagenet_pytorch_id_to_objectnet_id.json
+    # (abarbu/objectnet-template-tensorflow, mapping_files).
     labels = _read_mapping(mappings / _FOLDERS, expected)
     overlap = _read_mapping(mappings / _OVERLAP, expected)
     folder_of = {label: folder for folder, label in labels.items()}
     if unknown := sorted(set(overlap) - set(folder_of)):
-        raise UserError(f"{mappings / _OVERLAP} has objects that {_FOLDERS} does not have: {_shorten(unknown)}.")
-    number_of = _numbers_by_words()
+        raise UserError(f"{mappings / _OVERLAP} has objects that {_FOLDERS} does not have: {show_names(unknown)}.")
+    words_of = class_names(_IMAGENET)
+    number_of = {words: number for number, words in enumerate(words_of) if words_of.count(words) == 1}
     classes = {}
     for label, words in overlap.items():
         several = [each.strip() for each in words.split(";")]
         if unknown := [each for each in several if each not in number_of]:
             raise UserError(
-                f"{mappings / _OVERLAP} maps {label!r} to what is not one of ImageNet's classes: {_shorten(unknown)}."
+                f"{mappings / _OVERLAP} maps {label!r} to what is not one of ImageNet's classes: {show_names(unknown)}."
             )
         classes[folder_of[label]] = tuple(number_of[each] for each in several)
     if len(classes) != (overlapping := IMAGENET_TEST_SETS["objectnet"].num_folders):
@@ -342,10 +304,3 @@ def _read_mapping(path: pathlib.Path, expected: str) -> dict[str, str]:
     if not all(isinstance(value, str) for value in content.values()):
         raise UserError(f"{path} should be a JSON object of names by names. {expected}")
     return content
-
-
-@functools.cache
-def _numbers_by_words() -> Mapping[str, int]:
-    """Maps words to ImageNet's classes, without ambiguous ones ("crane", the bird and the machine)."""
-    words = class_names(_IMAGENET)
-    return {each: number for number, each in enumerate(words) if words.count(each) == 1}
