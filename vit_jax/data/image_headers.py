@@ -24,7 +24,7 @@ _MOST_PARTS = 2**18  # segments or chunks of a file; IDAT chunks of 8 kB, as lib
 _EXIF = b"Exif\0\0"
 
 _DEFLATE_RATIO = 1032  # most bytes that one compressed byte expands to
-_JPEG_RATIO = 512  # most pixels per byte: a Huffman code takes at least a bit per block of 8 x 8
+JPEG_RATIO = 512  # most pixels per byte: a Huffman code takes at least a bit per block of 8 x 8
 
 
 class ImageError(UserError):
@@ -162,12 +162,6 @@ def _webp_size(encoded: bytes, at: int = 12) -> tuple[int, int]:
 
 
 # ---- Whether the file can hold its pixels.
-
-
-def check_jpeg(encoded: bytes, header: JpegHeader) -> None:
-    """Raises `ImageError` if the file is too small for its pixels; a decoder would fill them with grey."""
-    if header.huffman and header.height * header.width > _JPEG_RATIO * len(encoded):
-        raise ImageError(f"not a whole JPEG ({len(encoded):,} bytes for {header.height:,} x {header.width:,} pixels)")
 
 
 def plain(encoded: bytes) -> bytes:

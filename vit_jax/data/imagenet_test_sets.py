@@ -14,18 +14,19 @@ class TestSet:
       num_images: number of images.
       num_folders: number of folders, one for each class that occurs.
       url: download address.
-      num_labelled: number of images that have a label and count.
+      without_label: number of images that have no label and do not count.
     """
 
     title: str
     num_images: int
     num_folders: int
     url: str
-    num_labelled: int
+    without_label: int = 0
 
-
-def _all_labelled(title: str, num_images: int, num_folders: int, url: str) -> TestSet:
-    return TestSet(title, num_images, num_folders, url, num_images)
+    @property
+    def num_labelled(self) -> int:
+        """Number of images that have a label and count."""
+        return self.num_images - self.without_label
 
 
 # Sources of the numbers:
@@ -44,17 +45,11 @@ IMAGENET_TEST_SETS = {
         50_000,
         NUM_CLASSES,
         "https://raw.githubusercontent.com/google-research/reassessed-imagenet/master/real.json",
-        num_labelled=46_837,
+        without_label=50_000 - 46_837,
     ),
-    "imagenet_v2": _all_labelled(
-        "ImageNet-V2", 10_000, NUM_CLASSES, "https://huggingface.co/datasets/vaishaal/ImageNetV2"
-    ),
-    "imagenet_r": _all_labelled(
-        "ImageNet-R", 30_000, 200, "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar"
-    ),
-    "imagenet_a": _all_labelled("ImageNet-A", 7_500, 200, "https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar"),
-    "imagenet_sketch": _all_labelled(
-        "ImageNet-Sketch", 50_889, NUM_CLASSES, "https://github.com/HaohanWang/ImageNet-Sketch"
-    ),
-    "objectnet": _all_labelled("ObjectNet", 18_574, 113, "https://objectnet.dev/download.html"),
+    "imagenet_v2": TestSet("ImageNet-V2", 10_000, NUM_CLASSES, "https://huggingface.co/datasets/vaishaal/ImageNetV2"),
+    "imagenet_r": TestSet("ImageNet-R", 30_000, 200, "https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar"),
+    "imagenet_a": TestSet("ImageNet-A", 7_500, 200, "https://people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar"),
+    "imagenet_sketch": TestSet("ImageNet-Sketch", 50_889, NUM_CLASSES, "https://github.com/HaohanWang/ImageNet-Sketch"),
+    "objectnet": TestSet("ObjectNet", 18_574, 113, "https://objectnet.dev/download.html"),
 }

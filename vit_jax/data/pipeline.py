@@ -4,7 +4,6 @@ The seed and the position in the stream decide which example comes and how it is
 restarts change neither, so the iterator's state is one number.
 """
 
-import dataclasses
 import functools
 import logging
 import math
@@ -272,20 +271,13 @@ def _shuffled(position: int, length: int, seed: int) -> int:
 _permutation = functools.lru_cache(maxsize=64)(permutation)
 
 
-@dataclasses.dataclass
-class _LoadTrainBatch:
-    """Maps a batch's number to this process's rows of it. Pickled for worker processes."""
-
-    loader: BatchLoader
-    order: IndexStream
-    batch_size: int
-    rows: np.ndarray
-    seed: int
-
-    def __call__(self, batch_index: int) -> tuple[LocalBatch, dict[int, str]]:
-        # Positions in the global batch, so the data do not depend on the number of processes.
-        positions = [batch_index * self.batch_size + int(row) for row in self.rows]
-        return self.loader.load([self.order[position] for position in positions], positions, self.seed)
+def _load_train_batch(
+    loader: BatchLoader, order: IndexStream, batch_size: int, rows: np.ndarray, seed: int, batch_index: int
+) -> tuple[LocalBatch, dict[int, str]]:
+    """Maps a batch's number to this process's rows of it."""
+    # Positions in the global batch, so the data do not depend on the number of processes.
+    positions = [batch_index * batch_size + int(row) for row in rows]
+    return loader.load([order[position] for position in positions], positions, seed)
 
 
 def _start_worker(index: int, count: int) -> None:
@@ -351,7 +343,7 @@ class TrainBatches(Iterator[dict[str, jax.Array]]):
         threads = num_threads or max(1, num_cpus() // max(1, num_workers))
         loader = BatchLoader(source, transform, num_classes=num_classes, num_threads=threads)
         rows = local_rows(sharding, batch_size) if rows is None else rows
-        load_batch = _LoadTrainBatch(loader, IndexStream(source, seed), batch_size, rows, seed)
+        load_batch = functools.partial(_load_train_batch, loader, IndexStream(source, seed), batch_size, rows, seed)
         self._batches = grain.MapDataset.range(2**40).map(load_batch)
         self.bad_records = BadRecords(max_bad_records)
         self._host_iterator: grain.DatasetIterator | None = None

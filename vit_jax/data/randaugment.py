@@ -11,6 +11,7 @@ The two differ in more than magnitudes, so each has its own table of operations:
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -226,19 +227,10 @@ _TIMM: dict[str, Operation | None] = {
 OPERATIONS = {"tensorflow": _TENSORFLOW, "timm": _TIMM}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rules:
-    """How an implementation applies its operations.
-
-    Attributes:
-      directed: operations whose level is negated half of the time.
-      probability: of applying an operation once it is drawn.
-      max_magnitude: the largest that its authors use.
-    """
-
-    directed: frozenset[str]
-    probability: float
-    max_magnitude: float
+class _Rules(NamedTuple):
+    directed: frozenset[str]  # operations whose level is negated half of the time
+    probability: float  # of applying an operation once it is drawn
+    max_magnitude: float  # the largest that its authors use
 
 
 _MOVES = frozenset({"rotate", "shear_x", "shear_y", "translate_x", "translate_y"})

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import PIL.Image
 
+from vit_jax.data import image_headers
 from vit_jax.data import transforms as images
 from vit_jax.errors import UserError
 from vit_jax.json_files import Fields
@@ -120,7 +121,7 @@ class Preprocessing:
                 )
             return image
         resized_height, resized_width = self._resized(*image.shape[:2])
-        if resized_height * resized_width > images.MAX_PIXELS:
+        if resized_height * resized_width > image_headers.MAX_PIXELS:
             raise images.ImageError(f"an image of {resized_height:,} x {resized_width:,} pixels after resizing")
         image = self._resize(image, resized_height, resized_width)
         top, left = (resized_height - height) / 2, (resized_width - width) / 2

@@ -269,9 +269,8 @@ class _Job:
             source={"tfds": info.full_name},
             settings=settings,
             counts={"images": total, "near_duplicates": len(removed)},
-            # Perhaps a removed example had the most labels; a larger value is harmless.
-            **({"max_labels": facts.max_labels} if facts.max_labels else {}),
-            **({"exif_orientation": True} if facts.exif_orientation else {}),
+            max_labels=facts.max_labels,  # perhaps a removed example had so many; a larger value is harmless
+            exif_orientation=facts.exif_orientation or None,
         )
 
     def _new_name(self, file: pathlib.Path) -> str:

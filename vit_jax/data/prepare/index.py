@@ -190,7 +190,8 @@ class Index:
             (first, first + count),
         )
         for split, file_name, labels, content, file, offset, size in rows:
-            yield Row(split, file_name, parse_labels(labels), content, file, offset, size)
+            numbers = tuple(map(int, labels.split(","))) if labels else ()
+            yield Row(split, file_name, numbers, content, file, offset, size)
 
     def finish_shard(self, name: str, facts: Mapping[str, Any]) -> None:
         """Records a shard that is complete on disk."""
@@ -200,8 +201,3 @@ class Index:
     def shards(self) -> dict[str, dict[str, Any]]:
         """Returns the facts of finished shards by name."""
         return {name: json.loads(facts) for name, facts in self._db.execute("SELECT name, facts FROM shard")}
-
-
-def parse_labels(text: str) -> tuple[int, ...]:
-    """Parses labels as the index stores them, such as "3,17"."""
-    return tuple(map(int, text.split(","))) if text else ()

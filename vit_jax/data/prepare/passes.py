@@ -225,8 +225,7 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
                             "damaged? If not, rerun with a larger --max_broken to resume."
                         )
                 else:
-                    place = found.file, found.offset, size
-                    index.add(found.split, found.file_name, found.labels, content, place)
+                    index.add(found.split, found.file_name, found.labels, content, (found.file, found.offset, size))
             if pending >= _COMMIT_EVERY and found.mark is not None:
                 index.commit(mark=found.mark, done=found.done)
                 pending = 0
@@ -329,7 +328,7 @@ def _finish(
         counts={"images": images, "broken": index.count("broken"), "merged": images - examples},
         slices=slices,
         max_labels=index.fact("max_labels"),
-        **({"exif_orientation": True} if origin.exif_orientation else {}),
+        exif_orientation=origin.exif_orientation or None,
         broken=index.broken(),
         classes_without_images=[name for number, name in enumerate(names) if number not in used],
     )

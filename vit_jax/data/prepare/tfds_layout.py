@@ -223,7 +223,7 @@ def write_manifest(
       settings: that decided the result.
       counts: numbers of images that differ from that of the examples, or from 0: "images", "broken", "merged", ...
       known: shards by file name, whose hashes are known.
-      **more: further facts, JSON-compatible.
+      **more: further facts, JSON-compatible; None is left out.
     """
     libraries = ("array_record", "tensorflow-datasets")
     made_with = {"vit_jax": vit_jax.__version__, **{name: importlib.metadata.version(name) for name in libraries}}
@@ -243,7 +243,9 @@ def write_manifest(
             **(counts or {}),
             **{"examples": examples, "classes": num_classes},
         },
-        **{"splits": split_facts, **more, "made_with": made_with, "files": files},
+        "splits": split_facts,
+        **{fact: value for fact, value in more.items() if value is not None},
+        **{"made_with": made_with, "files": files},
     }
     temporary = folder / (MANIFEST + UNFINISHED)
     temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

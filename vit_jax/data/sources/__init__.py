@@ -15,24 +15,18 @@ from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Missing
 from vit_jax.data.sources.digits import DigitsSource
 from vit_jax.data.sources.folders import ImageFolderSource, list_splits
 from vit_jax.data.sources.real_labels import RealLabels, load_real_labels
-from vit_jax.data.sources.records import RecordSource
 from vit_jax.data.sources.shards import find_shards, open_shards, record_format, split_patterns
-from vit_jax.data.sources.splits import SlicedSource, for_testing, open_parts
+from vit_jax.data.sources.splits import for_testing, open_parts
 from vit_jax.data.sources.tfds import find_tfds, not_prepared, open_tfds, prepared_folder
-from vit_jax.data.sources.trees import IMAGE_SUFFIXES
 from vit_jax.errors import UserError
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "NO_LABEL",
     "BadRecordError",
-    "DigitsSource",
     "Example",
     "ImageFolderSource",
     "MissingDataError",
     "RealLabels",
-    "RecordSource",
-    "SlicedSource",
     "Source",
     "absolute_dataset",
     "find_path",

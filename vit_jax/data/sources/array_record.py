@@ -1,10 +1,10 @@
 """Reads array_record files at random, with the reader that `tfds.data_source` uses."""
 
 import concurrent.futures
-import dataclasses
 import itertools
 import os
 import resource
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,16 +14,6 @@ from vit_jax.files import stat_regular
 
 _THREADS = 16  # threads wait for a disk or a network
 _OTHER_FILES = 256  # other files that a process has open
-
-
-@dataclasses.dataclass(frozen=True)
-class _WholeFile:
-    """A FileInstruction of array_record, which saves the library from opening the file to count its records."""
-
-    filename: str
-    take: int
-    examples_in_shard: int
-    skip: int = 0
 
 
 class ArrayRecordFiles:
@@ -52,7 +42,12 @@ class ArrayRecordFiles:
                 lengths = list(pool.map(_count_records, paths))
         self.lengths = dict(zip(paths, lengths, strict=True))
         self._first = dict(zip(paths, itertools.accumulate(lengths, initial=0), strict=False))
-        self._records = ArrayRecordDataSource([_WholeFile(path, size, size) for path, size in self.lengths.items()])
+        # With the FileInstruction of array_record, the library need not open the files to count their records.
+        files = [
+            types.SimpleNamespace(filename=path, skip=0, take=size, examples_in_shard=size)
+            for path, size in self.lengths.items()
+        ]
+        self._records = ArrayRecordDataSource(files)
         self._process = os.getpid()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -74,9 +74,9 @@ class RecordSource:
           ranges: the records, in order.
           keys: the features of image and labels. Functions must be a module's, so that they can be pickled.
           name: see `Source`, as for `split`, `splits` and `class_names`.
-          split: the split as requested.
-          splits: of the data set.
-          class_names: by label.
+          split: as `name`.
+          splits: as `name`.
+          class_names: as `name`.
           num_classes: labels must be less; None: unknown.
           max_labels: the largest number of labels of an example. If 1, labels are numbers, otherwise lists.
           all_labelled: whether an unlabelled example is an error.
