@@ -1,6 +1,5 @@
 """Prepares a folder or zip file of images, `<split>/<class>/<image>`; training reads these directly too."""
 
-import dataclasses
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ import numpy as np
 from vit_jax.console import show_name, show_names
 from vit_jax.data.prepare.index import Row
 from vit_jax.data.prepare.passes import Found, Origin, Passed, check_split
-from vit_jax.data.sources import Example, ImageFolderSource
+from vit_jax.data.sources import ImageFolderSource
 from vit_jax.data.sources.base import BadRecordError
 from vit_jax.data.sources.folders import list_splits
 from vit_jax.data.sources.splits import same_classes
@@ -53,26 +52,20 @@ class ImageFolder(Origin):
         """Finds all images, split after split."""
         number = 0
         for split_number, (split, source) in enumerate(self._sources.items()):
-            for index in range(len(source)):
+            for index, label in enumerate(source.labels().tolist()):
                 number += 1
                 if mark is None or number > mark:
-                    yield Found(split, source.member(index), (), split_number, index, number, mark=number)
+                    labels = (self._classes[label],)
+                    yield Found(split, source.member(index), labels, split_number, index, number, mark=number)
 
-    def load(self, found: Found) -> Found:
-        """Reads one image and its class."""
-        source = self._sources[found.split]
+    def read(self, row: Row | Found) -> bytes:
+        """Reads one image."""
         try:
-            example = source[found.offset]
+            return self._sources[row.split][row.offset]["image"]
         except BadRecordError as error:
             # The source's message has a path of this machine, which must not enter the manifest.
             cause = error.__cause__
             raise cause if isinstance(cause, OSError) else BadRecordError(f"cannot be read: {cause}") from error
-        label = self._classes[int(example["label"])]
-        return dataclasses.replace(found, labels=(label,), content=_encoded(example))
-
-    def read(self, row: Row) -> bytes:
-        """Reads one image."""
-        return _encoded(self._sources[row.split][row.offset])
 
     def place(self, row: Row | Found) -> str:
         """Returns the path of the image."""
@@ -81,10 +74,3 @@ class ImageFolder(Origin):
     def classes(self, names: Sequence[str]) -> tuple[dict[str, int], Sequence[str] | int]:
         """Returns the sorted folder names."""
         return {name: number for number, name in enumerate(self._classes)}, self._classes
-
-
-def _encoded(example: Example) -> bytes:
-    image = example["image"]
-    if not isinstance(image, bytes):
-        raise TypeError("folders hold encoded images")
-    return image

@@ -4,7 +4,6 @@ A row is `{"image": "shard17/0001.jpg", "label": 5}`. The label, also spelled `l
 of either. Paths are relative to the list.
 """
 
-import dataclasses
 import os
 import pathlib
 import unicodedata
@@ -103,10 +102,6 @@ class ImageList(Origin):
             if not self.multi_label and len(tokens) != 1:
                 raise UserError(f"{where} has {len(tokens)} labels; --single_label requires exactly one.")
             yield Found(self._split, image, tokens, 0, 0, after, mark=after)
-
-    def load(self, found: Found) -> Found:
-        """Reads one image."""
-        return dataclasses.replace(found, content=self.read(found))
 
     def read(self, row: Row | Found) -> bytes:
         """Reads one image."""

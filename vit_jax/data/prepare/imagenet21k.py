@@ -141,7 +141,7 @@ class ImageNet21k(Origin):
                 broken=_why_not(item, wnid),
             )
 
-    def read(self, row: Row) -> bytes:
+    def read(self, row: Row | Found) -> bytes:
         """Reads an image from the middle of its archive."""
         return read_at(self._archives[row.file], row.offset, row.size)
 

@@ -39,7 +39,8 @@ class Found:
       file: number of the file that holds it; the origin numbers them.
       offset: in that file, in bytes or the origin's unit.
       done: the part of `Origin.extent` scanned so far.
-      content: the encoded image; None if `Origin.load` must read it.
+      size: in bytes, if known.
+      content: the encoded image; None if `Origin.read` must read it.
       mark: JSON-compatible position to resume the scan after this image; None if there is none.
       broken: why to skip the image, if known already.
     """
@@ -50,6 +51,7 @@ class Found:
     file: int
     offset: int
     done: int
+    size: int = 0
     content: bytes | None = None
     mark: Any = None
     broken: str | None = None
@@ -101,13 +103,9 @@ class Origin(abc.ABC):
     def scan(self, mark: Any) -> Iterator[Found | Passed]:
         """Finds images in any order, from a mark on (None: from the start)."""
 
-    def load(self, found: Found) -> Found:
-        """Reads an image that `scan` found but did not read. Thread-safe."""
-        raise NotImplementedError
-
     @abc.abstractmethod
-    def read(self, row: Row) -> bytes:
-        """Reads an image again from its place. Thread-safe."""
+    def read(self, row: Row | Found) -> bytes:
+        """Reads an image from its place. Thread-safe."""
 
     @abc.abstractmethod
     def place(self, row: Row | Found) -> str:
@@ -195,8 +193,7 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
         if isinstance(found, Passed) or found.broken:
             return found, b"", 0, getattr(found, "broken", None)
         try:
-            found = origin.load(found) if found.content is None else found
-            content = found.content or b""
+            content = origin.read(found) if found.content is None else found.content
             if options.verify:
                 decode(content)
         except (ImageError, BadRecordError, OSError) as error:
