@@ -50,9 +50,9 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_options(parser: argparse.ArgumentParser, name: str | None, name_help: str) -> None:
+def _add_options(parser: argparse.ArgumentParser, name_help: str) -> None:
     _add_out(parser)
-    parser.add_argument("--name", default=name, help=name_help)
+    parser.add_argument("--name", help=name_help)
     parser.add_argument("--version", default="1.0.0", help="of the data set (default: 1.0.0)")
     parser.add_argument("--num_shards", type=int, help="files per split (default: by size, as in TFDS)")
     parser.add_argument(
@@ -107,7 +107,7 @@ The result has one split, full. Held out for the released models: test full[:256
         help="order of the labels: released (the 21,843 of the released heads), fall11 (21,841), archive (those of the "
         "archive, sorted) or a text file of WordNet ids (default: released)",
     )
-    _add_options(imagenet, None, "default: imagenet21k, or imagenet21k_single with --labels=single")
+    _add_options(imagenet, "default: imagenet21k, or imagenet21k_single with --labels=single")
 
     folder = _command(
         commands,
@@ -123,7 +123,7 @@ buckets. Needs the size of the images again at --out.""",
         _image_folder,
     )
     folder.add_argument("source", type=_path, metavar="DIR_OR_ZIP")
-    _add_options(folder, None, "default: the folder's name")
+    _add_options(folder, "default: the folder's name")
 
     listing = _command(
         commands,
@@ -146,7 +146,7 @@ Paths are relative to the list and must not leave its folder, or --images_root. 
     listing.add_argument("--single_label", action="store_true", help="one label per example instead of a list")
     listing.add_argument("--merge", action="store_true", help="merge copies of an image, with the labels of all")
     listing.add_argument("--split", default="train", help="name of the split (default: train)")
-    _add_options(listing, None, "default: the list's name")
+    _add_options(listing, "default: the list's name")
 
     catalogue = _command(
         commands,

@@ -4,6 +4,7 @@ It searches for mirrored test images too, because training mirrors images.
 """
 
 import dataclasses
+import functools
 import html
 import json
 import pathlib
@@ -17,11 +18,11 @@ from vit_jax.console import Progress, num_cpus, show_name
 from vit_jax.data.prepare import tfds_layout
 from vit_jax.data.prepare.index import Index
 from vit_jax.data.prepare.near_duplicates import NEAR, SURE, WORDS, find_pairs, hash_or_zero, thumbnail
-from vit_jax.data.prepare.work import MAKE_ROOM, build, finished_shards, ordered_map
+from vit_jax.data.prepare.work import build, ordered_map, write_shards
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.sources.records import parse_example, read_manifest_facts
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.files import check_space, replace_whole
+from vit_jax.files import replace_whole
 
 REPORT, PICTURES = "report.json", "report.html"
 
@@ -228,28 +229,29 @@ class _Job:
         in_page = {pair["index"] for pair in shown}
         names: dict[int, str] = {}
         thumbnails: dict[int, str] = {}
-        finished = finished_shards(self.work, self.index)
-        everything = [(split, *file) for split in info.splits for file in self._files(split)]
-        left = [file for _, file, *_ in everything if self._new_name(file) not in finished]
-        check_space(self.work, sum(file.stat().st_size for file in left), MAKE_ROOM)
-        shards: dict[str, dict[str, tfds_layout.Shard]] = {split: {} for split in info.splits}
-        total = sum(length for *_, length in everything)
-        with Progress("write", total) as progress:
-            for split, file, first, length in everything:
-                here = removed & set(range(first, first + length)) if split == self.split else set()
-                for number, record in enumerate(tfds_layout.read_shard(file) if here else (), start=first):
-                    if number in here:
-                        names[number] = _bytes_of(record, "file_name").decode(errors="replace")
-                    if number in here & in_page:
-                        thumbnails[number] = thumbnail(_bytes_of(record, "image"))
-                name = self._new_name(file)
-                if name not in finished:
-                    kept = (r for n, r in enumerate(tfds_layout.read_shard(file), start=first) if n not in here)
-                    finished[name] = tfds_layout.write_shard(self.work / name, kept)
-                    self.index.finish_shard(name, dataclasses.asdict(finished[name]))
-                shards[split][name] = finished[name]
-                progress.add(length)
-            progress.finish()
+        for file, first, length in self._files(self.split):
+            here = removed & set(range(first, first + length))
+            for number, record in enumerate(tfds_layout.read_shard(file) if here else (), start=first):
+                if number in here:
+                    names[number] = _bytes_of(record, "file_name").decode(errors="replace")
+                if number in here & in_page:
+                    thumbnails[number] = thumbnail(_bytes_of(record, "image"))
+
+        def kept(file: pathlib.Path, first: int, left_out: set[int]) -> Iterator[bytes]:
+            return (record for n, record in enumerate(tfds_layout.read_shard(file), start=first) if n not in left_out)
+
+        plan = [
+            (
+                split,
+                self.name + file.name.removeprefix(info.name),
+                functools.partial(kept, file, first, removed if split == self.split else set()),
+            )
+            for split in info.splits
+            for file, first, _ in self._files(split)
+        ]
+        total = sum(facts.num_examples for facts in info.splits.values())
+        needed = sum(file.stat().st_size for split in info.splits for file, *_ in self._files(split))
+        shards = write_shards(self.work, self.index, plan, total=total, needed=needed)
         for pair in pairs:
             pair["file_name"] = names[pair["index"]]
         (self.work / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -272,9 +274,6 @@ class _Job:
             max_labels=facts.max_labels,  # perhaps a removed example had so many; a larger value is harmless
             exif_orientation=facts.exif_orientation or None,
         )
-
-    def _new_name(self, file: pathlib.Path) -> str:
-        return self.name + file.name.removeprefix(self.info.name)
 
 
 def _page(

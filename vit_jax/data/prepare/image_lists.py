@@ -13,7 +13,7 @@ from typing import Any
 from vit_jax.console import show_name
 from vit_jax.data.prepare.index import Row
 from vit_jax.data.prepare.passes import Found, Origin, Passed, check_split
-from vit_jax.data.sources.base import BadRecordError, fingerprint_of
+from vit_jax.data.sources.base import BadRecordError, fingerprint_of, reason_of
 from vit_jax.data.sources.folders import composed
 from vit_jax.data.sources.trees import MAX_FILE_BYTES
 from vit_jax.errors import UserError
@@ -190,8 +190,6 @@ class ImageList(Origin):
             while line := file.readline(_LONGEST_LINE):
                 where = f"{self._path.name}, line at byte {offset:,}"
                 offset = file.tell()
-                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise UserError(f"{self._path} is UTF-16. Save it as UTF-8.")
                 if len(line) >= _LONGEST_LINE and not line.endswith(b"\n"):
                     raise UserError(f"{where} has more than {_LONGEST_LINE:,} bytes. Write one row per line.")
                 if line.strip():
@@ -200,27 +198,21 @@ class ImageList(Origin):
     def _read_parquet(self, first: int) -> Iterator[tuple[str, Any, int]]:
         file = _open_parquet(self._path)
         columns = [name for name in ("image", "label", "labels") if name in file.schema_arrow.names]
-        number = 0
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if number + rows <= first:
-                number += rows
-                continue
-            batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns)
-            while True:
-                try:
-                    batch = next(batches, None)
-                    found = batch.to_pylist() if batch is not None else None
-                except (OSError, ValueError, MemoryError) as error:  # as pyarrow's own errors are
-                    raise UserError(
-                        f"cannot read {self._path} as parquet after row {number:,}: {_first_line(error)}."
-                    ) from error
-                if found is None:
-                    break
-                for row in found:
-                    number += 1
-                    if number > first:
-                        yield f"{self._path.name}, row {number:,}", row, number
+        batches, number = file.iter_batches(_ROWS_AT_ONCE, columns=columns), 0
+        while True:
+            try:
+                batch = next(batches, None)
+                rows = [] if batch is None else batch.to_pylist()
+            except (OSError, ValueError, MemoryError) as error:  # as pyarrow's own errors are
+                raise UserError(
+                    f"cannot read {self._path} as parquet after row {number:,}: {reason_of(error)}."
+                ) from error
+            if batch is None:
+                return
+            for row in rows:
+                number += 1
+                if number > first:
+                    yield f"{self._path.name}, row {number:,}", row, number
 
 
 def _number(label: int) -> str:
@@ -233,11 +225,7 @@ def _open_parquet(path: pathlib.Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (OSError, ValueError, MemoryError) as error:  # as pyarrow's own errors are
-        raise UserError(f"cannot read {path} as parquet: {_first_line(error)}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise UserError(f"cannot read {path} as parquet: {reason_of(error)}.") from error
 
 
 def _parse(row: Any, where: str) -> tuple[str, list[int | str]]:

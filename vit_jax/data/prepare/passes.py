@@ -8,6 +8,7 @@ of the result do not depend on the machine, the number of threads or interruptio
 import abc
 import dataclasses
 import errno
+import functools
 import hashlib
 import pathlib
 import re
@@ -19,7 +20,7 @@ from typing import Any
 from vit_jax.console import Progress, format_bytes, num_cpus
 from vit_jax.data.prepare import tfds_layout
 from vit_jax.data.prepare.index import Arrangement, Index, Row, content_hash
-from vit_jax.data.prepare.work import MAKE_ROOM, build, finished_shards, ordered_map
+from vit_jax.data.prepare.work import MAKE_ROOM, build, ordered_map, write_shards
 from vit_jax.data.sources.base import BadRecordError
 from vit_jax.data.transforms import ImageError, decode
 from vit_jax.errors import UserError
@@ -254,15 +255,6 @@ def _write(
 ) -> dict[str, dict[str, tfds_layout.Shard]]:
     """Writes the missing shards; returns all shards by split and name."""
     serialize = tfds_layout.make_serializer(multi_label=origin.multi_label)
-    finished = finished_shards(folder, index)
-    splits = index.splits()
-    total = sum(count for _, count, _ in splits.values())
-    done = sum(shard.examples for shard in finished.values())
-    left = sum(size for _, _, size in splits.values()) - sum(shard.record_bytes for shard in finished.values())
-    # Fields other than images, and the file format's own bytes, add a little.
-    check_space(folder, max(left, 0) * 101 // 100 + (total - done) * 200, MAKE_ROOM)
-    if finished:
-        print(f"write: resumes after {done:,} of {total:,} examples", file=sys.stderr)
 
     def record(row: Row) -> bytes:
         content = origin.read(row)
@@ -270,28 +262,19 @@ def _write(
             raise UserError(f"{origin.place(row)} has changed since it was scanned. Restore the old file.")
         return serialize(content, row.file_name, row.labels)
 
-    shards: dict[str, dict[str, tfds_layout.Shard]] = {}
-    with Progress("write", total, done=done) as progress:
-        for split, (start, count, size) in splits.items():
-            shards[split], first = {}, start
-            lengths = tfds_layout.shard_lengths(count, size, options.num_shards)
-            for number, length in enumerate(lengths):
-                name = tfds_layout.shard_name(options.name, split, number, len(lengths))
-                if name not in finished:
-                    made = ordered_map(record, index.examples(first, length), options.threads or num_cpus())
-                    finished[name] = tfds_layout.write_shard(folder / name, _counted(made, progress, done))
-                    index.finish_shard(name, dataclasses.asdict(finished[name]))
-                    done += length
-                shards[split][name] = finished[name]
-                first += length
-        progress.finish()
-    return shards
+    def records(first: int, length: int) -> Iterator[bytes]:
+        return ordered_map(record, index.examples(first, length), options.threads or num_cpus())
 
-
-def _counted(made: Iterator[bytes], progress: Progress, done: int) -> Iterator[bytes]:
-    for number, record in enumerate(made, start=1):
-        yield record
-        progress.add(1, done + number)
+    plan, total, needed = [], 0, 0
+    for split, (start, count, size) in index.splits().items():
+        # Fields other than images, and the file format's own bytes, add a little.
+        total, needed = total + count, needed + size * 101 // 100 + count * 200
+        lengths, first = tfds_layout.shard_lengths(count, size, options.num_shards), start
+        for number, length in enumerate(lengths):
+            name = tfds_layout.shard_name(options.name, split, number, len(lengths))
+            plan.append((split, name, functools.partial(records, first, length)))
+            first += length
+    return write_shards(folder, index, plan, total=total, needed=needed)
 
 
 def _finish(

@@ -3,16 +3,18 @@
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from vit_jax.console import Progress
+from vit_jax.data.prepare import tfds_layout
 from vit_jax.data.prepare.index import Index
-from vit_jax.data.prepare.tfds_layout import MANIFEST, UNFINISHED, Shard, read_manifest
 from vit_jax.errors import UserError
-from vit_jax.files import full_disk_explained, lock, replace_whole
+from vit_jax.files import check_space, full_disk_explained, lock, replace_whole
 
 MAKE_ROOM = "Free some space, or choose another disk with --out."
 
@@ -77,13 +79,13 @@ def build(
     settings, source = json.loads(json.dumps([settings, source]))
     public = {name: value for name, value in settings.items() if name != "files"}
     if target.exists():
-        manifest = read_manifest(target)
+        manifest = tfds_layout.read_manifest(target)
         print(f"{target} already exists, with {manifest['counts']['examples']:,} examples.", file=sys.stderr)
         _refuse_other(manifest, target, public, source)
         return manifest
-    folder = target.with_name(target.name + UNFINISHED)
+    folder = target.with_name(target.name + tfds_layout.UNFINISHED)
     with working_in(folder):
-        if not (folder / MANIFEST).exists():  # else a kill came just before the rename
+        if not (folder / tfds_layout.MANIFEST).exists():  # else a kill came just before the rename
             with contextlib.closing(Index(folder)) as index:
                 # Without these, nothing is kept yet and new settings may replace the old ones.
                 begun = index.fact("mark") is not None or index.fact("scanned") or any(folder.glob("*.npy"))
@@ -95,7 +97,7 @@ def build(
                     )
                 index.commit(settings=settings)
                 write(folder, index, public)
-        manifest = read_manifest(folder)
+        manifest = tfds_layout.read_manifest(folder)
         _refuse_other(manifest, folder, public, source)
         for leftover in [*folder.glob("index.sqlite*"), *folder.glob("*.npy")]:
             leftover.unlink()
@@ -125,11 +127,51 @@ def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     )
 
 
-def finished_shards(folder: pathlib.Path, index: Index) -> dict[str, Shard]:
-    """Returns the shards in the index that are whole on the disk, by name."""
-    recorded = {name: Shard(**facts) for name, facts in index.shards().items()}
-    return {
+def write_shards(
+    folder: pathlib.Path,
+    index: Index,
+    plan: Sequence[tuple[str, str, Callable[[], Iterator[bytes]]]],
+    *,
+    total: int,
+    needed: int,
+) -> dict[str, dict[str, tfds_layout.Shard]]:
+    """Writes the shards that are missing.
+
+    Args:
+      folder: of the shards.
+      index: remembers which shards are finished.
+      plan: split and name of each shard, and a function that yields its records.
+      total: number of examples.
+      needed: bytes of all shards.
+
+    Returns:
+      all shards by split and name.
+
+    Raises:
+      UserError: the disk has too little space.
+    """
+    recorded = {name: tfds_layout.Shard(**facts) for name, facts in index.shards().items()}
+    finished = {
         name: shard
         for name, shard in recorded.items()
         if (folder / name).is_file() and (folder / name).stat().st_size == shard.bytes
     }
+    check_space(folder, needed - sum(shard.bytes for shard in finished.values()), MAKE_ROOM)
+    done = sum(shard.examples for shard in finished.values())
+    if finished:
+        print(f"write: resumes after {done:,} of {total:,} examples", file=sys.stderr)
+    shards: dict[str, dict[str, tfds_layout.Shard]] = {}
+    with Progress("write", total, done=done) as progress:
+
+        def counted(records: Iterator[bytes]) -> Iterator[bytes]:
+            for record in records:
+                yield record
+                progress.add()
+
+        for split, name, records in plan:
+            if name not in finished:
+                finished[name] = tfds_layout.write_shard(folder / name, counted(records()))
+                index.finish_shard(name, dataclasses.asdict(finished[name]))
+            shards.setdefault(split, {})[name] = finished[name]
+        progress.finish()
+    return shards
