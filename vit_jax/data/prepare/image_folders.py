@@ -2,7 +2,7 @@
 
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,12 @@ class ImageFolder(Origin):
         self.settings = {"command": "image_folder", "files": files}
         self.extent = sum(map(len, opened.values()))
         self.facts = {"folder": show_name(path.resolve().name), "images": self.extent}
-        self._classes = list(opened[splits[0]].class_names or ())
+        self.class_names = classes = list(opened[splits[0]].class_names or ())
         for split, source in self._sources.items():
-            counts = np.bincount(source.labels(), minlength=len(self._classes))
-            if missing := [self._classes[label] for label in np.flatnonzero(counts == 0).tolist()]:
+            counts = np.bincount(source.labels(), minlength=len(classes))
+            if missing := [classes[label] for label in np.flatnonzero(counts == 0).tolist()]:
                 print(
-                    f"note: split {split!r} has no images of {len(missing)} of {len(self._classes)} classes: "
+                    f"note: split {split!r} has no images of {len(missing)} of {len(classes)} classes: "
                     f"{show_names(missing)}",
                     file=sys.stderr,
                 )
@@ -55,7 +55,7 @@ class ImageFolder(Origin):
             for index, label in enumerate(source.labels().tolist()):
                 number += 1
                 if mark is None or number > mark:
-                    labels = (self._classes[label],)
+                    labels = (source.class_names[label],)
                     yield Found(split, source.member(index), labels, split_number, index, number, mark=number)
 
     def read(self, row: Row | Found) -> bytes:
@@ -70,7 +70,3 @@ class ImageFolder(Origin):
     def place(self, row: Row | Found) -> str:
         """Returns the path of the image."""
         return self._sources[row.split].where(row.offset)
-
-    def classes(self, names: Sequence[str]) -> tuple[dict[str, int], Sequence[str] | int]:
-        """Returns the sorted folder names."""
-        return {name: number for number, name in enumerate(self._classes)}, self._classes

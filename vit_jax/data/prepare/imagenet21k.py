@@ -90,12 +90,12 @@ class ImageNet21k(Origin):
         """
         self._archives = find_archives(paths)
         self._sizes = [path.stat().st_size for path in self._archives]
-        self._classes = None if classes == "archive" else list_classes(classes)
-        self._known = set(self._classes or ())
+        self.class_names = None if classes == "archive" else list_classes(classes)
+        self._known = set(self.class_names or ())
         self.settings = {
             "command": "imagenet21k",
             "labels": labels,
-            "classes": fingerprint_of(self._classes) if self._classes else "archive",
+            "classes": fingerprint_of(self.class_names) if self.class_names else "archive",
             "files": [
                 [path.name, size, path.stat().st_mtime_ns]
                 for path, size in zip(self._archives, self._sizes, strict=True)
@@ -130,6 +130,7 @@ class ImageNet21k(Origin):
                 yield Passed(before[item.archive] + item.offset, [item.archive, item.offset])
                 continue
             wnid = self._class_of(item)
+            broken = f"{item.size:,} bytes are too many for an image" if item.content is None else None
             yield Found(
                 split=SPLIT,
                 file_name=show_name(pathlib.PurePosixPath(item.path[-1]).name),
@@ -138,7 +139,7 @@ class ImageNet21k(Origin):
                 offset=item.offset,
                 done=before[item.archive] + item.offset,
                 content=item.content,
-                broken=_why_not(item, wnid),
+                broken=broken if wnid else "neither an image nor in a class",
             )
 
     def read(self, row: Row | Found) -> bytes:
@@ -149,17 +150,8 @@ class ImageNet21k(Origin):
         """Returns archive, name and offset of the image."""
         return f"{self._archives[row.file]}:{row.file_name} (byte {row.offset:,})"
 
-    def classes(self, names: Sequence[str]) -> tuple[dict[str, int], Sequence[str] | int]:
-        """Returns the chosen list, including classes without images."""
-        classes = self._classes or sorted(names)
-        return {name: number for number, name in enumerate(classes)}, classes
-
     def _class_of(self, member: Member) -> str | None:
-        """Returns the class from the file's folder, tar or name; None for a file that is not an image.
-
-        Raises:
-          UserError: an image has no class, or one that is not in the list.
-        """
+        """Returns the class from the file's folder, tar or name; None for a file that is not an image."""
         path = pathlib.PurePosixPath(*member.path)
         parents = [pathlib.PurePath(part).stem for part in reversed(path.parts[:-1])]
         candidates = [*parents, self._archives[member.archive].stem, path.name[:9]]
@@ -171,15 +163,9 @@ class ImageNet21k(Origin):
             raise UserError(
                 f"no class for {where}: neither its folder, its tar nor its name is a WordNet id like n01440764."
             )
-        if self._classes is not None and wnid not in self._known:
+        if self.class_names is not None and wnid not in self._known:
             raise UserError(
-                f"{where} has class {wnid}, which is not among the {len(self._classes):,} of the list. Use the classes "
-                "of the archive (--classes=archive) or your own list (--classes=FILE)."
+                f"{where} has class {wnid}, which is not among the {len(self.class_names):,} of the list. Use the "
+                "classes of the archive (--classes=archive) or your own list (--classes=FILE)."
             )
         return wnid
-
-
-def _why_not(member: Member, wnid: str | None) -> str | None:
-    if wnid is None:
-        return "neither an image nor in a class"
-    return f"{member.size:,} bytes are too many for an image" if member.content is None else None

@@ -80,6 +80,7 @@ class Origin(abc.ABC):
       settings: everything that decides the result, JSON-compatible; see `work.build`.
       facts: the manifest's facts about the source, the same on every machine.
       extent: the total work of a scan, in any unit.
+      class_names: in the order of the labels; None: those that occur, sorted.
       least_bytes: a lower bound on the bytes to write, known before the scan.
       homepage: address.
       arrangement: what becomes an example.
@@ -93,6 +94,7 @@ class Origin(abc.ABC):
     settings: dict[str, Any]
     facts: dict[str, Any]
     extent: int
+    class_names: Sequence[str] | None = None
     least_bytes: int = 0
     homepage: str = ""
     arrangement: Arrangement = "each"
@@ -112,9 +114,10 @@ class Origin(abc.ABC):
     def place(self, row: Row | Found) -> str:
         """Describes the location of an image for messages."""
 
-    @abc.abstractmethod
     def classes(self, names: Sequence[str]) -> tuple[dict[str, int], Sequence[str] | int]:
-        """Returns the label of each class name, and the list of classes or their number."""
+        """Returns the label of each class name that occurs, and the list of classes or their number."""
+        classes = self.class_names or sorted(names)
+        return {name: number for number, name in enumerate(classes)}, classes
 
 
 @dataclasses.dataclass(frozen=True)
