@@ -154,7 +154,7 @@ def test_damaged_member_of_a_zip_is_named_when_it_is_read_and_others_are_read(fo
 
 
 def test_zip_in_a_compression_that_is_not_read_says_how_to_zip(folder):
-    with pytest.raises(UserError, match=r"'train/cat/10.jpg' .*compressed otherwise(.|\n)*zip -0"):
+    with pytest.raises(UserError, match=r"'train/cat/10.jpg' .*not compressed by(.|\n)*zip -0"):
         ImageFolderSource(zipped(folder, zipfile.ZIP_LZMA), "train")
 
 
