@@ -1,1 +1,1 @@
-"""What one run writes: its workdir, metrics, accounting, profile, curves and summary."""
+"""The files of one run: its workdir, metrics, accounting, profile, curves and summary."""

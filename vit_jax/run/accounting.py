@@ -1,7 +1,7 @@
-"""What a run costs and where its time goes: core-hours, TPUv3-core-days, goodput. docs/accounting.md explains them.
+"""The cost of a run and how it spends its time: core-hours, TPUv3-core-days, goodput (docs/accounting.md).
 
-Only clocks are read; no device is waited for. Steps are dispatched ahead, so the time of a single step is unknown. What
-is known is when the loop did something else; the rest is training.
+Reads only clocks and waits for no device. Steps are dispatched ahead, so the time of a single step is unknown. The loop
+records when it does something else; the rest is training.
 """
 
 import collections
@@ -52,7 +52,7 @@ class Ledger:
             with ledger.spent_on("checkpoint"):  # not evaluation
                 ...
 
-    For the thread of the loop alone.
+    Only for the thread of the loop.
     """
 
     def __init__(self, *, start_up_seconds: float = 0.0):
@@ -68,13 +68,13 @@ class Ledger:
         self._since = time.perf_counter()
 
     def turn_to(self, kind: str) -> None:
-        """From now on, time outside any `spent_on` is spent on this kind."""
+        """From now on, counts time outside any `spent_on` under this kind."""
         self._settle(kind)
         self._kinds[0] = kind
 
     @contextlib.contextmanager
     def spent_on(self, kind: str) -> Iterator[None]:
-        """Enters the time inside under this kind, not under the one around it."""
+        """Counts the time inside under this kind, not under the surrounding one."""
         self._settle(kind)
         self._kinds.append(kind)
         try:
@@ -85,13 +85,13 @@ class Ledger:
             self._kinds.pop()
 
     def charge(self, kind: str, seconds: float) -> None:
-        """Moves time that has just passed from the present kind to another one."""
+        """Moves time that has just passed from the current kind to another one."""
         self._settle(kind)
         self._seconds[self._kinds[-1]] -= seconds
         self._seconds[kind] += seconds
 
     def seconds(self) -> dict[str, float]:
-        """Returns the seconds until now by kind, for all `KINDS`. They add up to the time since the start."""
+        """Returns the seconds until now by kind, for all `KINDS`. Their sum is the time since the start."""
         self._settle()
         return dict(self._seconds)
 
@@ -119,7 +119,7 @@ class Ledger:
 
 
 def process_age() -> float:
-    """Returns the seconds since this process was started, its imports included; 0 where the system does not say."""
+    """Returns the seconds since this process started, including imports; 0 if the system does not say."""
     try:
         # Fields 3 and later of proc_pid_stat(5) follow the name, which may contain spaces and brackets.
         fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
@@ -131,12 +131,12 @@ def process_age() -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A start of a run, as far as it was recorded.
+    """The record of a start of a run.
 
     Attributes:
       time: when it began, in UTC.
       from_step: the step it resumed from.
-      step: the last step it is known to have made.
+      step: the last recorded step.
       machine: the devices.
       seconds: by kind; see `KINDS`.
     """
@@ -157,19 +157,19 @@ _SECONDS_BETWEEN_REMOTE_RECORDS = 60.0
 class Accounts:
     """Keeps `accounting.json`: every start of a run with its machine, its steps and its seconds by kind.
 
-    Unlike rows of `metrics.jsonl`, entries are never dropped. The file is rewritten as a whole, so that a kill leaves
-    the old one or the new. If it cannot be written, that is only a warning.
+    Unlike rows of `metrics.jsonl`, entries are never dropped. The file is replaced as a whole, so a kill leaves the old
+    or the new one. If it cannot be written, a warning is logged.
     """
 
     def __init__(self, workdir: AnyPath | str, ledger: Ledger, machine: Machine, *, step: int, writes: bool = True):
-        """Adds this start to the earlier ones, and records it.
+        """Adds this start to the earlier ones and records it.
 
         Args:
           workdir: the run's folder.
-          ledger: of this start.
+          ledger: the ledger of this start.
           machine: from `describe_machine`.
           step: the step this start resumes from.
-          writes: whether this process writes; one process of a run does.
+          writes: whether this process writes; exactly one process of a run does.
         """
         workdir = parse_path(workdir)
         self._path, self._ledger, self._machine, self._from_step = workdir / _FILE, ledger, machine, step
@@ -196,7 +196,7 @@ class Accounts:
             logger.warning("could not record the cost of the run: %s", error)
 
     def record_if_due(self, step: int) -> None:
-        """Records this start if the last record is some time ago; cheap enough for every row of metrics."""
+        """Records this start if the last record is old enough; cheap enough for every row of metrics."""
         if time.monotonic() - self._recorded >= self._every_seconds:
             self.record(step)
 
@@ -229,13 +229,13 @@ def _parse_start(row: Fields) -> Start:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The cost of all starts of a run. Time between starts costs nothing: nobody held the hardware.
+    """The cost of all starts of a run. Time between starts costs nothing, because no hardware was in use.
 
     Attributes:
       starts: number of starts.
-      redone_steps: steps made and lost, because a start resumed from an earlier checkpoint.
-      core_hours: cores of each start (`Machine.num_cores`) times its hours.
-      tpuv3_core_days: days on as many TPU v3 cores as have the same peak; None if a peak is unknown (CPU).
+      redone_steps: steps that were lost because a start resumed from an earlier checkpoint.
+      core_hours: sum over the starts of cores (`Machine.num_cores`) times hours.
+      tpuv3_core_days: days on TPU v3 cores with the same total peak; None if a peak is unknown (CPU).
       shares: of the core-hours, by kind (see `KINDS`); `training` is the goodput. Kinds without time are left out.
     """
 
@@ -249,7 +249,7 @@ class Cost:
 def total_cost(starts: Sequence[Start]) -> Cost:
     """Adds up the starts of a run.
 
-    If a later start made some steps of a start again, the same share of that start's training time counts as `redone`.
+    If a later start repeated some steps of a start, the same share of that start's training time counts as `redone`.
     """
     redone_steps, flops = 0, 0.0
     kept = math.inf  # no later start resumed before this step
@@ -311,7 +311,7 @@ def paper_core_days(model: str, image_size: int, num_images: float) -> float | N
 
 
 def describe_cost(cost: Cost) -> dict[str, Any]:
-    """Returns the cost as entries of a summary, without those that are unknown or took hardly any time."""
+    """Returns the cost as entries of a summary, without unknown and negligible ones."""
     entries: dict[str, Any] = {"starts": cost.starts, "core_hours": cost.core_hours}
     if cost.redone_steps:
         entries["redone_steps"] = cost.redone_steps

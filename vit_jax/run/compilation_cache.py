@@ -1,4 +1,4 @@
-"""The cache of compiled programs on disk, so that a second start does not compile again."""
+"""A cache of compiled programs on disk, which saves a second start from compiling again."""
 
 import importlib
 import logging
@@ -14,7 +14,7 @@ from vit_jax.files import cache_folder
 
 logger = logging.getLogger(__name__)
 
-_CHECKED = ".checked"  # its modification time: entries before it were checked
+_CHECKED = ".checked"  # entries older than this file were checked
 _CHUNK_BYTES = 2**20
 
 
@@ -33,7 +33,7 @@ def use_compilation_cache() -> None:
 
 
 def delete_damaged_entries(directory: pathlib.Path) -> list[pathlib.Path]:
-    """Deletes the entries that cannot be decompressed; checks those that are newer than the last check.
+    """Deletes entries that cannot be decompressed, among those newer than the last check.
 
     An entry that another process is writing may be deleted too. That process continues, and its program is compiled
     again at the next start.
@@ -50,7 +50,7 @@ def delete_damaged_entries(directory: pathlib.Path) -> list[pathlib.Path]:
         new = [path for path in directory.glob("*-cache") if path.stat().st_mtime_ns >= since]
         if not new:
             return []
-        stamp.touch()  # before reading: what is written meanwhile is newer
+        stamp.touch()  # before reading, so that entries written meanwhile are newer
         for path in new:
             if not _is_whole(path):
                 path.unlink(missing_ok=True)
@@ -63,7 +63,7 @@ def delete_damaged_entries(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _is_whole(path: pathlib.Path) -> bool:
-    """Whether the file is one compressed stream with its end, in the format that JAX reads on this machine."""
+    """Whether the file is one complete compressed stream, in the format that JAX reads on this machine."""
     zstandard = _zstandard()
     decompressor = zstandard.ZstdDecompressor().decompressobj() if zstandard else zlib.decompressobj()
     with path.open("rb") as file:

@@ -2,8 +2,8 @@
 
     python -m vit_jax.curves WORKDIR [WORKDIR...] [--output=curves.png]
 
-Draws loss and accuracy over steps, of training (averaged over the logging window) and of evaluations. Several workdirs
-come into one picture.
+Draws loss and accuracy over steps, for training (averaged over the logging window) and evaluations. Several workdirs
+share one picture.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from vit_jax.errors import UserError
 from vit_jax.files import AnyPath, parse_path, write_atomically
 from vit_jax.run.metrics import read_jsonl
 
-_SAME_COLORS = 10  # after so many runs matplotlib's colours begin anew
+_SAME_COLORS = 10  # number of runs after which matplotlib's colours repeat
 _COLUMNS = 1100  # of the legend, in points of text over the width of the picture
 _AXIS_HEIGHT = 220.0  # in points, roughly
 _VALUE_HEIGHT = 11.0  # of a number beside an axis, in points
-_MOST_VALUES = 18  # that have room there
+_MOST_VALUES = 18  # number of values that fit there
 
 
 def plot_curves(workdirs: Sequence[AnyPath | str], output: AnyPath | str) -> None:
@@ -82,7 +82,7 @@ def draw_curves(workdirs: Sequence[AnyPath | str]) -> Any:
 
 
 def _distinct_names(paths: Sequence[AnyPath]) -> list[str]:
-    """The last parts of the paths, as many as tell them apart."""
+    """The last parts of the paths, as many as distinguish them."""
     for count in range(1, 1 + max(len(path.parts) for path in paths)):
         names = ["/".join(path.parts[-count:]) for path in paths]
         if len(set(names)) == len(set(paths)):
@@ -91,7 +91,7 @@ def _distinct_names(paths: Sequence[AnyPath]) -> list[str]:
 
 
 def _write_values(axis: Any, ends: Sequence[tuple[float, Any]]) -> None:
-    """Writes values to the right of an axis, at their heights, or as near as they have room beside each other."""
+    """Writes values to the right of an axis, at their heights or as near as there is room."""
     if len(ends) > _MOST_VALUES:
         return
     low, high = axis.get_ylim()

@@ -1,4 +1,4 @@
-"""Evaluations while a run trains."""
+"""Evaluations during training."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,8 +1,8 @@
-"""What the parameters of a run mean, kept in its workdir as `facts.json`.
+"""Facts needed to use the parameters of a run, in its workdir as `facts.json`.
 
-A run is used long after it was trained, when its data set may have been renamed, reordered or deleted. So every start
-records the class names, the loss, the preprocessing, and the examples that were trained and evaluated on. Nothing that
-uses a finished run reads these from today's data.
+A run is used long after training, when its data set may have been renamed, reordered or deleted. So every start records
+the class names, the loss, the preprocessing, and the training and evaluation examples. Code that uses a finished run
+reads these facts, not the current data.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ class SplitFacts:
     """The examples of a split, as they were when the run began.
 
     Attributes:
-      dataset: as the config named it.
-      place: absolute path of the data, so that they are found from any working folder; None if they have no path.
-      split: as the config named it.
+      dataset: its name in the config.
+      place: absolute path of the data, valid in any working folder; None if they have no path.
+      split: its name in the config.
       labels: file that replaces the data set's own labels (`data.eval_labels`), or None.
       num_images: number of examples.
       fingerprint: see `Source.fingerprint`.
@@ -53,35 +53,34 @@ class SplitFacts:
 
     @classmethod
     def of(cls, source: Source, dataset: str, split: str, labels: str | None = None) -> "SplitFacts":
-        """The facts of a split that was opened with these names."""
+        """Makes the facts of a split that was opened with these names."""
         place = absolute_dataset(dataset)
         return cls(dataset, place, split, labels, len(source), source.fingerprint(), _class_counts(source))
 
     def find(self) -> str:
-        """What to open the data set as, from any working folder: its path then, or the config's name for it."""
+        """The data set to open, from any working folder: its recorded path, or its name in the config."""
         return self.place if self.place and os.path.exists(self.place) else self.dataset
 
     def is_of(self, dataset: str, split: str, labels: str | None = None) -> bool:
-        """Whether these names mean the same split, whether or not its examples have changed."""
+        """Whether these names denote this split, even if its examples have changed."""
         same_place = self.place is not None and absolute_dataset(dataset) == self.place
         return (split, labels) == (self.split, self.labels) and (dataset in (self.dataset, self.place) or same_place)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFacts:
-    """What is needed to use the parameters of a run without its data set.
+    """The facts needed to use the parameters of a run without its data set.
 
     Attributes:
       num_classes: width of the logits.
-      class_names: of the logits, or of the first ones where the head is wider than the data; None if the data have no
-        names.
-      max_labels: the most labels an image may have.
+      class_names: names of the logits, or of the first ones if the head has more; None if the data have no names.
+      max_labels: the largest number of labels of an image.
       loss: "softmax" or "sigmoid".
       preprocessing: from an image to the model's input, as `Preprocessing.to_json` writes it.
       train: the training split.
       eval: the evaluation split, or None.
-      eval_since: first step that was evaluated on `eval`; accuracies of earlier steps are of other examples.
-      version: of this file.
+      eval_since: first step that was evaluated on `eval`; earlier accuracies were measured on other examples.
+      version: version of the file's format.
     """
 
     num_classes: int
@@ -96,7 +95,7 @@ class RunFacts:
 
 
 def write_facts(workdir: AnyPath | str, facts: RunFacts) -> None:
-    """Writes `facts.json`, whole or not at all."""
+    """Writes `facts.json` atomically."""
     write_atomically(parse_path(workdir) / FILE, json.dumps(dataclasses.asdict(facts)) + "\n")
 
 
@@ -154,11 +153,11 @@ def _class_counts(source: Source) -> tuple[int, ...] | None:
     return tuple(np.bincount(labels[labels >= 0], minlength=source.num_classes).tolist())
 
 
-# ---- Differences between a run's data and today's.
+# ---- Differences between a run's data and the current data.
 
 
 def describe_class_changes(before: Sequence[str] | None, now: Sequence[str] | None) -> str | None:
-    """Describes how today's classes differ from a run's; None if they do not, or if one side has no names."""
+    """Describes how the current classes differ from a run's; None if they are the same, or if one side has no names."""
     if before is None or now is None or list(before) == list(now):
         return None
     gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
@@ -171,7 +170,7 @@ def describe_class_changes(before: Sequence[str] | None, now: Sequence[str] | No
 
 
 def describe_split_changes(before: SplitFacts, source: Source, class_names: Sequence[str] | None) -> str | None:
-    """Describes how today's examples of a split differ from those of a run, whose classes had `class_names`."""
+    """Describes how the current examples of a split differ from a run's, whose classes had `class_names`."""
     if source.fingerprint() == before.fingerprint:
         return None
     counts, counts_now, num_images = "", _class_counts(source), len(source)
@@ -197,14 +196,14 @@ def open_as_trained(
     """Opens examples with the labels of a head and checks them with `as_trained`, which explains the other arguments.
 
     Args:
-      open_with: opens the examples, given the class names that labels count (see `open_source`).
-      class_names: of the head; None if unknown.
-      kept: what the run recorded of the split, or None.
+      open_with: opens the examples, given the class names in label order (see `open_source`).
+      class_names: class names of the head; None if unknown.
+      kept: the run's facts about the split, or None.
       what: the run, for messages.
-      allow_change: take today's examples.
+      allow_change: use the current examples.
 
     Raises:
-      UserError: as of `open_with` and `as_trained`.
+      UserError: as in `open_with` and `as_trained`.
     """
     try:
         source = open_with(class_names)
@@ -227,17 +226,17 @@ def as_trained(
     what: str,
     allow_change: bool = False,
 ) -> Source:
-    """Returns examples with the labels of a head. Refuses data that have changed since the head was trained.
+    """Returns examples with a head's labels; refuses data that have changed since the head was trained.
 
     Args:
-      source: the examples, as they are today.
-      class_names: of the head; None if unknown.
-      kept: what the run recorded of the split, or None.
+      source: the current examples.
+      class_names: class names of the head; None if unknown.
+      kept: the run's facts about the split, or None.
       what: the run, for messages.
-      allow_change: take today's examples, and match labels by class name.
+      allow_change: use the current examples, and match labels by class name.
 
     Raises:
-      UserError: classes or examples have changed, and `allow_change` is False; or no class is the same.
+      UserError: classes or examples have changed, and `allow_change` is False; or they have no class in common.
     """
     changes = []
     classes = describe_class_changes(class_names, source.class_names)
@@ -269,7 +268,7 @@ def as_trained(
 
 
 class MatchedByName:
-    """A source whose labels are translated into those of a head, by class name.
+    """A source whose labels are mapped to a head's by class name.
 
     Images of classes that the head does not know have no label.
     """
@@ -319,9 +318,9 @@ class MatchedByName:
         return None if known is None else Counter(known.tolist())[NO_LABEL]
 
     def fingerprint(self) -> str:
-        """Changes with the source and with the translation of labels."""
+        """Changes with the source and with the mapping of labels."""
         return fingerprint_of([self._source.fingerprint(), *self._labels.tolist()])
 
     def where(self, index: int) -> str:
-        """The place of an example, for messages."""
+        """See `Source`."""
         return self._source.where(index)

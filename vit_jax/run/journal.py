@@ -1,4 +1,4 @@
-"""What a training run reports while it runs: metrics, throughput, where its time goes, curves."""
+"""Reports the progress of a training run: metrics, throughput, time by kind, curves."""
 
 import collections
 import contextlib
@@ -41,8 +41,8 @@ class NonFiniteError(UserError):
 class StepMetrics:
     """Averages the metrics of training steps over windows, without making the loop wait for the device.
 
-    The metrics of a step are read after `lag` more steps were dispatched, when they have long arrived. This also keeps
-    the host from running further ahead than that.
+    Reads the metrics of a step after `lag` more steps were dispatched, when they have long arrived. This also keeps the
+    host at most `lag` steps ahead.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class StepMetrics:
         values = {name: float(value) for name, value in metrics.items()}
         for name, value in values.items():
             if not math.isfinite(value):
-                self._pending.clear()  # nothing after it counts
+                self._pending.clear()  # later steps do not count
                 raise NonFiniteError(step, name, value)
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
@@ -103,12 +103,12 @@ class StepMetrics:
 
 
 class Throughput:
-    """Images per second between two marks. Only the time that the ledger enters as training or input counts.
+    """Images per second between two marks. Counts only the ledger's training and input time.
 
-    A mark is made when the metrics of its step are read, some steps after that was dispatched.
+    A mark is made when the metrics of its step are read, a few steps after it was dispatched.
 
     Attributes:
-      ledger: where the loop enters its time.
+      ledger: records how the loop spends its time.
       machine: all devices of the run.
     """
 
@@ -116,17 +116,17 @@ class Throughput:
         """Starts at step 0.
 
         Args:
-          ledger: where the loop enters its time.
+          ledger: records how the loop spends its time.
           batch_size: images in a step.
           machine: all devices of the run.
-          flops_per_image: of a training step; 0 if unknown.
+          flops_per_image: FLOPs of a training step per image; 0 if unknown.
         """
         self.ledger, self.machine, self._batch_size = ledger, machine, batch_size
         self._flops_per_image = flops_per_image
         self.restart(0)
 
     def restart(self, step: int) -> None:
-        """Starts anew after a step."""
+        """Restarts after a step."""
         self._step, self._before = step, self.ledger.seconds()
 
     def mark(self, step: int) -> dict[str, float]:
@@ -154,13 +154,13 @@ class Throughput:
 
 
 class Journal:
-    """Takes what the training loop hands over and reports it; the loop waits for none of it.
+    """Reports what the training loop hands over, without making the loop wait.
 
     Work that is not training runs inside `pause`, so that neither throughput nor the watchdog mistakes it for a step.
     The main process writes the files.
 
     Attributes:
-      ledger: where the time of this start is entered.
+      ledger: records how this start spends its time.
     """
 
     def __init__(
@@ -177,11 +177,11 @@ class Journal:
 
         Args:
           workdir: the run's folder.
-          throughput: of the run; it has the ledger.
-          watchdog: learns of every step and every pause.
+          throughput: speed of the run; it has the ledger.
+          watchdog: informed about every step and every pause.
           profiler: profiles some steps.
           num_steps: length of the run.
-          log_every_steps: steps whose metrics are averaged into a row.
+          log_every_steps: number of steps to average into a row.
         """
         self.ledger = throughput.ledger
         self._workdir, self._throughput, self._watchdog, self._profiler = workdir, throughput, watchdog, profiler
@@ -190,7 +190,7 @@ class Journal:
         self._accounts: Accounts | None = None
         self._cleanup, self._profiled_step = contextlib.ExitStack(), contextlib.ExitStack()
         self._last_metrics: Mapping[str, Any] = {}
-        self._drawn = -math.inf  # when curves.png was
+        self._drawn = -math.inf  # time of the last curves.png
 
     def __enter__(self) -> "Journal":
         self._cleanup.enter_context(self._watchdog)
@@ -213,7 +213,7 @@ class Journal:
         self.ledger.turn_to("compile")
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yields a batch for each step that is left, and enters the time in which the devices had to wait for it."""
+        """Yields a batch for each remaining step, and records the time that the devices had to wait for it."""
         for step in range(self._first_step, self._num_steps + 1):
             self._profiled_step.enter_context(self._profiler.step(step))
             yield self._next(batches)  # keeps no reference: the memory of a batch is free before the next arrives
@@ -222,13 +222,13 @@ class Journal:
         start = time.perf_counter()
         with jax.profiler.TraceAnnotation("waiting_for_input"):  # shows in a profile
             batch = next(batches)
-        # Steps are dispatched ahead: while the last one is not done, a late batch keeps no device waiting.
+        # Steps are dispatched ahead, so a late batch delays no device until the last step is done.
         if all(value.is_ready() for value in self._last_metrics.values()):
             self.ledger.charge("input", time.perf_counter() - start)
         return batch
 
     def end_step(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes the metrics of a step that was dispatched. They are read, averaged and reported some steps later.
+        """Takes the metrics of a dispatched step, to read, average and report some steps later.
 
         Raises:
           NonFiniteError: a metric of an earlier step is not finite.
@@ -237,7 +237,7 @@ class Journal:
         self._step, self._last_metrics = step, metrics
         self._step_metrics.push(step, metrics)
         self._watchdog.beat(step)
-        if step == self._first_step:  # it was compiled
+        if step == self._first_step:  # the step that compiles
             jax.block_until_ready(metrics)
             self.ledger.turn_to("training")
             self.record_costs()
@@ -258,16 +258,16 @@ class Journal:
         logger.info("%s", format_row(step, self._num_steps, metrics))
 
     def is_due(self, step: int, every_steps: int | None) -> bool:
-        """Whether something happens after a step: every so many steps (None: never), and at the end of the run."""
+        """Whether something is due after a step: every `every_steps` (None: never), and at the end of the run."""
         return step == self._num_steps or (every_steps is not None and step % every_steps == 0)
 
     @contextlib.contextmanager
     def pause(self, kind: str, what: str) -> Iterator[None]:
-        """Waits for the steps under way, and enters the time inside as another kind than training.
+        """Waits for the steps under way, and records the time inside under a kind other than training.
 
         Args:
-          kind: of time; see `accounting.KINDS`.
-          what: says what happens inside, for the watchdog, which allows it more time than a step.
+          kind: kind of time, one of `accounting.KINDS`.
+          what: describes the work inside for the watchdog, which allows more time than for a step.
 
         Raises:
           NonFiniteError: a metric of a step is not finite; nothing that depends on it is done.
@@ -289,7 +289,7 @@ class Journal:
         return self._step_metrics.get_state()
 
     def flush(self) -> None:
-        """Writes all rows to the disk.
+        """Writes all rows to disk.
 
         Raises:
           UserError: rows cannot be written.
@@ -298,7 +298,7 @@ class Journal:
             self._writer.flush()
 
     def record_costs(self) -> None:
-        """Records what this start has cost until now."""
+        """Records the cost of this start until now."""
         if self._accounts:
             self._accounts.record(self._step)
 
@@ -320,7 +320,7 @@ class Journal:
             try:
                 self._writer.flush()
                 plot_curves([self._workdir], self._workdir / "curves.png")
-            except Exception as error:  # no picture is worth a run
+            except Exception as error:  # a picture must not end a run
                 logger.warning("could not draw curves.png: %s: %s", type(error).__name__, error)
 
     def __exit__(self, *error: Any) -> None:

@@ -1,8 +1,8 @@
 """A lock for folders in a bucket, which has no file locks: an object that its holder rewrites every 15 seconds.
 
-Every write names the version of the object that it replaces and is refused if there is another by now (GCS:
-`ifGenerationMatch`). So one of two processes wins, whatever their clocks say. A lock that is not rewritten for a minute
-belongs to a dead process and is taken over; that of a dead process on this machine is taken over at once.
+Every write names the version of the object that it replaces, and fails if the version has changed (GCS:
+`ifGenerationMatch`). So one of two processes wins, independent of their clocks. A lock that is not rewritten for a
+minute belongs to a dead process and is taken over; that of a dead process on this machine is taken over at once.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def lease(url: str, on_lost: Callable[[LockLostError], None]) -> Iterator[None]:
 
     Args:
       url: the folder, for TensorStore; ends in a slash.
-      on_lost: is called, from another thread, when another process took the lock over.
+      on_lost: called from another thread when another process has taken the lock over.
 
     Raises:
       UserError: the store cannot be reached, or the lock's holder lives.
@@ -69,7 +69,7 @@ def lease(url: str, on_lost: Callable[[LockLostError], None]) -> Iterator[None]:
                     version = written
                     continue
                 found = store.read(_LOCK).result()
-            except Exception:  # the network is away; the next heartbeat shows whether the lock is lost
+            except Exception:  # the network is down; the next heartbeat shows whether the lock is lost
                 logger.warning("could not renew the lock of %s", url, exc_info=True)
                 continue
             # An earlier heartbeat may have arrived although it seemed to have failed.
@@ -115,7 +115,7 @@ def _acquire(store: Any, url: str, beat: Callable[[], bytes]) -> bytes:
 
 
 def _pid_namespace() -> str:
-    """Names the boot and the container in which a process id is unique; "" where that is not known."""
+    """Identifies the boot and the container in which a process id is unique; "" if unknown."""
     try:
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:

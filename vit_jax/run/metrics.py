@@ -17,7 +17,7 @@ from vit_jax.json_files import JsonError, read_json_lines
 
 logger = logging.getLogger(__name__)
 
-# Metrics of the machine and the hour; all others are equal in every run of a config and seed.
+# Metrics that depend on the machine and its load; all others are equal in every run of a config and seed.
 TIME_PREFIX = "time/"
 TRAIN_PREFIX = "train/"
 
@@ -27,7 +27,7 @@ _UPLOAD_SECONDS = 60.0
 def read_jsonl(path: AnyPath | str) -> list[dict[str, Any]]:
     """Reads the rows of a JSON-lines file; [] if it does not exist.
 
-    Skips damaged lines with a warning, and a last line that a kill cut off without one.
+    Skips damaged lines with a warning, and an incomplete last line, left by a kill, without one.
     """
     return _read_jsonl(parse_path(path))[0]
 
@@ -96,7 +96,7 @@ class _TensorBoard:
     def _stopping_at_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # no picture is worth a run
+        except Exception as error:  # TensorBoard must not end a run
             self._file = None
             logger.warning("TensorBoard events are no longer written: %s: %s", type(error).__name__, error)
 
@@ -139,7 +139,7 @@ class MetricWriter:
         self._upload()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends a row. The operating system has it when this returns, unless the disk is full.
+        """Appends a row, and hands it to the operating system unless the disk is full.
 
         Raises:
           UserError: the bucket of the workdir cannot be written.
@@ -197,6 +197,6 @@ class MetricWriter:
 
 
 def _is_kept(row: Mapping[str, Any], step: int) -> bool:
-    """Whether a run that resumes after a step will not write this row again."""
+    """Whether to keep a row when a run resumes after a step, because it will not be written again."""
     is_evaluation = any(not name.startswith((TRAIN_PREFIX, TIME_PREFIX)) for name in row if name != "step")
     return row["step"] < step or (row["step"] == step and not is_evaluation)

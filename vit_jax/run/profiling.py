@@ -1,4 +1,4 @@
-"""Profiles of training steps: what host and devices did, and when. docs/profiling.md explains how to read them.
+"""Profiles of training steps on host and devices. docs/profiling.md explains how to read them.
 
 A profile is a folder `profile/plugins/profile/steps_<first>-<last>/` in the workdir, where XProf and TensorBoard look
 for it. Each process writes two files: `<host>_<process>.xplane.pb` for them, `<host>_<process>.trace.json.gz` for
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 class Profiler:
     """Profiles chosen steps of a run, in every process.
 
-    Waits for the devices once, after the last of these steps. Existing profiles are kept: a run that is started again
-    does not replace them. If a profile cannot be made, that is only a warning.
+    Waits for the devices once, after the last of these steps. A restarted run does not replace existing profiles. If a
+    profile cannot be made, a warning is logged.
 
         with Profiler(workdir / "profile", first_step=100, num_steps=5) as profiler:
             for step in range(1, num_steps + 1):
@@ -40,10 +40,10 @@ class Profiler:
         """Prepares a profile.
 
         Args:
-          directory: of all profiles.
+          directory: folder of all profiles.
           first_step: the first step to profile, from 1; None for no profile.
-          num_steps: how many steps to profile.
-          ledger: where the time of starting and writing the profile is entered.
+          num_steps: number of steps to profile.
+          ledger: records the time for starting and writing the profile.
         """
         self._first_step = first_step
         self._last_step = (first_step or 0) + num_steps - 1
@@ -54,7 +54,7 @@ class Profiler:
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Goes around everything that makes a step, its batch included; labels it with its number in a profile."""
+        """Surrounds a step, its batch included, and labels it with its number in the profile."""
         if step == self._first_step:
             self._begin()
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -65,7 +65,7 @@ class Profiler:
 
         Args:
           step: its number.
-          results: arrays that the step made.
+          results: the step's output arrays.
 
         Returns:
           Whether it was the last profiled one.
@@ -104,7 +104,7 @@ class Profiler:
 
     def _end(self) -> None:
         folder, self._temporary = self._temporary, None
-        if folder is None:  # nothing was started
+        if folder is None:  # no profile was started
             return
         with self._spent(), folder as temporary:
             try:

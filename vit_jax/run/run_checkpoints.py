@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 class RunCheckpoints:
-    """Saves the training state when it is due, the best parameters, and what can be saved when a run fails.
+    """Saves the training state when due, the best parameters, and, if possible, the state when a run fails.
 
-    All processes must call each method alike.
+    All processes must call each method with the same arguments.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class RunCheckpoints:
 
         Args:
           workdir: the run's folder.
-          journal: of the run; it knows the length of the run and the unfinished window of metrics.
+          journal: the run's journal, which knows its length and the unfinished window of metrics.
           keep: number of newest checkpoints to keep.
-          every_steps: how often to save; None: only at the end.
+          every_steps: steps between two saves; None: only at the end.
           keep_best: whether to save the parameters of the best evaluation.
-          best_metric: name of the metric that decides; None: the accuracy on the evaluation split.
+          best_metric: name of the metric that selects them; None: the accuracy on the evaluation split.
         """
         self._workdir, self._journal = workdir, journal
         self._every_steps, self._keep_best, self._best_metric = every_steps, keep_best, best_metric
@@ -59,7 +59,7 @@ class RunCheckpoints:
           like: a tree of arrays or `jax.ShapeDtypeStruct`s with the shapes, dtypes and shardings of the state.
 
         Returns:
-          step, state, and what was saved with it: "data" (the position in the data) and "window" (the unfinished window
+          step, state, and the data saved with it: "data" (the position in the data) and "window" (the unfinished window
           of metrics); None if there is no checkpoint.
 
         Raises:
@@ -73,7 +73,7 @@ class RunCheckpoints:
 
         Args:
           step: the last step done.
-          same_examples_since: evaluations up to this step were of other examples, so their accuracies do not count.
+          same_examples_since: evaluations up to this step used other examples, so their accuracies do not count.
         """
         self._first_step = step + 1
         self._best.drop_after(step)
@@ -86,8 +86,8 @@ class RunCheckpoints:
 
         Args:
           step: the last step done.
-          state: after it.
-          position: in the data, after its batch.
+          state: the state after it.
+          position: position in the data after its batch.
 
         Raises:
           NonFiniteError: a metric of a step is not finite; nothing is saved.
@@ -99,12 +99,12 @@ class RunCheckpoints:
     def _save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
         with self._journal.pause("checkpoint", "saving a checkpoint"):
             self._journal.flush()
-            self._best.wait()  # a kill could lose it for good: its evaluation would not be repeated
+            self._best.wait()  # otherwise a kill could lose it: its evaluation would not be repeated
             self._checkpoints.save(step, state, {"data": position, "window": self._journal.window()})
         self._journal.record_costs()
 
     def save_if_best(self, step: int, params: Any, value: float) -> None:
-        """Saves evaluated parameters in the background if no earlier evaluation was as good."""
+        """Saves evaluated parameters in the background if they are better than all earlier ones."""
         if not self._keep_best or not value > self._best_value:
             return
         self._best_value = value
@@ -114,7 +114,7 @@ class RunCheckpoints:
             self._best.save(step, params, {"accuracy": value, "metric": self._best_metric})
 
     def wait(self) -> None:
-        """Returns when everything is on the disk.
+        """Waits until everything is on disk.
 
         Raises:
           UserError: a checkpoint cannot be written.
@@ -124,20 +124,20 @@ class RunCheckpoints:
             self._best.wait()
 
     def rescue(self, error: Exception, step: int, state: TrainState, position: dict[str, Any]) -> None:
-        """Saves what can be saved when an error ends the loop.
+        """Saves the state if possible when an error ends the loop.
 
         After a signal, or an error that a user can fix, the state is good and becomes a checkpoint. After any other
-        error it goes to `emergency/`, and so does a state whose loss is not finite. One of several processes saves
-        nothing unless all stop at the same step.
+        error it goes to `emergency/`, and so does a state whose loss is not finite. With several processes, nothing is
+        saved unless all stop at the same step.
 
         Args:
-          error: that ended the loop.
+          error: the error that ended the loop.
           step: the last step done.
-          state: after it.
-          position: in the data, after its batch.
+          state: the state after it.
+          position: position in the data after its batch.
 
         Raises:
-          UserError: a loss is not finite; names its step and the last good checkpoint.
+          UserError: a loss is not finite; the message names its step and the last good checkpoint.
         """
         try:
             if isinstance(error, LockLostError):

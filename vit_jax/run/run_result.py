@@ -1,4 +1,4 @@
-"""What a run left in its workdir. Every damaged file is a `UserError` that names it."""
+"""Reads the files of a run's workdir. A damaged file is a `UserError` that names it."""
 
 import contextlib
 import functools
@@ -15,9 +15,9 @@ from vit_jax.run.facts import RunFacts, read_facts
 from vit_jax.run.metrics import TIME_PREFIX, read_jsonl
 from vit_jax.run.workdir import FAILURE, Start, defaults, read_starts
 
-_DIVERGED = re.compile(r"\S+ is (nan|inf|-inf) at step \d+")  # as `vit_jax.run.journal.NonFiniteError` says it
+_DIVERGED = re.compile(r"\S+ is (nan|inf|-inf) at step \d+")  # as in `vit_jax.run.journal.NonFiniteError`
 
-# Fields of a config that its readers compute with, and those of them that may be None.
+# Fields of a config that code computes with, and those of them that may be None.
 _TYPED = (
     *("seed", "batch_size", "train_only", "data.dataset", "data.train_split", "data.image_size", "data.mixture"),
     *("evals.fewshot.datasets", "evals.fewshot.test_split", "checkpoint.keep_best"),
@@ -35,7 +35,7 @@ _OPTIONAL = (
 
 
 class RunResult:
-    """A run's workdir. Files are read when they are first needed, and stay as they were then.
+    """A run's workdir. Each file is read once, when it is first needed.
 
     Attributes:
       path: the workdir.
@@ -79,7 +79,7 @@ class RunResult:
 
     @property
     def overlap(self) -> dict[str, int]:
-        """By evaluation, the number of its examples that were trained on."""
+        """The number of examples of each evaluation that were trained on."""
         return counts(self.summary.get("overlap"))
 
     @functools.cached_property
@@ -104,7 +104,7 @@ class RunResult:
 
     @functools.cached_property
     def facts(self) -> RunFacts | None:
-        """What the run recorded about its data; None if that is missing or damaged."""
+        """The run's facts about its data; None if they are missing or damaged."""
         try:
             return read_facts(self.path)
         except UserError:
@@ -154,7 +154,7 @@ def counts(overlap: Any) -> dict[str, int]:
     return {name: count for name, count in given if type(count) is int and count > 0}
 
 
-# Fields whose default does something that earlier versions, which did not have the field, never did.
+# Fields whose default differs from the behaviour of earlier versions, which did not have the field.
 _YOUNGER = {"data.exif_orientation": False}
 
 
@@ -169,7 +169,7 @@ def _types() -> dict[str, type]:
 
 
 def config_fields(config: Any, path: AnyPath) -> dict[str, Any]:
-    """The fields of a recorded config, flat and with defaults; checks those that are computed with.
+    """Returns the fields of a recorded config, flat and with defaults; checks those that code computes with.
 
     Args:
       config: the content of the file.
@@ -179,14 +179,14 @@ def config_fields(config: Any, path: AnyPath) -> dict[str, Any]:
       UserError: it is not a config, or a field has another type.
     """
     if not isinstance(config, dict) or not isinstance(config.get("data"), dict) or "batch_size" not in config:
-        raise UserError(f"{path} is no config of vit_jax.")
+        raise UserError(f"{path} is not a config of vit_jax.")
     fields = {**defaults(), **_YOUNGER, **with_present_names(flatten(config))}
     check_types(fields, path)
     return fields
 
 
 def check_types(fields: Mapping[str, Any], path: AnyPath) -> None:
-    """Checks the fields of a config that are computed with.
+    """Checks the types of the fields that code computes with.
 
     Raises:
       UserError: one has a type that no config has.

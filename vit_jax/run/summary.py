@@ -1,4 +1,4 @@
-"""The result of a run as a table."""
+"""The result of a run, as JSON and as a table."""
 
 import json
 import math
@@ -27,11 +27,11 @@ def write_summary(
 
     Args:
       workdir: the run's folder.
-      head: the first entries: what was trained on what, and how long.
-      eval_split: the split whose accuracy decides which parameters are best; None: there is none.
-      flops_per_image: of a training step.
+      head: the first entries: the model, the data and the length of the run.
+      eval_split: the split whose accuracy selects the best parameters; None if there is none.
+      flops_per_image: FLOPs of a training step per image.
       paper_core_days: TPUv3-core-days that the paper reports for such a run, if any.
-      overlap: by evaluation, how many of its examples were trained on; see `leakage.find_overlap`.
+      overlap: the number of examples of each evaluation that were trained on; see `leakage.find_overlap`.
       seconds: how long this start took.
 
     Returns:
@@ -47,7 +47,7 @@ def write_summary(
     names = [f"{eval_split}/{name}" for name in ("accuracy", "loss", "examples")]
     summary |= {name: last[name] for name in names if name in last}
     facts = read_facts(workdir)
-    since = facts.eval_since if facts else 0  # earlier evaluations were of other examples
+    since = facts.eval_since if facts else 0  # earlier evaluations used other examples
     evaluated = {row["step"]: row[names[0]] for row in rows if row["step"] >= since and names[0] in row}
     if finite := {step: accuracy for step, accuracy in evaluated.items() if math.isfinite(accuracy)}:
         best_step = max(finite, key=lambda step: (finite[step], -step))

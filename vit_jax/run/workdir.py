@@ -1,9 +1,9 @@
-"""The workdir: a run's folder, which one process and one config use at a time, and the record of its starts.
+"""The workdir, a run's folder: its lock, its config, and the record of its starts.
 
 config.json      the resolved config; a workdir belongs to one config
 model.json       attributes of the model: the config's fields, and those that come from its weights
 facts.json       class names, loss, preprocessing and examples, to use a finished run (vit_jax.run.facts)
-starts.jsonl     one line a start: time, command, package versions, git commit, devices
+starts.jsonl     one line per start: time, command, package versions, git commit, devices
 metrics.jsonl    metrics by step; metrics.damaged.jsonl: a copy of a damaged file
 tensorboard/     the same as TensorBoard events
 curves.png       the same as a picture
@@ -55,8 +55,8 @@ PACKAGES = ("vit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gr
             "opencv-python-headless", "pillow", "tensorflow-datasets", "array_record", "scikit-learn", "ml_collections",
             "clu")  # fmt: skip
 
-# Fields that change no result by more than rounding: a run may be resumed with other values. A name that ends in a dot
-# is a group of fields.
+# Fields that change results only by rounding, each with the reason: a run may resume with other values. A name that
+# ends in a dot is a group of fields.
 WITHOUT_EFFECT = {
     "data.expected_train_images": "it is only compared with the data set",
     "data.expected_within": "it is only compared with the data set",
@@ -83,7 +83,7 @@ _TEMPORARY = (f".*.{'[0-9a-f]' * 8}.tmp", f".seen-{'[0-9a-f]' * 32}")
 
 
 def end_process(error: LockLostError) -> None:
-    """Ends this process as a kill would, which does no harm at any moment; writing on would."""
+    """Ends this process as a kill would. That is safe at any moment, unlike further writes."""
     logger.error("%s", error)
     logging.shutdown()
     os._exit(1)
@@ -91,13 +91,13 @@ def end_process(error: LockLostError) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: AnyPath | str, *, on_lost: Callable[[LockLostError], None] = end_process) -> Iterator[None]:
-    """Creates the workdir and keeps other processes out of it. The lock ends with the process, however that ends.
+    """Creates the workdir and keeps other processes out of it. The lock ends with the process, even if it is killed.
 
     In a bucket it ends a minute after a process that was killed; see `vit_jax.run.lease`.
 
     Args:
       workdir: the run's folder.
-      on_lost: is called, from another thread, when a lock in a bucket could not be renewed in time and was lost.
+      on_lost: called from another thread when a lock in a bucket was not renewed in time and is lost.
 
     Raises:
       UserError: the folder cannot be written, or another process is at work in it.
@@ -125,10 +125,10 @@ def opened(
     allow_config_change: bool = False,
     on_lost: Callable[[LockLostError], None] = end_process,
 ) -> Iterator[None]:
-    """The workdir, locked and checked by the main process, for all processes; see `locked` and `check_config`.
+    """Locks and checks the workdir, in the main process for all processes; see `locked` and `check_config`.
 
     Raises:
-      UserError: as of these two; or the processes have different configs or folders.
+      UserError: as in these two; or the processes have different configs or folders.
     """
     workdir = parse_path(workdir)
     processes.check_same("config", json.dumps(_fields(config), indent=0, sort_keys=True))
@@ -181,10 +181,10 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Iterabl
 
 
 def check_config(workdir: AnyPath | str, config: ConfigDict, *, allow_config_change: bool = False) -> None:
-    """Checks that the workdir is new or belongs to this config. Fields that are younger than it had their defaults.
+    """Checks that the workdir is new or has this config. Fields newer than the workdir count with their defaults.
 
     Raises:
-      UserError: it belongs to another config; says which fields differ.
+      UserError: it belongs to another config; the message lists the fields that differ.
     """
     workdir = parse_path(workdir)
     recorded = _recorded_config(workdir, allow_config_change=allow_config_change)
@@ -264,7 +264,7 @@ def record_start(workdir: AnyPath | str, config: ConfigDict, *, step: int, devic
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with "-dirty" if it was changed; None where it is not in its own git checkout."""
+    """The commit of this code, with "-dirty" if it was changed; None if it is not in its own git checkout."""
 
     def run(*arguments: str) -> str:
         command = ["git", "-C", str(pathlib.Path(__file__).parent), *arguments]
@@ -285,7 +285,7 @@ class Start:
     Attributes:
       step: the step it resumed from.
       command: as it was typed.
-      fields: of its config, flat, with the defaults of fields that are younger.
+      fields: fields of its config, flat, with the defaults of newer fields.
     """
 
     step: int
@@ -294,11 +294,11 @@ class Start:
 
 
 def read_starts(workdir: AnyPath | str, younger: Mapping[str, Any] = types.MappingProxyType({})) -> list[Start]:
-    """The starts of a run from `starts.jsonl`, in the order of time. Damaged lines are left out.
+    """Reads the starts of a run from `starts.jsonl`, in order of time, without damaged lines.
 
     Args:
       workdir: the run's folder.
-      younger: values of fields that are younger than a start, where these are not the defaults.
+      younger: values of fields newer than a start, if they are not the defaults.
 
     Raises:
       UserError: the file cannot be read.
@@ -325,14 +325,14 @@ def describe_changes(
     ignored: Iterable[str] = WITHOUT_EFFECT,
     resolve: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields,
 ) -> list[str]:
-    """Describes how the config changed in the course of a run, a line a field; [] for one config.
+    """Describes how the config changed during a run, with one line per field; [] if it did not.
 
     A start that resumed from an earlier checkpoint repeated the steps after it: earlier starts do not count for these.
 
     Args:
       starts: from `read_starts`.
       ignored: fields that do not count.
-      resolve: turns the fields of a start into those that are compared.
+      resolve: converts the fields of a start before they are compared.
     """
     kept: list[Start] = []
     for start in starts:
