@@ -320,7 +320,7 @@ def test_folders_that_tell_nothing_are_told_in_a_line_each_and_the_rest_is_read(
     assert "went on after its summary, and is at step 12000" in told["longer"]
     assert "is damaged or not JSON" in told["broken/config.json"]
     assert "no config of vit_jax" in told["foreign/config.json"]
-    assert "is no config of vit_jax" in told["evaluation/evaluation.json"]
+    assert "is not a config of vit_jax" in told["evaluation/evaluation.json"]
     assert "not what a sweep writes" in told["sweep/sweep.json"]
     assert "is damaged: a row has no step" in told["damaged/metrics.jsonl"]
     assert "metrics.jsonl lacks the evaluation of step 10000" in told["cut"]

@@ -114,12 +114,12 @@ def remember(tasks: Sequence[SweepTask], path: AnyPath) -> None:
 
 
 def _check_folder(tasks: Sequence[SweepTask], path: AnyPath) -> None:
-    """Checks that the runs of a sweep would not mix with a run's files or another sweep's runs.
+    """Checks that a sweep's runs do not mix with a run's files or another sweep's runs.
 
     A sweep may be in the folder of another one, beside its runs.
 
     Raises:
-      UserError: they would.
+      UserError: they do.
     """
     if (path / "starts.jsonl").exists():
         raise UserError(f"{path} is the workdir of a run. Choose another --workdir for the sweep.")
@@ -139,7 +139,7 @@ def _check_folder(tasks: Sequence[SweepTask], path: AnyPath) -> None:
 
 
 def make_sweep(args: argparse.Namespace) -> Sweep:
-    """The sweep that the config file describes, changed by the flags.
+    """Returns the config file's sweep, with the flags' changes.
 
     Raises:
       UserError: there is nothing to do, or a flag is wrong.
@@ -162,7 +162,7 @@ def make_sweep(args: argparse.Namespace) -> Sweep:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The arguments, without --config.<field>."""
+    """Makes the parser of the arguments, without --config.<field>."""
     parser = argparse.ArgumentParser(
         prog="python -m vit_jax.sweep",
         description=__doc__,
@@ -174,10 +174,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--grid", action="append", metavar="FIELD=VALUE,VALUE,...", help="values to choose from")
     parser.add_argument("--final", metavar="FIELD=VALUE,FIELD=VALUE,...", help="fields of the final runs")
     parser.add_argument("--seeds", type=int, help="final runs (default: 3); 0 to only choose")
-    parser.add_argument("--metric", help="what to choose by (default: accuracy, on the evaluation split)")
+    parser.add_argument("--metric", help="metric for choosing (default: accuracy, on the evaluation split)")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--print_commands", action="store_true", help="print the commands that can be run now")
-    action.add_argument("--collect", action="store_true", help="report what is there, run nothing")
+    action.add_argument("--collect", action="store_true", help="report existing results, run nothing")
     return parser
 
 

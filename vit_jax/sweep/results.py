@@ -1,4 +1,4 @@
-"""What came out of a sweep: the choice, mean and standard deviation, as JSON and as tables."""
+"""The results of a sweep: the choice, mean and standard deviation, as JSON and as tables."""
 
 import dataclasses
 import json
@@ -17,14 +17,14 @@ Results = list[tuple[SweepRun, TrialResult]]
 
 @dataclasses.dataclass(frozen=True)
 class TaskResult:
-    """How far a task is.
+    """The state of a task.
 
     Attributes:
       task: the task.
-      trials: its runs to choose by.
-      chosen: the chosen values; None while trials are missing, or if all went wrong.
+      trials: the results of its candidates.
+      chosen: the chosen values; None while trials are missing, or if all failed.
       final: its final runs; [] while nothing is chosen.
-      notes: for readers of the numbers.
+      notes: notes on the numbers.
     """
 
     task: SweepTask
@@ -35,13 +35,13 @@ class TaskResult:
 
     @property
     def due(self) -> list[SweepRun]:
-        """The runs of this stage, choosing or final, that a start of the sweep would train."""
+        """The runs of the current stage, choosing or final, that a start of the sweep would train."""
         stage = self.trials if any(not result.is_over for _, result in self.trials) else [*self.trials, *self.final]
         return [run for run, result in stage if result.is_due]
 
     @property
     def is_complete(self) -> bool:
-        """Whether something is chosen and all final runs are finished."""
+        """Whether values are chosen and all final runs are finished."""
         return self.chosen is not None and all(result.status == "finished" for _, result in self.final)
 
     @property
@@ -60,7 +60,7 @@ class TaskResult:
         return self.values(self.final[0][0].metric) if self.final else []
 
     def statistics(self) -> tuple[dict[str, float], dict[str, float | None]]:
-        """Mean and sample standard deviation of each metric of the final runs; of one run there is no deviation."""
+        """Mean and sample standard deviation of each metric of the final runs; no deviation for a single run."""
         values = {name: found for name in self.names if (found := self.values(name))}
         means = {name: statistics.fmean(found) for name, found in values.items()}
         return means, {name: _std(found) for name, found in values.items()}
@@ -89,7 +89,7 @@ def collect(task: SweepTask) -> TaskResult:
 
 
 def _choose(task: SweepTask, trials: Results) -> tuple[dict[str, Any] | None, list[str]]:
-    """The best candidate, None if there is none, and notes."""
+    """Returns the best candidate, or None, and notes."""
     means: list[tuple[float, dict[str, Any]]] = []
     for candidate in task.candidates:
         own = [(run, result) for run, result in trials if run.candidate == candidate]
@@ -103,7 +103,7 @@ def _choose(task: SweepTask, trials: Results) -> tuple[dict[str, Any] | None, li
     if not means:
         return None, [*notes, "Nothing can be chosen: no values were trained to the end."]
     better = min if task.sweep.metric.endswith("loss") else max
-    means.sort(key=lambda pair: pair[0], reverse=better is max)  # the first of equal ones stays the first
+    means.sort(key=lambda pair: pair[0], reverse=better is max)  # stable: ties stay in order
     best, chosen = means[0]
     if ties := [candidate for mean, candidate in means[1:] if mean == best]:
         others = "; ".join(map(_show_values, ties))
@@ -126,13 +126,13 @@ def _is_number(value: Any) -> bool:
 
 
 def _note_rivals(field: str, value: Any, means: Sequence[tuple[float, dict[str, Any]]], metric: str) -> Iterator[str]:
-    """Says which value of a field that has no order, such as a rule, won, and how good the best of the others were.
+    """Names the winning value of an unordered field, such as a rule, and the best results of the other values.
 
     Args:
       field: the field.
-      value: that was chosen.
-      means: of all candidates, the best first.
-      metric: to choose by.
+      value: the chosen value.
+      means: means of all candidates, the best first.
+      metric: the metric of the choice.
     """
     best: dict[str, tuple[float, dict[str, Any]]] = {}
     for mean, candidate in means:
@@ -145,9 +145,9 @@ def _note_rivals(field: str, value: Any, means: Sequence[tuple[float, dict[str, 
 
 
 def _notes_on_trials(trials: Results) -> list[str]:
-    """Notes on the examples that values are chosen by."""
+    """Notes on the examples that the choice uses."""
     if trials and (name := trials[0][0].metric).startswith(TRAIN_PREFIX):
-        return [f"The values are chosen by {name}, which is measured on what is trained on."]
+        return [f"The values are chosen by {name}, which is measured on the training data."]
     shared = max((result.num_trained_on for _, result in trials), default=0)
     if not shared:
         return []
@@ -155,7 +155,7 @@ def _notes_on_trials(trials: Results) -> list[str]:
 
 
 def _notes_on_final(result: TaskResult) -> list[str]:
-    """Notes on final runs that are missing, and on numbers that are not of all examples or runs."""
+    """Notes on missing final runs, and on numbers that do not cover all examples or runs."""
     final = result.final
     if not any(each.is_over for _, each in final):
         return []
@@ -179,9 +179,9 @@ def _notes_on_final(result: TaskResult) -> list[str]:
 
 
 def mean_over_tasks(results: Sequence[TaskResult]) -> dict[str, dict[str, Any]]:
-    """Means over all tasks ("all") and over those of each group, where all these are complete; {} for a single task.
+    """Means over all tasks ("all") and over each group, if their tasks are complete; {} for a single task.
 
-    The standard deviation is that of the mean over the tasks, from one seed to the next.
+    The standard deviation is over the seeds, of the mean over the tasks.
     """
     means: dict[str, dict[str, Any]] = {}
     for group, names in _groups(results).items() if len(results) > 1 else ():
@@ -208,7 +208,7 @@ def write(results: Sequence[TaskResult], path: AnyPath) -> None:
 
 
 def to_json(results: Sequence[TaskResult], path: AnyPath) -> dict[str, Any]:
-    """The content of `sweep.json`; folders are relative to the sweep's, which is `path`."""
+    """The content of `sweep.json`; folders are relative to `path`, the sweep's folder."""
 
     def show(run: SweepRun, result: TrialResult) -> dict[str, Any]:
         return {
@@ -239,7 +239,7 @@ def to_json(results: Sequence[TaskResult], path: AnyPath) -> dict[str, Any]:
 
 
 def to_markdown(results: Sequence[TaskResult]) -> str:
-    """The same as tables for people."""
+    """The results as markdown tables."""
     parts = [f"# Sweep of {results[0].task.place.partition(':')[0]}"]
     for result in results:
         parts.append(f"## {result.task.name}")

@@ -1,4 +1,4 @@
-"""What a sweep tries, how it chooses, and what is run in the end."""
+"""The description of a sweep: candidates, choice and final runs."""
 
 import dataclasses
 import itertools
@@ -13,21 +13,21 @@ ARGUMENT = "argument."  # "argument.rule" is the argument `rule` of a config: wh
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Describes a sweep over a config.
+    """A sweep over a config.
 
     Fields are the config's, with dots ("optimizer.learning_rate"), or arguments of the config ("argument.rule"), which
     may change many of its fields at once.
 
     Attributes:
-      choose: the grid: values by field, of which every combination is tried; or a list of combinations. Of values of
-        `seed` the mean counts. Empty, or of one combination: there is nothing to choose.
+      choose: the grid: values by field, whose combinations are all tried; or a list of combinations. With several
+        values of `seed`, their mean counts. With one combination or none, there is nothing to choose.
       final: fields of the final runs; usually `{"data.train_split": "train", "data.eval_split": "test"}`.
-      seeds: number of final runs: `config.seed` and those that follow it. 0: only choose.
-      metric: what to choose by, at the end of a run: "accuracy" or another metric of the evaluation split, or a full
-        name of `metrics.jsonl`. The largest is the best; of a name that ends in "loss", the smallest.
-      tasks: the argument of the config (what follows the colon) by task, each chosen for and finished by itself.
-        Empty: the config as it was given is the only task.
-      groups: names of tasks by group, to take means over, beside the mean over all.
+      seeds: number of final runs, with the seeds `config.seed`, `config.seed + 1`, ...; 0: only choose.
+      metric: the metric of the choice, at the end of a run: "accuracy" or another metric of the evaluation split, or a
+        full name of `metrics.jsonl`. The largest value wins, or the smallest if the name ends in "loss".
+      tasks: the argument of the config (what follows the colon) by task; each task has its own choice and final runs.
+        Empty: the config itself is the only task.
+      groups: names of tasks by group, for means in addition to the mean over all tasks.
     """
 
     choose: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -53,7 +53,7 @@ class Sweep:
             raise UserError(f"{both[0]} is chosen by the grid, so final cannot set it as well.")
         for group, tasks in self.groups.items():
             if unknown := [task for task in tasks if task not in self.tasks]:
-                raise UserError(f"the group {group!r} has {unknown[0]!r}, which is no task of the sweep.")
+                raise UserError(f"the group {group!r} has {unknown[0]!r}, which is not a task of the sweep.")
 
     @property
     def fields(self) -> list[str]:
@@ -61,14 +61,14 @@ class Sweep:
         return list(dict.fromkeys(field for combination in self.combinations() for field in combination))
 
     def combinations(self) -> list[dict[str, Any]]:
-        """All combinations of the grid, in its order: of several fields the last one changes fastest."""
+        """All combinations of the grid, in its order; the last field changes fastest."""
         if isinstance(self.choose, Mapping):
             return [dict(zip(self.choose, values, strict=True)) for values in itertools.product(*self.choose.values())]
         return [dict(combination) for combination in self.choose] or [{}]
 
 
 def split_list(text: str) -> list[str]:
-    """Splits at the commas that are not inside of brackets."""
+    """Splits at the commas outside brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
@@ -80,7 +80,7 @@ def split_list(text: str) -> list[str]:
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, list[str]]:
-    """Reads `--grid=field=value,value`, given once a field."""
+    """Reads `--grid=field=value,value`, given once for each field."""
     grid: dict[str, list[str]] = {}
     for text in texts:
         field, equals, values = text.partition("=")

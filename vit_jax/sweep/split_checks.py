@@ -1,4 +1,4 @@
-"""Checks that a sweep trains on, chooses by and reports different examples."""
+"""Checks that a sweep uses different examples for training, choosing and reporting."""
 
 import dataclasses
 import functools
@@ -37,11 +37,11 @@ _SUPPOSED_LENGTHS = (10**6, 10**9)  # of a split that is missing
 
 @dataclasses.dataclass(frozen=True)
 class UsedExamples:
-    """Examples that have a use in a run.
+    """Examples that a run uses.
 
     Attributes:
-      dataset: as the config names it.
-      split: likewise.
+      dataset: its name in the config.
+      split: its name in the config.
       source: the examples; None if the data set is missing.
     """
 
@@ -58,7 +58,7 @@ class Splits:
         self._compared: set[tuple[int, int]] = set()
 
     def trained_on(self, config: ConfigDict) -> list[UsedExamples]:
-        """The training data of a run: the parts of a mixture one by one."""
+        """The training data of a run; each part of a mixture separately."""
         data, split = config.data, config.data.train_split
         datasets = [dataset for dataset, _ in training_data_sets(data)]
         return self._once(
@@ -68,7 +68,7 @@ class Splits:
         )
 
     def behind(self, config: ConfigDict) -> list[UsedExamples]:
-        """The training data of a run's initial weights, as far as they are known."""
+        """The training data of a run's initial weights, as far as known."""
         return self._once(
             f"weights {config.weights}",
             None,
@@ -76,7 +76,7 @@ class Splits:
         )
 
     def measured(self, config: ConfigDict, metric: str) -> UsedExamples | None:
-        """The examples of a metric, by its full name in `metrics.jsonl`; None if it is of the training data."""
+        """The examples of a metric, by its full name in `metrics.jsonl`; None for a training metric."""
         data = config.data
         if data.eval_split is not None and metric.startswith(f"{data.eval_split}/"):
             open_it = functools.partial(open_eval_source, data)
@@ -93,7 +93,7 @@ class Splits:
         """Checks that two sets of examples have none in common.
 
         Raises:
-          UserError: they have some.
+          UserError: they share examples.
         """
         if (id(tested), id(other)) in self._compared:
             return
@@ -126,7 +126,7 @@ def _open(dataset: str, split: str, open_it: Callable[[], Source]) -> UsedExampl
 
 
 def _fields_of(config: ConfigDict) -> Iterator[Any]:
-    """The fields that decide which examples a run uses."""
+    """The fields that determine a run's examples."""
     yield from (config.data[name] for name in _DATA)
     yield config.evals.to_dict()
 
@@ -134,18 +134,18 @@ def _fields_of(config: ConfigDict) -> Iterator[Any]:
 def compare_examples(
     trials: Sequence[tuple[ConfigDict, str]], finals: Sequence[tuple[ConfigDict, str]], splits: Splits
 ) -> tuple[str, ...]:
-    """Compares what the runs of a task train on, choose by and report.
+    """Compares the examples that a task's runs use for training, choosing and reporting.
 
     Args:
-      trials: config and metric of each run that chooses.
-      finals: the same for a final run of each candidate.
+      trials: config and metric of each candidate's run.
+      finals: the same for one final run of each candidate.
       splits: opens the examples.
 
     Returns:
-      Notes for readers of the numbers.
+      Notes on the numbers.
 
     Raises:
-      UserError: a use shares examples with another one, or candidates are compared on different examples.
+      UserError: two uses share examples, or candidates are compared on different examples.
     """
     chosen_by: list[UsedExamples] = []
     for config, metric in trials:
@@ -174,14 +174,14 @@ def compare_examples(
 
 
 def _is_same(one: UsedExamples, other: UsedExamples) -> bool:
-    """Whether two sets of examples are the same; missing ones may be."""
+    """Whether two sets of examples are the same, or may be if they are missing."""
     if one is other or one.source is None or other.source is None:
         return True
     return len(one.source) == len(other.source) == count_shared(one.source, other.source)
 
 
 def _surely_share(one: str, other: str) -> bool:
-    """Whether two splits of a data set have examples in common, whatever the length of its splits."""
+    """Whether two splits of a data set share examples for any lengths of its splits."""
     names = sorted({term.split("[")[0].strip() for split in (one, other) for term in split.split("+")})
 
     def share(length: int) -> bool:
@@ -199,7 +199,7 @@ def _surely_share(one: str, other: str) -> bool:
 
 
 def _part_of_split(config: ConfigDict, examples: UsedExamples) -> list[str]:
-    """A note for readers of numbers that are measured on a part of a split."""
+    """A note if numbers are measured on a part of a split."""
     source = examples.source
     if source is None or "[" not in examples.split:
         return []

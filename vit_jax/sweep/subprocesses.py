@@ -1,7 +1,7 @@
-"""Trains a run in a process of its own.
+"""Trains a run in its own process.
 
-A run that crashes, hangs or takes all memory then ends alone, each gets the whole accelerator, which this process never
-touches, and the command is the one that another machine would be given.
+So a run that crashes, hangs or takes all memory does not affect others, and each run has the whole accelerator, which
+this process never touches. The command is the same that another machine would run.
 """
 
 import itertools
@@ -41,7 +41,7 @@ class FailedRunError(Exception):
 class Children:
     """Trains one run after the other, and passes signals on to the current one.
 
-    Each run has a session of its own, so that Ctrl-C at a terminal reaches it only through this process.
+    Each run has its own session, so that Ctrl-C at a terminal reaches it only through this process.
     """
 
     _child: subprocess.Popen | None = None
@@ -68,15 +68,15 @@ class Children:
 
         Raises:
           FailedRunError: it ended with an error.
-          Stopped: this process got a signal and passed it on, or the run alone got one.
+          Stopped: this process got a signal and passed it on, or only the run got one.
         """
         self.wait_for_others(run)
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
-            # A pipe would have to be read all the time, and stay open as long as any process of the run.
+            # A file, because a pipe needs a constant reader and stays open as long as any process of the run.
             self._child = subprocess.Popen(  # noqa: S603 - our own command
                 ending_with_this_process(run.command(sys.executable)), stderr=errors, start_new_session=True
             )
-            if self._signum is not None:  # it came before there was a process
+            if self._signum is not None:  # it came before the process existed
                 self._child.send_signal(self._signum)
             try:
                 status = self._child.wait()
@@ -93,7 +93,7 @@ class Children:
             raise FailedRunError(reason_of(status, output))
 
     def wait_for_others(self, run: SweepRun) -> None:
-        """Waits while another process trains this run, on another machine or left by a start that was killed."""
+        """Waits while another process trains this run, on another machine or from a killed start."""
         for attempt in itertools.count():
             self._check()
             try:
@@ -115,7 +115,7 @@ def ending_with_this_process(command: list[str]) -> list[str]:
 
 
 def reason_of(status: int, output: str) -> str:
-    """Why a process failed, from its exit status and its stderr."""
+    """The reason why a process failed, from its exit status and stderr."""
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"
     messages = re.split(r"^error: ", output, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The runs of a sweep: their configs, folders and commands, and how far each is."""
+"""The runs of a sweep: their configs, folders, commands and states."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from vit_jax.run.workdir import FAILURE, check_config
 from vit_jax.sweep import split_checks
 from vit_jax.sweep.spec import ARGUMENT, Sweep
 
-# While choosing, runs keep only what they need to resume: the choice is by the end of a run, and there are many.
+# Trials keep only what they need to resume, because there are many, and the choice uses their last metrics.
 _WHILE_CHOOSING = {"checkpoint.keep": 1, "checkpoint.keep_best": False}
 _SLUG_LENGTH = 120  # file systems take 255 bytes
 
@@ -33,10 +33,10 @@ _SLUG_LENGTH = 120  # file systems take 255 bytes
 
 
 def load_module(place: str) -> types.ModuleType:
-    """The config file of `path:argument`.
+    """Imports the config file of `path:argument`.
 
     Raises:
-      UserError: there is none, or it is no config.
+      UserError: there is no such file, or it is not a config.
     """
     path = pathlib.Path(place.partition(":")[0])
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
@@ -45,7 +45,7 @@ def load_module(place: str) -> types.ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise UserError(f"{path} is no config file: it has no get_config.")
+        raise UserError(f"{path} is not a config file: it has no get_config.")
     return module
 
 
@@ -59,10 +59,10 @@ def call(module: types.ModuleType, function: str, place: str) -> Any:
 
 
 def field_of(argument: str) -> str:
-    """The field that an argument such as --config.seed=3 sets.
+    """The field set by an argument such as --config.seed=3.
 
     Raises:
-      UserError: it sets none.
+      UserError: it sets no field.
     """
     found = re.fullmatch(r"--(?:no)?config\.([\w.]+)(=.*)?", argument, re.DOTALL)
     if not found:
@@ -71,7 +71,7 @@ def field_of(argument: str) -> str:
 
 
 def load_config(place: str, arguments: Sequence[str]) -> ConfigDict:
-    """The config that `vit_jax.main` would use.
+    """Loads the config that `vit_jax.main` would use.
 
     Args:
       place: `path:argument`.
@@ -102,7 +102,7 @@ def load_config(place: str, arguments: Sequence[str]) -> ConfigDict:
     return holder.value
 
 
-# The runs of a sweep are made again whenever its results are read; their configs stay the same until `make_tasks`.
+# Reading results makes the runs of a sweep again, with the same configs until the next `make_tasks`.
 _loaded_config = functools.cache(load_config)
 
 
@@ -124,7 +124,7 @@ def with_arguments(place: str, arguments: Mapping[str, Any]) -> str:
 
 
 def slug(overrides: Mapping[str, Any]) -> str:
-    """A folder's name for values of fields: readable, and another for other values."""
+    """A readable folder name for values of fields, different for different values."""
     text = ",".join(f"{field}={value}" for field, value in overrides.items())
     name = re.sub(r"[^\w.,=+-]+", "_", text)
     if name == text and len(name) <= _SLUG_LENGTH:
@@ -137,15 +137,15 @@ def slug(overrides: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TrialResult:
-    """How far a run is.
+    """The state of a run.
 
     Attributes:
-      status: "finished"; "diverged": its loss, or the metric to choose by, was not finite, and would not be the next
-        time; "unusable": it is finished, but has no such metric, or evaluates what it trained on; "failed": it may do
-        better the next time; "unfinished"; "missing".
-      metrics: of a finished run, the last value of each.
+      status: "finished"; "diverged": its loss, or the metric of the choice, is not finite, and would not be in another
+        try; "unusable": it is finished, but lacks the metric, or evaluates training examples; "failed": another try may
+        succeed; "unfinished"; "missing".
+      metrics: the last value of each metric of a finished run.
       reason: why it failed, diverged or is unusable.
-      num_trained_on: number of the examples of the metric to choose by that were trained on.
+      num_trained_on: number of the metric's examples that were trained on.
     """
 
     status: str
@@ -160,7 +160,7 @@ class TrialResult:
 
     @property
     def is_due(self) -> bool:
-        """Whether the next start of the sweep would train it, for the first time or again."""
+        """Whether the next start of the sweep trains it, for the first time or again."""
         return self.status not in ("finished", "diverged", "unusable")
 
 
@@ -169,11 +169,11 @@ class SweepRun:
     """A run of a sweep.
 
     Attributes:
-      overrides: the fields it was made for, with values of the config's types.
+      overrides: the fields that distinguish it, with values of the config's types.
       path: its workdir.
-      arguments: of `vit_jax.main`, without the workdir.
-      config: what these mean.
-      metric: full name of the metric to choose by.
+      arguments: the arguments of `vit_jax.main`, without the workdir.
+      config: the resulting config.
+      metric: full name of the metric of the choice.
       is_final: whether it is a final run.
     """
 
@@ -191,11 +191,11 @@ class SweepRun:
 
     @property
     def candidate(self) -> dict[str, Any]:
-        """The values it stands for when values are chosen: its overrides without the seed."""
+        """Its overrides without the seed: the values to choose among."""
         return {field: value for field, value in self.overrides.items() if field != "seed"}
 
     def command(self, python: str = "python") -> list[str]:
-        """The command that trains it, on any machine that sees the workdir."""
+        """The command that trains it on any machine with access to the workdir."""
         return [python, "-m", "vit_jax.main", *self.arguments, f"--workdir={self.path}"]
 
     def command_line(self) -> str:
@@ -206,7 +206,7 @@ class SweepRun:
         """Checks that its workdir is new or has this config.
 
         Raises:
-          UserError: it has another config; says which fields differ.
+          UserError: it has another config; the message lists the fields that differ.
         """
         try:
             check_config(self.path, self.config)
@@ -234,10 +234,10 @@ class SweepRun:
         return TrialResult("finished", metrics, num_trained_on=shared)
 
     def check_metric(self) -> None:
-        """Checks that it has the metric to choose by, if it is finished.
+        """Checks that it has the metric of the choice, if it is finished.
 
         Raises:
-          UserError: it lacks the metric; says which there are.
+          UserError: it lacks the metric; the message lists its metrics.
         """
         run = RunResult(self.path)
         if run.status == "finished" and self.metric not in run.metrics:
@@ -247,7 +247,7 @@ class SweepRun:
         return f"has no metric {self.metric!r} to choose by; there are {', '.join(sorted(metrics))}"
 
     def record_failure(self, reason: str) -> None:
-        """Records why it failed."""
+        """Records the reason of its failure."""
         if not is_remote(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / FAILURE, json.dumps({"reason": reason}, indent=2) + "\n")
@@ -262,18 +262,18 @@ class SweepRun:
 
 @dataclasses.dataclass(frozen=True)
 class SweepTask:
-    """A config for which values are chosen, with the runs that choose them.
+    """A config with its candidates and their runs.
 
     Attributes:
-      name: of the task; the data set's if it is the only one.
+      name: name of the task; the data set's if it is the only task.
       place: its config, `path:argument`.
-      sweep: what is tried.
+      sweep: the description of the sweep.
       arguments: `--config.<field>=<value>` for all runs.
-      base: the config with these.
+      base: the config with these arguments.
       path: folder of its runs.
-      trials: the runs to choose by; [] if there is nothing to choose.
-      candidates: what is chosen from, in the grid's order: values of the grid's fields without the seed.
-      notes: on the examples of the final runs, in sentences.
+      trials: the runs of the candidates; [] if there is nothing to choose.
+      candidates: values of the grid's fields without the seed, in the grid's order.
+      notes: sentences about the examples of the final runs.
     """
 
     name: str
@@ -287,11 +287,11 @@ class SweepTask:
     notes: tuple[str, ...] = ()
 
     def final_runs(self, chosen: Mapping[str, Any]) -> list[SweepRun]:
-        """The final runs with chosen values, one a seed."""
+        """The final runs with the chosen values, one for each seed."""
         return [self.final_run(chosen, self.base.seed + number) for number in range(self.sweep.seeds)]
 
     def final_run(self, chosen: Mapping[str, Any], seed: int) -> SweepRun:
-        """The final run with chosen values and a seed."""
+        """The final run with the chosen values and a seed."""
         replaced = LENGTHS if _sets_length(self.sweep.final) else ()
         kept = {field: value for field, value in chosen.items() if field not in replaced}
         folder = self.path / "final" / slug(chosen) if chosen else self.path / "final"
@@ -304,8 +304,8 @@ class SweepTask:
         """Makes a run.
 
         Args:
-          overrides: fields that the run stands for.
-          values: of these and other fields, in place of the arguments' ones.
+          overrides: the fields that distinguish the run.
+          values: values of these and other fields, which override the arguments.
           path: its workdir; None: that of a trial.
           is_final: whether it is a final run.
         """
@@ -332,7 +332,7 @@ def _argument(field: str, value: Any) -> str:
 
 
 def _sets_length(values: Mapping[str, Any]) -> bool:
-    """Whether one of the values is the length of a run, which then replaces any other."""
+    """Whether one of the values is a length of a run, which replaces any other length."""
     return any(values.get(name) not in (None, "None") for name in LENGTHS)
 
 
@@ -340,7 +340,7 @@ def make_tasks(sweep: Sweep, place: str, arguments: Sequence[str], path: AnyPath
     """Makes and checks the tasks of a sweep; runs nothing.
 
     Args:
-      sweep: what is tried.
+      sweep: the description of the sweep.
       place: the config, `path:argument`.
       arguments: `--config.<field>=<value>` for all runs.
       path: the sweep's folder.
