@@ -172,7 +172,7 @@ def test_metric_of_training_chooses_whatever_is_evaluated(tmp_path):
     (task,) = make_tasks(Sweep(choose={RATE: (0.1, 0.2)}, metric="train/loss"), TINY, on_test, tmp_path)
     leave_trials(task, "train/loss", (2.0, 1.0))
     assert results.collect(task).chosen == {RATE: 0.2}
-    assert "chosen by train/loss, which is measured on what is trained on" in results.to_markdown(
+    assert "chosen by train/loss, which is measured on the training data" in results.to_markdown(
         [results.collect(task)]
     )
 

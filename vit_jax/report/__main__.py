@@ -1,4 +1,4 @@
-r"""Sets what runs reached beside what the paper published.
+r"""Compares the results of runs with the paper's.
 
     python -m vit_jax.report runs/ sweeps/                  # prints tables
     python -m vit_jax.report runs/ sweeps/ --out=report/    # writes them too, and pictures
@@ -28,12 +28,12 @@ from vit_jax.report.pretrained import pre_trained_models
 
 
 def make_report(found: FoundRuns, out: AnyPath | None = None, *, show_all: bool = False) -> str:
-    """The report as markdown.
+    """Makes the report as markdown.
 
     Args:
       found: from `vit_jax.report.collect.find`.
-      out: folder for `report.md`, CSV files and pictures; None: nothing is written.
-      show_all: also the paper's tables and pictures that have nothing of ours.
+      out: folder for `report.md`, CSV files and pictures; None: write nothing.
+      show_all: include the paper's tables and pictures without numbers of ours.
 
     Raises:
       UserError: the folder cannot be written.
@@ -62,13 +62,13 @@ def make_report(found: FoundRuns, out: AnyPath | None = None, *, show_all: bool 
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Makes the parser of the arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m vit_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="workdirs of runs or sweeps, or folders of them")
     parser.add_argument("--out", metavar="FOLDER", help="where to write report.md, CSV files and pictures")
-    parser.add_argument("--all", action="store_true", help="also the paper's tables that have nothing of ours")
+    parser.add_argument("--all", action="store_true", help="include the paper's tables without numbers of ours")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Finds runs, evaluations and sweeps below folders, and reads what was measured."""
+"""Finds runs, evaluations and sweeps below folders, and reads their numbers."""
 
 import dataclasses
 import pathlib
@@ -31,14 +31,14 @@ LOOKED_FOR = "config.json and summary.json of a run, evaluation.json of --mode=e
 _RUN, _EVALUATION = "config.json", "evaluation.json"
 _OTHERS_OF_RUNS = ("summary.json", "metrics.jsonl", "starts.jsonl", "model.json")  # beside config.json
 _NEVER_RUNS = {"checkpoints", "best", "emergency", "tensorboard", "profile", "diverged"}  # a run's own folders
-_SWEEPS_ABOVE = 6  # folders around a given one that may be of the sweep it is a part of
+_SWEEPS_ABOVE = 6  # how far above a given folder its sweep may be
 _WEIGHTS_BELOW = 3  # folders between a run and weights inside it, as in <run>/best/100
 _BEST = "best"
 
 
 @dataclasses.dataclass
 class FoundRuns:
-    """What is below folders: what was measured, and a line for each thing that is left out."""
+    """The numbers found below folders, and a line for everything that is left out."""
 
     models: list[MeasuredModel]
     left_out: list[str]
@@ -76,7 +76,7 @@ def find(places: Sequence[str]) -> FoundRuns:
 
 
 class _Reader:
-    """Collects files before it reads them: a run's sweep, or the run it began with, may come later."""
+    """Collects files before reading them, because a run's sweep, or the run behind its weights, may come later."""
 
     def __init__(self) -> None:
         self.left_out: list[str] = []
@@ -89,7 +89,7 @@ class _Reader:
         self._lineages: dict[str, Lineage] = {}
 
     def look_into(self, root: AnyPath) -> bool:
-        """Notes what is in a folder and below, and the sweeps that it may be a part of; whether there is anything."""
+        """Collects the files in a folder and below, and the sweeps around it; returns whether there are any."""
         before = len(self._run_folders), len(self._evaluations), len(self._sweep_files)
         self._look_below(root)
         found = before != (len(self._run_folders), len(self._evaluations), len(self._sweep_files))
@@ -120,7 +120,7 @@ class _Reader:
                 self._look_below(path)
 
     def read(self) -> FoundRuns:
-        """Reads what was noted."""
+        """Reads the collected files."""
         for file in self._sweep_files:
             for each in dict.fromkeys((file, file.parent / DESCRIPTION)):  # the second if the first is damaged
                 try:
@@ -152,7 +152,7 @@ class _Reader:
         return FoundRuns(models, list(dict.fromkeys(self.left_out)))
 
     def _add(self, models: list[MeasuredModel], model: MeasuredModel, may_merge: bool) -> None:
-        """Adds an evaluation to the models of the same parameters: to one of them, or as another."""
+        """Adds an evaluation to a model with the same parameters, or as another model."""
         for index, other in enumerate(models) if may_merge else ():
             shared = model.values.keys() & other.values.keys()
             agrees = all(model.values[name].agrees_with(other.values[name]) for name in shared)
@@ -169,7 +169,7 @@ class _Reader:
         models.append(model)
 
     def _without_repeats(self, models: Sequence[MeasuredModel]) -> list[MeasuredModel]:
-        """Marks runs that repeat the seed of another one of their setting. The first folder counts."""
+        """Marks runs that repeat another run's setting and seed. The first folder counts."""
         kept: list[MeasuredModel] = []
         marked = []
         for model in sorted(models, key=lambda model: str(model.path)):
@@ -188,10 +188,10 @@ class _Reader:
     # ---- Runs, and where weights are from.
 
     def _load(self, folder: AnyPath) -> RunResult:
-        """The run in a folder.
+        """Loads the run in a folder.
 
         Raises:
-          UserError: a file of it is damaged.
+          UserError: one of its files is damaged.
         """
         key = resolved(folder)
         run = self._runs.setdefault(key, RunResult(self._given.get(key, folder)))
@@ -199,9 +199,9 @@ class _Reader:
         return run
 
     def _find_run(self, place: str) -> tuple[RunResult, str] | None:
-        """The run whose workdir, or something inside of it, a config names; and what inside of it: "" for the workdir.
+        """Finds the run whose workdir a config names, or a path inside it, and that inner path: "" for the workdir.
 
-        What a workdir stands for are its best parameters, if it keeps them.
+        A workdir stands for its best parameters, if it keeps them.
         """
         try:
             path = parse_path(place)
@@ -221,9 +221,9 @@ class _Reader:
             return None
 
     def _find_moved(self, path: AnyPath) -> tuple[AnyPath, AnyPath] | None:
-        """The path of weights, and of their run, among the runs that were found, by the end of their path.
+        """Finds weights, and their run, among the runs that were found, by the end of their path.
 
-        A relative path was meant from where the run was started, or the folder was moved since.
+        For relative paths, which start where the run was started, and for folders that have moved.
         """
         parts = [part for part in path.parts if part not in ("/", ".", "..")]
         for length in range(len(parts), max(0, len(parts) - _WEIGHTS_BELOW), -1):
@@ -234,7 +234,7 @@ class _Reader:
         return None
 
     def _lineage_of(self, place: str) -> Lineage:
-        """The lineage of the weights at a place that a config names."""
+        """Finds the lineage of weights that a config names."""
         if released := lineage.find_released(place):
             return lineage.of_released(released)
         found = self._find_run(place)
@@ -253,14 +253,14 @@ class _Reader:
     def _lineage_after(self, run: RunResult) -> Lineage:
         key = resolved(run.path)
         if key not in self._lineages:
-            self._lineages[key] = lineage.of_file(str(run.path))  # in case runs begin with each other
+            self._lineages[key] = lineage.of_file(str(run.path))  # in case of a cycle of runs
             before = self._lineage_of(run.fields["weights"]) if run.fields["weights"] else None
             changes = settings.config_changes(run.starts)
             self._lineages[key] = lineage.after_run(before, run, self._arguments_of(run), changes)
         return self._lineages[key]
 
     def _arguments_of(self, run: RunResult, *, asked: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The arguments of `create_model`, as far as files tell; `asked` are the runs that began with this one."""
+        """The arguments of `create_model`, as far as known; `asked` are the runs that began with this one."""
         if run.model is not None:
             return run.model
         fields = {name.removeprefix("model."): value for name, value in run.fields.items() if name.startswith("model.")}
@@ -275,7 +275,7 @@ class _Reader:
     # ---- What was measured.
 
     def _of_run(self, folder: AnyPath) -> MeasuredModel:
-        """What a finished run measured.
+        """Reads the numbers of a finished run.
 
         Raises:
           UserError: it did not finish, or is damaged.
@@ -290,7 +290,7 @@ class _Reader:
             raise UserError(f"{run.path}: went on after its summary, and is at step {last}")
         metrics: dict[str, Any] = {}
         for row in run.rows:
-            if row["step"] == run.steps:  # what is evaluated at all is evaluated at the end
+            if row["step"] == run.steps:  # every evaluation runs at the end
                 metrics |= row
         if split is not None and not any(name.startswith(f"{split}/") for name in metrics):
             raise UserError(f"{run.path}: finished, but metrics.jsonl lacks the evaluation of step {run.steps}")
@@ -303,10 +303,10 @@ class _Reader:
         return MeasuredModel(**own, purpose=self._purpose_of(run))
 
     def _report(self, path: AnyPath, problems: Sequence[str], main: str) -> None:
-        """Notes numbers that are left out.
+        """Records numbers that are left out.
 
         Raises:
-          UserError: the main one is among them.
+          UserError: the main number is among them.
         """
         for problem in problems:
             if problem.startswith(f"{main} is"):
@@ -314,7 +314,7 @@ class _Reader:
         self.left_out += [f"{path}: {problem}" for problem in problems]
 
     def _purpose_of(self, run: RunResult) -> Purpose:
-        """What a run is for: as a sweep or its command says, or else by its split."""
+        """The purpose of a run, by its sweep or its command, or else by its split."""
         if (recorded := self._sweeps.purpose_of(run.path)) is not None:
             return recorded
         if run.starts and (stage := stage_of(run.starts[-1].command)) is not None:
@@ -344,7 +344,7 @@ class _Reader:
         }
 
     def _of_evaluation(self, folder: AnyPath) -> tuple[str, MeasuredModel, bool]:
-        """What an evaluation measured, of what, and whether it may stand in one line with others of that.
+        """Reads an evaluation: the numbers, the parameters, and whether they may share a line with others.
 
         Raises:
           UserError: it is damaged.
@@ -384,7 +384,7 @@ class _Reader:
         metrics: Mapping[str, Any],
         overlap: Any,
     ) -> tuple[str, MeasuredModel, bool]:
-        """The same for an evaluation of a run, or of what is `inside` of its folder."""
+        """The same for an evaluation of a run, or of weights `inside` its folder."""
         split = run.fields["data.eval_split"]
         key, notes = self._lineage_after(run).key, []
         if inside:
@@ -397,7 +397,7 @@ class _Reader:
         values, problems = measure(fields, model, metrics, fingerprint=fingerprint, overlap=overlap, notes=notes)
         self._report(folder, problems, "")
         if run.summary and notes and values.keys() & {ACCURACY, REAL}:
-            key += "@best"  # the run's own number is of its last parameters
+            key += "@best"  # the run's own number is for its last parameters
         own = _attributes(folder, fields, model, values, key) | self._training_of(run)
         measured = MeasuredModel(**own, purpose=self._purpose_of_evaluation(run, fields, values))
         return resolved(run.path), measured, not (inside or key.endswith("@best"))
@@ -405,7 +405,7 @@ class _Reader:
     def _purpose_of_evaluation(
         self, run: RunResult, fields: Mapping[str, Any], values: Mapping[str, MeasuredValue]
     ) -> Purpose:
-        """What numbers of a run that were measured after it are for."""
+        """The purpose of numbers that were measured after a run."""
         if not run.summary:
             return Purpose("of a run that did not finish")
         if (recorded := self._sweeps.purpose_of(run.path)) is not None and recorded.what == NOT_CHOSEN:
@@ -427,7 +427,7 @@ def _is_run(folder: AnyPath) -> bool:
 def _attributes(
     path: AnyPath, fields: Mapping[str, Any], model: Mapping[str, Any], values: dict[str, MeasuredValue], key: str
 ) -> dict[str, Any]:
-    """The attributes of a `MeasuredModel` that describe what was measured."""
+    """The attributes of a `MeasuredModel` that describe its numbers."""
     return {
         "path": path,
         "model": model_label(model),
@@ -441,7 +441,7 @@ def _attributes(
 
 
 def _with_flaws(model: MeasuredModel) -> MeasuredModel:
-    """Says in the purpose that none of the values is a result."""
+    """Sets the purpose if none of the values is a result."""
     flaws = [value.flaw for value in model.values.values()]
     if model.is_result and flaws and all(flaws):
         return dataclasses.replace(model, purpose=Purpose(flaws[0]))
@@ -449,14 +449,14 @@ def _with_flaws(model: MeasuredModel) -> MeasuredModel:
 
 
 def _repeats(model: MeasuredModel, other: MeasuredModel) -> bool:
-    """Whether a model of the same setting and seed measured what another one did."""
+    """Whether a model of the same setting and seed repeats another one's numbers."""
     if model.lineage.seeds != other.lineage.seeds or not model.goes_with(other):
         return False
     return bool(model.values.keys() & other.values.keys()) or not (model.values or other.values)
 
 
 def _compare(model: MeasuredModel, other: MeasuredModel) -> str:
-    """Whether what two measured is the same."""
+    """Says whether two models have the same numbers."""
     for name in sorted(model.values.keys() & other.values.keys()):
         here, there = model.values[name].value, other.values[name].value
         if here != there:

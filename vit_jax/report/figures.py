@@ -1,6 +1,6 @@
-"""The paper's figures 3, 4 and 5 with ours in them.
+"""The paper's figures 3, 4 and 5 with our numbers.
 
-The paper gives its figures as curves alone; drawn here is what its tables say, and nothing is read off a picture.
+The paper gives its figures only as curves. These figures show the numbers of its tables; nothing is read off a picture.
 """
 
 import io
@@ -35,20 +35,19 @@ _OTHER_COLORS = ("C5", "C6", "C8", "C9", "C7")
 _OTHER_MARKERS = ("*", "P", "X", "^", "v")
 _ALIGNMENT: "dict[int, Literal['left', 'center', 'right']]" = {1: "left", 0: "center", -1: "right"}
 _KINDS = {"ViT": ("o", "C0"), "BiT": ("s", "0.45"), "hybrid": ("D", "C1")}
-# The smallest and the largest BiT that tables give for ImageNet: after ImageNet-21k that of the README of
-# google-research/big_transfer and that of BiT's table 1, after JFT-300M those of the paper's tables 6 and 2. There are
-# none after ImageNet.
+# The smallest and the largest BiT with published numbers on ImageNet: pre-trained on ImageNet-21k, from the README of
+# google-research/big_transfer and BiT's table 1; on JFT-300M, from the paper's tables 6 and 2; on ImageNet, none.
 _SMALLEST_BIT, _LARGEST_BIT = "R50x1", "R152x4"
 
 
-# Characters across a picture 9 inches wide: of names at the axis, and of a legend.
+# Characters that fit across 9 inches: names at the axis, and a legend.
 _ROOM_FOR_DATA, _ROOM_FOR_LEGEND = 60, 140
 
 
 def draw_all(
     measured: Sequence[MeasuredModel], models: Sequence[PreTrained], *, show_all: bool = False
 ) -> dict[str, tuple[str, bytes]]:
-    """Draws the figures that have something of ours, or all that have anything.
+    """Draws the figures with numbers of ours, or all that have any number.
 
     Returns:
       Title and PNG by name.
@@ -77,7 +76,7 @@ def bit_area() -> dict[str, tuple[float, float]]:
 
 
 def figure_3(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | None":
-    """ImageNet after fine-tuning, by what was pre-trained on: table 5's row. BiT is an area, as in the paper."""
+    """ImageNet after fine-tuning, by pre-training data: table 5's row. BiT is an area, as in the paper."""
     table = table_5(models)
     cells = {(data, name): cell for ((data, task), name), cell in table.cells.items() if task == IMAGENET}
     if not any(cell.ours for cell in cells.values()) and not show_all:
@@ -105,7 +104,7 @@ def figure_3(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | 
         own = []
         for each in data:
             if ours := cells.get((each, name), Cell()).ours:
-                taken[each] += 1  # beside the paper's points, and beside each other
+                taken[each] += 1  # shifts ours from the paper's points, and from each other
                 own.append((data.index(each) + step * taken[each], ours))
         _stars(axes, own, *styles[name], label=f"{name}, ours")
     is_long = sum(map(len, data)) > _ROOM_FOR_DATA
@@ -119,7 +118,7 @@ def figure_3(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | 
 def figure_4(measured: Sequence[MeasuredModel]) -> "Figure | None":
     """Linear 5-shot accuracy on ImageNet by the number of images in the pre-training set.
 
-    The paper has curves alone; its table 8 gives one model's number, without how many images that saw.
+    The paper has only curves; its table 8 gives one model's number, without its number of images.
     """
     points: dict[str, list[tuple[float, SeedMean]]] = {}
     for each in group(model for model in measured if FIVE_SHOT in model.results):
@@ -172,7 +171,7 @@ def figure_5(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | 
             row = next((row for row in tables.TABLE_6 if _is_row_of(model, row)), None)
             if row is None:
                 labels.append((exaflops, score.mean, f"{model.model}, {model.data}", "black"))
-            else:  # its name is there
+            else:  # its name is written already
                 axes.plot([row.exaflops, exaflops], [theirs[row], score.mean], color=color, linewidth=0.8)
         if stars:
             _stars(axes, [], "white", label="ours")
@@ -189,10 +188,10 @@ def _is_row_of(model: PreTrained, row: tables.JftScaling) -> bool:
 
 
 def _write_beside(figure: "Figure", axes: "Axes", labels: Sequence[tuple[float, float, str, str]]) -> None:
-    """Writes the names of points where they cover each other and other points the least.
+    """Writes the names of points where they overlap least with each other and with other points.
 
     Args:
-      figure: all of it, with its limits settled.
+      figure: the figure, with final limits.
       axes: to write into.
       labels: x, y, text and color of each.
     """
@@ -219,7 +218,7 @@ def _write_beside(figure: "Figure", axes: "Axes", labels: Sequence[tuple[float, 
         note = axes.annotate(
             text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=7, color=color, va="center", ha="left"
         )
-        note.set_in_layout(False)  # or the axes would move away from under what was settled
+        note.set_in_layout(False)  # otherwise the axes would move
         here = note.get_window_extent(canvas.get_renderer())
         scale = figure.dpi / 72  # pixels a point
         ranked = []
@@ -249,7 +248,7 @@ def _figure(panels: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]
 
 
 def _legend_below(figure: "Figure", axes: "Axes") -> None:
-    """A legend in as many columns as its texts leave room for, below a picture that grows by its height."""
+    """Adds a legend below the picture, in as many columns as fit; the picture grows by its height."""
     texts = axes.get_legend_handles_labels()[1]
     columns = max(1, min(4, _ROOM_FOR_LEGEND // (max(map(len, texts)) + 10)))
     figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(texts) // columns))
@@ -271,7 +270,7 @@ def _stars(
     label: str | None = None,
     line: str = "",
 ) -> None:
-    """Numbers of ours, with their standard deviations."""
+    """Draws our numbers with their standard deviations."""
     axes.errorbar(
         [x for x, _ in points],
         [ours.mean for _, ours in points],

@@ -1,4 +1,4 @@
-"""What parameters were trained on: a released checkpoint, a run, a run that began with another one."""
+"""The training behind parameters: a released checkpoint, a run, or a run that began with another one."""
 
 import dataclasses
 import re
@@ -23,17 +23,17 @@ class Lineage:
     """All the training behind parameters.
 
     Attributes:
-      name: of the checkpoint, or the folder of the run.
-      data: what they were trained on, by the paper's name where there is one; of several, one after the other.
+      name: name of the checkpoint, or folder of the run.
+      data: the training data, by the paper's name if there is one; several are listed in order.
       key: the same for runs that differ only in the seed.
-      seeds: tells those apart.
-      num_images: in the data set; None if unknown, or if there were several.
-      epochs: how often each was seen; None as above.
-      exaflops: of all the training, without heads, as the paper counts; None if not recorded.
-      tpuv3_core_days: its cost; None if not recorded.
+      seeds: distinguishes those runs.
+      num_images: size of the data set; None if unknown, or if there are several.
+      epochs: number of epochs; None as above.
+      exaflops: compute of all the training, without heads, as the paper counts; None if not recorded.
+      tpuv3_core_days: cost of all the training; None if not recorded.
       is_released: whether it is a released checkpoint.
-      optimizer: of the training; None if unknown.
-      dropout: of the training; None if unknown.
+      optimizer: the training's optimizer; None if unknown.
+      dropout: the training's dropout rate; None if unknown.
     """
 
     name: str
@@ -67,7 +67,7 @@ def of_pre_training(checkpoint: ReleasedCheckpoint) -> Lineage:
 
 
 def find_released(place: str) -> ReleasedCheckpoint | None:
-    """The released checkpoint of that name or address, gs:// or https://."""
+    """Finds a released checkpoint by name or address, gs:// or https://."""
     if place in list_checkpoints():
         return get_checkpoint(place)
     address = place.replace(_HTTPS, "gs://", 1) if place.startswith(_HTTPS) else place
@@ -75,24 +75,24 @@ def find_released(place: str) -> ReleasedCheckpoint | None:
 
 
 def of_file(place: str) -> Lineage:
-    """The lineage of weights about which nothing is known."""
+    """The lineage of unknown weights."""
     return Lineage(place, UNKNOWN, place)
 
 
 def after_run(before: Lineage | None, run: RunResult, model: Mapping[str, Any], changes: Sequence[str]) -> Lineage:
-    """The lineage of the parameters that a run left.
+    """The lineage of a run's parameters.
 
     Args:
-      before: of its initial weights; None: it began from scratch.
-      run: the run; one that did not finish has no length.
+      before: lineage of its initial weights; None: it began from scratch.
+      run: the run; its length is unknown if it did not finish.
       model: the arguments of `create_model`.
-      changes: of its config on the way, if there were any.
+      changes: changes of its config during the run, if any.
     """
     fields, epochs, num_images = run.fields, run.summary.get("epochs"), num_train_images(run)
     data = pre_training_name(fields["data.dataset"], fields["data.train_split"], num_images)
     if fields["data.mixture"]:
         data = "mixture of " + " and ".join(data_set_name(str(dataset)) for dataset, _ in fields["data.mixture"])
-    # Not steps times the batch size, which may have been another for a part of the run.
+    # Not steps times the batch size, which may have changed during the run.
     seen = round(epochs * num_images) if epochs and num_images is not None else None
     exaflops = None if seen is None else _exaflops(model, fields["data.image_size"], seen, fields["train_only"])
     trained = settings.training_settings(fields, model, run.steps) | ({"changes": list(changes)} if changes else {})
@@ -138,5 +138,5 @@ def _exaflops(model: Mapping[str, Any], image_size: int, seen: int, train_only: 
     try:
         headless = create_model(**{**model, "num_classes": 0})
         return train_exaflops(headless, image_size, seen, is_trained(train_only) if train_only else None)
-    except (UserError, TypeError, ValueError, re.error):  # a model or pattern that this version does not take
+    except (UserError, TypeError, ValueError, re.error):  # a model or pattern that this version does not accept
         return None

@@ -1,4 +1,4 @@
-"""Lists of all that was found: a line for each setting, and a line for each run."""
+"""Lists of everything found: a line for each setting, and a line for each run."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ _DESCRIBED = ("model", "pre-trained on", "trained on", "measured on", "pixels", 
 
 
 def results_table(models: Sequence[MeasuredModel]) -> Listing:
-    """Every setting with a result, a line each: mean and standard deviation over its seeds."""
+    """Lists every setting with a result: mean and standard deviation over its seeds."""
     groups = group(model for model in models if model.is_result)
     names = _names_of_values(value for each in groups for model in each.models for value in model.results)
     groups.sort(key=lambda each: _order(each.first))
@@ -48,7 +48,7 @@ def results_table(models: Sequence[MeasuredModel]) -> Listing:
 
 
 def runs_table(models: Sequence[MeasuredModel]) -> Listing:
-    """Everything that was found, a line each, including what only chooses."""
+    """Lists every run and evaluation, including those that only choose."""
     names = _names_of_values(value for model in models for value in model.values)
     rows, values = [], []
     for model in sorted(models, key=lambda model: str(model.path)):
@@ -67,14 +67,14 @@ def runs_table(models: Sequence[MeasuredModel]) -> Listing:
 
 
 def common_folder(folders: Sequence[str]) -> str:
-    """The folder that several have in common, "..." if there is none; of buckets, too."""
+    """The common folder of several paths, also in buckets; "..." if there is none."""
     parts = zip(*(folder.split("/") for folder in folders), strict=False)
     shared = itertools.takewhile(lambda each: len(set(each)) == 1, parts)
     return "/".join(each[0] for each in shared) or "..."
 
 
 def _differences(groups: Sequence[SeedGroup]) -> list[str]:
-    """What sets apart groups with the same description; "" for the others."""
+    """What distinguishes groups with the same description; "" for other groups."""
     alike: dict[str, list[SeedGroup]] = {}
     for each in groups:
         alike.setdefault(str(_describe(each.first)), []).append(each)
@@ -103,7 +103,7 @@ def _difference(one: SeedGroup, others: Sequence[SeedGroup]) -> str:
 
 
 def _differing_images(model: MeasuredModel, others: Sequence[MeasuredModel]) -> list[str]:
-    """The images of a model, if others of the same settings have others."""
+    """The images of a model, if they differ between models of the same settings."""
     sets = [("trained on", model.train_images, [other.train_images for other in others])]
     sets += [
         (f"{name} of", value.images, [other.values[name].images for other in others if name in other.values])
@@ -118,7 +118,7 @@ def _differing_images(model: MeasuredModel, others: Sequence[MeasuredModel]) -> 
 
 
 def _shortened(rows: Sequence[Sequence[str]], differences: Sequence[str]) -> tuple[list[list[str]], list[str]]:
-    """Rows with marks for what sets models of one name apart, and for differences; what the marks mean."""
+    """Marks models of one name, and differences, in rows; returns the rows and the meaning of the marks."""
     marks: dict[str, str] = {}
     shortened = []
     for (model, *rest), difference in zip(rows, differences, strict=True):
@@ -130,7 +130,7 @@ def _shortened(rows: Sequence[Sequence[str]], differences: Sequence[str]) -> tup
 
 
 def _remarks_on(groups: Sequence[SeedGroup], names: Sequence[str]) -> list[str]:
-    """Notes on the numbers: which runs lack them, and what was done in another way."""
+    """Notes on the numbers: the runs that lack them, and differences in how they were measured."""
     remarks = []
     for each in groups:
         folder = common_folder(each.paths)
@@ -157,7 +157,7 @@ def _use_of(model: MeasuredModel) -> str:
 
 
 def _names_of_values(values: Iterable[str]) -> list[str]:
-    """The names of all that was measured: accuracy first, few-shot last by number of shots."""
+    """The names of all measured numbers: accuracy first, few-shot last by number of shots."""
 
     def order(name: str) -> tuple[bool, str, int, str]:
         shots, is_few_shot, rest = name.partition("-shot ")

@@ -17,7 +17,7 @@ Row = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A published number and ours; `digits` after the point are shown."""
+    """A published number and ours, shown with `digits` decimals."""
 
     paper: Score | None = None
     ours: SeedMean | None = None
@@ -25,7 +25,7 @@ class Cell:
 
     @property
     def difference(self) -> float | None:
-        """Ours less the paper's."""
+        """Ours minus the paper's."""
         return None if self.paper is None or self.ours is None else self.ours.mean - self.paper.mean
 
 
@@ -34,14 +34,14 @@ class Table:
     """A table in the paper's form.
 
     Attributes:
-      name: of its file, such as "table_5".
-      title: with the unit.
-      headings: of the columns that name a row.
-      column_heading: what the other columns are.
+      name: name of its file, such as "table_5".
+      title: title, with the unit.
+      headings: headings of the columns that name a row.
+      column_heading: heading over the other columns.
       columns: their names.
       cells: by row and column; missing ones are empty.
-      remarks: below the table.
-      publisher: of the numbers beside ours.
+      remarks: lines below the table.
+      publisher: source of the numbers beside ours.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Table:
 
     @property
     def rows(self) -> list[Row]:
-        """The names of the rows, as many parts each as there are headings."""
+        """The names of the rows, each with one part per heading."""
         return list(dict.fromkeys(row for row, _ in self.cells))
 
     @property
@@ -80,7 +80,7 @@ class Table:
         self.cells[row, column] = cell
 
     def to_markdown(self) -> str:
-        """The table with its notes. Each row is up to three lines: the paper's numbers, ours, and the difference."""
+        """Formats the table and its notes. A row has up to three lines: the paper's numbers, ours, the difference."""
         lines = []
         for row in self.rows:
             cells = [self.cells.get((row, column), Cell()) for column in self.columns]
@@ -98,7 +98,7 @@ class Table:
         return _section(self.title, format_table(headings, lines, num_left=len(self.headings) + 1), remarks)
 
     def _notes(self) -> list[str]:
-        """Notes of the cells, each once, with the cells it is of."""
+        """The notes of the cells, each once, with its cells."""
         ours = {
             (row, column): cell.ours
             for row in self.rows
@@ -116,7 +116,7 @@ class Table:
         return notes
 
     def to_csv(self) -> str:
-        """A line for each cell, with the numbers unrounded."""
+        """Formats a line for each cell, with unrounded numbers."""
         lines = []
         for row in self.rows:
             for column in self.columns:
@@ -134,16 +134,16 @@ class Table:
 
 @dataclasses.dataclass
 class Listing:
-    """A list of what was found.
+    """A list of runs or settings.
 
     Attributes:
-      name: of its file.
-      title: with the unit.
-      headings: of its columns.
-      rows: as they are shown.
-      value_headings: of the columns of `values`.
-      values: the same for programs: numbers as they are.
-      remarks: below the list.
+      name: name of its file.
+      title: title, with the unit.
+      headings: headings of its columns.
+      rows: the rows as text.
+      value_headings: headings of the columns of `values`.
+      values: the rows for programs, with unrounded numbers.
+      remarks: lines below the list.
     """
 
     name: str
@@ -155,11 +155,11 @@ class Listing:
     remarks: list[str] = dataclasses.field(default_factory=list)
 
     def to_markdown(self) -> str:
-        """The list and its remarks."""
+        """Formats the list and its remarks."""
         return _section(self.title, format_table(self.headings, self.rows, num_left=len(self.headings)), self.remarks)
 
     def to_csv(self) -> str:
-        """The same for programs."""
+        """Formats `values`, for programs."""
         return _format_csv(self.value_headings, self.values)
 
 

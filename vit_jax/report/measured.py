@@ -1,4 +1,4 @@
-"""Models with what was measured of them: the numbers among metrics, how each was measured, and its flaws."""
+"""Models with their measured numbers: values from metrics, how each was measured, and its flaws."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ NUM_VALIDATION_IMAGES = IMAGENET_TEST_SETS["real"].num_images
 NUM_LABELLED = IMAGENET_TEST_SETS["real"].num_labelled
 ACCURACY, TOP_5, REAL = "accuracy", "top-5", IMAGENET_TEST_SETS["real"].title
 
-# Test sets of the paper's tasks: the validation images of ImageNet, and what TFDS says of the others.
+# Sizes of the test sets of the paper's tasks: ImageNet's validation images, and the others from TFDS.
 TEST_IMAGES = {
     "imagenet2012": NUM_VALIDATION_IMAGES,
     "cifar10": 10_000,
@@ -36,22 +36,22 @@ _UNBOUNDED = ("/examples", "_std")
 _FEW_SHOT = re.compile(r"(?P<prefix>(?P<entry>[^/]+)/(?P<where>.+))/(?P<representation>[^/]+)/(?P<shots>\d+)shot")
 _USUAL_REPRESENTATION = "pre_logits"
 _FEW_SHOT_SIZE = 224
-_FEW_SHOT_POOL = {"tfds:imagenet2012": "train[:65000]"}  # of the released evaluator
+_FEW_SHOT_POOL = {"tfds:imagenet2012": "train[:65000]"}  # the released evaluator's
 
 Images = tuple[int | None, str | None]  # their number and fingerprint; None: not recorded
 
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredValue:
-    """A measured share.
+    """A measured share, such as an accuracy.
 
     Attributes:
       value: the number.
-      std: over draws of few-shot images, if there are several.
-      notes: for readers.
-      settings: what was measured and how; numbers with other settings are not samples of one.
-      images: it was measured on.
-      flaw: why it is not a result; "" for one that is.
+      std: standard deviation over draws of few-shot images, if there are several.
+      notes: notes for readers.
+      settings: what was measured and how; numbers with different settings are not averaged.
+      images: the images that it was measured on.
+      flaw: why it is not a result; "" if it is one.
     """
 
     value: float
@@ -62,36 +62,36 @@ class MeasuredValue:
     flaw: str = ""
 
     def agrees_with(self, other: "MeasuredValue") -> bool:
-        """Whether both were measured on the same images in the same way, as far as that was recorded."""
+        """Whether both were measured on the same images in the same way, as far as recorded."""
         return self.settings == other.settings and same_images(self.images, other.images)
 
 
 def same_images(one: Images, other: Images) -> bool:
-    """Whether two sets of images may be one; what was not recorded fits everything."""
+    """Whether two sets of images may be the same; unrecorded values match anything."""
     return all(a is None or b is None or a == b for a, b in zip(one, other, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredModel:
-    """Parameters, with what was measured of them by the run that trained them or by an evaluation.
+    """Parameters with the numbers that their run, or an evaluation, measured.
 
     Attributes:
       path: folder of the run, or of the evaluation.
       model: label, such as "ViT-B/16".
       fields: the arguments of `create_model`, as far as known.
       before: lineage of the training's initial weights; None: it began from scratch.
-      lineage: of the measured parameters, that training included.
+      lineage: lineage of the measured parameters, including that training.
       trained_on: name of the training's data set; "" for weights that were not trained further.
-      dataset: that `ACCURACY` is of, as `config.data.dataset`.
+      dataset: the data set of `ACCURACY`, as in `config.data.dataset`.
       eval_split: its split.
       image_size: in pixels.
-      setting: the same for models that may be averaged.
+      setting: equal for models that may be averaged.
       values: by name: `ACCURACY`, `TOP_5`, "5-shot <data set>", titles or names of other evaluations.
       purpose: whether its numbers are results.
-      seed: of the training; None for weights that were not trained here.
-      training: all settings of the training by field; {} likewise.
-      train_images: of the training.
-      changes: of the training's config on the way.
+      seed: seed of the training; None for weights that were not trained here.
+      training: all settings of the training by field; {} for such weights.
+      train_images: the training images.
+      changes: changes of the config during training.
       besides: folders of evaluations whose values are among these.
     """
 
@@ -120,7 +120,7 @@ class MeasuredModel:
 
     @property
     def is_result(self) -> bool:
-        """Whether it has numbers that are results."""
+        """Whether any of its numbers is a result."""
         return self.purpose.what == FINAL
 
     @property
@@ -129,9 +129,9 @@ class MeasuredModel:
         return {name: value for name, value in self.values.items() if not value.flaw} if self.is_result else {}
 
     def goes_with(self, other: "MeasuredModel") -> bool:
-        """Whether two are samples of the same: one setting, the same images, measured in the same way.
+        """Whether two models may be averaged: one setting, the same images, measured in the same way.
 
-        Numbers that are no results play no part.
+        Ignores numbers that are not results.
         """
         if self.setting != other.setting or not same_images(self.train_images, other.train_images):
             return False
@@ -148,15 +148,15 @@ def measure(
     overlap: Any = None,
     notes: Sequence[str] = (),
 ) -> tuple[dict[str, MeasuredValue], list[str]]:
-    """Reads the numbers among metrics.
+    """Reads the measured numbers from metrics.
 
     Args:
-      fields: of the config, flat.
+      fields: fields of the config, flat.
       model: the arguments of `create_model`.
       metrics: by name.
-      fingerprint: of the images of the evaluation split, if it was recorded.
-      overlap: by evaluation, the number of its examples that were trained on, if that was recorded.
-      notes: on all of the numbers.
+      fingerprint: fingerprint of the evaluation split's images, if recorded.
+      overlap: the number of each evaluation's examples that were trained on, if recorded.
+      notes: notes on all of the numbers.
 
     Returns:
       Values by name, as in `MeasuredModel`, and a line for each number that is left out.
@@ -225,7 +225,7 @@ def measure(
 
 
 def _check_numbers(metrics: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """Metrics that can be reported, and a line for each that is not a number or out of range."""
+    """Returns the valid metrics, and a line for each that is not a number or out of range."""
     numbers, problems = {}, []
     for name, value in metrics.items():
         if not _CHECKED.fullmatch(name):
@@ -242,7 +242,7 @@ def _check_numbers(metrics: Mapping[str, Any]) -> tuple[dict[str, float], list[s
 
 
 def _whole_test_set(dataset: str, split: str) -> tuple[int, ...]:
-    """How many images a test set has, if it is one of the paper's; () for others."""
+    """The number of images of a test set of the paper; () for others."""
     if task := vtab_task(dataset):
         return vtab_test_images(task) if split == "test" else ()
     for name, each in TASKS.items():
@@ -252,7 +252,7 @@ def _whole_test_set(dataset: str, split: str) -> tuple[int, ...]:
 
 
 def vtab_test_images(task: str) -> tuple[int, ...]:
-    """How many test images a task of VTAB has; several numbers where versions of the data set differ."""
+    """The number of test images of a VTAB task; several if versions of the data set differ."""
     data = VTAB_TASKS[task].data
     name, _, part = data.splits["test"].partition("[")
     begin = int(part.partition(":")[0]) if part else 0
@@ -274,14 +274,14 @@ def _few_shot_name(dataset: str, match: re.Match[str], split: str) -> str:
 
 
 def _few_shot_notes(entry: str, dataset: str, how: Settings) -> list[str]:
-    """What was done in another way than the released evaluator does it."""
+    """Notes on differences from the released evaluator."""
     prefix = f"evals.{entry}."
     done = {name.removeprefix(prefix): value for name, value in how if name.startswith(prefix)}
     size = done["image_size"]
     usual = {name: settings.plain(field.default) for name, field in TYPES["fewshot"].fields.items()}
     usual |= {"train_split": _FEW_SHOT_POOL.get(dataset, usual["train_split"]), "crop_from": round(size * 256 / 224)}
     notes = [] if size == _FEW_SHOT_SIZE else [f"few-shot images at {size} pixels, usually {_FEW_SHOT_SIZE}"]
-    elsewhere = ("datasets", "test_split", "image_size")  # in the number's name, or above
+    elsewhere = ("datasets", "test_split", "image_size")  # in the number's name, or noted above
     return notes + [
         f"{prefix}{name}={value}, usually {usual[name]}"
         for name, value in done.items()

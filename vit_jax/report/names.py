@@ -1,4 +1,4 @@
-"""Data sets and models by the names that the paper gives them."""
+"""The paper's names of data sets and models."""
 
 import pathlib
 import re
@@ -13,7 +13,7 @@ from vit_jax.paper import tables
 UNKNOWN = "unknown"
 _VTAB = "vtab:"
 
-# By the names in TFDS; the last three are what the configs of this project and `data.prepare` call them.
+# By TFDS's names; the last three are the names in this project's configs and in `data.prepare`.
 _DATA_SETS = {
     "imagenet2012": "ImageNet",
     "cifar10": "CIFAR-10",
@@ -30,7 +30,7 @@ PRE_TRAINING_IMAGES = {"ImageNet": 1_281_167, "ImageNet-21k": 14_000_000, "JFT-3
 # Copies of ImageNet-21k differ by more than a tenth: the authors' has 12.4 million.
 _WITHIN = 0.15
 
-# Attributes of a model that do not make it another one: how it is computed, regularised, and what its head is.
+# Attributes that do not change a model's label: computation, regularisation and head.
 _NOT_ARCHITECTURE = (
     *("name", "num_classes", "dtype", "param_dtype", "scan_layers", "remat", "attention", "return_attention"),
     *("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "head_bias", "pre_logits"),
@@ -41,7 +41,7 @@ def data_set_name(dataset: str) -> str:
     """The paper's name of a data set, or else a short one of our own.
 
     Args:
-      dataset: as `config.data.dataset`: "tfds:cifar10", "vtab:pets", the folder of a data set that TFDS has prepared
+      dataset: a `config.data.dataset`: "tfds:cifar10", "vtab:pets", the folder of a data set that TFDS has prepared
         (<name>/<version>), or any path.
     """
     if dataset.startswith(_VTAB):
@@ -55,24 +55,24 @@ def data_set_name(dataset: str) -> str:
         known = [_DATA_SETS[part] for part in parts[-3:-1] if part in _DATA_SETS]
         if known:
             return known[0]
-    if len(parts) > 1 and re.search(r"[*?\[]", parts[-1]):  # a pattern of files says less than their folder
+    if len(parts) > 1 and re.search(r"[*?\[]", parts[-1]):  # the folder says more than a pattern of files
         return "/".join(parts[-2:])
     return parts[-1] if parts else dataset
 
 
 def has_records(dataset: str) -> bool:
-    """Whether a data set, as `config.data.dataset` names it, is sure to be of records rather than of image files."""
+    """Whether a data set, as named in `config.data.dataset`, surely has records rather than image files."""
     prepared = re.search(r"/\d+\.\d+\.\d+/*$", dataset)  # by TFDS, as <name>/<version>
     return dataset.startswith(("tfds:", _VTAB)) or dataset == "digits" or ".array_record" in dataset or bool(prepared)
 
 
 def pre_training_name(dataset: str, split: str, num_images: int | None) -> str:
-    """The name of pre-training data: the paper's only if they are about as large as the paper's.
+    """The name of pre-training data: the paper's name only if their size is about the paper's.
 
     Args:
-      dataset: as `config.data.dataset`.
-      split: as `config.data.train_split`.
-      num_images: in the split; None if unknown.
+      dataset: see `config.data.dataset`.
+      split: see `config.data.train_split`.
+      num_images: size of the split; None if unknown.
     """
     name = data_set_name(dataset)
     expected = PRE_TRAINING_IMAGES.get(name)
@@ -89,16 +89,16 @@ def kind_of(model: str) -> str:
 
 
 def vtab_task(dataset: str) -> str | None:
-    """The id of the VTAB task that a data set is; None for others."""
+    """The id of a data set's VTAB task; None for other data sets."""
     task = dataset.removeprefix(_VTAB)
     return task if dataset.startswith(_VTAB) and task in VTAB_TASKS else None
 
 
 def model_label(fields: Mapping[str, Any], *, without: tuple[str, ...] = ()) -> str:
-    """A model's name, with what it differs in from the model of that name: "ViT-Ti/4 (num_layers=4)".
+    """A model's name, with its differences from the standard model: "ViT-Ti/4 (num_layers=4)".
 
     Args:
-      fields: the arguments of `create_model`, the name among them.
+      fields: the arguments of `create_model`, including the name.
       without: attributes to leave out.
     """
     try:

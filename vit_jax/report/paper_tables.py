@@ -1,4 +1,4 @@
-"""The paper's tables, and those of released checkpoints, with ours beside them."""
+"""The paper's tables, and a table of released checkpoints, with our numbers."""
 
 import dataclasses
 import math
@@ -32,7 +32,7 @@ _WITHIN = 0.15  # of the paper's epochs, as `vit_jax.run.accounting.paper_core_d
 
 
 def _column(model: str, data: str) -> str:
-    return model if model.startswith("Noisy Student") else f"{model}, {data}"  # whose data would widen all lines
+    return model if model.startswith("Noisy Student") else f"{model}, {data}"  # its data would widen all lines
 
 
 def table_2(models: Sequence[PreTrained]) -> Table:
@@ -64,7 +64,7 @@ def _cost(model: PreTrained, cost: float | None) -> SeedMean | None:
 
 
 def table_5(models: Sequence[PreTrained]) -> Table:
-    """Fine-tuned accuracy by pre-training data and model; ours that the paper does not have come last."""
+    """Fine-tuned accuracy by pre-training data and model; rows and columns that the paper lacks come last."""
     title = "Table 5: fine-tuned at 384, top-1 in percent"
     table = Table("table_5", title, ("pre-trained on", "task"), "model", list(tables.TABLE_5_MODELS))
     for data, tasks in tables.TABLE_5.items():
@@ -87,7 +87,7 @@ def table_5(models: Sequence[PreTrained]) -> Table:
 def _by_row(
     table: Table, models: Mapping[Row, list[PreTrained]], tasks: Sequence[str]
 ) -> Iterable[tuple[Row, PreTrained]]:
-    """Fills in the results of one model for each row; rows that the paper lacks come last. Yields the models."""
+    """Fills in one model's results for each row; rows that the paper lacks come last. Yields the models."""
     published = table.rows
     for row in sorted(models, key=lambda row: (row not in published, row)):
         chosen, remarks = one_of_each(models[row], tasks)
@@ -99,7 +99,7 @@ def _by_row(
 
 
 def table_6(models: Sequence[PreTrained]) -> Table:
-    """Transfer and what the pre-training cost; models that were pre-trained here on other data come last."""
+    """Transfer and compute of pre-training; models that were pre-trained here on other data come last."""
     title = "Table 6: transfer (top-1 in percent) and pre-training compute"
     table = Table("table_6", title, ("model", "pre-trained on", "epochs"), "task")
     for row in tables.TABLE_6:
@@ -122,7 +122,7 @@ def table_6(models: Sequence[PreTrained]) -> Table:
 
 
 def _epochs(model: PreTrained) -> str:
-    """The paper's number of epochs where ours is about that, for a row of its table; or ours."""
+    """The paper's number of epochs if ours is close to it, for a row of its table; otherwise ours."""
     if model.lineage.epochs is None:
         return UNKNOWN
     for row in tables.TABLE_6:
@@ -152,7 +152,7 @@ def table_7(models: Sequence[PreTrained]) -> Table:
 
 
 def table_8(models: Iterable[MeasuredModel]) -> Table:
-    """Position embeddings: ImageNet 5-shot linear accuracy, a share as in the paper."""
+    """Position embeddings: ImageNet 5-shot linear accuracy, as a share, like the paper's."""
     title = "Table 8: position embeddings, ImageNet 5-shot linear accuracy"
     table = Table("table_8", title, ("model", "position embedding"), "added at")
     published = {((TABLE_8_MODEL, kind), place): score for (kind, place), score in tables.TABLE_8.items()}
@@ -216,7 +216,7 @@ _FAMILIES = {"vit_": "ViT", "augreg_": "AugReg"}
 
 
 def released_table(models: Sequence[PreTrained]) -> Table:
-    """What released ImageNet-21k models reach when they are fine-tuned, by the dropout at fine-tuning."""
+    """Results of fine-tuning released ImageNet-21k models, by dropout rate."""
     title = "Released ImageNet-21k models fine-tuned at 384, top-1 in percent"
     table = Table("released", title, ("weights", "dropout at fine-tuning", "task"), "model", publisher="README")
     for dropout, by_model in related.RELEASED_FINE_TUNED.items():

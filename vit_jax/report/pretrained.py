@@ -1,4 +1,4 @@
-"""Pre-trained models, and what was reached with them on the paper's tasks."""
+"""Pre-trained models, and their results on the paper's tasks."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -22,12 +22,12 @@ _PAPERS_OWN = ("vit_", "bit_")  # prefixes of the released checkpoints of the tw
 
 @dataclasses.dataclass(frozen=True)
 class PreTrained:
-    """A pre-trained model, and what was reached with it.
+    """A pre-trained model and its results.
 
     Attributes:
-      model: label.
-      lineage: of its weights.
-      tasks: settings by task: those of the paper, and VTAB's by their ids.
+      model: its label.
+      lineage: lineage of its weights.
+      tasks: settings by task: the paper's tasks, and VTAB's by their ids.
     """
 
     model: str
@@ -41,9 +41,9 @@ class PreTrained:
 
 
 def pre_trained_models(models: Iterable[MeasuredModel]) -> list[PreTrained]:
-    """Pre-trained models with what was fine-tuned from them, on the paper's tasks and VTAB's.
+    """Groups fine-tuned models by their pre-trained model, for the paper's tasks and VTAB's.
 
-    Left out: what only chooses, was trained from scratch, trained in part, or measured on anything but the test set.
+    Leaves out models that only choose, were trained from scratch or in part, or were not measured on the test set.
     """
     found: dict[tuple[str, str], PreTrained] = {}
     for each in group(model for model in models if model.is_result):
@@ -73,16 +73,16 @@ def _tasks_of(fine_tuned: SeedGroup) -> list[str]:
 
 
 def result_on(model: PreTrained, task: str, *, table_2: bool = False) -> SeedMean | None:
-    """What was reached on a task with a pre-trained model."""
+    """The result of a pre-trained model on a task."""
     found = _chosen_on(model, task, table_2=table_2)
     mean = found and found[0].mean(REAL if task == REAL else ACCURACY)
     return mean.noted(*found[1]) if mean and found else None
 
 
 def _chosen_on(model: PreTrained, task: str, *, table_2: bool = False) -> tuple[SeedGroup, list[str]] | None:
-    """The setting that stands for a pre-trained model on a task, and notes on it.
+    """Chooses the setting to show for a pre-trained model on a task; also returns notes.
 
-    Of ResNets and hybrids the better of two rules of fine-tuning counts, and a note says which that is.
+    For ResNets and hybrids, uses the better of the two fine-tuning rules, and notes which one.
     """
     candidates: Sequence[SeedGroup] = model.tasks.get(task, ())
     if not candidates:
@@ -97,18 +97,18 @@ def _chosen_on(model: PreTrained, task: str, *, table_2: bool = False) -> tuple[
 
 
 def dropout_of(model: MeasuredModel) -> float | None:
-    """The dropout of a training; None for what was not trained here, or has none."""
+    """The dropout rate of a training; None if the model was not trained here, or has no dropout."""
     return model.training.get("model.dropout_rate") if model.steps is not None else None
 
 
 def _chosen_on_all(model: PreTrained, tasks: Sequence[str]) -> list[tuple[SeedGroup, list[str]]]:
-    """What stands for a pre-trained model on each task, with notes; [] unless all are there."""
+    """The settings to show for a pre-trained model on each task, with notes; [] unless all tasks have one."""
     found = [chosen for task in tasks if (chosen := _chosen_on(model, task))]
     return found if len(found) == len(tasks) else []
 
 
 def vtab_scores(model: PreTrained) -> dict[str, SeedMean]:
-    """Means over the groups of VTAB whose tasks are all there, and over all 19 ("mean")."""
+    """Means over VTAB's complete groups, and over all 19 tasks ("mean")."""
     members = {name: [task.id for task in VTAB_TASKS.values() if task.group == name] for name in GROUPS}
     scores = {}
     for name, tasks in (members | {"mean": list(VTAB_TASKS)}).items():
@@ -119,17 +119,17 @@ def vtab_scores(model: PreTrained) -> dict[str, SeedMean]:
 
 
 def average_of_five(model: PreTrained) -> SeedMean | None:
-    """The mean over the tasks of `AVERAGE_OF`, if all are there."""
+    """The mean over the tasks of `AVERAGE_OF`, if all have results."""
     return combine([chosen for chosen, _ in _chosen_on_all(model, AVERAGE_OF)], ACCURACY)
 
 
 def one_of_each(
     models: Sequence[PreTrained], tasks: Sequence[str]
 ) -> tuple[dict[tuple[str, str], PreTrained], list[str]]:
-    """For each model and pre-training data the one that stands in a table, and remarks on those that do not.
+    """Chooses one pre-trained model for each model name and pre-training data; remarks on the others.
 
-    What they reached plays no part: the one with most tasks is taken, then one of the paper's own checkpoints or one
-    that was pre-trained here, then the first by name.
+    Ignores their results: takes the one with most tasks, then one of the paper's own checkpoints or one that was
+    pre-trained here, then the first by name.
     """
 
     def rank(model: PreTrained) -> tuple[int, bool, str]:

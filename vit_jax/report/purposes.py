@@ -1,4 +1,4 @@
-"""Whether a run's numbers are results, or only choose values: as a sweep or its command says, or else by its split."""
+"""Whether a run's numbers are results or only choose values, by its sweep or command, or else by its split."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ FINAL, CHOOSES, NOT_CHOSEN = "final", "chooses", "not chosen"
 
 RESULTS, DESCRIPTION = "sweep.json", "sweep_config.json"  # of a sweep; the second is written first
 
-_STAGED_CONFIGS = ("transfer.py", "vtab.py")  # their argument `stage` says what a run is for
+_STAGED_CONFIGS = ("transfer.py", "vtab.py")  # their argument `stage` sets a run's purpose
 _RULE = "argument.rule"  # among the values that a sweep of configs/transfer.py tries
 _SETS_SPLITS = re.compile(r"-{1,2}config\.data\.(dataset|mixture|train_split|eval_split)\b")
 _TEST_SPLITS = ("test", "testing")
@@ -30,14 +30,13 @@ _TEST_SPLITS = ("test", "testing")
 
 @dataclasses.dataclass(frozen=True)
 class Purpose:
-    """What a run is for.
+    """The purpose of a run.
 
     Attributes:
-      what: `FINAL`, or why it is no result.
-      held_out: of a final run, the split by which its values were chosen and what they reached there; None if nothing
-        was chosen, or it was not recorded.
-      rules: what the best values of each rule of fine-tuning reached there, by its name in configs/transfer.py, if
-        several were tried.
+      what: `FINAL`, or why it is not a result.
+      held_out: for a final run, the split that its values were chosen on and their metric there; None if nothing was
+        chosen, or it was not recorded.
+      rules: the best metric of each fine-tuning rule there, by its name in configs/transfer.py, if several were tried.
     """
 
     what: str
@@ -46,12 +45,12 @@ class Purpose:
 
 
 def resolved(path: AnyPath) -> str:
-    """A folder's name that is the same by whatever path it is named."""
+    """A folder's canonical name, the same for all paths to it."""
     return str(path) if is_remote(path) else str(path.resolve())
 
 
 class SweepPurposes:
-    """What sweeps recorded about their runs."""
+    """The purposes that sweeps recorded for their runs."""
 
     def __init__(self) -> None:
         self._runs: dict[str, dict[str, Purpose]] = {}  # by a sweep's folder: by a run's folder
@@ -85,7 +84,7 @@ class SweepPurposes:
         return remarks
 
     def purpose_of(self, folder: AnyPath) -> Purpose | None:
-        """What a run is for by the innermost sweep that lists it; None if it is of no sweep."""
+        """The purpose of a run by the innermost sweep that lists it; None if it belongs to no sweep."""
         run = resolved(folder)
         around = sorted((sweep for sweep in self._runs if run.startswith(sweep + "/")), key=len, reverse=True)
         for sweep in around:
@@ -100,7 +99,7 @@ class SweepPurposes:
 
 
 def _purposes_in(content: Mapping[str, Any]) -> dict[str, Purpose]:
-    """What each run in a `sweep.json` is for, by its folder in the sweep's."""
+    """The purpose of each run in a `sweep.json`, by its folder relative to the sweep's."""
     purposes: dict[str, Purpose] = {}
     final: dict[str, Purpose] = {}
     for task in content["tasks"].values():
@@ -114,7 +113,7 @@ def _purposes_in(content: Mapping[str, Any]) -> dict[str, Purpose]:
 
 
 def _purpose_of_final(task: Mapping[str, Any], metric: str) -> Purpose:
-    """The purpose of a task's final runs, with what its trials reached if all were measured on the same split."""
+    """The purpose of a task's final runs, with its trials' metrics if all were measured on the same split."""
     plain, splits = metric.rpartition("/")[2], set()
     reached: dict[str, tuple[dict[str, Any], list[float]]] = {}  # values and metrics of each candidate
     for run in task["trials"]:
@@ -136,7 +135,7 @@ def _purpose_of_final(task: Mapping[str, Any], metric: str) -> Purpose:
 
 
 def stage_of(command: str) -> str | None:
-    """What a run is for by the command that started it; None if that does not say it.
+    """The purpose of a run by the command that started it; None if the command does not say.
 
     The configs for transfer have stages, of which "final" is the default. A command that sets the splits itself has
     no stage.
@@ -164,12 +163,12 @@ def purpose_by_split(dataset: str, split: str) -> tuple[str, bool]:
     """What a fine-tuned model's accuracy on a split is for, if nothing recorded says it.
 
     Args:
-      dataset: as `config.data.dataset`.
-      split: that it was measured on.
+      dataset: see `config.data.dataset`.
+      split: the split that it was measured on.
 
     Returns:
-      `FINAL`, or why it is no result, and whether that is sure: a split of a data set of one's own may be its test set
-      without being called so.
+      `FINAL`, or why it is not a result; and whether that is certain: a split of a user's data set may be its test set
+      under another name.
     """
     chooses = f"{CHOOSES} (measured on {split})"
     test_splits = {data_set_name(task.dataset): task.splits["final"][1] for task in TASKS.values()}

@@ -1,4 +1,4 @@
-"""How the paper fine-tuned, compared with what was done, and which of several settings stands in a table."""
+"""Compares fine-tuning with the paper's, and chooses which of several settings a table shows."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ from vit_jax.report.seeds import SeedGroup
 
 IMAGENET = "ImageNet"
 VIT_RULE, BIT_RULE = "table 4's rule", "BiT-HyperRule"
-_RULE_OF_CONFIG = {"vit": VIT_RULE, "bit": BIT_RULE}  # as configs/transfer.py calls them
+_RULE_OF_CONFIG = {"vit": VIT_RULE, "bit": BIT_RULE}  # by the names in configs/transfer.py
 _RULE_OF_SCHEDULE = {"cosine": VIT_RULE, "drops": BIT_RULE}
-# What else the two rules of fine-tuning set; BiT's mixup depends on the length.
+# Other settings of the two fine-tuning rules; BiT's mixup depends on the length.
 _BOTH_RULES = {
     "optimizer.name": "sgd",
     "optimizer.momentum": 0.9,
@@ -36,23 +36,23 @@ _SETTINGS_OF = {
 
 _BATCH_SIZE = 512
 _FINE_TUNING_SIZE = 384
-_SIZES_OF_14 = (378, 392)  # 384 is no multiple of 14; these are the nearest
+_SIZES_OF_14 = (378, 392)  # the multiples of 14 nearest to 384
 _LARGE_BIT = "R152x4"  # the only model that the BiT paper fine-tunes at 480 pixels
-_ONLY_FOR_RESNETS = 0.06  # of table 4's learning rates: its footnote
+_ONLY_FOR_RESNETS = 0.06  # a learning rate of table 4; see its footnote
 
 
 @dataclasses.dataclass(frozen=True)
 class PaperRecipe:
-    """How the paper fine-tuned the model of a cell, in batches of 512.
+    """The paper's fine-tuning of a cell's model, in batches of 512.
 
     Attributes:
       image_sizes: resolutions that count as the paper's; () for any.
-      steps: of fine-tuning.
-      train_split: all images to train on.
-      learning_rates: tried by the paper.
-      polyak_decay: of the average of the parameters; None for none.
-      dropout: at fine-tuning, and who says so; None if nobody does.
-      bit_size: resolution of BiT-HyperRule in the BiT paper; None if the rule is not for the model.
+      steps: length of fine-tuning.
+      train_split: all training images.
+      learning_rates: the rates that the paper tried.
+      polyak_decay: decay of the parameters' average; None for no average.
+      dropout: dropout rate and its source; None if no source gives it.
+      bit_size: resolution of BiT-HyperRule in the BiT paper; None if the rule does not apply to the model.
     """
 
     image_sizes: tuple[int, ...]
@@ -64,7 +64,7 @@ class PaperRecipe:
     bit_size: int | None = None
 
     def differences(self, model: MeasuredModel) -> list[str]:
-        """What was done in another way, as notes. Of a released checkpoint only the resolution is known."""
+        """Notes the differences from the recipe. For a released checkpoint, only the resolution is known."""
         done, rule = model.training, rule_of(model)
         notes = []
         if rule == BIT_RULE and self.bit_size is not None:
@@ -112,7 +112,7 @@ def _describe_polyak(decay: float | None) -> str:
 
 
 def _differences_of_evaluation(model: MeasuredModel) -> list[str]:
-    """How test images were prepared in another way than in the released code, which resizes whole images."""
+    """Differences in test images from the released code, which resizes whole images."""
     value = model.values.get(ACCURACY)
     how: Mapping[str, Any] = dict(value.settings) if value else {}
     notes = []
@@ -124,18 +124,18 @@ def _differences_of_evaluation(model: MeasuredModel) -> list[str]:
 
 
 def rule_of(model: MeasuredModel) -> str | None:
-    """By which of the two rules a model was fine-tuned; None for neither, or if unknown."""
+    """The rule, of the two, by which a model was fine-tuned; None for neither, or if unknown."""
     return _RULE_OF_SCHEDULE.get(model.training.get("optimizer.schedule", "")) if model.steps is not None else None
 
 
 def recipe_of(task: str, model: str, *, table_2: bool = False, lineage: Lineage | None = None) -> PaperRecipe:
-    """How the paper fine-tuned on a task.
+    """Returns the paper's recipe for a task.
 
     Args:
       task: as in table 5, or the id of one of VTAB's.
       model: its name.
-      table_2: whether as for table 2, where ImageNet is at a higher resolution and with Polyak averaging.
-      lineage: of the pre-trained weights, which decides the dropout; None: unknown.
+      table_2: whether for table 2, where ImageNet has a higher resolution and Polyak averaging.
+      lineage: lineage of the pre-trained weights, which determines the dropout rate; None: unknown.
     """
     kind = kind_of(model)
     # BiT's numbers in table 2 are at the resolutions of its own paper.
@@ -157,10 +157,10 @@ def recipe_of(task: str, model: str, *, table_2: bool = False, lineage: Lineage 
 
 
 def _dropout_after(lineage: Lineage) -> tuple[float, str] | None:
-    """The dropout that weights are fine-tuned with, and who says so; None if nobody does.
+    """The dropout rate for fine-tuning weights, and its source; None if no source gives it.
 
-    The README of the released code has 0.1 for the paper. For models pre-trained on JFT-300M, which saw none, nothing
-    is said.
+    The README of the released code has 0.1 for the paper. No source gives a rate for models pre-trained on JFT-300M,
+    which had no dropout.
     """
     if lineage.is_released and lineage.name.startswith("augreg_"):
         return 0.0, "by AugReg"
@@ -170,9 +170,9 @@ def _dropout_after(lineage: Lineage) -> tuple[float, str] | None:
 
 
 def choose(candidates: Sequence[SeedGroup], recipe: PaperRecipe) -> tuple[SeedGroup, list[str]]:
-    """Which of several settings stands in a cell, and notes on it. What they reached on test images plays no part.
+    """Chooses the setting to show in a cell, without looking at test accuracy; also returns notes.
 
-    The one closest to the paper's recipe is taken, then the one with most seeds, then the first by folder.
+    Takes the one closest to the paper's recipe, then the one with most seeds, then the first by folder.
     """
     ranked = sorted(
         candidates, key=lambda each: (len(recipe.differences(each.first)), -len(each.models), str(each.first.path))
@@ -181,15 +181,15 @@ def choose(candidates: Sequence[SeedGroup], recipe: PaperRecipe) -> tuple[SeedGr
 
 
 def others_note(ranked: Sequence[SeedGroup]) -> list[str]:
-    """A note on the settings that do not stand in a cell, if there are any."""
+    """A note on the settings that a cell does not show, if there are any."""
     return [f"{len(ranked) - 1} more of other settings: see the table of results"] if len(ranked) > 1 else []
 
 
 def better_rule(candidates: Sequence[SeedGroup], recipe: PaperRecipe) -> tuple[Sequence[SeedGroup], list[str]]:
-    """The settings of the better of two rules of fine-tuning, by the images held out to choose on; and notes on it.
+    """The settings of the better fine-tuning rule, by accuracy on held-out images, and notes.
 
-    A sweep that tried both has chosen. Of two sweeps, the one that reached more is taken; if that was not recorded,
-    all candidates are returned, because test images choose nothing.
+    A sweep that tried both has chosen. Of two sweeps, takes the one with the better accuracy. If that was not recorded,
+    returns all candidates, because test images must not choose.
     """
     if swept := [each for each in candidates if each.first.purpose.rules and each.first.purpose.held_out]:
         best = choose(swept, recipe)[0].first

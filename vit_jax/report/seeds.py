@@ -1,4 +1,4 @@
-"""Models of one setting together: mean and standard deviation over seeds."""
+"""Groups models of one setting: mean and standard deviation over seeds."""
 
 import dataclasses
 import statistics
@@ -12,11 +12,11 @@ class SeedMean:
     """A number of ours.
 
     Attributes:
-      mean: in the unit of its table.
+      mean: the mean, in the unit of its table.
       std: sample standard deviation (n - 1); None for one run.
       seeds: number of runs.
-      notes: for readers.
-      sources: folders.
+      notes: notes for readers.
+      sources: folders of the runs.
     """
 
     mean: float
@@ -26,7 +26,7 @@ class SeedMean:
     sources: tuple[str, ...] = ()
 
     def noted(self, *notes: str) -> "SeedMean":
-        """The same with more notes."""
+        """Returns a copy with more notes."""
         return dataclasses.replace(self, notes=(*self.notes, *notes))
 
 
@@ -38,7 +38,7 @@ class SeedGroup:
 
     @property
     def first(self) -> MeasuredModel:
-        """One of them, for what they have in common."""
+        """The first model, for attributes that all share."""
         return self.models[0]
 
     @property
@@ -47,11 +47,11 @@ class SeedGroup:
         return tuple(str(model.path) for model in self.models)
 
     def having(self, name: str) -> list[MeasuredModel]:
-        """Those with a result of that name."""
+        """The models with a result of that name."""
         return [model for model in self.models if name in model.results]
 
     def by_seed(self, name: str) -> dict[str, float]:
-        """The share that each seed reached."""
+        """The result of each seed, as a share."""
         return {model.lineage.seeds: model.values[name].value for model in self.having(name)}
 
     def mean(self, name: str, *, unit: float = 100.0) -> SeedMean | None:
@@ -59,7 +59,7 @@ class SeedGroup:
 
         Args:
           name: key of `MeasuredModel.values`.
-          unit: what a share of 1 is shown as: 100 for percent.
+          unit: factor on the shares: 100 for percent.
         """
         models = self.having(name)
         if not models:
@@ -82,7 +82,7 @@ def _std(values: Sequence[float]) -> float | None:
 
 
 def group(models: Iterable[MeasuredModel]) -> list[SeedGroup]:
-    """Puts models of one setting together, one for each seed."""
+    """Groups models by setting, with one model for each seed."""
     groups: list[list[MeasuredModel]] = []
     for model in sorted(models, key=lambda model: str(model.path)):
         for members in groups:
@@ -98,7 +98,7 @@ def group(models: Iterable[MeasuredModel]) -> list[SeedGroup]:
 
 
 def combine(tasks: Sequence[SeedGroup], name: str) -> SeedMean | None:
-    """The mean over tasks in percent, and its standard deviation from seed to seed if all have the same seeds.
+    """The mean over tasks in percent, and its standard deviation over seeds if all tasks have the same seeds.
 
     Args:
       tasks: models for each.

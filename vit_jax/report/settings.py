@@ -1,4 +1,4 @@
-"""Which settings can change which numbers.
+"""Determines which settings can change which numbers.
 
 Two results belong together only if all settings that can change them agree. The lists name the fields of a config that
 cannot, each with the reason; a name that ends in a dot is a group. A field on no list counts, and so does a new one.
@@ -18,7 +18,7 @@ from vit_jax.report.names import has_records
 from vit_jax.run import workdir
 from vit_jax.run.workdir import Start, describe_changes, is_among
 
-# What is measured of something: fields and their values, in the order of the fields.
+# Settings: fields and their values, in the order of the fields.
 Settings = tuple[tuple[str, Any], ...]
 
 
@@ -47,14 +47,14 @@ COUNTED_ELSEWHERE = _by_field(
         "the model's attributes count, with what its weights and the defaults say": ("model.",),
     }
 )
-# Fields that cannot change the parameters that a run ends with.
+# Fields that cannot change a run's final parameters.
 ONLY_EVALUATION = _by_field(
     {
         "evaluation data": ("data.eval_split", "data.eval_labels", "data.eval_resize", "data.eval_resize_small"),
         "evaluations": ("evals.",),
     }
 )
-# Fields that cannot change what given parameters reach.
+# Fields that cannot change the results of given parameters.
 ONLY_TRAINING = _by_field(
     {
         "initialisation": ("keep_head", "model.head_bias"),
@@ -82,7 +82,7 @@ _OTHER_IMAGES = (*_OTHER_TEST_SET, "data.eval_split", "data.max_labels", "data.i
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it; a type or a function by its name."""
+    """Converts a value to JSON; a type or a function to its name."""
     if isinstance(value, list | tuple):
         return tuple(map(plain, value))
     if value is None or isinstance(value, str | int | float):
@@ -91,13 +91,13 @@ def plain(value: Any) -> Any:
 
 
 def attributes(model: Mapping[str, Any]) -> dict[str, Any]:
-    """All attributes of a model, as fields "model.<attribute>".
+    """Returns all attributes of a model, as fields "model.<attribute>".
 
     Args:
-      model: the arguments of `create_model`, the name among them.
+      model: the arguments of `create_model`, including the name.
 
     Returns:
-      Its attributes with their defaults; the arguments if this version cannot make the model.
+      The attributes with their defaults, or the arguments if this version cannot make the model.
     """
     return dict(_attributes(json.dumps(dict(model), sort_keys=True, default=str)))
 
@@ -115,10 +115,10 @@ def _attributes(text: str) -> Settings:
 
 
 def training_settings(fields: Mapping[str, Any], model: Mapping[str, Any], steps: int | None) -> dict[str, Any]:
-    """All that can change the parameters a run ends with, except its seed and its initial weights.
+    """The settings that can change a run's final parameters, except its seed and its initial weights.
 
     Args:
-      fields: of the config, flat.
+      fields: fields of the config, flat.
       model: the arguments of `create_model`.
       steps: length of the run.
     """
@@ -136,7 +136,7 @@ def _of_training(fields: Mapping[str, Any], without: Collection[str] = ()) -> di
 def _evaluation_settings(
     fields: Mapping[str, Any], model: Mapping[str, Any], own: Mapping[str, Any], without: Collection[str], dataset: Any
 ) -> Settings:
-    """All that can change a number, measured on a data set: its own fields, and the config's but some."""
+    """The settings that can change a number on a data set: its own fields, and most of the config's."""
     left_out = (*WITHOUT_EFFECT, *ONLY_TRAINING, "evals.", *without)
     settings = {name: value for name, value in fields.items() if not is_among(name, COUNTED_ELSEWHERE)}
     settings = {name: value for name, value in (settings | attributes(model)).items() if not is_among(name, left_out)}
@@ -145,7 +145,7 @@ def _evaluation_settings(
 
 
 def accuracy_settings(fields: Mapping[str, Any], model: Mapping[str, Any]) -> Settings:
-    """All that can change the accuracy of given parameters on the evaluation split."""
+    """The settings that can change the accuracy of given parameters on the evaluation split."""
     return _evaluation_settings(fields, model, {}, (), fields["data.dataset"])
 
 
@@ -181,7 +181,7 @@ def few_shot_settings(entry: str, dataset: str, fields: Mapping[str, Any], model
     """The same for a few-shot accuracy on a data set."""
     given = entries_of(fields)[entry]
     size = given["image_size"] or fields["data.image_size"]
-    crop_from = given["crop_from"] or round(size * 256 / 224)  # as the evaluator has it where the config says nothing
+    crop_from = given["crop_from"] or round(size * 256 / 224)  # the evaluator's default
     given |= {"datasets": dataset, "image_size": size, "crop_from": crop_from}
     own = _named(entry, given, without=("type", "every_steps", "shots", "representations"))
     return _evaluation_settings(fields, model, own, _OTHER_IMAGES, dataset)
@@ -192,14 +192,14 @@ def _named(entry: str, given: Mapping[str, Any], without: Collection[str]) -> di
 
 
 def _turning(fields: Mapping[str, Any], datasets: Sequence[Any]) -> dict[str, Any]:
-    """Whether images are turned as their EXIF says: by default image files are, records are not."""
+    """Whether to turn images as their EXIF says: by default, image files but not records."""
     turns = fields["data.exif_orientation"]
     is_default = turns is None and all(has_records(str(dataset)) for dataset in datasets)
     return {"data.exif_orientation": False if is_default else turns}
 
 
 def differing(one: Settings, other: Settings) -> list[str]:
-    """Names of the fields in which two differ."""
+    """The names of the fields in which two settings differ."""
     first, second = dict(one), dict(other)
     return sorted(name for name in {**first, **second} if first.get(name) != second.get(name))
 
@@ -210,5 +210,5 @@ def key_of(settings: Mapping[str, Any]) -> str:
 
 
 def config_changes(starts: Sequence[Start]) -> list[str]:
-    """Which settings of a training were changed between its starts, and from which step on."""
+    """Lists the training settings that changed between starts, and from which step on."""
     return describe_changes(starts, (), _of_training)
