@@ -90,7 +90,3 @@ def test_an_exchange_within_slices_does_not_depend_on_how_many_there_are():
     collective = Collective("all-reduce", (("f32", MB),), None)
     one, two = (estimates.collective_seconds(collective, find_topology(name)) for name in ("v5e-16", "2xv5e-16"))
     assert one == two > 0
-
-
-def test_days():
-    assert estimates.days(0.5, 172_800) == pytest.approx(1.0)

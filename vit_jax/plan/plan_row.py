@@ -1,7 +1,6 @@
 """A row of a plan: memory, time and cost of a config on a slice."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,23 +22,14 @@ FAILURES = ("failed", "timed out")
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on each device. Of a step that does not fit only `total` is known.
-
-    Attributes:
-      total: the sum.
-      usable: available to a program, by the compiler, or by the data sheet if nothing is compiled.
-      arguments: the state and the batch.
-      outputs: those not written over an argument.
-      temporaries: activations and other arrays within a step.
-      code: the program.
-    """
+    """Bytes on each device. Of a step that does not fit only the first two are known."""
 
     total: int
-    usable: int
-    arguments: int | None = None
-    outputs: int | None = None
-    temporaries: int | None = None
-    code: int | None = None
+    usable: int  # by a program, as the compiler says; as the data sheet says if nothing is compiled
+    arguments: int | None = None  # the state and the batch
+    outputs: int | None = None  # those not written over an argument
+    temporaries: int | None = None  # activations and other arrays within a step
+    code: int | None = None  # the program
 
     @property
     def overshoot(self) -> int:
@@ -49,87 +39,52 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class PlanRow:
-    """A config on a slice. None is unknown.
+    """A config on a slice. None is unknown."""
 
-    Attributes:
-      topology: name of the slice, or of several.
-      task: "train" or "inference".
-      model: its name.
-      image_size: in pixels.
-      batch_size: images of a step, over all devices.
-      num_devices: JAX devices that take part; num_cores: their TensorCores, or GPUs.
-      device: what a JAX device is there: "core", "chip" or "GPU".
-      sharding, remat, scan_layers, accumulation_steps: of the config.
-      status: "fits", "does not fit"; "fits by formula", "does not fit by formula" (GPUs, and slices for which libtpu
-        does not compile); "refused" (by vit_jax), "failed" (the compiler), "timed out".
-      message: what was wrong, None if nothing; of a step that fits: why the run is refused.
-      not_compiled: why the row of a TPU slice is by formula.
-      advice: a change that was tried and fits; None if the row fits, or none was found or requested.
-      memory: bytes a device.
-      num_parameters: of the model; num_trained: of those, the trained ones.
-      flops: of a step by formula; compiler_flops: by the compiler, over all devices; None with loops, which it counts
-        once.
-      collectives: exchanges of one step on one device.
-      compiler_seconds: estimate of a step, without collectives.
-      estimate: its method: "cycles" (the compiler's, over the clock), "roofline" (if cycles come to less), "formula"
-        (`FORMULA_UTILISATION`).
-      no_estimate: why there is no time.
-      optimal_seconds: XLA's own sum, with each operation at its peak, for comparison.
-      interconnect_seconds: of collectives that do not overlap with computation.
-      num_slices: slices, or machines with GPUs.
-      dcn_bandwidth: bytes/s of a chip between them, if there are several.
-      unknown_loops: loops of the program that were counted as one iteration.
-      roofline: the least seconds of a step of this program.
-      num_steps: length of the run.
-      days: of the run at `step_seconds`.
-      core_days: `days` times `num_cores`.
-      tpuv3_core_days: days of TPUv3 cores with the same peak rate.
-      paper_core_days: of the paper.
-      price: of the run, in the currency of the given price.
-      compile_seconds: to lower and compile; cpu_seconds: of all cores and of the whole worker.
-      versions: of "jax" and "libtpu".
-    """
-
-    topology: str
-    task: str
+    topology: str  # name of the slice, or of several
+    task: str  # "train" or "inference"
     model: str
-    image_size: int
-    batch_size: int
-    num_devices: int
-    num_cores: int
-    device: str
-    sharding: str
+    image_size: int  # in pixels
+    batch_size: int  # images of a step, over all devices
+    num_devices: int  # JAX devices that take part
+    num_cores: int  # their TensorCores, or GPUs
+    device: str  # what a JAX device is there: "core", "chip" or "GPU"
+    sharding: str  # this and the next three: of the config
     remat: str
     scan_layers: bool
     accumulation_steps: int
+    # "fits", "does not fit"; both with "by formula" for GPUs and slices that libtpu does not compile for; "refused" (by
+    # vit_jax), "failed" (the compiler), "timed out".
     status: str
-    message: str | None = None
-    advice: str | None = None
-    not_compiled: str | None = None
+    message: str | None = None  # what was wrong; of a step that fits: why the run is refused
+    advice: str | None = None  # a change that was tried and fits
+    not_compiled: str | None = None  # why the row of a TPU slice is by formula
     memory: Memory | None = None
     num_parameters: int | None = None
-    num_trained: int | None = None
-    flops: float | None = None
-    compiler_flops: float | None = None
-    collectives: tuple[Collective, ...] = ()
-    compiler_seconds: float | None = None
+    num_trained: int | None = None  # parameters that are trained
+    flops: float | None = None  # of a step, by formula
+    compiler_flops: float | None = None  # by the compiler, over all devices; None with loops, which it counts once
+    collectives: tuple[Collective, ...] = ()  # exchanges of one step on one device
+    compiler_seconds: float | None = None  # estimate of a step, without collectives
+    # How: "cycles" (the compiler's, over the clock), "roofline" (if cycles come to less), "formula"
+    # (`FORMULA_UTILISATION`).
     estimate: str | None = None
-    no_estimate: str | None = None
-    optimal_seconds: float | None = None
-    interconnect_seconds: float | None = None
-    num_slices: int = 1
-    dcn_bandwidth: float | None = None
-    unknown_loops: int = 0
-    roofline: Roofline | None = None
-    num_steps: int | None = None
-    days: float | None = None
-    core_days: float | None = None
-    tpuv3_core_days: float | None = None
+    no_estimate: str | None = None  # why there is no time
+    optimal_seconds: float | None = None  # XLA's own sum, with each operation at its peak, for comparison
+    interconnect_seconds: float | None = None  # of collectives that do not overlap with computation
+    num_slices: int = 1  # or machines with GPUs
+    dcn_bandwidth: float | None = None  # bytes/s of a chip between slices, if there are several
+    unknown_loops: int = 0  # loops of the program that were counted as one iteration
+    roofline: Roofline | None = None  # the least seconds of a step of this program
+    num_steps: int | None = None  # length of the run
+    days: float | None = None  # of the run, at `step_seconds`
+    core_days: float | None = None  # `days` times `num_cores`
+    tpuv3_core_days: float | None = None  # days of TPUv3 cores with the same peak rate
     paper_core_days: float | None = None
-    price: float | None = None
-    compile_seconds: float | None = None
-    cpu_seconds: float | None = None
-    versions: dict[str, str | None] = dataclasses.field(default_factory=dict)
+    price: float | None = None  # of the run, in the currency of the given price
+    compile_seconds: float | None = None  # to lower and compile
+    cpu_seconds: float | None = None  # of all cores and of the whole worker
+    versions: dict[str, str | None] = dataclasses.field(default_factory=dict)  # of "jax" and "libtpu"
 
     @property
     def fits(self) -> bool:
@@ -151,8 +106,7 @@ class PlanRow:
 
     def to_json(self) -> dict[str, Any]:
         """All fields and properties as plain values."""
-        fields = dataclasses.asdict(self)
-        return fields | {
+        return dataclasses.asdict(self) | {
             "collectives": total_bytes(self.collectives),
             "step_seconds": self.step_seconds,
             "images_per_second": self.images_per_second,
@@ -163,7 +117,7 @@ class PlanRow:
 def failures(rows: Sequence[PlanRow]) -> list[str]:
     """Lists the rows that failed or timed out; if all were refused, those."""
     failed = [row for row in rows if row.status in FAILURES]
-    if rows and all(row.status == "refused" for row in rows):
+    if all(row.status == "refused" for row in rows):
         failed = list(rows)
     return [f"{row.topology}, batch {row.batch_size:,}: {row.status}" for row in failed]
 
@@ -206,18 +160,15 @@ def plan_row(
     """
     devices = topology.num_devices if num_devices is None else num_devices
     if not 1 <= devices <= topology.num_devices:
-        return _row(
-            config, topology, devices, task, status="refused",
-            message=f"{topology.name} has {topology.num_devices} devices, not {devices}",
-        )  # fmt: skip
-    if topology.num_slices > 1 and devices < topology.num_devices:
-        return _row(
-            config, topology, devices, task, status="refused",
-            message="several slices are planned whole: leave --num_devices out, or plan one slice",
-        )  # fmt: skip
-    answer = compile_step(
-        config, topology, num_devices=devices, task=task, timeout_minutes=timeout_minutes, memory_only=memory_only
-    )
+        message = f"{topology.name} has {topology.num_devices} devices, not {devices}"
+        answer = {"status": "refused", "message": message}
+    elif topology.num_slices > 1 and devices < topology.num_devices:
+        message = "several slices are planned whole: leave --num_devices out, or plan one slice"
+        answer = {"status": "refused", "message": message}
+    else:
+        answer = compile_step(
+            config, topology, num_devices=devices, task=task, timeout_minutes=timeout_minutes, memory_only=memory_only
+        )
     return row_of(config, topology, answer, num_devices=devices, task=task, price_per_core_hour=price_per_core_hour)
 
 
@@ -231,44 +182,7 @@ def row_of(
     price_per_core_hour: float | None = None,
 ) -> PlanRow:
     """The row for a worker's answer; see `plan_row` and `worker`."""
-    row = _row(
-        config, topology, num_devices, task, status=answer["status"], message=answer.get("message"),
-        num_parameters=answer.get("num_parameters"), flops=answer.get("flops"), num_steps=answer.get("num_steps"),
-        num_trained=answer.get("gradient_bytes", 0) // 4 or answer.get("num_parameters"),
-        versions=answer.get("versions", {}),
-    )  # fmt: skip
-    # The usable memory is parsed from a message of the compiler, which other versions may phrase differently.
-    answer = answer | {"usable": answer.get("usable") or round(topology.chip.hbm_bytes * topology.share_of_chip)}
-    if answer["status"] == "formula":
-        row = _by_formula(row, config, topology, answer)
-    elif answer["status"] == "does not fit":
-        memory = Memory(answer["needed"], answer["usable"]) if answer["needed"] else None
-        message = f"needs {_gib(memory.overshoot)} more than available" if memory else first_line(answer["message"])
-        row = dataclasses.replace(row, memory=memory, message=message)
-    elif answer["status"] == "placed":
-        row = dataclasses.replace(row, status="fits", memory=Memory(answer["needed"], answer["usable"]))
-    elif answer["status"] == "fits":
-        row = _by_compiler(row, topology, answer)
-    if row.step_seconds is None or row.num_steps is None or task != "train":
-        return row
-    days = estimates.days(row.step_seconds, row.num_steps)
-    seconds = days * estimates.SECONDS_PER_DAY
-    peak = topology.chip.bf16_flops * topology.share_of_chip
-    return dataclasses.replace(
-        row,
-        days=days,
-        core_days=days * row.num_cores,
-        tpuv3_core_days=tpuv3_core_days(peak * num_devices * seconds),
-        paper_core_days=None
-        if config.train_only
-        else paper_core_days(row.model, row.image_size, row.num_steps * row.batch_size),
-        price=None if price_per_core_hour is None else days * 24 * row.num_cores * price_per_core_hour,
-    )
-
-
-def _row(config: ConfigDict, topology: Topology, num_devices: int, task: str, **fields: Any) -> PlanRow:
-    """A row with the facts of the config."""
-    return PlanRow(
+    row = PlanRow(
         topology=topology.name,
         task=task,
         model=config.model.name or config.weights,
@@ -283,98 +197,108 @@ def _row(config: ConfigDict, topology: Topology, num_devices: int, task: str, **
         accumulation_steps=config.accumulation_steps,
         num_slices=topology.num_slices,
         dcn_bandwidth=topology.dcn_bandwidth if topology.num_slices > 1 else None,
-        **fields,
+        status=answer["status"],
+        message=answer.get("message"),
+        num_parameters=answer.get("num_parameters"),
+        num_trained=answer.get("gradient_bytes", 0) // 4 or answer.get("num_parameters"),
+        flops=answer.get("flops"),
+        num_steps=answer.get("num_steps"),
+        versions=answer.get("versions", {}),
+    )
+    # The usable memory is parsed from a message of the compiler, which other versions may phrase differently.
+    usable = answer.get("usable") or round(topology.chip.hbm_bytes * topology.share_of_chip)
+    if row.status == "does not fit":
+        memory = Memory(answer["needed"], usable) if answer["needed"] else None
+        message = _too_large(memory) if memory else first_line(answer["message"])
+        row = dataclasses.replace(row, memory=memory, message=message)
+    elif row.status == "placed":
+        row = dataclasses.replace(row, status="fits", memory=Memory(answer["needed"], usable))
+    elif row.status in ("fits", "formula"):
+        row = _add_estimates(row, config, topology, answer, usable)
+    if row.step_seconds is None or row.num_steps is None or task != "train":
+        return row
+    days = row.step_seconds * row.num_steps / estimates.SECONDS_PER_DAY
+    peak = topology.chip.bf16_flops * topology.share_of_chip * num_devices
+    num_images = row.num_steps * row.batch_size
+    return dataclasses.replace(
+        row,
+        days=days,
+        core_days=days * row.num_cores,
+        tpuv3_core_days=tpuv3_core_days(peak * days * estimates.SECONDS_PER_DAY),
+        paper_core_days=None if config.train_only else paper_core_days(row.model, row.image_size, num_images),
+        price=None if price_per_core_hour is None else days * 24 * row.num_cores * price_per_core_hour,
     )
 
 
-def _by_compiler(row: PlanRow, topology: Topology, answer: dict[str, Any]) -> PlanRow:
-    """Adds the compiler's answer for a step that fits."""
-    outputs = answer["outputs"] - answer["aliased"]
-    memory = Memory(
-        total=answer["arguments"] + outputs + answer["temporaries"] + answer["code"],
-        usable=answer["usable"],
-        arguments=answer["arguments"],
-        outputs=outputs,
-        temporaries=answer["temporaries"],
-        code=answer["code"],
-    )
-    program = answer["program"]
-    collectives = tuple(
-        Collective(**each | {"bytes_by_dtype": tuple(map(tuple, each["bytes_by_dtype"]))})
-        for each in program["collectives"]
-    )
+def _add_estimates(
+    row: PlanRow, config: ConfigDict, topology: Topology, answer: dict[str, Any], usable: int
+) -> PlanRow:
+    """Adds memory and time of a compiled step that fits, or from shapes where there is no compiler."""
+    arguments, temporaries, outputs, code = answer["arguments"], answer["temporaries"], 0, 0
+    program = answer.get("program")
+    if program:
+        outputs, code = answer["outputs"] - answer["aliased"], answer["code"]
+        collectives = tuple(
+            Collective(**each | {"bytes_by_dtype": tuple(map(tuple, each["bytes_by_dtype"]))})
+            for each in program["collectives"]
+        )
+        # The least that a step moves: it reads arguments, writes outputs, writes and reads temporaries.
+        memory_bytes = arguments + answer["outputs"] + 2 * temporaries
+    else:
+        collectives = _expected_collectives(
+            config, row.num_devices, row.num_slices, answer["parameter_bytes"], answer["gradient_bytes"]
+        )
+        memory_bytes = 2 * arguments  # without temporaries: a compiler fuses most of them before they reach memory
     roofline = estimates.roofline(
         flops=answer.get("least_flops", answer["flops"]),
-        memory_bytes=estimates.least_traffic(answer["arguments"], answer["outputs"], answer["temporaries"]),
+        memory_bytes=memory_bytes,
         interconnect=estimates.interconnect_seconds(collectives, topology),
         num_devices=row.num_devices,
         topology=topology,
     )
-    compiler_flops = answer["compiler_flops"]
-    seconds, estimate = estimates.compiler_seconds(program["cycles"], topology, roofline)
-    row = _with_network(row, topology, collectives)
-    if seconds is not None and row.interconnect_seconds is not None:
-        estimate = estimate if seconds + row.interconnect_seconds >= roofline.seconds else "roofline"
-    return dataclasses.replace(
+    no_estimate, interconnect_seconds = None, None
+    if topology.dcn_bandwidth is None and any(each.across_slices for each in collectives):
+        no_estimate = (
+            f"the network between slices of {topology.chip.name} has no data sheet: give the Gbit/s of a chip with "
+            "--dcn_gigabits"
+        )
+    else:
+        interconnect_seconds = estimates.interconnect_seconds(collectives, topology, exposed=True)
+    memory = Memory(arguments + outputs + temporaries + code, usable, arguments, outputs, temporaries, code)
+    row = dataclasses.replace(
         row,
         memory=memory,
+        collectives=collectives,
+        interconnect_seconds=interconnect_seconds,
+        no_estimate=no_estimate,
+        roofline=roofline,
+    )
+    if not program:
+        fits = memory.overshoot <= 0
+        return dataclasses.replace(
+            row,
+            status="fits by formula" if fits else "does not fit by formula",
+            message=None if fits else _too_large(memory),
+            not_compiled=answer.get("message"),
+            compiler_seconds=max(roofline.compute / FORMULA_UTILISATION, roofline.memory),
+            estimate="formula",
+        )
+    seconds, estimate = estimates.compiler_seconds(program["cycles"], topology, roofline)
+    if seconds is None:
+        row = dataclasses.replace(row, no_estimate=estimate)
+    else:
+        is_least = interconnect_seconds is not None and seconds + interconnect_seconds < roofline.seconds
+        row = dataclasses.replace(row, compiler_seconds=seconds, estimate="roofline" if is_least else estimate)
+    compiler_flops = answer["compiler_flops"]
+    return dataclasses.replace(
+        row,
         compiler_flops=compiler_flops * row.num_devices if compiler_flops and not program["num_loops"] else None,
-        compiler_seconds=seconds,
-        estimate=None if seconds is None else estimate,
-        no_estimate=estimate if seconds is None else row.no_estimate,
         optimal_seconds=estimates.optimal_seconds(
             answer.get("optimal_seconds"), program["num_unknown_operations"], program["num_loops"]
         ),
         unknown_loops=program["num_unknown_loops"],
-        roofline=roofline,
         compile_seconds=answer["lower_seconds"] + answer["compile_seconds"],
         cpu_seconds=answer["cpu_seconds"],
-    )
-
-
-def _with_network(row: PlanRow, topology: Topology, collectives: tuple[Collective, ...]) -> PlanRow:
-    """Adds the exchanges between devices and their time."""
-    if topology.dcn_bandwidth is None and any(each.across_slices for each in collectives):
-        message = (
-            f"the network between slices of {topology.chip.name} has no data sheet: give the Gbit/s of a chip with "
-            "--dcn_gigabits"
-        )
-        return dataclasses.replace(row, collectives=collectives, interconnect_seconds=None, no_estimate=message)
-    seconds = estimates.interconnect_seconds(collectives, topology, exposed=True)
-    return dataclasses.replace(row, collectives=collectives, interconnect_seconds=seconds)
-
-
-def _by_formula(row: PlanRow, config: ConfigDict, topology: Topology, answer: dict[str, Any]) -> PlanRow:
-    """Adds estimates from shapes, for devices without a compiler here."""
-    total = answer["arguments"] + answer["temporaries"]
-    memory = Memory(
-        total=total,
-        usable=answer["usable"],
-        arguments=answer["arguments"],
-        outputs=0,
-        temporaries=answer["temporaries"],
-    )
-    collectives = _expected_collectives(
-        config, row.num_devices, row.num_slices, answer["parameter_bytes"], answer["gradient_bytes"]
-    )
-    roofline = estimates.roofline(
-        flops=answer.get("least_flops", answer["flops"]),
-        # Without temporaries: a compiler fuses most of them before they reach memory.
-        memory_bytes=estimates.least_traffic(answer["arguments"], answer["arguments"], 0),
-        interconnect=estimates.interconnect_seconds(collectives, topology),
-        num_devices=row.num_devices,
-        topology=topology,
-    )
-    fits = memory.overshoot <= 0
-    return dataclasses.replace(
-        _with_network(row, topology, collectives),
-        status="fits by formula" if fits else "does not fit by formula",
-        message=None if fits else f"needs {_gib(memory.overshoot)} more than available",
-        not_compiled=answer.get("message"),
-        memory=memory,
-        compiler_seconds=max(roofline.compute / FORMULA_UTILISATION, roofline.memory),
-        estimate="formula",
-        roofline=roofline,
     )
 
 
@@ -414,6 +338,6 @@ def first_line(message: str) -> str:
     return next((line.strip() for line in message.splitlines() if line.strip()), "no message")
 
 
-def _gib(num_bytes: float) -> str:
-    digits = 2 if abs(num_bytes) < 100 * GIB else 0
-    return f"{num_bytes / GIB:.{digits}f} GiB" if math.isfinite(num_bytes) else "-"
+def _too_large(memory: Memory) -> str:
+    missing = memory.overshoot / GIB
+    return f"needs {missing:.{2 if missing < 100 else 0}f} GiB more than available"

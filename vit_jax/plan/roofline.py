@@ -45,37 +45,27 @@ def collective_seconds(collective: Collective, topology: Topology) -> float:
 
     In one or several rings each of n chips sends (n - 1) / n of the array to reduce and scatter it, as much to gather
     it, and both for an all-reduce (Patarasuk and Yuan, 2009). The two cores of a chip share its part.
+
+    Between slices, each device exchanges its part with the same device of the other slices; the devices of a chip
+    share the chip's network. Each of n slices sends its part 2 (n - 1) / n times for an all-reduce, (n - 1) / n times
+    for a reduce-scatter, and n - 1 times for an all-gather.
     """
+    kind, num_bytes, share = collective.kind, collective.num_bytes * collective.times, topology.share_of_chip
     if collective.across_slices:
-        return _seconds_between_slices(collective, topology)
-    devices = collective.group_size or topology.devices_per_slice
-    chips = max(1.0, devices * topology.share_of_chip)
+        others = topology.num_slices - 1
+        passes = {
+            "all-reduce": 2 * others / topology.num_slices,
+            "reduce-scatter": others / topology.num_slices,
+            "all-gather": others,
+        }.get(kind, 1.0)
+        return passes * num_bytes / share / topology.dcn_bandwidth if topology.dcn_bandwidth else 0.0
+    chips = max(1.0, (collective.group_size or topology.devices_per_slice) * share)
     if chips <= 1 or topology.interconnect_bandwidth == 0:
         return 0.0
     passes = {"all-reduce": 2.0}.get(collective.kind, 1.0)
-    num_bytes: float = collective.num_bytes
-    if collective.kind in ("all-to-all", "collective-permute"):
-        num_bytes /= topology.share_of_chip  # each device of a chip sends its own
-    return collective.times * passes * (chips - 1) / chips * num_bytes / topology.interconnect_bandwidth
-
-
-def _seconds_between_slices(collective: Collective, topology: Topology) -> float:
-    """Seconds of an exchange between slices, all its repetitions together, at full bandwidth.
-
-    Each device exchanges its part with the same device of the other slices; the devices of a chip share the chip's
-    network. Each of n slices sends its part 2 (n - 1) / n times for an all-reduce, (n - 1) / n times for a
-    reduce-scatter, and n - 1 times for an all-gather.
-    """
-    if topology.dcn_bandwidth is None:
-        return 0.0
-    slices = topology.num_slices
-    passes = {
-        "all-reduce": 2 * (slices - 1) / slices,
-        "reduce-scatter": (slices - 1) / slices,
-        "all-gather": slices - 1,
-    }
-    num_bytes = collective.num_bytes / topology.share_of_chip
-    return collective.times * passes.get(collective.kind, 1.0) * num_bytes / topology.dcn_bandwidth
+    if kind in ("all-to-all", "collective-permute"):
+        passes /= share  # each device of a chip sends its own
+    return passes * (chips - 1) / chips * num_bytes / topology.interconnect_bandwidth
 
 
 def interconnect_seconds(collectives: Iterable[Collective], topology: Topology, *, exposed: bool = False) -> float:
@@ -110,11 +100,6 @@ def roofline(
     )
 
 
-def least_traffic(arguments: int, outputs: int, temporaries: int) -> int:
-    """The least bytes that a step moves: reads arguments, writes outputs, writes and reads temporaries."""
-    return arguments + outputs + 2 * temporaries
-
-
 def optimal_seconds(seconds: float | None, num_unknown_operations: int, num_loops: int) -> float | None:
     """XLA's `optimal_seconds`; None where loops or unknown operations make it meaningless."""
     return seconds if seconds and seconds > 0 and not num_unknown_operations and not num_loops else None
@@ -137,8 +122,3 @@ def compiler_seconds(cycles: int, topology: Topology, bound: Roofline) -> tuple[
         return None, "the compiler estimated no cycles"
     seconds, least = cycles / topology.chip.clock, max(bound.compute, bound.memory)
     return (seconds, "cycles") if seconds >= least else (least, "roofline")
-
-
-def days(step_seconds: float, num_steps: int) -> float:
-    """Days of all steps, with nothing between them."""
-    return step_seconds * num_steps / SECONDS_PER_DAY

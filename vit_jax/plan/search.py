@@ -8,6 +8,7 @@ bisection.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -53,40 +54,25 @@ def largest_batch(
       config: its batch size is ignored.
       topology: the slice.
       num_devices: how many of its devices take part; None: all.
-      first_guess: images a device to try first.
-      near: whether the guess is close, as from a search for another image size.
+      first_guess: images a device to try first, rather too many than too few.
+      near: whether the guess is close, as from a search for another image size: searches around it in growing steps,
+        instead of downwards from it.
 
     Returns:
       the row of the largest batch that fits, to within one image or 1 / `RESOLUTION`; of the smallest batch if none
       fits; the first row that failed for another reason than memory. Without the run's length and costs.
     """
     unit = (topology.num_devices if num_devices is None else num_devices) * config.accumulation_steps
-
-    def measure(batch: int) -> PlanRow:
-        # Evaluation and the run's length do not affect the memory of a step, but may be invalid with another batch.
-        length = {"epochs": None, "images": None, "steps": config.optimizer.warmup_steps + 1000}
-        row = plan(with_fields(config, batch_size=batch * unit, eval_batch_size=None, **length), topology)
-        return dataclasses.replace(
-            row, num_steps=None, days=None, core_days=None, tpuv3_core_days=None, paper_core_days=None, price=None
-        )
-
-    return search_largest(measure, first_guess, near=near)
-
-
-def search_largest(measure: Callable[[int], PlanRow], first_guess: int, *, near: bool = False) -> PlanRow:
-    """The row of the largest size that fits; see `largest_batch`.
-
-    Args:
-      measure: makes the row of a size, at least 1.
-      first_guess: size to try first, rather too large than too small.
-      near: search around the guess in growing steps, instead of downwards from it.
-    """
+    # Evaluation and the run's length do not affect the memory of a step, but may be invalid with another batch.
+    length = {"epochs": None, "images": None, "steps": config.optimizer.warmup_steps + 1000}
+    costs = ("num_steps", "days", "core_days", "tpuv3_core_days", "paper_core_days", "price")
     step = max(1, first_guess // (RESOLUTION + 1))
     fitting: dict[int, PlanRow] = {}
     too_large: dict[int, PlanRow] = {}
     size = min(first_guess, LARGEST_BATCH)
     while True:
-        row = measure(size)
+        row = plan(with_fields(config, batch_size=size * unit, eval_batch_size=None, **length), topology)
+        row = dataclasses.replace(row, **dict.fromkeys(costs))
         if row.fits:
             fitting[size] = row
         elif row.status.startswith("does not fit") or (row.status == "refused" and "batch_size" in (row.message or "")):
@@ -139,40 +125,6 @@ def smallest_slice(plan: Planner, config: ConfigDict, generation: str) -> Iterat
             return
 
 
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """A way to save memory, and its expected cost.
-
-    Attributes:
-      sharding, remat, accumulation_steps: fields of the config.
-      seconds: expected for a step; only the order matters.
-    """
-
-    sharding: str
-    remat: str
-    accumulation_steps: int
-    seconds: float
-
-    def fields(self) -> dict[str, Any]:
-        """Arguments of `with_fields`."""
-        return {
-            "sharding": self.sharding,
-            "model__remat": self.remat,
-            "accumulation_steps": self.accumulation_steps,
-        }
-
-    def flags(self, config: ConfigDict) -> str:
-        """Flags that change the config to this option."""
-        flags = []
-        if self.sharding != config.sharding:
-            flags.append(f"--config.sharding={self.sharding}")
-        if self.remat != (config.model.remat or "none"):
-            flags.append(f"--config.model.remat={self.remat}")
-        if self.accumulation_steps != config.accumulation_steps:
-            flags.append(f"--config.accumulation_steps={self.accumulation_steps}")
-        return " ".join(flags)
-
-
 # Work of a step relative to "none": "full" computes the forward pass twice, a third more; "dots" keeps the results of
 # matrix products and repeats the operations between them, which are limited by memory: 1.1 is a guess that only decides
 # the order.
@@ -181,8 +133,8 @@ _REMAT_WORK = {"none": 1.0, "dots": 1.1, "full": 4 / 3}
 
 def options(
     config: ConfigDict, topology: Topology, row: PlanRow, *, shardings: Sequence[str], policies: Sequence[str]
-) -> list[Option]:
-    """Ways to save memory, the fastest first, estimated without compiling.
+) -> list[dict[str, Any]]:
+    """Ways to save memory, as arguments of `with_fields`; the fastest first, estimated without compiling.
 
     Counts the arithmetic at the peak rate times the work of the policy, the memory traffic of summing gradients (each
     part reads the sum and its own gradients, and writes the sum) and of the update, and the interconnect.
@@ -202,17 +154,17 @@ def options(
     found = []
     steps = config.accumulation_steps
     while steps <= MOST_ACCUMULATION and config.batch_size % (row.num_devices * steps) == 0:
-        for sharding in shardings:
+        for sharding, remat in itertools.product(shardings, policies):
             parts = 1 if sharding == "replicated" else row.num_devices
-            for remat in policies:
-                compute = row.flops / row.num_devices / (chip.bf16_flops * share) * _REMAT_WORK[remat]
-                adding = 0 if steps == 1 else 3 * steps * gradients / parts / (chip.hbm_bandwidth * share)
-                updating = 7 * gradients / parts / (chip.hbm_bandwidth * share)  # Adam reads 4 arrays and writes 3
-                passes = 1 if sharding == "replicated" else 0.5 + steps  # bfloat16: all-reduce; or scatter and gathers
-                sending = passes * gradients / interconnect
-                found.append(Option(sharding, remat, steps, compute + adding + updating + sending))
+            compute = row.flops / row.num_devices / (chip.bf16_flops * share) * _REMAT_WORK[remat]
+            adding = 0 if steps == 1 else 3 * steps * gradients / parts / (chip.hbm_bandwidth * share)
+            updating = 7 * gradients / parts / (chip.hbm_bandwidth * share)  # Adam reads 4 arrays and writes 3
+            passes = 1 if sharding == "replicated" else 0.5 + steps  # bfloat16: all-reduce; or scatter and gathers
+            sending = passes * gradients / interconnect
+            fields = {"sharding": sharding, "model__remat": remat, "accumulation_steps": steps}
+            found.append((compute + adding + updating + sending, fields))
         steps *= 2
-    return sorted(found, key=lambda option: option.seconds)
+    return [fields for _, fields in sorted(found, key=lambda each: each[0])]
 
 
 def policies_of(model: str) -> tuple[str, ...]:
@@ -249,26 +201,26 @@ def cheapest_remat(
             return
         config = with_fields(config, model__remat="none")
     too_large = [row]
-    for option in options(
+    for fields in options(
         config, topology, row, shardings=shardings or (row.sharding,), policies=policies_of(row.model)
     ):
-        if any(_is_hopeless(option, known) for known in too_large):
+        if any(_is_hopeless(**fields, known=known) for known in too_large):
             continue
-        tried = plan(with_fields(config, **option.fields()), topology)
+        tried = plan(with_fields(config, **fields), topology)
         yield tried
         if tried.fits:
             return
         too_large.append(tried)
 
 
-def _is_hopeless(option: Option, known: PlanRow) -> bool:
+def _is_hopeless(sharding: str, model__remat: str, accumulation_steps: int, known: PlanRow) -> bool:
     """Whether an option differs from a row that does not fit only in the parts of the batch, and cannot fit either.
 
     With n times the parts it needs at least 1 / n of the memory.
     """
-    if (option.sharding, option.remat) != (known.sharding, known.remat):
+    if (sharding, model__remat) != (known.sharding, known.remat):
         return False
-    times = option.accumulation_steps / known.accumulation_steps
+    times = accumulation_steps / known.accumulation_steps
     return times <= 1 or (known.memory is not None and known.memory.total / times > known.memory.usable)
 
 
@@ -302,8 +254,13 @@ def advise(plan: Planner, config: ConfigDict, topology: Topology, row: PlanRow) 
     shardings = [row.sharding, *([] if row.num_devices == 1 or row.sharding != "replicated" else ["fsdp"])]
     for tried in cheapest_remat(plan, config, topology, known, shardings=shardings):
         if tried.fits:
-            option = Option(tried.sharding, tried.remat, tried.accumulation_steps, 0.0)
-            return dataclasses.replace(row, advice=f"{unroll}{option.flags(config)} fits")
+            changes = {
+                "sharding": (config.sharding, tried.sharding),
+                "model.remat": (config.model.remat or "none", tried.remat),
+                "accumulation_steps": (config.accumulation_steps, tried.accumulation_steps),
+            }
+            flags = [f"--config.{name}={after}" for name, (before, after) in changes.items() if after != before]
+            return dataclasses.replace(row, advice=f"{unroll}{' '.join(flags)} fits")
     tried_fields = "scan_layers, sharding" if unroll else "sharding"
     advice = f"no {tried_fields}, remat policy or accumulation fits: use a smaller batch or a larger slice"
     return dataclasses.replace(row, advice=advice)
