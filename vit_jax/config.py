@@ -211,9 +211,7 @@ LENGTHS = ("epochs", "steps", "images")
 def set_length(config: ConfigDict, assigned: Collection[str]) -> None:
     """Unsets the other lengths of the run where overrides set one of `epochs`, `steps` and `images`.
 
-    Args:
-      config: with the overrides applied.
-      assigned: names of the fields that were overridden with a value other than None.
+    `assigned` are the names of the fields that were overridden with a value other than None.
 
     Raises:
       UserError: two lengths were overridden.

@@ -49,7 +49,8 @@ def evaluate(
     built = build_evaluation(config, weights, allow_data_change=allow_data_change)
     processes.check_same("data", describe_data(None, built.evaluations))
     logger.info("%s: %s", weights, built.description)
-    overlap = leakage.find_overlap_of_weights(weights, built.evaluations)
+    tested = tested_sources(built.evaluations)
+    overlap = leakage.find_overlap(tested, weights)
     params = sharding.place(built.params, built.abstract_params)
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     metrics: dict[str, float] = {}
@@ -67,7 +68,7 @@ def evaluate(
         "devices": sharding.describe_devices(built.mesh),
         "metrics": metrics,
         "overlap": overlap,
-        "fingerprints": {name: source.fingerprint() for name, source in tested_sources(built.evaluations).items()},
+        "fingerprints": {name: source.fingerprint() for name, source in tested.items()},
     }
     if path is not None and processes.is_main_process():
         path.mkdir(parents=True, exist_ok=True)

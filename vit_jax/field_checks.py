@@ -28,25 +28,15 @@ def as_float32(number: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A number in a range. A fraction must also be in the range after rounding to float32, which computes with it.
+    """A number in a range. A fraction must also be in the range after rounding to float32, which computes with it."""
 
-    Attributes:
-      low: smallest value.
-      high: largest value; by default any finite one.
-      whole: whether fractions are refused.
-      open_low: whether `low` itself is refused.
-      open_high: whether `high` itself is refused.
-      also: an accepted value outside the range.
-      hint: ends the message.
-    """
-
-    low: float
-    high: float = MOST_FLOAT
-    whole: bool = False
-    open_low: bool = False
-    open_high: bool = False
-    also: float | None = None
-    hint: str = ""
+    low: float  # smallest value
+    high: float = MOST_FLOAT  # largest value; by default any finite one
+    whole: bool = False  # whether fractions are refused
+    open_low: bool = False  # whether `low` itself is refused
+    open_high: bool = False  # whether `high` itself is refused
+    also: float | None = None  # an accepted value outside the range
+    hint: str = ""  # ends the message
 
     @property
     def expected(self) -> str:
@@ -96,17 +86,11 @@ def one_of(*choices: str) -> Value:
 
 @dataclasses.dataclass(frozen=True)
 class Several:
-    """A tuple.
+    """A tuple."""
 
-    Attributes:
-      each: check of its elements.
-      at_least: smallest number of elements.
-      distinct: whether all elements must differ.
-    """
-
-    each: Check
-    at_least: int = 0
-    distinct: bool = False
+    each: Check  # check of its elements
+    at_least: int = 0  # smallest number of elements
+    distinct: bool = False  # whether all elements must differ
 
     @property
     def expected(self) -> str:

@@ -43,7 +43,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate, format_metrics, weights_to_evaluate
 from vit_jax.experiment import build, dry_run, leakage
 from vit_jax.experiment.evaluation_only import build_evaluation
-from vit_jax.experiment.evaluations import make_setup, open_evaluations
+from vit_jax.experiment.evaluations import make_setup, open_evaluations, tested_sources
 from vit_jax.field_checks import Number
 from vit_jax.files import parse_path
 from vit_jax.flags import define_config, define_dry_run, report
@@ -144,7 +144,7 @@ def _show_evaluation(config: ConfigDict) -> None:
     weights = weights_to_evaluate(config.weights, parse_path(_WORKDIR.value) if _WORKDIR.value else None)
     built = build_evaluation(config, weights, allow_missing=True)
     print(dry_run.evaluation_dry_run(config, weights, built, full=_DRY_RUN.value == "full"))
-    leakage.find_overlap_of_weights(weights, built.evaluations)
+    leakage.find_overlap(tested_sources(built.evaluations), weights)
 
 
 def _run(ledger: Ledger) -> int:

@@ -177,24 +177,16 @@ def layer_scales(params: Any, layer_decay: float) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What an optimizer may be told; each uses what it has.
+    """Options of optimizers; each uses those that it has."""
 
-    Attributes:
-      weight_decay: of kernels (`decay_mask`). A step subtracts learning rate x weight_decay x kernel, which is the
-        paper's meaning of 0.1; SGD alone adds it to the gradient, before the momentum.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-      eps: added to the root of the second moment.
-      momentum: of SGD and Muon.
-      momentum_dtype: of the first moment or the momentum; the released fine-tuning uses bfloat16.
-    """
-
+    # Of kernels (`decay_mask`). A step subtracts learning rate x weight_decay x kernel, which is the paper's meaning of
+    # 0.1; SGD alone adds it to the gradient, before the momentum.
     weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    momentum: float = 0.9
-    momentum_dtype: DTypeLike = "float32"
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.999  # decay of the second moment
+    eps: float = 1e-8  # added to the root of the second moment
+    momentum: float = 0.9  # of SGD and Muon
+    momentum_dtype: DTypeLike = "float32"  # of the first moment or the momentum; the released fine-tuning uses bfloat16
 
 
 def _adamw(schedule: optax.ScalarOrSchedule, s: Settings) -> optax.GradientTransformation:

@@ -119,13 +119,10 @@ def find_images(places: Sequence[str | os.PathLike[str]]) -> FoundFiles:
     Raises:
       UserError: a place does not exist or has no images.
     """
-    images: dict[str, None] = {}
-    others: dict[str, None] = {}
-    errors: dict[str, None] = {}
+    images, others, errors = dict[str, None](), dict[str, None](), dict[str, None]()
     for each in places:
         place = os.fspath(each)
-        matches = _existing(place)
-        if not matches:
+        if not (matches := _existing(place)):
             raise UserError(f"no file or folder matches '{show_name(place)}'.")
         for match in sorted(matches):
             if not match.is_dir():
@@ -144,23 +141,17 @@ def find_images(places: Sequence[str | os.PathLike[str]]) -> FoundFiles:
 
 
 def _existing(place: str) -> list[pathlib.Path]:
-    """Returns the files and folders that a path or pattern names, perhaps none."""
+    """Returns the files and folders that a path or pattern names, perhaps none; of a pattern, no litter."""
     if not place:
         return []  # pathlib would take the current folder
-    path = pathlib.Path(place)
     try:
-        path = path.expanduser()
-        return [path] if path.exists() else _matches(path)
-    except (OSError, RuntimeError, ValueError):  # name too long, or home folder unknown
-        return []
-
-
-def _matches(pattern: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the matches of a pattern, except litter. Unlike `glob.glob`, it does not follow loops of links."""
-    try:
-        found = pathlib.Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
-        return [path for path in found if not is_litter(path.name)]
-    except ValueError:  # not a valid pattern, such as "a**b"
+        path = pathlib.Path(place).expanduser()
+        if path.exists():
+            return [path]
+        # Unlike `glob.glob`, it does not follow loops of links.
+        matches = pathlib.Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        return [match for match in matches if not is_litter(match.name)]
+    except (OSError, RuntimeError, ValueError):  # name too long, home folder unknown, or not a pattern, such as "a**b"
         return []
 
 
@@ -251,12 +242,9 @@ def main(arguments: list[str]) -> int:
             probabilities=args.probabilities,
         )
         return _predict(predictor, found, args.top, args.json)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # for `run_command`
         raise
-    except OSError as error:  # such as a full disk
+    except (UserError, OSError) as error:  # such as a full disk
         print(f"error: {error}", file=sys.stderr)
         return 1
 

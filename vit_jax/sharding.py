@@ -21,7 +21,6 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vit_jax.console import format_table
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.models.layers import BATCH_AXIS
 
@@ -339,31 +338,6 @@ def bytes_per_device(tree: Any) -> int:
 def total_bytes(tree: Any) -> int:
     """Counts the bytes of arrays or shapes as if one device held them."""
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
-
-
-def sharding_table(state: Any) -> str:
-    """Formats how a training state, or its shapes, is split, with bytes per device. Equal layers share a line."""
-    groups: dict[tuple[str, ...], list[Any]] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-        name = re.sub(r"(encoderblock_|block|unit)\d+", r"\1*", name_of(path))
-        spec = leaf.sharding.spec
-        axes = [", ".join(axis) if isinstance(axis, tuple) else axis or "-" for axis in spec]
-        axes += ["-"] * (leaf.ndim - len(axes))
-        how = " ".join(axes) if any(spec) else "whole"
-        groups.setdefault((name, str(tuple(leaf.shape)), how), []).append(leaf)
-    rows: list[tuple[object, ...]] = []
-    for (name, shape, how), leaves in groups.items():
-        rows.append((name, len(leaves), shape, how, f"{total_bytes(leaves):,}", f"{bytes_per_device(leaves):,}"))
-    for name, part in (
-        ("all parameters", state.params),
-        ("optimizer state", state.opt_state),
-        ("Polyak average", state.average),
-        ("all", state),
-    ):
-        if jax.tree.leaves(part):
-            rows.append((name, "", "", "", f"{total_bytes(part):,}", f"{bytes_per_device(part):,}"))
-    headings = ("parameters", "number", "shape", "split over", "bytes", "a device")
-    return format_table(headings, rows, markdown=False)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, accumulation_steps: int = 1, field: str = "batch_size") -> None:

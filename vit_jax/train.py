@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from vit_jax.experiment import build as experiments
 from vit_jax.experiment import dry_run, leakage
-from vit_jax.experiment.evaluations import describe_data, describe_facts
+from vit_jax.experiment.evaluations import describe_data
 from vit_jax.experiment.run_parts import make_checkpoints, make_journal, make_run_evaluations
-from vit_jax.experiment.run_records import record_result, record_start, resume
+from vit_jax.experiment.run_records import describe_facts, record_result, record_start, resume
 from vit_jax.files import AnyPath, parse_path
 from vit_jax.multihost import processes
 from vit_jax.multihost.signals import StopSignal
@@ -79,7 +79,7 @@ def train(
             logger.info("resumed from the checkpoint of step %d, read in %.1f s", step, ledger.seconds()["restore"])
         else:
             step, state, saved = 0, experiment.init_state(), {}
-            facts = describe_facts(config, experiment)
+            facts = describe_facts(experiment)
         experiment = dataclasses.replace(experiment, initial_params=None)  # frees the copy on the host
         record_start(experiment, path, step, facts)
         checkpoints.start(step, same_examples_since=facts.eval_since)

@@ -81,4 +81,5 @@ def test_summary_takes_last_and_best_values(tmp_path):
 
 def test_devices_of_several_slices_are_told_as_such():
     mesh = sharding.make_mesh(slices(4, 4), model=2)
-    assert dry_run._describe_mesh(mesh) == "8 x cpu in 1 process(es) on 2 slices, mesh data 4 x model 2"
+    line = dry_run._describe_devices(mesh, "replicated", {}, "state")
+    assert line.startswith("devices   8 x cpu in 1 process(es) on 2 slices, mesh data 4 x model 2; state replicated")

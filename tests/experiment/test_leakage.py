@@ -19,7 +19,7 @@ def write_run(path, *, weights=None, **data):
 
 
 def overlap(weights, split="test"):
-    return find_overlap({"named": open_source("digits", split)}, sources_behind(weights)).get("named", 0)
+    return find_overlap({"named": open_source("digits", split)}, weights).get("named", 0)
 
 
 def test_data_of_all_runs_behind_weights_count(tmp_path, monkeypatch):
@@ -66,7 +66,7 @@ def test_training_data_that_have_changed_since_are_told(tmp_path, monkeypatch, c
     tested = open_source(str(tmp_path / "mine"), "train")
     if change == "the classes":
         tested = MatchedByName(tested, ("dog", "cat"))
-    overlap = find_overlap({"train": tested}, sources_behind(str(run)))
+    overlap = find_overlap({"train": tested}, str(run))
     assert ("has changed since" in caplog.text) == (change == "another image")
     assert overlap["train"] == (4 if change != "another image" else round(4.5))
 

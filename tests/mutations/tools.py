@@ -54,8 +54,8 @@ MUTATIONS = [
     ),
     Mutation(
         ROW,
-        'outputs = answer["outputs"] - answer["aliased"]',
-        'outputs = answer["outputs"]',
+        'answer["outputs"] - answer["aliased"]',
+        'answer["outputs"]',
         f"{TEST_ROW}::test_memory_counts_what_is_written_over_an_argument_once",
         "donated memory counts once",
     ),
@@ -99,7 +99,7 @@ MUTATIONS = [
     ),
     Mutation(
         TOPOLOGIES,
-        "torus = tuple(size == facts.pod_axis for size in shape)",
+        "torus = tuple(size == family.pod_axis for size in shape)",
         "torus = (True,) * len(shape)",
         TEST_TOPOLOGIES,
         "an axis shorter than the pod is no ring",

@@ -20,19 +20,12 @@ from vit_jax.train_step import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class TestData:
-    """The examples of one evaluation.
+    """The examples of one evaluation."""
 
-    Attributes:
-      test: the examples that are measured; None: the evaluator reads none.
-      classes: the model's classes to choose among; None: all.
-      pool: in a few-shot evaluation, the examples to draw from.
-      validation: in a few-shot evaluation, the examples to choose l2 on.
-    """
-
-    test: Source | None = None
-    classes: tuple[int, ...] | None = None
-    pool: Source | None = None
-    validation: Source | None = None
+    test: Source | None = None  # the examples that are measured; None: the evaluator reads none
+    classes: tuple[int, ...] | None = None  # the model's classes to choose among; None: all
+    pool: Source | None = None  # in a few-shot evaluation, the examples to draw from
+    validation: Source | None = None  # in a few-shot evaluation, the examples to choose l2 on
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -45,48 +38,28 @@ Openable: TypeAlias = Iterator[tuple[str, Callable[[], TestData]]]
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """Opens data for evaluators.
+    """Opens data for evaluators."""
 
-    Attributes:
-      dataset: `data.dataset` of the config.
-      eval_split: `data.eval_split`.
-      eval_source: that split, opened; None if there is none.
-      open: opens a split of a data set that has the model's classes.
-    """
-
-    dataset: str
-    eval_split: str | None
-    eval_source: Source | None
-    open: Callable[[str, str], Source]
+    dataset: str  # `data.dataset` of the config
+    eval_split: str | None  # `data.eval_split`
+    eval_source: Source | None  # that split, opened; None if there is none
+    open: Callable[[str, str], Source]  # opens a split of a data set that has the model's classes
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """The parts that all evaluators of a run share.
+    """The parts that all evaluators of a run share."""
 
-    Attributes:
-      model: images -> (logits, intermediates).
-      mesh: the devices.
-      loss_fn: a `losses.Loss`.
-      transform: from an encoded image to the model's input.
-      class_names: names of the logits, if known.
-      shardings: shardings of the parameters; None: replicated.
-      batch_size: images per batch, over all devices.
-      num_threads: threads that decode; None: one for each core.
-      max_bad_records: number of unreadable examples to skip; more are an error.
-      before_each_batch: called between batches; may raise to end an evaluation.
-    """
-
-    model: nn.Module
-    mesh: Mesh
-    loss_fn: Loss
-    transform: EvalTransform
-    class_names: Sequence[str] | None = None
-    shardings: Any = None
-    batch_size: int = 512
-    num_threads: int | None = None
-    max_bad_records: int = 0
-    before_each_batch: Callable[[], None] = lambda: None
+    model: nn.Module  # images -> (logits, intermediates)
+    mesh: Mesh  # the devices
+    loss_fn: Loss  # a `losses.Loss`
+    transform: EvalTransform  # from an encoded image to the model's input
+    class_names: Sequence[str] | None = None  # names of the logits, if known
+    shardings: Any = None  # shardings of the parameters; None: replicated
+    batch_size: int = 512  # images per batch, over all devices
+    num_threads: int | None = None  # threads that decode; None: one for each core
+    max_bad_records: int = 0  # number of unreadable examples to skip; more are an error
+    before_each_batch: Callable[[], None] = lambda: None  # called between batches; may raise to end an evaluation
 
     def batches(self, source: Source, *, other_classes: bool = False) -> Iterable[dict[str, jax.Array]]:
         """The examples of a source, each once; `other_classes`: their labels are not the model's classes."""

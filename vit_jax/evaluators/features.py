@@ -23,15 +23,11 @@ _ATTENTION = "attention_"  # weights between tokens, which are not about an imag
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """A model's representations of a source's examples, in the order of the source.
+    """A model's representations of a source's examples, in the order of the source."""
 
-    Attributes:
-      arrays: by representation, float32 `[examples, dim]`.
-      labels: int32 `[examples]`, or `[examples, max_labels]` if the source has several; `NO_LABEL` if an example has
-        none, or its image could not be read.
-    """
-
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, np.ndarray]  # by representation, float32 `[examples, dim]`
+    # Int32 `[examples]`, or `[examples, max_labels]` if the source has several; `NO_LABEL` if an example has none, or
+    # its image could not be read.
     labels: np.ndarray
 
 

@@ -37,12 +37,8 @@ logger = logging.getLogger(__name__)
 def read_labels(source: Source, *, num_threads: int = 16, max_bad_records: int = 0) -> np.ndarray:
     """Reads the labels of all examples, int64 `[examples]`, `NO_LABEL` for those without. Decodes no image.
 
-    Sources that know their labels without reading the examples have a method `labels()`, which may return None.
-
-    Args:
-      source: has one label per image.
-      num_threads: number of threads that read.
-      max_bad_records: number of unreadable examples to treat as unlabelled; more are an error.
+    Sources that know their labels without reading the examples have a method `labels()`, which may return None. Up to
+    `max_bad_records` unreadable examples count as unlabelled.
 
     Raises:
       UserError: images have several labels, or more examples cannot be read.
@@ -238,13 +234,8 @@ def _check_same_classes(pool: Source, other: Source) -> None:
 def check_splits(pool: Source, test: Source, validation: Source | None = None) -> None:
     """Checks that no classifier is tested, and no l2 chosen, on examples that it was solved on.
 
-    Args:
-      pool: examples are drawn from it.
-      test: accuracy is measured on it.
-      validation: l2 is chosen on it; None: l2 is not chosen.
-
     Raises:
-      UserError: two of them share examples.
+      UserError: two of the splits share examples.
     """
     advice = (
         "Each example may have one use: set train_split, test_split and validation_split to disjoint parts, such as "

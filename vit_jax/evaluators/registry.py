@@ -19,17 +19,11 @@ from vit_jax.field_checks import FLAG, NOT_NEGATIVE, PIXELS, STEPS, TEXT, Check,
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field of an entry.
+    """A field of an entry."""
 
-    Attributes:
-      default: its value if the entry does not set it.
-      check: the values that it may have.
-      kind: the type of its values if the default is None.
-    """
-
-    default: Any
-    check: Check
-    kind: type | None = None
+    default: Any  # its value if the entry does not set it
+    check: Check  # the values that it may have
+    kind: type | None = None  # the type of its values if the default is None
 
 
 _COMMON = {"type": Field("", TEXT), "every_steps": Field(None, STEPS, int)}  # None: at the end only

@@ -33,40 +33,24 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The parts of a run, made and checked before anything is computed.
+    """The parts of a run, made and checked before anything is computed."""
 
-    Attributes:
-      config: its config. Only `experiment/` reads the fields; other packages record it as a whole.
-      step: the training step, with model, optimizer, objective and mesh.
-      schedule: the learning rate by step.
-      num_steps: length of the run.
-      train_source: training examples; None if they are missing and `allow_missing_data` was set.
-      eval_source: evaluation examples, if any.
-      num_train_images: length of an epoch.
-      train_transform: augmentation of each training image.
-      eval_transform: preprocessing of each evaluation image.
-      class_names: names of the logits, or of the first ones; None if neither the data nor a kept head has names, or if
-        the objective does not classify.
-      model_fields: arguments of `create_model`.
-      batch_shapes: shapes, dtypes and shardings of a training batch.
-      initial_params: parameters to begin with, on the host; None: the model's own initialisation.
-      transfer_report: how each array of their weights was used.
-    """
-
-    config: ConfigDict
-    step: TrainStep
-    schedule: optax.Schedule
-    num_steps: int
-    train_source: Source | None
-    eval_source: Source | None
-    num_train_images: int
-    train_transform: TrainTransform
-    eval_transform: EvalTransform
+    config: ConfigDict  # its config. Only `experiment/` reads the fields; other packages record it as a whole.
+    step: TrainStep  # the training step, with model, optimizer, objective and mesh
+    schedule: optax.Schedule  # the learning rate by step
+    num_steps: int  # length of the run
+    train_source: Source | None  # training examples; None if they are missing and `allow_missing_data` was set
+    eval_source: Source | None  # evaluation examples, if any
+    num_train_images: int  # length of an epoch
+    train_transform: TrainTransform  # augmentation of each training image
+    eval_transform: EvalTransform  # preprocessing of each evaluation image
+    # Names of the logits, or of the first ones; None if neither the data nor a kept head has names, or if the objective
+    # does not classify.
     class_names: tuple[str, ...] | None
-    model_fields: dict[str, Any]
-    batch_shapes: dict[str, jax.ShapeDtypeStruct]
-    initial_params: Any = None
-    transfer_report: TransferReport | None = None
+    model_fields: dict[str, Any]  # arguments of `create_model`
+    batch_shapes: dict[str, jax.ShapeDtypeStruct]  # shapes, dtypes and shardings of a training batch
+    initial_params: Any = None  # parameters to begin with, on the host; None: the model's own initialisation
+    transfer_report: TransferReport | None = None  # how each array of their weights was used
 
     @property
     def model(self) -> nn.Module:

@@ -37,29 +37,29 @@ def dry_run(
 ) -> str:
     """Returns the text of `--dry_run`: the summary first, in at most 100 columns.
 
-    Args:
-      experiment: the run.
-      evaluations: from `evaluations.open_evaluations`.
-      missing: error messages of evaluations whose data are missing, by name.
-      full: adds all fields of the config, and lists each array and how it is sharded.
+    `missing` has the error messages of evaluations whose data are missing, by name. `full` adds all fields of the
+    config, and lists each array and how it is sharded.
     """
     state, report = experiment.step.abstract_state, experiment.transfer_report
-    paper = paper_count(experiment.model_name)
     summary = [describe_run(experiment), *_describe_evaluations(evaluations, missing)]
     decayed = decay_mask(state.params)
+    parameters = [parameter_table(state.params, decayed, full=full), paper_count(experiment.model_name)]
+    parameters.append(_describe_decay(state.params, decayed))
     parts = {
         "What would be trained": "\n".join(summary),
         "Recipe: fields that differ from the defaults": _recipe(experiment.config),
         "Learning rate": schedule_table(experiment),
         "Weights": str(report) if report else "",
-        "Parameters": "\n".join(
-            filter(
-                None, [parameter_table(state.params, decayed, full=full), paper, _describe_decay(state.params, decayed)]
-            )
-        ),
+        "Parameters": "\n".join(filter(None, parameters)),
     }
     if full:
-        parts["Sharding"] = sharding.sharding_table(state)
+        trees = {"all parameters": state.params, "optimizer state": state.opt_state, "Polyak average": state.average}
+        rows = [
+            (name, f"{sharding.total_bytes(tree):,}", f"{sharding.bytes_per_device(tree):,}")
+            for name, tree in (trees | {"all": state}).items()
+            if jax.tree.leaves(tree)
+        ]
+        parts["Sharding"] = format_table(("", "bytes", "a device"), rows, markdown=False)
         parts["All fields"] = _list_fields(flatten(experiment.config.to_dict()))
     return _join(parts, full=full)
 
@@ -91,10 +91,7 @@ def describe_run(experiment: Experiment) -> str:
     accumulation = f" in {config.accumulation_steps} parts" if config.accumulation_steps > 1 else ""
     params = experiment.step.abstract_state.params
     flops = forward_flops(experiment.model, size)
-    lines = [
-        f"model     {experiment.model_name}, {experiment.num_classes:,} classes, {count_parameters(params):,} "
-        f"parameters, images {size}x{size}"
-    ]
+    lines = [_describe_model(experiment.model_fields, params, size)]
     if config.weights:
         report, trained = experiment.transfer_report, count_parameters(experiment.step.trained(params))
         new = ", ".join(report.initialised) or "nothing" if report else "not read yet"
@@ -177,14 +174,7 @@ _EVALUATION_FIELDS = (
 
 
 def evaluation_dry_run(config: ConfigDict, weights_path: str, built: EvaluationOnly, *, full: bool = False) -> str:
-    """Returns the text of `--mode=eval --dry_run`.
-
-    Args:
-      config: see `vit_jax.config.base_config`.
-      weights_path: of the weights.
-      built: from `evaluation_only.build_evaluation`.
-      full: lists each array.
-    """
+    """Returns the text of `--mode=eval --dry_run`; `full` lists each array."""
     entries = tuple(
         f"evals.{name}."
         for name, entry in config.evals.items()
@@ -208,10 +198,7 @@ def evaluation_dry_run(config: ConfigDict, weights_path: str, built: EvaluationO
 def _describe_evaluation(config: ConfigDict, weights_path: str, built: EvaluationOnly) -> Iterator[str]:
     size, fields = config.data.image_size, built.model_fields
     yield f"weights   {weights_path}: {built.description}{'' if built.params else ', not downloaded yet'}"
-    yield (
-        f"model     {fields['name']}, {fields['num_classes']:,} classes, {count_parameters(built.abstract_params):,} "
-        f"parameters, images {size}x{size}"
-    )
+    yield _describe_model(fields, built.abstract_params, size)
     attributes = {name: value for name, value in fields.items() if name not in ("name", "num_classes")}
     yield f"with      {', '.join(f'{name}={value}' for name, value in attributes.items())}"
     yield from _describe_evaluations(built.evaluations, built.missing)
@@ -226,6 +213,13 @@ def _describe_evaluation(config: ConfigDict, weights_path: str, built: Evaluatio
 # ---- Parts of both.
 
 
+def _describe_model(fields: Mapping[str, Any], params: Any, size: int) -> str:
+    return (
+        f"model     {fields['name']}, {fields['num_classes']:,} classes, {count_parameters(params):,} parameters, "
+        f"images {size}x{size}"
+    )
+
+
 def _describe_evaluations(evaluations: Iterable[Evaluation], missing: Mapping[str, str]) -> Iterator[str]:
     for each in evaluations:
         images = [f"{len(source):,} images of {source.name} ({source.split})" for source in each.data.sources]
@@ -236,17 +230,13 @@ def _describe_evaluations(evaluations: Iterable[Evaluation], missing: Mapping[st
 
 
 def _describe_devices(mesh: Mesh, preset: str, state: Any, what: str) -> str:
-    held = sharding.bytes_per_device(state) / 1e9
-    return f"devices   {_describe_mesh(mesh)}; {what} {preset}, {held:.3g} GB on each"
-
-
-def _describe_mesh(mesh: Mesh) -> str:
     devices = sharding.describe_devices(mesh)
     axes = " x ".join(f"{name} {size}" for name, size in devices["mesh"].items())
-    where = f"{devices['num_processes']} process(es)"
-    if devices["num_slices"] > 1:
-        where += f" on {devices['num_slices']} slices"
-    return f"{devices['num_devices']} x {devices['device_kind']} in {where}, mesh {axes}"
+    slices = f" on {devices['num_slices']} slices" if devices["num_slices"] > 1 else ""
+    return (
+        f"devices   {devices['num_devices']} x {devices['device_kind']} in {devices['num_processes']} process(es)"
+        f"{slices}, mesh {axes}; {what} {preset}, {sharding.bytes_per_device(state) / 1e9:.3g} GB on each"
+    )
 
 
 def _list_fields(fields: Mapping[str, Any]) -> str:
@@ -270,33 +260,39 @@ def count_parameters(params: Any) -> int:
 
 
 def parameter_table(params: Any, decayed: Any = None, *, full: bool = False) -> str:
-    """Tabulates the parameters with shapes and sizes; equal layers share a line.
+    """The parameters with their shapes and sizes; equal layers are one row.
 
     Args:
       params: arrays or shapes.
       decayed: a tree of bools, from `optimizers.decay_mask`; None: without that column.
-      full: lists each array.
+      full: lists each array, with the mesh axis that splits each of its axes and its bytes on a device.
     """
+    headings = ["array", "number", "shape", "parameters", *(["split over", "a device"] if full else [])]
+    headings += [] if decayed is None else ["decays"]
     by_path = dict(jax.tree_util.tree_leaves_with_path(decayed))
-    groups: dict[tuple[str, ...], list[int]] = {}
+    groups: dict[tuple[str, ...], list[Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = name_of(path) if full else _LAYER.sub(r"\1*", name_of(path))
         decays = [] if decayed is None else ["yes" if by_path[path] else "no"]
-        shape = "x".join(map(str, leaf.shape)) or "scalar"
-        groups.setdefault((name, shape, str(np.dtype(leaf.dtype)), *decays), []).append(math.prod(leaf.shape))
+        groups.setdefault((name, "x".join(map(str, leaf.shape)) or "scalar", *decays), []).append(leaf)
     rows, layer = [], ""
-    for (name, *cells), sizes in groups.items():
+    for (name, shape, *decays), leaves in groups.items():
         above = name[: name.rindex("*") + 1] if "*" in name else ""
         if above and above != layer:
-            rows.append((above, "", "", "", *([""] if decayed is not None else [])))
+            rows.append([above] + [""] * (len(headings) - 1))
         layer = above
         shown = f"  {name.removeprefix(above + '/')}" if above else name
-        rows.append((shown, f"{len(sizes)}", cells[0], f"{sum(sizes):,}", *cells[2:]))
-    headings = ("array", "number", "shape", "parameters", *([] if decayed is None else ["decays"]))
-    dtypes = ", ".join(sorted({key[2] for key in groups}))
+        split = [_describe_split(leaves[0]), f"{sharding.bytes_per_device(leaves):,}"] if full else []
+        rows.append([shown, f"{len(leaves)}", shape, f"{count_parameters(leaves):,}", *split, *decays])
+    dtypes = ", ".join(sorted({str(np.dtype(leaf.dtype)) for leaf in jax.tree.leaves(params)}))
     total, head = count_parameters(params), count_parameters(params.get("head", {}))
     table = format_table(headings, rows, num_left=1, markdown=False)
     return f"{table}\ntotal {total:,}; head left out {total - head:,}; {dtypes}"
+
+
+def _describe_split(leaf: Any) -> str:
+    axes = [", ".join(axis) if isinstance(axis, tuple) else axis or "-" for axis in leaf.sharding.spec]
+    return " ".join(axes + ["-"] * (leaf.ndim - len(axes))) if any(leaf.sharding.spec) else "whole"
 
 
 def _describe_decay(params: Any, decayed: Any) -> str:

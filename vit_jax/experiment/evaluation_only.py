@@ -22,7 +22,7 @@ from vit_jax.files import parse_path
 from vit_jax.models import create_model
 from vit_jax.run.facts import open_as_trained, read_facts
 from vit_jax.weights import Weights, transfer
-from vit_jax.weights.identify import Shapes, check_shapes, expected_shapes
+from vit_jax.weights.identify import check_shapes, expected_shapes
 from vit_jax.weights.mapping import unstack_arrays
 
 logger = logging.getLogger(__name__)
@@ -30,27 +30,16 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationOnly:
-    """Parameters and their evaluations.
+    """Parameters and their evaluations."""
 
-    Attributes:
-      mesh: the devices.
-      model_fields: arguments of `create_model`.
-      model: images -> (logits, intermediates).
-      params: on the host; None if they are not downloaded yet.
-      abstract_params: their shapes, dtypes and shardings.
-      description: one line about the weights.
-      evaluations: the evaluations to run.
-      missing: error messages of missing data, by entry.
-    """
-
-    mesh: Mesh
-    model_fields: dict[str, Any]
-    model: nn.Module
-    params: Any
-    abstract_params: Any
-    description: str
-    evaluations: list[Evaluation]
-    missing: dict[str, str]
+    mesh: Mesh  # the devices
+    model_fields: dict[str, Any]  # arguments of `create_model`
+    model: nn.Module  # images -> (logits, intermediates)
+    params: Any  # on the host; None if they are not downloaded yet
+    abstract_params: Any  # their shapes, dtypes and shardings
+    description: str  # one line about the weights
+    evaluations: list[Evaluation]  # the evaluations to run
+    missing: dict[str, str]  # error messages of missing data, by entry
 
 
 def build_evaluation(
@@ -102,7 +91,8 @@ def build_evaluation(
     else:
         images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         shapes = jax.eval_shape(lambda images: model.init(jax.random.key(0), images)["params"], images)
-        check_shapes(expected_shapes(spec, (size, size)), _unstacked_shapes(shapes))
+        flat = jax.eval_shape(unstack_arrays, flax.traverse_util.flatten_dict(shapes, sep="/"))
+        check_shapes(expected_shapes(spec, (size, size)), {name: array.shape for name, array in flat.items()})
     specs = sharding.parameter_specs(shapes, mesh, config.sharding, config.sharding_rules)
     shardings = sharding.state_shardings(shapes, mesh, specs)
     names = weights.class_names if weights else None
@@ -116,11 +106,6 @@ def build_evaluation(
         )
     abstract_params = sharding.with_sharding(shapes, shardings)
     return EvaluationOnly(mesh, model_fields, model, params, abstract_params, str(spec), evaluations, missing)
-
-
-def _unstacked_shapes(params: Any) -> Shapes:
-    flat = jax.eval_shape(unstack_arrays, flax.traverse_util.flatten_dict(params, sep="/"))
-    return {name: array.shape for name, array in flat.items()}
 
 
 def _open_as_trained(config: ConfigDict, weights: Weights | None, *, allow_change: bool) -> Source:

@@ -13,10 +13,8 @@ from vit_jax.data.sources import MissingDataError, Source
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.evaluators import registry
 from vit_jax.evaluators.evaluator_type import EvaluatorType, RunData, Setup, TestData
-from vit_jax.experiment.build import Experiment
 from vit_jax.experiment.data import eval_transform, open_data
 from vit_jax.objectives.losses import Loss
-from vit_jax.run.facts import RunFacts, SplitFacts, as_trained, describe_class_changes, describe_split_changes
 from vit_jax.train_step import TrainState
 from vit_jax.weights import Preprocessing
 
@@ -27,22 +25,14 @@ OnMissing = Callable[[str, MissingDataError], None]
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: an entry of `config.evals` on one data set.
+    """One evaluation: an entry of `config.evals` on one data set."""
 
-    Attributes:
-      name: prefix of its metrics.
-      type: the evaluator's type.
-      entry: all fields of the config's entry.
-      data: the examples that it reads.
-      evaluator: made for a model; None from `open_evaluations`.
-      best_metric: name of the metric that selects the best parameters; None if it belongs to another evaluation.
-    """
-
-    name: str
-    type: type[EvaluatorType]
-    entry: ConfigDict
-    data: TestData
-    evaluator: Any = None
+    name: str  # prefix of its metrics
+    type: type[EvaluatorType]  # the evaluator's type
+    entry: ConfigDict  # all fields of the config's entry
+    data: TestData  # the examples that it reads
+    evaluator: Any = None  # made for a model; None from `open_evaluations`
+    # Name of the metric that selects the best parameters; None if it belongs to another evaluation.
     best_metric: str | None = None
 
     @property
@@ -71,11 +61,8 @@ def open_evaluations(
 ) -> list[Evaluation]:
     """Opens the data of all entries that are on.
 
-    Args:
-      config: see `vit_jax.config.base_config`.
-      eval_source: the evaluation split; None: there is none.
-      on_missing: called with the name and the error of each evaluation whose data are missing, which is then left out;
-        None: raise the error.
+    `on_missing` is called with the name and the error of each evaluation whose data are missing, which is then left
+    out; None: raises the error.
 
     Raises:
       UserError: data are missing or unusable, or two evaluations would give their metrics the same names.
@@ -205,57 +192,3 @@ def describe_data(train_source: Source | None, evaluations: Iterable[Evaluation]
 def preprocessing_of(data: ConfigDict) -> Preprocessing:
     """The preprocessing of evaluation images; `data` is the config's section `data`."""
     return Preprocessing.of_evaluation(data.image_size, data.eval_resize_small, data.eval_resize, data.exif_orientation)
-
-
-def describe_facts(config: ConfigDict, parts: Experiment) -> RunFacts:
-    """The facts that a run records, to be usable without its data and config."""
-    data, train_source, eval_source = config.data, parts.train_source, parts.eval_source
-    if train_source is None:
-        raise ValueError("a run has training data")
-    dataset = ",".join(str(dataset) for dataset, _ in data.mixture) if data.mixture else data.dataset
-    return RunFacts(
-        num_classes=parts.num_classes,
-        class_names=parts.class_names,
-        max_labels=data.max_labels or train_source.max_labels,
-        loss=config.loss,
-        preprocessing=preprocessing_of(data).to_json(),
-        train=SplitFacts.of(train_source, dataset, data.train_split),
-        eval=None
-        if eval_source is None
-        else SplitFacts.of(eval_source, data.dataset, data.eval_split, data.eval_labels),
-    )
-
-
-def check_resumed(kept: RunFacts | None, now: RunFacts, parts: Experiment, place: str, *, allow_change: bool) -> bool:
-    """Refuses to resume a run whose classes or examples have changed since its last start.
-
-    Args:
-      kept: facts of the last start; None if they were not recorded.
-      now: facts of this start.
-      parts: of this start.
-      place: the workdir, for messages.
-      allow_change: resume although the evaluation examples have changed. Training examples must stay the same, because
-        the position in the data would mean other examples.
-
-    Returns:
-      Whether both starts are known to evaluate on the same examples.
-
-    Raises:
-      UserError: they have changed.
-    """
-    if kept is None or parts.train_source is None:
-        return True
-    changes = describe_class_changes(kept.class_names, now.class_names)
-    if changes := changes or describe_split_changes(kept.train, parts.train_source, kept.class_names):
-        raise UserError(
-            f"the data set has changed since the last start of {place} ({changes}). Restore it to resume, or start "
-            "in a new workdir."
-        )
-    if (
-        kept.eval
-        and now.eval
-        and parts.eval_source
-        and kept.eval.is_of(now.eval.dataset, now.eval.split, now.eval.labels)
-    ):
-        as_trained(parts.eval_source, None, kept.eval, what=place, allow_change=allow_change)
-    return bool(kept.eval and now.eval and kept.eval.fingerprint == now.eval.fingerprint)

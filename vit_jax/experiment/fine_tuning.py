@@ -54,14 +54,9 @@ def dropout_of(weights: str | None) -> tuple[float, str]:
 
 
 def choose_dropout(argument: str, weights: str | None) -> float | None:
-    """The value of `model.dropout_rate` for a config's argument `dropout`.
+    """The value of `model.dropout_rate` for a config's argument `dropout`: a rate, or "" for that of `dropout_of`.
 
-    Args:
-      argument: a rate; "" for that of `dropout_of`.
-      weights: see `config.weights`.
-
-    Returns:
-      The rate; None for none, which models without dropout take too.
+    Returns None for no dropout, which models without dropout accept too.
 
     Raises:
       UserError: the argument is not a rate.
@@ -80,12 +75,7 @@ def choose_dropout(argument: str, weights: str | None) -> float | None:
 
 
 def model_of(weights: str | None, name: str = "") -> dict[str, Any]:
-    """The model of some weights as arguments of `create_model`; {} if it is not known yet.
-
-    Args:
-      weights: see `config.weights`.
-      name: of the model, if the config says it.
-    """
+    """The model of weights (see `config.weights`) as arguments of `create_model`; {} if it is not known yet."""
     if name or weights is None:
         return {"name": name} if name else {}
     if released := _released_name(weights):
@@ -107,9 +97,7 @@ def model_of(weights: str | None, name: str = "") -> dict[str, Any]:
 def fitting_size(size: int, model: Mapping[str, Any]) -> int:
     """The largest image size up to `size` that the patches tile, such as 378 for 384 and patches of 14 pixels.
 
-    Args:
-      size: in pixels.
-      model: attributes, from `model_of`; {}: any size fits.
+    `model` is from `model_of`; if it is empty, any size fits.
     """
     if not model:
         return size

@@ -1,7 +1,7 @@
 """Finds evaluation examples that this run, or the runs behind its weights, trained on."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,18 +23,24 @@ logger = logging.getLogger(__name__)
 _PARENTS = 3  # how far above a file of weights to look for its run, as in <run>/best/100
 
 
-def find_overlap(tested: Mapping[str, Source], trained_on: Sequence[Source]) -> dict[str, int]:
+def find_overlap(
+    tested: Mapping[str, Source], weights: str | None, train_source: Source | None = None
+) -> dict[str, int]:
     """Counts the examples of evaluations that were trained on, and warns of them. Reads no image.
 
     Args:
       tested: the examples of each evaluation, by its name; see `evaluations.tested_sources`.
-      trained_on: everything that the parameters are known to have been trained on.
+      weights: as `config.weights`; the runs behind them count.
+      train_source: the training examples of the run itself, if there is one.
 
     Returns:
-      The number of such examples by evaluation, if there are any. `summary.json` and `evaluation.json` record it as
-      "overlap".
+      The number of such examples by evaluation, where there are any. `summary.json` and `evaluation.json` keep it as
+      "overlap". {} in all processes but the main one.
     """
-    places = Places(*trained_on)
+    if not processes.is_main_process():
+        return {}
+    own = [] if train_source is None else [train_source]
+    places = Places(*own, *sources_behind(weights))
     overlap = {name: count for name, source in tested.items() if (count := places.count(source))}
     for name, count in overlap.items():
         logger.warning(
@@ -46,35 +52,15 @@ def find_overlap(tested: Mapping[str, Source], trained_on: Sequence[Source]) -> 
 
 
 def find_overlap_of_run(experiment: Experiment, evaluations: Iterable[Evaluation]) -> dict[str, int]:
-    """Counts the examples of a run's evaluations that it, or the runs behind its weights, trained on.
-
-    Returns:
-      See `find_overlap`; {} in all processes but the main one.
-    """
-    if not processes.is_main_process():
-        return {}
-    own = [] if experiment.train_source is None else [experiment.train_source]
-    return find_overlap(tested_sources(evaluations), own + sources_behind(experiment.config.weights))
-
-
-def find_overlap_of_weights(weights: str, evaluations: Iterable[Evaluation]) -> dict[str, int]:
-    """Counts the evaluation examples that the runs behind weights trained on; returns as `find_overlap_of_run`."""
-    if not processes.is_main_process():
-        return {}
-    return find_overlap(tested_sources(evaluations), sources_behind(weights))
+    """Counts the examples of a run's evaluations that it, or the runs behind its weights, trained on."""
+    return find_overlap(tested_sources(evaluations), experiment.config.weights, experiment.train_source)
 
 
 def sources_behind(weights: str | None) -> list[Source]:
     """The training data of the run that made the weights, of the run that made its initial weights, and so on.
 
     Warns of data that cannot be opened, and leaves them out. Warns of data that have changed since, and uses the
-    current ones.
-
-    Args:
-      weights: see `config.weights`.
-
-    Returns:
-      The sources; [] if no run of the weights is known.
+    current ones. Returns [] if no run of the weights (see `config.weights`) is known.
     """
     sources: list[Source] = []
     for path, data, fingerprint in _runs_behind(weights):

@@ -17,12 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 def find_weights(place: str, model: str | None, *, allow_missing: bool) -> tuple[ModelSpec, Weights | None]:
-    """Loads weights and the description of their model.
+    """Loads weights (`place` as `config.weights`) and the description of their model, which must be `model` if given.
 
-    Args:
-      place: see `config.weights`.
-      model: required name of their model; None: any.
-      allow_missing: return None for released weights that are not downloaded yet.
+    With `allow_missing` the weights are None if they are released ones that are not downloaded yet.
     """
     if allow_missing and place in list_checkpoints():
         released = get_checkpoint(place)
@@ -38,11 +35,6 @@ def find_weights(place: str, model: str | None, *, allow_missing: bool) -> tuple
 
 def choose_num_classes(config: ConfigDict, spec: ModelSpec | None, train_source: Source | None) -> int:
     """Chooses the width of the logits: that of a kept head, the config's, or the number of classes of the data.
-
-    Args:
-      config: see `vit_jax.config.base_config`.
-      spec: the model of the weights, if the config has weights.
-      train_source: training examples; None if they are missing.
 
     Raises:
       UserError: the width is unknown, or does not fit the data.
@@ -64,15 +56,8 @@ def choose_num_classes(config: ConfigDict, spec: ModelSpec | None, train_source:
 def num_kept_classes(config: ConfigDict, place: str, spec: ModelSpec, source: Source | None, remedy: str) -> int:
     """Returns the width of a kept head, after comparing it with the config and the data.
 
-    Args:
-      config: see `vit_jax.config.base_config`.
-      place: path or name of the weights.
-      spec: the model of the weights.
-      source: the images to classify, if known.
-      remedy: for messages: what to do if the head does not fit.
-
     Raises:
-      UserError: there is no head, or it does not fit.
+      UserError: there is no head, or it does not fit; the message ends with `remedy`.
     """
     kept, asked = spec.num_classes, config.model.num_classes
     known = source.num_classes if source else None

@@ -12,10 +12,7 @@ from vit_jax.errors import UserError, unknown_name
 
 
 def make_optimizer(fields: ConfigDict) -> Callable[[optax.Schedule], optax.GradientTransformation]:
-    """Finds the optimizer, which is made when the data set the length of the schedule.
-
-    Args:
-      fields: the config's section `optimizer`.
+    """Finds the optimizer of `config.optimizer`, which is made when the data set the length of the schedule.
 
     Raises:
       UserError: unknown optimizer.

@@ -16,14 +16,7 @@ from vit_jax.run.run_checkpoints import RunCheckpoints
 
 
 def make_journal(experiment: Experiment, workdir: AnyPath, ledger: Ledger, *, ends_process: bool) -> Journal:
-    """Makes the journal of a run.
-
-    Args:
-      experiment: of the run.
-      workdir: the run's folder.
-      ledger: records how this start spends its time.
-      ends_process: whether a step that hangs ends the process.
-    """
+    """Makes the journal of a run; with `ends_process` a step that hangs ends the process."""
     config = experiment.config
     machine = describe_machine(list(experiment.mesh.devices.flat))
     return Journal(

@@ -4,19 +4,28 @@ import dataclasses
 import json
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from vit_jax import sharding
 from vit_jax.data.pipeline import TrainBatches
+from vit_jax.data.sources import Source
 from vit_jax.errors import UserError
 from vit_jax.experiment.build import Experiment
 from vit_jax.experiment.dry_run import count_parameters
-from vit_jax.experiment.evaluations import check_resumed, describe_facts
+from vit_jax.experiment.evaluations import preprocessing_of
 from vit_jax.files import AnyPath, write_atomically
 from vit_jax.multihost import processes
 from vit_jax.run import workdir
 from vit_jax.run.accounting import paper_core_days
-from vit_jax.run.facts import RunFacts, read_facts, write_facts
+from vit_jax.run.facts import (
+    RunFacts,
+    SplitFacts,
+    as_trained,
+    describe_class_changes,
+    describe_split_changes,
+    read_facts,
+    write_facts,
+)
 from vit_jax.run.summary import write_summary
 
 logger = logging.getLogger(__name__)
@@ -33,16 +42,8 @@ def resume(
 ) -> RunFacts:
     """Continues a run from a checkpoint: moves the training data to its position, and checks that they are the same.
 
-    Args:
-      experiment: of this start.
-      batches: the training data.
-      path: the workdir.
-      step: of the checkpoint.
-      position: in the data, as the checkpoint has it.
-      allow_data_change: continue although the evaluation data have changed.
-
-    Returns:
-      The facts about the data that this start records.
+    `position` is the checkpoint's. With `allow_data_change` the evaluation data may have changed. Returns the facts
+    about the data that this start records.
 
     Raises:
       UserError: the run has done more steps than it should have, or its data have changed.
@@ -52,8 +53,13 @@ def resume(
             f"the run in {path} has done {step:,} steps already, more than the {experiment.num_steps:,} that it should "
             "have. Set at least as many (steps, epochs or images), or choose another --workdir for a shorter run."
         )
-    kept, facts = _read_facts(path), describe_facts(experiment.config, experiment)
-    same_examples = check_resumed(kept, facts, experiment, str(path), allow_change=allow_data_change)
+    facts, kept, same_examples = describe_facts(experiment), None, True
+    try:
+        kept = read_facts(path)
+    except UserError as error:  # damaged; this start records them anew
+        logger.warning("%s Changes of the data cannot be noticed.", error)
+    if kept:
+        same_examples = _check_data(kept, facts, experiment, str(path), allow_change=allow_data_change)
     batches.set_state(dict(position))
     if (images := position["images"]) != step * experiment.batch_size:
         epochs = (images + (experiment.num_steps - step) * experiment.batch_size) / experiment.num_train_images
@@ -61,13 +67,42 @@ def resume(
     return dataclasses.replace(facts, eval_since=step if not same_examples else kept.eval_since if kept else 0)
 
 
-def _read_facts(path: AnyPath) -> RunFacts | None:
-    """Reads the facts of the last start; None, with a warning, if they are damaged. This start writes new ones."""
-    try:
-        return read_facts(path)
-    except UserError as error:
-        logger.warning("%s Changes of the data cannot be noticed.", error)
-        return None
+def describe_facts(experiment: Experiment) -> RunFacts:
+    """The facts that a run records, to be usable without its data and config."""
+    config, data = experiment.config, experiment.config.data
+    train_source, eval_source = cast(Source, experiment.train_source), experiment.eval_source
+    dataset = ",".join(str(dataset) for dataset, _ in data.mixture) if data.mixture else data.dataset
+    return RunFacts(
+        num_classes=experiment.num_classes,
+        class_names=experiment.class_names,
+        max_labels=data.max_labels or train_source.max_labels,
+        loss=config.loss,
+        preprocessing=preprocessing_of(data).to_json(),
+        train=SplitFacts.of(train_source, dataset, data.train_split),
+        eval=SplitFacts.of(eval_source, data.dataset, data.eval_split, data.eval_labels)
+        if eval_source is not None
+        else None,
+    )
+
+
+def _check_data(kept: RunFacts, now: RunFacts, experiment: Experiment, path: str, *, allow_change: bool) -> bool:
+    """Refuses to resume a run whose classes or examples have changed since its last start.
+
+    With `allow_change` the evaluation examples may have changed. Training examples must stay the same, because the
+    position in the data would mean other examples. Returns whether both starts are known to evaluate on the same ones.
+    """
+    train_source, eval_source = cast(Source, experiment.train_source), experiment.eval_source
+    changes = describe_class_changes(kept.class_names, now.class_names)
+    if changes := changes or describe_split_changes(kept.train, train_source, kept.class_names):
+        raise UserError(
+            f"the data set has changed since the last start of {path} ({changes}). Restore it to resume, or start in a "
+            "new workdir."
+        )
+    if not (kept.eval and now.eval and eval_source):
+        return False
+    if kept.eval.is_of(now.eval.dataset, now.eval.split, now.eval.labels):
+        as_trained(eval_source, None, kept.eval, what=path, allow_change=allow_change)
+    return kept.eval.fingerprint == now.eval.fingerprint
 
 
 def record_start(experiment: Experiment, path: AnyPath, step: int, facts: RunFacts) -> None:

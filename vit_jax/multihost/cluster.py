@@ -24,23 +24,14 @@ _MAX_METADATA = 1 << 20  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The processes of a run, as one of them sees it.
+    """The processes of a run, as one of them sees it."""
 
-    Attributes:
-      coordinator_address: `host:port` where process 0 listens.
-      num_processes: number of processes.
-      process_id: number of this one, from 0.
-      found_by: where this comes from, for messages.
-      local_device_ids: the GPUs of this host that this process uses; None: all.
-      token: secret of the run's processes; may be empty.
-    """
-
-    coordinator_address: str
-    num_processes: int
-    process_id: int
-    found_by: str
-    local_device_ids: tuple[int, ...] | None = None
-    token: str = dataclasses.field(default="", repr=False)
+    coordinator_address: str  # `host:port` where process 0 listens
+    num_processes: int  # number of processes
+    process_id: int  # number of this one, from 0
+    found_by: str  # where this comes from, for messages
+    local_device_ids: tuple[int, ...] | None = None  # the GPUs of this host that this process uses; None: all
+    token: str = dataclasses.field(default="", repr=False)  # secret of the run's processes; may be empty
 
     def __post_init__(self) -> None:
         """Raises `UserError` if the values do not go together."""
@@ -186,11 +177,7 @@ def _from_tpu(environ: Mapping[str, str]) -> Cluster | None:
 def from_tpu_metadata(environ: Mapping[str, str]) -> Cluster | None:
     """The processes of a Cloud TPU VM's slice, from its metadata server; None if there is none.
 
-    Args:
-      environ: the environment, which may name another server and overrides what that says about several slices.
-
-    Raises:
-      UserError: the metadata cannot be understood.
+    `environ` may name another server, and overrides what it says about several slices.
     """
     try:
         endpoints, _ = metadata("instance/attributes/worker-network-endpoints", environ)
@@ -215,13 +202,9 @@ def _tpu(hosts: list[str], worker: str, environ: Mapping[str, str], found_by: st
 
 
 def metadata(path: str, environ: Mapping[str, str], query: str = "", timeout_seconds: float = 3.0) -> tuple[str, str]:
-    """Asks the metadata server of Google's cloud.
+    """Asks the metadata server of Google's cloud, or that of `GCE_METADATA_HOST` in `environ`.
 
-    Args:
-      path: below `/computeMetadata/v1/`, such as `instance/preempted`.
-      environ: may name another server in `GCE_METADATA_HOST`.
-      query: such as `wait_for_change=true`.
-      timeout_seconds: how long to wait for an answer.
+    `path` is below `/computeMetadata/v1/`, such as `instance/preempted`; `query` such as `wait_for_change=true`.
 
     Returns:
       The value and its ETag.

@@ -12,7 +12,6 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -64,14 +63,7 @@ class Heartbeats:
     """
 
     def __init__(self, store: Any, process: int, hosts: list[str], lost_after_seconds: float):
-        """Starts the threads.
-
-        Args:
-          store: the client of JAX's coordination service.
-          process: the number of this process.
-          hosts: of all processes, by number.
-          lost_after_seconds: a process without a heartbeat for so long is lost.
-        """
+        """Starts the threads; `store` is the client of JAX's coordination service."""
         self._store, self._process, self._hosts, self._lost_after = store, process, hosts, lost_after_seconds
         self.verdict: PeerLostError | None = None
         self._lost: set[int] = set()
@@ -100,10 +92,7 @@ class Heartbeats:
         if self.verdict:  # the others will hear of the failure that caused it
             return
         self._leaving.set()
-        self._in_time(
-            lambda: self._put("failed", json.dumps({"message": message, "exit_status": exit_status})),
-            _ANNOUNCING_SECONDS,
-        )
+        self._put_in_time("failed", json.dumps({"message": message, "exit_status": exit_status}), _ANNOUNCING_SECONDS)
         if self._process == 0:
             self._acknowledge()
 
@@ -121,7 +110,7 @@ class Heartbeats:
         The store ends with process 0, and JAX ends who still needs it with a core dump instead of a message.
         """
         if self._process != 0:
-            self._in_time(lambda: self._put("heard", ""), 1.0)
+            self._put_in_time("heard", "", 1.0)
             return
         deadline = time.monotonic() + _LINGER_SECONDS
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # the main thread may have left already
@@ -201,16 +190,14 @@ class Heartbeats:
     def _put(self, kind: str, value: str) -> None:
         self._store.key_value_set(f"{_PEERS}/{kind}/{self._process}", value, allow_overwrite=True)
 
-    def _in_time(self, put: Callable[[], None], seconds: float) -> None:
+    def _put_in_time(self, kind: str, value: str, seconds: float) -> None:
         """Writes to the store, which may hang or be gone."""
 
-        def run() -> None:
-            try:
-                put()
-            except jax.errors.JaxRuntimeError as error:
-                logger.debug("the coordination service did not answer: %s", error)
+        def put() -> None:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                self._put(kind, value)
 
-        thread = threading.Thread(target=run, daemon=True)
+        thread = threading.Thread(target=put, daemon=True)
         thread.start()
         thread.join(seconds)
 

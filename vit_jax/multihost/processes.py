@@ -13,7 +13,6 @@ import logging
 import re
 import signal
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -172,14 +171,7 @@ def check_same(name: str, value: str) -> None:
 
 
 def broadcast_from_main(name: str, value: Any = None) -> Any:
-    """Sends a value of process 0 to all processes. All wait for each other, as in `barrier`.
-
-    Args:
-      name: what it is; may be reused.
-      value: JSON-compatible; only process 0's is used.
-
-    Returns:
-      The value of process 0, as JSON returns it.
+    """Sends a value of process 0 to all processes, which get it as JSON returns it. A name may be reused.
 
     Raises:
       PeerLostError: as in `barrier`.
@@ -200,22 +192,14 @@ def lost_peer(error: BaseException) -> PeerLostError | None:
     Returns:
       The error to report, or None if all processes are alive.
     """
-    causes = list(_causes(error))
-    for cause in causes:
+    cause: BaseException | None = error
+    is_communication = False
+    while cause is not None:
         if isinstance(cause, PeerLostError):
             return cause
-    if _run is None:
-        return None
-    if any(isinstance(each, TimeoutError | ConnectionError) or _COMMUNICATION.search(str(each)) for each in causes):
-        return _run.heartbeats.take_verdict(wait=True)
-    return _run.heartbeats.take_verdict()
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and the errors that it wraps."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+        is_communication |= isinstance(cause, TimeoutError | ConnectionError) or bool(_COMMUNICATION.search(str(cause)))
+        cause = cause.__cause__ or cause.__context__
+    return _run.heartbeats.take_verdict(wait=is_communication) if _run else None
 
 
 # How the runtime marks errors of communication. They come as JaxRuntimeError, as ValueError (from a jitted call, with
@@ -229,10 +213,6 @@ def announce_failure(message: str, exit_status: int = 1) -> None:
     """Tells the other processes that this one failed, so that they end with the same message and status.
 
     Takes at most 5 s. Process 0 then waits at most 10 s for the others to learn of it.
-
-    Args:
-      message: of the error.
-      exit_status: of this process.
     """
     if _run is not None:
         _run.heartbeats.announce_failure(message, exit_status)

@@ -61,14 +61,7 @@ class PeerLostError(UserError):
 
 
 def call(cluster: Cluster, timeout_seconds: float) -> list[str]:
-    """Waits until all processes have reported.
-
-    Args:
-      cluster: the processes.
-      timeout_seconds: how long to wait for the others.
-
-    Returns:
-      The hosts' names, by process.
+    """Waits until all processes have reported; returns the hosts' names, by process.
 
     Raises:
       PeerLostError: a process is missing (process 0, and those that have reported, name it), or process 0 cannot be
@@ -149,7 +142,14 @@ class _Register:
                 if remaining <= 0:
                     raise PeerLostError(self._describe_missing())
                 for key, _ in self._selector.select(min(remaining, 1.0)):
-                    self._serve(key.data)
+                    connection = key.data
+                    if connection is None:
+                        self._accept()
+                    elif connection in self._strangers:  # one that was dropped meanwhile is in neither list
+                        self._read(connection)
+                    elif connection in self._members:  # sends nothing more, so it has ended; it may report again
+                        del self._hosts[connection.who["process"]]
+                        self._drop(connection)
                 while self._strangers and self._strangers[0].since < time.monotonic() - _HELLO_SECONDS:
                     self._drop(self._strangers[0])
             hosts = [self._hosts[each] for each in range(len(self._hosts))]
@@ -162,17 +162,6 @@ class _Register:
             self._selector.close()
             for each in [*self._members, *self._strangers]:
                 each.socket.close()
-
-    def _serve(self, connection: _Connection | None) -> None:
-        """Reads from a connection, or accepts one (None). Ignores a connection that was dropped meanwhile."""
-        if connection is None:
-            self._accept()
-        elif connection in self._strangers:
-            self._read(connection)
-        elif connection in self._members:
-            # A member sends nothing more, so it has ended; it may report again.
-            del self._hosts[connection.who["process"]]
-            self._drop(connection)
 
     def _accept(self) -> None:
         try:
@@ -200,10 +189,9 @@ class _Register:
             self._drop(self._strangers[0])
 
     def _read(self, stranger: _Connection) -> None:
-        try:
+        data = b""
+        with contextlib.suppress(OSError):
             data = stranger.socket.recv(_MAX_HELLO)
-        except OSError:
-            data = b""
         stranger.received += data
         if data and b"\n" not in stranger.received and len(stranger.received) < _MAX_HELLO:
             return
@@ -251,14 +239,14 @@ class _Register:
         total = self._ours["num_processes"]
         missing = [each for each in range(total) if each not in self._hosts]
         connected = ", ".join(f"{each} ({self._hosts[each]})" for each in sorted(self._hosts))
-        turned_away = ""
+        message = (
+            f"{describe_processes(missing)} of {total} did not connect within {self._timeout:g} s; is the same command "
+            f"running on every host? Connected: {connected}."
+        )
         if self._turned_away:
             addresses = ", ".join(self._turned_away)
-            turned_away = f" Rejected, because their {TOKEN_VARIABLE} differs from this one: {addresses}."
-        return (
-            f"{describe_processes(missing)} of {total} did not connect within {self._timeout:g} s; is the same command "
-            f"running on every host? Connected: {connected}.{turned_away}"
-        )
+            message += f" Rejected, because their {TOKEN_VARIABLE} differs from this one: {addresses}."
+        return message
 
 
 def describe_processes(processes: list[int], shown: int = 16) -> str:

@@ -121,11 +121,15 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def _end(self, label: str, allowed: float) -> None:
-        process = processes.process_id()
         stacks = _describe_threads()
         print(stacks, file=sys.stderr, flush=True)
-        path = self._folder / f"stacks-{process}.txt"
-        writing = threading.Thread(target=_write, args=(path, stacks), daemon=True)
+        path = self._folder / f"stacks-{processes.process_id()}.txt"
+
+        def write() -> None:
+            with contextlib.suppress(Exception):  # standard error has it
+                path.write_text(stacks)
+
+        writing = threading.Thread(target=write, daemon=True)
         writing.start()
         writing.join(_WRITING_SECONDS)
         found = f"{label} has not ended for {allowed:g} s; the stacks of all threads are above and in {path}."
@@ -138,11 +142,6 @@ class Watchdog:
         message = f"{found} Restart the same command on all hosts to resume from the newest checkpoint. {slow}"
         processes.announce_failure(message, HUNG_STATUS)
         end_process(message, HUNG_STATUS)
-
-
-def _write(path: AnyPath, text: str) -> None:
-    with contextlib.suppress(Exception):  # standard error has it
-        path.write_text(text)
 
 
 def _describe_threads() -> str:

@@ -18,17 +18,12 @@ Apply = Callable[..., Any]
 
 @flax.struct.dataclass
 class Examples:
-    """A batch, or a part of one, prepared by an objective.
+    """A batch, or a part of one, prepared by an objective."""
 
-    Attributes:
-      arrays: inputs of the losses by name, each `[batch, ...]`.
-      weight: float32 `[batch]`, how much each example counts in the means of the loss and the metrics; 0 leaves it out.
-      shared: arrays for the whole batch, such as mixup's share.
-    """
-
-    arrays: dict[str, jax.Array]
+    arrays: dict[str, jax.Array]  # inputs of the losses by name, each `[batch, ...]`
+    # Float32 `[batch]`, how much each example counts in the means of the loss and the metrics; 0 leaves it out.
     weight: jax.Array
-    shared: Any = None
+    shared: Any = None  # arrays for the whole batch, such as mixup's share
 
 
 class Objective(Protocol):

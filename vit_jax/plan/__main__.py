@@ -32,13 +32,11 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from vit_jax import flags as common_flags
-from vit_jax.console import format_seconds
 from vit_jax.errors import UserError
 from vit_jax.flags import define_config, report
 from vit_jax.plan.compiling import check_compiler, end_on_signals
@@ -71,54 +69,31 @@ _DCN = flags.DEFINE_float(
 _JSON = flags.DEFINE_string("json", None, "File for all rows, with more fields than the table.")
 
 
-class _Progress:
-    """Reports on standard error what is being compiled, and estimates the time left."""
-
-    def __init__(self, num_rows: int | None):
-        self._num_rows = num_rows  # None: unknown
-        self._seconds: list[float] = []
-
-    def plan(self, config: ConfigDict, topology: Topology, *, memory_only: bool = False) -> PlanRow:
-        """Makes a row and reports it."""
-        if _DCN.value is not None:
-            topology = dataclasses.replace(topology, dcn_bandwidth=_DCN.value * 1e9 / 8)
-        devices = topology.num_devices if _NUM_DEVICES.value is None else _NUM_DEVICES.value
-        details = [
-            f"batch {config.batch_size:,}",
-            *([f"sharding {config.sharding}"] if config.sharding != "replicated" else []),
-            *([f"remat {config.model.remat}"] if config.model.remat not in (None, "none") else []),
-            *([f"{config.accumulation_steps} parts"] if config.accumulation_steps > 1 else []),
-        ]
-        verb = "compiling for" if topology.compiler_name else "estimating for"
-        print(
-            f"{self._where()}{verb} {devices} {topology.device_name}{'s' if devices > 1 else ''} of {topology.name}: "
-            f"{', '.join(details)} ...",
-            end=" ",
-            file=sys.stderr,
-            flush=True,
-        )
-        start = time.perf_counter()
-        row = plan_row(
-            config,
-            topology,
-            num_devices=_NUM_DEVICES.value,
-            timeout_minutes=_TIMEOUT_MINUTES.value,
-            price_per_core_hour=_PRICE.value,
-            memory_only=memory_only,
-        )
-        self._seconds.append(time.perf_counter() - start)
-        print(f"{row.status} ({self._seconds[-1]:.0f} s)", file=sys.stderr, flush=True)
-        return row
-
-    def _where(self) -> str:
-        done = len(self._seconds)
-        if self._num_rows is None or done >= self._num_rows:
-            return ""
-        left = ""
-        if done:
-            mean = sum(self._seconds) / done
-            left = f", about {format_seconds(mean * (self._num_rows - done))} left"
-        return f"[{done + 1}/{self._num_rows}{left}] "
+def _plan(config: ConfigDict, topology: Topology, *, memory_only: bool = False) -> PlanRow:
+    """Makes a row, and reports it on standard error."""
+    if _DCN.value is not None:
+        topology = dataclasses.replace(topology, dcn_bandwidth=_DCN.value * 1e9 / 8)
+    devices = topology.num_devices if _NUM_DEVICES.value is None else _NUM_DEVICES.value
+    verb = "compiling" if topology.compiler_name else "estimating"
+    print(
+        f"{verb} for {devices} {topology.device_name}{'s' if devices > 1 else ''} of {topology.name}: batch "
+        f"{config.batch_size:,} in {config.accumulation_steps} part(s), sharding {config.sharding}, remat "
+        f"{config.model.remat or 'none'} ...",
+        end=" ",
+        file=sys.stderr,
+        flush=True,
+    )
+    start = time.perf_counter()
+    row = plan_row(
+        config,
+        topology,
+        num_devices=_NUM_DEVICES.value,
+        timeout_minutes=_TIMEOUT_MINUTES.value,
+        price_per_core_hour=_PRICE.value,
+        memory_only=memory_only,
+    )
+    print(f"{row.status} ({time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)
+    return row
 
 
 def _check_flags() -> None:
@@ -142,23 +117,16 @@ def _check_flags() -> None:
         raise UserError(f"--json={_JSON.value}: there is no such folder.")
 
 
-def _write_json(rows: Sequence[PlanRow]) -> None:
-    if _JSON.value:
-        record = {"command": sys.argv, **plan_record(rows)}
-        pathlib.Path(_JSON.value).write_text(json.dumps(record, indent=2) + "\n")
-
-
 def _main(_: list[str]) -> int:
     end_on_signals()
     try:
         find = (lambda name: slices(name)[0]) if _SEARCH.value == "slice" else find_topology
         if any(find(name).compiler_name for name in _TOPOLOGY.value):
             check_compiler()
-        progress = _Progress(len(_TOPOLOGY.value) if _SEARCH.value == "none" and not _ADVISE.value else None)
         rows: list[PlanRow] = []
         for name in _TOPOLOGY.value:
             for row in rows_for(
-                progress.plan,
+                _plan,
                 _CONFIG.value,
                 name,
                 search=_SEARCH.value,
@@ -166,7 +134,9 @@ def _main(_: list[str]) -> int:
                 advice=_ADVISE.value,
             ):
                 rows.append(row)
-                _write_json(rows)  # after each row, because a long search may be interrupted
+                if _JSON.value:  # after each row, because a long search may be interrupted
+                    record = {"command": sys.argv, **plan_record(rows)}
+                    pathlib.Path(_JSON.value).write_text(json.dumps(record, indent=2) + "\n")
         print(format_plan(rows))
     except UserError as error:
         return report(error)

@@ -44,10 +44,7 @@ _POLL_SECONDS = 0.2
 def _wait_for_placement(process: subprocess.Popen[bytes], stages: pathlib.Path, timeout_seconds: float) -> int | None:
     """Bytes a device of a program, once the compiler has placed all arrays; None if the process ended.
 
-    The compiler writes this stage only for a program that fits.
-
-    Raises:
-      subprocess.TimeoutExpired: neither happened in time.
+    The compiler writes this stage only for a program that fits. Raises `subprocess.TimeoutExpired`.
     """
     end = time.monotonic() + timeout_seconds
     while True:
@@ -95,16 +92,9 @@ def compile_step(
     timeout_minutes: float = 10.0,
     memory_only: bool = False,
 ) -> dict[str, Any]:
-    """Compiles the step of a config in its own process.
+    """Compiles the step of a config in its own process; see `plan_row` for the arguments.
 
-    Args:
-      config: see `vit_jax.config.base_config`.
-      topology: the slice.
-      num_devices: how many of its devices take part.
-      task: "train", or "inference" for the forward pass.
-      timeout_minutes: limit for the process.
-      memory_only: end the compilation when all arrays have their place in memory, after a fifth of its time; the rest
-        makes machine code.
+    `memory_only` ends the compilation when all arrays have their place in memory, after a fifth of its time.
 
     Returns:
       the worker's answer: "status" is "fits", "placed" (it fits, see `memory_only`), "does not fit", "formula" (GPUs,

@@ -33,25 +33,16 @@ _TRANSFER = re.compile(r'_xla_megascale_transfer_type="([A-Z_]+)"')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange of data between devices.
+    """One exchange of data between devices."""
 
-    Attributes:
-      kind: one of `COLLECTIVES`.
-      bytes_by_dtype: bytes of the whole array on one device: the summands (all-reduce, reduce-scatter), the result
-        (all-gather), or what is sent (the others).
-      group_size: devices that exchange with each other; None if unknown.
-      times: executions in a run of the program.
-      overlapped: whether the devices compute meanwhile (asynchronous).
-      across_slices: whether it uses the network between slices. Then the bytes are those that one device sends to the
-        same device of the other slices.
-    """
-
-    kind: str
+    kind: str  # one of `COLLECTIVES`
+    # Bytes of the whole array on one device: the summands (all-reduce, reduce-scatter), the result (all-gather), or
+    # what is sent (the others). Between slices: what one device sends to the same device of the others.
     bytes_by_dtype: tuple[tuple[str, int], ...]
-    group_size: int | None
-    times: int = 1
-    overlapped: bool = False
-    across_slices: bool = False
+    group_size: int | None  # devices that exchange with each other; None if unknown
+    times: int = 1  # executions in a run of the program
+    overlapped: bool = False  # whether the devices compute meanwhile (asynchronous)
+    across_slices: bool = False  # whether it uses the network between slices
 
     @property
     def num_bytes(self) -> int:
@@ -61,22 +52,15 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program.
+    """A compiled program."""
 
-    Attributes:
-      collectives: in the order of the text.
-      cycles: sum of the compiler's estimates for instructions, in clock cycles, with all iterations of loops.
-        Collectives have no estimate. 0 if the compiler writes none (CPU, GPU).
-      num_loops: loops that run.
-      num_unknown_loops: those whose number of iterations is unknown; they count once.
-      num_unknown_operations: custom calls and transfers to the host or other slices, for which XLA's cost analysis may
-        count -1 s.
-    """
-
-    collectives: tuple[Collective, ...]
+    collectives: tuple[Collective, ...]  # in the order of the text
+    # Sum of the compiler's estimates for instructions, in clock cycles, with all iterations of loops. Collectives have
+    # no estimate. 0 if the compiler writes none (CPU, GPU).
     cycles: int
-    num_loops: int
-    num_unknown_loops: int
+    num_loops: int  # that run
+    num_unknown_loops: int  # those whose number of iterations is unknown; they count once
+    # Custom calls and transfers to the host or other slices, for which XLA's cost analysis may count -1 s.
     num_unknown_operations: int = 0
 
 
@@ -230,11 +214,9 @@ def total_bytes(collectives: Iterable[Collective]) -> dict[str, dict[str, int]]:
 
     Exchanges between slices are separate kinds, such as "all-reduce between slices".
     """
-    totals: dict[str, dict[str, int]] = {}
+    totals: dict[str, dict[str, int]] = collections.defaultdict(lambda: collections.defaultdict(int))
     for collective in collectives:
         kind = f"{collective.kind} between slices" if collective.across_slices else collective.kind
-        total = totals.setdefault(kind, {"count": 0})
-        total["count"] += collective.times
-        for dtype, num_bytes in collective.bytes_by_dtype:
-            total[dtype] = total.get(dtype, 0) + collective.times * num_bytes
+        for name, number in (("count", 1), *collective.bytes_by_dtype):
+            totals[kind][name] += collective.times * number
     return totals

@@ -83,15 +83,7 @@ def interconnect_seconds(collectives: Iterable[Collective], topology: Topology, 
 def roofline(
     *, flops: float, memory_bytes: float, interconnect: float, num_devices: int, topology: Topology
 ) -> Roofline:
-    """The roofline of a step.
-
-    Args:
-      flops: of a step, over all devices.
-      memory_bytes: the least that a device reads and writes.
-      interconnect: seconds of the collectives.
-      num_devices: devices that share the FLOPs.
-      topology: the slice.
-    """
+    """The roofline of a step: of `flops` over all devices, the bytes that one moves, and the seconds of collectives."""
     chip, share = topology.chip, topology.share_of_chip
     return Roofline(
         compute=flops / num_devices / (chip.bf16_flops * share),
@@ -106,12 +98,7 @@ def optimal_seconds(seconds: float | None, num_unknown_operations: int, num_loop
 
 
 def compiler_seconds(cycles: int, topology: Topology, bound: Roofline) -> tuple[float | None, str]:
-    """Seconds of a step without collectives, and the name of the estimate.
-
-    Args:
-      cycles: the compiler's estimate for all operations, with all repetitions of loops; 0: it gives none.
-      topology: the slice.
-      bound: the roofline of the step.
+    """Seconds of a step without collectives, from the compiler's cycles for all operations with all turns of loops.
 
     Returns:
       the seconds and "cycles"; the roofline's and "roofline" if cycles come to less; otherwise None and the reason.

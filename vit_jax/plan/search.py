@@ -65,14 +65,14 @@ def largest_batch(
     unit = (topology.num_devices if num_devices is None else num_devices) * config.accumulation_steps
     # Evaluation and the run's length do not affect the memory of a step, but may be invalid with another batch.
     length = {"epochs": None, "images": None, "steps": config.optimizer.warmup_steps + 1000}
-    costs = ("num_steps", "days", "core_days", "tpuv3_core_days", "paper_core_days", "price")
+    costs: Any = dict.fromkeys(("num_steps", "days", "core_days", "tpuv3_core_days", "paper_core_days", "price"))
     step = max(1, first_guess // (RESOLUTION + 1))
     fitting: dict[int, PlanRow] = {}
     too_large: dict[int, PlanRow] = {}
     size = min(first_guess, LARGEST_BATCH)
     while True:
         row = plan(with_fields(config, batch_size=size * unit, eval_batch_size=None, **length), topology)
-        row = dataclasses.replace(row, **dict.fromkeys(costs))
+        row = dataclasses.replace(row, **costs)
         if row.fits:
             fitting[size] = row
         elif row.status.startswith("does not fit") or (row.status == "refused" and "batch_size" in (row.message or "")):
@@ -137,14 +137,8 @@ def options(
     """Ways to save memory, as arguments of `with_fields`; the fastest first, estimated without compiling.
 
     Counts the arithmetic at the peak rate times the work of the policy, the memory traffic of summing gradients (each
-    part reads the sum and its own gradients, and writes the sum) and of the update, and the interconnect.
-
-    Args:
-      config: the unchanged config.
-      topology: the slice.
-      row: of the config on the slice; has FLOPs and parameters, but need not fit.
-      shardings: to choose from.
-      policies: of rematerialisation, to choose from.
+    part reads the sum and its own gradients, and writes the sum) and of the update, and the interconnect. `row` is of
+    the config on the slice; it has FLOPs and parameters, but need not fit.
     """
     if row.flops is None or row.num_trained is None:
         return []

@@ -21,42 +21,23 @@ from vit_jax.costs import hardware
 from vit_jax.costs.hardware import Chip
 from vit_jax.errors import UserError, unknown_name
 
-# GPUs of one machine, joined by NVLink. Several machines are several slices.
-LARGEST_GPU_COUNT = 8
 LARGEST_SLICE_COUNT = 256
 _LONGEST_NAME = 40
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """One slice or several equal ones: chips of one kind and their network.
+    """One slice or several equal ones: chips of one kind and their network."""
 
-    Attributes:
-      name: the rental name, such as "v3-512"; for other shapes the shape, such as "v4:2x2x16".
-      chip: its data sheet.
-      shape: chips along each axis of a slice.
-      torus: for each axis whether its ends are connected.
-      compiler_name: libtpu's name of a slice; None without a compiler (GPUs).
-      compiler_options: further arguments of `jax.experimental.topologies.get_topology_desc`.
-      num_slices: slices, or machines with GPUs, that the data-centre network joins.
-      dcn_bandwidth: bytes/s that a chip can send to other slices, in one direction; None if unknown.
-    """
-
-    name: str
-    chip: Chip
-    shape: tuple[int, ...]
-    torus: tuple[bool, ...]
-    compiler_name: str | None = None
+    name: str  # the rental name, such as "v3-512"; for other shapes the shape, such as "v4:2x2x16"
+    chip: Chip  # its data sheet
+    shape: tuple[int, ...]  # chips along each axis of a slice
+    torus: tuple[bool, ...]  # for each axis whether its ends are connected
+    compiler_name: str | None = None  # libtpu's name of a slice; None without a compiler (GPUs)
+    # Further arguments of `jax.experimental.topologies.get_topology_desc`.
     compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    num_slices: int = 1
-    dcn_bandwidth: float | None = None
-
-    @property
-    def generation(self) -> str:
-        """The first part of its name, such as "v3" or "a100-80gb"."""
-        if self.compiler_name is not None:
-            return self.compiler_name.partition(":")[0]
-        return _split_count(self.name)[1].removesuffix(f"-{math.prod(self.shape)}")
+    num_slices: int = 1  # slices, or machines with GPUs, that the data-centre network joins
+    dcn_bandwidth: float | None = None  # bytes/s that a chip can send to other slices, in one direction
 
     @property
     def num_chips(self) -> int:
@@ -104,73 +85,62 @@ class Topology:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Generation:
-    """Slices of a generation of TPUs.
+class _Family:
+    """Slices of a generation of TPUs, or GPUs of one machine."""
 
-    Attributes:
-      chip: name of the data sheet.
-      cores_in_name: whether names count TensorCores instead of chips.
-      shapes: all slices, the smallest first.
-      pod_axis: length of an axis, in chips, that is closed to a ring; with three axes also its multiples.
-      compiler_options: see `Topology`.
-    """
-
-    chip: str
-    cores_in_name: bool
-    shapes: tuple[tuple[int, ...], ...]
-    pod_axis: int
-    compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    chip: str  # name of the data sheet
+    cores_in_name: bool  # whether names count TensorCores instead of chips
+    shapes: tuple[tuple[int, ...], ...]  # all slices, the smallest first
+    pod_axis: int  # length of an axis, in chips, that is closed to a ring; with three axes also its multiples
+    compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # see `Topology`
+    is_gpu: bool = False
 
 
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))  # v5e and v6e
 _CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8), (8, 8, 16),
           (8, 16, 16), (16, 16, 16))  # fmt: skip
 
-_GENERATIONS = {
-    "v2": _Generation("TPU v2", True, ((2, 2), (4, 4), (8, 8), (8, 16), (16, 16)), pod_axis=16),
-    "v3": _Generation(
-        "TPU v3", True, ((2, 2), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16), (16, 32), (32, 32)), pod_axis=32
-    ),
+_FAMILIES = {
+    "v2": _Family("TPU v2", True, ((2, 2), (4, 4), (8, 8), (8, 16), (16, 16)), pod_axis=16),
+    "v3": _Family("TPU v3", True, ((2, 2), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16), (16, 32), (32, 32)), pod_axis=32),
     # Without this libtpu makes two devices of a v4 chip; Cloud TPU's JAX has one.
-    "v4": _Generation("TPU v4", True, _CUBES[:-1], pod_axis=4, compiler_options={"chip_config_name": "megacore"}),
-    "v5e": _Generation("TPU v5e", False, _FLAT, pod_axis=16),
-    "v5p": _Generation("TPU v5p", True, _CUBES, pod_axis=4),
-    "v6e": _Generation("TPU v6e", False, _FLAT, pod_axis=16),
-    "tpu7x": _Generation("TPU7x", True, (*_CUBES, (16, 24, 24)), pod_axis=4),
+    "v4": _Family("TPU v4", True, _CUBES[:-1], pod_axis=4, compiler_options={"chip_config_name": "megacore"}),
+    "v5e": _Family("TPU v5e", False, _FLAT, pod_axis=16),
+    "v5p": _Family("TPU v5p", True, _CUBES, pod_axis=4),
+    "v6e": _Family("TPU v6e", False, _FLAT, pod_axis=16),
+    "tpu7x": _Family("TPU7x", True, (*_CUBES, (16, 24, 24)), pod_axis=4),
 }
 # v5litepod is from the accelerator types of Cloud TPU's API; the others are common names of TPU7x.
 _ALIASES = {"v5litepod": "v5e", "v7x": "tpu7x", "ironwood": "tpu7x"}
-_GPUS = {
-    "a100-40gb": "A100 40GB SXM",
-    "a100-80gb": "A100 80GB SXM",
-    "h100": "H100 SXM",
-    "h200": "H200 SXM",
-    "b200": "B200 SXM",
+_GPUS = {"a100-40gb": "A100 40GB SXM", "a100-80gb": "A100 80GB SXM"} | {
+    name: f"{name.upper()} SXM" for name in ("h100", "h200", "b200")
+}
+# NVLink joins the GPUs of one machine. Several machines are several slices.
+_FAMILIES |= {
+    name: _Family(chip, False, tuple((count,) for count in range(1, 9)), pod_axis=0, is_gpu=True)
+    for name, chip in _GPUS.items()
 }
 
 
-def _chip(name: str) -> Chip:
-    return next(chip for chip in hardware.CHIPS if chip.name == name)
-
-
-def _tpu(generation: str, shape: tuple[int, ...]) -> Topology:
-    facts = _GENERATIONS[generation]
-    chip = _chip(facts.chip)
+def _slice(name: str, shape: tuple[int, ...]) -> Topology:
+    """A slice of the family of that name."""
+    family = _FAMILIES[name]
+    chip = next(chip for chip in hardware.CHIPS if chip.name == family.chip)
     torus: tuple[bool, ...]
     if len(shape) == 3:  # cubes of 4 x 4 x 4 are joined by optical switches, into rings
-        torus = (all(size % facts.pod_axis == 0 for size in shape),) * 3
+        torus = (all(size % family.pod_axis == 0 for size in shape),) * 3
     else:
-        torus = tuple(size == facts.pod_axis for size in shape)
-    size = "x".join(map(str, shape))
-    count = math.prod(shape) * (chip.cores if facts.cores_in_name else 1)
+        torus = tuple(size == family.pod_axis for size in shape)
+    by_shape = f"{name}:{'x'.join(map(str, shape))}"
+    count = math.prod(shape) * (chip.cores if family.cores_in_name else 1)
+    by_count = name if family.is_gpu and count == 1 else f"{name}-{count}"
     return Topology(
-        # A count stands for one shape only.
-        name=f"{generation}-{count}" if shape in facts.shapes else f"{generation}:{size}",
+        name=by_count if shape in family.shapes else by_shape,  # a count stands for one shape only
         chip=chip,
         shape=shape,
         torus=torus,
-        compiler_name=f"{generation}:{size}",
-        compiler_options=facts.compiler_options,
+        compiler_name=None if family.is_gpu else by_shape,
+        compiler_options=family.compiler_options,
     )
 
 
@@ -197,14 +167,16 @@ def slices(generation: str) -> list[Topology]:
       UserError: the generation is unknown.
     """
     count, generation = _split_count(normalise(generation))
-    family = re.split("[-:]", generation, maxsplit=1)[0]
-    if family in _GENERATIONS:
-        return [_several(_tpu(family, shape), count) for shape in _GENERATIONS[family].shapes]
-    gpu = next((gpu for gpu in _GPUS if generation == gpu or generation.startswith(f"{gpu}-")), None)
-    if gpu:
-        sizes = [2**exponent for exponent in range(int(math.log2(LARGEST_GPU_COUNT)) + 1)]
-        return [_several(_gpu(gpu, size), count) for size in sizes]
-    raise unknown_name("generation", generation, [*_GENERATIONS, *_GPUS])
+    name = _family_of(generation)
+    if name is None:
+        raise unknown_name("generation", generation, _FAMILIES)
+    shapes = [(1,), (2,), (4,), (8,)] if _FAMILIES[name].is_gpu else _FAMILIES[name].shapes
+    return [_several(_slice(name, shape), count) for shape in shapes]
+
+
+def _family_of(name: str) -> str | None:
+    """The family of a slice: "v3" for "v3", "v3-8" and "v3:2x2"."""
+    return next((family for family in _FAMILIES if re.fullmatch(rf"{family}([-:].*)?", name)), None)
 
 
 def _several(topology: Topology, count: int) -> Topology:
@@ -217,15 +189,9 @@ def _several(topology: Topology, count: int) -> Topology:
     return dataclasses.replace(topology, name=name, num_slices=count, dcn_bandwidth=topology.chip.dcn_bandwidth)
 
 
-def _gpu(name: str, count: int) -> Topology:
-    return Topology(
-        name=name if count == 1 else f"{name}-{count}", chip=_chip(_GPUS[name]), shape=(count,), torus=(False,)
-    )
-
-
 def list_topologies() -> list[str]:
     """Names of all slices; GPUs may be followed by how many, as in "h100-8"."""
-    return [slice_.name for generation in _GENERATIONS for slice_ in slices(generation)] + list(_GPUS)
+    return [each.name for name, family in _FAMILIES.items() if not family.is_gpu for each in slices(name)] + list(_GPUS)
 
 
 def find_topology(name: str) -> Topology:
@@ -238,64 +204,40 @@ def find_topology(name: str) -> Topology:
     Raises:
       UserError: there is none; the message says what to type instead.
     """
-    name = normalise(name)
-    if len(name) > _LONGEST_NAME:
-        raise UserError(f"unknown topology {name[:_LONGEST_NAME]!r}...: give a name such as v5e-256 or 2xv5e-256.")
+    name = normalise(name)[:_LONGEST_NAME]
     if match := re.fullmatch(r"([^:]+?)[x*](\d{1,9})|(\d{1,9})\*([^\d].*)", name):
         # "v5e-256x2" and "2*v5e-256"
-        raise UserError(f"unknown topology {name!r}: several slices are written {match[2] or match[3]}x"
-                        f"{match[1] or match[4]}.")  # fmt: skip
+        right = f"{match[2] or match[3]}x{match[1] or match[4]}"
+        raise UserError(f"unknown topology {name!r}: several slices are written {right}.")
     count, name = _split_count(name)
     return _several(_find_slice(name), count)
 
 
 def _find_slice(name: str) -> Topology:
     """One slice; see `find_topology`."""
-    family, _, rest = name.partition("-")
-    if match := re.fullmatch(r"(\w+):(\d{1,9}(?:x\d{1,9})+)", name):
-        generation, shape = match[1], tuple(int(size) for size in match[2].split("x"))
-        if generation in _GENERATIONS:
-            largest = _GENERATIONS[generation].shapes[-1]
-            example = "x".join(map(str, largest))
-            if len(shape) != len(largest) or min(shape) < 1:
-                raise UserError(
-                    f"{name!r}: a {generation}'s chips lie along {len(largest)} axes, as in {generation}:{example}."
-                )
-            if math.prod(shape) > math.prod(largest):
-                raise UserError(
-                    f"{name!r} has {math.prod(shape):,} chips, more than the {math.prod(largest):,} of the largest "
-                    f"slice. Give up to {generation}:{example}, or several slices, such as 2x{generation}:{example}."
-                )
-            return _tpu(generation, shape)
-    if family in _GENERATIONS:
-        known = {slice_.name: slice_ for slice_ in slices(family)}
-        if name in known:
-            return known[name]
-        if rest.isdecimal():  # suggests the nearest size, not the nearest spelling
-            asked, largest_count = int(rest[:9]), _count(list(known.values())[-1])
-            nearest = min(known.values(), key=lambda slice_: abs(math.log(max(asked, 1) / _count(slice_))))
-            several = ""
-            if asked > largest_count and asked % largest_count == 0 and asked // largest_count <= LARGEST_SLICE_COUNT:
-                several = f" Or several of them: {asked // largest_count}x{family}-{largest_count}."
+    family = _family_of(name)
+    if family is None:
+        raise unknown_name("topology", name, list_topologies())
+    size = name.removeprefix(family)
+    shapes, largest = _FAMILIES[family].shapes, _FAMILIES[family].shapes[-1]
+    if re.fullmatch(r":\d{1,9}(x\d{1,9})+", size) and not _FAMILIES[family].is_gpu:
+        shape, example = tuple(map(int, size[1:].split("x"))), f"{family}:{'x'.join(map(str, largest))}"
+        if len(shape) != len(largest) or min(shape) < 1:
+            raise UserError(f"{name!r}: a {family}'s chips lie along {len(largest)} axes, as in {example}.")
+        if math.prod(shape) > math.prod(largest):
             raise UserError(
-                f"unknown topology {name!r}. Did you mean {nearest.name!r}?{several} Known: {', '.join(known)}."
+                f"{name!r} has {math.prod(shape):,} chips, more than the {math.prod(largest):,} of the largest slice. "
+                f"Give up to {example}, or several slices, such as 2x{example}."
             )
+        return _slice(family, shape)
+    known = {each.name: each for each in (_slice(family, shape) for shape in shapes)}
+    if name in known:
+        return known[name]
+    if not size[1:].isdecimal():
         raise unknown_name("topology", name, known)
-    for gpu in _GPUS:
-        if name == gpu:
-            return _gpu(gpu, 1)
-        if name.startswith(f"{gpu}-") and (count := name.removeprefix(f"{gpu}-")).isdecimal():
-            number = int(count[:9])
-            if 1 <= number <= LARGEST_GPU_COUNT:
-                return _gpu(gpu, number)
-            machines = max(2, -(-number // LARGEST_GPU_COUNT))
-            raise UserError(
-                f"{name!r}: GPUs are planned up to the {LARGEST_GPU_COUNT} of one machine, which NVLink joins. Give "
-                f"{gpu} or {gpu}-2 to {gpu}-{LARGEST_GPU_COUNT}, or several machines, such as "
-                f"{min(machines, LARGEST_SLICE_COUNT)}x{gpu}-{LARGEST_GPU_COUNT}."
-            )
-    raise unknown_name("topology", name, list_topologies())
-
-
-def _count(topology: Topology) -> int:
-    return int(topology.name.rpartition("-")[2])
+    # Suggests the nearest size, not the nearest spelling.
+    asked, counts = int(size[1:10]), {int(each.removeprefix(family)[1:] or 1): each for each in known}
+    nearest = min(counts, key=lambda count: abs(math.log(max(asked, 1) / count)))
+    times, rest = divmod(asked, max(counts))
+    several = f" Or several of them: {times}x{counts[nearest]}." if times in range(2, 257) and not rest else ""
+    raise UserError(f"unknown topology {name!r}. Did you mean {counts[nearest]!r}?{several} Known: {', '.join(known)}.")

@@ -11,6 +11,7 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import pathlib
 import re
@@ -18,7 +19,6 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -38,17 +38,16 @@ from vit_jax.optimizers import is_trained, merge_parameters
 from vit_jax.plan import hlo
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
-_OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMGTP]?)i?B?\) exceeds available HBM \(([\d.]+)([KMGTP]?)i?B?\)")
-_OUT_OF_MEMORY_OLD = re.compile(r"Used ([\d.]+)([KMGTP]?)i?B? of ([\d.]+)([KMGTP]?)i?B? hbm")
+_SIZE = r"([\d.]+)([KMGTP]?)i?B?"
+_OUT_OF_MEMORY = (rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)", rf"Used {_SIZE} of {_SIZE} hbm")  # new, old
 
 
 def parse_out_of_memory(message: str) -> tuple[int, int] | None:
     """Reads the bytes a device that a program needs and has from the compiler's message; None for other messages."""
-    match = _OUT_OF_MEMORY.search(message) or _OUT_OF_MEMORY_OLD.search(message)
-    if not match:
-        return None
-    needed, unit, available, available_unit = match.groups()
-    return round(float(needed) * _UNITS[unit]), round(float(available) * _UNITS[available_unit])
+    for pattern in _OUT_OF_MEMORY:
+        if match := re.search(pattern, message):
+            return round(float(match[1]) * _UNITS[match[2]]), round(float(match[3]) * _UNITS[match[4]])
+    return None
 
 
 def restore_config(fields: dict[str, Any]) -> ConfigDict:
@@ -214,34 +213,20 @@ def estimate_by_formula(request: dict[str, Any]) -> dict[str, Any]:
         return jax.vjp(apply, step.trained(params))[1]
 
     kept = jax.tree.leaves(jax.eval_shape(keep, state.params, jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)))
+    # All but the parameters among them, and keys of random numbers.
+    parameters = collections.Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state.params))
+    arrays = [leaf for leaf in kept if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)]
+    others = collections.Counter((leaf.shape, leaf.dtype) for leaf in arrays) - parameters
+    temporaries = sum(math.prod(shape) * dtype.itemsize * count for (shape, dtype), count in others.items())
     return facts(experiment, "train") | {
         "status": "formula",
         "arguments": sharding.bytes_per_device(state) + sharding.bytes_per_device(batch),
-        "temporaries": sharding.bytes_per_device(step.trained(state.params))
-        + _bytes_beside(kept, jax.tree.leaves(state.params)),
+        "temporaries": sharding.bytes_per_device(step.trained(state.params)) + temporaries,
     }
 
 
-def _bytes_beside(kept: Sequence[Any], params: Sequence[Any]) -> int:
-    """Counts the bytes of arrays kept for the backward pass, except the parameters among them."""
-    counts = collections.Counter((leaf.shape, leaf.dtype) for leaf in params)
-    total = 0
-    for leaf in kept:
-        if counts[leaf.shape, leaf.dtype] > 0:
-            counts[leaf.shape, leaf.dtype] -= 1
-        else:
-            total += leaf.size * leaf.dtype.itemsize if not jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else 0
-    return total
-
-
 def end_with(parent: int, folder: pathlib.Path, seconds: float = 1.0) -> None:
-    """Starts a thread that ends this process once its parent has died.
-
-    Args:
-      parent: number of the process that started this one.
-      folder: its temporary folder, to be deleted.
-      seconds: between checks.
-    """
+    """Starts a thread that ends this process, and deletes its temporary folder, once its parent has died."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -256,7 +241,7 @@ def main(request_path: str, answer_path: str) -> None:
     """Reads a request and writes the answer."""
     logging.disable(logging.WARNING)  # a plan may lack its data set
     request = json.loads(pathlib.Path(request_path).read_text())
-    if request.get("parent") is not None:
+    if "parent" in request:
         end_with(request["parent"], pathlib.Path(request_path).parent)
     try:
         if request["topology"] is None:
