@@ -12,33 +12,12 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from vit_jax import field_checks as checks
 from vit_jax.console import quote_argument
 from vit_jax.data.imagenet_test_sets import IMAGENET_TEST_SETS
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.evaluators.registry import TYPES, default_entries, fields_of
-from vit_jax.field_checks import (
-    ANY_TUPLE,
-    BATCH,
-    COUNT,
-    DEVICES,
-    DTYPE,
-    FLAG,
-    LAYERS,
-    MOST_FLOAT,
-    NOT_NEGATIVE,
-    PIXELS,
-    POSITIVE_SHARE,
-    SHARE,
-    SIZE,
-    STEPS,
-    TEXT,
-    Check,
-    Number,
-    Several,
-    Value,
-    as_float32,
-    one_of,
-)
+from vit_jax.field_checks import Check, Number, Several, Value
 
 
 def base_config() -> ConfigDict:
@@ -238,73 +217,50 @@ def _field_types(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, ty
 
 
 # What fields of a type take. Names, patterns and pairs are checked where they are used.
-_BY_TYPE = {bool: FLAG, str: TEXT, tuple: ANY_TUPLE}
+_BY_TYPE = {bool: checks.FLAG, str: checks.TEXT, tuple: checks.ANY_TUPLE}
 
 # Limits of lengths, sizes and counts are far above what anyone uses: they catch typos before these fill the memory.
 _RANGES: dict[str, Check] = {
-    "seed": COUNT,
+    **dict.fromkeys(("seed", "optimizer.warmup_steps"), checks.COUNT),
+    **dict.fromkeys(("steps", "log_every_steps", "checkpoint.every_steps"), checks.STEPS),
+    **dict.fromkeys(("profile.first_step", "profile.num_steps"), checks.STEPS),
+    **dict.fromkeys(("batch_size", "eval_batch_size", "accumulation_steps"), checks.BATCH),
+    **dict.fromkeys(("model.hidden_dim", "model.mlp_dim", "model.num_heads"), checks.SIZE),
+    **dict.fromkeys(("data.image_size", "data.random_crop_from", "data.eval_resize_small"), checks.PIXELS),
+    **dict.fromkeys(("model.dtype", "model.param_dtype", "optimizer.momentum_dtype"), checks.DTYPE),
+    **dict.fromkeys(("mesh.data", "mesh.model"), checks.DEVICES),
+    **dict.fromkeys(("model.dropout_rate", "model.attention_dropout_rate"), checks.SHARE),
+    **dict.fromkeys(("model.stochastic_depth_rate", "label_smoothing", "data.expected_within"), checks.SHARE),
+    **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.momentum", "polyak_decay"), checks.SHARE),
+    **dict.fromkeys(("data.randaugment_magnitude", "data.randaugment_magnitude_std"), checks.NOT_NEGATIVE),
+    **dict.fromkeys(("mixup_alpha", "cutmix_alpha", "optimizer.weight_decay"), checks.NOT_NEGATIVE),
+    **dict.fromkeys(("optimizer.learning_rate", "optimizer.end_learning_rate"), checks.NOT_NEGATIVE),
     "model.num_classes": Number(1, 2**26, whole=True),
-    "model.num_layers": LAYERS,
-    "model.hidden_dim": SIZE,
-    "model.mlp_dim": SIZE,
-    "model.num_heads": SIZE,
-    "model.stages": Several(LAYERS, at_least=1),
-    "model.head_bias": Number(-MOST_FLOAT),
-    "model.dropout_rate": SHARE,
-    "model.attention_dropout_rate": SHARE,
-    "model.stochastic_depth_rate": SHARE,
-    "model.dtype": DTYPE,
-    "model.param_dtype": DTYPE,
+    "model.num_layers": checks.LAYERS,
+    "model.stages": Several(checks.LAYERS, at_least=1),
+    "model.head_bias": Number(-checks.MOST_FLOAT),
     # Metrics of training and of time bear these prefixes.
     "data.eval_split": Value(
         "a split of another name than 'train' or 'time', such as 'train[:1%]'",
         lambda value: isinstance(value, str) and value not in ("train", "time"),
     ),
     "data.max_labels": Number(1, 100_000, whole=True),
-    "data.image_size": PIXELS,
-    "data.crop_min_area": POSITIVE_SHARE,
-    "data.random_crop_from": PIXELS,
+    "data.crop_min_area": checks.POSITIVE_SHARE,
     "data.randaugment_layers": Number(0, 1000, whole=True),
-    "data.randaugment_magnitude": NOT_NEGATIVE,
-    "data.randaugment_magnitude_std": NOT_NEGATIVE,
-    "data.eval_resize_small": PIXELS,
     "data.expected_train_images": Number(1, 10**15, whole=True),
-    "data.expected_within": SHARE,
     "data.num_threads": Number(1, 4096, whole=True),
     "data.num_workers": Number(0, 1024, whole=True),
     "data.prefetch": Number(1, 10_000, whole=True),
     "data.max_bad_records": Number(0, 10**15, whole=True),
-    "batch_size": BATCH,
-    "accumulation_steps": BATCH,
     "epochs": Number(0, 10**6, open_low=True),
-    "steps": STEPS,
     "images": Number(1, 10**15, whole=True),
-    "label_smoothing": SHARE,
-    "mixup_alpha": NOT_NEGATIVE,
-    "cutmix_alpha": NOT_NEGATIVE,
-    "optimizer.learning_rate": NOT_NEGATIVE,
-    "optimizer.warmup_steps": COUNT,
-    "optimizer.end_learning_rate": NOT_NEGATIVE,
     "optimizer.drop_at": Several(Number(0, 1, open_low=True, open_high=True), distinct=True),
-    "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.clip_norm": Number(0, open_low=True, hint=", or None for no clipping"),
-    "optimizer.b1": SHARE,
-    "optimizer.b2": SHARE,
     "optimizer.eps": Number(0, open_low=True),
     "optimizer.layer_decay": Number(0, 1, open_low=True, hint=", or None for none"),
-    "optimizer.momentum": SHARE,
-    "optimizer.momentum_dtype": DTYPE,
-    "polyak_decay": SHARE,
-    "mesh.data": DEVICES,
-    "mesh.model": DEVICES,
-    "rng": one_of("threefry2x32", "rbg", "unsafe_rbg"),  # `train_step.RNGS`
-    "eval_batch_size": BATCH,
-    "log_every_steps": STEPS,
-    "checkpoint.every_steps": STEPS,
+    "rng": checks.one_of("threefry2x32", "rbg", "unsafe_rbg"),  # `train_step.RNGS`
     "checkpoint.keep": Number(1, 10**6, whole=True),
     "watchdog_seconds": Number(0, 10**8),
-    "profile.first_step": STEPS,
-    "profile.num_steps": STEPS,
 }
 
 # What each field takes, and None where that is the default.
@@ -342,7 +298,7 @@ def check_fields(config: ConfigDict) -> None:
         elif not check.accepts(value):
             argument = shlex.quote(f"--config.{name}={default}")
             rounded = isinstance(check, Number) and isinstance(value, float) and check.contains(value)
-            as_rounded = f" (as float32 {as_float32(value):g})" if rounded else ""
+            as_rounded = f" (as float32 {checks.as_float32(value):g})" if rounded else ""
             raise UserError(f"{name} must be {check.expected}, got {value!r}{as_rounded}. The default is {argument}.")
     for batch in ("batch_size", "eval_batch_size"):
         size = 3 * (config[batch] or 0) * config.data.image_size**2

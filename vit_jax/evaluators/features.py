@@ -26,7 +26,7 @@ class Features:
     """A model's representations of a source's examples, in the order of the source."""
 
     arrays: dict[str, np.ndarray]  # by representation, float32 `[examples, dim]`
-    # Int32 `[examples]`, or `[examples, max_labels]` if the source has several; `NO_LABEL` if an example has none, or
+    # int32 `[examples]`, or `[examples, max_labels]` if the source has several; `NO_LABEL` if an example has none, or
     # its image could not be read.
     labels: np.ndarray
 

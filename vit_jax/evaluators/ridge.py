@@ -24,23 +24,14 @@ _BLOCK = 4096  # test examples scored at once
 
 @dataclasses.dataclass(frozen=True)
 class RidgeSolution:
-    """The solutions for all l2 values: W(l2) = left diag(1 / (eigenvalues + l2)) right.
+    """The solutions for all l2 values: W(l2) = left diag(1 / (eigenvalues + l2)) right."""
 
-    Attributes:
-      mean: subtracted from the features, float64 `[dim]`.
-      scale: then multiplies them, float64 `[dim]`.
-      bias: the constant feature to append; 0: none.
-      eigenvalues: of the smaller Gram matrix, float64 `[rank]`.
-      left: float64 `[dim, rank]`, `[dim + 1, rank]` with a constant feature.
-      right: float64 `[rank, num_classes]`.
-    """
-
-    mean: np.ndarray
-    scale: np.ndarray
-    bias: float
-    eigenvalues: np.ndarray
-    left: np.ndarray
-    right: np.ndarray
+    mean: np.ndarray  # subtracted from the features, float64 `[dim]`
+    scale: np.ndarray  # then multiplies them, float64 `[dim]`
+    bias: float  # the constant feature to append; 0: none
+    eigenvalues: np.ndarray  # of the smaller Gram matrix, float64 `[rank]`
+    left: np.ndarray  # float64 `[dim, rank]`, `[dim + 1, rank]` with a constant feature
+    right: np.ndarray  # float64 `[rank, num_classes]`
 
     def weights(self, l2: float) -> tuple[np.ndarray, np.ndarray]:
         """Kernel `[dim, num_classes]` and intercept `[num_classes]` of scores = features @ kernel + intercept, float64.

@@ -21,7 +21,7 @@ class Examples:
     """A batch, or a part of one, prepared by an objective."""
 
     arrays: dict[str, jax.Array]  # inputs of the losses by name, each `[batch, ...]`
-    # Float32 `[batch]`, how much each example counts in the means of the loss and the metrics; 0 leaves it out.
+    # float32 `[batch]`, how much each example counts in the means of the loss and the metrics; 0 leaves it out.
     weight: jax.Array
     shared: Any = None  # arrays for the whole batch, such as mixup's share
 

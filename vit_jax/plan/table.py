@@ -29,17 +29,10 @@ def _short(value: float | None) -> str:
 
 
 def _in_all(row: PlanRow) -> str:
-    return f"{row.memory.total / GIB:.2f} / {row.memory.usable / GIB:.2f}" if row.memory else _MISSING
+    return f"{_gib(row.memory.total)} / {_gib(row.memory.usable)}" if row.memory else _MISSING
 
 
-def _fits(row: PlanRow) -> str:
-    return {
-        "fits": "yes",
-        "fits by formula": "yes*",
-        "does not fit": "no",
-        "does not fit by formula": "no*",
-    }.get(row.status, row.status)
-
+_FITS = {"fits": "yes", "fits by formula": "yes*", "does not fit": "no", "does not fit by formula": "no*"}
 
 _COLUMNS: tuple[tuple[str, Callable[[PlanRow], str]], ...] = (
     ("topology", lambda row: row.topology),
@@ -48,10 +41,13 @@ _COLUMNS: tuple[tuple[str, Callable[[PlanRow], str]], ...] = (
     ("sharding", lambda row: row.sharding),
     ("remat", lambda row: row.remat),
     ("parts", lambda row: str(row.accumulation_steps)),
-    ("fits", _fits),
+    ("fits", lambda row: _FITS.get(row.status, row.status)),
     ("arguments", lambda row: _gib(row.memory.arguments if row.memory else None)),
     ("temporaries", lambda row: _gib(row.memory.temporaries if row.memory else None)),
-    ("in all / usable", _in_all),
+    (
+        "in all / usable",
+        lambda row: f"{_gib(row.memory.total)} / {_gib(row.memory.usable)}" if row.memory else _MISSING,
+    ),
     ("compiler", lambda row: _seconds(row.compiler_seconds)),
     ("+ network", lambda row: _seconds(row.interconnect_seconds)),
     ("estimate", lambda row: _MISSING if row.step_seconds is None else row.estimate or _MISSING),
@@ -79,22 +75,16 @@ def format_table(rows: Sequence[PlanRow]) -> str:
     return console.format_table(headings, lines, num_left=1, markdown=False)
 
 
-def format_notes(rows: Sequence[PlanRow]) -> str:
-    """Details of each row: FLOPs, collectives, problems and advice."""
-    return "\n".join(f"{row.topology}, batch {row.batch_size:,}: {_note(row)}" for row in rows)
-
-
-def _note(row: PlanRow) -> str:
-    return _what_is_wrong(row) if row.message and not row.fits else "; ".join([*_remarks(row), *_details(row)])
-
-
-def _what_is_wrong(row: PlanRow) -> str:
-    note = first_line(row.message or "") if row.status == "failed" else row.message or ""
-    if row.not_compiled:
-        note = f"{note} (by formula, because {row.not_compiled})"
-    if row.advice is not None:
-        note = f"{note}; {row.advice}"
-    return f"does not fit: {note}" if row.status.startswith("does not fit") else note
+def _describe(row: PlanRow) -> str:
+    """Details of a row: FLOPs, collectives, problems and advice."""
+    name = f"{row.topology}, batch {row.batch_size:,}"
+    if row.fits or not row.message:
+        return f"{name}: {'; '.join([*_remarks(row), *_details(row)])}"
+    does_not_fit = "does not fit: " if row.status.startswith("does not fit") else ""
+    problem = first_line(row.message) if row.status == "failed" else row.message
+    formula = f" (by formula, because {row.not_compiled})" if row.not_compiled else ""
+    advice = f"; {row.advice}" if row.advice else ""
+    return f"{name}: {does_not_fit}{problem}{formula}{advice}"
 
 
 def _remarks(row: PlanRow) -> Iterator[str]:
@@ -151,7 +141,7 @@ the data sheet, or of --dcn_gigabits, with nothing overlapped."""
 
 def format_plan(rows: Sequence[PlanRow]) -> str:
     """The whole plan: table, notes and legend."""
-    parts = [format_table(rows), format_notes(rows), LEGEND]
+    parts = [format_table(rows), "\n".join(map(_describe, rows)), LEGEND]
     if any(row.status.endswith("by formula") for row in rows):
         parts.append(FORMULA_LEGEND)
     if any(row.num_slices > 1 for row in rows):
