@@ -16,7 +16,7 @@ from vit_jax.evaluators import registry
 from vit_jax.evaluators.evaluator_type import EvaluatorType
 from vit_jax.evaluators.registry import Field, entry, register
 from vit_jax.experiment import build
-from vit_jax.experiment.evaluations import make_evaluations, open_evaluations
+from vit_jax.experiment.evaluations import make_evaluations, make_setup, open_evaluations
 from vit_jax.field_checks import Number
 from vit_jax.train import train
 
@@ -106,13 +106,13 @@ def test_entry_that_does_not_go_with_the_model_is_refused_before_anything_is_com
     config.update_from_flattened_dict(changes)
     built = build.build(config)
     with pytest.raises(UserError, match=message):
-        make_evaluations(config, built.model, built.mesh, built.eval_source)
+        make_evaluations(config, make_setup(config, built.model, built.mesh), built.eval_source)
 
 
 def test_metric_that_an_evaluation_does_not_have_cannot_decide_what_is_best():
     config = digits_config(**{"data.eval_split": "test", "checkpoint.best_metric": "test/acuracy"})
     built = build.build(config)
-    (evaluation,) = make_evaluations(config, built.model, built.mesh, built.eval_source)
+    (evaluation,) = make_evaluations(config, make_setup(config, built.model, built.mesh), built.eval_source)
     with pytest.raises(
         UserError, match=r"metric of test in checkpoint\.best_metric: 'acuracy'. Did you mean 'accuracy'"
     ):

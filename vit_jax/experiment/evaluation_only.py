@@ -16,7 +16,7 @@ from vit_jax.config import check_fields
 from vit_jax.data.sources import MissingDataError, Source, find_path
 from vit_jax.errors import UserError
 from vit_jax.experiment.data import open_eval_source
-from vit_jax.experiment.evaluations import Evaluation, make_evaluations, preprocessing_of
+from vit_jax.experiment.evaluations import Evaluation, make_evaluations, make_setup, preprocessing_of
 from vit_jax.experiment.model import check_class_names, find_weights, get_model_fields, num_kept_classes
 from vit_jax.files import parse_path
 from vit_jax.models import create_model
@@ -95,10 +95,8 @@ def build_evaluation(
         check_shapes(expected_shapes(spec, (size, size)), {name: array.shape for name, array in flat.items()})
     specs = sharding.parameter_specs(shapes, mesh, config.sharding, config.sharding_rules)
     shardings = sharding.state_shardings(shapes, mesh, specs)
-    names = weights.class_names if weights else None
-    evaluations = make_evaluations(
-        config, model, mesh, eval_source, class_names=names, shardings=shardings, on_missing=on_missing
-    )
+    setup = make_setup(config, model, mesh, weights.class_names if weights else None, shardings)
+    evaluations = make_evaluations(config, setup, eval_source, on_missing)
     if not evaluations and not missing:
         raise UserError(
             "the config evaluates nothing: set data.eval_split, evals.fewshot.datasets, or the dataset of another of "

@@ -100,33 +100,13 @@ def _entries(config: ConfigDict) -> Iterator[tuple[str, ConfigDict, type[Evaluat
 
 
 def make_evaluations(
-    config: ConfigDict,
-    model: nn.Module,
-    mesh: Mesh,
-    eval_source: Source | None,
-    *,
-    class_names: Sequence[str] | None = None,
-    shardings: Any = None,
-    before_each_batch: Callable[[], None] = lambda: None,
-    on_missing: OnMissing | None = None,
+    config: ConfigDict, setup: Setup, eval_source: Source | None, on_missing: OnMissing | None = None
 ) -> list[Evaluation]:
-    """Makes the evaluators of all entries that are on.
-
-    Args:
-      config: see `vit_jax.config.base_config`.
-      model: images -> (logits, intermediates).
-      mesh: the devices.
-      eval_source: evaluation examples; None: there are none.
-      class_names: names of the logits, if known.
-      shardings: of the parameters; None: replicated.
-      before_each_batch: called between batches; may raise to end an evaluation.
-      on_missing: see `open_evaluations`.
+    """Makes the evaluators of all entries that are on; see `open_evaluations`.
 
     Raises:
-      UserError: an entry does not fit the model, data are missing or unusable, or no evaluation has the metric that
-        selects the best parameters.
+      UserError: data are missing or unusable, or no evaluation has the metric that selects the best parameters.
     """
-    setup = make_setup(config, model, mesh, class_names, shardings, before_each_batch)
     opened = open_evaluations(config, eval_source, on_missing)
     best = _best_metric(config, opened)
     return [
@@ -147,7 +127,11 @@ def make_setup(
     shardings: Any = None,
     before_each_batch: Callable[[], None] = lambda: None,
 ) -> Setup:
-    """Makes what all evaluators share, and checks the entries against it; see `make_evaluations`."""
+    """Makes what all evaluators share, and checks the entries against it.
+
+    Raises:
+      UserError: an entry does not fit the model.
+    """
     setup = Setup(
         model,
         mesh,

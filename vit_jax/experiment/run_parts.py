@@ -5,7 +5,7 @@ from collections.abc import Callable
 from vit_jax import sharding
 from vit_jax.costs.hardware import describe_machine
 from vit_jax.experiment.build import Experiment
-from vit_jax.experiment.evaluations import make_evaluations
+from vit_jax.experiment.evaluations import make_evaluations, make_setup
 from vit_jax.files import AnyPath
 from vit_jax.multihost.watchdog import Watchdog
 from vit_jax.run.accounting import Ledger
@@ -38,13 +38,12 @@ def make_run_evaluations(
     experiment: Experiment, journal: Journal, checkpoints: RunCheckpoints, before_each_batch: Callable[[], None]
 ) -> Evaluations:
     """Makes the evaluations of a run; `before_each_batch` may raise to end one."""
-    made = make_evaluations(
+    setup = make_setup(
         experiment.config,
         experiment.model,
         experiment.mesh,
-        experiment.eval_source,
-        class_names=experiment.class_names,
-        shardings=sharding.shardings_of(experiment.step.abstract_state.evaluated),
-        before_each_batch=before_each_batch,
+        experiment.class_names,
+        sharding.shardings_of(experiment.step.abstract_state.evaluated),
+        before_each_batch,
     )
-    return Evaluations(made, journal, checkpoints)
+    return Evaluations(make_evaluations(experiment.config, setup, experiment.eval_source), journal, checkpoints)
