@@ -302,8 +302,8 @@ MUTATIONS = [
     ),
     Mutation(
         CONFIG,
-        '"model.dropout_rate": SHARE,',
-        '"model.dropout_rate": NOT_NEGATIVE,',
+        '("model.dropout_rate", "model.attention_dropout_rate"), checks.SHARE)',
+        '("model.dropout_rate", "model.attention_dropout_rate"), checks.NOT_NEGATIVE)',
         TEST_CONFIG,
         "a dropout rate is below 1",
     ),
