@@ -3,7 +3,7 @@
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -88,7 +88,10 @@ def _help() -> str:
     found = {flag.name: flag for module in ours for flag in flags.FLAGS.get_flags_for_module(module)}
     entries = list(map(_describe, found.values()))
     entries.append(("--config.<field>=<value>", "Sets a field of the config; vit_jax/config.py lists all of them."))
-    return "\n".join([(sys.modules["__main__"].__doc__ or "").strip(), "\nflags:", *_lines(sorted(entries))])
+    lines = [(sys.modules["__main__"].__doc__ or "").strip(), "\nflags:"]
+    for usage, text in sorted(entries):
+        lines += [f"  {usage}", *textwrap.wrap(text, _COLUMNS, initial_indent="      ", subsequent_indent="      ")]
+    return "\n".join(lines)
 
 
 def _describe(flag: flags.Flag) -> tuple[str, str]:
@@ -96,12 +99,6 @@ def _describe(flag: flags.Flag) -> tuple[str, str]:
     usage = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}=<{kind}>"
     default = f" Default: {flag.default}." if flag.default else ""
     return usage, f"{flag.help.removeprefix(f'<{kind}>: ')}{default}"
-
-
-def _lines(entries: Sequence[tuple[str, str]]) -> Iterator[str]:
-    for usage, text in entries:
-        yield f"  {usage}"
-        yield from textwrap.wrap(text, _COLUMNS, initial_indent="      ", subsequent_indent="      ")
 
 
 def _clear(config: ConfigDict, field: str) -> None:

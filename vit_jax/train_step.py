@@ -33,21 +33,13 @@ OBJECTIVE_STREAM = 2**31 - 1  # folded into the step's key; parts of an accumula
 
 @flax.struct.dataclass
 class TrainState:
-    """The state that a step updates and from which a checkpoint resumes exactly.
+    """The state that a step updates and from which a checkpoint resumes exactly."""
 
-    Attributes:
-      step: int32 scalar, number of updates made.
-      params: the model's parameters.
-      opt_state: the optimizer's state.
-      rng: key data from which each step derives its own key; never changes.
-      average: the parameters' Polyak average, or None.
-    """
-
-    step: jax.Array
-    params: Any
-    opt_state: Any
-    rng: jax.Array
-    average: Any = None
+    step: jax.Array  # int32 scalar, number of updates made
+    params: Any  # the model's parameters
+    opt_state: Any  # the optimizer's state
+    rng: jax.Array  # key data from which each step derives its own key; never changes
+    average: Any = None  # the parameters' Polyak average, or None
 
     @property
     def evaluated(self) -> Any:

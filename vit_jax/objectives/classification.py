@@ -15,14 +15,11 @@ class Classification:
     """Cross-entropy of the model's logits. Metrics: `accuracy`.
 
     Images without a label do not count; a mixed pair counts only if both images have one.
-
-    Attributes:
-      loss: softmax or sigmoid cross-entropy, with label smoothing.
-      mixing: mixup and CutMix, of pairs of the whole batch.
     """
 
+    # Softmax or sigmoid cross-entropy, with label smoothing.
     loss: Loss = dataclasses.field(default_factory=lambda: Loss("softmax"))
-    mixing: Mixing = dataclasses.field(default_factory=Mixing)
+    mixing: Mixing = dataclasses.field(default_factory=Mixing)  # mixup and CutMix, of pairs of the whole batch
 
     def prepare(self, batch: Batch, rng: jax.Array) -> Examples:
         """Draws the share of each pixel that is mixed in, and finds each image's partner."""

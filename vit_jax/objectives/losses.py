@@ -70,16 +70,12 @@ LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 class Loss:
     """A loss by name, one of `LOSSES`. A call with logits `[batch, num_classes]` and labels returns losses `[batch]`.
 
-    Attributes:
-      name: "softmax" or "sigmoid".
-      label_smoothing: share of the target to spread evenly over all classes.
-
     Raises:
       UserError: unknown loss.
     """
 
-    name: str
-    label_smoothing: float = 0.0
+    name: str  # "softmax" or "sigmoid"
+    label_smoothing: float = 0.0  # share of the target to spread evenly over all classes
 
     def __post_init__(self) -> None:
         if self.name not in LOSSES:

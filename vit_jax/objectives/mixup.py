@@ -17,13 +17,11 @@ class Mixing:
 
     AugReg uses mixup (Steiner et al., 2021, section 3.3), BiT mixup with alpha 0.1, DeiT mixup 0.8 or CutMix 1.0 with
     equal probability.
-
-    Attributes:
-      mixup_alpha: parameter of the symmetric beta distribution of mixup's share (Zhang et al., 2018); 0 for no mixup.
-      cutmix_alpha: the same for the area of the image that CutMix keeps (Yun et al., 2019); 0 for no CutMix.
     """
 
+    # Parameter of the symmetric beta distribution of mixup's share (Zhang et al., 2018); 0 for no mixup.
     mixup_alpha: float = 0.0
+    # The same for the area of the image that CutMix keeps (Yun et al., 2019); 0 for no CutMix.
     cutmix_alpha: float = 0.0
 
     def __post_init__(self) -> None:
