@@ -57,9 +57,9 @@ _NUM_DEVICES = flags.DEFINE_integer(
 )
 _ADVISE = flags.DEFINE_bool("advise", True, "For a row that does not fit, search a change that makes it fit.")
 _PRICE = flags.DEFINE_float(
-    "price_per_core_hour", None, "Price of a TensorCore, or GPU, an hour, in any currency.", lower_bound=0.0
+    "price_per_core_hour", None, "Price per hour of a TensorCore or GPU, in any currency.", lower_bound=0.0
 )
-_TIMEOUT_MINUTES = flags.DEFINE_float("timeout_minutes", 10.0, "Limit for a compilation.", lower_bound=0.0)
+_TIMEOUT_MINUTES = flags.DEFINE_float("timeout_minutes", 10.0, "Time limit of a compilation.", lower_bound=0.0)
 _DCN = flags.DEFINE_float(
     "dcn_gigabits",
     None,
@@ -112,7 +112,7 @@ def _check_flags() -> None:
         if flag.value is not None and not (math.isfinite(flag.value) and (flag is _PRICE or flag.value > 0)):
             raise UserError(f"--{flag.name}={flag.value:g} must be a number above 0.")
     if _DCN.value is not None and all(normalise(name)[0].isalpha() for name in _TOPOLOGY.value):
-        raise UserError("--dcn_gigabits is of the network between slices: give several, such as --topology=2xv5e-256.")
+        raise UserError("--dcn_gigabits is for the network between slices: give several, such as --topology=2xv5e-256.")
     if _JSON.value and not pathlib.Path(_JSON.value).absolute().parent.is_dir():
         raise UserError(f"--json={_JSON.value}: there is no such folder.")
 

@@ -1,4 +1,4 @@
-"""A plan as text for the terminal."""
+"""Formats a plan for the terminal."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -64,7 +64,7 @@ _ALWAYS = ("topology", "cores", "batch", "fits", "in all / usable")
 
 
 def format_table(rows: Sequence[PlanRow]) -> str:
-    """One line a row; leaves out columns with only missing or default values."""
+    """Formats one line per row, without columns that have only missing or default values."""
     columns = []
     for heading, cell in _COLUMNS:
         cells = [cell(row) for row in rows]
