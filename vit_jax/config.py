@@ -1,7 +1,7 @@
-"""Every field of a config, with its default and the values it takes.
+"""Every field of a config, with its default and its allowed values.
 
-A config file starts from `base_config()` and assigns what it changes. Unknown fields are refused with the nearest known
-one. `check_fields` compares every field with `CHECKS`, which has an entry for each.
+A config file starts from `base_config()` and assigns what it changes. An unknown field is an error that suggests the
+nearest known one. `check_fields` compares every field with its entry in `CHECKS`.
 """
 
 import re
@@ -21,33 +21,33 @@ from vit_jax.field_checks import Check, Number, Several, Value
 
 
 def base_config() -> ConfigDict:
-    """All fields. `placeholder(type)` is None until assigned."""
+    """Returns all fields. `placeholder(type)` is None until assigned."""
     config = ConfigDict()
     config.seed = 0
 
-    # Pre-trained weights to begin with: name of a released checkpoint, a file, a folder, an address, or the workdir of
-    # a run (docs/weights.md). The head begins anew, position embeddings are interpolated to the image size, and fields
-    # of the model that are None are as the weights have them.
+    # Pre-trained weights: name of a released checkpoint, a file, a folder, an address, or the workdir of a run
+    # (docs/weights.md). The head is new, position embeddings are interpolated to the image size, and the weights set
+    # the fields of the model that are None.
     config.weights = placeholder(str)
-    config.keep_head = False  # take over the head of the weights as well: for the same classes
-    # Patterns of names of the parameters that are trained, found anywhere in them; all others stay. (): all are
-    # trained; ("^head/",) is a linear probe.
+    config.keep_head = False  # keep the head of the weights, for the same classes
+    # Patterns, matched anywhere in the names of parameters; only these are trained. (): all are; ("^head/",) is a
+    # linear probe.
     config.train_only = ()
 
     config.model = ConfigDict()
-    config.model.name = "ViT-B/16"  # see vit_jax.models.list_models(); None: as the weights say
-    config.model.num_classes = placeholder(int)  # None: as many as the data set has
-    config.model.num_layers = placeholder(int)  # these four: None: as the model's name says
+    config.model.name = "ViT-B/16"  # see vit_jax.models.list_models(); None: that of the weights
+    config.model.num_classes = placeholder(int)  # None: the data set's number
+    config.model.num_layers = placeholder(int)  # these four: None: by the model's name
     config.model.hidden_dim = placeholder(int)
     config.model.mlp_dim = placeholder(int)
     config.model.num_heads = placeholder(int)
-    config.model.stages = placeholder(tuple)  # of a ResNet: units of each stage; None: as the model's name says
+    config.model.stages = placeholder(tuple)  # of a ResNet: units of each stage; None: by the model's name
     config.model.root_padding = placeholder(str)  # of a ResNet: "zeros" (the default); "lowest", as big_vision's BiT
     config.model.pool = placeholder(
         str
     )  # "cls" (the default): class token; "gap": mean of all tokens; "map": attention
-    # What tells tokens where they are, "learned_1d" (the default), "learned_2d", "relative", "sincos_2d" or "none", and
-    # where it is added, "stem" (the default), "every_layer" or "shared" (table 8).
+    # The position embedding, "learned_1d" (the default), "learned_2d", "relative", "sincos_2d" or "none", and where it
+    # is added, "stem" (the default), "every_layer" or "shared" (table 8).
     config.model.position_embedding = placeholder(str)
     config.model.position_embedding_at = placeholder(str)
     config.model.pre_logits = placeholder(bool)  # hidden tanh layer of the pre-training head; none by default
@@ -65,38 +65,40 @@ def base_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.dataset = "digits"  # "digits", "tfds:<name>", or a path or pattern of files: see docs/data_sets.md
-    config.data.mixture = ()  # of (data set, weight): train on these instead; each has train_split
+    config.data.mixture = ()  # pairs (data set, weight) to train on instead; each has train_split
     config.data.train_split = "train"  # slices as in TFDS: "train[:99%]"
     config.data.eval_split = placeholder(str)  # None: no evaluation
     config.data.eval_labels = placeholder(str)  # path of real.json: evaluate against the ReaL labels of ImageNet
     config.data.image_key = placeholder(str)  # these two: features of records, where they are not the usual
     config.data.label_key = placeholder(str)
-    config.data.max_labels = placeholder(int)  # most labels an image has; None: as the data set says, else 1
+    config.data.max_labels = placeholder(int)  # largest number of labels of an image; None: the data set's, else 1
     config.data.image_size = 224  # pixels
-    # Whether images are turned as their EXIF says. None: those of folders and zip files are, those in records are not,
-    # as in TensorFlow (docs/images.md).
+    # Whether to turn images as their EXIF says. None: those in folders and zip files, but not those in records, as in
+    # TensorFlow (docs/images.md).
     config.data.exif_orientation = placeholder(bool)
     config.data.inception_crop = True  # random crop of random area and aspect ratio
-    config.data.crop_min_area = 0.05  # smallest share of the image a crop shows
+    config.data.crop_min_area = 0.05  # smallest share of the image in a crop
     config.data.random_crop_from = placeholder(int)  # resize to a square of this side, crop at random; not Inception's
     config.data.flip = True
     config.data.resize = "bilinear"  # "bilinear" (without antialiasing, as the paper), "area" or "bicubic"
-    config.data.randaugment_layers = 0  # RandAugment: operations an image; 0 for none (AugReg, DeiT: 2)
-    config.data.randaugment_magnitude = 15.0  # AugReg: 0, 10, 15 or 20, see data.augment.AUGREG; DeiT: 9
+    config.data.randaugment_layers = 0  # RandAugment: operations per image; 0 for none (AugReg, DeiT: 2)
+    config.data.randaugment_magnitude = 15.0  # AugReg: 0, 10, 15 or 20, see randaugment.AUGREG; DeiT: 9
     config.data.randaugment_magnitude_std = 0.0  # DeiT: 0.5
-    config.data.randaugment_operations = "tensorflow"  # AugReg's; DeiT: "timm". Made for some 224 pixels
+    config.data.randaugment_operations = "tensorflow"  # AugReg's; DeiT: "timm". Made for about 224 pixels
     config.data.eval_resize_small = placeholder(int)  # resize the shorter side, crop the centre; None: resize to square
-    config.data.eval_resize = "bilinear"  # as resize
+    config.data.eval_resize = "bilinear"  # see resize
     config.data.expected_train_images = placeholder(int)  # checked against the data set; lets a plan do without it
-    config.data.expected_within = 0.0  # share of them by which the data set may differ
-    config.data.how_to_prepare = ""  # told when the data set is missing
-    config.data.num_threads = placeholder(int)  # that decode, in each worker process if there are; None: all cores
-    config.data.num_workers = 0  # worker processes, for hosts with more than some 15 cores; 0: none
+    config.data.expected_within = 0.0  # relative difference that is allowed
+    config.data.how_to_prepare = ""  # shown when the data set is missing
+    config.data.num_threads = placeholder(
+        int
+    )  # decoding threads, in each worker process if there are any; None: all cores
+    config.data.num_workers = 0  # worker processes, for hosts with more than about 15 cores; 0: none
     config.data.prefetch = 2  # batches
-    config.data.max_bad_records = 0  # images that may be left out because they cannot be read, before it is an error
+    config.data.max_bad_records = 0  # number of unreadable images to skip; more are an error
 
     config.batch_size = 4096  # images in a step, over all devices
-    config.accumulation_steps = 1  # parts that a batch is computed in
+    config.accumulation_steps = 1  # number of parts in which a batch is computed
     config.epochs = placeholder(float)  # length of the run: set one of epochs, steps and images
     config.steps = placeholder(int)
     config.images = placeholder(int)
@@ -118,20 +120,20 @@ def base_config() -> ConfigDict:
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999  # Lion's authors use 0.99
     config.optimizer.eps = 1e-8  # usual for LAMB: 1e-6
-    config.optimizer.layer_decay = placeholder(float)  # learning rate of a layer over that of the one above
+    config.optimizer.layer_decay = placeholder(float)  # learning rate of a layer relative to the layer above
     config.optimizer.momentum = 0.9  # of SGD and Muon (whose authors use 0.95)
     config.optimizer.momentum_dtype = "float32"  # of the momentum, or the first moment
 
-    config.polyak_decay = placeholder(float)  # of the average of the parameters that is evaluated; the paper: 0.9999
+    config.polyak_decay = placeholder(float)  # evaluate an average of the parameters; the paper: 0.9999
 
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices along which the batch is split; -1: all there are, divided by the other axis
+    config.mesh.data = -1  # devices over which the batch is split; -1: all devices, divided by the other axis
     config.mesh.model = 1  # devices that share each layer's heads and hidden units (sharding "fsdp+tensor")
     config.sharding = "replicated"  # "replicated", "fsdp" or "fsdp+tensor": see docs/sharding.md
-    config.sharding_rules = ()  # of (pattern of parameter names, axes), before the preset's
-    config.rng = "threefry2x32"  # of dropout and mixing; "rbg" is faster on TPU, but depends on the number of devices
+    config.sharding_rules = ()  # pairs (pattern of parameter names, axes), before the preset's
+    config.rng = "threefry2x32"  # for dropout and mixing; "rbg" is faster on TPU, but depends on the number of devices
 
-    config.compiler_options = ()  # of XLA for the training step, pairs of name and value: docs/tpu_speed.md
+    config.compiler_options = ()  # XLA's options for the training step, pairs (name, value): docs/tpu_speed.md
 
     # Evaluations by name: each entry has a type, every_steps (None: at the end only), and the fields of its type
     # (vit_jax/evaluators/registry.py). Every config has entries for data.eval_split ("eval_split"), ImageNet's other
@@ -141,15 +143,15 @@ def base_config() -> ConfigDict:
     config.log_every_steps = 50
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000
-    config.checkpoint.keep = 2  # newest ones
-    config.checkpoint.keep_best = True  # also the best parameters
-    # The metric that tells the best parameters, more being better; None: the accuracy on data.eval_split. Such as
-    # "fewshot/cifar10/pre_logits/5shot".
+    config.checkpoint.keep = 2  # number of newest checkpoints to keep
+    config.checkpoint.keep_best = True  # keep the best parameters too
+    # The metric to maximise for the best parameters, such as "fewshot/cifar10/pre_logits/5shot"; None: the accuracy on
+    # data.eval_split.
     config.checkpoint.best_metric = placeholder(str)
 
-    config.watchdog_seconds = 1800.0  # a step that takes longer hangs: its stacks are written, the run ends; 0: never
+    config.watchdog_seconds = 1800.0  # a longer step counts as hung: stacks are written, the run ends; 0: never
     config.profile = ConfigDict()
-    config.profile.first_step = placeholder(int)  # of a trace for docs/profiling.md; None: no trace
+    config.profile.first_step = placeholder(int)  # of a profile (docs/profiling.md); None: no profile
     config.profile.num_steps = 5
 
     config.lock()
@@ -170,7 +172,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# Fields that earlier versions called otherwise: their present names.
+# Fields renamed since earlier versions, with their present names.
 _RENAMED = {
     "eval_every_steps": ("evals.eval_split.every_steps",),
     "variants.every_steps": tuple(f"evals.{name}.every_steps" for name in IMAGENET_TEST_SETS),
@@ -188,7 +190,7 @@ LENGTHS = ("epochs", "steps", "images")
 
 
 def set_length(config: ConfigDict, assigned: Collection[str]) -> None:
-    """Unsets the other lengths of the run where overrides set one of `epochs`, `steps` and `images`.
+    """Unsets the other lengths of the run if overrides set one of `epochs`, `steps` and `images`.
 
     `assigned` are the names of the fields that were overridden with a value other than None.
 
@@ -216,10 +218,10 @@ def _field_types(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, ty
             yield prefix + name, config.get_type(name)
 
 
-# What fields of a type take. Names, patterns and pairs are checked where they are used.
+# Allowed values of fields by type. Names, patterns and pairs are checked where they are used.
 _BY_TYPE = {bool: checks.FLAG, str: checks.TEXT, tuple: checks.ANY_TUPLE}
 
-# Limits of lengths, sizes and counts are far above what anyone uses: they catch typos before these fill the memory.
+# Limits of lengths, sizes and counts are far above real use: they catch typos before these fill the memory.
 _RANGES: dict[str, Check] = {
     **dict.fromkeys(("seed", "optimizer.warmup_steps"), checks.COUNT),
     **dict.fromkeys(("steps", "log_every_steps", "checkpoint.every_steps"), checks.STEPS),
@@ -239,7 +241,7 @@ _RANGES: dict[str, Check] = {
     "model.num_layers": checks.LAYERS,
     "model.stages": Several(checks.LAYERS, at_least=1),
     "model.head_bias": Number(-checks.MOST_FLOAT),
-    # Metrics of training and of time bear these prefixes.
+    # Metrics of training and of time have these prefixes.
     "data.eval_split": Value(
         "a split of another name than 'train' or 'time', such as 'train[:1%]'",
         lambda value: isinstance(value, str) and value not in ("train", "time"),
@@ -289,7 +291,7 @@ def check_fields(config: ConfigDict) -> None:
     """Checks the type and range of each field, and the fields that limit each other.
 
     Raises:
-      UserError: names the field, its value, the values it takes, and what to type.
+      UserError: a wrong value; the message has the field, its value, the allowed values, and what to type.
     """
     for name, value, default, check in checked_fields(config):
         if value is None:
@@ -310,14 +312,14 @@ def check_fields(config: ConfigDict) -> None:
 
 
 def parse_config_string(string: str | None, **defaults: Any) -> ConfigDict:
-    r"""Reads what follows the colon of `--config=configs/x.py:key=value,...`.
+    r"""Reads the arguments after the colon of `--config=configs/x.py:key=value,...`.
 
-    A comma within a value is protected by a backslash (`dataset=/data/cats\, dogs`) or by quotes around the value
+    Protect a comma within a value by a backslash (`dataset=/data/cats\, dogs`) or by quotes around the value
     (`dataset="/data/cats, dogs"`).
 
     Args:
       string: `key=value` pairs, comma-separated; None or "" for none.
-      **defaults: the keys there are; a value is read as its default's type.
+      **defaults: the known keys; a value is read as its default's type.
 
     Returns:
       A value for each key.

@@ -1,4 +1,4 @@
-"""Text for terminals and files: durations, sizes, names, tables and progress. Imports nothing slow."""
+"""Text for terminals and files: durations, sizes, names, tables and progress. Imports only fast modules."""
 
 import contextlib
 import datetime
@@ -43,11 +43,11 @@ def format_bytes(count: float) -> str:
     return f"{count / 1000:.1f} TB"
 
 
-# ---- Names of files and classes, as text that every terminal, file and picture can take.
+# ---- Names of files and classes, as text for any terminal, file and picture.
 
 
 def show_name(name: str) -> str:
-    r"""Escapes what cannot be shown: bytes that are not UTF-8 ("caf\xe9.jpg"), control characters, line breaks.
+    r"""Escapes unprintable characters: bytes that are not UTF-8 ("caf\xe9.jpg"), control characters, line breaks.
 
     Python represents bytes of file names that are not UTF-8 as surrogates, which can neither be printed nor encoded.
     """
@@ -64,7 +64,7 @@ def _escape(character: str) -> str:
 
 
 def show_names(names: Sequence[str], limit: int = 5) -> str:
-    """Names in quotes with commas between them; counts those beyond `limit`."""
+    """Formats quoted names, separated by commas; counts those beyond `limit`."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(f"'{show_name(name)}'" for name in names[:limit]) + rest
 
@@ -86,7 +86,7 @@ def encode_text(text: str) -> bytes:
 
 
 def print_any_text() -> None:
-    """Makes stdout and stderr escape what their encoding cannot represent, instead of raising. For commands."""
+    """Makes stdout and stderr escape unencodable characters instead of raising. For commands."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError, io.UnsupportedOperation):  # replaced, or closed
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -118,14 +118,14 @@ def run_command(main: Callable[[list[str]], object]) -> NoReturn:
 
 
 def lost_reader() -> bool:
-    """Whether nobody can read stdout any more."""
+    """Whether stdout has lost its reader."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def wrap_parts(parts: Sequence[str], *, columns: int = 111, indent: int = 0) -> str:
-    """Joins parts by two spaces, in lines of at most so many columns: with the time of a log line, 120.
+    """Joins parts by two spaces into lines of at most `columns` (a log line with its time then has 120).
 
     Args:
       parts: the texts.
@@ -150,11 +150,11 @@ def format_table(
     """Formats an aligned table, which reads well in a terminal too.
 
     Args:
-      headings: of the columns.
-      rows: as many cells each, shown as `str` and `show_name` give them.
+      headings: headings of the columns.
+      rows: their cells, shown by `str` and `show_name`.
       num_left: number of columns that are aligned to the left; the others are aligned to the right. None: columns of
         numbers are aligned to the right.
-      markdown: with the lines of a markdown table; otherwise with spaces between the columns.
+      markdown: whether to draw the lines of a markdown table; otherwise, spaces separate the columns.
 
     Returns:
       lines of any length, without a line break at the end.
@@ -193,10 +193,10 @@ def _print_to_stderr(line: str) -> None:
 
 
 class Progress:
-    """Shows how far long work is, its rate and the time left.
+    """Shows the progress of long work, its rate and the time left.
 
-    In terminals and notebooks it is a bar, which appears after a second and disappears at the end; elsewhere a line now
-    and then. A context manager.
+    In terminals and notebooks, a bar that appears after a second and disappears at the end; elsewhere, a line from time
+    to time. A context manager.
 
         with Progress("hash", total=len(paths)) as progress:
             for path in paths:
@@ -218,13 +218,13 @@ class Progress:
         """Starts the clock.
 
         Args:
-          what: is being done, such as "scan".
-          total: amount of work; None: not known.
-          unit: of the work that `add` counts: "images" or "bytes".
+          what: name of the work, such as "scan".
+          total: amount of work; None: unknown.
+          unit: unit of the work that `add` counts: "images" or "bytes".
           done: the part of `total` that an earlier start did.
-          bar: whether to show a bar where that is possible; False where results are printed to the same terminal.
+          bar: whether to show a bar if possible; False if results are printed to the same terminal.
           every_seconds: time between lines.
-          report: takes lines.
+          report: called with each line.
         """
         self._what, self._total, self._unit = what, total, unit
         self._first = self._done = done
@@ -241,7 +241,7 @@ class Progress:
             self._bar.stop()
 
     def add(self, count: float = 1, done: float | None = None) -> None:
-        """Counts work in the unit; `done` is the part of `total` done by now, where that has another unit."""
+        """Counts work in `unit`; `done` is the part of `total` done so far, if `total` has another unit."""
         self._count += count
         self._done = self._done + count if done is None else done
         elapsed = time.monotonic() - self._start
@@ -279,7 +279,7 @@ class Progress:
 
 
 class SizedIterable(Protocol[T_co]):
-    """Can be iterated, again and again, and has a length."""
+    """Can be iterated repeatedly, and has a length."""
 
     def __len__(self) -> int: ...
 
@@ -287,7 +287,7 @@ class SizedIterable(Protocol[T_co]):
 
 
 class Tracked(Generic[T]):
-    """Batches that show their progress while they are iterated. Can be iterated again."""
+    """Batches that show their progress during iteration. Can be iterated repeatedly."""
 
     def __init__(
         self,
@@ -301,11 +301,11 @@ class Tracked(Generic[T]):
         """Wraps the batches.
 
         Args:
-          batches: what is iterated.
-          what: names it on the terminal and in the log.
+          batches: the batches.
+          what: name on the terminal and in the log.
           batch_size: images in a batch.
           every_seconds: time between lines in the log.
-          before_each: is called before each batch; may raise to end the iteration.
+          before_each: called before each batch; may raise to end the iteration.
         """
         self._batches, self._what, self._batch_size = batches, what, batch_size
         self._before_each, self._every_seconds = before_each, every_seconds
@@ -339,7 +339,7 @@ def _can_show_bars() -> bool:
 
 
 class _Bar:
-    """A bar that disappears at its end. Lines that are logged or printed to stderr meanwhile stay whole."""
+    """A bar that disappears at its end. Lines logged or printed to stderr meanwhile stay intact."""
 
     def __init__(self, what: str, total: float | None):
         self._what, self._total = what, total
@@ -356,7 +356,7 @@ class _Bar:
 
         class OurConsole(Console):
             def show_cursor(self, show: bool = True) -> bool:
-                return False  # a process that is killed would leave the terminal without a cursor
+                return False  # a killed process would leave the terminal without a cursor
 
         self._console = OurConsole(stderr=True)
         columns = [TextColumn("{task.fields[what]}", markup=False), BarColumn(20)]

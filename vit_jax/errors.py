@@ -3,25 +3,25 @@
 import difflib
 from collections.abc import Iterable
 
-_SHOWN = 40  # names; of more an error lists the nearest
+_SHOWN = 40  # names; if there are more, an error lists only the nearest
 
 
 class UserError(ValueError):
-    """A mistake the user can mend. `vit_jax.main` prints its message without a traceback."""
+    """A mistake that the user can fix. `vit_jax.main` prints its message without a traceback."""
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> UserError:
-    """The error for a name that does not exist, with the nearest one that does.
+    """Makes the error for an unknown name, which suggests the nearest known one.
 
     Args:
-      kind: what the name is of, e.g. "model".
-      given: the name that was asked for.
-      known: the names that exist.
+      kind: kind of the name, such as "model".
+      given: the unknown name.
+      known: the known names.
     """
     known, given = sorted(known), str(given)
     lowered = {name.lower() for name in known}
     nearest = difflib.get_close_matches(given.lower(), lowered, n=1, cutoff=0.0)
-    # Of names that differ in case alone, such as "ViT-B/16" and "ViT-b/16", the one that keeps to the given case.
+    # Among names that differ only in case, such as "ViT-B/16" and "ViT-b/16", prefers the given case.
     same = difflib.get_close_matches(given, [name for name in known if name.lower() in nearest], n=1, cutoff=0.0)
     hint = f" Did you mean {same[0]!r}?" if same else ""
     shown = ", ".join(known)

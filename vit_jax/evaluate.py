@@ -1,4 +1,4 @@
-"""Evaluation without training: of parameters in any format, on everything that a config evaluates."""
+"""Evaluates parameters in any format, without training, with all evaluations of a config."""
 
 import datetime
 import json
@@ -29,12 +29,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates the run in a workdir, if there is one, or else `config.weights`.
 
-    With several processes (`processes.initialize`) all must call it alike.
+    With several processes (`processes.initialize`), all must call it with the same arguments.
 
     Args:
       config: see `vit_jax.config.base_config`; only the fields of model, data and evaluations count.
-      path: a workdir, for `evaluation.json`; None: nothing is written.
-      allow_data_change: evaluate on today's data even if they have changed since a run was trained.
+      path: a workdir, for `evaluation.json`; None: write nothing.
+      allow_data_change: evaluate on the current data even if they have changed since training.
 
     Returns:
       "weights", "model", "model_fields" (as in a run's model.json), "image_size", "parameters", "time", "devices",
@@ -77,9 +77,9 @@ def evaluate(
 
 
 def weights_to_evaluate(weights: str | None, path: AnyPath | None) -> str:
-    """Returns where to load the parameters to evaluate from: the run in a workdir, or else `config.weights`.
+    """Returns the weights to evaluate: the run in a workdir, or else `config.weights`.
 
-    The command that trained a run may also evaluate it: its weights are then those that the run began with.
+    The command that trained a run may also evaluate it; `config.weights` are then the run's initial weights.
     """
     if path is None or not (path / "starts.jsonl").is_file():
         if not weights and not path:

@@ -1,4 +1,4 @@
-"""Checks for the fields of a config: each accepts or refuses a value, and says in words what it expects."""
+"""Checks for the fields of a config: each accepts or refuses a value, and describes what it expects."""
 
 import dataclasses
 import numbers
@@ -67,7 +67,7 @@ class Number:
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """A check by a function; see `Check`."""
+    """A check that calls a function; see `Check`."""
 
     expected: str
     accepts: Callable[[Any], bool]

@@ -1,4 +1,4 @@
-"""Paths, regular files, atomic writes, locks, free space and the cache folder. Imports nothing slow.
+"""Paths, regular files, atomic writes, locks, free space and the cache folder. Imports only fast modules.
 
 Environment variable:
 
@@ -43,10 +43,10 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 def parse_path(path: str | os.PathLike[str]) -> AnyPath:
-    """The path of a folder or file: on a disk, where `~` is the home folder, or `gs://bucket/folder`.
+    """Makes the path of a folder or file: on a disk (`~` is the home folder), or `gs://bucket/folder`.
 
     Raises:
-      UserError: it is in another kind of store, or gcsfs, which reads and writes buckets, is not installed.
+      UserError: it is in another kind of store, or gcsfs, which accesses buckets, is not installed.
     """
     path = str(path)
     if path.startswith("gs:/") and not path.startswith("gs://"):
@@ -59,7 +59,7 @@ def parse_path(path: str | os.PathLike[str]) -> AnyPath:
             raise UserError(f"cannot use {path!r} as a folder: {error}") from error
     if scheme != "gs" or not rest.strip("/"):
         raise UserError(f"cannot use {path!r} as a workdir: expected a folder, or gs://bucket/folder.")
-    # Otherwise etils imports TensorFlow for gs:// wherever it is installed.
+    # Otherwise etils imports TensorFlow for gs:// if it is installed.
     os.environ["EPATH_USE_TF"] = "false"
     try:
         import fsspec
@@ -67,7 +67,7 @@ def parse_path(path: str | os.PathLike[str]) -> AnyPath:
         from etils import epath
     except ImportError as error:
         raise UserError(f"{path} needs gcsfs ({error}); pip install --editable '.[gcs]'") from error
-    # gcsfs would remember listings for ever, although TensorStore writes beside it.
+    # gcsfs would cache listings forever, although TensorStore writes to the bucket too.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(path.rstrip("/"))
 
@@ -84,18 +84,18 @@ def cache_folder(kind: str) -> pathlib.Path:
     return pathlib.Path(folder, kind).expanduser()
 
 
-# ---- Regular files. Opening a FIFO would block for ever, and a device such as /dev/zero never ends.
+# ---- Regular files. Opening a FIFO would block forever, and a device such as /dev/zero never ends.
 
 
 def stat_regular(path: str | os.PathLike[str]) -> os.stat_result:
-    """The status of a regular file, links followed; `OSError` if it does not exist or is a folder, FIFO or device."""
+    """The status of a regular file, following links; `OSError` if it does not exist or is a folder, FIFO or device."""
     status = os.stat(path)
     _check_regular(status.st_mode)
     return status
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
-    """Opens a regular file for reading; returns its descriptor. Raises `OSError` as `stat_regular` does."""
+    """Opens a regular file for reading; returns its descriptor. Raises `OSError` like `stat_regular`."""
     stat_regular(path)
     # O_NONBLOCK: it may have become a FIFO since.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -108,15 +108,15 @@ def open_regular(path: str | os.PathLike[str]) -> int:
 
 
 def read_regular(path: str | os.PathLike[str], most: int, start: int | None = None) -> bytes:
-    """Reads a regular file whole, or its first `start` bytes.
+    """Reads a whole regular file, or its first `start` bytes.
 
     Args:
       path: of the file.
-      most: bytes; a larger file is refused.
+      most: largest size in bytes; a larger file is an error.
       start: number of bytes to read; None: all.
 
     Raises:
-      OSError: it does not exist, is too large, or as of `stat_regular`.
+      OSError: it does not exist, is too large, or as in `stat_regular`.
     """
     with os.fdopen(open_regular(path), "rb", buffering=0) as file:
         if start is not None:
@@ -127,7 +127,7 @@ def read_regular(path: str | os.PathLike[str], most: int, start: int | None = No
 
 
 def read_text_lines(path: pathlib.Path, most: int = 2**26) -> list[str]:
-    """The lines of a UTF-8 text file, with or without a byte order mark; `OSError` or `ValueError` if it is none."""
+    """The lines of a UTF-8 text file, with or without a byte order mark; else `OSError` or `ValueError`."""
     content = read_regular(path, most)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("it is UTF-16: save it as UTF-8")
@@ -144,7 +144,7 @@ def _check_regular(mode: int) -> None:
 
 
 def sync(path: pathlib.Path) -> None:
-    """Waits until a file, or the list of a folder's entries, is on the disk."""
+    """Waits until a file, or a folder's list of entries, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -162,10 +162,10 @@ def replace_whole(temporary: pathlib.Path, path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary path to write to, whose file replaces `path` when the block ends. Creates the folder.
+    """Yields a temporary path to write to; its file replaces `path` when the block ends. Creates the folder.
 
     Raises:
-      UserError: it could not be written; `path` is as it was.
+      UserError: it could not be written; `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -181,7 +181,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_atomically(path: AnyPath | str, content: str | bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, whole. Creates the folder.
+    """Writes a file so that readers see the complete old or new content. Creates the folder.
 
     Raises:
       UserError: it could not be written.
@@ -193,7 +193,7 @@ def write_atomically(path: AnyPath | str, content: str | bytes) -> None:
             temporary.write_bytes(data)
         return
     try:
-        path.write_bytes(data)  # an object exists when all of it does
+        path.write_bytes(data)  # an object in a bucket appears only when complete
     except Exception as error:  # gcsfs, aiohttp and google.auth have no common error
         raise UserError(
             f"cannot write {path}: {type(error).__name__}: {error}. Fix the cause and rerun the same command to resume "
@@ -202,11 +202,11 @@ def write_atomically(path: AnyPath | str, content: str | bytes) -> None:
 
 
 def delete_left_over(folder: pathlib.Path, *patterns: str) -> None:
-    """Deletes temporary files that a killed process left: those last written over a minute ago.
+    """Deletes a killed process's temporary files: those last written over a minute ago.
 
     Args:
-      folder: where they are; it need not exist.
-      *patterns: as of `pathlib.Path.glob`, such as ".config.json.*.tmp".
+      folder: their folder, which need not exist.
+      *patterns: patterns for `pathlib.Path.glob`, such as ".config.json.*.tmp".
     """
     for pattern in patterns:
         for path in folder.glob(pattern):
@@ -220,12 +220,12 @@ def delete_left_over(folder: pathlib.Path, *patterns: str) -> None:
 
 @contextlib.contextmanager
 def lock(path: pathlib.Path, message: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Holds a file lock, which ends with the process, however that ends. The lock file stays.
+    """Holds a file lock, which ends with the process even if it is killed. The lock file stays.
 
     Args:
-      path: of the lock file. It and its folder are created.
-      message: of the error if another process holds the lock.
-      on_wait: is called before waiting for the other process; None: raise instead of waiting.
+      path: the lock file. It and its folder are created.
+      message: the error message if another process holds the lock.
+      on_wait: called before waiting for the other process; None: raise instead of waiting.
 
     Raises:
       UserError: another process holds the lock, or the lock file cannot be written.

@@ -1,4 +1,4 @@
-"""The flags that commands with a --config share, their --help, and one message for each mistake."""
+"""Flags shared by commands with --config, their --help, and one message for each mistake."""
 
 import re
 import sys
@@ -18,7 +18,7 @@ _COLUMNS = 100
 
 
 def define_config() -> flags.FlagHolder[ConfigDict]:
-    """Defines --config and --config.<field>; once in a process."""
+    """Defines --config and --config.<field>; call it once in a process."""
     return config_flags.DEFINE_config_file(
         "config", None, "Config file, such as configs/quickstart.py; its arguments follow a colon.", lock_config=True
     )
@@ -102,7 +102,7 @@ def _describe(flag: flags.Flag) -> tuple[str, str]:
 
 
 def _clear(config: ConfigDict, field: str) -> None:
-    """Sets a field to None, which its own parser would take for text or refuse; removes an entry of `evals`."""
+    """Sets a field to None, which its parser would read as text or refuse; or removes an entry of `evals`."""
     *path, name = field.split(".")
     for each in path:
         config = config[each]
@@ -117,7 +117,7 @@ def _clear(config: ConfigDict, field: str) -> None:
 
 
 def report(error: Exception) -> int:
-    """Prints an error for people; returns the exit status."""
+    """Prints an error; returns the exit status."""
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if nearest := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message):  # from ml_collections
         message = f"unknown config field {nearest[2]!r}. Did you mean {nearest[1]!r}?"

@@ -1,7 +1,7 @@
-"""Reads JSON that others wrote or a disk damaged: bounded and strict, with errors that name file and field.
+"""Reads JSON from other programs or damaged disks: bounded and strict, with errors that name file and field.
 
 `json.loads` alone raises `RecursionError` for deep nesting, takes `NaN` and `1e999` for numbers, keeps the last of two
-equal keys, and says nothing about types. Here every fault is a `JsonError`, which is a `UserError`.
+equal keys, and says nothing about types. Here, every fault is a `JsonError`, which is a `UserError`.
 
     fields = Fields(read_object(path), str(path))
     layers = fields.integer("num_hidden_layers", at_least=1, at_most=1000)
@@ -20,14 +20,14 @@ from vit_jax.files import AnyPath
 MAX_BYTES = 16 * 2**20  # of a file; parsed, the worst content takes 25 times as much memory
 MAX_LINE_BYTES = 2**20  # of a line of a JSON-lines file
 _LARGEST = 1.7e308  # what a float holds; a JSON integer may be larger
-MAX_DEPTH = 64  # arrays and objects inside each other; what walks over the result recursively stays safe
+MAX_DEPTH = 64  # nested arrays and objects; recursive code can process the result safely
 
 T = TypeVar("T")
 _REQUIRED: Any = object()
 
 
 class JsonError(UserError):
-    """Text is not the JSON that was expected."""
+    """The text is not the expected JSON."""
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -68,7 +68,7 @@ def parse_json(text: str | bytes, where: object, *, allow_nan: bool = False, max
 
     Args:
       text: str, or bytes in UTF-8 (with or without a byte order mark), UTF-16 or UTF-32.
-      where: what the text is, such as its path; for errors.
+      where: the text's name in errors, such as its path.
       allow_nan: accept `NaN` and `Infinity`, which Python writes although JSON does not have them.
       max_bytes: longest text to parse.
 
@@ -90,10 +90,10 @@ def parse_json(text: str | bytes, where: object, *, allow_nan: bool = False, max
 
 
 def read_json(path: AnyPath, *, allow_nan: bool = False, max_bytes: int = MAX_BYTES) -> Any:
-    """Reads a JSON file; arguments and errors as of `parse_json`.
+    """Reads a JSON file; arguments and errors as in `parse_json`.
 
     Raises:
-      JsonError: it cannot be read, is no regular file, or as of `parse_json`.
+      JsonError: it cannot be read, is not a regular file, or as in `parse_json`.
     """
     try:
         if not path.is_file():  # opening a FIFO would block
@@ -108,12 +108,12 @@ def read_json(path: AnyPath, *, allow_nan: bool = False, max_bytes: int = MAX_BY
 
 
 def parse_object(text: str | bytes, where: object, *, allow_nan: bool = False) -> dict[str, Any]:
-    """Parses JSON that must be an object, `{...}`; arguments and errors as of `parse_json`."""
+    """Parses JSON that must be an object, `{...}`; arguments and errors as in `parse_json`."""
     return _as_object(parse_json(text, where, allow_nan=allow_nan), where)
 
 
 def read_object(path: AnyPath, *, allow_nan: bool = False, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """Reads a JSON file that must be an object, `{...}`; arguments and errors as of `read_json`."""
+    """Reads a JSON file that must be an object, `{...}`; arguments and errors as in `read_json`."""
     return _as_object(read_json(path, allow_nan=allow_nan, max_bytes=max_bytes), path)
 
 
@@ -132,9 +132,9 @@ def read_json_lines(
     """Reads a JSON-lines file of any length, one line at a time.
 
     Args:
-      path: of the file.
-      allow_nan: as of `parse_json`.
-      on_error: called for a line that is not JSON, such as one that a kill cut off; the line is then left out. None
+      path: the file.
+      allow_nan: see `parse_json`.
+      on_error: called for a line that is not JSON, such as one that a kill cut off; the line is then skipped. None
         raises.
 
     Yields:
@@ -168,14 +168,14 @@ def read_json_lines(
 
 
 class Fields:
-    """A JSON object whose fields are asked for by type and range.
+    """A JSON object with methods that read fields by type and range.
 
-    Each method returns the field's value, or `default` where the field is absent or null. Without a default that is an
+    Each method returns the field's value, or `default` if the field is absent or null; without a default, that is an
     error. `limits` of numbers are `at_least`, `at_most` and `above`.
 
     Attributes:
       values: the object.
-      where: what it is, such as its path; for errors.
+      where: its name in errors, such as its path.
     """
 
     def __init__(self, values: Any, where: str):
@@ -186,7 +186,7 @@ class Fields:
         return self.values.get(name) is not None
 
     def error(self, name: str, expected: str) -> JsonError:
-        """The error for a field whose value is not what was expected."""
+        """Makes the error for a field with an unexpected value."""
         given = reprlib.repr(self.values[name]) if name in self.values else "missing"
         return JsonError(f"{self.where}: {name} is {given}; expected {expected}. Correct the file, or fetch it again.")
 

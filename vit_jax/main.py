@@ -7,12 +7,12 @@ A config file may take arguments after a colon, and any of its fields can be set
     python -m vit_jax.main --config=configs/cifar10.py:data=/data/cifar10.zip --workdir=runs/cifar10 \
         --config.optimizer.learning_rate=3e-4 --config.model.name=ViT-S/4
 
-Look before you train: --dry_run prints what would be trained, the recipe, the learning rate along the run, and the
-parameters with those that decay. --dry_run=full adds all fields of the config, and lists every array and how it is
-sharded. Nothing is written.
+Look before you train: --dry_run prints the model, the data, the recipe, the learning rate over the run, and the
+parameters with their weight decay. --dry_run=full adds all fields of the config, and lists every array with its
+sharding. Nothing is written.
 
 Evaluate without training: --mode=eval measures the run in --workdir, or else --config.weights (a released checkpoint,
-a file, the workdir of a run), on everything that the config evaluates. With --dry_run it prints weights, model and
+a file, the workdir of a run), with all evaluations of the config. With --dry_run it prints weights, model and
 data instead.
 
 The same command in the same --workdir resumes exactly where the last start ended. SIGTERM and Ctrl-C save the state and
@@ -58,17 +58,15 @@ _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder (or gs://bucket/folder) for checkpoints, metrics and results.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "train, or eval to only evaluate.")
 _DRY_RUN = define_dry_run()
-_ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-    "allow_config_change", False, "Continue in a workdir that belongs to another config."
-)
+_ALLOW_CONFIG_CHANGE = flags.DEFINE_bool("allow_config_change", False, "Continue a workdir whose config differs.")
 _ALLOW_DATA_CHANGE = flags.DEFINE_bool(
-    "allow_data_change", False, "Evaluate on today's data although they have changed since the run was trained."
+    "allow_data_change", False, "Evaluate on the current data although they have changed since training."
 )
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0; the same for all processes.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 _LOST_AFTER = flags.DEFINE_float(
-    "lost_after_seconds", 60.0, "A process that gives no sign of life for this long is lost."
+    "lost_after_seconds", 60.0, "Time without a heartbeat after which a process counts as lost."
 )
 
 
@@ -93,7 +91,7 @@ def _set_up_logging() -> None:
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout, force=True
     )
     logging.getLogger("vit_jax").setLevel(logging.INFO)
-    logging.raiseExceptions = False  # a run does not need a reader: `| head`
+    logging.raiseExceptions = False  # a run continues without a reader (`| head`)
     # Orbax logs tracebacks of its threads through absl; the errors reach us anyway.
     absl_logging.set_verbosity(absl_logging.FATAL)
 
@@ -130,7 +128,7 @@ def _main() -> int:
 
 
 def _show_run(config: ConfigDict) -> None:
-    """Prints what would be trained; warns if it would be evaluated on what it is trained on."""
+    """Prints what would be trained; warns if training and evaluation share examples."""
     built = build.build(config, allow_missing_data=True)
     make_setup(config, built.model, built.mesh, built.class_names)  # checks the evaluations
     missing: dict[str, str] = {}
@@ -152,7 +150,7 @@ def _run(ledger: Ledger) -> int:
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, lost_after_seconds=_LOST_AFTER.value
     )
     if not processes.is_main_process():
-        logging.getLogger("vit_jax").setLevel(logging.WARNING)  # all log the same
+        logging.getLogger("vit_jax").setLevel(logging.WARNING)  # all processes log the same
     if _MODE.value == "eval":
         result = evaluate(_CONFIG.value, _WORKDIR.value or None, allow_data_change=_ALLOW_DATA_CHANGE.value)
         is_main_process = processes.is_main_process()  # after the shutdown, every process is one

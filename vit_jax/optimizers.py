@@ -84,7 +84,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def is_trained(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Makes a predicate of parameter names: whether one of the patterns is found in a name, or there are no patterns.
+    """Makes a predicate of parameter names: whether a pattern matches a name, or there are no patterns.
 
     Raises:
       UserError: they are not regular expressions.
@@ -103,10 +103,10 @@ def select_parameters(params: Any, patterns: Sequence[str]) -> Any:
 
     Args:
       params: a tree of arrays or shapes.
-      patterns: regular expressions, such as "^head/" for the head alone; none: all parameters are trained.
+      patterns: regular expressions, such as "^head/" for only the head; empty: all parameters are trained.
 
     Returns:
-      The tree with None in the place of parameters that are not trained.
+      The tree with None in place of parameters that are not trained.
 
     Raises:
       UserError: a pattern is not a regular expression, or is found in no name.
@@ -123,14 +123,14 @@ def select_parameters(params: Any, patterns: Sequence[str]) -> Any:
 
 
 def merge_parameters(params: Any, trained: Any) -> Any:
-    """Replaces parameters by those of `trained`, a tree as from `select_parameters`, that are not None."""
+    """Replaces parameters by those in `trained` (from `select_parameters`) that are not None."""
     return jax.tree.map(
         lambda new, old: old if new is None else new, trained, params, is_leaf=lambda leaf: leaf is None
     )
 
 
 def update_average(average: Any, params: Any, decay: float) -> Any:
-    """Updates the Polyak average of the parameters, of which the share `decay` stays."""
+    """Updates the Polyak average of the parameters: decay x average + (1 - decay) x parameters."""
     return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)
 
 
@@ -143,11 +143,11 @@ _ABOVE = re.compile(r"^(head|pre_logits|MAPHead_0|norm_pre_head|(Transformer/)?e
 def layer_scales(params: Any, layer_decay: float) -> Any:
     """Computes the factor on each parameter's learning rate: `layer_decay` to the power of its distance to the head.
 
-    All before the first layer (patch and position embeddings, class token, the ResNet of a hybrid) counts as one layer.
-    So do the head and the norm before it, whose factor is 1. The layers of a ResNet are its units.
+    Everything before the first layer (patch and position embeddings, class token, the ResNet of a hybrid) counts as one
+    layer, and so do the head and the norm before it, with factor 1. The layers of a ResNet are its units.
 
     Args:
-      params: the parameters, or some of them, with None in the place of the others. Only their layers count.
+      params: the parameters, or some of them, with None in place of the others. Only their layers count.
       layer_decay: between 0 and 1.
 
     Returns:
@@ -203,7 +203,7 @@ def _sgd(schedule: optax.ScalarOrSchedule, s: Settings) -> optax.GradientTransfo
 
 
 def _lion(schedule: optax.ScalarOrSchedule, s: Settings) -> optax.GradientTransformation:
-    """Lion (Chen et al., 2023), who use b2 0.99 and, against AdamW, a tenth of the rate and ten times the decay."""
+    """Lion (Chen et al., 2023). Its authors use b2 0.99, a tenth of AdamW's learning rate and ten times its decay."""
     return optax.lion(schedule, s.b1, s.b2, s.momentum_dtype, s.weight_decay, decay_mask)
 
 
@@ -257,7 +257,7 @@ def _muon(schedule: optax.ScalarOrSchedule, s: Settings) -> optax.GradientTransf
         muon_weight_dimension_numbers=matrices,
         consistent_rms=0.2,
     )
-    # Its own weight decay has no mask for the parameters that AdamW updates.
+    # optax's own weight decay for Muon has no mask for the parameters that AdamW updates.
     decay = optax.add_decayed_weights(s.weight_decay, decay_mask)
     return optax.chain(muon, optax.scale(-1.0), decay, optax.scale_by_learning_rate(schedule))
 
@@ -295,9 +295,9 @@ def make_optimizer(
 
     Args:
       name: one of `OPTIMIZERS`.
-      schedule: the learning rate at each step, or one for all.
+      schedule: the learning rate by step, or a constant.
       clip_norm: gradients are scaled down to this global norm; None leaves them as they are.
-      layer_decay: the learning rate of a parameter is times its `layer_scales`; None: it is the same for all.
+      layer_decay: multiplies each parameter's learning rate by its `layer_scales`; None: one rate for all.
       **settings: see `Settings`.
 
     Raises:

@@ -39,7 +39,7 @@ class Predictor:
         probabilities = predictor(predictor.preprocessing(image)[None])
 
     Attributes:
-      weights: of the model.
+      weights: the model's weights.
       preprocessing: maps an image to the model's input.
       batch_size: images per batch, a multiple of the number of devices.
       probabilities: "softmax" or "sigmoid".
@@ -60,7 +60,7 @@ class Predictor:
           weights: from `vit_jax.weights.load`, or its argument: a name, path or address.
           batch_size: images per batch; rounded up to a multiple of the number of devices.
           image_size: side of the square input, in pixels; position embeddings are interpolated. None: the weights' own.
-          dtype: of the computation; "bfloat16" is faster on accelerators.
+          dtype: dtype of the computation; "bfloat16" is faster on accelerators.
           probabilities: "softmax", or "sigmoid" for heads with independent classes; None: as the weights say (the loss
             of the run), or else softmax.
 
@@ -114,7 +114,7 @@ _OTHER_PHOTOS = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".tif", ".tiff", ".d
 
 
 def find_images(places: Sequence[str | os.PathLike[str]]) -> FoundFiles:
-    """Lists the images that files, folders and patterns name, each once, and other files in these folders.
+    """Lists the images of files, folders and patterns, each once, and the other files in these folders.
 
     Raises:
       UserError: a place does not exist or has no images.
@@ -186,7 +186,7 @@ def read_images(
 
 
 def top_classes(probabilities: np.ndarray, k: int, names: Sequence[str] | None) -> list[dict[str, object]]:
-    """Returns label, name (None if unknown) and probability of the k likeliest classes, the likeliest first."""
+    """Returns label, name (None if unknown) and probability of the k likeliest classes, in falling order."""
     labels = np.argsort(-probabilities, kind="stable")[:k]
     return [
         {"label": int(label), "name": names[label] if names else None, "probability": float(probabilities[label])}
@@ -195,7 +195,7 @@ def top_classes(probabilities: np.ndarray, k: int, names: Sequence[str] | None) 
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Makes the parser of the arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m vit_jax.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""What a finished run keeps, and what is said when today's data are others."""
+"""The facts that a finished run records, and the messages when the data have changed since."""
 
 import dataclasses
 import json

@@ -262,7 +262,7 @@ def test_a_server_that_trickles_is_given_up(server, monkeypatch):
     hours = itertools.count(0, 3600)  # between two reads
     monkeypatch.setattr(download, "_CHUNK", 1024)
     monkeypatch.setattr(download, "time", types.SimpleNamespace(monotonic=lambda: next(hours), sleep=time.sleep))
-    fails(server, "in 2 attempts: less than a kilobyte a second", retry_seconds=(0,), limit_seconds=1e9)
+    fails(server, "in 2 attempts: it arrives at less than a kilobyte a second", retry_seconds=(0,), limit_seconds=1e9)
 
 
 def test_a_server_that_trickles_its_headers_is_given_up(server):

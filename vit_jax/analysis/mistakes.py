@@ -230,7 +230,8 @@ def open_split(
         raise MissingDataError(f"{error}\nIf the data have moved, set --dataset=<path>.") from error
     if facts is None and names is None and source.class_names and not allow_change:
         raise UserError(
-            "\n".join(weights.notes) + "\nPass --allow_data_change to use the class names of today's data, in order."
+            "\n".join(weights.notes)
+            + "\nPass --allow_data_change to use the class names of the current data, in order."
         )
     return source, names
 

@@ -51,7 +51,7 @@ def build_evaluation(
       config: see `vit_jax.config.base_config`.
       weights_path: see `config.weights`.
       allow_missing: for a dry run: accept missing data, and released weights that are not downloaded yet.
-      allow_data_change: evaluate on today's data even if they have changed since the weights were trained.
+      allow_data_change: evaluate on the current data even if they have changed since training.
 
     Raises:
       UserError: the config, the weights and the data do not fit together.

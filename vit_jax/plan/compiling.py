@@ -1,7 +1,7 @@
 """Runs a worker process for each step to compile, and reads its answer.
 
 libtpu looks for TPUs when it is loaded, may wait for them, and holds a lock; a compiler may exhaust the host's memory
-or crash. The process that makes the table is safe from that because it never loads libtpu.
+or crash. The process that makes the table never loads libtpu, so it is safe from that.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 from vit_jax.errors import UserError
 from vit_jax.plan.topologies import Topology
 
-# With these libtpu neither looks for TPUs on this machine nor refuses to be loaded a second time. Its standard error is
-# only read after a crash.
+# With these, libtpu neither looks for TPUs on this machine nor refuses to be loaded twice. Its standard error is read
+# only after a crash.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -42,7 +42,7 @@ _POLL_SECONDS = 0.2
 
 
 def _wait_for_placement(process: subprocess.Popen[bytes], stages: pathlib.Path, timeout_seconds: float) -> int | None:
-    """Bytes a device of a program, once the compiler has placed all arrays; None if the process ended.
+    """Waits until the compiler has placed all arrays; returns a device's bytes, or None if the process ended.
 
     The compiler writes this stage only for a program that fits. Raises `subprocess.TimeoutExpired`.
     """
@@ -147,7 +147,7 @@ def _ask_worker(
         request_path.write_text(json.dumps(request))
         command = [sys.executable, "-m", "vit_jax.plan.worker", str(request_path), str(answer_path)]
         with pathlib.Path(folder, "log").open("w+") as log:
-            # Its own group, so that its children end with it.
+            # Its own process group, so that its children end with it.
             process = subprocess.Popen(  # noqa: S603 - ourselves
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )

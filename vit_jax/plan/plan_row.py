@@ -150,10 +150,10 @@ def plan_row(
       config: see `vit_jax.config.base_config`; needs neither its data set nor a device.
       topology: from `find_topology`.
       num_devices: use only so many devices of the slice; None: all.
-      task: "train", or "inference" for the forward pass alone.
+      task: "train", or "inference" for only the forward pass.
       timeout_minutes: limit for the compiler.
-      price_per_core_hour: of a TensorCore or GPU, in any currency.
-      memory_only: only whether it fits and its bytes, in a fifth of the time.
+      price_per_core_hour: price of a TensorCore or GPU, in any currency.
+      memory_only: only determine whether it fits and its bytes, in a fifth of the time.
 
     Raises:
       UserError: libtpu is needed and not installed. All other failures are rows.
@@ -334,7 +334,7 @@ def _expected_collectives(
 
 
 def first_line(message: str) -> str:
-    """The first line of a message of the compiler, which may have pages."""
+    """The first line of a compiler message, which may have many."""
     return next((line.strip() for line in message.splitlines() if line.strip()), "no message")
 
 

@@ -1,11 +1,11 @@
 """The arithmetic of a plan: seconds and days from counts. Pure functions.
 
 The time of a step is estimated twice. *By cycles*: the clock cycles that the compiler writes beside each operation of
-the program (`estimated_cycles`), over the chip's clock, plus the time of collectives that do not overlap with
+the program (`estimated_cycles`), divided by the chip's clock, plus the time of collectives that do not overlap with
 computation, which have no cycles. *By roofline*: the longest of all arithmetic at the peak rate, the least memory
 traffic at full bandwidth, and all collectives at full bandwidth. This program cannot be faster than the roofline, but
-another program for the same step might. A time by cycles below the roofline is replaced by it. Both leave out input,
-checkpoints and stragglers.
+another program for the same step might. If the cycles give less than the roofline, the roofline replaces them. Both
+leave out input, checkpoints and stragglers.
 
 XLA's own sum, `optimal_seconds`, is only shown. It assumes that each operation runs at its peak, and counts -1 for an
 unknown one: on TPU v4, v5e and v6e for each kernel that is prefetched in slices, with several slices for each transfer.
@@ -23,7 +23,7 @@ SECONDS_PER_DAY = 86_400
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The least seconds of a step of this program, by each possible limit."""
+    """Lower bounds on the seconds of a step of this program, by each possible limit."""
 
     compute: float
     memory: float
@@ -101,7 +101,8 @@ def compiler_seconds(cycles: int, topology: Topology, bound: Roofline) -> tuple[
     """Seconds of a step without collectives, from the compiler's cycles for all operations with all turns of loops.
 
     Returns:
-      the seconds and "cycles"; the roofline's and "roofline" if cycles come to less; otherwise None and the reason.
+      the seconds and "cycles"; the roofline's and "roofline" if the cycles give less; without an estimate, None and the
+      reason.
     """
     if topology.chip.clock is None:
         return None, f"the clock of {topology.chip.name} is unknown"

@@ -1,9 +1,9 @@
 """Searches over plans with few compilations.
 
 The compiler knows the memory of a program after a fifth of its work (`memory_only`). Memory grows almost linearly with
-the batch, so two sizes predict the limit. Near the limit it does not: there XLA rematerialises by itself until the
-program fits, and if it cannot, reports the memory without that. So the prediction is only the first guess; the rest is
-bisection.
+the batch, so two sizes predict the limit. Near the limit, the prediction fails: XLA rematerialises by itself until the
+program fits, and if it cannot, reports the memory without that. So the prediction is only the first guess; bisection
+does the rest.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from vit_jax.plan.plan_row import PlanRow
 from vit_jax.plan.topologies import Topology, find_topology, slices
 
-LARGEST_BATCH = 2**17  # images a device
+LARGEST_BATCH = 2**17  # images per device
 RESOLUTION = 32  # the largest batch is found to within 1/32, or one image
 MOST_ACCUMULATION = 32
 
@@ -27,7 +27,7 @@ Planner: TypeAlias = Callable[[ConfigDict, Topology], PlanRow]  # `plan_row` wit
 
 
 def with_fields(config: ConfigDict, **fields: Any) -> ConfigDict:
-    """A copy of a config with other values; "model__remat" means `config.model.remat`."""
+    """Copies a config with other values; "model__remat" means `config.model.remat`."""
     copy = ConfigDict(config.to_dict(preserve_field_references=False), type_safe=False)
     for name, value in fields.items():
         *path, last = name.split("__")
@@ -47,13 +47,13 @@ def largest_batch(
     first_guess: int = 4096,
     near: bool = False,
 ) -> PlanRow:
-    """The row with the largest batch that fits on each device.
+    """Finds the row with the largest batch that fits.
 
     Args:
       plan: makes a row, with the same `num_devices`.
       config: its batch size is ignored.
       topology: the slice.
-      num_devices: how many of its devices take part; None: all.
+      num_devices: number of its devices to use; None: all.
       first_guess: images a device to try first, rather too many than too few.
       near: whether the guess is close, as from a search for another image size: searches around it in growing steps,
         instead of downwards from it.
@@ -114,7 +114,7 @@ def _next_size(fitting: dict[int, PlanRow], too_large: dict[int, PlanRow]) -> in
 
 
 def smallest_slice(plan: Planner, config: ConfigDict, generation: str) -> Iterator[PlanRow]:
-    """Rows of the slices of a generation ("v3", "h100" or a slice of it), smallest first, up to the first that fits.
+    """Plans the slices of a generation ("v3", "h100" or a slice of it), smallest first, up to the first that fits.
 
     Slices whose devices do not divide the batch are rows as well ("refused").
     """
@@ -179,14 +179,14 @@ def cheapest_remat(
     *,
     shardings: Sequence[str] | None = None,
 ) -> Iterator[PlanRow]:
-    """Rows of policies of rematerialisation and parts of the batch, the fastest first, up to the first that fits.
+    """Plans rematerialisation policies and parts of the batch, the fastest first, up to the first that fits.
 
     Args:
       plan: makes a row.
       config: its `model.remat` changes, and its `accumulation_steps` grow.
       topology: the slice.
-      row: of the unchanged config, if known; saves a compilation.
-      shardings: to choose from; None: only the config's.
+      row: the unchanged config's row, if known; saves a compilation.
+      shardings: shardings to choose from; None: only the config's.
     """
     if row is None:
         row = plan(with_fields(config, model__remat="none"), topology)
@@ -208,9 +208,9 @@ def cheapest_remat(
 
 
 def _is_hopeless(sharding: str, model__remat: str, accumulation_steps: int, known: PlanRow) -> bool:
-    """Whether an option differs from a row that does not fit only in the parts of the batch, and cannot fit either.
+    """Whether an option cannot fit, because it differs from a row that does not fit only in the parts of the batch.
 
-    With n times the parts it needs at least 1 / n of the memory.
+    With n times as many parts, it still needs at least 1 / n of the memory.
     """
     if (sharding, model__remat) != (known.sharding, known.remat):
         return False
@@ -269,7 +269,7 @@ def rows_for(
     num_devices: int | None = None,
     advice: bool = True,
 ) -> Iterator[PlanRow]:
-    """The rows that the command prints for one name: of a topology, or of a search on it.
+    """Makes the rows that the command prints for one topology, or for a search on it.
 
     A search compiles only until memory is known; its result is then planned completely, with the run's own length.
 
@@ -278,7 +278,7 @@ def rows_for(
       config: the config to plan.
       name: of a slice; for "slice" of a generation.
       search: "none", "batch", "slice" or "remat".
-      num_devices: how many of the devices take part; None: all.
+      num_devices: number of the devices to use; None: all.
       advice: without a search, whether to look for a change that makes a row fit.
     """
     probe = functools.partial(plan, memory_only=True)

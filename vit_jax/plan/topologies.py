@@ -180,7 +180,7 @@ def _family_of(name: str) -> str | None:
 
 
 def _several(topology: Topology, count: int) -> Topology:
-    """So many slices, each like the one given."""
+    """Several slices like the given one."""
     if not 1 <= count <= LARGEST_SLICE_COUNT:
         raise UserError(
             f"'{count}x{topology.name}': give 1 to {LARGEST_SLICE_COUNT} slices, such as 2x{topology.name}."
@@ -195,7 +195,7 @@ def list_topologies() -> list[str]:
 
 
 def find_topology(name: str) -> Topology:
-    """The slice, or the equal slices, of that name.
+    """Finds the slice, or the equal slices, of a name.
 
     Args:
       name: such as "v3-512", "v5litepod-16", "v3:16x16" (the shape of the slice in chips), "h100", "h100-8" or

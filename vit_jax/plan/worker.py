@@ -43,7 +43,7 @@ _OUT_OF_MEMORY = (rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)", rf"Used {_S
 
 
 def parse_out_of_memory(message: str) -> tuple[int, int] | None:
-    """Reads the bytes a device that a program needs and has from the compiler's message; None for other messages."""
+    """Reads the bytes per device that a program needs and has from a compiler message; None for other messages."""
     for pattern in _OUT_OF_MEMORY:
         if match := re.search(pattern, message):
             return round(float(match[1]) * _UNITS[match[2]]), round(float(match[3]) * _UNITS[match[4]])
