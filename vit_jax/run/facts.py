@@ -250,8 +250,8 @@ def as_trained(
     found = f"{source.name} has changed since {what} was trained:\n" + "\n".join(changes)
     if not allow_change:
         raise UserError(
-            f"{found}\nRestore the data, or pass --allow_data_change to use the current data (labels are then matched by "
-            "class name)."
+            f"{found}\nRestore the data, or pass --allow_data_change to use the current data (labels are then matched "
+            "by class name)."
         )
     logger.warning("%s", found)
     if not classes or class_names is None:
