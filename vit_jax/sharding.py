@@ -175,12 +175,7 @@ def global_batch(
 
 
 def place(arrays: Any, like: Any) -> Any:
-    """Puts a tree of arrays on the devices.
-
-    Args:
-      arrays: on the host; every process has all of them.
-      like: a tree of arrays, or shapes, with the wanted dtypes and shardings.
-    """
+    """Puts arrays, which every process has, on the devices, with the dtypes and shardings of the tree `like`."""
 
     def place_one(array: Any, like: Any) -> jax.Array:
         array = np.asarray(array, like.dtype)
@@ -290,16 +285,11 @@ def _split_over_data(shape: tuple[int, ...], spec: list[str | None], parts: int)
 
 
 def state_shardings(state: Any, mesh: Mesh, specs: Mapping[str, PartitionSpec]) -> Any:
-    """Returns the shardings of a training state.
+    """Returns the shardings of a training state (arrays or shapes), or of the parameters alone.
 
     An array whose name ends with a parameter's name belongs to it. Arrays of the parameter's shape, such as Adam's
     moments and the Polyak average, are split in the same way. Others, such as Adafactor's factored moments, are small,
-    and every device holds them whole.
-
-    Args:
-      state: arrays or shapes, with the parameters as `params`; or the parameters alone.
-      mesh: from `make_mesh`.
-      specs: from `parameter_specs`.
+    and every device holds them whole. `specs` is from `parameter_specs`.
     """
     params = getattr(state, "params", state)
     shapes = {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

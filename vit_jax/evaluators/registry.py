@@ -48,13 +48,7 @@ TYPES: dict[str, Registered] = {}
 
 
 def register(name: str, implementation: Any, **fields: Field) -> None:
-    """Registers a type of evaluators.
-
-    Args:
-      name: the `type` of its entries.
-      implementation: an `EvaluatorType`, or "module:class" to import it when it is used.
-      **fields: the fields of an entry.
-    """
+    """Registers a type of evaluators: an `EvaluatorType`, or "module:class" to import it on use, and its fields."""
     TYPES[name] = Registered(implementation, _COMMON | fields)
 
 
@@ -92,11 +86,7 @@ register(
 
 
 def entry(type_name: str, **values: Any) -> ConfigDict:
-    """Makes an entry for `config.evals`, with all fields of its type.
-
-    Args:
-      type_name: a registered type.
-      **values: the fields that differ from their defaults.
+    """Makes an entry for `config.evals`, with all fields of its type; `values` differ from their defaults.
 
     Raises:
       UserError: there is no such type or field.
@@ -120,11 +110,7 @@ def default_entries() -> dict[str, ConfigDict]:
 
 
 def fields_of(given: Any, name: str) -> Mapping[str, Field]:
-    """The fields of an entry's type.
-
-    Args:
-      given: the entry.
-      name: its name in messages, such as "evals.real".
+    """The fields of an entry's type; messages call the entry `name`, such as "evals.real".
 
     Raises:
       UserError: it has no type, an unknown one, or unknown fields.

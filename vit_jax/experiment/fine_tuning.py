@@ -33,14 +33,9 @@ _DROPOUT = {
 
 
 def dropout_of(weights: str | None) -> tuple[float, str]:
-    """The default dropout rate of fine-tuning, and its source.
+    """The default dropout rate of fine-tuning with some weights (see `config.weights`), and its source in words.
 
-    Args:
-      weights: see `config.weights`.
-
-    Returns:
-      The rate: 0.1 for the ViT paper's released checkpoints, a run's own for its workdir, 0 for all others; and its
-      source in words.
+    0.1 for the ViT paper's released checkpoints, a run's own for its workdir, 0 for all others.
     """
     if weights is None:
         return 0.0, "trained from scratch; table 3 has 0.1 on ImageNet"

@@ -25,14 +25,8 @@ def make_optimizer(fields: ConfigDict) -> Callable[[optax.Schedule], optax.Gradi
 
 def make_schedule(fields: ConfigDict, num_steps: int) -> optax.Schedule:
     """Makes the learning rate schedule; `fields` are the config's section `optimizer`."""
-    return optimizers.make_schedule(
-        fields.schedule,
-        learning_rate=fields.learning_rate,
-        num_steps=num_steps,
-        warmup_steps=fields.warmup_steps,
-        end_learning_rate=fields.end_learning_rate,
-        drop_at=fields.drop_at,
-    )
+    names = ("learning_rate", "warmup_steps", "end_learning_rate", "drop_at")
+    return optimizers.make_schedule(fields.schedule, num_steps=num_steps, **{name: fields[name] for name in names})
 
 
 def count_steps(config: ConfigDict, num_train_images: int) -> int:

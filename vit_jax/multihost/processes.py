@@ -143,14 +143,10 @@ def barrier(name: str) -> None:
 
 
 def check_same(name: str, value: str) -> None:
-    """Checks that a text, such as the config or the command, is the same in all processes.
-
-    Args:
-      name: what it is, for the message.
-      value: this process's text; the error shows the lines that differ.
+    """Checks that a text, such as the config or the command, is the same in all processes. `name` says what it is.
 
     Raises:
-      UserError: in all processes; says which of them differ from process 0, and how.
+      UserError: in all processes; says which of them differ from process 0, and in which lines.
       PeerLostError: as in `barrier`.
     """
     if _run is None:
@@ -181,16 +177,10 @@ def broadcast_from_main(name: str, value: Any = None) -> Any:
 
 
 def lost_peer(error: BaseException) -> PeerLostError | None:
-    """Finds out whether an error was caused by the loss of another process.
+    """Returns the error to report if `error` was caused by the loss of another process; None if all are alive.
 
     When a process is missing, each library fails in its own way. So if an error may be one of communication, this waits
     for the verdict of the heartbeats.
-
-    Args:
-      error: what a collective, a barrier or a save raised.
-
-    Returns:
-      The error to report, or None if all processes are alive.
     """
     cause: BaseException | None = error
     is_communication = False

@@ -25,7 +25,6 @@ Fields of the config are set as for training: --config.batch_size=8192. docs/pla
 accuracy.
 """
 
-import collections
 import dataclasses
 import json
 import math
@@ -100,10 +99,6 @@ def _check_flags() -> None:
     if not _TOPOLOGY.value:
         raise UserError("--topology is missing, e.g. --topology=v3-512,v4-128.")
     find = slices if _SEARCH.value == "slice" else find_topology
-    counts = collections.Counter(map(normalise, _TOPOLOGY.value))
-    repeated = [name for name, count in counts.items() if count > 1]
-    if repeated:
-        raise UserError(f"--topology has {repeated[0]!r} twice.")
     for name in _TOPOLOGY.value:
         find(name)
     if _SEARCH.value == "slice" and _NUM_DEVICES.value is not None:

@@ -269,17 +269,11 @@ def rows_for(
     num_devices: int | None = None,
     advice: bool = True,
 ) -> Iterator[PlanRow]:
-    """Makes the rows that the command prints for one topology, or for a search on it.
+    """Makes the rows that the command prints for one topology or, with `search`, for a search on it.
 
     A search compiles only until memory is known; its result is then planned completely, with the run's own length.
-
-    Args:
-      plan: makes a row, with the same `num_devices`; takes `memory_only` as `plan_row` does.
-      config: the config to plan.
-      name: of a slice; for "slice" of a generation.
-      search: "none", "batch", "slice" or "remat".
-      num_devices: number of the devices to use; None: all.
-      advice: without a search, whether to look for a change that makes a row fit.
+    `plan` makes a row, with the same `num_devices`; it takes `memory_only` as `plan_row` does. With `advice`, and
+    without a search, a row that does not fit gets a change that makes it fit.
     """
     probe = functools.partial(plan, memory_only=True)
     found: Iterable[PlanRow]

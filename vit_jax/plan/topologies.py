@@ -160,8 +160,7 @@ def normalise(name: str) -> str:
 def slices(generation: str) -> list[Topology]:
     """All slices of a generation of TPUs, the smallest first; of GPUs 1, 2, 4 and 8.
 
-    Args:
-      generation: such as "v3", or the name of a slice of it; "2xv3" doubles each.
+    The generation may be the name of a slice of it; "2xv3" doubles each.
 
     Raises:
       UserError: the generation is unknown.
@@ -195,11 +194,7 @@ def list_topologies() -> list[str]:
 
 
 def find_topology(name: str) -> Topology:
-    """Finds the slice, or the equal slices, of a name.
-
-    Args:
-      name: such as "v3-512", "v5litepod-16", "v3:16x16" (the shape of the slice in chips), "h100", "h100-8" or
-        "2xv5e-256" (two slices).
+    """Finds the slice, or the equal slices, of a name such as "v3-512", "v3:16x16" (chips), "h100-8" or "2xv5e-256".
 
     Raises:
       UserError: there is none; the message says what to type instead.

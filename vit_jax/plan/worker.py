@@ -77,11 +77,7 @@ _UNREADABLE = "RET_CHECK failure (external/xla/xla/hlo/ir"
 
 
 def topology_devices(name: str, options: dict[str, Any]) -> list[jax.Device]:
-    """Describes the devices of absent TPU slices.
-
-    Raises:
-      CannotCompileError: libtpu does not know the topology.
-    """
+    """Describes the devices of absent TPU slices; raises `CannotCompileError` if libtpu does not know the topology."""
     from jax.experimental import topologies
 
     try:
