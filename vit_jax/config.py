@@ -315,14 +315,7 @@ def parse_config_string(string: str | None, **defaults: Any) -> ConfigDict:
     r"""Reads the arguments after the colon of `--config=configs/x.py:key=value,...`.
 
     Protect a comma within a value by a backslash (`dataset=/data/cats\, dogs`) or by quotes around the value
-    (`dataset="/data/cats, dogs"`).
-
-    Args:
-      string: `key=value` pairs, comma-separated; None or "" for none.
-      **defaults: the known keys; a value is read as its default's type.
-
-    Returns:
-      A value for each key.
+    (`dataset="/data/cats, dogs"`). The keys are those of `defaults`; a value is read as its default's type.
 
     Raises:
       UserError: unknown key, or a value of the wrong type.

@@ -51,12 +51,8 @@ def run(
 ) -> None:
     """Runs a command with flags: parses them, or prints --help, and exits with the status that `main` returns.
 
-    A mistake in the command line is one message and exit status 1, not a traceback.
-
-    Args:
-      main: takes the program's name in a list.
-      config: from `define_config`.
-      check: called after parsing; raises `UserError` if flags are missing or contradict each other.
+    A mistake in the command line is one message and exit status 1, not a traceback. `check` is called after parsing,
+    and raises `UserError` if flags are missing or contradict each other.
     """
     run_command(lambda _: app.run(main, flags_parser=lambda argv: _parse(argv, config, check)))
 

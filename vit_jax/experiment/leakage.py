@@ -30,12 +30,12 @@ def find_overlap(
 
     Args:
       tested: the examples of each evaluation, by its name; see `evaluations.tested_sources`.
-      weights: as `config.weights`; the runs behind them count.
+      weights: see `config.weights`; the runs behind them count.
       train_source: the training examples of the run itself, if there is one.
 
     Returns:
-      The number of such examples by evaluation, where there are any. `summary.json` and `evaluation.json` keep it as
-      "overlap". {} in all processes but the main one.
+      The number of such examples by evaluation, if there are any; {} in all processes but the main one. `summary.json`
+      and `evaluation.json` record it as "overlap".
     """
     if not processes.is_main_process():
         return {}

@@ -124,7 +124,7 @@ def record_result(
     overlap: Mapping[str, int],
     seconds: float,
 ) -> dict[str, Any]:
-    """Writes `summary.json` and `summary.md` of a finished run.
+    """Writes `summary.json` and `summary.md` of a finished run; returns the former's content, {} in other processes.
 
     Args:
       experiment: of the run.
@@ -133,9 +133,6 @@ def record_result(
       images: number of images seen, each epoch counted anew.
       overlap: by evaluation, how many of its examples were trained on.
       seconds: how long this start took.
-
-    Returns:
-      The content of `summary.json`; {} in all processes but the main one.
     """
     if not processes.is_main_process():
         return {}

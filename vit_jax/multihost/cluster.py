@@ -62,25 +62,17 @@ def find(
     process_id: int | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Cluster | None:
-    """Finds the processes of this run.
+    """Finds the processes of this run; None if this process is the only one.
 
-    Looks, in this order, at: the arguments; `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (or, in
-    an indexed Job of Kubernetes, `JOB_COMPLETION_INDEX`); the variables of srun; GKE's variables for TPU slices; the
-    metadata of a Cloud TPU VM. The last two only unless `JAX_PLATFORMS` leaves out tpu.
+    Looks, in this order, at: the arguments (the flags of `vit_jax.main`); `JAX_COORDINATOR_ADDRESS`,
+    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (or, in an indexed Job of Kubernetes, `JOB_COMPLETION_INDEX`); the
+    variables of srun; GKE's variables for TPU slices; the metadata of a Cloud TPU VM. The last two only unless
+    `JAX_PLATFORMS` leaves out tpu.
 
     The token is `VIT_JAX_RUN_TOKEN`; under srun without it, the number of the job, which is no secret.
 
-    Args:
-      coordinator_address: `host:port` of process 0.
-      num_processes: number of processes.
-      process_id: number of this one, from 0.
-      environ: the environment; None: that of the process.
-
-    Returns:
-      None if this process is the only one.
-
     Raises:
-      UserError: only some of the three are given, or they do not go together.
+      UserError: only some of the three are given, or they do not fit together.
     """
     environ = os.environ if environ is None else environ
     cluster = (

@@ -84,11 +84,9 @@ class Watchdog:
 
     @contextlib.contextmanager
     def allow(self, label: str, seconds: float | None = None) -> Iterator[None]:
-        """Gives work that is not a step its own time; after it, the time of the step begins anew.
+        """Gives work that is not a step its own time: as much as the first step has, or `seconds`.
 
-        Args:
-          label: what it is, such as "evaluation".
-          seconds: for all of it; None: as for the first step.
+        After it, the time of the step begins anew.
         """
         with self._lock:
             self._watched.append((label, self._allowance if seconds is None else seconds))
