@@ -181,8 +181,8 @@ def cheapest_remat(
 ) -> Iterator[PlanRow]:
     """Plans rematerialisation policies and parts of the batch, the fastest first, up to the first that fits.
 
-    The config's `model.remat` changes, and its `accumulation_steps` grow. `row` is the unchanged config's row, if known,
-    which saves a compilation. `shardings` are the choices; None: only the config's.
+    The config's `model.remat` changes, and its `accumulation_steps` grow. `row` is the unchanged config's row, if
+    known, which saves a compilation. `shardings` are the choices; None: only the config's.
     """
     if row is None:
         row = plan(with_fields(config, model__remat="none"), topology)
