@@ -53,7 +53,7 @@ def test_every_room_has_its_place():
     assert {name.split("/")[0] for name, _ in modules()} == set(ROOMS)
 
 
-def test_models_and_step_need_jax_flax_and_optax_alone():
+def test_models_and_step_need_only_jax_flax_and_optax():
     for name, tree in modules():
         room = name.split("/")[0]
         allowed = {"vit_jax", "jax", "flax", "numpy"} | ({"optax"} if room != "models" else set())

@@ -47,7 +47,7 @@ def files_of(directory, step):
     return sorted(path for path in (directory / str(step)).rglob("*") if path.is_file() and path.stat().st_size)
 
 
-def test_arrays_and_extra_data_come_back_to_the_bit(directory):
+def test_arrays_and_extra_data_round_trip_bit_exactly(directory):
     with Checkpoints(directory, keep=3) as checkpoints:
         step, restored, extra = checkpoints.restore_latest(tree())
     assert step == 3
@@ -62,7 +62,7 @@ def test_orbax_v1_loads_a_checkpoint(directory):
     assert found["extra"]["data"] == {"next_index": 3}
 
 
-def test_only_the_newest_are_kept(tmp_path):
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (10, 20, 30):
             checkpoints.save(step, tree(step))
@@ -82,7 +82,7 @@ def test_state_may_be_donated_while_it_is_being_written(tmp_path):
     np.testing.assert_array_equal(restored["x"], 8.0)
 
 
-def test_no_checkpoint_is_none(tmp_path):
+def test_restoring_without_checkpoints_returns_none(tmp_path):
     with Checkpoints(tmp_path / "none", keep=1) as checkpoints:
         assert checkpoints.latest_step() is None
         assert checkpoints.restore_latest(tree()) is None
@@ -125,14 +125,14 @@ def test_a_single_flipped_bit_is_noticed(directory):
     assert_equal(restored, tree(2))
 
 
-def test_extra_data_of_a_damaged_checkpoint_are_passed_over(directory):
+def test_extra_data_of_a_damaged_checkpoint_are_skipped(directory):
     for path in files_of(directory, 3):
         os.truncate(path, 1)
     with Checkpoints(directory, keep=3) as checkpoints:
         assert checkpoints.latest_extra() == (2, {"data": {"next_index": 2}})
 
 
-def test_half_written_checkpoint_is_not_seen_and_cleared_away(directory):
+def test_half_written_checkpoint_is_ignored_and_deleted(directory):
     # What a kill in the middle of a write leaves: the folder under its temporary name.
     (directory / "3").rename(directory / "4.orbax-checkpoint-tmp-0")
     with Checkpoints(directory, keep=3) as checkpoints:
@@ -153,7 +153,7 @@ def test_step_can_be_saved_again_after_its_damaged_checkpoint_was_set_aside(dire
     assert (directory / "damaged-3").is_dir()
 
 
-def test_nothing_but_damaged_checkpoints_is_an_error_and_nothing_is_moved(directory):
+def test_only_damaged_checkpoints_are_an_error_and_stay_in_place(directory):
     for step in (1, 2, 3):
         for path in files_of(directory, step):
             os.truncate(path, 1)
@@ -166,7 +166,7 @@ def test_nothing_but_damaged_checkpoints_is_an_error_and_nothing_is_moved(direct
 @pytest.mark.parametrize(
     "error", [PermissionError("denied"), MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory on device")]
 )
-def test_trouble_of_this_machine_is_not_taken_for_damage(directory, error, monkeypatch):
+def test_trouble_of_this_machine_is_not_mistaken_for_damage(directory, error, monkeypatch):
     def fail(*_):
         raise error
 
@@ -234,7 +234,7 @@ def test_write_that_fails_is_one_error_that_says_where(directory):
             checkpoints.wait()
 
 
-def test_checkpoint_from_before_a_field_that_is_not_used_can_be_read(tmp_path):
+def test_checkpoint_from_before_an_unused_field_can_be_read(tmp_path):
     state = {"params": {"x": jnp.arange(4.0)}}
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, state)
@@ -267,7 +267,7 @@ def test_thread_that_failed_does_not_wait_at_the_barrier_that_the_others_never_r
     assert reached == ["in peace"]
 
 
-def test_whatever_is_changed_in_a_checkpoint_sets_it_aside(directory):
+def test_any_change_in_a_checkpoint_sets_it_aside(directory):
     extra, tree_metadata = directory / "3/extra/metadata", directory / "3/tree/_METADATA"
     changes = [
         (extra, b'"next_index": 3', b'"next_index": 4'),
@@ -309,7 +309,7 @@ def test_checkpoint_of_a_version_without_checksum_is_read(directory):
         assert checkpoints.restore_latest(tree())[0] == 3
 
 
-def test_parameters_are_read_from_the_newest_checkpoint_that_is_whole(directory, caplog):
+def test_parameters_are_read_from_the_newest_intact_checkpoint(directory, caplog):
     file = directory / "3/extra/metadata"
     file.write_bytes(file.read_bytes().replace(b'"next_index": 3', b'"next_index": 4'))
     step, parameters, extra = checkpoints_module.read_parameters(directory)

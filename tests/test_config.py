@@ -58,7 +58,7 @@ def test_every_field_has_a_check():
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_field_takes_its_default_and_refuses_what_is_no_value_of_it(field):
+def test_field_accepts_its_default_and_refuses_invalid_values(field):
     check_fields(base_config())
     wrong = wrong_values(FIELDS[field])
     assert wrong
@@ -106,7 +106,7 @@ def test_value_that_would_fail_later_is_refused_with_its_range(field, value, mes
         check_fields(config_with(field, value))
 
 
-def test_values_at_the_ends_of_their_ranges_are_taken():
+def test_values_at_the_ends_of_their_ranges_are_accepted():
     for field, value in (
         ("mesh.model", -1),
         ("optimizer.momentum", 0),
@@ -116,7 +116,7 @@ def test_values_at_the_ends_of_their_ranges_are_taken():
         check_fields(config_with(field, value))
 
 
-def test_generators_of_the_config_are_those_of_the_step():
+def test_generators_of_the_config_match_the_steps():
     assert all(map(CHECKS["rng"].accepts, RNGS)) and all(name in CHECKS["rng"].expected for name in RNGS)
 
 

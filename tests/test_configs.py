@@ -77,7 +77,7 @@ def test_config_builds_without_its_data(path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_header_of_config_tells_command_needs_time_and_result(path):
+def test_header_of_config_has_command_needs_time_and_result(path):
     header = load(path).__doc__
     assert re.search(rf"python -m vit_jax\.main [^`]*?--config=configs/{path.name}", header)
     for heading in ("Needs", "Takes", "Reaches"):
@@ -167,7 +167,7 @@ def test_page_of_a_run_of_table_2_has_its_numbers(run, key):
     assert re.search(rf"`{re.escape(run)}` \|[^|]+\| {numbers}[^|]* \| {core_days} \|", INDEX)
 
 
-def test_run_that_is_written_out_is_that_of_the_general_page():
+def test_page_that_is_written_out_equals_the_general_page():
     written_out, expected = (
         run_of("vit_l16_i21k.py").to_dict(),
         run_of("vit_i21k.py:model=ViT-L/16,epochs=90").to_dict(),
@@ -204,7 +204,7 @@ def test_page_says_what_weight_decay_is_in_the_other_convention(path):
 @pytest.mark.parametrize(
     ("page", "start", "start_without"), [("vit_jft", 13, 12_700), ("vit_i21k", 11, 15_100), ("vit_i1k", 8, 693)]
 )
-def test_head_bias_begins_the_loss_where_the_page_says(page, start, start_without):
+def test_head_bias_starts_the_loss_at_the_documented_value(page, start, start_without):
     module = load(ROOT / "configs" / f"{page}.py")
     config = module.get_config()
     labels_an_image = 1.26 if "jft" in page else 1
@@ -219,14 +219,14 @@ def test_head_bias_begins_the_loss_where_the_page_says(page, start, start_withou
     assert f"the loss starts at {start};" in module.__doc__.lower() and f"{start_without:,}." in module.__doc__
 
 
-def test_imagenet21k_has_what_table_3_does_not_tell():
+def test_imagenet21k_has_the_settings_that_table_3_lacks():
     config = load(ROOT / "configs" / "vit_i21k.py").get_config()
     assert (config.loss, config.model.num_classes, config.model.head_bias) == ("sigmoid", 21_843, -10.0)
     assert (config.optimizer.end_learning_rate, config.optimizer.clip_norm) == (1e-5, 1.0)
     assert config.model.pre_logits
 
 
-def test_imagenet_has_what_table_3_does_not_tell():
+def test_imagenet_has_the_settings_that_table_3_lacks():
     config = load(ROOT / "configs" / "vit_i1k.py").get_config()
     assert (config.loss, config.model.num_classes, config.model.head_bias) == ("sigmoid", 1_000, -6.9)
     assert (config.optimizer.end_learning_rate, config.optimizer.clip_norm) == (0.0, 1.0)
@@ -234,7 +234,7 @@ def test_imagenet_has_what_table_3_does_not_tell():
 
 
 @pytest.mark.parametrize("page", ["vit_jft", "hybrid_jft", "bit_jft"])
-def test_jft_has_what_table_3_does_not_tell(page):
+def test_jft_has_the_settings_that_table_3_lacks(page):
     config = load(ROOT / "configs" / f"{page}.py").get_config()
     assert (config.loss, config.model.num_classes, config.model.head_bias) == ("sigmoid", 18_291, -10.0)
     assert (config.optimizer.end_learning_rate, config.optimizer.clip_norm) == (0.0, None)
@@ -269,7 +269,7 @@ def test_own_data_set_is_an_argument_of_the_jft_pages(page):
         ("vit_i1k", "R50x1", "--config.model.name="),
     ],
 )
-def test_model_that_a_page_does_not_have_is_refused_with_where_it_is(page, model, place):
+def test_model_of_another_page_is_refused_and_that_page_named(page, model, place):
     with pytest.raises(UserError, match=re.escape(f"unknown model '{model}'")) as error:
         load(ROOT / "configs" / f"{page}.py").get_config(f"model={model}")
     assert place in str(error.value)

@@ -31,7 +31,7 @@ from vit_jax.console import (
         ("line\u2028separator", r"line\u2028separator"),
     ],
 )
-def test_what_cannot_be_shown_is_escaped_and_all_else_kept(name, shown):
+def test_unprintable_text_is_escaped_and_the_rest_kept(name, shown):
     assert show_name(name) == shown
     shown.encode()
 
@@ -89,7 +89,7 @@ def clock(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
 
 
-def test_progress_is_a_line_now_and_then_with_rate_and_time_left(clock, capsys):
+def test_progress_prints_occasional_lines_with_rate_and_time_left(clock, capsys):
     with Progress("scan", 100, done=20) as progress:
         progress.add(5, 40)
         assert capsys.readouterr().err == "scan: 5 images, 0.2 images/s, 40.0 % done, 0:01:33 left\n"
@@ -97,7 +97,7 @@ def test_progress_is_a_line_now_and_then_with_rate_and_time_left(clock, capsys):
     assert capsys.readouterr().err == "scan: 5 images in 0:01:02, 0.1 images/s\n"
 
 
-def test_progress_of_bytes_whose_number_is_not_known(clock, capsys):
+def test_progress_of_an_unknown_number_of_bytes(clock, capsys):
     Progress("w.npz", None, unit="bytes").add(62_000_000)
     assert capsys.readouterr().err == "w.npz: 62.0 MB, 2.0 MB/s\n"
 
@@ -111,7 +111,7 @@ def test_progress_outlives_the_reader_of_stderr(clock, monkeypatch):
     Progress("w.npz", None).add()
 
 
-def test_tracked_batches_are_iterated_again_and_end_when_told(caplog):
+def test_tracked_batches_can_be_iterated_again_and_interrupted(caplog):
     stop = []
 
     def before_each():
@@ -159,7 +159,7 @@ def run_in_terminal(code, **environment):
     return written.decode()
 
 
-def test_in_a_terminal_progress_is_a_bar_that_leaves_lines_and_cursor_alone():
+def test_in_a_terminal_progress_is_a_bar_that_keeps_lines_and_cursor_intact():
     written = run_in_terminal(BAR)
     assert "64.0 images/s" in written.replace("64 images/s", "64.0 images/s")
     assert "[b]evaluation" in written

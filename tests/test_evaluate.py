@@ -111,7 +111,7 @@ def test_examples_that_were_trained_on_are_counted_at_the_end_of_a_run(run):
     assert re.search(r"test/examples trained on +\| +50 ", (run[1] / "summary.md").read_text())
 
 
-def test_other_weights_are_not_taken_for_those_of_the_run_in_a_workdir(run, config):
+def test_other_weights_are_not_mistaken_for_a_workdirs_run(run, config):
     config.weights = "augreg_ti16_i21k"
     with pytest.raises(UserError, match=r"is the workdir of a run, but weights are augreg_ti16_i21k"):
         evaluate(config, run[1])
@@ -131,7 +131,7 @@ def test_few_shot_accuracies_are_measured_along_a_run(run):
         ({"evals.imagenet_r.dataset": "/nowhere"}, "models with ImageNet's 1,000 classes; this one has 10"),
     ],
 )
-def test_what_cannot_be_evaluated_is_told(config, weights, changes, message):
+def test_what_cannot_be_evaluated_is_reported(config, weights, changes, message):
     config.weights = weights[2]
     with config.ignore_type():
         config.update_from_flattened_dict(changes)
@@ -157,7 +157,7 @@ def test_variants_are_not_measured_with_a_head_of_other_classes(change):
         check(other[change], len(other[change]))
 
 
-def test_head_for_other_classes_is_told(config, weights, tmp_path):
+def test_head_for_other_classes_is_reported(config, weights, tmp_path):
     for name in "abc":
         write_image(tmp_path / "test" / name / "1.jpg", 1)
     config.data.dataset, config.weights = str(tmp_path), weights[2]
@@ -169,7 +169,7 @@ def test_head_for_other_classes_is_told(config, weights, tmp_path):
     assert evaluate(config)["metrics"]["test/examples"] == 3
 
 
-def test_weights_without_a_head_are_told(config, weights, tmp_path):
+def test_weights_without_a_head_are_reported(config, weights, tmp_path):
     save(load(weights[2]).without("head"), tmp_path / "headless.npz")
     config.weights = str(tmp_path / "headless.npz")
     with pytest.raises(UserError, match="has no head to classify with"):
@@ -210,7 +210,7 @@ def dry_run(config, place):
     return text, text.partition("# Fields that count")[0]
 
 
-def test_dry_run_shows_weights_model_and_all_that_is_measured(config, weights, tmp_path):
+def test_dry_run_shows_weights_model_and_all_evaluations(config, weights, tmp_path):
     loaded = load(weights[2])
     hidden = {"kernel": np.zeros((16, 16), np.float32), "bias": np.zeros(16, np.float32)}
     fields = {**loaded.spec.overrides, "pre_logits": True}
@@ -247,7 +247,7 @@ def test_dry_run_of_an_evaluation_needs_neither_data_nor_released_weights(config
 
 
 @pytest.mark.parametrize("place", ["augreg_ti16_i21k_in1k_224", "a file"])
-def test_hidden_layer_that_the_weights_have_not_is_not_asked_of_them(config, weights, place, tmp_path, monkeypatch):
+def test_hidden_layer_is_not_required_of_weights_without_one(config, weights, place, tmp_path, monkeypatch):
     monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path))
     config.model.pre_logits = True  # as a config of pre-training has it
     config.data.dataset = str(tmp_path / "nowhere")

@@ -110,7 +110,7 @@ def test_survivor_of_a_killed_process_ends_with_one_message_and_the_status_to_re
     assert f"resumed from the checkpoint of step {harmed.terminated_at[-1]}" in survivor.output
 
 
-def test_restarted_pair_ends_as_one_in_peace_to_the_bit(harmed):
+def test_restarted_pair_ends_bit_identical_to_an_undisturbed_one(harmed):
     assert [each.returncode for each in harmed.ended["restarted"]] == [0, 0], harmed.ended["restarted"]
     steps = [record["step"] for record in read_jsonl(harmed.folder / "run" / "starts.jsonl")]
     assert steps == [0, harmed.terminated_at[-1], steps[-1]]
@@ -134,7 +134,7 @@ def test_loss_that_is_not_finite_ends_all_and_leaves_the_state_beside_the_good_o
     assert not all(np.isfinite(array).all() for array in bad.values())
 
 
-def test_process_that_fails_by_itself_ends_the_others_with_its_reason(harmed):
+def test_process_that_fails_ends_the_others_with_its_reason(harmed):
     other, failed = harmed.ended["bad_data"]
     assert (other.returncode, failed.returncode) == (1, 1), other.output + failed.output
     assert errors(failed) == ["error: cannot read 7.jpg"]

@@ -46,7 +46,7 @@ def test_bucket_without_gcsfs_is_an_error_that_says_what_to_install(monkeypatch)
         ({}, "~/.cache/vit_jax/indices"),
     ],
 )
-def test_cache_is_where_the_environment_says(monkeypatch, variables, folder):
+def test_environment_sets_the_cache_folder(monkeypatch, variables, folder):
     for name in ("VIT_JAX_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -83,7 +83,7 @@ def test_a_block_that_fails_replaces_nothing(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_that_cannot_be_written_is_an_error_for_people(tmp_path):
+def test_a_file_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*/file/a: (Not a directory|File exists)"):
         files.write_atomically(tmp_path / "file" / "a", "")
@@ -128,7 +128,7 @@ def test_a_lock_can_be_waited_for_in_the_same_process_too(tmp_path):
     assert order == ["first", "second"]
 
 
-def test_where_nothing_can_be_locked_a_warning_says_so(tmp_path, monkeypatch, caplog):
+def test_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
     import fcntl
 
     def flock(*_):
@@ -180,7 +180,7 @@ def test_a_file_that_becomes_a_fifo_is_not_read(tmp_path, monkeypatch):
         files.open_regular(tmp_path / "fifo")
 
 
-def test_importing_it_takes_no_jax_and_no_library():
+def test_importing_it_imports_neither_jax_nor_libraries():
     code = "import sys, vit_jax.files, vit_jax.console; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert not re.search(r"\b(jax|numpy|etils|rich|filelock|sqlite3)\b", loaded)

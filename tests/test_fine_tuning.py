@@ -84,7 +84,7 @@ def begin(config):
     return built, jax.device_get(built.init_state())
 
 
-def test_fine_tuning_begins_with_a_head_of_zeros_and_interpolated_position_embeddings(config, weights):
+def test_fine_tuning_starts_with_a_head_of_zeros_and_interpolated_position_embeddings(config, weights):
     config.polyak_decay = 0.9
     built, state = begin(config)
     before = weights[1]
@@ -101,7 +101,7 @@ def test_fine_tuning_begins_with_a_head_of_zeros_and_interpolated_position_embed
 
 
 @pytest.mark.parametrize("num_classes", [None, 7])
-def test_head_is_kept_where_asked_with_its_hidden_layer(config, weights, tmp_path, num_classes):
+def test_head_is_kept_on_request_with_its_hidden_layer(config, weights, tmp_path, num_classes):
     for split, name in itertools.product(("train", "test"), "abcde" if num_classes else "abcdefg"):
         write_image(tmp_path / split / name / "1.jpg", 1)
     config.data.dataset = str(tmp_path)
@@ -112,7 +112,7 @@ def test_head_is_kept_where_asked_with_its_hidden_layer(config, weights, tmp_pat
         jax.tree.map(np.testing.assert_array_equal, state.params[part], weights[1][part])
 
 
-def test_weights_of_a_fine_tuned_run_say_what_its_model_is(run):
+def test_weights_of_a_fine_tuned_run_determine_its_model(run):
     config, path = run
     loaded = load(path)
     assert (loaded.spec.name, loaded.spec.num_classes, loaded.spec.overrides["num_layers"]) == ("ViT-Ti/4", 10, 2)
@@ -157,7 +157,7 @@ def test_attributes_of_a_runs_model_are_tuples_again(resnet_run, config):
     assert experiments.build(config).model == model
 
 
-def test_the_best_parameters_of_a_run_are_loaded_where_there_are_some(resnet_run):
+def test_the_best_parameters_of_a_run_are_loaded_if_it_has_them(resnet_run):
     assert np.all(load(resnet_run[0]).arrays["head/bias"] == 1)
 
 
@@ -180,18 +180,18 @@ def test_head_of_a_run_is_not_kept_for_classes_of_other_names(resnet_run, config
         ("model.json", '{"name": "R2', "model.json is damaged"),
     ],
 )
-def test_damaged_workdir_is_told(resnet_run, file, content, message):
+def test_damaged_workdir_is_reported(resnet_run, file, content, message):
     (resnet_run[0] / file).write_text(content)
     with pytest.raises(UserError, match=message):
         load(resnet_run[0])
 
 
-def test_folder_that_is_neither_weights_nor_a_run_is_told(tmp_path):
+def test_folder_that_is_neither_weights_nor_a_run_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"has no model\.safetensors.*Nor has it a starts\.jsonl"):
         load(tmp_path)
 
 
-def test_linear_probe_moves_the_head_alone(config, weights):
+def test_linear_probe_moves_only_the_head(config, weights):
     config.train_only = ("^head/",)
     config.model.pre_logits = True  # the representation of the paper's linear evaluation
     built, begun = begin(config)
@@ -210,7 +210,7 @@ def test_linear_probe_moves_the_head_alone(config, weights):
     jax.tree.map(np.testing.assert_array_equal, ended["pre_logits"], weights[1]["pre_logits"])
 
 
-def test_dry_run_tells_what_becomes_of_the_weights(config):
+def test_dry_run_shows_how_each_array_of_the_weights_is_used(config):
     config.optimizer.layer_decay = 0.75
     text = dry_run.dry_run(experiments.build(config), [], {})
     assert "resized         1  Transformer/posembed_input/pos_embedding (1, 17, 32) -> (1, 37, 32)" in text
@@ -219,7 +219,7 @@ def test_dry_run_tells_what_becomes_of_the_weights(config):
     assert "layer decay 0.75" in text
 
 
-def test_fine_tuning_goes_on_to_the_bit_after_an_interruption(run, tmp_path):
+def test_fine_tuning_resumes_bit_exactly_after_an_interruption(run, tmp_path):
     config, whole = run
     parts = tmp_path / "parts"
     shutil.copytree(whole, parts)
@@ -249,14 +249,14 @@ def test_fine_tuning_goes_on_to_the_bit_after_an_interruption(run, tmp_path):
         ({"keep_head": True}, r"the head of \S+ has 7 classes, fewer than the data set's 10\. Set keep_head=False"),
     ],
 )
-def test_what_does_not_go_together_is_refused(config, changes, message):
+def test_inconsistent_options_are_refused(config, changes, message):
     with config.ignore_type():
         config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=message):
         experiments.build(config)
 
 
-def test_released_weights_that_are_not_here_do_not_keep_from_planning(config, monkeypatch, tmp_path):
+def test_missing_released_weights_do_not_prevent_planning(config, monkeypatch, tmp_path):
     monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path))
     config.weights = "augreg_ti16_i21k"
     config.data.image_size = 32
@@ -265,7 +265,7 @@ def test_released_weights_that_are_not_here_do_not_keep_from_planning(config, mo
     assert "not read yet" in dry_run.describe_run(built)
 
 
-def test_a_config_may_name_the_model_of_weights_with_attributes_of_their_own(config):
+def test_a_config_may_name_the_model_of_weights_with_their_own_attributes(config):
     config.model.name = "ViT-Ti/4"
     assert experiments.build(config).model.num_layers == 2
     config.model.num_layers = 2

@@ -99,7 +99,7 @@ def names(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_the_newest_checkpoints_are_kept_and_come_back_to_the_bit(run):
+def test_the_newest_checkpoints_are_kept_and_round_trip_bit_exactly(run):
     with Checkpoints(run, keep=2) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, tree(step), {"data": step})
@@ -111,7 +111,7 @@ def test_the_newest_checkpoints_are_kept_and_come_back_to_the_bit(run):
     assert store().find(str(run / "1")) == []
 
 
-def test_parameters_can_be_read_alone(directory):
+def test_parameters_can_be_read_without_a_run(directory):
     step, parameters, extra = read_parameters(directory)
     assert (step, extra) == (3, {"data": 3})
     assert_equal(parameters, tree(3))
@@ -132,7 +132,7 @@ def test_damaged_checkpoint_is_set_aside_whole_and_the_one_before_is_used(direct
     assert len(store().find(str(directory / "damaged-3"))) == len(files)
 
 
-def test_half_written_checkpoint_is_not_seen_and_cleared_away(directory):
+def test_half_written_checkpoint_is_ignored_and_deleted(directory):
     store().rm(str(directory / "3" / "commit_success.txt"))  # what is written last
     with Checkpoints(directory, keep=3) as checkpoints:
         assert checkpoints.latest_step() == 2
@@ -140,7 +140,7 @@ def test_half_written_checkpoint_is_not_seen_and_cleared_away(directory):
     assert store().find(str(directory / "3")) == []
 
 
-def test_what_somebody_else_put_there_is_left_alone(directory):
+def test_foreign_files_are_left_alone(directory):
     (directory / "notes" / "to_myself.txt").write_text("keep")
     with Checkpoints(directory, keep=3) as checkpoints:
         assert checkpoints.latest_step() == 3
@@ -153,7 +153,7 @@ def test_checkpoints_of_later_steps_can_be_dropped(directory):
     assert names(directory) == ["1"]
 
 
-def test_rows_of_metrics_before_the_flush_survive_a_kill_and_later_ones_are_made_again(run):
+def test_rows_of_metrics_before_the_flush_survive_a_kill_and_later_ones_are_written_again(run):
     killed = MetricWriter(run, step=0)
     killed.write(50, {"train/loss": 1.0})
     killed.write(100, {"train/loss": 0.5})
@@ -177,7 +177,7 @@ def test_tensorboard_gets_every_value(run):
     assert b"train/loss" in events.read_bytes()
 
 
-def test_starts_are_added_and_another_config_is_refused(run):
+def test_starts_are_appended_and_another_config_is_refused(run):
     workdir.record_start(run, base_config(), step=0, devices={})
     workdir.record_start(run, base_config(), step=7, devices={})
     assert [json.loads(line)["step"] for line in (run / "starts.jsonl").read_text().splitlines()] == [0, 7]
@@ -187,7 +187,7 @@ def test_starts_are_added_and_another_config_is_refused(run):
         workdir.check_config(run, config)
 
 
-def test_curves_can_be_drawn_from_and_into_the_bucket(run, capsys):
+def test_curves_are_read_from_and_written_to_the_bucket(run, capsys):
     with MetricWriter(run, step=0) as writer:
         writer.write(3, {"train/loss": 0.25})
     assert curves.main([str(run)]) == 0
@@ -203,7 +203,7 @@ def test_second_process_is_kept_out_until_the_first_is_done(run, monkeypatch):
     assert store().find(str(run)) == []
 
 
-def test_weights_of_what_is_no_run_are_refused(run):
+def test_weights_from_a_folder_that_is_not_a_run_are_refused(run):
     with pytest.raises(UserError, match=r"gs://.* is not the workdir of a run"):
         load(str(run))
 
@@ -223,7 +223,7 @@ def test_checkpoints_in_a_bucket_that_does_not_exist_are_one_error(emulator):
         checkpoints.wait()
 
 
-def test_missing_permission_is_an_error_that_says_where_permissions_are_told(run, monkeypatch):
+def test_missing_permission_is_an_error_that_names_the_page_about_permissions(run, monkeypatch):
     import google.api_core.exceptions
 
     def forbidden(*_, **__):  # the emulator permits everything
@@ -287,7 +287,7 @@ def test_profile_goes_to_the_bucket_and_is_found_there(run, caplog):
     assert caplog.text.count("are profiled in") == 1
 
 
-def test_two_processes_train_in_one_bucket_and_one_goes_on(run, compilation_cache, tmp_path, emulator):
+def test_two_processes_train_in_one_bucket_and_one_resumes(run, compilation_cache, tmp_path, emulator):
     arguments = [TINY, f"--workdir={run}", "--config.sharding=fsdp", "--config.eval_batch_size=100"]
     # Large enough to be split, so that each process writes its part of a checkpoint.
     arguments += ["--config.model.hidden_dim=128", "--config.model.mlp_dim=256"]

@@ -78,7 +78,7 @@ def close(metrics):
     return pytest.approx(metrics, rel=1e-5, abs=1e-6)
 
 
-def test_state_is_restored_to_the_bit():
+def test_state_is_restored_bit_exactly():
     saved = json.loads(pathlib.Path(f"run/checkpoints/{STOPPED_AT}/extra/metadata").read_text())["arrays"]
     step, state = read_state(make_config(), "run/checkpoints")
     assert (step, int(state.step)) == (STOPPED_AT, STOPPED_AT)
@@ -125,7 +125,7 @@ def test_run_and_exported_weights_are_evaluated_as_before(weights):
     assert now["fingerprints"] == before["fingerprints"]
 
 
-def test_exported_weights_are_those_of_the_run():
+def test_exported_weights_equal_the_runs():
     run, exported = load("run"), load("weights.npz")
     assert exported.describe() == run.describe()
     assert run.arrays.keys() == exported.arrays.keys()

@@ -38,7 +38,7 @@ def test_text_that_is_not_json_is_an_error_that_names_it(text, reason):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_what_editors_write_is_read(encoding):
+def test_json_written_by_editors_is_read(encoding):
     assert parse_json('{"a": ["é", 1.5, null]}'.encode(encoding), "a") == {"a": ["é", 1.5, None]}
 
 
@@ -52,7 +52,7 @@ def test_nan_is_a_number_only_where_it_is_allowed():
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "5", '"{}"', "true"])
-def test_an_object_is_nothing_else(text, tmp_path):
+def test_only_an_object_is_accepted_as_an_object(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
     for read in (lambda: parse_object(text, "a.json"), lambda: read_object(tmp_path / "a.json")):
         with pytest.raises(JsonError, match=r"a\.json is damaged: expected a JSON object"):
@@ -93,7 +93,7 @@ FIELDS = Fields(
 )  # fmt: skip
 
 
-def test_fields_of_the_right_type_and_range_are_given():
+def test_fields_of_the_right_type_and_range_are_returned():
     assert FIELDS.integer("layers", at_least=12, at_most=12) == 12
     assert FIELDS.number("layers") == 12.0
     assert FIELDS.number("rate", above=0, at_most=0.5) == 0.5
@@ -142,6 +142,6 @@ def test_fields_that_are_absent_or_null_have_the_default():
         (lambda _: Fields([1], "config.json"), "expected a JSON object"),
     ],
 )
-def test_other_fields_are_errors_that_say_what_was_given_and_expected(read, message):
+def test_wrong_fields_are_errors_that_say_what_was_given_and_expected(read, message):
     with pytest.raises(JsonError, match=message):
         read(FIELDS)

@@ -71,7 +71,7 @@ def test_local_ends_with_the_status_of_an_error_whoever_was_first():
 @pytest.mark.parametrize(
     ("statuses", "status", "starts"), [("75 143 0", 0, 3), ("75 1 0", 1, 2), ("75 75 75 0", 75, 3)]
 )
-def test_local_starts_again_until_done_or_in_error(tmp_path, statuses, status, starts):
+def test_local_restarts_until_done_or_in_error(tmp_path, statuses, status, starts):
     script = f'cd {tmp_path}; echo x >> starts; set -- {statuses}; shift $(($(wc -l < starts) - 1)); exit "$1"'
     process = local("--num_processes=1", "--max_restarts=2", "--", "bash", "-c", script)
     assert process.returncode == status
@@ -91,7 +91,7 @@ def start_and_wait_for(command, text, times, **options):
 SAVES_ON_SIGTERM = 'trap "echo saves; exit 143" TERM; echo works; while true; do sleep 0.05; done'
 
 
-def test_local_passes_signals_on_and_does_not_start_again_what_was_stopped():
+def test_local_passes_signals_on_and_does_not_restart_a_stopped_run():
     command = [sys.executable, LAUNCH / "local.py", "--max_restarts=5", "--", "bash", "-c", SAVES_ON_SIGTERM]
     process = start_and_wait_for(command, "works", 2)
     process.send_signal(signal.SIGTERM)
@@ -104,7 +104,7 @@ def test_local_passes_signals_on_and_does_not_start_again_what_was_stopped():
 @pytest.mark.parametrize(
     ("statuses", "status", "starts"), [("75 143 70 0", 0, 4), ("75 1 0", 1, 2), ("75 75 75 0", 75, 3)]
 )
-def test_until_done_starts_again_until_done_or_in_error(tmp_path, statuses, status, starts):
+def test_until_done_restarts_until_done_or_in_error(tmp_path, statuses, status, starts):
     script = f'cd {tmp_path}; echo x >> starts; set -- {statuses}; shift $(($(wc -l < starts) - 1)); exit "$1"'
     limits = {"PAUSE_SECONDS": "0", "MAX_RESTARTS": "3" if starts == 4 else "2"}
     process = subprocess.run(
@@ -230,7 +230,7 @@ def test_tpu_vm_runs_several_slices_as_one_run(cloud, tmp_path):
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="installs a commit of git")
-def test_tpu_vm_books_again_what_was_taken_away(cloud, tmp_path):
+def test_tpu_vm_rebooks_a_preempted_slice(cloud, tmp_path):
     (tmp_path / "state").write_text("SUSPENDED")
     (tmp_path / "0").mkdir()
     (tmp_path / "1").mkdir()
@@ -242,7 +242,7 @@ def test_tpu_vm_books_again_what_was_taken_away(cloud, tmp_path):
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="installs a commit of git")
-def test_tpu_vm_starts_again_what_a_host_has_lost(cloud, tmp_path):
+def test_tpu_vm_restarts_a_run_that_a_host_has_lost(cloud, tmp_path):
     environment = cloud | {"STATUSES": "0"}
     assert tpu_vm(environment, "create").returncode == tpu_vm(environment, "install").returncode == 0
     process = tpu_vm(environment, "wait", "--workdir=gs://bucket/run")
@@ -283,7 +283,7 @@ def test_tpu_vm_books_again_after_a_booking_that_failed(cloud, tmp_path):
     assert (tmp_path / "state").read_text() == "ACTIVE\n"
 
 
-def test_tpu_vm_gives_up_before_it_books_when_gcloud_never_tells_the_state(cloud):
+def test_tpu_vm_gives_up_before_booking_when_gcloud_never_gives_the_state(cloud):
     fail(cloud, "describe", 1000)
     for command in (["create"], ["run", "--workdir=runs/a"]):
         process = tpu_vm(cloud, *command)
@@ -292,7 +292,7 @@ def test_tpu_vm_gives_up_before_it_books_when_gcloud_never_tells_the_state(cloud
     assert calls(cloud, "create") == 0
 
 
-def test_tpu_vm_pauses_after_it_deleted_what_failed(cloud, tmp_path):
+def test_tpu_vm_pauses_after_deleting_a_failed_slice(cloud, tmp_path):
     (tmp_path / "state").write_text("FAILED")
     fail(cloud, "delete", 1000)
     start = time.monotonic()
@@ -366,13 +366,13 @@ def test_gke_manifest_runs_one_pod_a_host_and_gives_up_at_the_status_of_an_error
 
 
 @pytest.mark.parametrize("name", ["until_done.sh", "tpu_vm.sh", "slurm.sbatch"])
-def test_shell_scripts_parse_and_say_their_command_on_top(name):
+def test_shell_scripts_parse_and_begin_with_their_command(name):
     assert subprocess.run(["bash", "-n", LAUNCH / name], check=False).returncode == 0
     head = (LAUNCH / name).read_text().split("\nset ")[0]
     assert f"launch/{name} " in head
 
 
-def test_every_launcher_says_its_command_on_top():
+def test_every_launcher_begins_with_its_command():
     assert "python launch/local.py --" in ast.get_docstring(ast.parse((LAUNCH / "local.py").read_text()))
     for name in ("Dockerfile", "gke.yaml"):
         assert f"launch/{name}" in "".join((LAUNCH / name).read_text().splitlines(keepends=True)[:6])

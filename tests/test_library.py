@@ -74,7 +74,7 @@ def in_threads(*calls):
     return results
 
 
-def test_threads_train_at_the_same_time_what_each_would_alone(config, tmp_path, caplog):
+def test_concurrent_threads_train_the_same_as_each_alone(config, tmp_path, caplog):
     caplog.set_level("INFO")
     alone = train(config, tmp_path / "alone")
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
@@ -94,7 +94,7 @@ def test_two_threads_do_not_train_in_one_workdir(config, tmp_path):
     assert "another process is training" in str(refused)
 
 
-def test_functions_take_strings_for_paths_and_train_where_an_event_loop_runs(config, tmp_path):
+def test_functions_accept_strings_as_paths_and_train_inside_an_event_loop(config, tmp_path):
     path = f"{tmp_path}/run"
 
     async def notebook():
@@ -113,7 +113,7 @@ def test_functions_take_strings_for_paths_and_train_where_an_event_loop_runs(con
         assert kept.latest_step() == 4
 
 
-def test_an_address_that_became_a_path_is_not_taken_for_a_folder(config):
+def test_an_address_that_became_a_path_is_not_mistaken_for_a_folder(config):
     with pytest.raises(UserError, match="give it as a string"):
         train(config, pathlib.Path("gs://bucket/run"))
     with pytest.raises(UserError, match="cannot use '~nobody-of-this-name/run' as a folder"):
@@ -176,7 +176,7 @@ def test_a_second_signal_is_for_the_programs_own_handler(monkeypatch):
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_handlers_are_set_in_the_main_thread_alone():
+def test_handlers_are_set_only_in_the_main_thread():
     assert in_threads(lambda: set_handlers([signal.SIGUSR2], signal.SIG_IGN)) == [{}]
     before = set_handlers([signal.SIGUSR2], signal.SIG_IGN)
     assert signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN
@@ -185,7 +185,7 @@ def test_handlers_are_set_in_the_main_thread_alone():
     restore_handlers(before)
 
 
-def test_a_step_that_hangs_in_a_program_is_told_once_and_ends_nothing(tmp_path, caplog):
+def test_a_step_that_hangs_in_a_program_is_reported_once_and_ends_nothing(tmp_path, caplog):
     with Watchdog(0.1, tmp_path, owns_process=False) as watchdog:
         watchdog.beat(6)
         time.sleep(0.5)
@@ -196,7 +196,7 @@ def test_a_step_that_hangs_in_a_program_is_told_once_and_ends_nothing(tmp_path, 
     assert "MainThread" in (tmp_path / "stacks-0.txt").read_text()
 
 
-def test_nothing_is_saved_where_the_lock_was_lost(config, tmp_path, at_step, monkeypatch):
+def test_nothing_is_saved_after_the_lock_is_lost(config, tmp_path, at_step, monkeypatch):
     lost = []
     opened = workdir.opened
     monkeypatch.setattr(
@@ -219,7 +219,7 @@ def test_flags_that_a_program_requires_do_not_stop_the_input(config, monkeypatch
     assert values.is_parsed()
 
 
-def test_starts_of_a_run_are_put_together_by_step(tmp_path):
+def test_starts_of_a_run_are_merged_by_step(tmp_path):
     config = json.loads(base_config().to_json())
 
     def start(step, **changes):

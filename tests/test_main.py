@@ -118,7 +118,7 @@ def test_signal_saves_ends_within_ten_seconds_and_resumes_exactly(finished, tmp_
     assert differences(workdir, finished[0]) == []
 
 
-def test_ctrl_c_with_worker_processes_saves_and_the_run_may_go_on_without_them(
+def test_ctrl_c_with_worker_processes_saves_and_the_run_can_resume_without_them(
     finished, tmp_path, start_main, run_main
 ):
     workdir = tmp_path / "run"
@@ -148,7 +148,7 @@ def test_run_with_worker_processes_leaves_no_shared_memory_and_complains_of_noth
     assert process.stderr == ""
 
 
-def test_damaged_newest_checkpoint_is_passed_over_with_a_warning(finished, tmp_path, run_main):
+def test_damaged_newest_checkpoint_is_skipped_with_a_warning(finished, tmp_path, run_main):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     # All files of arrays: of a single one the half that is lost may hold nothing that is still referred to.
@@ -179,7 +179,7 @@ def test_training_imports_neither_tensorflow_nor_torch(tmp_path, compilation_cac
     assert steps_of(tmp_path / "run") == [2]
 
 
-def test_models_need_jax_and_flax_alone():
+def test_models_need_only_jax_and_flax():
     others = "{'grain', 'orbax', 'cv2', 'simplejpeg', 'sklearn', 'matplotlib', 'ml_collections', 'clu', 'absl'}"
 
     def imported(modules):
@@ -214,7 +214,7 @@ def test_dry_run_of_an_evaluation_shows_no_training(finished, run_main):
         assert word not in output.partition("# What")[2]
 
 
-def test_dry_run_with_a_length_a_field_without_value_and_evaluation_on_what_is_trained_on(run_main):
+def test_dry_run_with_a_length_an_unset_field_and_evaluation_on_training_data(run_main):
     process = run_main(
         "--config=configs/quickstart.py", "--dry_run", "--config.images=25600", "--config.optimizer.clip_norm=None",
         "--config.data.eval_split=train[:10]", check=True,
@@ -304,7 +304,7 @@ def test_divergence_before_the_first_checkpoint_says_so(tmp_path, run_main):
     assert "Traceback" not in process.stderr
 
 
-def test_truncated_image_is_named_and_the_mended_run_ends_as_if_nothing_had_happened(tmp_path, run_main):
+def test_truncated_image_is_named_and_the_repaired_run_ends_as_if_nothing_had_happened(tmp_path, run_main):
     data = tmp_path / "data"
     for split in ("train", "test"):
         for label, name in enumerate(("cat", "dog")):
@@ -346,7 +346,7 @@ def test_read_only_workdir_is_refused(tmp_path, compilation_cache):
     assert "Traceback" not in process.stderr
 
 
-def test_full_disk_ends_the_run_with_the_last_checkpoint_whole_and_free_space_lets_it_go_on(
+def test_full_disk_ends_the_run_with_the_last_checkpoint_intact_and_free_space_lets_it_resume(
     finished, tmp_path, compilation_cache
 ):
     disk = tmp_path / "disk"

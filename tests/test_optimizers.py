@@ -59,7 +59,7 @@ def test_schedule_of_drops_divides_the_learning_rate_by_10_at_shares_of_the_run(
     np.testing.assert_allclose([schedule(s) for s in steps], expected, rtol=1e-5)
 
 
-def test_drops_of_a_run_too_short_to_tell_them_apart_fall_on_one_step():
+def test_drops_of_a_very_short_run_fall_on_one_step():
     schedule = optimizers.make_schedule("drops", learning_rate=1.0, num_steps=4, drop_at=(0.4, 0.6, 0.8))
     np.testing.assert_allclose(jax.vmap(schedule)(np.arange(4)), [1, 1, 0.01, 0.001], rtol=1e-5)
 
@@ -74,7 +74,7 @@ def test_drops_of_a_run_too_short_to_tell_them_apart_fall_on_one_step():
         ("drops", (0.8, 0.5)),
     ],
 )
-def test_drops_that_do_not_go_with_the_schedule_are_refused(name, drop_at):
+def test_drops_without_their_schedule_are_refused(name, drop_at):
     with pytest.raises(UserError, match=r"optimizer\.drop_at takes growing shares of the run"):
         optimizers.make_schedule(name, learning_rate=0.1, num_steps=10, warmup_steps=3, drop_at=drop_at)
 
@@ -117,7 +117,7 @@ def test_first_adamw_step_moves_by_the_learning_rate():
     np.testing.assert_allclose(new["cls"], 1 - 0.01, rtol=1e-5)
 
 
-def test_sgd_keeps_momentum_in_the_dtype_asked_for():
+def test_sgd_keeps_momentum_in_the_requested_dtype():
     optimizer = optimizers.make_optimizer("sgd", lambda _: 0.1, momentum_dtype="bfloat16")
     state = optimizer.init(PARAMS)
     grads = optax.tree.ones_like(PARAMS)
@@ -256,7 +256,7 @@ def two_steps(optimizer, params):
 
 
 @pytest.mark.parametrize("name", sorted(optimizers.OPTIMIZERS.keys() - {"muon"}))
-def test_optimizer_is_that_of_optax(name):
+def test_optimizer_matches_optax(name):
     params = PARAMS | LAYER | {"wide": {"kernel": jnp.ones((128, 130))}}  # large enough to be factored
     eps = {"eps": 1e-6} if name == "lamb" else {}
     ours = optimizers.make_optimizer(name, RATE, weight_decay=DECAY, b2=0.99, **eps)
@@ -302,7 +302,7 @@ def test_muon_knows_the_matrices_of_every_model(name, attributes, matrices):
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
-def test_weight_decay_is_of_kernels_alone(name):
+def test_weight_decay_applies_only_to_kernels(name):
     params = PARAMS | LAYER
     new = optimizers.make_optimizer(name, RATE, weight_decay=DECAY)
     updates, _ = new.update(optax.tree.zeros_like(params), new.init(params), params)

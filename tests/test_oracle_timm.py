@@ -106,7 +106,7 @@ def test_parameters_have_the_names_and_shapes_of_released_checkpoints(golden, va
 
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_forward_pass_is_that_of_timm(golden, variant, scan_layers):
+def test_forward_pass_matches_timm(golden, variant, scan_layers):
     params = make_params(golden, variant)
     if scan_layers:
         params = stack_layers(params)

@@ -183,7 +183,7 @@ def randomize(torch, model, seed=0):
 
 
 @pytest.mark.parametrize("case", FULL_SIZE)
-def test_logits_are_those_of_timm_which_reads_our_file(case, timm, torch, folder):
+def test_logits_match_timm_which_reads_our_file(case, timm, torch, folder):
     theirs, image_size, overrides, arguments = FULL_SIZE[case]
     weights = random_weights(case.split(" ")[0], image_size, **overrides)
     images = make_images(2, *image_size)
@@ -247,7 +247,7 @@ def test_a_mistake_in_the_weights_moves_logits_much_further_than_the_tolerance(m
     assert error > 100 * LOGIT_TOLERANCE
 
 
-def test_the_other_gelu_shows(timm, torch, folder):
+def test_the_other_gelu_changes_the_logits(timm, torch, folder):
     weights = random_weights("ViT-Ti/16", (224, 224))
     images = make_images(2, 224, 224)
     model = read_by_timm(torch, timm_model(timm, "vit_tiny_patch16_224", act_layer="gelu"), weights, folder)
@@ -271,7 +271,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("case", SMALL)
-def test_gradients_of_all_parameters_are_those_of_timm(case, timm, torch, folder):
+def test_gradients_of_all_parameters_match_timm(case, timm, torch, folder):
     name, overrides, theirs, arguments = SMALL[case]
     weights = random_weights(name, (64, 64), **overrides)
     images, labels = make_images(2, 64, 64), (1, 4)
@@ -318,7 +318,7 @@ STATE_DICTS = {
 
 
 @pytest.mark.parametrize("case", STATE_DICTS)
-def test_a_state_dict_of_timm_comes_back_to_the_bit_and_computes_the_same(case, timm, torch, folder):
+def test_a_state_dict_of_timm_round_trips_bit_exactly_and_computes_the_same(case, timm, torch, folder):
     name, arguments, ours = STATE_DICTS[case]
     # Nothing beside a bare file says which GELU it is for: timm's own is exact.
     gelu = {} if case == "bit" else {"act_layer": "gelu"}
@@ -430,7 +430,7 @@ HUGGINGFACE = {
 
 @pytest.mark.parametrize("hidden_act", ["gelu", "gelu_pytorch_tanh"])
 @pytest.mark.parametrize("kind", ["ViTForImageClassification", "ViTModel", "ViTModel without pooler"])
-def test_a_folder_of_huggingface_comes_back_to_the_bit_and_computes_the_same(
+def test_a_folder_of_huggingface_round_trips_bit_exactly_and_computes_the_same(
     kind, hidden_act, transformers, torch, folder
 ):
     config = transformers.ViTConfig(**HUGGINGFACE, hidden_act=hidden_act)
@@ -496,7 +496,7 @@ def test_the_image_processor_of_transformers_reads_our_preprocessing(transformer
 
 
 @pytest.mark.parametrize("resize", ["square", "crop"])
-def test_a_crop_of_ours_is_that_of_the_processor_that_transformers_makes_of_it(resize, transformers, folder):
+def test_our_crop_matches_the_processor_that_transformers_builds(resize, transformers, folder):
     preprocessing = Preprocessing((64, 64), resize=resize, crop_fraction=0.9, interpolation="bicubic", antialias=True)
     weights = dataclasses.replace(random_weights("ViT-Ti/16", (64, 64), num_layers=1), preprocessing=preprocessing)
     save(weights, folder, to="huggingface")

@@ -101,7 +101,7 @@ def test_files_folders_and_patterns_name_each_image_once(folder):
     assert found.others == found.errors == []
 
 
-def test_names_that_are_no_text_are_shown_escaped(weights_file, folder, capsys):
+def test_names_that_are_not_text_are_shown_escaped(weights_file, folder, capsys):
     name = os.fsdecode(b"caf\xe9\n.png")
     (folder / "sub" / "0.png").rename(folder / name)
     (folder / os.fsdecode(b"\xff.png")).write_bytes(b"no image")
@@ -113,7 +113,7 @@ def test_names_that_are_no_text_are_shown_escaped(weights_file, folder, capsys):
     assert json.loads(capsys.readouterr().out)["image"] == str(folder / name)  # which opens the file
 
 
-def test_what_is_left_out_of_a_folder_is_told(weights_file, folder, capsys, monkeypatch):
+def test_skipped_files_of_a_folder_are_reported(weights_file, folder, capsys, monkeypatch):
     (folder / "notes.txt").write_text("notes")
     (folder / "Thumbs.db").write_bytes(b"")
     assert run(f"--weights={weights_file}", folder) == 0
@@ -156,7 +156,7 @@ def test_loops_of_links_end(folder):
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "/dev/zero"])
-def test_what_is_no_regular_file_is_told_and_not_opened(weights_file, folder, capsys, kind):
+def test_what_is_not_a_regular_file_is_reported_and_not_opened(weights_file, folder, capsys, kind):
     place = folder / "pipe" if kind == "FIFO" else kind
     os.mkfifo(place) if kind == "FIFO" else None
     assert run(f"--weights={weights_file}", "--json", place, folder / "sub" / "0.png") == 1
@@ -182,7 +182,7 @@ def test_photos_are_seen_as_their_exif_says_unless_the_weights_say_otherwise(fol
     assert first == second
 
 
-def test_unreadable_images_are_told_and_the_others_answered(weights_file, folder, capsys):
+def test_unreadable_images_are_reported_and_the_others_answered(weights_file, folder, capsys):
     (folder / "broken.jpg").write_bytes(b"no image")
     assert run(f"--weights={weights_file}", "--json", folder) == 1
     output = capsys.readouterr()
@@ -206,7 +206,7 @@ def test_a_path_is_enough_for_a_model_that_predicts(tmp_path):
     np.testing.assert_array_equal(predictor(image), predict.Predictor(weights, batch_size=1)(image))
 
 
-def test_sigmoid_takes_each_class_by_itself():
+def test_sigmoid_treats_each_class_independently():
     images = np.zeros((1, 8, 8, 3), np.uint8)
     softmax = predict.Predictor(make_weights(), batch_size=1)(images)
     sigmoid = predict.Predictor(make_weights(), batch_size=1, probabilities="sigmoid")(images)
@@ -257,7 +257,7 @@ def test_weights_without_a_head_or_with_one_of_zeros_are_refused():
         (["--weights={weights}", "{folder}", "--model=ViT-B/16"], "not ViT-B/16"),
     ],
 )
-def test_mistakes_are_one_message(arguments, message, weights_file, folder, tmp_path, capsys):
+def test_each_mistake_is_one_message(arguments, message, weights_file, folder, tmp_path, capsys):
     for name in ("empty", "texts"):
         (tmp_path / name).mkdir()
     (tmp_path / "texts" / "a.txt").write_text("text")
@@ -269,7 +269,7 @@ def test_mistakes_are_one_message(arguments, message, weights_file, folder, tmp_
     assert not output.out
 
 
-def test_command_answers_in_a_process_of_its_own(weights_file, folder, compilation_cache):
+def test_command_answers_in_its_own_process(weights_file, folder, compilation_cache):
     process = subprocess.run(
         [sys.executable, "-m", "vit_jax.predict", f"--weights={weights_file}", str(folder)],
         cwd=ROOT,

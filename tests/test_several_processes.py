@@ -92,7 +92,7 @@ def position(workdir, step):
     return extra["data"]
 
 
-def test_run_saved_on_eight_devices_goes_on_with_two_and_with_four(train, on_one_device, folder):
+def test_run_saved_on_eight_devices_resumes_with_two_and_with_four(train, on_one_device, folder):
     if not (folder / "1x8").exists():
         train("1x8", 1, 8, "--config.sharding=fsdp")
     workdir = folder / "elastic"

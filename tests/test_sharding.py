@@ -122,7 +122,7 @@ def test_scanned_layers_are_split_as_unrolled_ones_are():
     assert found[name] == PartitionSpec(None, "data", "model", None)
 
 
-def test_a_rule_of_the_user_comes_first_and_the_preset_leaves_alone_what_it_matches():
+def test_a_user_rule_comes_first_and_the_preset_ignores_its_matches():
     rules = [("Dense_1/kernel", (None, None)), ("Dense_0/kernel", ("data", None))]
     found = specs("fsdp", rules)
     block = "Transformer/encoderblock_3/MlpBlock_3/"
@@ -132,7 +132,7 @@ def test_a_rule_of_the_user_comes_first_and_the_preset_leaves_alone_what_it_matc
     assert found[block + "Dense_1/kernel"] == PartitionSpec()
 
 
-def test_command_of_the_page_is_taken(run_main):
+def test_documented_command_is_accepted(run_main):
     page = (ROOT / "docs" / "sharding.md").read_text()
     flags = shlex.split(next(line for line in page.splitlines() if line.startswith("--config.sharding=")))
     wider = ["--config.model.hidden_dim=128", "--config.model.mlp_dim=256"]
@@ -143,7 +143,7 @@ def test_command_of_the_page_is_taken(run_main):
     assert row[-4:-2] == ["data", "-"]
 
 
-def test_moments_and_average_lie_as_their_parameters():
+def test_moments_and_average_are_split_like_their_parameters():
     mesh = partitioning.make_mesh()
     state = abstract_params()
     found = partitioning.state_shardings(state, mesh, partitioning.parameter_specs(state.params, mesh, "fsdp"))
@@ -186,7 +186,7 @@ def test_arrays_of_another_shape_than_their_parameter_are_whole():
         ({"preset": "fsdp+tensor", "model": 2, "name": "R26x1"}, "model has no rules for it"),
     ],
 )
-def test_sharding_that_cannot_be_is_refused_with_a_reason(arguments, message):
+def test_impossible_sharding_is_refused_with_a_reason(arguments, message):
     with pytest.raises(UserError, match=message):
         specs(**arguments)
 
@@ -205,12 +205,12 @@ def test_mesh_that_does_not_fit_the_devices_is_refused(sizes, message):
         partitioning.make_mesh(**sizes)
 
 
-def test_mesh_takes_what_is_left():
+def test_mesh_uses_the_remaining_devices():
     assert dict(partitioning.make_mesh(model=2).shape) == {"data": 4, "model": 2}
     assert dict(partitioning.make_mesh(data=2, model=-1).shape) == {"data": 2, "model": 4}
 
 
-def test_batch_lies_on_the_data_axis_alone():
+def test_batch_is_split_only_over_the_data_axis():
     mesh = partitioning.make_mesh(model=4)
     batch = partitioning.global_batch({"x": np.arange(16)}, partitioning.batch_sharding(mesh))
     shards = sorted((shard.device.id, shard.data.tolist()) for shard in batch["x"].addressable_shards)

@@ -126,7 +126,7 @@ def test_two_slices_compute_what_one_does(on_one_host, on_two_hosts, preset):
     np.testing.assert_allclose(evaluation, on_one_host[1], rtol=1e-5)
 
 
-def test_run_that_lost_a_slice_goes_on_from_its_checkpoint(on_two_hosts):
+def test_run_that_lost_a_slice_resumes_from_its_checkpoint(on_two_hosts):
     first, second = starts(on_two_hosts[0] / "fsdp+tensor")
     assert first["step"] == 0
     assert second["step"] in (2, 4)

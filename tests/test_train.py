@@ -88,9 +88,7 @@ def fail_at(monkeypatch):
     return arrange
 
 
-def test_state_of_a_run_that_failed_is_kept_beside_the_good_ones_and_can_be_gone_on_from(
-    config, tmp_path, monkeypatch, fail_at
-):
+def test_state_of_a_failed_run_is_kept_beside_the_good_ones_and_can_be_resumed(config, tmp_path, monkeypatch, fail_at):
     train(config, tmp_path / "whole")
     workdir = tmp_path / "failed"
     fail_at(8, TrainBatches)
@@ -136,7 +134,7 @@ def test_all_processes_must_have_the_same_data(config, tmp_path, monkeypatch):
         train(config, tmp_path)
 
 
-def test_average_of_the_parameters_is_what_is_evaluated(config, tmp_path, monkeypatch):
+def test_average_of_the_parameters_is_evaluated(config, tmp_path, monkeypatch):
     seen = []
 
     def make_spy(*args, **kwargs):
@@ -166,7 +164,7 @@ def test_average_of_the_parameters_is_what_is_evaluated(config, tmp_path, monkey
 
 
 @pytest.mark.parametrize(("seconds", "drawn_at"), [(60.0, [4, 12]), (0.0, [4, 8, 12])])
-def test_curves_are_drawn_early_now_and_then_and_at_the_end(seconds, drawn_at, config, tmp_path, monkeypatch):
+def test_curves_are_drawn_early_regularly_and_at_the_end(seconds, drawn_at, config, tmp_path, monkeypatch):
     seen = []
 
     def note(workdirs, _):
@@ -180,7 +178,7 @@ def test_curves_are_drawn_early_now_and_then_and_at_the_end(seconds, drawn_at, c
     assert seen == drawn_at
 
 
-def test_finished_run_started_again_only_reports_and_other_seed_gives_another_run(config, tmp_path, caplog):
+def test_restarted_finished_run_only_reports_and_another_seed_gives_another_run(config, tmp_path, caplog):
     config.steps, config.evals.eval_split.every_steps = 2, None
     train(config, tmp_path / "0")
     before = rows(tmp_path / "0")

@@ -228,7 +228,7 @@ def test_sigmoid_loss_sums_over_classes():
     np.testing.assert_allclose(Loss("sigmoid")(jnp.asarray(logits), jnp.array([1])), [expected], rtol=1e-6)
 
 
-def test_generator_decides_the_masks_of_dropout_and_not_the_parameters():
+def test_generator_determines_dropout_masks_but_not_parameters():
     model = make_model(num_layers=1, mlp_dim=32, dropout_rate=0.5, head_bias=1.0)
     found = {}
     for rng in RNGS:
@@ -248,7 +248,7 @@ def test_average_is_float32_whatever_the_parameters_are():
     assert {leaf.dtype for leaf in jax.tree.leaves(state.average)} == {jnp.dtype("float32")}
 
 
-def test_only_selected_parameters_move_and_as_they_do_alone():
+def test_only_selected_parameters_move():
     step = sgd_step(train_only=["^head/"], momentum_dtype="bfloat16")
     state = step.init(seed=3)
     before = jax.device_get(state.params)
@@ -282,7 +282,7 @@ def test_nothing_is_computed_for_gradients_of_parameters_that_stay():
     assert flops["^head/",] < 0.4 * flops[()]  # a third: the forward pass alone
 
 
-def test_state_begins_with_other_parameters_and_their_average():
+def test_state_starts_from_given_parameters_and_their_average():
     step = sgd_step(make_model(num_layers=1), polyak_decay=0.9)
     other = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5), step.abstract_state.params)
     state = step.init(seed=3, params=other)
@@ -290,7 +290,7 @@ def test_state_begins_with_other_parameters_and_their_average():
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
 
 
-def test_five_lines_of_the_page_take_a_step():
+def test_documented_five_lines_take_a_step():
     page = (ROOT / "docs" / "library.md").read_text().partition("## Take the steps yourself")[2]
     lines, imports = re.findall(r"```python\n(.*?)```", page, re.S)[:2]
     assert len(lines.splitlines()) == 5

@@ -54,7 +54,7 @@ def test_a_run_gets_its_pictures_and_a_table_of_all_images(run, capsys):
     ("arguments", "message"),
     [(["--split=tets"], "Did you mean 'test'"), (["--images=0"], "at least 1")],
 )
-def test_wrong_arguments_are_told(run, capsys, arguments, message):
+def test_wrong_arguments_are_reported(run, capsys, arguments, message):
     assert mistakes.main([str(run[0]), *arguments]) == 1
     assert message in capsys.readouterr().err
 
@@ -67,6 +67,6 @@ def test_image_that_cannot_be_read_is_named(run, tmp_path, capsys):
     assert f"cannot read {tmp_path}/test/7/1.jpg: not an image" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_run_is_told(tmp_path, capsys):
+def test_a_folder_that_is_not_a_run_is_reported(tmp_path, capsys):
     assert mistakes.main([str(tmp_path)]) == 1
     assert "is not the workdir of a run" in capsys.readouterr().err

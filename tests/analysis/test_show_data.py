@@ -42,7 +42,7 @@ def test_evaluation_images_are_spread_over_the_split(config):
     assert len(set(labels)) > 4
 
 
-def test_mixed_images_tell_what_they_are_mixed_from(config):
+def test_mixed_images_name_their_sources(config):
     (plain, _), config.mixup_alpha = show_data.draw_batches(config, count=6).subfigs, 0.8
     (mixed, _) = show_data.draw_batches(config, count=6).subfigs
     (images, _), (mixed_images, captions) = drawn(plain), drawn(mixed)
@@ -72,7 +72,7 @@ def test_classes_of_images_without_labels_are_refused(config, tmp_path):
         show_data.draw_classes(config)
 
 
-def test_image_that_cannot_be_read_is_told_and_the_others_are_drawn(config, tmp_path, capsys):
+def test_image_that_cannot_be_read_is_reported_and_the_others_are_drawn(config, tmp_path, capsys):
     for number, content in enumerate((b"", simplejpeg.encode_jpeg(np.full((8, 8, 3), 200, np.uint8)))):
         path = tmp_path / "train" / "cat" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def test_image_that_cannot_be_read_is_told_and_the_others_are_drawn(config, tmp_
     assert "0.jpg" in capsys.readouterr().err
 
 
-def test_command_writes_a_picture_and_tells_mistakes_in_one_line(tmp_path):
+def test_command_writes_a_picture_and_reports_mistakes_in_one_line(tmp_path):
     def run(*arguments):
         command = [sys.executable, "-m", "vit_jax.data.show", "--config=configs/quickstart.py", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

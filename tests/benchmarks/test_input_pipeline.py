@@ -64,7 +64,7 @@ def test_our_rows_are_measured(measured):
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/smaps_rollup").exists(), reason="memory is known only on Linux")
-def test_memory_of_our_rows_is_that_of_python_with_jax(measured):
+def test_memory_of_our_rows_matches_python_with_jax(measured):
     for row in measured[1]["rows"][:2]:
         assert 50e6 < row["pss_bytes"] <= row["peak_rss_bytes"] < 4e9
 

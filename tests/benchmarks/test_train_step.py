@@ -50,7 +50,7 @@ def measured(tmp_path_factory):
     return run(tmp_path_factory.mktemp("run"), "--models", "ViT-Ti/16@4", "ViT-Z/16@4", variant, *flags)
 
 
-def test_rows_agree_with_themselves(measured):
+def test_rows_are_consistent(measured):
     process, result, _ = measured
     assert process.returncode == 0, process.stderr
     rows = [row for row in result["rows"] if row["model"] == "ViT-Ti/16"]
@@ -105,7 +105,7 @@ def test_unknown_model_becomes_a_row_with_the_nearest_name(measured):
     assert row["error"] in process.stdout
 
 
-def test_needs_jax_flax_and_optax_alone(measured):
+def test_needs_only_jax_flax_and_optax(measured):
     _, _, modules = measured
     others = {"torch", "timm", "torchvision", "tensorflow", "ml_collections", "clu", "orbax", "grain", "cv2", "sklearn"}
     assert not others & {name.partition(".")[0] for name in modules}
@@ -131,7 +131,7 @@ def test_mistakes_are_reported(arguments, message):
         train_step_flags.check_arguments(train_step_flags.make_parser("").parse_args(arguments.split()))
 
 
-def test_flags_mean_what_they_say():
+def test_flags_have_their_documented_effect():
     flags = "--batch 8 --set a=1 b=0.5 --set c=true d=dots --what train --models ViT-S/16@64 R50x1@auto ViT-B/16"
     arguments = train_step_flags.make_parser("").parse_args(flags.split())
     train_step_flags.check_arguments(arguments)

@@ -117,7 +117,7 @@ OVERRIDES = [
 
 
 @pytest.mark.parametrize(("name", "image_size", "overrides"), OVERRIDES)
-def test_parameters_and_flops_are_those_of_the_traced_forward_pass(name, image_size, overrides):
+def test_parameters_and_flops_match_the_traced_forward_pass(name, image_size, overrides):
     model = create_model(name, **({"num_classes": 10} | overrides))
     params, jaxpr = traced(model, image_size)
     assert flops.parameter_count(model, image_size) == count_parameters(params)
@@ -147,7 +147,7 @@ FROZEN = [
 
 
 @pytest.mark.parametrize(("name", "image_size", "overrides", "patterns"), FROZEN)
-def test_with_frozen_parameters_only_what_is_computed_counts(name, image_size, overrides, patterns):
+def test_with_frozen_parameters_only_computed_products_count(name, image_size, overrides, patterns):
     model = create_model(name, **({"num_classes": 10} | overrides))
     params, _ = traced(model, image_size)
     trained = optimizers.is_trained(patterns)
@@ -174,7 +174,7 @@ def test_with_frozen_parameters_xla_counts_the_same(patterns):
     assert compiled.cost_analysis()["flops"] == pytest.approx(ours, rel=0.05)
 
 
-def test_what_is_not_computed_is_not_counted_at_full_size():
+def test_skipped_computation_is_not_counted_at_full_size():
     model = create_model("ViT-L/16", num_classes=1000)
     forward = flops.forward_flops(model, 224)
     head = flops.train_step_flops(model, 224, optimizers.is_trained(("^head/",)))
@@ -264,7 +264,7 @@ def test_table_6_leaves_padding_out_of_resnets(name):
         assert 3 * forward * row.epochs * tables.JFT_IMAGES / 1e18 == pytest.approx(row.exaflops, rel=0.01)
 
 
-def test_parameters_are_those_of_table_1():
+def test_parameters_match_table_1():
     for family, patch in (("ViT-B", 16), ("ViT-L", 32), ("ViT-H", 14)):
         model = create_model(f"{family}/{patch}", num_classes=0, pre_logits=True)
         size = tables.TABLE_1[family]
@@ -294,7 +294,7 @@ def test_parameters_of_bit_are_the_published_to_the_digit(millions, num_classes)
 
 
 @pytest.mark.parametrize("row", TIMM_COUNTS, ids=lambda row: row["timm"])
-def test_parameters_are_those_of_timm(row):
+def test_parameters_match_timm(row):
     for num_classes, parameters in row["counts"].items():
         model = create_model(row["model"], num_classes=int(num_classes), **row["overrides"])
         assert flops.parameter_count(model, row["image_size"]) == parameters
@@ -315,7 +315,7 @@ def test_table_9_has_the_means_of_its_tasks():
         assert tables.TABLE_2[column]["VTAB"].mean == pytest.approx(tables.TABLE_9_MEANS[column], abs=0.06)
 
 
-def test_published_tables_agree_where_they_tell_the_same():
+def test_published_tables_agree_on_common_numbers():
     # Table 5's models of JFT-300M are those of table 6; L/16 the one of 14 epochs. H/14 was fine-tuned anew.
     table_6 = {row.model: row for row in tables.TABLE_6}
     for number, name in enumerate(tables.TABLE_5_MODELS[:4]):
@@ -356,12 +356,12 @@ def test_command_says_what_is_wrong(arguments, message, capsys):
 
 
 @pytest.mark.parametrize("arguments", [[], ["R50x1", "--image_size=big"], ["R50x1", "--num_classes=-1"]])
-def test_command_refuses_arguments_that_mean_nothing(arguments):
+def test_command_refuses_meaningless_arguments(arguments):
     with pytest.raises(SystemExit, match="2"):
         flops.main(arguments)
 
 
-def test_help_teaches():
+def test_help_explains_the_command():
     command = [sys.executable, "-m", "vit_jax.costs.flops", "--help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "python -m vit_jax.costs.flops ViT-L/16 R50x1" in text

@@ -21,7 +21,7 @@ def test_a_tpu_v4_device_is_as_many_cores_as_it_says(num_cores, flops):
     assert peak(SimpleNamespace(device_kind="TPU v4", num_cores=num_cores)) == flops
 
 
-def test_a_device_that_does_not_say_its_cores_is_taken_as_usual():
+def test_a_device_without_a_core_count_has_the_usual_one():
     assert peak(SimpleNamespace(device_kind="TPU v2")) == 23e12
     assert peak(SimpleNamespace(device_kind="TPU v5")) == 459e12
 
@@ -62,7 +62,7 @@ def test_a_machine_of_an_unknown_kind_has_its_devices_and_no_peak():
     assert hardware.describe_machine(gpus) == hardware.Machine("NVIDIA GeForce RTX 5090", 2, 2, None)
 
 
-def test_the_cores_of_a_cpu_are_those_of_the_process():
+def test_the_cores_of_a_cpu_are_the_cores_of_the_process():
     machine = hardware.describe_machine(jax.local_devices(backend="cpu"))
     assert machine.num_cores == num_cpus()
     assert machine.bf16_flops is None

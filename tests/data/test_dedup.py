@@ -77,12 +77,12 @@ def clean(folder):
     return ["dedup", str(folder / "web/1.0.0"), "--against", f"{folder / 'tests'}:test"]
 
 
-def test_copies_of_test_images_are_taken_out_and_others_kept(cleaned):
+def test_copies_of_test_images_are_removed_and_others_kept(cleaned):
     names = {example["file_name"].decode() for example in examples(cleaned, "train")}
     assert names == {f"own{i}.jpg" for i in range(20)}
 
 
-def test_what_is_kept_is_as_it_was_and_in_its_order(cleaned, pretraining):
+def test_kept_examples_are_unchanged_and_in_order(cleaned, pretraining):
     before = [e for e in examples(pretraining / "web/1.0.0", "train") if e["file_name"].startswith(b"own")]
     assert [(e["image"], e["labels"]) for e in examples(cleaned, "train")] == [
         (e["image"], e["labels"]) for e in before
@@ -137,7 +137,7 @@ def test_cleaning_that_was_interrupted_gives_the_same_bytes(cleaned, pretraining
     assert contents(tmp_path / "web_dedup/1.0.0") == contents(cleaned)
 
 
-def test_a_cleaned_set_is_left_alone_unless_other_settings_are_wanted(cleaned, pretraining, capsys):
+def test_a_cleaned_set_stays_unless_settings_change(cleaned, pretraining, capsys):
     again = [*clean(pretraining), f"--out={cleaned.parent.parent}"]
     before = contents(cleaned)
     assert main(again) == 0
@@ -154,7 +154,7 @@ def test_a_cleaned_set_knows_how_many_labels_an_image_may_have(tmp_path):
     assert source.max_labels == 40 and source[0]["label"] == list(range(40))
 
 
-def test_cleaning_does_not_go_on_with_another_set_of_the_same_name(tmp_path, monkeypatch, capsys):
+def test_cleaning_does_not_resume_with_another_set_of_the_same_name(tmp_path, monkeypatch, capsys):
     (tmp_path / "tests/test/any").mkdir(parents=True)
     (tmp_path / "tests/test/any/0.jpg").write_bytes(encode(picture(1)))
     prepare = ["manifest", str(write_list(tmp_path, NUMBERED)), f"--out={tmp_path}"]
@@ -196,7 +196,7 @@ def test_a_test_image_that_cannot_be_read_resembles_nothing(tmp_path):
         (["--against", "digits:test", "--near=40"], "--near=40"),
     ],
 )
-def test_what_dedup_cannot_do_is_an_error(pretraining, tmp_path, capsys, more, words):
+def test_impossible_requests_to_dedup_are_errors(pretraining, tmp_path, capsys, more, words):
     assert main(["dedup", str(pretraining / "web/1.0.0"), f"--out={tmp_path}", *more]) == 1
     assert words in capsys.readouterr().err
 

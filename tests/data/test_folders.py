@@ -74,14 +74,14 @@ LITTER = {
 }
 
 
-def test_what_systems_leave_lying_about_is_passed_over(build):
+def test_litter_of_operating_systems_is_skipped(build):
     place = build(images("cat", "dog") | LITTER)
     assert list_splits(place) == ["all"]
     source = open_source(place, "all")
     assert (source.class_names, len(source)) == (["cat", "dog"], 6)
 
 
-def test_what_lies_beside_the_classes_of_a_split_is_passed_over(build):
+def test_files_beside_the_classes_of_a_split_are_skipped(build):
     place = build(
         images("train/cat", "train/dog", "test/cat", "test/dog") | {f"train/{k}": v for k, v in LITTER.items()}
     )
@@ -141,7 +141,7 @@ def test_a_class_may_be_called_as_the_split_around_it(build):
     assert open_source(place, "train").class_names == ["bus", "train"]
 
 
-def test_splits_without_classes_are_no_classes_unless_one_says_so(build):
+def test_splits_without_classes_are_not_classes_unless_requested(build):
     place = build(images("train", "test"))
     assert list_splits(place) == ["test", "train"]
     with pytest.raises(UserError, match=r"has 'train/0.jpg'.*If these are classes, take 'all'"):
@@ -157,7 +157,7 @@ def test_a_test_split_without_classes_leaves_the_others_usable(build):
         open_source(place, "test")
 
 
-def test_folders_without_images_are_no_splits(build):
+def test_folders_without_images_are_not_splits(build):
     place = build(
         images("train/cat", "train/dog", "test/cat", "test/dog") | {"annotations/cat/0.xml": b"<a/>", "docs/": b""}
     )
@@ -179,7 +179,7 @@ def test_a_class_in_subfolders_is_named(build):
 
 
 @pytest.mark.parametrize("files", [{"cat/0.tif": b"II*\0", "dog/1.heic": b"\0"}, {"train/cat/0.tif": b"II*\0"}])
-def test_where_no_image_can_be_read_the_known_formats_are_named(build, files):
+def test_folder_without_readable_images_names_the_known_formats(build, files):
     place = build(files)
     for take in (list_splits, lambda place: open_source(place, "all")):
         with pytest.raises(UserError, match=r"no images that can be read.* Known images are \.jpg"):
@@ -203,7 +203,7 @@ def test_names_of_splits_count_in_any_case(build, around, names):
     assert len(open_source(place, f"{names[0].upper()}[:50%]")) == 3
 
 
-def test_of_splits_that_differ_in_case_the_exact_one_is_taken(build):
+def test_exact_match_wins_among_splits_that_differ_in_case(build):
     place = build(images("train/cat", "train/dog") | images("TRAIN/cat", "TRAIN/dog", count=1))
     assert (len(open_source(place, "train")), len(open_source(place, "TRAIN"))) == (6, 2)
     with pytest.raises(UserError, match="several splits called 'Train': 'TRAIN', 'train'"):
@@ -225,7 +225,7 @@ def test_splits_without_a_usual_name_are_left_to_the_user(build, names, advice):
     assert str(error.value).endswith(advice)
 
 
-def test_training_on_the_test_split_is_told(build, caplog):
+def test_training_on_the_test_split_is_reported(build, caplog):
     place = build(images("Train/cat", "Train/dog", "Test/cat", "Test/dog"))
     transfer_task(place, train="Test", test="Train")
     assert "trains on the split 'Test', which by its name is for testing" in caplog.text
@@ -432,7 +432,7 @@ def special(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "device", "socket"])
-def test_what_is_no_regular_file_is_never_opened(tmp_path, kind, monkeypatch):
+def test_what_is_not_a_regular_file_is_never_opened(tmp_path, kind, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_files(tmp_path, images("a/cat", "a/dog"))
     special(tmp_path / "it", kind)

@@ -166,7 +166,7 @@ def test_folders_of_imagenet_v2_are_numbers_though_they_sort_as_text(numbered):
     assert variant.classes is None
 
 
-def test_folders_of_wordnet_ids_get_imagenets_labels_and_their_classes_alone_compete(renditions):
+def test_folders_of_wordnet_ids_get_imagenets_labels_and_only_their_classes_compete(renditions):
     variant = open_variant("imagenet_r", str(renditions))
     assert variant.classes == RENDITIONS
     assert len(variant.source) == sum(1 + label % 3 for label in RENDITIONS)
@@ -200,7 +200,7 @@ def test_fingerprint_changes_with_the_files(renditions, tmp_path):
     assert source.fingerprint() != open_variant("imagenet_r", str(renditions)).source.fingerprint()
 
 
-def test_other_number_of_images_than_published_is_told(renditions, caplog):
+def test_other_number_of_images_than_published_is_reported(renditions, caplog):
     open_variant("imagenet_r", str(renditions))
     assert "has 400 images, the published test set 30000" in caplog.text
 
@@ -220,7 +220,7 @@ def test_other_number_of_images_than_published_is_told(renditions, caplog):
         ("imagenet_a", ["a.jpg"], "other folders than expected: none"),
     ],
 )
-def test_folder_that_is_not_what_it_should_be_is_refused(tmp_path, name, files, message):
+def test_folder_with_wrong_content_is_refused(tmp_path, name, files, message):
     place = write(tmp_path / "data", files)
     with pytest.raises(UserError, match=message):
         open_variant(name, str(place))
@@ -233,7 +233,7 @@ def test_archive_that_is_not_unpacked_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", IMAGENET_TEST_SETS)
-def test_place_that_is_not_there_says_where_to_get_it(name):
+def test_missing_place_says_where_to_get_it(name):
     with pytest.raises(MissingDataError, match=rf"{name} is not at 'nowhere'. It is from https://"):
         open_variant(name, "nowhere")
 
@@ -247,7 +247,7 @@ def test_unknown_name_is_refused():
 
 
 @pytest.mark.parametrize("form", ["name", "folder"])
-def test_classes_of_a_prepared_set_are_those_of_its_records(prepared, monkeypatch, form):
+def test_classes_of_a_prepared_set_match_its_records(prepared, monkeypatch, form):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     variant = open_variant("imagenet_r", "tfds:renditions" if form == "name" else str(prepared / "renditions"))
     assert variant.classes == RENDITIONS
@@ -281,7 +281,7 @@ def real_json(tmp_path):
     return str(path)
 
 
-def test_real_labels_are_those_of_the_validation_images(real_json, tmp_path):
+def test_real_labels_belong_to_the_validation_images(real_json, tmp_path):
     names = [f"val/{wordnet_id}/ILSVRC2012_val_{i + 1:08d}.JPEG" for i, wordnet_id in enumerate(IDS)]
     place = write(tmp_path / "imagenet", names)
     variant = open_variant("real", real_json, validation=str(place), validation_split="val")
@@ -289,7 +289,7 @@ def test_real_labels_are_those_of_the_validation_images(real_json, tmp_path):
     assert variant.classes is None
 
 
-def test_real_labels_want_to_know_their_images(real_json):
+def test_real_labels_need_the_data_set_of_their_images(real_json):
     with pytest.raises(UserError, match="name the data set that has the images"):
         open_variant("real", real_json)
 
@@ -411,7 +411,7 @@ def evaluated(variant, logits_of):
     )
 
 
-def test_imagenet_r_accuracy_is_that_of_its_authors_protocol(renditions):
+def test_imagenet_r_accuracy_matches_its_authors_protocol(renditions):
     def logits_of(path):
         return random_logits(path, [IDS.index(path.split("/")[0])])
 
@@ -429,7 +429,7 @@ def test_imagenet_r_accuracy_is_that_of_its_authors_protocol(renditions):
     assert 0.1 < top1 < top5 < 0.9  # neither all nor nothing
 
 
-def test_objectnet_accuracy_is_that_of_its_authors_protocol(objectnet):
+def test_objectnet_accuracy_matches_its_authors_protocol(objectnet):
     to_objectnet = {int(label): number for label, number in OBJECTNET["imagenet_to_objectnet"].items()}
     numbers = {folder: number for folder, (_, number, _) in OBJECTNET["objects"].items()}
 

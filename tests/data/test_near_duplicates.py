@@ -23,7 +23,7 @@ def test_the_search_finds_what_comparing_all_with_all_finds():
     np.testing.assert_array_equal(distance, bits[query, target, 1:].sum(-1))
 
 
-def test_no_photo_is_taken_for_another():
+def test_no_photo_is_mistaken_for_another():
     """Of 300 photos of ImageNet, and their mirror images, none resembles another."""
     with zipfile.ZipFile(data_file("imagenet_sample_300.zip")) as archive:
         photos = [archive.read(name) for name in archive.namelist() if name.endswith(".JPEG")][::3]

@@ -83,7 +83,7 @@ def test_one_folder_by_several_names_is_one_folder(images, tmp_path, monkeypatch
     assert shared(images / "set.zip", "train", "train", tmp_path / "link.zip") == 12
 
 
-def test_a_split_opened_as_a_data_set_of_its_own_is_the_same_images(images):
+def test_a_split_opened_as_its_own_data_set_has_the_same_images(images):
     assert shared(images / "set" / "train", "all", "train", images / "set") == 12
     assert shared(images / "set" / "train", "all", "test", images / "set") == 0
 
@@ -98,7 +98,7 @@ def test_links_to_classes_and_to_images_are_followed(images, tmp_path):
     assert shared(images / "set", "test", "val", tmp_path) == 1
 
 
-def test_copies_are_other_images(images, tmp_path):
+def test_copies_count_as_different_images(images, tmp_path):
     shutil.copytree(images / "set", tmp_path / "copy")
     assert shared(tmp_path / "copy", "train", "train", images / "set") == 0
     assert shared(images / "set.zip", "train", "train", images / "set") == 0
@@ -125,7 +125,7 @@ def test_data_sets_of_tfds_by_name_and_by_folder(tmp_path, monkeypatch):
     assert shared("tfds:golden_animals", "train", "all") == len(train)
 
 
-def test_parts_of_mixtures_labels_anew_and_slices_of_slices_are_looked_through(images):
+def test_mixtures_relabelled_sources_and_nested_slices_are_resolved(images):
     parts = [open_source(str(images / name), split) for name, split in (("set", "train[:50%]"), ("set.zip", "test"))]
     mixture = Mixture(parts, [1.0, 3.0])
     assert shared(images / "set", "train", "train[:50%]") == 6

@@ -20,12 +20,12 @@ def test_numbers_are_sorted_by_their_hashes(length, seed):
     assert permutation(length, seed).tolist() == sorted(range(length), key=keys.__getitem__)
 
 
-def test_order_stays_what_it_was():
+def test_order_does_not_change_between_versions():
     # Runs are resumed, and held-out parts held out, by this order.
     assert permutation(10, 0).tolist() == [2, 4, 6, 8, 5, 1, 7, 0, 9, 3]
 
 
-def test_seeds_have_orders_of_their_own_and_no_place_is_preferred():
+def test_seeds_have_their_own_orders_and_no_place_is_preferred():
     orders = np.array([permutation(20, seed) for seed in range(2000)])
     assert len({tuple(order) for order in orders}) == 2000
     counts = np.array([np.bincount(orders[:, place], minlength=20) for place in range(20)])

@@ -78,7 +78,7 @@ def assert_same(batches, others):
             np.testing.assert_array_equal(batch[name], other[name])
 
 
-def test_memory_is_used_again_only_when_nobody_holds_a_view_of_it():
+def test_memory_is_reused_only_without_views_of_it():
     memory = pipeline.BatchMemory()
     array = memory.empty(2, 3)
     array[:] = 1
@@ -109,7 +109,7 @@ def test_batches_are_uint8_images_and_int32_labels_on_the_devices():
     assert len(batch["image"].sharding.device_set) == 8
 
 
-def test_every_example_comes_once_an_epoch_in_another_order_each_time():
+def test_every_epoch_has_each_example_once_in_a_new_order():
     labels = np.concatenate([batch["label"] for batch in take(train_batches(length=10, batch_size=4), 10)])
     epochs = labels.reshape(4, 10)
     for epoch in epochs:
@@ -123,7 +123,7 @@ def test_augmentation_differs_between_epochs():
     assert len(images) > 3
 
 
-def test_seed_decides_everything_and_number_of_threads_and_prefetch_nothing():
+def test_only_the_seed_determines_the_batches():
     first = take(train_batches(num_threads=1, prefetch=1), 6)
     assert_same(take(train_batches(num_threads=5, prefetch=4), 6), first)
     other = take(train_batches(seed=6), 6)
@@ -156,7 +156,7 @@ def test_neighbouring_seeds_share_no_order_in_any_epoch():
     assert not orders(0) & orders(1)
 
 
-def test_state_is_that_of_the_batches_handed_out_not_of_those_read_ahead():
+def test_state_counts_batches_handed_out_not_those_read_ahead():
     batches = train_batches(prefetch=3)
     take(batches, 2)
     resumed = train_batches(prefetch=1)
@@ -198,7 +198,7 @@ def test_number_of_threads_changes_nothing(num_threads):
     assert_same(take_local(train_batches(50, 16, num_threads=num_threads, prefetch=3), 4), expected)
 
 
-def test_rows_of_a_process_need_not_lie_together():
+def test_rows_of_a_process_need_not_be_adjacent():
     whole = take_local(train_batches(batch_size=6), 2)
     part = take_local(train_batches(batch_size=6, rows=np.array([1, 2, 5])), 2)
     assert_same(part, [{name: batch[name][[1, 2, 5]] for name in ("image", "label")} for batch in whole])
@@ -216,7 +216,7 @@ def test_worker_processes_change_nothing_and_a_restart_may_have_another_number(c
         assert_same(take(batches, 3), expected[3:])
 
 
-def test_worker_process_that_is_killed_is_an_error_for_people():
+def test_worker_process_that_is_killed_is_a_user_error():
     with contextlib.closing(train_batches(30, num_workers=1)) as batches:
         batches.next_local()
         for worker in multiprocessing.active_children():
@@ -266,7 +266,7 @@ def test_restore_in_a_huge_data_set_is_exact_and_its_state_small():
         np.testing.assert_array_equal(found["image"][i], expected)
 
 
-def test_restart_with_a_batch_size_that_fits_goes_on_with_the_next_example():
+def test_restart_with_a_fitting_batch_size_continues_with_the_next_example():
     batches = train_batches(batch_size=4)
     take(batches, 3)
     other = train_batches(batch_size=6)
@@ -276,7 +276,7 @@ def test_restart_with_a_batch_size_that_fits_goes_on_with_the_next_example():
         train_batches(batch_size=5).set_state(train_batches(batch_size=4).get_state() | {"images": 12})
 
 
-def test_bad_records_are_left_out_and_told_up_to_the_limit(caplog):
+def test_bad_records_are_left_out_and_reported_up_to_the_limit(caplog):
     source = NumberedSource(8, broken=(3, 6))
     batches = train_batches(source=source, batch_size=8, max_bad_records=2)
     with caplog.at_level("WARNING"):
@@ -289,7 +289,7 @@ def test_bad_records_are_left_out_and_told_up_to_the_limit(caplog):
         train_batches(source=source, batch_size=8, max_bad_records=1).next_local()
 
 
-def test_bad_record_that_comes_in_each_epoch_is_counted_and_told_once(caplog):
+def test_bad_record_that_comes_in_each_epoch_is_counted_and_reported_once(caplog):
     batches = train_batches(source=NumberedSource(8, broken=(3, 6)), batch_size=8, max_bad_records=2)
     with caplog.at_level("WARNING"):
         take_local(batches, 5)
@@ -328,12 +328,12 @@ def test_more_labels_than_provided_for_are_refused():
 
 
 @pytest.mark.parametrize("label", [4, -2])
-def test_label_that_there_cannot_be_is_refused(label):
+def test_impossible_label_is_refused(label):
     with pytest.raises(UserError, match=rf"image 0 has label {label}, but with 4 classes"):
         next(train_batches(source=NumberedSource(1, labels=[label], num_classes=4), batch_size=1))
 
 
-def test_mixture_draws_by_weight_and_each_source_once_through_before_again():
+def test_mixture_draws_by_weight_and_uses_each_source_once_before_repeating():
     first, second = NumberedSource(6, labels=[0] * 6), NumberedSource(9, labels=[1] * 9)
     mixture = Mixture([first, second], weights=[3, 1])
     order = pipeline.IndexStream(mixture, seed=2)
@@ -357,7 +357,7 @@ def test_mixture_of_many_small_sets_permutes_each_once_an_epoch():
     assert pipeline._permutation.cache_info().misses == 20
 
 
-def test_mixture_of_different_classes_or_weights_that_cannot_be_is_refused():
+def test_mixture_of_different_classes_or_impossible_weights_is_refused():
     with pytest.raises(UserError, match="different classes"):
         Mixture([NumberedSource(2, num_classes=2), NumberedSource(2, num_classes=3)], weights=[1, 1])
     with pytest.raises(UserError, match="more than 0"):
@@ -455,7 +455,7 @@ def test_each_image_is_turned_as_its_own_source_says_unless_the_transform_does(t
             assert not bad
 
 
-def test_a_run_of_a_version_that_turned_no_image_goes_on_only_without_turning(tmp_path):
+def test_a_run_of_a_version_that_turned_no_image_resumes_only_without_turning(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "train" / name).mkdir(parents=True)
         (tmp_path / "train" / name / "0.jpg").write_bytes(photo(5, 6))

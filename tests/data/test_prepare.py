@@ -100,7 +100,7 @@ def by_name(folder):
 # ---- ImageNet-21k.
 
 
-def test_tfds_alone_reads_the_result_and_images_are_as_they_were(prepared):
+def test_tfds_reads_the_result_and_images_are_unchanged(prepared):
     found = by_name(prepared)
     for number, files in enumerate(class_files()):
         for name, image in files:
@@ -124,7 +124,7 @@ def test_copies_are_one_example_with_the_labels_of_all(prepared):
     assert len(found) == 4 * 30
 
 
-def test_labels_are_those_of_the_released_heads(prepared):
+def test_labels_match_the_released_heads(prepared):
     import tensorflow_datasets as tfds
 
     names = tfds.builder_from_directory(prepared).info.features["labels"].feature.names
@@ -146,7 +146,7 @@ def test_single_label_keeps_copies_of_an_image_together(whole, tmp_path):
     assert places == list(range(places[0], places[0] + 3))
 
 
-def test_the_order_is_that_of_tfds(prepared):
+def test_the_order_matches_tfds(prepared):
     from tensorflow_datasets.core.hashing import Hasher
 
     names = [example["file_name"].decode() for example in examples(prepared)]
@@ -269,7 +269,7 @@ def test_finished_shards_are_not_written_again(whole, prepared, tmp_path, monkey
     assert contents(tmp_path / NAME) == contents(prepared)
 
 
-def test_an_interruption_says_that_the_same_command_goes_on(whole, tmp_path, monkeypatch, capsys):
+def test_an_interruption_says_that_the_same_command_resumes(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tfds_layout, "write_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert main(["imagenet21k", str(whole), f"--out={tmp_path}"]) == 130
     assert "rerun the same command to resume" in capsys.readouterr().err
@@ -285,7 +285,7 @@ def test_a_shard_cut_short_is_written_again(whole, prepared, tmp_path, monkeypat
     assert contents(tmp_path / NAME) == contents(prepared)
 
 
-def test_a_kill_before_the_last_rename_is_mended(whole, prepared, tmp_path):
+def test_a_kill_before_the_last_rename_is_repaired(whole, prepared, tmp_path):
     folder = tmp_path / "imagenet21k" / "1.0.0.incomplete"
     shutil.copytree(prepared, folder)
     (folder / "index.sqlite").write_bytes(b"")
@@ -367,7 +367,7 @@ def test_two_processes_do_not_prepare_into_the_same_folder(whole, tmp_path, caps
 # ---- Full disks.
 
 
-def test_a_full_disk_is_told_and_mended(tmp_path):
+def test_a_full_disk_is_reported_and_repaired(tmp_path):
     """A limit on the size of files stands for the full disk: the system refuses to write in the same way."""
     archive = tmp_path / "whole.tar"
     with tarfile.open(archive, "w") as tar:
@@ -391,7 +391,7 @@ def test_a_full_disk_is_told_and_mended(tmp_path):
     assert len(examples(tmp_path / NAME)) == 100
 
 
-def test_what_cannot_fit_is_not_begun(whole, tmp_path, monkeypatch, capsys):
+def test_preparation_that_cannot_fit_does_not_start(whole, tmp_path, monkeypatch, capsys):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
     assert main(["imagenet21k", str(whole), f"--out={tmp_path}"]) == 1
@@ -446,7 +446,7 @@ def test_an_archive_cut_between_two_members_is_an_error(tmp_path, capsys):
     assert "no end mark" in capsys.readouterr().err
 
 
-def test_a_damaged_header_is_not_taken_for_the_end(tmp_path, capsys):
+def test_a_damaged_header_is_not_mistaken_for_the_end(tmp_path, capsys):
     archive = write_whole(tmp_path / "whole.tar", class_files(3))
     with tarfile.open(archive) as tar:
         place = tar.getmembers()[2].offset
@@ -496,7 +496,7 @@ def test_an_image_of_no_class_is_an_error(tmp_path, capsys):
     assert "no class for" in capsys.readouterr().err
 
 
-def test_a_scan_goes_on_from_any_mark(whole):
+def test_a_scan_resumes_from_any_mark(whole):
     everything = list(archives.scan([whole]))
     for place, mark in enumerate(everything):
         if isinstance(mark, archives.Mark):
@@ -506,7 +506,7 @@ def test_a_scan_goes_on_from_any_mark(whole):
 # ---- Work.
 
 
-def test_only_a_few_items_are_taken_ahead():
+def test_only_a_few_items_are_read_ahead():
     taken = []
     results = work.ordered_map(lambda item: item, (taken.append(i) or i for i in range(1000)), 2)
     for expected in range(500):
@@ -531,7 +531,7 @@ def test_an_error_in_a_thread_is_raised():
 # ---- check.
 
 
-def test_check_passes_what_is_as_it_was_written(prepared, capsys):
+def test_check_accepts_an_unchanged_data_set(prepared, capsys):
     assert main(["check", str(prepared)]) == 0
     assert "all 6 files" in capsys.readouterr().out
 
@@ -553,7 +553,7 @@ def test_check_finds_damage(prepared, tmp_path, capsys, damage, words):
     assert words in capsys.readouterr().out
 
 
-def test_check_wants_a_manifest(tmp_path, capsys):
+def test_check_needs_a_manifest(tmp_path, capsys):
     assert main(["check", str(tmp_path)]) == 1
     assert "manifest.json" in capsys.readouterr().err
 

@@ -93,7 +93,7 @@ def test_rows_that_name_no_image_of_the_folder_are_refused(tmp_path, capsys, row
         (b"\xff\n", "not JSON"),
     ],
 )
-def test_lists_that_are_none_are_one_message(tmp_path, capsys, content, message):
+def test_files_that_are_not_lists_are_one_message(tmp_path, capsys, content, message):
     (tmp_path / "list.jsonl").write_bytes(content)
     assert main(["manifest", str(tmp_path / "list.jsonl"), f"--out={tmp_path / 'out'}"]) == 1
     error = capsys.readouterr().err
@@ -121,7 +121,7 @@ def test_damaged_parquet_is_one_message(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("what", ["list", "classes", "image"])
-def test_what_is_no_regular_file_is_not_opened(tmp_path, capsys, what):
+def test_what_is_not_a_regular_file_is_not_opened(tmp_path, capsys, what):
     write(tmp_path, {"0.jpg": jpeg(0), "classes.txt": b"cat\n"})
     place = write_list(tmp_path / "list.jsonl", [{"image": "0.jpg", "label": "cat"}])
     path = {"list": place, "classes": tmp_path / "classes.txt", "image": tmp_path / "0.jpg"}[what]
@@ -196,7 +196,7 @@ def test_a_photo_and_its_upright_copy_are_near_duplicates(orientation):
     assert len(found[0]) == 1
 
 
-def test_what_decode_refuses_is_not_hashed():
+def test_images_that_decode_refuses_are_not_hashed():
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
     bomb = (
         b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0) + bytes(4)
@@ -256,7 +256,7 @@ ONE_PAX = header("pax", 512, b"x") + b"20 comment=xxxxxxxx\n".ljust(512, b"\0")
         (b"\xff" * 2048, "near byte"),
     ],
 )  # fmt: skip
-def test_tars_that_cannot_be_are_one_message(tmp_path, content, message):
+def test_invalid_tars_are_one_message(tmp_path, content, message):
     path = tmp_path / "a.tar"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
@@ -279,7 +279,7 @@ def test_any_damage_of_tar_headers_is_one_message(tmp_path):
             assert sum(1 for _ in archives.scan([path])) < 100
 
 
-def test_archives_that_are_no_regular_files_are_not_opened(tmp_path):
+def test_archives_that_are_not_regular_files_are_not_opened(tmp_path):
     os.mkfifo(tmp_path / "a.tar")
     for place in (tmp_path, tmp_path / "a.tar"):
         with pytest.raises(UserError, match=r"a.tar as a tar file: it is a FIFO"):

@@ -81,7 +81,7 @@ def test_a_broken_image_of_a_folder_is_named_by_its_path(tmp_path):
     assert len(examples(tmp_path / "out/pets/1.0.0", "train")) == 5
 
 
-def test_an_unreadable_image_is_told_without_the_place_of_the_folder(tmp_path):
+def test_an_unreadable_image_is_reported_without_the_path_of_the_folder(tmp_path):
     archive = zip_of(write_folder(tmp_path / "pets"), tmp_path / "pets.zip")
     content = bytearray(archive.read_bytes())
     content[200] ^= 255  # amid the first image, whose checksum is wrong now
@@ -121,7 +121,7 @@ def labels_of(folder):
 NUMBERED = [{"image": f"images/{number}.jpg", "labels": [number, 7][: 1 + number % 2]} for number in range(4)]
 
 
-def test_another_list_of_the_same_name_is_not_taken_for_the_one_that_is_there(tmp_path, capsys):
+def test_another_list_of_the_same_name_is_not_mistaken_for_the_one_that_is_there(tmp_path, capsys):
     assert main(["manifest", str(write_list(tmp_path / "a", NUMBERED)), f"--out={tmp_path}"]) == 0
     assert main(["manifest", str(write_list(tmp_path / "b", NUMBERED[:2])), f"--out={tmp_path}"]) == 1
     assert "was made with other files (bytes was" in capsys.readouterr().err
@@ -211,7 +211,7 @@ def test_a_list_whose_images_were_not_found_is_read_again(tmp_path, capsys):
     assert len(labels_of(tmp_path / "out/web/1.0.0")) == 4
 
 
-def test_a_list_that_was_wrong_can_be_mended(tmp_path, capsys):
+def test_a_list_that_was_wrong_can_be_repaired(tmp_path, capsys):
     command = ["manifest", str(write_list(tmp_path, [*NUMBERED, {"image": "images/0.jpg"}])), f"--out={tmp_path}"]
     assert main(command) == 1
     write_list(tmp_path, NUMBERED)
@@ -272,7 +272,7 @@ def test_numbers_and_names_do_not_mix(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["web.jsonl", "web.parquet"])
-def test_a_scan_of_a_list_goes_on_from_any_mark(tmp_path, name):
+def test_a_scan_of_a_list_resumes_from_any_mark(tmp_path, name):
     from vit_jax.data.prepare.image_lists import ImageList
 
     origin = ImageList(write_list(tmp_path, NUMBERED, name))
@@ -367,7 +367,7 @@ def test_a_module_that_is_not_there_is_one_message(tmp_path, capsys):
     assert "No module named 'no'" in capsys.readouterr().err
 
 
-def test_a_disk_that_does_not_answer_is_not_taken_for_a_broken_image(tmp_path, capsys):
+def test_a_disk_that_does_not_answer_is_not_mistaken_for_a_broken_image(tmp_path, capsys):
     images = tmp_path / "pets" / "train" / "cat"
     images.mkdir(parents=True)
     whole = jpeg(1)

@@ -44,7 +44,7 @@ def test_operations_give_timms_pixels(name):
     np.testing.assert_array_equal(result, GOLDEN[f"timm/{name}"])
 
 
-def test_the_operations_are_those_of_big_vision_and_timm():
+def test_the_operations_match_big_vision_and_timm():
     golden = {name.split("/")[0] for name in results_of("augmented/")}
     assert set(augment.OPERATIONS["tensorflow"]) == golden
     assert set(augment.OPERATIONS["timm"]) == {snake_case(name.split("/")[0]) for name in results_of("timm/")}
@@ -153,7 +153,7 @@ def test_timms_operations_are_applied_half_of_the_time(monkeypatch):
         ),
     ],
 )
-def test_what_has_a_direction_goes_either_way(monkeypatch, implementation, directed):
+def test_directed_operations_go_either_way(monkeypatch, implementation, directed):
     seen = one_layer(monkeypatch, augment.RandAugment(1, 10, operations=implementation), 4000)
     levels = {name: {level for other, level in seen if other == name} for name, _ in seen}
     assert {name for name, found in levels.items() if found == {1.0, -1.0}} == directed
@@ -171,7 +171,7 @@ def test_deits_magnitudes_spread_around_9_and_end_at_10(monkeypatch):
     assert scipy.stats.binomtest(int((levels == 1).sum()), len(levels), scipy.stats.norm.sf(2)).pvalue > 1e-4
 
 
-def test_the_settings_of_augreg_are_those_of_big_vision():
+def test_the_settings_of_augreg_match_big_vision():
     settings = {
         name: (setting.randaugment and (setting.randaugment.num_layers, setting.randaugment.magnitude))
         for name, setting in augment.AUGREG.items()

@@ -48,7 +48,7 @@ def test_shards_are_read_one_after_the_other(pattern):
     assert (source.split, source.splits, source.num_classes, source.max_labels) == ("all", ["all"], 10, 1)
 
 
-def test_slices_of_shards_are_taken(pattern):
+def test_slices_of_shards_are_resolved(pattern):
     source = open_source(pattern, "all[1:4]")
     assert numbers_of(source) == [1, 2, 3]
     assert source[-1]["image"] == b"image 3"
@@ -79,7 +79,7 @@ def test_fingerprint_changes_with_files_and_slices_but_not_with_the_folder(tmp_p
 @pytest.mark.parametrize(
     ("file_format", "expected"), [("tfrecord", "bf15db9619da6713"), ("array_record", "3170c9dddd2a25ef")]
 )
-def test_fingerprint_is_that_of_earlier_versions(tmp_path, file_format, expected):
+def test_fingerprint_matches_earlier_versions(tmp_path, file_format, expected):
     # Runs compare it with the one in their checkpoints.
     pattern = write_shards(tmp_path, (7, 5), file_format)
     assert open_source(pattern, "all[2:9]").fingerprint() == expected
@@ -190,7 +190,7 @@ def test_more_labels_than_expected_say_what_to_set(write_labels):
 
 
 @pytest.mark.parametrize("label", [2, -2])
-def test_label_that_is_no_class_is_refused(write_labels, label):
+def test_label_that_is_not_a_class_is_refused(write_labels, label):
     source = open_source(write_labels([1], [label]), "all", num_classes=2)
     with pytest.raises(UserError, match=rf"record 1 .* has label {label}, but labels of 2 classes count from 0"):
         source[1]

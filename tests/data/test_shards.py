@@ -91,7 +91,7 @@ def test_folder_of_files_without_description_says_what_to_write(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "device"])
-def test_what_is_no_regular_file_is_not_opened(tmp_path, kind):
+def test_what_is_not_a_regular_file_is_not_opened(tmp_path, kind):
     def make(name):
         path = tmp_path / name
         os.mkfifo(path) if kind == "FIFO" else path.symlink_to("/dev/zero")
@@ -153,7 +153,7 @@ def test_data_without_labels_are_opened_with_a_warning(write, caplog):
     assert "topic" in caplog.text
 
 
-def test_records_that_are_no_examples_are_refused(tmp_path):
+def test_records_that_are_not_examples_are_refused(tmp_path):
     path = write_tfrecord(tmp_path / "x.tfrecord", [b"\xff\xff\xff"])
     with pytest.raises(UserError, match=r"record 0 .*x.tfrecord as tf.train.Example"):
         open_source(str(path), "all")
@@ -177,7 +177,7 @@ def test_classes_txt_names_the_classes(write, tmp_path):
         open_source(path, "all")
 
 
-def test_manifest_beside_the_files_says_how_many_labels_there_are(write, tmp_path):
+def test_manifest_beside_the_files_has_the_number_of_labels(write, tmp_path):
     path = write(image=b"image 0", label=[1, 2])
     (tmp_path / "manifest.json").write_text('{"max_labels": 4}')
     assert open_source(path, "all").max_labels == 4

@@ -258,7 +258,7 @@ def test_fingerprint_changes_with_the_slice(folder):
         ("", "unknown split"),
     ],
 )
-def test_slice_that_cannot_be_taken_is_refused(folder, split, message):
+def test_invalid_slice_is_refused(folder, split, message):
     with pytest.raises(UserError, match=message):
         open_source(str(folder), split)
 
@@ -269,7 +269,7 @@ def test_splits_with_different_classes_are_not_added_up(folder):
         open_source(str(folder), "train+test")
 
 
-def test_slices_of_digits_are_taken():
+def test_slices_of_digits_are_resolved():
     whole, part = open_source("digits", "train"), open_source("digits", "train[-10%:]")
     assert len(part) == 144  # of 1,437
     np.testing.assert_array_equal(part[0]["image"], whole[1437 - 144]["image"])

@@ -160,7 +160,7 @@ def test_classes_without_names_have_none(prepared):
     assert (source.class_names, source.num_classes) == (None, 3)
 
 
-def test_only_image_feature_is_taken_and_data_without_classes_have_no_labels(prepared, caplog):
+def test_only_image_feature_is_used_and_data_without_classes_have_no_labels(prepared, caplog):
     source = open_source(str(prepared / "prepared_without_labels"), "train")
     assert source[0]["label"] == NO_LABEL
     assert simplejpeg.is_jpeg(source[0]["image"])
@@ -189,7 +189,7 @@ def test_data_set_is_found_by_name_config_and_version(golden):
     assert find_path("tfds:other/large:2.0.0") == golden / "other" / "large" / "2.0.0"
 
 
-def test_config_must_be_given_where_there_are_several(golden):
+def test_config_must_be_given_if_there_are_several(golden):
     add_version(golden, "2.0.0", config="small", name="other")
     add_version(golden, "2.0.0", config="large", name="other")
     with pytest.raises(UserError, match=r"several configs in .*: large, small. Write tfds:other/<config>"):
@@ -257,7 +257,7 @@ def test_unknown_split_is_refused_with_the_nearest(golden):
         ("prepared_with_two_labels", {}, r"several features with classes: kind, place. Set data.label_key"),
     ],
 )
-def test_features_that_are_not_there_are_refused(prepared, data_set, keys, message):
+def test_missing_features_are_refused(prepared, data_set, keys, message):
     with pytest.raises(UserError, match=message):
         open_source(str(prepared / data_set), "train", **keys)
 

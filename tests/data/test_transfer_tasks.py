@@ -48,7 +48,7 @@ def test_splits_of_flowers_hold_out_a_tenth_of_both_parts():
         (500_000, 20_000, 500, (6000, 12_000, 18_000)),
     ],
 )
-def test_hyper_rule_is_that_of_bit(num_images, steps, warmup, drops):
+def test_hyper_rule_matches_bit(num_images, steps, warmup, drops):
     assert hyper_rule_steps(num_images) == steps
     found_warmup, drop_at = hyper_rule_schedule(steps)
     schedule = optimizers.make_schedule(
@@ -119,12 +119,12 @@ def test_splits_of_other_names_can_be_named(tmp_path):
         ((), "has no folders; images should be in"),
     ],
 )
-def test_a_folder_without_what_is_needed_is_told(tmp_path, places, message):
+def test_a_folder_without_what_is_needed_is_reported(tmp_path, places, message):
     with pytest.raises(UserError, match=message):
         transfer_task(make_folder(tmp_path, *places))
 
 
-def test_an_image_that_cannot_be_read_is_left_for_training_to_tell(tmp_path):
+def test_an_unreadable_image_is_left_for_training_to_report(tmp_path):
     folder = make_folder(tmp_path, *(f"{name}/{i}" for name in ("cat", "dog") for i in range(5)))
     (tmp_path / "cat" / "0.png").write_bytes(b"")
     assert transfer_task(folder).small_images
@@ -191,7 +191,7 @@ def test_hyper_rule_clips_nothing_and_keeps_its_momentum_whole():
     assert config.mixup_alpha == 0.1  # by the size of the data set, whatever the length
 
 
-def test_a_mistyped_task_is_told_with_the_nearest():
+def test_a_mistyped_task_is_reported_with_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'cifar100'"):
         transfer_task("cifar1000")
 

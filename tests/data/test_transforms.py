@@ -95,7 +95,7 @@ def test_palette_bmp_decodes_to_its_colours():
     np.testing.assert_array_equal(transforms.decode(encoded.getvalue()), colours)
 
 
-def test_of_an_animated_png_it_is_the_first_frame():
+def test_animated_png_gives_its_first_frame():
     frames = [Image.fromarray(picture()[::step]) for step in (1, -1)]
     encoded = io.BytesIO()
     frames[0].save(encoded, "PNG", save_all=True, append_images=frames[1:])
@@ -122,7 +122,7 @@ def test_truncated_images_are_refused_wherever_they_are_cut(name):
 @pytest.mark.parametrize(
     "content", [b"", b"hello", b"<svg/>", b"\xff\xd8", b"GIF89a" + bytes(100), b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0"]
 )
-def test_bytes_that_are_no_image_are_refused(content):
+def test_bytes_that_are_not_an_image_are_refused(content):
     for function in (transforms.decode, transforms.size_of):
         if function is transforms.decode or not content.startswith(b"\x89"):
             with pytest.raises(transforms.ImageError):
@@ -396,7 +396,7 @@ def test_resize_small_rounds_the_sides_as_big_vision_does():
 
 
 @pytest.mark.parametrize("size", [16, 25])
-def test_resize_small_by_area_differs_from_big_visions_by_rounding_alone(size):
+def test_resize_small_by_area_differs_from_big_visions_only_by_rounding(size):
     ours = transforms.resize_small(GOLDEN["picture"], size, "area").astype(int)
     # big_vision cuts off, so half of its values are one less.
     assert set(np.unique(ours - GOLDEN[f"small/{size}"])) == {0, 1}

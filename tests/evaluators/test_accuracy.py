@@ -54,7 +54,7 @@ def measure(model, source, mesh, state, *, size=8, batch_size=8, classes=None):
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 16), (8, 8), (8, 32)])
-def test_accuracy_and_loss_are_those_of_all_examples_counted_once(devices, batch_size):
+def test_accuracy_and_loss_count_every_example_once(devices, batch_size):
     mesh = sharding.make_mesh(jax.devices()[:devices])
     small = {"num_layers": 1, "hidden_dim": 16, "mlp_dim": 16, "num_heads": 2}
     model = create_model("ViT-Ti/4", num_classes=4, dropout_rate=0.5, **small)  # of which evaluation drops nothing
@@ -116,7 +116,7 @@ class Breaks(nn.Module):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("counts", [True, False])
-def test_logits_that_are_not_finite_are_no_class_unless_their_image_does_not_count(bad, counts, caplog):
+def test_logits_that_are_not_finite_make_accuracy_nan_unless_their_image_does_not_count(bad, counts, caplog):
     mesh = sharding.make_mesh(jax.devices()[:1])
     batch = {
         "image": np.full((4, 2, 2, 3), 255, np.uint8),
@@ -150,7 +150,7 @@ def test_split_without_any_label_is_an_error():
 
 
 @pytest.mark.parametrize("classes", [None, (2, 3, 5, 7, 11, 13, 17, 19)])
-def test_top_5_and_classes_that_compete(classes):
+def test_top_5_and_classes_to_choose_among(classes):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (100, 4, 4, 3), dtype=np.uint8)
     labels = rng.choice(range(20) if classes is None else classes, 100)

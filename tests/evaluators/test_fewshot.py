@@ -131,7 +131,7 @@ def extractor(model, representations, on, batch_size=16, size=SIZE):
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 8), (8, 16)])
-def test_features_are_those_of_each_example_once_in_the_order_of_the_source(model, state, outputs, devices, batch_size):
+def test_features_have_each_example_once_in_the_order_of_the_source(model, state, outputs, devices, batch_size):
     source, on = Images("test", 21), sharding.make_mesh(jax.devices()[:devices])
     found = extractor(model, ("pre_logits", "encoded"), on, batch_size)(state.params, source)
     expected = outputs(source)
@@ -142,7 +142,7 @@ def test_features_are_those_of_each_example_once_in_the_order_of_the_source(mode
     assert {array.dtype for array in found.arrays.values()} == {np.dtype(np.float32)}
 
 
-def test_features_of_more_batches_than_are_under_way_lie_in_order(model, state, mesh):
+def test_features_of_many_batches_are_in_order(model, state, mesh):
     source = Images("test", 45)
     whole = extractor(model, ["pre_logits"], mesh, 45)(state.params, source)
     parts = extractor(model, ["pre_logits"], mesh, 4)(state.params, source)
@@ -181,7 +181,7 @@ def test_parameters_for_another_image_size_are_an_error(vit, mesh):
 # What is drawn.
 
 
-def test_draws_are_those_of_the_released_evaluator_and_fewer_shots_are_among_more():
+def test_draws_match_the_released_evaluator_and_fewer_shots_are_a_subset():
     labels = np.random.default_rng(5).integers(3, size=40)
     labels[7] = NO_LABEL
     for seed in (0, 1):
@@ -193,7 +193,7 @@ def test_draws_are_those_of_the_released_evaluator_and_fewer_shots_are_among_mor
     assert set(draw_shots(labels, 3, 1, 0)) < set(draw_shots(labels, 3, 4, 0))
 
 
-def test_draws_stay_what_they_are():
+def test_draws_do_not_change_between_versions():
     # NumPy may change its generators; then so would published numbers.
     assert draw_shots(np.arange(30) % 3, 3, 2, seed=0).tolist() == [12, 18, 7, 28, 17, 14]
 
@@ -249,7 +249,7 @@ def by_hand(outputs):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_accuracies_are_those_of_plain_solutions(model, state, by_hand, devices):
+def test_accuracies_match_plain_solutions(model, state, by_hand, devices):
     pool, test = Images("pool", 60), Images("test", 83)
     on = sharding.make_mesh(jax.devices()[:devices])
     evaluator = few_shot(model, pool, test, on, shots=(1, 5), l2=(16.0,), seeds=3)
@@ -278,7 +278,7 @@ def test_only_the_images_drawn_go_through_the_model_and_each_once(model, state, 
     assert len(decoded) == len(drawn) + 20
 
 
-def test_of_several_l2_values_none_is_the_result_without_validation(model, state, mesh, by_hand):
+def test_several_l2_values_without_validation_have_no_overall_result(model, state, mesh, by_hand):
     pool, test = Images("pool", 60), Images("test", 83)
     evaluator = few_shot(model, pool, test, mesh, shots=(5,), l2=(1.0, 2.0**20), seeds=[4])
     found = dict(evaluator.run(state))
@@ -312,7 +312,7 @@ def test_several_representations_at_once(model, state, mesh):
     assert dict(alone.run(state)) == {"encoded/3shot": found["encoded/3shot"], "examples": 40}
 
 
-def test_whitening_and_constant_feature_are_as_asked_for(model, state, mesh, by_hand):
+def test_whitening_and_constant_feature_follow_the_options(model, state, mesh, by_hand):
     # (With as many examples of each class, the constant feature makes a difference only without whitening.)
     pool, test = Images("pool", 60), Images("test", 83)
     forms = [{"whiten": True, "bias": 100.0}, {"whiten": False, "bias": 100.0}, {"whiten": False, "bias": 0.0}]
@@ -342,7 +342,7 @@ def test_averaged_parameters_are_evaluated_if_there_are_any(model, state, mesh, 
         ),
     ],
 )
-def test_images_are_resized_and_cropped_as_asked_for(model, mesh, transform, fields, expected):
+def test_images_are_resized_and_cropped_as_configured(model, mesh, transform, fields, expected):
     evaluator = few_shot(model, Images("pool", 8), Images("test", 8), mesh, shots=(1,), transform=transform, **fields)
     assert evaluator._extract._setup.transform == expected
 
@@ -381,7 +381,7 @@ def test_more_shots_than_a_class_has_are_an_error_that_names_it(model, mesh):
         few_shot(model, pool, Images("test", 8), mesh, shots=(1, 9))
 
 
-def test_all_examples_are_taken_of_small_classes_if_asked_for(model, state, mesh):
+def test_take_all_uses_all_examples_of_small_classes(model, state, mesh):
     pool, test = Images("pool", 32, [0, 1, 2, 3, 0, 1, 3, 3] * 4), Images("test", 40)
     evaluator = few_shot(model, pool, test, mesh, shots=(9,), seeds=1, take_all=True)
     pool.read.clear()
@@ -389,7 +389,7 @@ def test_all_examples_are_taken_of_small_classes_if_asked_for(model, state, mesh
     assert len(pool.read) == 8 + 8 + 4 + 9
 
 
-def test_class_without_example_is_an_error_even_then(model, mesh):
+def test_class_without_example_is_an_error_even_with_take_all(model, mesh):
     pool = Images("pool", 20, [0, 3] * 10)
     with pytest.raises(UserError, match=r"class 1 \('bee'\) of pictures/pool has no example, nor have 1 other classes"):
         few_shot(model, pool, Images("test", 8), mesh, shots=(1,), take_all=True)
@@ -397,7 +397,7 @@ def test_class_without_example_is_an_error_even_then(model, mesh):
         few_shot(model, Images("pool", 3, [NO_LABEL] * 3), Images("test", 8), mesh)
 
 
-def test_label_that_is_no_class_is_an_error(model, mesh):
+def test_label_that_is_not_a_class_is_an_error(model, mesh):
     pool = Images("pool", 8)
     pool.labels = lambda: np.array([0, 1, 2, 3, 4, 0, 1, 2])
     with pytest.raises(UserError, match="pictures/pool has label 4, but there are 4 classes: labels are 0 to 3"):
@@ -488,7 +488,7 @@ def evaluate_pictures():
     return dict(evaluator.run(random_state(model)))
 
 
-def test_two_processes_find_what_one_finds(tmp_path):
+def test_two_processes_find_the_same_as_one(tmp_path):
     with multiprocess.start(PROGRAM, tmp_path) as processes:
         ended = processes.all_ended()
     assert [each.returncode for each in ended] == [0, 0], ended

@@ -69,7 +69,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", CASES)
-def test_scores_are_those_of_a_plain_float64_solution(case, form):
+def test_scores_match_a_plain_float64_solution(case, form):
     examples, dim, classes, change = CASES[case]
     train, labels = clusters(examples, dim, classes)
     test, _ = clusters(200, dim, classes, seed=1)
@@ -154,7 +154,7 @@ def rounded(features):
         (40, lambda x: x + 1e6, "whitened, no bias"),  # float32 subtracts the mean with an error
     ],
 )
-def test_accuracies_are_those_of_float64(examples, change, form):
+def test_accuracies_match_float64(examples, change, form):
     classes = 30
     train, labels = clusters(examples, 64, classes, spread=2.5)
     test, test_labels = clusters(1500, 64, classes, seed=1, spread=2.5)
@@ -169,7 +169,7 @@ def test_accuracies_are_those_of_float64(examples, change, form):
 
 
 @pytest.mark.parametrize("apart", [1e-9, 1e-7, 1e-6])
-def test_classes_too_close_for_float32_are_told_apart(apart):
+def test_classes_too_close_for_float32_are_distinguished(apart):
     rng = np.random.default_rng(0)
     labels = np.arange(200) % 4
     centres = rng.standard_normal((4, 16))
@@ -196,7 +196,7 @@ def test_accuracies_depend_neither_on_order_nor_on_block_size(monkeypatch):
     assert shuffled.accuracies(test, test_labels, GRID).tolist() == expected
 
 
-def test_of_equal_scores_the_first_class_counts():
+def test_ties_go_to_the_first_class():
     train, labels = clusters(40, 8, 3)
     solution = solve_ridge(train, labels, num_classes=6)  # 3, 4 and 5 have no example, and the same scores
     kernel, _ = solution.weights(1.0)

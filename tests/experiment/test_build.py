@@ -200,7 +200,7 @@ def test_evaluation_data_of_other_classes_are_refused(tmp_path):
         build.build(digits_config(**{"data.mixture": ((str(tmp_path), 1.0),), "data.eval_split": "test"}))
 
 
-def test_missing_data_are_allowed_only_where_the_config_says_how_many_there_are():
+def test_missing_data_are_allowed_only_if_the_config_gives_their_number():
     config = digits_config(**{"data.dataset": "/nowhere", "data.expected_train_images": 1600, "model.num_classes": 7})
     built = build.build(config, allow_missing_data=True)
     assert built.train_source is None
@@ -216,7 +216,7 @@ def test_missing_data_are_allowed_only_where_the_config_says_how_many_there_are(
     ("options", "message"),
     [((("xla_nosuch", True),), "No such compile option: 'xla_nosuch'"), (("xla_option",), "takes pairs")],
 )
-def test_compiler_options_that_there_are_not_are_refused(options, message):
+def test_compiler_options_that_do_not_exist_are_refused(options, message):
     config = digits_config(compiler_options=options)
     with pytest.raises(UserError, match=message):
         build.build(config)

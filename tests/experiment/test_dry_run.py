@@ -53,7 +53,7 @@ def test_schedule_table_prints_learning_rate_and_its_product_with_the_decay():
     assert peak[1:3] == ["1.000e-03", "1.000e-04"]
 
 
-def test_paper_counts_come_with_what_is_known_of_them():
+def test_paper_counts_come_with_explanations():
     assert "86M" in dry_run.paper_count("ViT-B/32")
     assert "no reading of L/16 reaches" in dry_run.paper_count("ViT-L/16")
     assert dry_run.paper_count("ViT-S/16") == ""
@@ -79,7 +79,7 @@ def test_summary_takes_last_and_best_values(tmp_path):
     assert "0:01:01" in text
 
 
-def test_devices_of_several_slices_are_told_as_such():
+def test_devices_of_several_slices_are_described():
     mesh = sharding.make_mesh(slices(4, 4), model=2)
     line = dry_run._describe_devices(mesh, "replicated", {}, "state")
     assert line.startswith("devices   8 x cpu in 1 process(es) on 2 slices, mesh data 4 x model 2; state replicated")

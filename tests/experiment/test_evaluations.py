@@ -101,7 +101,7 @@ def test_wrong_entry_is_refused_with_the_nearest_name(given, message):
         ({"checkpoint.best_metric": "tset/accuracy"}, "Did you mean 'test/<metric>'"),
     ],
 )
-def test_entry_that_does_not_go_with_the_model_is_refused_before_anything_is_computed(changes, message):
+def test_entry_that_does_not_fit_the_model_is_refused_before_anything_is_computed(changes, message):
     config = digits_config(**{"data.eval_split": "test", "evals.fewshot.datasets": ("digits",)})
     config.update_from_flattened_dict(changes)
     built = build.build(config)

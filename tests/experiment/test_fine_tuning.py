@@ -77,7 +77,7 @@ def test_a_run_is_fine_tuned_with_the_dropout_it_was_trained_with(tmp_path, writ
     assert run_of(f"transfer.py:weights={tmp_path}").model.dropout_rate == rate
 
 
-def test_dropout_is_that_of_the_model_and_the_dry_run_says_where_it_is_from():
+def test_dropout_matches_the_model_and_the_dry_run_says_where_it_is_from():
     config = run_of("transfer.py:weights=vit_b32_i21k,dataset=pets,resolution=64")
     config.model.num_layers = 1
     config.optimizer.warmup_steps, config.batch_size = 1, 8
@@ -90,7 +90,7 @@ def test_dropout_is_that_of_the_model_and_the_dry_run_says_where_it_is_from():
 
 
 @pytest.mark.parametrize("argument", ["1", "-0.1", "nan", "no"])
-def test_dropout_that_is_no_rate_is_refused(argument):
+def test_dropout_that_is_not_a_rate_is_refused(argument):
     with pytest.raises(UserError, match="'dropout' takes a rate of at least 0 and less than 1"):
         run_of(f"transfer.py:dropout={argument}")
 
@@ -111,7 +111,7 @@ def test_dropout_that_is_no_rate_is_refused(argument):
         ("vtab.py:weights=bit_m_r50x1", 384, 448),
     ],
 )
-def test_images_are_as_large_as_the_patches_tile(argument, size, crop_from):
+def test_images_are_the_largest_that_the_patches_tile(argument, size, crop_from):
     data = run_of(argument).data
     assert (data.image_size, data.random_crop_from) == (size, crop_from)
 

@@ -34,21 +34,21 @@ def test_data_of_all_runs_behind_weights_count(tmp_path, monkeypatch):
     assert [overlap(place) for place in ("exported.npz", ".", "vit_b16_i21k")] == [15, 15, 0]
 
 
-def test_parts_of_a_mixture_count_and_those_that_are_not_here_are_told(tmp_path, caplog):
+def test_parts_of_a_mixture_count_and_missing_ones_are_reported(tmp_path, caplog):
     mixture = [["digits", 1.0], ["/nowhere/at/all", 2.0]]
     place = write_run(tmp_path / "mixed", train_split="test[:3]", mixture=mixture)
     assert overlap(place) == 3
     assert f"What {place} was trained on cannot be compared" in caplog.text and "/nowhere/at/all" in caplog.text
 
 
-def test_runs_that_begin_with_each_other_are_looked_at_once(tmp_path):
+def test_runs_in_a_cycle_are_visited_once(tmp_path):
     place = write_run(tmp_path / "a", weights=str(tmp_path / "b"), train_split="test[:3]")
     write_run(tmp_path / "b", weights=place, train_split="test[3:4]")
     assert overlap(place) == 4
 
 
 @pytest.mark.parametrize("change", ["nothing", "another image", "moved", "the classes"])
-def test_training_data_that_have_changed_since_are_told(tmp_path, monkeypatch, caplog, change):
+def test_training_data_that_have_changed_since_are_reported(tmp_path, monkeypatch, caplog, change):
     for name in ("cat", "dog"):
         for number in range(4):
             (tmp_path / "mine" / "train" / name).mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def test_training_data_that_have_changed_since_are_told(tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize("place", [None, "vit_b16_i21k", "https://host/x.npz", "hf-hub:timm/x", "/nowhere", "x" * 5000])
-def test_weights_of_no_run_were_trained_on_nothing_that_is_known(place):
+def test_weights_of_no_run_have_no_known_training_data(place):
     assert sources_behind(place) == []
 
 

@@ -126,7 +126,7 @@ def test_auto_lowers_for_tpu_on_a_cpu_without_the_branch_for_cpu():
     assert dot_products("auto", "tpu") == dot_products("xla", "tpu") != dot_products("einsum", "tpu")
 
 
-def test_auto_lowers_for_cpu_as_einsum_alone():
+def test_auto_lowers_for_cpu_only_as_einsum():
     assert dot_products("auto", "cpu") == dot_products("einsum", "cpu")
 
 
@@ -254,7 +254,7 @@ def test_attention_dropout_refuses_implementations_that_have_none(attention):
         apply(model, params, make_images(1, 8, 8, 3), train=True)
 
 
-def test_attention_dropout_leaves_every_implementation_alone_outside_training():
+def test_attention_dropout_does_not_affect_implementations_outside_training():
     params = random_params(tiny())
     images = make_images(3, 8, 8, 3)
     model = tiny(attention="half_logits", attention_dropout_rate=0.1)

@@ -125,7 +125,7 @@ def test_axial_vit_drops_out_in_training_only():
     assert np.abs(apply(model, params, images, train=True)[0] - undropped).max() > 1e-2
 
 
-def test_dropout_of_axial_vit_is_that_of_its_blocks_too():
+def test_dropout_of_axial_vit_applies_to_its_blocks_too():
     model = tiny_axial(num_layers=2, dropout_rate=0.5)
     params = random_params(model)
     _, out = apply(model, params, make_images(2, 8, 8, 3), train=True)
@@ -173,7 +173,7 @@ def test_bfloat16_axial_models_have_float32_parameters_and_logits(model):
         ({"num_heads": 3}, "hidden_dim 16 is not divisible by num_heads 3"),
     ],
 )
-def test_values_that_axial_vit_does_not_take_are_refused(attributes, message):
+def test_invalid_values_of_axial_vit_are_refused(attributes, message):
     with pytest.raises(UserError, match=message):
         tiny_axial(**attributes)
 

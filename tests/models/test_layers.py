@@ -53,7 +53,7 @@ def test_with_split_parameters_no_activation_leaves_its_device(mesh):
     assert 0 < max(sent) < one_tensor_of_tokens
 
 
-def test_without_a_mesh_the_activation_is_left_alone():
+def test_without_a_mesh_the_activation_is_unchanged():
     x = jnp.ones((2, 3))
     assert keep_on_batch_axis(x) is x
 
@@ -64,7 +64,7 @@ def tpu():
     return AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
 
 
-def test_the_platform_is_that_of_the_mesh_and_else_of_the_process(tpu):
+def test_platform_is_the_meshs_or_else_the_processes(tpu):
     with jax.sharding.use_abstract_mesh(tpu):
         assert platform() == "tpu"
     assert platform() == "cpu"

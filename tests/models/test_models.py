@@ -62,7 +62,7 @@ def test_list_of_a_pattern_that_nothing_matches_is_empty():
         ("H", (32, 1280, 5120, 16)),
     ],
 )
-def test_sizes_are_those_of_table_1_and_of_augreg(size, expected):
+def test_sizes_match_table_1_and_augreg(size, expected):
     assert shape_of(make(f"ViT-{size}/16")) == expected
     if size == "B":
         assert shape_of(make("Axial-ViT-B/16")) == expected
@@ -142,7 +142,7 @@ def test_resnets_take_any_width_factor():
     assert make("R152x12").width_factor == 12
 
 
-def test_axial_models_are_those_of_their_names():
+def test_axial_models_match_their_names():
     assert isinstance(make("Axial-ViT-B/32"), AxialVisionTransformer)
     assert make("Axial-ViT-B/32").patch_size == 32
     assert make("Axial-ViT-S/8").hidden_dim == 384
@@ -184,7 +184,7 @@ def test_unknown_model_is_refused_with_the_nearest_name(name, nearest):
 @pytest.mark.parametrize(
     "name", ["", "ViT-X/16", "ViT-B/0", "ViT-B/16 ", "ViT-B/-16", "B/16", "R77+ViT-B/16", "Axial-ViT-X/16", "R050x1"]
 )
-def test_names_that_only_resemble_others_are_no_models(name):
+def test_names_that_only_resemble_others_are_not_models(name):
     with pytest.raises(UserError, match="unknown model"):
         make(name)
 
@@ -225,6 +225,6 @@ def test_unknown_attribute_is_refused_with_the_nearest(name, overrides, message)
         ({"num_heads": 7}, "hidden_dim 768 is not divisible by num_heads 7"),
     ],
 )
-def test_values_that_an_attribute_does_not_take_are_refused_with_the_nearest(overrides, message):
+def test_invalid_attribute_values_are_refused_with_the_nearest(overrides, message):
     with pytest.raises(UserError, match=message):
         make("ViT-B/16", **overrides)

@@ -71,7 +71,7 @@ def test_without_class_token_there_is_no_embedding_for_it():
 
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize(("kind", "place"), TABLES)
-def test_encoder_is_that_of_the_definition(kind, place, scan_layers):
+def test_encoder_matches_the_definition(kind, place, scan_layers):
     model = tiny(position_embedding=kind, position_embedding_at=place)
     params = random_params(model, *IMAGE_SIZE)
     images = make_images(2, *IMAGE_SIZE, 3)
@@ -86,14 +86,14 @@ def test_encoder_is_that_of_the_definition(kind, place, scan_layers):
 
 
 @pytest.mark.parametrize("kind", ["learned_2d", "sincos_2d"])
-def test_two_dimensional_kinds_leave_the_class_token_alone(kind):
+def test_two_dimensional_kinds_do_not_change_the_class_token(kind):
     model = tiny(position_embedding=kind)
     params = random_params(model)
     _, out = apply(model, params, make_images(2, 8, 8, 3))
     np.testing.assert_allclose(out["encoder_input"][:, 0], np.repeat(params["cls"][0], 2, axis=0), atol=1e-7)
 
 
-def test_learned_2d_begins_with_the_embedding_of_the_column():
+def test_learned_2d_starts_with_the_embedding_of_the_column():
     model = tiny(position_embedding="learned_2d", pool="gap")
     params = random_params(model, *IMAGE_SIZE)
     _, out = apply(model, params, make_images(1, *IMAGE_SIZE, 3))
@@ -192,7 +192,7 @@ def test_interpolation_keeps_corners():
 
 
 @pytest.mark.parametrize("new_grid", [(2, 2), (7, 7), (3, 8)])
-def test_interpolation_leaves_the_class_token_to_the_bit(new_grid):
+def test_interpolation_keeps_the_class_token_bit_exactly(new_grid):
     embedding = make_embedding((4, 4), prefix=1)
     found = interpolate_position_embedding(embedding, new_grid, num_prefix_tokens=1)
     np.testing.assert_array_equal(found[:, 0], embedding[:, 0])
@@ -212,7 +212,7 @@ def test_interpolation_to_the_same_grid_changes_no_bit(grid):
     np.testing.assert_array_equal(found, embedding)
 
 
-def test_embeddings_that_are_no_square_but_fit_the_new_grid_are_taken_as_they_are():
+def test_embeddings_that_are_not_square_but_fit_the_new_grid_are_taken_as_they_are():
     embedding = make_embedding((3, 5), prefix=1)
     np.testing.assert_array_equal(interpolate_position_embedding(embedding, (3, 5), num_prefix_tokens=1), embedding)
 
@@ -234,13 +234,13 @@ def test_grid_is_the_square_that_the_models_class_token_leaves(tokens, prefix, g
         (1, 1, "leave 0 for the patches"),
     ],
 )
-def test_number_that_is_no_square_is_refused_with_what_may_be_meant(tokens, prefix, message):
+def test_number_that_is_not_a_square_is_refused_with_what_may_be_meant(tokens, prefix, message):
     with pytest.raises(UserError, match=message):
         grid_of(tokens, prefix)
 
 
 @pytest.mark.parametrize("tokens", [0, 8])
-def test_interpolation_refuses_a_number_of_embeddings_that_is_no_square(tokens):
+def test_interpolation_refuses_a_number_of_embeddings_that_is_not_a_square(tokens):
     with pytest.raises(UserError, match=f"{tokens} position embeddings"):
         interpolate_position_embedding(np.zeros((1, tokens, 3)), (4, 4), num_prefix_tokens=1)
 

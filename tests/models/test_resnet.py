@@ -88,7 +88,7 @@ def test_constant_kernels_become_zero_and_not_infinite():
 
 @pytest.mark.parametrize("epsilons", [BIT, HYBRID], ids=["bit", "hybrid"])
 @pytest.mark.parametrize("scale", [1.0, 1e-5])
-def test_standardisation_is_that_of_its_definition(epsilons, scale):
+def test_standardisation_matches_its_definition(epsilons, scale):
     kernel = make_input(3, 3, 4, 5, scale=scale)
     np.testing.assert_allclose(
         standardize_kernel(kernel, **epsilons), reference.standardize(kernel, **epsilons), atol=1e-5
@@ -148,7 +148,7 @@ def bit_root(images, params, fill=0.0):
 
 @pytest.mark.parametrize(("padding", "fill"), [("zeros", 0.0), ("lowest", -np.inf)])
 @pytest.mark.parametrize("size", [(16, 21), (18, 15)], ids=str)
-def test_bit_root_pads_its_convolution_on_both_sides_and_its_pooling_as_told(size, padding, fill):
+def test_bit_root_pads_its_convolution_on_both_sides_and_its_pooling_as_configured(size, padding, fill):
     root = BitRoot(8, padding)
     images = make_input(2, *size, 3)
     params = make_params(root, images)
@@ -271,7 +271,7 @@ def test_bit_without_classes_returns_the_representation():
     np.testing.assert_array_equal(representation, out["pre_logits"])
 
 
-def test_head_of_bit_begins_at_zero_with_the_given_bias():
+def test_head_of_bit_starts_at_zero_with_the_given_bias():
     model = create_model("R50x1", num_classes=5, stages=(), head_bias=-10.0)
     params = fast_jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     assert not np.any(params["head"]["kernel"])
@@ -305,12 +305,12 @@ def test_remat_of_bit_keeps_less():
 
 
 @pytest.mark.parametrize("remat", ["ful", "dots"])
-def test_remat_that_a_resnet_has_not_is_refused_with_those_it_has(remat):
+def test_unknown_remat_of_a_resnet_is_refused_with_the_known_ones(remat):
     with pytest.raises(UserError, match=f"unknown remat '{remat}'.*Known: full, none"):
         create_model("R50x1", num_classes=5, remat=remat)
 
 
-def test_root_padding_that_a_resnet_has_not_is_refused_with_those_it_has():
+def test_unknown_root_padding_of_a_resnet_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"unknown root_padding 'zero'\. Did you mean 'zeros'\?"):
         create_model("R50x1", num_classes=5, root_padding="zero")
 
@@ -364,7 +364,7 @@ def test_root_of_hybrids_pads_as_tensorflow_does(size, input_scale):
     np.testing.assert_allclose(run(HybridRoot(), params, images), hybrid_root(images, params), atol=2e-4)
 
 
-def test_units_of_hybrids_begin_as_the_identity():
+def test_units_of_hybrids_start_as_the_identity():
     unit = HybridUnit(32)
     x = np.abs(make_input(2, 6, 6, 128))
     params = fast_jit(unit.init)(jax.random.key(0), x)["params"]

@@ -48,7 +48,7 @@ def test_parameter_counts_are_the_papers(name, without_head, with_pre_logits):
     assert count(name, pre_logits=True) == with_pre_logits
 
 
-def test_parameter_names_and_shapes_are_those_of_released_checkpoints():
+def test_parameter_names_and_shapes_match_released_checkpoints():
     block = {
         "LayerNorm_0/scale": (16,),
         "LayerNorm_0/bias": (16,),
@@ -80,7 +80,7 @@ def test_parameter_names_and_shapes_are_those_of_released_checkpoints():
     assert shapes_by_path(param_shapes(tiny(pre_logits=True))) == expected
 
 
-def test_initialisation_is_that_of_the_released_code():
+def test_initialisation_matches_the_released_code():
     model = create_model("ViT-S/16", num_classes=10, head_bias=-10.0, num_layers=1)
     params = fast_jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
     block = params["Transformer"]["encoderblock_0"]
@@ -123,7 +123,7 @@ def test_scan_and_remat_change_neither_logits_nor_gradients(images, kind, place)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["unrolled", "scanned"])
-def test_the_more_remat_computes_again_the_less_is_kept(images, scan_layers):
+def test_more_remat_keeps_less(images, scan_layers):
     params = random_params(tiny())
     params = stack_layers(params) if scan_layers else params
     full, dots, none = (
@@ -250,7 +250,7 @@ def test_gelu_is_the_approximation_or_exact(kind):
     np.testing.assert_allclose(y, reference.mlp(np.float64(x), params, kind), atol=1e-5)
 
 
-def test_gelu_of_the_model_is_that_of_its_blocks_and_of_its_head(images):
+def test_gelu_of_the_model_applies_to_its_blocks_and_its_head(images):
     params = random_params(tiny(pool="map"))
     _, tanh = apply(tiny(pool="map"), params, images)
     _, exact = apply(tiny(pool="map", gelu="exact"), params, images)

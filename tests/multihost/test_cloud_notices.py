@@ -96,7 +96,7 @@ class Notices(list):
     ("name", "value"),
     [("instance/preempted", "TRUE"), ("instance/maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")],
 )
-def test_notice_is_told_when_it_comes(server, name, value):
+def test_notice_is_reported_when_it_comes(server, name, value):
     notices = Notices()
     with cloud_notices.watch(notices):
         server.wait_until_asked()
@@ -106,14 +106,14 @@ def test_notice_is_told_when_it_comes(server, name, value):
     assert notices == [f"{name} is {value}"]
 
 
-def test_notice_that_was_there_before_is_told(server):
+def test_notice_that_was_there_before_is_reported(server):
     server.set("instance/preempted", "TRUE")
     notices = Notices()
     with cloud_notices.watch(notices):
         assert notices.came.wait(10)
 
 
-def test_two_notices_are_told_once(server):
+def test_two_notices_are_reported_once(server):
     notices = Notices()
     with cloud_notices.watch(notices):
         server.wait_until_asked()
@@ -127,7 +127,7 @@ def test_two_notices_are_told_once(server):
 
 
 @pytest.mark.parametrize("value", ["MIGRATE_ON_HOST_MAINTENANCE", "<html>Log in</html>"])
-def test_maintenance_that_the_machine_survives_and_a_page_of_a_proxy_are_no_notices(server, value):
+def test_maintenance_that_the_machine_survives_and_a_page_of_a_proxy_are_not_notices(server, value):
     notices = Notices()
     with cloud_notices.watch(notices):
         server.wait_until_asked()
@@ -135,7 +135,7 @@ def test_maintenance_that_the_machine_survives_and_a_page_of_a_proxy_are_no_noti
         assert not notices.came.wait(0.5)
 
 
-def test_watch_goes_on_when_the_server_was_away(server, monkeypatch):
+def test_watch_continues_after_the_server_was_away(server, monkeypatch):
     monkeypatch.setattr(cloud_notices, "_RETRY_SECONDS", 0.1)
     asked, metadata = [], cloud_notices.metadata
 

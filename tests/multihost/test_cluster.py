@@ -26,7 +26,7 @@ def find(environ, *flags):
     return found and (found.coordinator_address, found.num_processes, found.process_id)
 
 
-def test_flags_are_taken_before_the_environment():
+def test_flags_override_the_environment():
     assert find(SRUN, "10.0.0.1:1234", 2, 1) == ("10.0.0.1:1234", 2, 1)
 
 
@@ -41,7 +41,7 @@ def test_flags_are_taken_before_the_environment():
         (("10.0.0.1:http", 2, 0), "is not host:port"),
     ],
 )
-def test_flags_that_do_not_go_together_are_refused(flags, message):
+def test_inconsistent_flags_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         find({}, *flags)
 
@@ -66,7 +66,7 @@ def test_single_processes_are_left_alone(environ):
     assert find({"TPU_SKIP_MDS_QUERY": "1"} | environ) is None
 
 
-def test_srun_tells_the_processes():
+def test_processes_follow_from_sruns_variables():
     assert find(SRUN) == ("gpu07:63111", 4, 2)
     assert cluster.find(environ=SRUN).local_device_ids is None
 
@@ -103,7 +103,7 @@ def test_token_comes_from_the_environment_or_the_job():
     assert "secret" not in repr(cluster.find(environ=jax_variables | secret))
 
 
-def test_gke_tells_the_hosts_of_a_slice():
+def test_hosts_of_a_slice_follow_from_gkes_variables():
     assert find(GKE) == ("vit-0.vit:8482", 4, 2)
 
 
@@ -121,7 +121,7 @@ def test_tpu_host_that_does_not_know_its_number_is_refused():
         find({"TPU_WORKER_HOSTNAMES": "a,b"})
 
 
-def test_variables_of_jax_and_the_index_of_a_kubernetes_job_tell_the_processes():
+def test_processes_follow_from_jaxs_variables_and_the_index_of_a_kubernetes_job():
     job = {"JAX_COORDINATOR_ADDRESS": "vit-0.vit:1234", "JAX_NUM_PROCESSES": "4", "JOB_COMPLETION_INDEX": "3"}
     assert find(job) == ("vit-0.vit:1234", 4, 3)
     with pytest.raises(UserError, match="neither JAX_PROCESS_ID nor"):
@@ -155,14 +155,14 @@ def metadata_server(attributes):
 
 
 @pytest.mark.parametrize("endpoints", ["10.0.0.2,10.0.0.3", "unknown:x:10.0.0.2,unknown:y:10.0.0.3"])
-def test_metadata_tell_the_hosts_of_a_tpu_vm(endpoints):
+def test_hosts_of_a_tpu_vm_follow_from_its_metadata(endpoints):
     attributes = {"worker-network-endpoints": endpoints, "agent-worker-number": "1", "tpu-env": "ZONE: 'eu'\n"}
     with metadata_server(attributes) as environ:
         found = cluster.from_tpu_metadata(environ)
     assert (found.coordinator_address, found.num_processes, found.process_id) == ("10.0.0.2:8482", 2, 1)
 
 
-def test_metadata_tell_the_slices_of_a_tpu_vm():
+def test_slices_of_a_tpu_vm_follow_from_its_metadata():
     tpu_env = (
         "ZONE: 'eu'\nMEGASCALE_NUM_SLICES: '3'\nMEGASCALE_SLICE_ID: '2'\nMEGASCALE_COORDINATOR_ADDRESS: '10.9.9.9'\n"
     )
@@ -180,6 +180,6 @@ def test_chips_without_metadata_are_a_single_host():
 
 
 @pytest.mark.parametrize("answer", [None, "\xff\xfe", "x" * (cluster._MAX_METADATA + 1)])
-def test_what_is_no_metadata_is_no_cluster(answer):
+def test_invalid_metadata_give_no_cluster(answer):
     with metadata_server({"worker-network-endpoints": answer}) as environ:
         assert cluster.from_tpu_metadata(environ) is None

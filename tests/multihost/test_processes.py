@@ -97,7 +97,7 @@ def lines_of(output, label):
     return [line.removeprefix(label).strip() for line in output if line.startswith(label + " ")]
 
 
-def test_processes_of_srun_come_up_and_leave_together(together):
+def test_processes_of_srun_start_and_end_together(together):
     assert [lines_of(output, "number") for output in together] == [
         ["0 of 3 main True"],
         ["1 of 3 main False"],
@@ -106,7 +106,7 @@ def test_processes_of_srun_come_up_and_leave_together(together):
     assert all(output[-1] == "left" for output in together)
 
 
-def test_barriers_of_the_same_name_can_follow_each_other(together):
+def test_barrier_names_can_be_reused(together):
     assert all(lines_of(output, "barrier") == ["None"] * 4 for output in together)
 
 
@@ -114,7 +114,7 @@ def test_all_processes_get_the_value_of_the_main_process(together):
     assert all(lines_of(output, "broadcast") == ["{'of': 0}"] for output in together)
 
 
-def test_what_is_the_same_everywhere_passes_and_what_differs_is_named_in_all_processes(together):
+def test_equal_values_pass_and_differing_ones_are_named_in_all_processes(together):
     for output in together:
         assert lines_of(output, "same") == ["None"]
         (message,) = lines_of(output, "different")
@@ -125,7 +125,7 @@ def test_what_is_the_same_everywhere_passes_and_what_differs_is_named_in_all_pro
         assert not any("seed" in line for line in output)
 
 
-def test_barrier_names_the_process_that_does_not_come(together):
+def test_barrier_names_the_missing_process(together):
     for output in together[:2]:
         (message,) = lines_of(output, "late")
         assert message.startswith("PeerLostError process 2 (")
@@ -170,7 +170,7 @@ def test_survivor_of_a_lost_process_ends_with_one_message_and_the_status_to_rest
 
 
 @pytest.mark.parametrize("name", ["fail 0", "fail 1"])
-def test_other_process_says_what_a_process_failed_of_and_ends_with_its_status(faults, name):
+def test_other_process_reports_the_failure_and_ends_with_its_status(faults, name):
     ended = faults[name]
     assert ended.returncode == 1, ended.output
     last = ended.output.splitlines()[-1]
@@ -202,7 +202,7 @@ assert time.perf_counter() - start < 0.1
     assert process.returncode == 0, process.stderr
 
 
-def test_process_whose_peers_do_not_come_says_so(monkeypatch):
+def test_process_without_its_peers_reports_them_missing(monkeypatch):
     monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
     with pytest.raises(
         processes.PeerLostError, match=r"processes 1 and 2 of 3 did not connect within 0\.3 s; is the same command"
@@ -239,7 +239,7 @@ NO_FAILURES = [
 NO_PEERS = ["beat", "beat/x", "beat/-1", "beat/0", "beat/77", "beat/1/2/3", "", "failed/99", "unknown/1"]
 
 
-def test_what_no_process_can_have_written_ends_nothing(monkeypatch):
+def test_keys_that_no_process_could_have_written_are_ignored(monkeypatch):
     ended = threading.Event()
     monkeypatch.setattr(heartbeats, "_GRACE_SECONDS", 0.0)
     monkeypatch.setattr(heartbeats, "_LINGER_SECONDS", 0.0)
@@ -265,7 +265,7 @@ def test_what_no_process_can_have_written_ends_nothing(monkeypatch):
             ended.wait(20)  # the real one must not be called when the test is over
 
 
-def test_while_process_0_does_not_answer_no_other_is_taken_for_lost():
+def test_no_other_process_counts_as_lost_while_process_0_does_not_answer():
     """Each process hears of the others through process 0, so their last beats may be older than its last answer."""
     run = heartbeats.Heartbeats(Store({}), 1, list("abc"), lost_after_seconds=60.0)
     run.stop()

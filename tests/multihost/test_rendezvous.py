@@ -74,7 +74,7 @@ def lines_of(connection):
     return b""
 
 
-def test_processes_that_come_in_any_order_learn_all_hosts():
+def test_processes_that_report_in_any_order_learn_all_hosts():
     port = free_port()
     early = [report(port, each, 4, 20) for each in (3, 1)]
     time.sleep(0.2)
@@ -89,7 +89,7 @@ def test_port_is_free_for_jax_when_all_are_there():
     socket.create_server(("127.0.0.1", port)).close()
 
 
-def test_missing_process_is_named_to_all_that_came():
+def test_missing_process_is_named_to_all_that_reported():
     port = free_port()
     results = [report(port, each, 4, 1) for each in (0, 1, 3)]
     for each in results:
@@ -135,7 +135,7 @@ def test_process_of_another_version_is_refused():
     assert answer == {"error": main.error, "lost": False}
 
 
-def test_process_that_ended_and_came_again_is_counted_once():
+def test_process_that_ended_and_reported_again_counts_once():
     port = free_port()
     main = report(port, 0, 3)
     connection, nonce = connect(port)
@@ -172,7 +172,7 @@ NO_MEMBERS = {
 }
 
 
-def test_what_is_no_member_changes_nothing():
+def test_messages_from_non_members_change_nothing():
     port = free_port()
     main = report(port, 0, 2)
     for name, what in NO_MEMBERS.items():
@@ -215,7 +215,7 @@ def test_strangers_at_the_port_are_ignored(token, monkeypatch):
     assert all_came(main, report(port, 1, 2, token=token))
 
 
-def test_stranger_without_the_token_cannot_take_a_place():
+def test_stranger_without_the_token_cannot_join():
     port = free_port()
     main = report(port, 0, 2, 1.0, token="secret")
     old, nonce = connect(port)
@@ -228,7 +228,7 @@ def test_stranger_without_the_token_cannot_take_a_place():
     assert main.wait().error.endswith("Rejected, because their VIT_JAX_RUN_TOKEN differs from this one: 127.0.0.1.")
 
 
-def test_process_with_another_token_says_so():
+def test_process_with_another_token_is_reported():
     port = free_port()
     main, other = report(port, 0, 2, 1.0, token="secret"), report(port, 1, 2, 0.7)
     assert "(it rejected this process; is VIT_JAX_RUN_TOKEN the same on every host?)" in other.wait().error
@@ -259,7 +259,7 @@ def test_a_thousand_silent_connections_do_not_keep_members_out(monkeypatch):
         assert all_came(main, report(port, 1, 2))
 
 
-def test_connection_that_does_not_say_who_it_is_is_dropped_in_time(monkeypatch):
+def test_silent_connection_is_dropped_in_time(monkeypatch):
     monkeypatch.setattr(rendezvous, "_HELLO_SECONDS", 0.3)
     port = free_port()
     main = report(port, 0, 2)
@@ -341,11 +341,11 @@ def test_impostor_in_the_place_of_process_0_is_not_believed(greeting, answer, re
         {"error": "x", "lost": "no"},
     ],
 )
-def test_answer_that_process_0_does_not_give_is_no_answer(answer):
+def test_invalid_answers_are_ignored(answer):
     assert not rendezvous._is_answer(answer, 2)
 
 
-def test_line_that_comes_drop_by_drop_is_not_waited_for():
+def test_slow_line_is_not_waited_for():
     ours, theirs = socket.socketpair()
 
     def drip():
@@ -359,7 +359,7 @@ def test_line_that_comes_drop_by_drop_is_not_waited_for():
         rendezvous._read_line(ours, 0.3, 1000)
 
 
-def test_port_that_is_taken_is_one_message(monkeypatch):
+def test_occupied_port_is_one_message(monkeypatch):
     monkeypatch.setattr(rendezvous, "_PORT_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         error = report(taken.getsockname()[1], 0, 2, 5).wait().error

@@ -27,7 +27,7 @@ with StopSignal(owns_process=sys.argv[1] == "alone") as stop:
 
 
 @pytest.mark.parametrize("process", ["alone", "beside others"])
-def test_notice_that_comes_twice_is_one_and_a_later_one_ends_the_process(process):
+def test_repeated_notice_counts_once_and_a_later_one_ends_the_process(process):
     command = [sys.executable, "-c", SIGNALLED_THREE_TIMES, process]
     ended = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (ended.stdout, ended.returncode) == ("15\n15\n", -signal.SIGTERM), ended.stderr

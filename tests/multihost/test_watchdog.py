@@ -112,7 +112,7 @@ def test_time_in_which_the_process_was_stopped_does_not_count(tmp_path):
     assert process.returncode == 0
 
 
-def test_what_is_allowed_more_time_is_watched_all_the_same(ends, tmp_path):
+def test_work_that_is_allowed_more_time_is_watched_too(ends, tmp_path):
     with Watchdog(30, tmp_path) as watchdog:
         watchdog._tick = 0.05
         watchdog.beat(1)
@@ -121,7 +121,7 @@ def test_what_is_allowed_more_time_is_watched_all_the_same(ends, tmp_path):
     assert ends == ["writing"]
 
 
-def test_watchdog_of_no_time_is_off(tmp_path):
+def test_watchdog_with_zero_seconds_is_off(tmp_path):
     with Watchdog(0, tmp_path) as watchdog:
         watchdog.beat(1)
         assert not hasattr(watchdog, "_thread")

@@ -9,7 +9,7 @@ MUTATIONS = [
         "benchmarks/train_step.py",
         'flops and flops * (3 if what == "train" else 1)',
         "flops",
-        f"{TEST_STEP}::test_rows_agree_with_themselves",
+        f"{TEST_STEP}::test_rows_are_consistent",
         "a train step is three forward passes",
     ),
     Mutation(

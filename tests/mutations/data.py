@@ -39,14 +39,14 @@ MUTATIONS = [
         AUGMENT,
         "if name in rules.directed and rng.random() < 0.5:",
         "if name in rules.directed and rng.random() < 0.1:",
-        f"{TEST_AUGMENT}::test_what_has_a_direction_goes_either_way",
+        f"{TEST_AUGMENT}::test_directed_operations_go_either_way",
         "operations with a direction go either way alike",
     ),
     Mutation(
         AUGMENT,
         '"medium2": AugRegSetting(RandAugment(2, 15), 0.5)',
         '"medium2": AugRegSetting(RandAugment(2, 15), 0.2)',
-        f"{TEST_AUGMENT}::test_the_settings_of_augreg_are_those_of_big_vision",
+        f"{TEST_AUGMENT}::test_the_settings_of_augreg_match_big_vision",
         "AugReg's settings are big_vision's",
     ),
     Mutation(
@@ -102,14 +102,14 @@ MUTATIONS = [
         ORDER,
         "np.uint64(0x9E3779B97F4A7C15)",
         "np.uint64(0x9E3779B97F4A7C17)",
-        f"{TEST_ORDER}::test_order_stays_what_it_was",
+        f"{TEST_ORDER}::test_order_does_not_change_between_versions",
         "the order of examples is the same in every version",
     ),
     Mutation(
         PIPELINE,
         "seed = (self._seed + part * 0x85EBCA6B + epoch) % 2**32",
         "seed = (self._seed + part * 0x85EBCA6B) % 2**32",
-        f"{TEST_PIPELINE}::test_every_example_comes_once_an_epoch_in_another_order_each_time",
+        f"{TEST_PIPELINE}::test_every_epoch_has_each_example_once_in_a_new_order",
         "each epoch has its own order",
     ),
     Mutation(
@@ -151,14 +151,14 @@ MUTATIONS = [
         PIPELINE,
         "if self.count > self._limit:",
         "if False:",
-        f"{TEST_PIPELINE}::test_bad_records_are_left_out_and_told_up_to_the_limit",
+        f"{TEST_PIPELINE}::test_bad_records_are_left_out_and_reported_up_to_the_limit",
         "more bad records than allowed end the run",
     ),
     Mutation(
         PIPELINE,
         "weakref.finalize(array, self._free.append, memory)",
         "self._free.append(memory)",
-        f"{TEST_PIPELINE}::test_memory_is_used_again_only_when_nobody_holds_a_view_of_it "
+        f"{TEST_PIPELINE}::test_memory_is_reused_only_without_views_of_it "
         f"{TEST_PIPELINE}::test_batches_that_are_kept_keep_their_images",
         "a batch's memory is used again only when nobody holds it",
     ),
@@ -166,7 +166,7 @@ MUTATIONS = [
         PIPELINE,
         "return start + _shuffled(position, stop - start, seed)",
         "return _shuffled(position, stop - start, seed)",
-        f"{TEST_PIPELINE}::test_mixture_draws_by_weight_and_each_source_once_through_before_again",
+        f"{TEST_PIPELINE}::test_mixture_draws_by_weight_and_uses_each_source_once_before_repeating",
         "a mixture draws from each of its sources",
     ),
     Mutation(
@@ -229,7 +229,7 @@ MUTATIONS = [
         VARIANTS,
         "classes = occurring if len(occurring) < NUM_CLASSES else None",
         "classes = None",
-        f"{TEST_VARIANTS}::test_folders_of_wordnet_ids_get_imagenets_labels_and_their_classes_alone_compete",
+        f"{TEST_VARIANTS}::test_folders_of_wordnet_ids_get_imagenets_labels_and_only_their_classes_compete",
         "only the 200 classes of ImageNet-R compete",
     ),
     Mutation(
@@ -314,7 +314,7 @@ MUTATIONS = [
         SPLITS,
         "low, high = max(start - first, 0), min(stop - first, length)",
         "low, high = max(start - first, 0), min(stop - first + 1, length)",
-        f"{TEST_RECORDS}::test_slices_of_shards_are_taken",
+        f"{TEST_RECORDS}::test_slices_of_shards_are_resolved",
         "slices of splits do not overlap",
     ),
     Mutation(
@@ -391,7 +391,7 @@ MUTATIONS = [
         ARCHIVES,
         'if is_unsafe(member.name) or "\\0" in member.name:',
         "if is_unsafe(member.name):",
-        "tests/data/test_prepare_input.py::test_tars_that_cannot_be_are_one_message",
+        "tests/data/test_prepare_input.py::test_invalid_tars_are_one_message",
         "a tar file with a zero byte in a path is refused",
     ),
     Mutation(
@@ -412,7 +412,7 @@ MUTATIONS = [
         INDEX,
         'return hashlib.md5(f"{split}{key}".encode()',
         'return hashlib.md5(f"{key}{split}".encode()',
-        f"{TEST_PREPARE}::test_the_order_is_that_of_tfds",
+        f"{TEST_PREPARE}::test_the_order_matches_tfds",
         "prepared examples have the order of TFDS",
     ),
     Mutation(
@@ -468,7 +468,7 @@ MUTATIONS = [
         DEDUP,
         "targets = np.concatenate([*plain, *mirrored])",
         "targets = np.concatenate([*plain, *plain])",
-        f"{TEST_DEDUP}::test_copies_of_test_images_are_taken_out_and_others_kept",
+        f"{TEST_DEDUP}::test_copies_of_test_images_are_removed_and_others_kept",
         "mirrored copies are found",
     ),
 ]

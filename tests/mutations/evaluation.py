@@ -17,7 +17,7 @@ MUTATIONS = [
         CLASSIFICATION,
         'mask = batch["mask"] * is_labelled(batch["label"])',
         'mask = is_labelled(batch["label"])',
-        f"{TEST_CLASSIFICATION}::test_accuracy_and_loss_are_those_of_all_examples_counted_once "
+        f"{TEST_CLASSIFICATION}::test_accuracy_and_loss_count_every_example_once "
         f"{TEST_CLASSIFICATION}::test_examples_that_the_mask_leaves_out_do_not_count_whatever_their_label",
         "padding does not count",
     ),
@@ -32,28 +32,28 @@ MUTATIONS = [
         CLASSIFICATION,
         "logits = jnp.where(competes, logits, _NEVER)",
         "pass",
-        f"{TEST_CLASSIFICATION}::test_top_5_and_classes_that_compete",
+        f"{TEST_CLASSIFICATION}::test_top_5_and_classes_to_choose_among",
         "only the variant's classes compete",
     ),
     Mutation(
         CLASSIFICATION,
         'yield "accuracy", math.nan if not_finite else totals["correct"] / examples',
         'yield "accuracy", totals["correct"] / examples',
-        f"{TEST_CLASSIFICATION}::test_logits_that_are_not_finite_are_no_class_unless_their_image_does_not_count",
+        f"{TEST_CLASSIFICATION}::test_logits_that_are_not_finite_make_accuracy_nan_unless_their_image_does_not_count",
         "there is no accuracy of logits that are not finite",
     ),
     Mutation(
         CLASSIFICATION,
         '{"correct": 1, "top5_correct": 5}',
         '{"correct": 1, "top5_correct": 4}',
-        f"{TEST_CLASSIFICATION}::test_top_5_and_classes_that_compete",
+        f"{TEST_CLASSIFICATION}::test_top_5_and_classes_to_choose_among",
         "top-5 accuracy is of five classes",
     ),
     Mutation(
         FEWSHOT,
         "generator.permutation(indices)[:shots]",
         "indices[:shots]",
-        f"{TEST_FEWSHOT}::test_draws_are_those_of_the_released_evaluator_and_fewer_shots_are_among_more",
+        f"{TEST_FEWSHOT}::test_draws_match_the_released_evaluator_and_fewer_shots_are_a_subset",
         "draws of images are the released evaluator's",
     ),
     Mutation(
@@ -130,14 +130,14 @@ MUTATIONS = [
         "vit_jax/experiment/model.py",
         'fields.pop("pre_logits", None)',
         "pass",
-        "tests/test_fine_tuning.py::test_fine_tuning_begins_with_a_head_of_zeros_and_interpolated_position_embeddings",
+        "tests/test_fine_tuning.py::test_fine_tuning_starts_with_a_head_of_zeros_and_interpolated_position_embeddings",
         "fine-tuning has no hidden layer in its head",
     ),
     Mutation(
         "vit_jax/data/bit_hyper_rule.py",
         "return 500 if num_images < 20_000 else 10_000 if num_images < 500_000 else 20_000",
         "return 500 if num_images < 20_000 else 10_000 if num_images < 600_000 else 20_000",
-        f"{TEST_TASKS}::test_hyper_rule_is_that_of_bit",
+        f"{TEST_TASKS}::test_hyper_rule_matches_bit",
         "BiT-HyperRule's lengths are BiT's",
     ),
     Mutation(
@@ -158,7 +158,7 @@ MUTATIONS = [
         EVALUATE,
         "if weights is not None and weights != began_with",
         "if False and weights != began_with",
-        f"{TEST_EVALUATE}::test_other_weights_are_not_taken_for_those_of_the_run_in_a_workdir",
+        f"{TEST_EVALUATE}::test_other_weights_are_not_mistaken_for_a_workdirs_run",
         "other weights are not evaluated as those of a run",
     ),
     Mutation(
@@ -172,7 +172,7 @@ MUTATIONS = [
         EVALUATIONS,
         "type_.check(name, entry, setup)",
         "pass",
-        f"{TEST_EVALUATIONS}::test_entry_that_does_not_go_with_the_model_is_refused_before_anything_is_computed",
+        f"{TEST_EVALUATIONS}::test_entry_that_does_not_fit_the_model_is_refused_before_anything_is_computed",
         "an entry that does not go with the model is refused",
     ),
     Mutation(

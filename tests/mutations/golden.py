@@ -9,7 +9,7 @@ MUTATIONS = [
         "vit_jax/optimizers.py",
         "return optax.chain(clip, optimizer)",
         "return optax.chain(optax.identity(), clip, optimizer)",
-        f"{TEST}::test_state_has_the_arrays_that_checkpoints_have {TEST}::test_state_is_restored_to_the_bit",
+        f"{TEST}::test_state_has_the_arrays_that_checkpoints_have {TEST}::test_state_is_restored_bit_exactly",
         "the optimizer's state has the names it has in checkpoints",
     ),
     Mutation(
@@ -37,7 +37,7 @@ MUTATIONS = [
         "vit_jax/run/facts.py",
         'FILE = "facts.json"',
         'FILE = "run_facts.json"',
-        f"{TEST}::test_exported_weights_are_those_of_the_run {TEST}::test_run_and_exported_weights_predict_as_before",
+        f"{TEST}::test_exported_weights_equal_the_runs {TEST}::test_run_and_exported_weights_predict_as_before",
         "the names of a run's classes are found",
     ),
     Mutation(
@@ -58,7 +58,7 @@ MUTATIONS = [
         "vit_jax/weights/description.py",
         'probabilities=fields.text("probabilities", None, choices=("softmax", "sigmoid")),',
         "",
-        f"{TEST}::test_exported_weights_are_those_of_the_run",
+        f"{TEST}::test_exported_weights_equal_the_runs",
         "a file of weights says what makes probabilities of its logits",
     ),
 ]

@@ -13,7 +13,7 @@ MUTATIONS = [
         VIT,
         "x = jnp.concatenate([cls, x], axis=1)",
         "x = jnp.concatenate([x, cls], axis=1)",
-        f"{TEST_POSITIONS}::test_encoder_is_that_of_the_definition",
+        f"{TEST_POSITIONS}::test_encoder_matches_the_definition",
         "the class token comes first (equation 1)",
     ),
     Mutation(
@@ -27,14 +27,14 @@ MUTATIONS = [
         VIT,
         'name="LayerNorm_0", **dtypes)(x)\n        y, weights',
         'name="LayerNorm_0", **dtypes)(x)\n        x = y\n        y, weights',
-        f"{TEST_POSITIONS}::test_encoder_is_that_of_the_definition",
+        f"{TEST_POSITIONS}::test_encoder_matches_the_definition",
         "the residual passes by the layer norm (equation 2)",
     ),
     Mutation(
         VIT,
         'y = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, name="LayerNorm_2", **dtypes)(x)',
         "y = x",
-        f"{TEST_VIT}::test_parameter_names_and_shapes_are_those_of_released_checkpoints",
+        f"{TEST_VIT}::test_parameter_names_and_shapes_match_released_checkpoints",
         "the MLP has a layer norm before it (equation 3)",
     ),
     Mutation(
@@ -83,7 +83,7 @@ MUTATIONS = [
         "vit_jax/models/variants.py",
         '"H": Variant(num_layers=32, hidden_dim=1280, mlp_dim=5120, num_heads=16)',
         '"H": Variant(num_layers=32, hidden_dim=1280, mlp_dim=5120, num_heads=20)',
-        "tests/models/test_models.py::test_sizes_are_those_of_table_1_and_of_augreg",
+        "tests/models/test_models.py::test_sizes_match_table_1_and_augreg",
         "ViT-H has 16 heads (table 1)",
     ),
     Mutation(
@@ -104,7 +104,7 @@ MUTATIONS = [
         "vit_jax/models/layers.py",
         "kernel_init=nn.initializers.zeros",
         "kernel_init=nn.initializers.normal()",
-        f"{TEST_VIT}::test_initialisation_is_that_of_the_released_code",
+        f"{TEST_VIT}::test_initialisation_matches_the_released_code",
         "the head begins at zero",
     ),
     Mutation(
@@ -153,7 +153,7 @@ MUTATIONS = [
         POSITIONS,
         "y = jnp.broadcast_to(y[:, None], (rows, columns, y.shape[-1]))",
         "y = jnp.broadcast_to(y[:1, None], (rows, columns, y.shape[-1]))",
-        f"{TEST_POSITIONS}::test_encoder_is_that_of_the_definition",
+        f"{TEST_POSITIONS}::test_encoder_matches_the_definition",
         "learned_2d has an embedding of the row",
     ),
     Mutation(
@@ -174,7 +174,7 @@ MUTATIONS = [
         RESNET,
         "x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))",
         "x = jnp.pad(x, ((0, 0), (0, 2), (0, 2), (0, 0)))",
-        f"{TEST_RESNET}::test_bit_root_pads_its_convolution_on_both_sides_and_its_pooling_as_told",
+        f"{TEST_RESNET}::test_bit_root_pads_its_convolution_on_both_sides_and_its_pooling_as_configured",
         "BiT's root pads on both sides",
     ),
     Mutation(
@@ -202,7 +202,7 @@ MUTATIONS = [
         RESNET,
         'norm(name="gn3", scale_init=nn.initializers.zeros)',
         'norm(name="gn3")',
-        f"{TEST_RESNET}::test_units_of_hybrids_begin_as_the_identity",
+        f"{TEST_RESNET}::test_units_of_hybrids_start_as_the_identity",
         "units of hybrids begin as the identity",
     ),
     Mutation(

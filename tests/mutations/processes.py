@@ -19,29 +19,29 @@ MUTATIONS = [
         HEARTBEATS,
         "self._answered - at > self._lost_after",
         "now - at > self._lost_after",
-        f"{TEST_PROCESSES}::test_while_process_0_does_not_answer_no_other_is_taken_for_lost",
+        f"{TEST_PROCESSES}::test_no_other_process_counts_as_lost_while_process_0_does_not_answer",
         "the error names the lost process",
     ),
     Mutation(
         PROCESSES,
         "if values[process] != values[0]]",
         "if False]",
-        f"{TEST_PROCESSES}::test_what_is_the_same_everywhere_passes_and_what_differs_is_named_in_all_processes",
+        f"{TEST_PROCESSES}::test_equal_values_pass_and_differing_ones_are_named_in_all_processes",
         "processes with other configs or data are refused",
     ),
     Mutation(
         PROCESSES,
         "use = self.uses[name] = self.uses.get(name, 0) + 1",
         "use = self.uses[name] = 1",
-        f"{TEST_PROCESSES}::test_barriers_of_the_same_name_can_follow_each_other",
+        f"{TEST_PROCESSES}::test_barrier_names_can_be_reused",
         "a barrier can be used again",
     ),
     Mutation(
         RENDEZVOUS,
         "if not hmac.compare_digest(proof, _proof(token, nonce, text)):",
         "if False:",
-        f"{TEST_RENDEZVOUS}::test_stranger_without_the_token_cannot_take_a_place "
-        f"{TEST_RENDEZVOUS}::test_process_with_another_token_says_so",
+        f"{TEST_RENDEZVOUS}::test_stranger_without_the_token_cannot_join "
+        f"{TEST_RENDEZVOUS}::test_process_with_another_token_is_reported",
         "who does not know the token is no member",
     ),
     Mutation(

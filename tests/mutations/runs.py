@@ -24,7 +24,7 @@ MUTATIONS = [
         CHECKPOINTS,
         "for name, value in expected.items() if found[name] != value]",
         "for name, value in expected.items() if False]",
-        f"{TEST_CHECKPOINTS}::test_whatever_is_changed_in_a_checkpoint_sets_it_aside "
+        f"{TEST_CHECKPOINTS}::test_any_change_in_a_checkpoint_sets_it_aside "
         f"{TEST_CHECKPOINTS}::test_a_single_flipped_bit_is_noticed",
         "a changed array is noticed",
     ),
@@ -39,7 +39,7 @@ MUTATIONS = [
         CHECKPOINTS,
         "is_intact = extra.pop(_CHECKSUM) == _checksum(step, extra)",
         "is_intact = bool(extra.pop(_CHECKSUM))",
-        f"{TEST_CHECKPOINTS}::test_whatever_is_changed_in_a_checkpoint_sets_it_aside",
+        f"{TEST_CHECKPOINTS}::test_any_change_in_a_checkpoint_sets_it_aside",
         "changed extra data are noticed by their SHA-256",
     ),
     Mutation(
@@ -54,7 +54,7 @@ MUTATIONS = [
         CHECKPOINTS,
         "if isinstance(cause, MemoryError) or any(word in str(cause) for word in passing):",
         "if False:",
-        f"{TEST_CHECKPOINTS}::test_trouble_of_this_machine_is_not_taken_for_damage",
+        f"{TEST_CHECKPOINTS}::test_trouble_of_this_machine_is_not_mistaken_for_damage",
         "trouble of this machine is not taken for damage",
     ),
     Mutation(
@@ -68,7 +68,7 @@ MUTATIONS = [
         CHECKPOINTS,
         'for name in ("average", "params") if any',
         'for name in ("params", "average") if any',
-        "tests/test_fine_tuning.py::test_weights_of_a_fine_tuned_run_say_what_its_model_is",
+        "tests/test_fine_tuning.py::test_weights_of_a_fine_tuned_run_determine_its_model",
         "the weights of a run are its Polyak average",
     ),
     Mutation(
@@ -96,7 +96,7 @@ MUTATIONS = [
         FILES,
         "folder = os.environ.get(CACHE_VARIABLE)",
         "folder = None",
-        f"{TEST_FILES}::test_cache_is_where_the_environment_says",
+        f"{TEST_FILES}::test_environment_sets_the_cache_folder",
         "one variable says where the cache is",
     ),
     Mutation(
@@ -124,21 +124,21 @@ MUTATIONS = [
         CONSOLE,
         "handler.addFilter(self._make_room)",
         "pass",
-        f"{TEST_CONSOLE}::test_in_a_terminal_progress_is_a_bar_that_leaves_lines_and_cursor_alone",
+        f"{TEST_CONSOLE}::test_in_a_terminal_progress_is_a_bar_that_keeps_lines_and_cursor_intact",
         "a bar makes room for lines of the log",
     ),
     Mutation(
         CONSOLE,
         "left = elapsed * max(self._total - self._done, 0) / (self._done - self._first)",
         "left = elapsed * max(self._total - self._done, 0) / self._done",
-        f"{TEST_CONSOLE}::test_progress_is_a_line_now_and_then_with_rate_and_time_left",
+        f"{TEST_CONSOLE}::test_progress_prints_occasional_lines_with_rate_and_time_left",
         "the time left does not count what an earlier start did",
     ),
     Mutation(
         WORKDIR,
         "while kept and kept[-1].step >= start.step:",
         "while False:",
-        "tests/test_library.py::test_starts_of_a_run_are_put_together_by_step",
+        "tests/test_library.py::test_starts_of_a_run_are_merged_by_step",
         "steps that were repeated count once",
     ),
     Mutation(
@@ -159,7 +159,7 @@ MUTATIONS = [
         "vit_jax/run/lease.py",
         "stands_still = found.value == seen and time.monotonic() - since > _LEASE_SECONDS",
         "stands_still = found.value == seen",
-        "tests/run/test_lease.py::test_lease_of_another_machine_is_taken_over_when_it_stands_still",
+        "tests/run/test_lease.py::test_lease_of_another_machine_is_taken_over_without_heartbeats",
         "a bucket's lock is taken over only after a minute without heartbeat",
     ),
     Mutation(
@@ -201,7 +201,7 @@ MUTATIONS = [
         METRICS,
         'self._count: int = state["count"] if state else 0',
         "self._count: int = 0",
-        f"{TEST_METRICS}::test_unfinished_window_goes_on_after_a_restart",
+        f"{TEST_METRICS}::test_unfinished_window_continues_after_a_restart",
         "a window continues after a restart",
     ),
     Mutation(
@@ -314,7 +314,7 @@ MUTATIONS = [
         "vit_jax/multihost/cloud_notices.py",
         '"instance/preempted": ("FALSE",)',
         '"instance/preempted": ("FALSE", "TRUE")',
-        "tests/multihost/test_cloud_notices.py::test_notice_is_told_when_it_comes",
+        "tests/multihost/test_cloud_notices.py::test_notice_is_reported_when_it_comes",
         "a preemption notice saves and stops",
     ),
     Mutation(
@@ -335,7 +335,7 @@ MUTATIONS = [
         METRICS,
         "if all(value.is_ready() for value in self._last_metrics.values()):",
         "if True:",
-        f"{TEST_METRICS}::test_late_batch_is_no_waiting_while_the_devices_are_at_work",
+        f"{TEST_METRICS}::test_late_batch_is_not_waiting_time_while_the_devices_are_busy",
         "a late batch counts as waiting only if the devices are idle",
     ),
     Mutation(
@@ -349,7 +349,7 @@ MUTATIONS = [
         METRICS,
         "self.drain()\n        with self.ledger",
         "with self.ledger",
-        f"{TEST_METRICS}::test_a_pause_first_reads_the_metrics_of_all_steps_and_is_no_training",
+        f"{TEST_METRICS}::test_a_pause_first_reads_the_metrics_of_all_steps_and_is_not_training_time",
         "a checkpoint or an evaluation waits for the steps under way",
     ),
     Mutation(

@@ -108,14 +108,14 @@ MUTATIONS = [
         PRODUCTS,
         "flops = 2 * positions * inputs * outputs",
         "flops = positions * inputs * outputs",
-        f"{TEST_FLOPS}::test_parameters_and_flops_are_those_of_the_traced_forward_pass",
+        f"{TEST_FLOPS}::test_parameters_and_flops_match_the_traced_forward_pass",
         "a multiply-add is two FLOPs",
     ),
     Mutation(
         PRODUCTS,
         "self.add(part, flops=flops, parameters=parameters, times_backward=flows + kernel)",
         "self.add(part, flops=flops, parameters=parameters, times_backward=2)",
-        f"{TEST_FLOPS}::test_with_frozen_parameters_only_what_is_computed_counts",
+        f"{TEST_FLOPS}::test_with_frozen_parameters_only_computed_products_count",
         "frozen parameters need no gradient",
     ),
     Mutation(
@@ -136,7 +136,7 @@ MUTATIONS = [
         SWEEP_RESULTS,
         'better = min if task.sweep.metric.endswith("loss") else max',
         "better = max",
-        f"{TEST_SWEEP}::test_of_a_loss_the_smallest_is_chosen",
+        f"{TEST_SWEEP}::test_smallest_loss_is_chosen",
         "of a loss the smallest is chosen",
     ),
     Mutation(
@@ -171,7 +171,7 @@ MUTATIONS = [
         TRIALS,
         "self.base.seed + number) for number in range",
         "self.base.seed) for number in range",
-        f"{TEST_SWEEP}::test_seeds_of_final_runs_begin_with_the_configs",
+        f"{TEST_SWEEP}::test_seeds_of_final_runs_start_with_the_configs",
         "final runs have seeds of their own",
     ),
     Mutation(
@@ -199,7 +199,7 @@ MUTATIONS = [
         RUN_RESULT,
         'return f"an error at step {failed_at}, whose state is in emergency/" if failed_at > saved_at else ""',
         'return ""',
-        f"{TEST_SWEEP}::test_error_on_another_machine_counts_as_failed_until_the_run_has_gone_on",
+        f"{TEST_SWEEP}::test_error_on_another_machine_counts_as_failed_until_the_run_resumes",
         "a run that left its state in emergency/ has failed",
     ),
     Mutation(
@@ -220,7 +220,7 @@ MUTATIONS = [
         "vit_jax/report/collect.py",
         "if run.steps is None or last > run.steps:",
         "if run.steps is None:",
-        "tests/report/test_collect.py::test_folders_that_tell_nothing_are_told_in_a_line_each_and_the_rest_is_read",
+        "tests/report/test_collect.py::test_folders_without_results_have_a_line_each_and_the_rest_is_read",
         "a run that went on after its summary is left out",
     ),
     Mutation(
@@ -262,28 +262,28 @@ MUTATIONS = [
         MEASURED,
         'top_1, top_5 = REAL, f"{REAL} {TOP_5}"',
         "pass",
-        "tests/report/test_collect.py::test_real_labels_in_place_of_the_usual_ones_are_no_imagenet_accuracy",
+        "tests/report/test_collect.py::test_real_labels_in_place_of_the_usual_ones_are_not_imagenet_accuracy",
         "accuracy by ReaL labels is no ImageNet accuracy",
     ),
     Mutation(
         MEASURED,
         "elif examples is not None and whole and examples not in whole:",
         "elif False:",
-        f"{TEST_MEASURED}::test_accuracy_on_part_of_imagenet_is_no_result",
+        f"{TEST_MEASURED}::test_accuracy_on_part_of_imagenet_is_not_a_result",
         "accuracy on part of a test set is no result",
     ),
     Mutation(
         MEASURED,
         'flaw = f"measured on images of which {overlap[prefix]} were trained on"',
         'flaw = ""',
-        f"{TEST_MEASURED}::test_number_on_images_that_were_trained_on_is_no_result",
+        f"{TEST_MEASURED}::test_number_on_images_that_were_trained_on_is_not_a_result",
         "accuracy on training images is no result",
     ),
     Mutation(
         "vit_jax/run/workdir.py",
         '"sharding": "the same sums in another order",',
         "",
-        "tests/run/test_workdir.py::test_a_run_goes_on_split_otherwise_over_other_devices",
+        "tests/run/test_workdir.py::test_a_run_resumes_with_another_split_over_other_devices",
         "a run resumes on other devices",
     ),
     Mutation(
@@ -325,7 +325,7 @@ MUTATIONS = [
         "vit_jax/flags.py",
         "for field in cleared:",
         "for field in ():",
-        "tests/test_main.py::test_dry_run_with_a_length_a_field_without_value_and_evaluation_on_what_is_trained_on",
+        "tests/test_main.py::test_dry_run_with_a_length_an_unset_field_and_evaluation_on_training_data",
         "--config.<field>=None clears a field",
     ),
     Mutation(
@@ -367,7 +367,7 @@ MUTATIONS = [
         "vit_jax/run/summary.py",
         'for row in rows if row["step"] >= since and names[0] in row',
         "for row in rows if names[0] in row",
-        "tests/run/test_facts.py::test_a_run_does_not_go_on_with_other_examples_to_evaluate_on",
+        "tests/run/test_facts.py::test_a_run_does_not_resume_with_other_evaluation_examples",
         "the best accuracy is on today's examples",
     ),
     Mutation(
@@ -381,7 +381,7 @@ MUTATIONS = [
         "vit_jax/predict.py",
         "not_opened = unreadable = len(found.errors) + len(photos)",
         "not_opened = unreadable = len(found.errors)",
-        "tests/test_predict.py::test_what_is_left_out_of_a_folder_is_told",
+        "tests/test_predict.py::test_skipped_files_of_a_folder_are_reported",
         "photos of unsupported formats count as unreadable",
     ),
     Mutation(
@@ -395,7 +395,7 @@ MUTATIONS = [
         "launch/until_done.sh",
         'if [ "$status" -le 1 ]',
         'if [ "$status" -le 0 ]',
-        "tests/test_launch.py::test_until_done_starts_again_until_done_or_in_error",
+        "tests/test_launch.py::test_until_done_restarts_until_done_or_in_error",
         "an error that the same command would meet again ends the restarts",
     ),
 ]

@@ -118,7 +118,7 @@ MUTATIONS = [
         OPTIMIZERS,
         "old + (1 - decay) * (new - old), average, params",
         "new + (1 - decay) * (old - new), average, params",
-        "tests/test_train.py::test_average_of_the_parameters_is_what_is_evaluated",
+        "tests/test_train.py::test_average_of_the_parameters_is_evaluated",
         "polyak_decay is the share of the old average",
     ),
     Mutation(
@@ -153,7 +153,7 @@ MUTATIONS = [
         STEP,
         "average = None if state.average is None else shardings.place(params, state.average)",
         "average = state.average",
-        f"{TEST_STEP}::test_state_begins_with_other_parameters_and_their_average",
+        f"{TEST_STEP}::test_state_starts_from_given_parameters_and_their_average",
         "the average begins with the loaded parameters",
     ),
     Mutation(
@@ -195,7 +195,7 @@ MUTATIONS = [
         OPTIMIZERS,
         "0.1 ** drops.count(step)",
         "0.1",
-        f"{TEST_OPTIMIZERS}::test_drops_of_a_run_too_short_to_tell_them_apart_fall_on_one_step",
+        f"{TEST_OPTIMIZERS}::test_drops_of_a_very_short_run_fall_on_one_step",
         "two drops at one step divide by 100",
     ),
     Mutation(
@@ -223,15 +223,14 @@ MUTATIONS = [
         OPTIMIZERS,
         "lambda new, old: old if new is None else new, trained",
         "lambda new, old: old, trained",
-        f"{TEST_OPTIMIZERS}::test_only_selected_parameters_are_kept "
-        f"{TEST_STEP}::test_only_selected_parameters_move_and_as_they_do_alone",
+        f"{TEST_OPTIMIZERS}::test_only_selected_parameters_are_kept {TEST_STEP}::test_only_selected_parameters_move",
         "selected parameters are trained",
     ),
     Mutation(
         SHARDING,
         "return NamedSharding(mesh, PartitionSpec(DATA_AXIS))",
         "return NamedSharding(mesh, PartitionSpec((DATA_AXIS, MODEL_AXIS)))",
-        f"{TEST_SHARDING}::test_batch_lies_on_the_data_axis_alone",
+        f"{TEST_SHARDING}::test_batch_is_split_only_over_the_data_axis",
         "the batch is split over the data axis alone",
     ),
     Mutation(
@@ -245,7 +244,7 @@ MUTATIONS = [
         SHARDING,
         "not of_the_user and",
         "True and",
-        f"{TEST_SHARDING}::test_a_rule_of_the_user_comes_first_and_the_preset_leaves_alone_what_it_matches",
+        f"{TEST_SHARDING}::test_a_user_rule_comes_first_and_the_preset_ignores_its_matches",
         "a rule of the user is the last word",
     ),
     Mutation(
@@ -280,7 +279,7 @@ MUTATIONS = [
         OPTIMIZERS,
         "return optax.lion(schedule, s.b1, s.b2, s.momentum_dtype, s.weight_decay, decay_mask)",
         "return optax.lion(schedule, s.b1, s.b2, s.momentum_dtype, s.weight_decay)",
-        f"{TEST_OPTIMIZERS}::test_weight_decay_is_of_kernels_alone",
+        f"{TEST_OPTIMIZERS}::test_weight_decay_applies_only_to_kernels",
         "Lion decays kernels alone",
     ),
     Mutation(

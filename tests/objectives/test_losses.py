@@ -40,7 +40,7 @@ def test_softmax_loss_of_several_labels_shares_the_probability_among_them():
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])
-def test_one_label_in_a_row_of_several_is_the_same_as_one_alone(name):
+def test_one_label_in_a_row_of_several_equals_a_single_label(name):
     alone, row = jnp.array([1, 3, 0]), jnp.array([[1, NO_LABEL], [3, NO_LABEL], [0, NO_LABEL]])
     loss = Loss(name, label_smoothing=0.1)
     np.testing.assert_array_equal(loss(LOGITS, alone), loss(LOGITS, row))

@@ -126,7 +126,7 @@ def test_loop_trains_an_objective_that_the_config_names(config, tmp_path):
     assert "train/accuracy" not in summary
 
 
-def test_planner_lowers_an_objective_and_the_model_is_as_it_needs(config):
+def test_planner_lowers_an_objective_with_the_model_that_it_needs(config):
     experiment = build.build(config, devices=jax.devices()[:2])
     assert experiment.step.abstract_state.params["head"]["bias"].shape == (3,)
     lowered = worker.lower(experiment, "train")

@@ -9,7 +9,7 @@ from vit_jax.models import list_models
 from vit_jax.paper import related, tables
 
 
-def test_masked_patch_prediction_lies_as_far_from_table_5_as_the_text_says():
+def test_masked_patch_prediction_differs_from_table_5_as_the_text_says():
     score = tables.MASKED_PATCH_IMAGENET["ViT-B/16"]
     column = tables.TABLE_5_MODELS.index("ViT-B/16")
     assert score - tables.TABLE_5["ImageNet"]["ImageNet"][column] == pytest.approx(2, abs=0.05)
@@ -24,7 +24,7 @@ def test_models_that_are_in_tables_5_and_6_have_the_same_numbers_in_both(model, 
 
 
 @pytest.mark.parametrize("key", list(tables.TABLE_9))
-def test_mean_of_vtab_is_that_of_its_tasks(key):
+def test_mean_of_vtab_is_the_mean_of_its_tasks(key):
     mean = statistics.fmean(itertools.chain(*tables.TABLE_9[key].values()))
     assert round(mean, 1) == tables.TABLE_9_MEANS[key]
     assert mean == pytest.approx(tables.TABLE_2[key]["VTAB"].mean, abs=0.02)
@@ -45,5 +45,5 @@ def test_bit_on_objectnet_grows_with_the_model_and_with_the_data_as_the_text_say
     assert related.BIT_OBJECTNET["R152x4", "JFT-300M"]["top-5"] == 80.0
 
 
-def test_numbers_on_objectnet_are_of_models_there_are():
+def test_numbers_on_objectnet_belong_to_known_models():
     assert {model for model, _ in (*related.BIT_OBJECTNET, *tables.OBJECTNET)} <= set(list_models())

@@ -54,7 +54,7 @@ def test_a_worker_that_crashes_is_a_row(monkeypatch):
     assert "bad things" in row.message
 
 
-def test_a_worker_that_is_killed_is_told_as_a_lack_of_memory(monkeypatch):
+def test_a_killed_worker_is_reported_as_out_of_memory(monkeypatch):
     stand_in(monkeypatch, f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})")
     assert "memory" in plan_row(tiny(), find_topology("v3-8")).message
 
@@ -153,14 +153,14 @@ def test_more_devices_than_there_are_is_a_row():
     assert plan_row(tiny(), find_topology("v3-8"), num_devices=9).status == "refused"
 
 
-def test_without_libtpu_it_is_told_what_to_install(monkeypatch):
+def test_without_libtpu_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install --editable '\.\[plan\]'"):
         plan_row(tiny(), find_topology("v3-8"))
 
 
 @pytest.mark.parametrize("status", ["fits", "does not fit"])
-def test_what_libtpu_cannot_compile_is_asked_for_again_by_formula(monkeypatch, status):
+def test_slices_that_libtpu_cannot_compile_for_are_planned_by_formula(monkeypatch, status):
     asked = []
 
     def ask(config, topology, **arguments):
@@ -195,7 +195,7 @@ def test_gpus_are_planned_by_formula(gpu_row):
     assert gpu_row.memory.arguments == 2 * 4 * gpu_row.num_parameters + 16 * (32 * 32 * 3 + 4) + 4 + 4 + 8
 
 
-def test_what_a_gpu_keeps_for_the_backward_pass_is_among_its_temporaries(gpu_row):
+def test_arrays_for_the_backward_pass_on_a_gpu_count_as_temporaries(gpu_row):
     gradients = 4 * gpu_row.num_parameters
     assert gpu_row.memory.temporaries > gradients + 10 * 2 * 16 * 5 * 512  # ten of bfloat16 [16, 5, 512], at least
 
@@ -221,7 +221,7 @@ def test_absurd_values_are_a_row(tmp_path, fields):
     assert format_plan([row])
 
 
-def test_what_the_config_gets_wrong_is_an_answer(tmp_path):
+def test_config_error_is_an_answer(tmp_path):
     given = ask(tmp_path, tiny(batch_size=13, accumulation_steps=2))
     assert given["status"] == "refused"
     assert "not divisible" in given["message"]

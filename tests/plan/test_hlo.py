@@ -52,23 +52,23 @@ def entry(*instructions: str, before: str = "") -> hlo.Program:
     return hlo.parse(f"HloModule m\n\n{before}\nENTRY %main (x: f32[4]) -> f32[4] {{\n{body}}}\n")
 
 
-def test_what_lies_in_a_loop_counts_as_often_as_the_loop_turns():
+def test_instructions_in_a_loop_count_once_per_iteration():
     reduced, gathered = of_loop()
     assert (reduced.times, gathered.times) == (24, 1)
 
 
-def test_cycles_are_those_of_all_turns_without_the_insides_of_fusions():
+def test_cycles_count_all_iterations_but_not_the_insides_of_fusions():
     program = hlo.parse(LOOP)
     assert program.cycles == 10 + 24 * 100
 
 
-def test_bytes_are_told_by_dtype():
+def test_bytes_are_counted_by_dtype():
     reduced, gathered = of_loop()
     assert dict(reduced.bytes_by_dtype) == {"f32": 8 * 4 * 4, "bf16": 16 * 2}
     assert dict(gathered.bytes_by_dtype) == {"f32": 32 * 4 * 4}
 
 
-def test_total_bytes_adds_up_turns():
+def test_total_bytes_adds_up_iterations():
     totals = hlo.total_bytes(hlo.parse(LOOP).collectives)
     assert totals == {
         "all-reduce": {"count": 24, "f32": 24 * 128, "bf16": 24 * 32},
@@ -115,7 +115,7 @@ def test_group_sizes_in_all_spellings(groups, size):
     assert program.collectives[0].group_size == size
 
 
-def test_what_a_reduce_scatter_sums_up_is_the_whole_array():
+def test_a_reduce_scatter_sums_the_whole_array():
     program = entry("ROOT %r = f32[4]{0} reduce-scatter(%x), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}")
     assert program.collectives[0].num_bytes == 8 * 16
 
@@ -161,7 +161,7 @@ is_host_transfer=true, frontend_attributes={{_xla_host_transfer_handler_name="xl
 _xla_megascale_target="{{1,2}}x{{0:7}}",_xla_megascale_transfer_type="{kind}"}}"""
 
 
-def test_what_is_sent_to_other_slices_is_an_exchange_of_its_own():
+def test_sends_to_other_slices_are_a_separate_exchange():
     program = entry(
         SEND.format(n=1, kind="ALL_REDUCE"),
         SEND.format(n=2, kind="ALL_GATHER"),
@@ -176,12 +176,12 @@ def test_what_is_sent_to_other_slices_is_an_exchange_of_its_own():
     assert program.num_unknown_operations == 2
 
 
-def test_a_transfer_to_the_host_is_no_exchange_between_slices():
+def test_a_transfer_to_the_host_is_not_an_exchange_between_slices():
     send = SEND.format(n=1, kind="ALL_REDUCE").replace("xla_megascale_runtime", "tf_rendezvous")
     assert entry(send).collectives == ()
 
 
-def test_custom_calls_are_counted_as_what_the_cost_analysis_may_not_know():
+def test_custom_calls_count_as_unknown_operations():
     call = '%c = f32[4]{0} custom-call(%x), custom_call_target="ConcatBitcast"'
     assert entry(call, "ROOT %d = f32[4]{0} copy(%c)").num_unknown_operations == 1
 

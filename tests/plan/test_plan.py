@@ -59,7 +59,7 @@ def test_without_a_search_there_is_one_row_of_the_whole_step(name):
 
 
 @pytest.mark.parametrize(("advice", "told"), [(True, "--config.sharding=fsdp fits"), (False, None)])
-def test_what_does_not_fit_has_advice_if_that_is_asked_for(advice, told):
+def test_row_that_does_not_fit_has_advice_on_request(advice, told):
     planner = Planner(lambda config, topology: 2000 if config.sharding == "replicated" else 500)
     (row,) = rows_for(planner, "v3-128", advice=advice)
     assert (row.fits, row.advice) == (False, told)
@@ -74,7 +74,7 @@ def test_the_largest_batch_is_planned_with_the_length_of_the_run(name):
 
 
 @pytest.mark.parametrize("name", ["v3-8", "h100-8"])
-def test_where_the_run_is_too_short_for_the_largest_batch_nothing_is_told_of_its_costs(name):
+def test_run_too_short_for_the_largest_batch_has_no_costs(name):
     planner = Planner(lambda config, topology: 100 + 70 * config.batch_size // 8, shortest=100_000)
     (row,) = rows_for(planner, name, search="batch")
     assert (row.fits, row.batch_size) == (True, 8 * 12)
@@ -110,7 +110,7 @@ def test_the_cheapest_remat_is_planned_to_the_end(name):
     assert [memory_only for _, _, memory_only in planner.asked] == [True] * len(rows) + [False]
 
 
-def test_what_a_search_does_not_find_is_not_planned_again():
+def test_search_without_result_plans_nothing_again():
     planner = Planner(lambda config, topology: 2000)
     assert not any(row.fits for row in rows_for(planner, "v3-8", search="batch"))
     assert all(memory_only for _, _, memory_only in planner.asked)
@@ -131,7 +131,7 @@ def command(tmp_path_factory):
     return result.stdout, json.loads(path.read_text())
 
 
-def test_a_row_that_timed_out_is_no_success(tmp_path):
+def test_a_row_that_timed_out_is_not_a_success(tmp_path):
     path = tmp_path / "plan.json"
     result = subprocess.run(
         [
@@ -154,7 +154,7 @@ def test_the_command_prints_a_table(command):
     assert "NVLink" in output
 
 
-def test_the_command_writes_all_it_knows(command):
+def test_the_command_writes_all_fields(command):
     _, record = command
     (row,) = record["rows"]
     assert (row["topology"], row["status"], row["batch_size"]) == ("h100-2", "fits by formula", 64)

@@ -70,11 +70,11 @@ def test_the_price_is_of_all_cores_and_hours():
     assert make_row(price=2.0).price == pytest.approx(0.1 * 24 * 8 * 2.0)
 
 
-def test_flops_of_the_compiler_are_those_of_all_devices():
+def test_flops_of_the_compiler_cover_all_devices():
     assert make_row().compiler_flops / make_row().flops == pytest.approx(1.02)
 
 
-def test_flops_of_a_program_with_loops_are_not_told():
+def test_flops_of_a_program_with_loops_are_omitted():
     assert make_row(program=ANSWER["program"] | {"num_loops": 1}).compiler_flops is None
 
 
@@ -146,7 +146,7 @@ def test_the_network_between_slices_adds_to_the_step():
     assert "between slices 25 Gbit/s a chip" in format_plan([row])
 
 
-def test_where_no_data_sheet_tells_the_network_between_slices_there_is_no_time():
+def test_unknown_network_between_slices_gives_no_time():
     row = with_program("2xv4-8", collectives=[between()])
     assert (row.fits, row.step_seconds) == (True, None)
     assert row.roofline.seconds > 0
@@ -177,7 +177,7 @@ def test_a_slice_that_libtpu_does_not_compile_is_a_row_by_formula_that_says_so()
     assert "does not fit: needs 108 GiB more than available (by formula, because libtpu 1" in format_plan([large])
 
 
-def test_what_failed_or_timed_out_is_no_success():
+def test_what_failed_or_timed_out_is_not_a_success():
     rows = [make_row(), make_row(status="timed out", message="not compiled after 10 minutes")]
     rows += [make_row(status=status, message="why") for status in ("failed", "refused")]
     rows.append(make_row(status="does not fit", needed=17 * GIB, message="no"))
@@ -195,25 +195,25 @@ def test_the_papers_core_days_stand_beside_the_same_run():
     assert make_row(config=config, num_steps=steps // 2).paper_core_days is None
 
 
-def test_what_does_not_fit_is_told_with_its_overshoot():
+def test_what_does_not_fit_is_reported_with_its_overshoot():
     row = make_row(status="does not fit", needed=17 * GIB, usable=15 * GIB, message="RESOURCE_EXHAUSTED: ...")
     assert (row.fits, row.message) == (False, "needs 2.00 GiB more than available")
     assert row.memory == Memory(17 * GIB, 15 * GIB)
 
 
-def test_an_out_of_memory_message_that_nobody_can_read_is_still_a_row():
+def test_an_unreadable_out_of_memory_message_is_still_a_row():
     row = make_row(status="does not fit", needed=None, message="RESOURCE_EXHAUSTED: no numbers\nmore")
     assert (row.fits, row.memory, row.message) == (False, None, "RESOURCE_EXHAUSTED: no numbers")
 
 
-def test_a_compiler_that_tells_no_flops_is_still_a_row():
+def test_a_compiler_without_flops_is_still_a_row():
     row = make_row(compiler_flops=None)
     assert (row.fits, row.compiler_flops) == (True, None)
     assert "by the compiler" not in format_plan([row])
 
 
 @pytest.mark.parametrize("changes", [{}, {"status": "does not fit", "needed": 17 * GIB}])
-def test_where_the_compiler_does_not_tell_what_is_usable_the_data_sheet_does(changes):
+def test_data_sheet_gives_the_usable_memory_if_the_compiler_does_not(changes):
     row = make_row(usable=None, message="RESOURCE_EXHAUSTED" if changes else None, **changes)
     assert row.memory.usable == 16 * GIB
     assert format_plan([row])
@@ -224,14 +224,14 @@ def test_an_out_of_memory_message_without_a_word_is_still_a_row(message):
     assert make_row(status="does not fit", needed=None, message=message).message == "no message"
 
 
-def test_of_what_failed_the_table_shows_one_line_and_the_json_all():
+def test_table_shows_one_line_of_a_failure_and_json_all_of_it():
     row = make_row(status="failed", message="XlaRuntimeError: INTERNAL\nstack of the compiler\nmore")
     assert "XlaRuntimeError: INTERNAL" in format_plan([row])
     assert "stack of the compiler" not in format_plan([row])
     assert "stack of the compiler" in row.to_json()["message"]
 
 
-def test_what_a_gpu_keeps_before_fusion_takes_memory_but_no_time():
+def test_arrays_before_fusion_on_a_gpu_take_memory_but_no_time():
     few, many = make_gpu_row(), make_gpu_row(temporaries=50 * GIB)
     assert many.memory.total > few.memory.total
     assert many.step_seconds == few.step_seconds
@@ -275,11 +275,11 @@ def test_messages_of_the_compiler_are_read(message, needed, available):
     assert parse_out_of_memory(message) == (round(needed * GIB), round(available * GIB))
 
 
-def test_another_message_is_not_taken_for_one():
+def test_another_message_is_not_mistaken_for_one():
     assert parse_out_of_memory("INTERNAL: something else (51.56G)") is None
 
 
-def test_a_config_survives_the_way_to_the_worker():
+def test_a_config_reaches_the_worker_unchanged():
     config = base_config()
     config.data.mixture = (("a", 1.0), ("b", 2.0))
     config.model.num_layers = 3
@@ -307,7 +307,7 @@ def test_the_length_of_the_run_stands_beside_its_days():
     assert "86,400" in row
 
 
-def test_the_plan_tells_what_to_change():
+def test_the_plan_says_what_to_change():
     row = make_row(status="does not fit", needed=17 * GIB, usable=15 * GIB, message="RESOURCE_EXHAUSTED")
     plan = format_plan([dataclasses.replace(row, advice="--config.model.remat=full fits")])
     assert "needs 2.00 GiB more than available; --config.model.remat=full fits" in plan

@@ -73,7 +73,7 @@ def test_without_cycles_or_clock_there_is_no_time_but_a_reason(name, cycles, rea
     ("arguments", "seconds"),
     [((0.1, 0, 0), 0.1), ((-12.99, 13, 0), None), ((3.0, 1, 0), None), ((0.1, 0, 1), None), ((None, 0, 0), None)],
 )
-def test_the_compilers_own_sum_is_told_only_where_it_knows_all_operations(arguments, seconds):
+def test_the_compilers_own_sum_is_shown_only_if_it_knows_all_operations(arguments, seconds):
     assert estimates.optimal_seconds(*arguments) == seconds
 
 
@@ -86,7 +86,7 @@ def test_chips_exchange_their_parts_with_other_slices_over_the_data_centre_netwo
     assert estimates.collective_seconds(collective, v3) == pytest.approx(2 * 2 * passes * 0.008)
 
 
-def test_an_exchange_within_slices_does_not_depend_on_how_many_there_are():
+def test_an_exchange_within_slices_does_not_depend_on_their_number():
     collective = Collective("all-reduce", (("f32", MB),), None)
     one, two = (estimates.collective_seconds(collective, find_topology(name)) for name in ("v5e-16", "2xv5e-16"))
     assert one == two > 0

@@ -66,12 +66,12 @@ def test_a_search_around_a_guess_ends_where_nothing_fits():
     assert (row.status, row.batch_size) == ("does not fit", 8)
 
 
-def test_where_no_batch_fits_the_smallest_is_told():
+def test_smallest_batch_is_reported_if_none_fits():
     row = search.largest_batch(Machine(lambda config: 2000 + config.batch_size), v3_8_config(), find_topology("v3-8"))
     assert (row.status, row.batch_size) == ("does not fit", 8)
 
 
-def test_a_search_does_not_go_beyond_what_a_config_may_ask_for():
+def test_a_search_stays_within_the_limits_of_a_config():
     def plan(config, topology):
         row = make_row(config, topology, needed=1, usable=2)
         refusal = {"status": "refused", "message": "batch_size must be at most 80"}
@@ -81,7 +81,7 @@ def test_a_search_does_not_go_beyond_what_a_config_may_ask_for():
     assert (row.fits, row.batch_size) == (True, 80)
 
 
-def test_a_search_ends_with_what_goes_wrong():
+def test_a_search_ends_at_a_failed_row():
     def plan(config, topology):
         return dataclasses.replace(make_row(config, topology, needed=1, usable=2), status="failed", message="crash")
 
@@ -178,7 +178,7 @@ def test_scanned_layers_that_do_not_fit_are_unrolled_first():
     assert len(machine.asked) == 2
 
 
-def test_what_is_tried_after_unrolling_is_unrolled_too():
+def test_options_tried_after_unrolling_are_unrolled_too():
     machine = Machine(
         lambda config: 5000 if config.model.scan_layers else 1500 if config.sharding == "replicated" else 900
     )
@@ -187,13 +187,13 @@ def test_what_is_tried_after_unrolling_is_unrolled_too():
     assert not any(config.model.scan_layers for config in machine.asked[1:])
 
 
-def test_scanned_layers_that_fit_are_told_what_they_cost():
+def test_scanned_layers_that_fit_have_a_note_on_their_cost():
     advice = planned(Machine(lambda config: 1), model__scan_layers=True)
     assert advice == "scan_layers costs memory and time a step: --config.model.scan_layers=False saves them"
 
 
 @pytest.mark.parametrize(("name", "scans"), [("ViT-L/16", True), ("R50+ViT-B/16", True), ("R152x4", False)])
-def test_what_takes_too_long_to_compile_is_told_of_scanned_layers(name, scans):
+def test_row_that_takes_too_long_to_compile_suggests_scanned_layers(name, scans):
     config, topology = v3_8_config(model__name=name), find_topology("v3-8")
     row = dataclasses.replace(make_row(config, topology, needed=1, usable=2), status="timed out", message="10 minutes")
     advice = search.advise(None, config, topology, row).advice
@@ -202,7 +202,7 @@ def test_what_takes_too_long_to_compile_is_told_of_scanned_layers(name, scans):
     assert ("needs more memory and time" in advice) == scans
 
 
-def test_with_fields_leaves_the_config_alone():
+def test_with_fields_does_not_change_the_config():
     config = base_config()
     assert search.with_fields(config, model__remat="full").model.remat == "full"
     assert config.model.remat is None

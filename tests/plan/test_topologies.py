@@ -85,7 +85,7 @@ def test_a_search_over_several_slices_grows_each_of_them():
         ("v3-" + "9" * 30, "Did you mean 'v3-2048'"), ("h100-" + "9" * 30, "Did you mean 'h100-8'"),
     ],
 )  # fmt: skip
-def test_other_spellings_of_several_slices_are_told_what_to_type(name, instead):
+def test_other_spellings_of_several_slices_say_what_to_type(name, instead):
     with pytest.raises(UserError, match=instead) as error:
         find_topology(name)
     assert len(str(error.value)) < 400
@@ -95,7 +95,7 @@ def test_other_spellings_of_several_slices_are_told_what_to_type(name, instead):
     ("name", "nearest"),
     [("v3-500", "v3-512"), ("v4-100", "v4-128"), ("v5e-3", "v5e-4"), ("h20", "h200"), ("h100-0", "h100")],
 )
-def test_an_unknown_name_is_told_the_nearest(name, nearest):
+def test_an_unknown_name_suggests_the_nearest(name, nearest):
     with pytest.raises(UserError, match=f"Did you mean '{nearest}'"):
         find_topology(name)
 

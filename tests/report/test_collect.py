@@ -85,7 +85,7 @@ def test_real_run_is_read_with_what_it_began_with(real):
 
 
 @pytest.mark.parametrize(("patterns", "passes"), [((), 3), (["^head/"], 1), (["(["], None), ([1], None)])
-def test_exaflops_are_those_of_what_was_trained(patterns, passes):
+def test_exaflops_cover_the_whole_training(patterns, passes):
     model = {"name": "ViT-Ti/4", "num_classes": 10}
     flops = None if passes is None else passes * forward_flops(create_model("ViT-Ti/4", num_classes=0), 8) * 16 / 1e18
     assert lineage._exaflops(model, 8, 16, patterns) == (flops and pytest.approx(flops))
@@ -146,7 +146,7 @@ def test_written_workdirs_look_like_real_ones(real, tmp_path):
     assert ours["tasks"]["task"]["final"][0].keys() == task["final"][0].keys()
 
 
-def test_final_runs_of_a_choice_that_was_given_up_are_no_results(tmp_path):
+def test_final_runs_of_a_choice_that_was_given_up_are_not_results(tmp_path):
     for name in ("trials/a", "final/a/seed_0", "final/b/seed_0"):
         write_fine_tuning(tmp_path / name, "cifar10", 0.9)
     write_sweep(tmp_path, ["trials/a"], ["final/b/seed_0"])
@@ -174,13 +174,13 @@ def test_run_that_is_measured_on_training_images_only_chooses(tmp_path):
         ("/downloads/some.npz", "unknown"),
     ],
 )
-def test_what_weights_were_pre_trained_on(tmp_path, weights, data):
+def test_pre_training_data_of_weights(tmp_path, weights, data):
     write_fine_tuning(tmp_path, "cifar10", 0.9, weights=weights)
     (record,) = find([str(tmp_path)]).models
     assert record.before.data == data
 
 
-def test_weights_inside_of_a_workdir_are_those_of_the_run(tmp_path):
+def test_weights_inside_a_workdir_belong_to_the_run(tmp_path):
     pre = write_run(tmp_path / "pre", "ViT-B/16", {}, steps=10, images=300_000_000, data__dataset="tfds:jft")
     (pre / "best").mkdir()
     write_fine_tuning(tmp_path / "fine", "cifar10", 0.9, weights=pre / "best")
@@ -194,7 +194,7 @@ def test_weights_by_a_path_from_where_the_run_was_started_are_found(tmp_path):
     assert records["here/runs/fine"].before.data == "ImageNet"
 
 
-def test_weights_of_a_run_that_cannot_be_read_are_told(tmp_path):
+def test_weights_of_a_run_that_cannot_be_read_are_reported(tmp_path):
     pre = write_run(tmp_path / "elsewhere", "ViT-B/16", {}, steps=10, data__dataset="tfds:jft")
     (pre / "config.json").write_text("{")
     write_fine_tuning(tmp_path / "here/fine", "cifar10", 0.9, weights=pre)
@@ -203,7 +203,7 @@ def test_weights_of_a_run_that_cannot_be_read_are_told(tmp_path):
     assert found.left_out[0].startswith(f"{pre}: what these weights were trained on cannot be read: {pre}/config.json")
 
 
-def test_runs_that_begin_with_each_other_end(tmp_path):
+def test_cycle_of_runs_ends(tmp_path):
     for one, other in (("a", "b"), ("b", "a")):
         write_fine_tuning(tmp_path / one, "cifar10", 0.9, weights=tmp_path / other)
     assert len(find([str(tmp_path)]).models) == 2
@@ -241,13 +241,13 @@ def test_runs_of_other_settings_are_not_averaged(tmp_path, field):
     assert [len(result.models) for result in group(find([str(tmp_path)]).models)] == [1, 1]
 
 
-def test_how_a_run_was_spread_over_hardware_sets_nothing_apart(tmp_path):
+def test_runs_on_different_hardware_are_averaged(tmp_path):
     write_fine_tuning(tmp_path / "a", "cifar10", 0.9)
     write_fine_tuning(tmp_path / "b", "cifar10", 0.8, seed=1, mesh__model=2, eval_batch_size=100, data__num_threads=3)
     assert [len(result.models) for result in group(find([str(tmp_path)]).models)] == [2]
 
 
-def test_numbers_of_a_run_are_those_of_its_end(tmp_path):
+def test_numbers_of_a_run_are_taken_at_its_end(tmp_path):
     path = write_fine_tuning(tmp_path, "cifar10", 0.9)
     earlier = '{"step": 10, "test/accuracy": 1.0, "objectnet/accuracy": 1.0}\n'
     (path / "metrics.jsonl").write_text(earlier + (path / "metrics.jsonl").read_text())
@@ -255,7 +255,7 @@ def test_numbers_of_a_run_are_those_of_its_end(tmp_path):
     assert record.values[ACCURACY].value == 0.9 and "ObjectNet" not in record.values
 
 
-def test_real_labels_in_place_of_the_usual_ones_are_no_imagenet_accuracy(tmp_path):
+def test_real_labels_in_place_of_the_usual_ones_are_not_imagenet_accuracy(tmp_path):
     run = write_fine_tuning(tmp_path / "run", "imagenet2012", 0.8)
     fields = {"data__dataset": "tfds:imagenet2012", "data__eval_split": "validation", "data__image_size": 384}
     metrics = {"validation/accuracy": 0.9, "validation/examples": 46_837}
@@ -264,7 +264,7 @@ def test_real_labels_in_place_of_the_usual_ones_are_no_imagenet_accuracy(tmp_pat
     assert record.values[ACCURACY].value == 0.8 and record.values[REAL].value == 0.9
 
 
-def test_evaluation_of_parameters_chosen_on_the_way_is_apart_and_says_so(tmp_path):
+def test_evaluation_of_best_parameters_is_separate_with_a_note(tmp_path):
     run = write_fine_tuning(tmp_path / "run", "imagenet2012", 0.8)
     summary = json.loads((run / "summary.json").read_text())
     write_json(run / "summary.json", summary | {"best_step": 5})
@@ -294,7 +294,7 @@ def test_few_shot_data_sets_have_their_names(tmp_path):
     }
 
 
-def test_folders_that_tell_nothing_are_told_in_a_line_each_and_the_rest_is_read(tmp_path):
+def test_folders_without_results_have_a_line_each_and_the_rest_is_read(tmp_path):
     write_fine_tuning(tmp_path / "good", "cifar10", 0.9)
     write_run(tmp_path / "half", "ViT-B/16", {}, steps=10, unfinished=True, data__dataset="digits")
     longer = write_fine_tuning(tmp_path / "longer", "cifar10", 0.9)
@@ -327,7 +327,7 @@ def test_folders_that_tell_nothing_are_told_in_a_line_each_and_the_rest_is_read(
     assert told["nan"].endswith("nan: failed: loss is nan at step 3")
 
 
-def test_nothing_there_is_an_error_that_says_what_was_looked_for(tmp_path):
+def test_empty_folder_is_an_error_that_says_what_was_searched(tmp_path):
     with pytest.raises(UserError, match=r"(?s)no result in .*summary\.json.*evaluation\.json.*sweep\.json"):
         find([str(tmp_path)])
     with pytest.raises(UserError, match="there is no folder"):
@@ -355,7 +355,7 @@ def test_results_of_a_users_own_folder_have_a_line_each(tmp_path):
     assert row[:9] == ["ViT-Ti/16", "ImageNet-21k", "birds", "test", "224", "9", "0", "0, 1", "60.00 ± 14.14"]
 
 
-def test_results_that_look_alike_say_what_sets_them_apart(tmp_path):
+def test_results_that_look_the_same_say_how_they_differ(tmp_path):
     sizes = {"hidden_dim": 128}
     for name in ("a", "b"):
         write_run(
@@ -419,12 +419,12 @@ def test_names_of_data_sets(dataset, name):
     assert data_set_name(dataset) == name
 
 
-def test_a_part_of_a_pre_training_set_does_not_bear_its_name():
+def test_a_part_of_a_pre_training_set_does_not_have_its_name():
     assert pre_training_name("tfds:imagenet21k", "full[51200:]", 12_300_000) == "ImageNet-21k"
     assert pre_training_name("tfds:jft", "train[51200:]", None) == "JFT-300M train[51200:]"
     assert pre_training_name("tfds:imagenet2012", "train[:10%]", 128_117) == "ImageNet (128,117 images)"
 
 
-def test_model_that_was_changed_does_not_bear_the_plain_name():
+def test_changed_model_does_not_have_the_plain_name():
     assert model_label({"name": "ViT-B/16", "num_layers": 12, "dtype": "bfloat16", "pre_logits": True}) == "ViT-B/16"
     assert model_label({"name": "ViT-B/16", "num_layers": 4, "pool": "gap"}) == "ViT-B/16 (num_layers=4, pool=gap)"

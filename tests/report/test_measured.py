@@ -43,7 +43,7 @@ def results(found):
     return {row[-1].rpartition("/")[2]: row[8:-1] for row in listing.rows}
 
 
-def test_test_sets_are_those_of_the_protocols():
+def test_test_sets_match_the_protocols():
     assert {name: examples for name, (*_, examples) in FINE_TUNING.items()} == TEST_IMAGES
     sizes = {task: vtab_test_images(task) for task in VTAB_TASKS}
     assert (
@@ -63,7 +63,7 @@ def test_test_sets_are_those_of_the_protocols():
         ("real.json", 50_000, REAL, False),
     ],
 )
-def test_accuracy_on_part_of_imagenet_is_no_result(tmp_path, labels, examples, name, is_result):
+def test_accuracy_on_part_of_imagenet_is_not_a_result(tmp_path, labels, examples, name, is_result):
     run = write_fine_tuning(tmp_path, "imagenet2012", 0.9, data__eval_labels=labels)
     change_rows(run, **{"validation/examples": examples})
     found = find([str(tmp_path)])
@@ -86,7 +86,7 @@ def test_one_seed_that_was_measured_by_two_kinds_of_labels_has_a_line_for_each(t
 
 
 @pytest.mark.parametrize("variant", IMAGENET_TEST_SETS)
-def test_number_on_part_of_a_variant_is_told_and_the_rest_counts(tmp_path, variant):
+def test_number_on_part_of_a_variant_is_reported_and_the_rest_counts(tmp_path, variant):
     whole = 46_837 if variant == "real" else IMAGENET_TEST_SETS[variant].num_images
     for name, examples in (("whole", whole), ("part", whole - 1)):
         run = write_fine_tuning(tmp_path / name, "imagenet2012", 0.85, seed=int(name == "part"))
@@ -100,7 +100,7 @@ def test_number_on_part_of_a_variant_is_told_and_the_rest_counts(tmp_path, varia
     assert [row[8] for row in runs_table(found.models).rows] == [f"final; {flaw}", "final"]
 
 
-def test_vtab_and_few_shot_on_part_of_a_test_set_are_no_results(tmp_path):
+def test_vtab_and_few_shot_on_part_of_a_test_set_are_not_results(tmp_path):
     write_vtab(tmp_path / "whole", "kitti_distance", 0.8)
     change_rows(write_vtab(tmp_path / "part", "kitti_distance", 0.9, seed=1), **{"test/examples": 700})
     few = {"evals__fewshot__datasets": ("tfds:imagenet2012",), "evals__fewshot__test_split": "validation"}
@@ -134,7 +134,7 @@ def test_evaluation_of_any_name_and_type_has_a_column(tmp_path, monkeypatch):
     assert any(remark.endswith("evals.new.threshold=0.6") for remark in listing.remarks)
 
 
-def test_number_on_images_that_were_trained_on_is_no_result(tmp_path):
+def test_number_on_images_that_were_trained_on_is_not_a_result(tmp_path):
     run = write_fine_tuning(tmp_path / "run", "cifar10", 0.9, data__dataset="/data/mine")
     summary = json.loads((run / "summary.json").read_text())
     write_json(run / "summary.json", summary | {"overlap": {"test": 12}})
@@ -150,7 +150,7 @@ def test_number_on_images_that_were_trained_on_is_no_result(tmp_path):
     assert len(found.left_out) == 2
 
 
-def test_images_of_an_accuracy_that_were_not_counted_are_no_flaw(tmp_path):
+def test_unknown_number_of_images_is_not_a_flaw(tmp_path):
     """Of old workdirs."""
     change_rows(write_fine_tuning(tmp_path, "cifar10", 0.9), **{"test/examples": None})
     found = find([str(tmp_path)])
@@ -161,7 +161,7 @@ NAN, INFINITY = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY, -0.1, 1.2, 90.0, "0.9", None, True, [0.9]])
-def test_accuracy_that_is_none_leaves_its_run_out_with_a_line(tmp_path, value):
+def test_invalid_accuracy_leaves_its_run_out_with_a_line(tmp_path, value):
     write_fine_tuning(tmp_path / "good", "pets", 0.9)
     run = write_fine_tuning(tmp_path / "bad", "cifar10", 0.5)
     rows = (run / "metrics.jsonl").read_text().replace('"test/accuracy": 0.5', f'"test/accuracy": {json.dumps(value)}')
@@ -185,7 +185,7 @@ def test_other_number_that_is_not_finite_is_left_out_with_a_line(tmp_path, metri
     assert not {"ImageNet ReaL", "5-shot digits"} & found.models[0].values.keys()
 
 
-def test_loss_that_is_not_finite_is_told_beside_the_accuracy(tmp_path):
+def test_loss_that_is_not_finite_is_reported_beside_the_accuracy(tmp_path):
     """The arg-max of logits that are no numbers is some class all the same."""
     for seed, loss in enumerate((0.4, NAN, 0.5)):
         change_rows(write_fine_tuning(tmp_path / str(seed), "cifar10", 0.9, seed=seed), **{"test/loss": loss})
@@ -205,7 +205,7 @@ def test_loss_that_is_not_finite_is_told_beside_the_accuracy(tmp_path):
         ("model", 3),
     ],
 )
-def test_summary_with_what_cannot_be_leaves_its_run_out_with_a_line(tmp_path, name, value):
+def test_summary_with_impossible_values_leaves_its_run_out_with_a_line(tmp_path, name, value):
     write_fine_tuning(tmp_path / "good", "pets", 0.9)
     run = write_fine_tuning(tmp_path / "bad", "cifar10", 0.9)
     summary = json.loads((run / "summary.json").read_text())
@@ -240,7 +240,7 @@ def test_damaged_file_is_a_line(tmp_path, file, text):
         {"evals.fewshot.datasets": "digits"},
     ],
 )
-def test_config_with_what_no_config_has_is_a_line(tmp_path, field):
+def test_config_with_impossible_values_is_a_line(tmp_path, field):
     write_fine_tuning(tmp_path / "good", "pets", 0.9)
     run = write_fine_tuning(tmp_path / "bad", "cifar10", 0.9)
     config = json.loads((run / "config.json").read_text())
@@ -265,7 +265,7 @@ def test_config_with_what_no_config_has_is_a_line(tmp_path, field):
         {"metrics": None},
     ],
 )
-def test_evaluation_with_what_cannot_be_is_a_line(tmp_path, change):
+def test_evaluation_with_impossible_values_is_a_line(tmp_path, change):
     write_fine_tuning(tmp_path / "good", "pets", 0.9)
     fields = {"data__dataset": "tfds:cifar10", "data__eval_split": "test"}
     path = write_evaluation(tmp_path / "bad", "vit_b16_i21k", {"test/accuracy": 0.5}, **fields)

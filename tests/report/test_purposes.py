@@ -45,7 +45,7 @@ def test_final_runs_of_a_sweep_are_results_whatever_their_split_is_called(tmp_pa
     assert [row[8] for row in results_table(found.models).rows] == ["90.00 ± 0.00"]
 
 
-def test_runs_to_choose_by_are_no_results_whatever_their_split_is_called(tmp_path):
+def test_runs_to_choose_by_are_not_results_whatever_their_split_is_called(tmp_path):
     write_own(tmp_path / "trials/a", "train", "test")
     write_sweep(tmp_path, ["trials/a"], [])
     assert uses(tmp_path, below=tmp_path) == {"trials/a": "chooses"}
@@ -77,7 +77,7 @@ def test_run_that_an_outer_sweep_lists_counts_as_it_says_where_the_inner_one_say
 
 
 @pytest.mark.parametrize("inner", [True, False])
-def test_of_two_sweeps_that_list_a_run_the_inner_one_is_right(tmp_path, inner):
+def test_inner_sweep_wins_if_two_list_a_run(tmp_path, inner):
     write_fine_tuning(tmp_path / "pets/x/0", "pets", 0.9)
     lists = [(["x/0"], []), ([], ["x/0"])]
     write_sweep(tmp_path / "pets", *lists[inner])
@@ -85,7 +85,7 @@ def test_of_two_sweeps_that_list_a_run_the_inner_one_is_right(tmp_path, inner):
     assert uses(tmp_path, below=tmp_path) == {"pets/x/0": "final" if inner else "chooses"}
 
 
-def test_run_that_only_lies_in_the_folder_of_a_sweep_is_a_run_of_its_own(tmp_path):
+def test_run_that_is_only_in_a_sweeps_folder_counts_by_itself(tmp_path):
     write_fine_tuning(tmp_path / "final/0", "pets", 0.9)
     write_fine_tuning(tmp_path / "by_hand", "cifar10", 0.9)
     write_fine_tuning(tmp_path / "others/by_hand", "cifar100", 0.9)
@@ -94,7 +94,7 @@ def test_run_that_only_lies_in_the_folder_of_a_sweep_is_a_run_of_its_own(tmp_pat
 
 
 @pytest.mark.parametrize("place", ["trials", "trials/a", "final", "final/given_up"])
-def test_part_of_a_sweep_that_is_given_alone_counts_as_its_sweep_says(tmp_path, place):
+def test_part_of_a_sweep_given_alone_counts_as_in_its_sweep(tmp_path, place):
     """Split and data set of the trials are those of a test set here, so that nothing else tells."""
     for run in ("trials/a", "final/a", "final/given_up"):
         write_fine_tuning(tmp_path / "sweep" / run, "pets", 0.9)
@@ -151,7 +151,7 @@ def test_stage_of_a_command(command, stage):
 
 
 @pytest.mark.parametrize(("stage", "use"), [("choose", "chooses"), ("final", "final")])
-def test_command_says_what_a_run_outside_of_a_sweep_is_for(tmp_path, stage, use):
+def test_command_sets_the_purpose_of_a_run_outside_a_sweep(tmp_path, stage, use):
     for name, train, test in (("a", "train[:90%]", "train[90%:]"), ("b", "train", "validation"), ("c", "p", "test")):
         run = write_own(tmp_path / name, train, test, dataset=f"/data/{name}")
         write_starts(run, [(0, {})], f"{MAIN}configs/transfer.py:dataset=/data/{name},stage={stage}")
@@ -196,7 +196,7 @@ def test_protocol_decides_where_nothing_is_recorded(dataset, split, is_final, is
     assert (what == "final", sure) == (is_final, is_sure)
 
 
-def test_run_of_which_nothing_says_what_it_is_for_has_a_line(tmp_path):
+def test_run_of_unknown_purpose_has_a_line(tmp_path):
     run = write_own(tmp_path, "train", "validation")
     found = find([str(tmp_path)])
     assert [record.purpose.what for record in found.models] == ["chooses (measured on validation)"]
@@ -228,7 +228,7 @@ def test_later_evaluation_of_a_run_counts_by_what_it_is_of(tmp_path, fields, use
     assert uses(tmp_path, below=tmp_path) == {"run": "final", "later": use}
 
 
-def test_evaluation_of_a_run_that_did_not_finish_is_no_result(tmp_path):
+def test_evaluation_of_a_run_that_did_not_finish_is_not_a_result(tmp_path):
     run = write_run(tmp_path / "half", "ViT-B/16", {}, steps=10, unfinished=True, data__dataset="tfds:cifar10")
     fields = {"data__dataset": "tfds:cifar10", "data__eval_split": "test"}
     write_evaluation(tmp_path / "later", run, {"test/accuracy": 0.8, "test/examples": 10_000}, **fields)
@@ -239,7 +239,7 @@ def test_evaluation_of_a_run_that_did_not_finish_is_no_result(tmp_path):
     assert found.left_out == [f"{run}: not finished (step 10)"]
 
 
-def test_released_checkpoint_that_is_measured_on_training_images_is_no_result(tmp_path):
+def test_released_checkpoint_that_is_measured_on_training_images_is_not_a_result(tmp_path):
     fields = {"data__dataset": "tfds:imagenet2012", "data__image_size": 384}
     write_evaluation(
         tmp_path, "vit_b16_i21k_in1k_384", {"train[:1%]/accuracy": 0.99}, data__eval_split="train[:1%]", **fields

@@ -62,7 +62,7 @@ def test_dropout_of_fine_tuning_is_compared_and_shown(tmp_path, weights, dropout
     assert [row[6] for row in results_table(found.models).rows][-1] == f"{dropout:g}"
 
 
-def test_of_two_dropouts_the_paper_s_stands_in_its_table_and_both_in_that_of_the_released_models(tmp_path):
+def test_papers_table_shows_its_dropout_and_that_of_released_models_both(tmp_path):
     for dropout, accuracy in ((0.0, 0.9902), (0.1, 0.9880)):
         fields = {"model_fields": {"dropout_rate": dropout}}
         write_fine_tuning(tmp_path / str(dropout), "cifar10", accuracy, **fields)
@@ -211,19 +211,19 @@ def test_hybrid_says_its_rule_and_a_vit_by_bit_s_rule_that_it_is_none_of_the_pap
         ({"data__eval_resize": "area"}, "images to evaluate on are resized by area, in the released code bilinear"),
     ],
 )
-def test_what_else_was_done_in_another_way_is_told(tmp_path, field, note):
+def test_other_differences_from_the_paper_are_noted(tmp_path, field, note):
     write_fine_tuning(tmp_path, "cifar10", 0.9, **field)
     ((_, cell),) = cells_of_ours(table_5(models_in(tmp_path))).items()
     assert cell.ours.notes == ("one seed", note)
 
 
-def test_learning_rate_for_resnets_alone_is_none_of_a_vit_s():
+def test_learning_rate_only_for_resnets_is_not_a_vits():
     assert 0.06 in recipe_of("ImageNet", "R50x1").learning_rates
     assert 0.06 in recipe_of("ImageNet", "R50+ViT-B/16").learning_rates
     assert 0.06 not in recipe_of("ImageNet", "ViT-B/16").learning_rates
 
 
-def test_table_7_is_table_6_and_its_means_are_those_of_its_numbers():
+def test_table_7_is_table_6_and_its_means_match_its_numbers():
     rows = {(row.model, row.epochs): row.scores for row in tables.TABLE_6}
     for (model, optimizer), scores in tables.TABLE_7.items():
         of_tasks = [value for task, value in scores.items() if task != tables.TABLE_7_AVERAGE]

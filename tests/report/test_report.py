@@ -61,7 +61,7 @@ def test_cell_has_mean_standard_deviation_and_difference(tmp_path):
     assert cell.ours.notes == ()
 
 
-def test_what_was_done_in_another_way_is_told_below_the_table(tmp_path):
+def test_differences_from_the_paper_are_noted_below_the_table(tmp_path):
     other = {
         "data__image_size": 224,
         "steps": 100,
@@ -144,7 +144,7 @@ def test_no_paper_cell_for_probes_changed_models_scratch_and_other_data(tmp_path
     assert all(cell.paper is None for cell in cells.values())
 
 
-def test_models_and_data_that_the_paper_lacks_have_cells_of_their_own(tmp_path):
+def test_models_and_data_that_the_paper_lacks_have_their_own_cells(tmp_path):
     pre = write_pre_training(tmp_path / "pre", "ViT-S/16", data__dataset="tfds:birds", images=10_000)
     write_fine_tuning(tmp_path / "fine", "pets", 0.7, model="ViT-S/16", weights=pre)
     table = table_5(models_in(tmp_path))
@@ -190,7 +190,7 @@ def test_vtab_of_tasks_with_other_seeds_has_no_deviation(tmp_path):
     assert score.mean == pytest.approx((sum(each.mean() for each in values.values()) + 40) / 19)
 
 
-def test_means_of_groups_beside_ours_are_those_of_the_papers_tasks():
+def test_means_of_groups_beside_ours_match_the_papers_tasks():
     cells = table_9([]).cells
     assert cells[("specialized", "mean"), "ViT-H/14, JFT-300M"].paper.mean == pytest.approx(
         (83.3 + 96.7 + 91.4 + 76.6) / 4
@@ -256,7 +256,7 @@ def test_table_8_has_few_shot_accuracies_by_position_embedding(tmp_path):
     assert "one model; ± is over draws of few-shot images" in small.ours.notes
 
 
-def test_pre_training_of_another_length_is_no_row_of_the_papers(tmp_path):
+def test_pre_training_of_another_length_is_not_a_row_of_the_papers(tmp_path):
     pre = write_pre_training(tmp_path / "pre", "ViT-L/16", epochs=10)
     write_fine_tuning(tmp_path / "fine", "imagenet2012", 0.86, model="ViT-L/16", weights=pre)
     (model,) = models_in(tmp_path)
@@ -283,7 +283,7 @@ def test_folders_have_the_names_that_were_given(tmp_path, monkeypatch):
     assert {str(record.path) for record in find(["runs"]).models} == {"runs/pre", "runs/fine"}
 
 
-def test_average_of_five_is_that_of_table_7(tmp_path):
+def test_average_of_five_matches_table_7(tmp_path):
     """That says which tasks the paper means by it."""
     names = {"ImageNet": "imagenet2012", "CIFAR-10": "cifar10", "CIFAR-100": "cifar100", "Pets": "pets"}
     names["Flowers-102"] = "flowers"
@@ -382,7 +382,7 @@ def test_command_prints_what_it_writes(folder, written, capsys):
     assert printed.strip() in text
 
 
-def test_tables_without_anything_of_ours_are_printed_if_asked_for(folder, capsys):
+def test_tables_without_anything_of_ours_are_printed_on_request(folder, capsys):
     report.main([str(folder)])
     assert "## Table 9" not in capsys.readouterr().out
     report.main([str(folder), "--all"])
@@ -460,7 +460,7 @@ def test_names_in_figure_5_do_not_cover_each_other(figure_5):
         assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
 
 
-def test_nothing_of_ours_gives_no_picture_unless_asked_for(monkeypatch):
+def test_without_numbers_of_ours_there_are_pictures_only_on_request(monkeypatch):
     monkeypatch.setattr(figures, "_write_beside", lambda *_: None)  # what takes time, as does writing files
     monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
     assert figures.draw_all([], []) == {}

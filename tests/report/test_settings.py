@@ -50,7 +50,7 @@ NEW = ("optimizer.brand_new", "data.brand_new", "brand_new")
 
 
 @pytest.mark.parametrize("name", [*(name for name in FIELDS if name not in TYPES), *NEW])
-def test_each_field_tells_results_apart_unless_a_list_says_why_not(name):
+def test_each_field_separates_results_unless_a_list_says_why_not(name):
     """A field that is added to the config counts, until somebody gives a reason."""
     model, changed = MODEL, {**FIELDS, name: OTHER.get(name, "something else")}
     if name.startswith("model.") and name != "model.name":  # what the model has counts, not what the config asks for
@@ -74,7 +74,7 @@ def test_each_field_tells_results_apart_unless_a_list_says_why_not(name):
         assert differing & {"real", "few-shot"}
 
 
-def test_lists_name_fields_there_are_with_a_reason_each():
+def test_lists_name_existing_fields_each_with_a_reason():
     for names in (
         settings.WITHOUT_EFFECT,
         settings.COUNTED_ELSEWHERE,
@@ -126,7 +126,7 @@ def test_length_counts_however_it_was_given(tmp_path):
     assert [len(result.models) for result in group(find([str(tmp_path)]).models)] == [2]
 
 
-def test_images_are_those_recorded_where_the_batch_size_was_another_on_the_way(tmp_path):
+def test_number_of_images_is_the_recorded_one_if_the_batch_size_changed(tmp_path):
     """10 steps of 512 and 10 of 1024 of 1,000 images; the config has the last batch size alone."""
     run = write_fine_tuning(tmp_path, "cifar10", 0.9, steps=20, batch_size=1024)
     summary = json.loads((run / "summary.json").read_text())
@@ -219,7 +219,7 @@ def test_few_shot_says_what_differs_from_the_released_evaluator(tmp_path):
     }
 
 
-def test_evaluation_that_measures_again_is_told_and_what_is_new_in_it_is_kept(tmp_path):
+def test_evaluation_that_measures_again_is_reported_and_what_is_new_in_it_is_kept(tmp_path):
     few_shot(tmp_path / "a", 0.5)
     other = write_evaluation(
         tmp_path / "b",
@@ -303,7 +303,7 @@ def three_seeds(path, starts):
         ([(0, {"data__train_split": "train[:9%]"}), (70, {})], "data.train_split train[:9%] -> train from step 71 on"),
     ],
 )
-def test_run_whose_config_was_changed_on_the_way_is_set_apart(tmp_path, starts, told):
+def test_run_whose_config_changed_is_separate(tmp_path, starts, told):
     records = three_seeds(tmp_path, starts)
     first, second = group(records)
     assert [record.seed for record in first.models] == [0, 1] and second.first.seed == 2
@@ -330,7 +330,7 @@ def test_change_that_has_no_part_in_the_parameters_sets_nothing_apart(tmp_path, 
 
 
 @pytest.mark.parametrize(("dataset", "changes"), [("tfds:pets", 0), ("/data/mine", 1)])
-def test_start_of_before_images_were_turned_is_a_change_where_there_are_files(tmp_path, dataset, changes):
+def test_start_from_before_images_were_turned_counts_as_a_change_for_files(tmp_path, dataset, changes):
     run = write_fine_tuning(tmp_path, "pets", 0.9, data__dataset=dataset)
     write_starts(run, [(0, {}), (40, {})])
     first, second = (json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines())
@@ -340,7 +340,7 @@ def test_start_of_before_images_were_turned_is_a_change_where_there_are_files(tm
     assert len(record.changes) == changes
 
 
-def test_what_began_with_a_changed_pre_training_is_set_apart_too(tmp_path):
+def test_run_from_a_changed_pre_training_is_separate_too(tmp_path):
     for seed in range(2):
         pre = write_run(tmp_path / f"pre/{seed}", "ViT-B/16", {}, steps=10, data__dataset="tfds:jft", seed=seed)
         if seed:
@@ -350,7 +350,7 @@ def test_what_began_with_a_changed_pre_training_is_set_apart_too(tmp_path):
     assert [len(result.models) for result in group(records)] == [1, 1]
 
 
-def test_damaged_record_of_starts_is_no_traceback(tmp_path):
+def test_damaged_record_of_starts_is_not_a_traceback(tmp_path):
     run = write_fine_tuning(tmp_path, "cifar10", 0.9, steps=100)
     write_starts(run, [(0, {"optimizer__learning_rate": 0.3}), (40, {})])
     with (run / "starts.jsonl").open("a") as file:

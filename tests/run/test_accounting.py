@@ -61,7 +61,7 @@ def test_every_moment_is_counted(clock):
     assert sum(ledger.seconds().values()) == 7 + sum(range(30)) + 30
 
 
-def test_time_inside_that_ends_with_an_error_is_counted_and_the_kind_around_it_goes_on(clock):
+def test_time_that_ends_with_an_error_is_counted_and_the_outer_kind_continues(clock):
     ledger = Ledger()
     ledger.turn_to("training")
     with pytest.raises(OSError, match="full"), ledger.spent_on("checkpoint"):
@@ -84,7 +84,7 @@ def test_a_kind_that_is_not_there_is_an_error():
         pass
 
 
-def test_a_window_tells_the_shares_since_the_last_one(clock):
+def test_a_window_has_the_shares_since_the_last_one(clock):
     ledger = Ledger()
     ledger.turn_to("training")
     clock(50)
@@ -200,7 +200,7 @@ def test_records_between_two_rows_of_metrics_are_rare(tmp_path, monkeypatch):
     assert read_starts(tmp_path)[0].step == 20
 
 
-def test_processes_that_do_not_write_leave_the_file_alone(tmp_path):
+def test_processes_that_do_not_write_do_not_touch_the_file(tmp_path):
     Accounts(tmp_path, Ledger(), CPU, step=0, writes=False).record(10)
     assert list(tmp_path.iterdir()) == []
 
@@ -217,7 +217,7 @@ def test_no_run_ends_over_its_accounts(tmp_path, caplog):
     "content",
     ['[{"time": "2026', "[null]", "{}x", "[" * 10**5, '[{"time": "x", "from_step": 0, "step": "7", "seconds": {}}]'],
 )
-def test_a_damaged_record_is_a_warning_and_costs_are_counted_anew(tmp_path, caplog, content):
+def test_a_damaged_record_is_a_warning_and_costs_restart_at_zero(tmp_path, caplog, content):
     (tmp_path / "accounting.json").write_text(content)
     Accounts(tmp_path, Ledger(), CPU, step=7)
     assert (tmp_path / "accounting.damaged.json").read_text() == content
@@ -249,7 +249,7 @@ def test_the_papers_core_days_stand_beside_runs_of_its_size(model, num_images, c
     assert paper_core_days(model, 384, num_images) is None
 
 
-def test_the_summary_tells_what_the_run_cost(tmp_path):
+def test_the_summary_has_the_cost_of_the_run(tmp_path):
     config = digits_config()
     Accounts(tmp_path, Ledger(start_up_seconds=1800.0), V3_8, step=0)
     rows = [{"step": step, "time/mfu": mfu} for step, mfu in ((1, 0.1), (2, 0.5), (3, 0.4))]

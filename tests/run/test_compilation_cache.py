@@ -52,7 +52,7 @@ def test_an_entry_is_checked_once(entries, monkeypatch):
     assert checked == ["old-cache", "new-cache"]
 
 
-def test_no_cache_is_no_error(tmp_path):
+def test_no_cache_is_not_an_error(tmp_path):
     assert delete_damaged_entries(tmp_path / "none") == []
 
 

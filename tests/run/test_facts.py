@@ -202,7 +202,7 @@ def test_changed_data_are_refused_with_what_differs(root, change, message, capsy
     assert not (root / "run" / "evaluation.json").exists()
 
 
-def test_todays_data_are_taken_where_that_is_said_with_labels_by_name(root, caplog, capsys):
+def test_current_data_are_used_on_request_with_labels_by_name(root, caplog, capsys):
     rename(root)
     metrics = evaluate(make_config(root, **{"data.eval_split": "all"}), root / "run", allow_data_change=True)["metrics"]
     assert metrics["all/examples"] == 20  # dogs and emus; a zebra is none of the run's classes
@@ -212,7 +212,7 @@ def test_todays_data_are_taken_where_that_is_said_with_labels_by_name(root, capl
     assert "100.00 % of 20 images" in capsys.readouterr().out
 
 
-def test_names_that_are_no_text_or_formulas_are_drawn_and_written(root, capsys):
+def test_names_that_are_not_text_or_formulas_are_drawn_and_written(root, capsys):
     for before, after in ((b"cat", b"c\xe4t"), (b"dog", b"$\\frac_dog$")):
         os.rename(os.fsencode(root / "pets") + b"/" + before, os.fsencode(root / "pets") + b"/" + after)
     train(make_config(root, steps=1), root / "other")
@@ -233,7 +233,7 @@ def test_data_that_moved_are_named_to_mistakes(root, capsys):
     assert mistakes.main([str(root / "run"), f"--dataset={root / 'moved'}"]) == 1
 
 
-def test_what_is_measured_otherwise_than_trained_is_told(root, caplog):
+def test_differences_between_training_and_evaluation_are_reported(root, caplog):
     evaluate(make_config(root, **{"data.eval_resize": "area", "loss": "softmax"}), root / "run")
     assert "trained with the sigmoid loss; the loss that is measured is softmax" in caplog.text
     assert "interpolation bilinear; now area" in caplog.text
@@ -242,7 +242,7 @@ def test_what_is_measured_otherwise_than_trained_is_told(root, caplog):
 # ---- Going on, and beginning with a run.
 
 
-def test_a_run_does_not_go_on_with_other_examples_to_evaluate_on(trained, tmp_path):
+def test_a_run_does_not_resume_with_other_evaluation_examples(trained, tmp_path):
     shutil.copytree(trained / "pets", tmp_path / "pets")
     for file in sorted((tmp_path / "pets").glob("*/9.jpg")):
         target = tmp_path / "both" / "test" / file.parent.name / file.name
@@ -264,7 +264,7 @@ def test_a_run_does_not_go_on_with_other_examples_to_evaluate_on(trained, tmp_pa
     assert read_parameters(tmp_path / "run" / "best")[0] == 31  # whatever the accuracy on the other examples was
 
 
-def test_a_run_whose_record_is_damaged_goes_on(root):
+def test_a_run_with_a_damaged_record_resumes(root):
     (root / "run" / "facts.json").write_text("{")
     longer = make_config(root, steps=31, loss="sigmoid")
     assert train(longer, root / "run", allow_config_change=True)["steps"] == 31
@@ -397,7 +397,7 @@ class _Records:
         return str(index)
 
 
-def test_labels_are_matched_by_name_also_where_there_are_several_or_none():
+def test_several_or_no_labels_are_matched_by_name_too():
     matched = MatchedByName(_Records(), ("a", "b"))
     assert [matched[index]["label"] for index in range(3)] == [[1, 0], [], -1]
     assert (matched.num_classes, matched.unknown, matched.count_unknown()) == (2, ("x",), None)

@@ -47,7 +47,7 @@ def test_steps_are_read_only_after_further_ones_were_dispatched():
     assert rows == [(1, {"loss": 1.0})]
 
 
-def test_unfinished_window_goes_on_after_a_restart():
+def test_unfinished_window_continues_after_a_restart():
     rows, step_metrics = collect(every_steps=4)
     for step in range(1, 4):
         push(step_metrics, step, 0.1 * step)
@@ -128,7 +128,7 @@ def test_one_bad_byte_costs_one_row_and_a_copy_is_kept(tmp_path, caplog):
     assert "skipped 2 damaged lines of 5" in caplog.text
 
 
-def test_a_line_that_a_kill_cut_off_is_no_damage(tmp_path, caplog):
+def test_a_line_that_a_kill_cut_off_is_not_damage(tmp_path, caplog):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "train/lo')
     assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1}]
     MetricWriter(tmp_path, step=1).__exit__()
@@ -233,7 +233,7 @@ def test_utilisation_is_the_share_of_the_peak_where_that_is_known(clock, ledger,
     assert rates.get("time/mfu") == mfu
 
 
-def test_a_mark_tells_what_became_of_the_time_pauses_included(clock, ledger):
+def test_a_mark_accounts_for_all_time_including_pauses(clock, ledger):
     throughput = Throughput(ledger, 10, CPU)
     clock[0] = 5.0
     with ledger.spent_on("evaluation"):
@@ -290,7 +290,7 @@ def test_there_is_a_batch_for_each_step_that_is_left(make_journal):
 
 
 @pytest.mark.parametrize(("is_done", "waited"), [(True, 4.0), (False, 1.0)])
-def test_late_batch_is_no_waiting_while_the_devices_are_at_work(is_done, waited, clock, ledger, make_journal):
+def test_late_batch_is_not_waiting_time_while_the_devices_are_busy(is_done, waited, clock, ledger, make_journal):
     def batches():
         for seconds in (1.0, 3.0):
             clock[0] += seconds
@@ -323,7 +323,7 @@ def test_a_profile_shows_the_wait_for_input(make_journal, tmp_path):
     assert names.count("train") == names.count("waiting_for_input") == 1
 
 
-def test_a_pause_first_reads_the_metrics_of_all_steps_and_is_no_training(clock, ledger, make_journal):
+def test_a_pause_first_reads_the_metrics_of_all_steps_and_is_not_training_time(clock, ledger, make_journal):
     seen = []
     with make_journal() as journal:
         journal.write = lambda step, metrics: seen.append((step, metrics["train/loss"]))
@@ -348,14 +348,14 @@ def test_nothing_follows_a_metric_that_is_not_finite(make_journal):
 
 
 @pytest.mark.parametrize(("goodput", "told"), [(0.9, ""), (0.62, "  goodput 62 % (evaluation 30 %)")])
-def test_row_tells_where_the_time_went_when_little_of_it_was_training(goodput, told):
+def test_row_shows_goodput_when_it_is_low(goodput, told):
     row = format_row(
         50, 200, {"train/loss": 1.5, "time/goodput": goodput, "time/input_share": 0.08, "time/evaluation_share": 0.3}
     )
     assert row == f"step  50/200  25%  loss 1.5{told}"
 
 
-def test_row_tells_of_waiting_for_input_once():
+def test_row_mentions_waiting_for_input_once():
     row = format_row(50, 200, {"time/input_wait": 0.4, "time/goodput": 0.6, "time/input_share": 0.4})
     assert row == "step  50/200  25%  waits 40 % for input  goodput 60 %"
 

@@ -20,7 +20,7 @@ def url(tmp_path, monkeypatch):
     return f"file://{tmp_path}/"
 
 
-def test_of_processes_that_want_a_lease_at_once_one_gets_it(url):
+def test_only_one_of_several_processes_gets_the_lease(url):
     held, refused, ended = [], [], threading.Event()
 
     def want():
@@ -50,7 +50,7 @@ def test_lease_of_a_killed_process_of_this_machine_is_taken_over_at_once(tmp_pat
     assert not (tmp_path / ".lock").exists()
 
 
-def test_lease_of_another_machine_is_taken_over_when_it_stands_still(tmp_path, url, monkeypatch, caplog):
+def test_lease_of_another_machine_is_taken_over_without_heartbeats(tmp_path, url, monkeypatch, caplog):
     monkeypatch.setattr(leases, "_LEASE_SECONDS", 1.5)
     holder = {"id": "1", "host": "other", "pid": 1, "pids_of": "other", "time": "2026-01-01T00:00:00+00:00"}
     (tmp_path / ".lock").write_text(json.dumps(holder))

@@ -58,7 +58,7 @@ def test_a_profile_shows_the_step_and_the_operations_of_the_device(profiled):
     assert sum("tanh" in name and not name.startswith("end: ") for name in names) >= 4
 
 
-def test_a_profile_lies_where_xprof_looks_for_it(profiled):
+def test_a_profile_is_where_xprof_looks_for_it(profiled):
     folder, _ = profiled
     (path,) = folder.glob("*_0.xplane.pb")
     assert b"toy_model" in path.read_bytes()  # named scopes come with the program
@@ -69,7 +69,7 @@ def test_the_devices_are_waited_for_after_the_last_profiled_step_only(profiled):
     assert waited == [6]
 
 
-def test_no_step_is_profiled_unless_asked_for(tmp_path):
+def test_no_step_is_profiled_by_default(tmp_path):
     assert run(tmp_path, first_step=None) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -84,7 +84,7 @@ def test_a_profile_that_is_there_is_not_made_again(tmp_path, caplog):
     assert path.stat().st_mtime_ns == before
 
 
-def test_a_run_that_goes_on_after_the_first_step_is_not_profiled(tmp_path):
+def test_a_run_that_resumes_after_the_first_step_is_not_profiled(tmp_path):
     assert run(tmp_path, steps=range(4, 9), first_step=3, num_steps=4) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -108,7 +108,7 @@ def test_no_run_ends_because_the_profile_cannot_be_written(tmp_path, caplog):
     assert "could not write the profile" in caplog.text
 
 
-def test_profiling_is_no_training_and_marks_kinds_of_time_in_the_profile(tmp_path):
+def test_profiling_is_not_training_time_and_marks_kinds_of_time_in_the_profile(tmp_path):
     ledger = Ledger()
     ledger.turn_to("training")
     run(tmp_path, first_step=3, num_steps=2, ledger=ledger)

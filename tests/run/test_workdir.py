@@ -45,7 +45,7 @@ def test_fields_without_effect_may_change_and_younger_fields_had_their_defaults(
         workdir.check_config(tmp_path, config)
 
 
-def test_a_run_goes_on_split_otherwise_over_other_devices(tmp_path):
+def test_a_run_resumes_with_another_split_over_other_devices(tmp_path):
     config = base_config()
     workdir.record_start(tmp_path, config, step=0, devices={})
     config.mesh.data, config.mesh.model = 2, 4

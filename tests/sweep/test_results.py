@@ -88,7 +88,7 @@ def test_few_shot_metrics_are_measured_on_their_own_test_split(tmp_path, capsys)
     assert "what is trained on" in refusal(tmp_path, capsys, *shots, trained, "--final=evals.fewshot.test_split=test")
 
 
-def test_what_the_weights_were_trained_on_is_not_reported_on_but_may_choose(tmp_path, capsys):
+def test_training_examples_of_the_weights_may_choose_but_not_report(tmp_path, capsys):
     seen_test = write_run(tmp_path / "a", train_split="test[:7]")
     seen_train = write_run(tmp_path / "b", train_split="train")
     (tmp_path / "b" / "x.npz").touch()
@@ -120,7 +120,7 @@ def test_data_that_are_not_here_are_compared_by_name(tmp_path, capsys, caplog):
     assert "/not/here is missing" in caplog.text
 
 
-def test_number_of_a_part_of_a_test_set_is_told(tmp_path):
+def test_number_of_a_part_of_a_test_set_is_reported(tmp_path):
     (task,) = make_tasks(Sweep(final={"data.eval_split": "test[:100]"}, seeds=2), TINY, (), tmp_path)
     for run in task.final_runs({}):
         leave_results(run, **{"test[:100]/accuracy": 0.5, "test[:100]/examples": 100})
@@ -173,7 +173,7 @@ def test_final_run_that_went_wrong_stands_in_the_table_and_there_is_no_mean(bad,
     assert (task["seeds"], task["mean"]) == (0, {})
 
 
-def test_final_runs_measured_on_different_numbers_of_examples_are_told(tmp_path):
+def test_final_runs_measured_on_different_numbers_of_examples_are_reported(tmp_path):
     table, _ = finals(tmp_path, {"accuracy": 0.5, "examples": 360}, {"accuracy": 0.5, "examples": 359})
     assert "test/examples differs: 360 with seed 0, 359 with seed 1" in table
 
@@ -189,7 +189,7 @@ def test_final_run_that_says_it_was_evaluated_on_what_it_trained_on_does_not_cou
     assert result.reason == "36 of the examples that test/accuracy is measured on were trained on"
 
 
-def test_examples_chosen_by_that_the_weights_were_trained_on_are_told(tmp_path):
+def test_examples_of_the_choice_that_the_weights_were_trained_on_are_reported(tmp_path):
     (task,) = make_tasks(Sweep(choose={RATE: (0.1, 0.2)}, seeds=0), TINY, CHOOSE, tmp_path)
     for run in task.trials:
         leave_results(run, **{f"{VALIDATION}/accuracy": 0.5})
@@ -209,7 +209,7 @@ def test_run_with_a_damaged_file_has_failed_and_is_tried_again(file, content, tm
     assert file in result.reason
 
 
-def test_means_that_cannot_be_given_are_told_with_the_tasks_they_lack(tmp_path):
+def test_means_that_cannot_be_given_are_reported_with_the_tasks_they_lack(tmp_path):
     sweep = Sweep(seeds=1, tasks={"one": "steps=3", "two": "steps=4"}, groups={"second": ["two"]})
     tasks = make_tasks(sweep, TINY, (), tmp_path)
     leave_results(tasks[0].final_runs({})[0], **{"test/accuracy": 0.5})
@@ -233,7 +233,7 @@ def two_rules(tmp_path):
 
 
 @pytest.mark.parametrize("winner", ["vit", "bit"])
-def test_better_of_two_rules_is_chosen_and_told_and_makes_the_final_runs(winner, two_rules, capsys):
+def test_better_of_two_rules_is_chosen_and_reported_and_makes_the_final_runs(winner, two_rules, capsys):
     arguments, task = two_rules
     reached = {("vit", 0.001): 0.3, ("vit", 0.003): 0.6, ("vit", 0.01): 0.5, ("vit", 0.03): 0.4, ("bit", 0.003): 0.55}
     reached["bit", 0.003] += 0.1 * (winner == "bit")
@@ -278,7 +278,7 @@ def test_rule_that_went_wrong_loses_with_a_line(two_rules):
 
 
 @pytest.mark.parametrize(("winner", "told"), [(2, True), (3, False)])
-def test_edge_is_that_of_the_values_tried_with_the_same_rule(winner, told, tmp_path):
+def test_edge_is_found_among_the_values_tried_with_the_same_rule(winner, told, tmp_path):
     tried = [("5", 0.001), ("5", 0.003), ("5", 0.01), ("6", 0.03), ("6", 0.003), ("6", 0.1)]
     sweep = Sweep(choose=[{"argument.steps": steps, RATE: rate} for steps, rate in tried], seeds=0)
     (task,) = make_tasks(sweep, TINY, CHOOSE, tmp_path)
@@ -311,7 +311,7 @@ def test_argument_takes_the_place_of_the_one_that_is_there():
 # Places.
 
 
-def test_sweep_may_lie_in_the_folder_of_another_one_but_not_among_its_runs(tmp_path):
+def test_sweep_may_be_in_the_folder_of_another_one_but_not_among_its_runs(tmp_path):
     sweep = Sweep(choose={RATE: (0.1, 0.2)}, seeds=0)
 
     def begin(path, sweep=sweep):
@@ -334,7 +334,7 @@ def write_path_of_run(path):
     return path
 
 
-def test_damaged_description_of_a_sweep_is_told(tmp_path):
+def test_damaged_description_of_a_sweep_is_reported(tmp_path):
     (tmp_path / "sweep_config.json").write_text("{")
     with pytest.raises(UserError, match=r"sweep_config.json is damaged"):
         command.remember(make_tasks(Sweep(seeds=1), TINY, (), tmp_path), tmp_path)

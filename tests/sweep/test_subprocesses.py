@@ -24,7 +24,7 @@ class Program:
 
 
 @pytest.mark.parametrize("end", ["sys.exit(143)", "os.kill(os.getpid(), 15)"])
-def test_signal_to_the_run_alone_ends_the_sweep(end, tmp_path):
+def test_signal_to_only_the_run_ends_the_sweep(end, tmp_path):
     with Children() as children, pytest.raises(Stopped, match="SIGTERM"):
         children.train(Program(tmp_path, f"import os, sys; {end}"))
 
@@ -62,7 +62,7 @@ def test_signal_is_passed_on_to_the_run_and_ends_the_sweep(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system has no such signal")
-def test_run_is_told_when_its_sweep_was_killed():
+def test_run_ends_when_its_sweep_is_killed():
     """To Linux the parent is the thread that started the process; it need not be killed to be gone."""
     started = []
     run = [sys.executable, "-S", "-c", "import time; print('runs', flush=True); time.sleep(60)"]
@@ -79,7 +79,7 @@ def test_run_is_told_when_its_sweep_was_killed():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system has no such signal")
-def test_run_does_not_begin_after_its_sweep_was_killed(monkeypatch):
+def test_run_does_not_start_after_its_sweep_was_killed(monkeypatch):
     monkeypatch.setattr(os, "getpid", lambda: 1)  # the parent of processes whose own parent has ended
     command = ending_with_this_process([sys.executable, "-S", "-c", "print('runs')"])
     process = subprocess.run(command, capture_output=True, check=False)

@@ -118,7 +118,7 @@ def test_chosen_is_the_value_with_the_best_validation_accuracy(finished):
     assert read(finished)["chosen"] == {AREA: max(accuracies, key=accuracies.get)}
 
 
-def test_final_runs_have_the_chosen_value_all_of_train_and_seeds_of_their_own(finished):
+def test_final_runs_have_the_chosen_value_all_of_train_and_their_own_seeds(finished):
     task = read(finished)
     configs = [json.loads((finished / run["workdir"] / "config.json").read_text()) for run in task["final"]]
     assert [config["seed"] for config in configs] == [0, 1]
@@ -146,7 +146,7 @@ def test_mean_and_sample_standard_deviation_are_numpys(finished):
         (("--config.images=80",), {}, {"epochs": "None"}, [], {"images": 80}),
     ],
 )
-def test_length_that_is_given_last_is_that_of_the_run(fields, choose, final, tried, last, tmp_path):
+def test_last_given_length_is_the_length_of_the_run(fields, choose, final, tried, last, tmp_path):
     def lengths(run):
         return {name: run.config[name] for name in LENGTHS if run.config[name] is not None}
 
@@ -155,7 +155,7 @@ def test_length_that_is_given_last_is_that_of_the_run(fields, choose, final, tri
     assert {tuple(lengths(run).items()) for run in task.final_runs(task.candidates[0])} == {tuple(last.items())}
 
 
-def test_seeds_of_final_runs_begin_with_the_configs(tmp_path):
+def test_seeds_of_final_runs_start_with_the_configs(tmp_path):
     (task,) = make_tasks(RATES, TINY, (*FIELDS, "--config.seed=5"), tmp_path)
     assert [run.config.seed for run in task.trials] == [5, 5, 5]
     assert [run.config.seed for run in task.final_runs(task.candidates[0])] == [5, 6]
@@ -182,7 +182,7 @@ def test_mixture_without_the_data_set_to_choose_by_shares_no_examples(tmp_path):
     assert len(make_tasks(dataclasses.replace(RATES, seeds=0), TINY, mixture, tmp_path)[0].trials) == 3
 
 
-def test_run_that_diverges_is_told_with_its_reason_and_the_others_go_on(finished):
+def test_run_that_diverges_is_listed_with_its_reason_and_the_others_continue(finished):
     assert [trial["status"] for trial in read(finished)["trials"]] == ["finished", "finished", "diverged"]
     assert "loss is nan at step 3" in (finished / "sweep.md").read_text()
 
@@ -211,7 +211,7 @@ def test_best_value_in_the_middle_of_the_grid_needs_no_note(tmp_path):
     assert choose(tmp_path, (0.5, 0.9, 0.7)).notes == []
 
 
-def test_of_a_loss_the_smallest_is_chosen(tmp_path):
+def test_smallest_loss_is_chosen(tmp_path):
     assert choose(tmp_path, (3.0, 1.0, 2.0), metric="loss").chosen == {RATE: 0.01}
 
 
@@ -219,7 +219,7 @@ def test_metric_that_is_not_finite_is_never_chosen(tmp_path):
     assert choose(tmp_path, (float("nan"), 0.1, 0.2)).chosen == {RATE: 0.1}
 
 
-def test_of_seeds_in_the_grid_the_mean_counts(tmp_path):
+def test_mean_over_seeds_in_the_grid_counts(tmp_path):
     sweep = Sweep(choose={RATE: (0.001, 0.01), "seed": (0, 1)}, final=FINAL)
     (task,) = make_tasks(sweep, TINY, FIELDS, tmp_path)
     leave_trials(task, f"{VALIDATION}/accuracy", (0.1, 0.9, 0.6, 0.6))
@@ -276,7 +276,7 @@ def test_finished_sweep_started_again_trains_nothing_not_even_what_diverged(copi
     assert (copied / "sweep.json").read_text() == before
 
 
-def test_unfinished_run_alone_is_trained_again_and_the_result_is_as_if_nothing_had_happened(copied):
+def test_only_the_unfinished_run_is_trained_again_and_the_result_is_the_same(copied):
     before = (copied / "sweep.json").read_text()
     unfinished = copied / read(copied)["final"][1]["workdir"]
     (unfinished / "summary.json").unlink()
@@ -320,7 +320,7 @@ def test_other_config_is_refused_with_the_fields_that_differ(copied):
         make_tasks(SWEEP, TINY, (*FIELDS, "--config.batch_size=32"), copied)
 
 
-def test_failed_run_is_told_and_tried_again_by_the_next_start(copied):
+def test_failed_run_is_listed_and_tried_again_by_the_next_start(copied):
     shutil.rmtree(copied / "trials" / f"{AREA}=0.9")
     sweep = dataclasses.replace(SWEEP, seeds=0)
     sweep_in(copied, sweep, train=fail)
@@ -331,7 +331,7 @@ def test_failed_run_is_told_and_tried_again_by_the_next_start(copied):
     assert again == [f"{AREA}=0.9"]
 
 
-def test_error_on_another_machine_counts_as_failed_until_the_run_has_gone_on(tmp_path):
+def test_error_on_another_machine_counts_as_failed_until_the_run_resumes(tmp_path):
     (task,) = make_tasks(SWEEP, TINY, FIELDS, tmp_path)
     run = task.trials[0]
     (run.path / "emergency" / "3").mkdir(parents=True)
@@ -440,7 +440,7 @@ def printed_configs(path, capsys):
     return found
 
 
-def test_printed_commands_are_those_of_the_trials_then_those_of_the_final_runs(tmp_path, capsys):
+def test_printed_commands_run_the_trials_then_the_final_runs(tmp_path, capsys):
     trials = printed_configs(tmp_path, capsys)
     assert list(trials) == [f"trials/{RATE}={rate}" for rate in (0.001, 0.01, 0.1)]
     assert [config.optimizer.learning_rate for config in trials.values()] == [0.001, 0.01, 0.1]
@@ -451,7 +451,7 @@ def test_printed_commands_are_those_of_the_trials_then_those_of_the_final_runs(t
     assert [(config.seed, config.data.eval_split) for config in final.values()] == [(0, "test"), (1, "test")]
 
 
-def test_collect_tells_what_is_missing_with_its_commands(tmp_path, capsys):
+def test_collect_prints_the_commands_of_missing_runs(tmp_path, capsys):
     (task,) = make_tasks(RATES, TINY, FIELDS, tmp_path)
     for run in task.trials[:2]:
         leave_results(run, **{f"{VALIDATION}/accuracy": 0.5})
@@ -518,7 +518,7 @@ def test_mistake_is_one_message_and_makes_nothing(arguments, message, tmp_path, 
     assert not path.exists()
 
 
-def test_metric_that_no_run_has_ends_the_sweep_after_the_first_and_says_which_there_are(finished, tmp_path):
+def test_unknown_metric_ends_the_sweep_after_the_first_run_and_lists_the_metrics(finished, tmp_path):
     sweep = dataclasses.replace(SWEEP, metric="acuracy", seeds=0)
     with pytest.raises(UserError, match=r"has no metric 'train\[90%:\]/acuracy'.*train\[90%:\]/accuracy"):
         sweep_in(tmp_path, sweep, train=lambda run: shutil.copytree(

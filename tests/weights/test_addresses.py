@@ -83,7 +83,7 @@ def test_names_are_host_and_path(cache):
     assert cached_path("http://Host:8080/a/b.npz#part") == cache / "host%3A8080/a/b.npz"
 
 
-def test_files_where_older_versions_kept_them_are_found(cache):
+def test_files_in_the_cache_of_older_versions_are_found(cache):
     older = cache.parent / "storage.googleapis.com" / "bucket" / "w.npz"
     older.parent.mkdir(parents=True)
     older.write_bytes(b"x")

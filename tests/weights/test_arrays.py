@@ -67,7 +67,7 @@ def path(request, tmp_path):
 # --- Whole files ---
 
 
-def test_what_is_written_is_read_with_dtypes_and_description(path):
+def test_written_files_are_read_with_dtypes_and_description(path):
     write_arrays(path, ARRAYS, DESCRIPTION)
     found, description = read_arrays(path)
     assert description == DESCRIPTION
@@ -117,7 +117,7 @@ def test_another_suffix_is_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", ["npz", "compressed npz", "safetensors"])
 @pytest.mark.parametrize("percent", range(0, 100, 10))
-def test_a_truncated_file_is_told_so(kind, percent, tmp_path):
+def test_a_truncated_file_is_reported(kind, percent, tmp_path):
     content = bytes_of(kind)
     (tmp_path / "weights").write_bytes(content[: len(content) * percent // 100])
     refuses(tmp_path / "weights", "truncated|cut off", "[Ff]etch it again")
@@ -149,7 +149,7 @@ def test_a_changed_byte_anywhere_never_changes_an_array_nor_ends_in_a_traceback(
     assert refused > len(content) / 3
 
 
-def test_a_changed_byte_in_an_array_is_told_as_damage(tmp_path):
+def test_a_changed_byte_in_an_array_is_reported_as_damage(tmp_path):
     content = bytes_of("npz")
     position = content.index(ARRAYS["block/kernel"].tobytes()) + 5
     damaged = content[:position] + b"\x99" + content[position + 1 :]
@@ -158,7 +158,7 @@ def test_a_changed_byte_in_an_array_is_told_as_damage(tmp_path):
 
 
 @pytest.mark.parametrize(("old", "new"), [(b"'<f4'", b"'<f2'"), (b"(3, 4)", b"(3, 2)"), (b"(3, 4)", b"(3, 5)")])
-def test_a_header_that_says_another_number_of_bytes_is_told_as_damage(old, new, tmp_path):
+def test_a_header_that_says_another_number_of_bytes_is_reported_as_damage(old, new, tmp_path):
     content = bytes_of("npz")
     assert content.count(old) == 1
     (tmp_path / "weights.npz").write_bytes(content.replace(old, new))
@@ -175,7 +175,7 @@ def test_a_changed_header_of_a_safetensors_file_never_ends_in_a_traceback(tmp_pa
             read_arrays(tmp_path / "weights.safetensors")
 
 
-def test_an_empty_file_is_told_so(tmp_path):
+def test_an_empty_file_is_reported(tmp_path):
     (tmp_path / "weights.npz").write_bytes(b"")
     refuses(tmp_path / "weights.npz", "is empty", "Fetch it again")
 
@@ -183,18 +183,18 @@ def test_an_empty_file_is_told_so(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"<!DOCTYPE html><html>Sign in</html>", b"hello\n", b"\0" * 100, b"P", b"\x93NUMPY"]
 )
-def test_a_file_of_another_kind_is_told_so(content, tmp_path):
+def test_a_file_of_another_kind_is_reported(content, tmp_path):
     (tmp_path / "weights.npz").write_bytes(content)
     refuses(tmp_path / "weights.npz", r"neither \.npz nor \.safetensors")
 
 
-def test_a_zip_file_that_is_no_npz_is_told_with_what_it_contains(tmp_path):
+def test_a_zip_file_that_is_not_an_npz_is_reported_with_what_it_contains(tmp_path):
     with zipfile.ZipFile(tmp_path / "weights.npz", "w") as archive:
         archive.writestr("train/cat/1.jpg", b"x")
     refuses(tmp_path / "weights.npz", r"a zip file, but no \.npz", "train/cat/1.jpg")
 
 
-def test_a_zip_file_whose_members_only_bear_the_names_of_arrays_is_refused(tmp_path):
+def test_a_zip_file_whose_members_only_have_the_names_of_arrays_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "weights.npz", "w") as archive:
         archive.writestr("a.npy", b"no array at all")
     refuses(tmp_path / "weights.npz", "damaged")
@@ -213,7 +213,7 @@ def test_a_pickled_npz_is_refused_and_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_a_legacy_torch_file_is_refused_with_the_command_that_turns_it_over(protocol, tmp_path):
+def test_a_legacy_torch_file_is_refused_with_the_command_that_converts_it(protocol, tmp_path):
     path = tmp_path / "vit_b.pth"
     path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, protocol) + pickle.dumps({"a": 1}, protocol))
     refuses(
@@ -228,7 +228,7 @@ def test_a_legacy_torch_file_is_known_without_its_suffix(tmp_path):
     refuses(tmp_path / "weights", "is a pickle")
 
 
-def test_a_zipped_torch_file_is_refused_with_the_command_that_turns_it_over(tmp_path):
+def test_a_zipped_torch_file_is_refused_with_the_command_that_converts_it(tmp_path):
     with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({"a": 1}, 2))
         archive.writestr("archive/data/0", b"\0" * 16)
@@ -264,7 +264,7 @@ def test_an_existing_file_is_replaced_whole(path, before):
     assert (found.keys(), description) == (ARRAYS.keys(), DESCRIPTION)
 
 
-def test_a_disk_that_is_too_full_is_told_before_anything_is_written(path, before, monkeypatch):
+def test_a_disk_that_is_too_full_is_reported_before_anything_is_written(path, before, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=30_000_000))
     with pytest.raises(UserError, match=r"folder has 30\.0 MB free, but 40\.0 MB are needed"):
         write_arrays(path, {"a": np.zeros(10_000_000, np.float32)}, {})
@@ -327,26 +327,26 @@ def test_a_rename_that_fails_leaves_the_old_file_and_nothing_else(path, before, 
     assert snapshot(path.parent) == before
 
 
-def test_a_folder_in_place_of_the_file_is_told(path):
+def test_a_folder_in_place_of_the_file_is_reported(path):
     path.mkdir(parents=True)
     with pytest.raises(UserError, match=r"cannot write .*Is a directory"):
         write_arrays(path, ARRAYS, {})
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
-def test_a_file_in_place_of_the_folder_is_told(path):
+def test_a_file_in_place_of_the_folder_is_reported(path):
     path.parent.write_text("a file")
     with pytest.raises(UserError, match="cannot write"):
         write_arrays(path, ARRAYS, {})
     assert path.parent.read_text() == "a file"
 
 
-def test_a_name_that_is_too_long_is_told(path):
+def test_a_name_that_is_too_long_is_reported(path):
     with pytest.raises(UserError, match="cannot write"):
         write_arrays(path.with_name("a" * 240 + path.suffix), ARRAYS, {})
 
 
-def test_json_that_is_not_there_is_empty(tmp_path):
+def test_missing_json_is_empty(tmp_path):
     assert files.read_json(tmp_path / "config.json") == {}
 
 
@@ -408,7 +408,7 @@ def test_a_compression_that_has_no_bound_is_refused(compression, tmp_path):
     refuses(npz_with(tmp_path / "a.npz", "a", npy("(3,)"), bytes(12), compression=compression), "compressed by method")
 
 
-def test_a_member_that_claims_more_than_can_be_there_is_refused(tmp_path):
+def test_a_member_that_claims_too_many_bytes_is_refused(tmp_path):
     content = bytearray(bytes_of("compressed npz"))
     entry = content.index(b"PK\1\2")
     content[entry + 24 : entry + 28] = (10**9).to_bytes(4, "little")  # its size when inflated
@@ -416,7 +416,7 @@ def test_a_member_that_claims_more_than_can_be_there_is_refused(tmp_path):
     refuses(tmp_path / "a.npz", "claims 1,000,000,000 bytes")
 
 
-def test_a_name_that_is_there_twice_is_refused(tmp_path):
+def test_a_duplicate_name_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for value in (1.0, 2.0):
@@ -447,7 +447,7 @@ def safetensors_with(path, header, body=b""):
     ],
     ids=range(9),
 )
-def test_a_safetensors_header_that_cannot_be_is_refused(header, tmp_path):
+def test_an_impossible_safetensors_header_is_refused(header, tmp_path):
     refuses(safetensors_with(tmp_path / "a.safetensors", header, bytes(8)), "damaged or truncated .safetensors")
 
 
@@ -470,7 +470,7 @@ def test_a_header_longer_than_its_file_is_not_waited_for(tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_arrays_that_are_no_weights_are_refused_by_name(array, kind, tmp_path):
+def test_arrays_that_are_not_weights_are_refused_by_name(array, kind, tmp_path):
     np.savez(tmp_path / "a.npz", **{"head/kernel": array, "good": np.ones(3, np.float32)})
     refuses(tmp_path / "a.npz", f"head/kernel .*{kind}")
 
@@ -492,7 +492,7 @@ def test_arrays_in_another_byte_order_or_in_columns_are_read(tmp_path):
         np.testing.assert_array_equal(found[name], array)
 
 
-def test_what_is_no_file_is_not_opened(tmp_path):
+def test_what_is_not_a_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "weights.npz")
     refuses(tmp_path / "weights.npz", "is not a file")
     refuses(pathlib.Path("/dev/zero"), "is not a file")

@@ -63,7 +63,7 @@ def test_inspect_shows_names_shapes_and_norms(capsys, source):
         np.testing.assert_allclose(float(lines[name][4]), array.mean(), rtol=1e-2, atol=1e-6)
 
 
-def test_inspect_shows_the_model_that_it_believes_in(capsys, source):
+def test_inspect_shows_the_identified_model(capsys, source):
     assert run("inspect", source, "--short") == 0
     output = capsys.readouterr().out
     size = sum(array.size for array in make_weights(pre_logits=True).arrays.values())
@@ -81,14 +81,14 @@ def test_inspect_warns_of_values_that_are_not_finite(capsys, tmp_path):
     assert "not finite: head/bias" in capsys.readouterr().out
 
 
-def test_inspect_tells_a_head_that_is_zero(capsys, tmp_path):
+def test_inspect_reports_a_head_of_zeros(capsys, tmp_path):
     weights = make_weights()
     weights.arrays["head/kernel"][:] = 0
     assert run("inspect", save(weights, tmp_path / "a.npz"), "--short") == 0
     assert "every image gets the same logits" in capsys.readouterr().out
 
 
-def test_inspect_tells_what_was_taken_for_granted(capsys, tmp_path):
+def test_inspect_reports_assumptions(capsys, tmp_path):
     np.savez(tmp_path / "a.npz", **make_weights(num_classes=1000).arrays)
     assert run("inspect", tmp_path / "a.npz", "--short") == 0
     output = capsys.readouterr().out
@@ -107,7 +107,7 @@ def test_inspect_tells_what_was_taken_for_granted(capsys, tmp_path):
         ("huggingface", "out", "out/model.safetensors"),
     ],
 )
-def test_convert_writes_the_format_that_is_asked_for(capsys, tmp_path, to, destination, file):
+def test_convert_writes_the_requested_format(capsys, tmp_path, to, destination, file):
     weights = make_weights()
     weights.arrays["Transformer/posembed_input/pos_embedding"][:, 0] = 0
     source = save(weights, tmp_path / "source.npz")
@@ -130,7 +130,7 @@ def test_convert_into_its_own_source_replaces_it_whole(capsys, source):
     assert load(source).spec.num_classes == 0
 
 
-def test_the_image_size_can_be_told(capsys, tmp_path):
+def test_the_image_size_can_be_given(capsys, tmp_path):
     np.savez(tmp_path / "a.npz", **make_weights(image_size=(8, 24)).arrays)
     assert run("convert", tmp_path / "a.npz", tmp_path / "b.npz", "--image_size=8x24") == 0
     assert load(tmp_path / "b.npz").spec.image_size == (8, 24)
@@ -171,7 +171,7 @@ def test_mistakes_end_with_status_1_and_one_message(capsys, source, tmp_path, ar
         (("inspcet", "a"), "inspect"),
     ],
 )
-def test_a_command_line_that_cannot_be_is_answered_with_its_usage(capsys, arguments, message):
+def test_an_invalid_command_line_prints_the_usage(capsys, arguments, message):
     with pytest.raises(SystemExit) as caught:
         run(*arguments)
     assert caught.value.code == 2
@@ -189,7 +189,7 @@ def test_a_command_line_that_cannot_be_is_answered_with_its_usage(capsys, argume
         (("inspect", "--help"), ("--image_size", "HEIGHTxWIDTH", "--model")),
     ],
 )
-def test_help_teaches(capsys, arguments, words):
+def test_help_explains_the_command(capsys, arguments, words):
     with pytest.raises(SystemExit) as caught:
         run(*arguments)
     assert caught.value.code == 0
@@ -198,7 +198,7 @@ def test_help_teaches(capsys, arguments, words):
         assert word in output
 
 
-def test_the_command_runs_in_a_process_of_its_own(source, tmp_path, compilation_cache):
+def test_the_command_runs_in_its_own_process(source, tmp_path, compilation_cache):
     command = [sys.executable, "-m", "vit_jax.weights", "convert", source, tmp_path / "out.npz", "--drop=haed"]
     process = subprocess.run(
         command, cwd=ROOT, env=main_environment(compilation_cache), capture_output=True, text=True, check=False

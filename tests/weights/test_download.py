@@ -258,14 +258,14 @@ def test_a_silent_server_is_given_up(server):
     fails(server, r"the connection broke \(.*timed out", retry_seconds=(), timeout_seconds=0.2)
 
 
-def test_a_server_that_trickles_is_given_up(server, monkeypatch):
+def test_a_slow_server_is_given_up(server, monkeypatch):
     hours = itertools.count(0, 3600)  # between two reads
     monkeypatch.setattr(download, "_CHUNK", 1024)
     monkeypatch.setattr(download, "time", types.SimpleNamespace(monotonic=lambda: next(hours), sleep=time.sleep))
     fails(server, "in 2 attempts: it arrives at less than a kilobyte a second", retry_seconds=(0,), limit_seconds=1e9)
 
 
-def test_a_server_that_trickles_its_headers_is_given_up(server):
+def test_a_server_with_slow_headers_is_given_up(server):
     server.header_seconds = 0.05
     fails(server, r"no complete answer in 0\.8 s", timeout_seconds=0.2, retry_seconds=())
 
@@ -277,14 +277,14 @@ def test_an_answer_without_end_is_given_up(server, monkeypatch):
     fails(server, "has no end: 5..,... bytes")
 
 
-def test_a_web_page_is_not_taken_for_the_file(server):
+def test_a_web_page_is_not_mistaken_for_the_file(server):
     server.headers = {"Content-Type": "text/html; charset=utf-8"}
     fails(server, "web page, not a file", "put it here")
     server.headers, server.content = {}, b"\n<!DOCTYPE html><html>Sign in</html>"
     fails(server, "web page, not a file")
 
 
-def test_an_empty_answer_is_no_file(server):
+def test_an_empty_answer_is_not_a_file(server):
     server.content = b""
     fails(server, "in 4 attempts: the server sent an empty file")
     cached_path(server.url).write_bytes(b"")  # as an older version kept it
@@ -362,7 +362,7 @@ def wait_until(condition, seconds=60.0):
         time.sleep(0.01)
 
 
-def test_of_two_processes_one_downloads_and_the_other_waits_even_if_the_first_is_killed(server):
+def test_one_process_downloads_while_another_waits_even_if_the_first_is_killed(server):
     server.pause_after = 10 * PIECE
     with start_fetch(server.url) as first:
         wait_until(lambda: server.requests)

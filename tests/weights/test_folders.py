@@ -27,7 +27,7 @@ def test_a_huggingface_folder_has_what_transformers_reads(huggingface):
     assert preprocessor["rescale_factor"] == 1 / 255
 
 
-def test_a_huggingface_folder_of_others_tells_labels_and_preprocessing(huggingface):
+def test_a_foreign_huggingface_folder_has_labels_and_preprocessing(huggingface):
     found = load(huggingface)
     assert found.class_names == NAMES
     assert found.preprocessing == Preprocessing((16, 16), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), antialias=True)
@@ -51,7 +51,7 @@ def test_the_exact_gelu_of_huggingface_is_heeded(huggingface):
         ({"id2label": {"0": "cat", "1": "dog"}}, "2 class names for 5 logits"),
     ],
 )
-def test_what_vit_jax_does_not_have_is_refused(huggingface, fields, message):
+def test_unsupported_features_are_refused(huggingface, fields, message):
     edit(huggingface / "config.json", **fields)
     refuses(message, huggingface)
 
@@ -70,7 +70,7 @@ def test_the_problem_of_huggingface_says_what_makes_probabilities(huggingface, p
     assert load(huggingface).probabilities == probabilities
 
 
-def test_labels_that_only_repeat_numbers_are_no_names(huggingface):
+def test_labels_that_only_repeat_numbers_are_not_names(huggingface):
     edit(huggingface / "config.json", id2label={str(label): f"LABEL_{label}" for label in range(5)})
     assert load(huggingface).class_names is None
 
@@ -118,7 +118,7 @@ def test_a_timm_folder_has_what_timm_reads(timm):
     assert config["pretrained_cfg"] == expected
 
 
-def test_a_timm_folder_of_others_tells_labels_and_preprocessing(timm):
+def test_a_foreign_timm_folder_has_labels_and_preprocessing(timm):
     found = load(timm)
     assert found.class_names == NAMES
     expected = Preprocessing((16, 16), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "crop", 0.9, "bicubic", True, True)
@@ -166,7 +166,7 @@ def test_arguments_of_timm_that_compute_otherwise_are_refused(timm, fields, mess
         (None, "there are no files"),
     ],
 )
-def test_a_folder_without_a_file_that_can_be_read_is_told(name, message, tmp_path):
+def test_a_folder_without_a_file_that_can_be_read_is_reported(name, message, tmp_path):
     if name:
         (tmp_path / name).write_bytes(b"x")
     refuses(message, tmp_path)

@@ -229,7 +229,7 @@ def test_our_arrays_are_written_with_their_names_and_layouts(case):
     assert_same(layout.write(ours), theirs)
 
 
-def test_a_format_is_told_by_its_names(case):
+def test_a_format_is_identified_by_its_names(case):
     layout, _, theirs = case
     assert find_format(theirs) is layout
 
@@ -321,7 +321,7 @@ def test_the_released_names_are_ours(attributes):
         ("timm_bit", "module."),
     ],
 )
-def test_a_prefix_of_all_names_is_taken_off_and_what_lacks_it_is_no_parameter(format_name, prefix):
+def test_a_prefix_of_all_names_is_taken_off_and_what_lacks_it_is_not_a_parameter(format_name, prefix):
     weights = make_weights(**(BIT if "bit" in format_name else {"pool": "gap"}))
     layout = FORMATS[format_name]
     theirs = {prefix + name: array for name, array in layout.write(weights.arrays).items()}
@@ -359,7 +359,7 @@ def test_two_spellings_of_one_name_are_refused():
         FORMATS["bit"].read(theirs | {f"{name}_3/kernel": theirs[f"{name}/kernel"]})
 
 
-def test_what_training_kept_beside_attention_parameters_is_left_out():
+def test_extra_training_arrays_beside_attention_parameters_are_skipped():
     arrays = make_weights().arrays
     beside = {"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/unused": np.zeros(3, np.float32)}
     assert_same(FORMATS["vit"].read(arrays | beside), arrays)
@@ -397,7 +397,7 @@ def test_big_visions_class_token_takes_over_its_position():
     np.testing.assert_array_equal(theirs["pos_embedding"], positions[:, 1:])
 
 
-def test_to_big_vision_and_back_changes_the_class_tokens_position_alone():
+def test_to_big_vision_and_back_changes_only_the_class_tokens_position():
     arrays = make_weights().arrays
     positions = arrays["Transformer/posembed_input/pos_embedding"]
     back = FORMATS["big_vision"].read(FORMATS["big_vision"].write(arrays))
@@ -463,13 +463,13 @@ def test_names_of_no_format_are_listed_with_the_formats_that_are_known():
         find_format({"conv1.weight": np.zeros(3), "fc.bias": np.zeros(3)})
 
 
-def test_no_arrays_at_all_are_told_so():
+def test_no_arrays_at_all_are_reported():
     with pytest.raises(UserError, match="no arrays"):
         find_format({})
 
 
 @pytest.mark.parametrize("case", ["timm", "huggingface", "bit", "timm bit"], indirect=True)
-def test_arrays_that_cannot_be_turned_are_refused_with_name_and_shape(case):
+def test_arrays_that_cannot_be_converted_are_refused_with_name_and_shape(case):
     layout, _, theirs = case
     name, array = next((name, array) for name, array in theirs.items() if array.ndim == 4 and "head" not in name)
     flat = {"timm": array.reshape(-1), "huggingface": array[0]}.get(layout.name, array[0, 0])
@@ -493,7 +493,7 @@ def test_a_head_that_is_a_convolution_over_more_than_one_pixel_is_refused_with_i
         layout.read({**theirs, name: larger})
 
 
-def test_the_number_of_heads_must_be_told_where_arrays_do_not_tell():
+def test_the_number_of_heads_must_be_given_if_arrays_do_not_show_it():
     with pytest.raises(UserError, match=r"does not say how many attention heads.*--model="):
         FORMATS["timm"].read(as_timm(make_weights().arrays))
 

@@ -75,7 +75,7 @@ def test_a_released_file_gives_the_outputs_of_timm(released, ours):
         assert error <= tolerance, f"{name} is off by {error:.2g}"
 
 
-def test_gradients_of_a_released_file_are_those_of_timm(released, ours, tmp_path):
+def test_gradients_of_a_released_file_match_timm(released, ours, tmp_path):
     arrays, weights, expected = released
     gradients = in_released_layout(weights, ours[1], tmp_path / "gradients.npz")
     assert gradients.keys() == arrays.keys()

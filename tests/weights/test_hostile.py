@@ -115,7 +115,7 @@ def test_preprocessing_of_timm_that_cannot_be_computed_is_refused(fields, messag
     refuses(message, timm)
 
 
-def test_fields_that_are_not_read_are_told(huggingface):
+def test_fields_that_are_not_read_are_reported(huggingface):
     edit(huggingface / "preprocessor_config.json", brightness=2)
     assert any("not read: brightness" in note for note in load(huggingface).notes)
     (huggingface / "preprocessor_config.json").unlink()
@@ -172,7 +172,7 @@ def test_names_that_claim_a_million_layers_are_refused_at_once(plain):
     refuses("unexpected shape", save_plain(path, arrays | {"Transformer/encoderblock/x": np.float32(0)}))
 
 
-def test_values_that_are_no_numbers_are_refused_by_name_unless_they_are_allowed(plain):
+def test_values_that_are_not_numbers_are_refused_by_name_unless_they_are_allowed(plain):
     arrays, path = plain
     arrays["head/kernel"][0, 0], arrays["head/bias"][0] = np.inf, np.nan
     save_plain(path, arrays)
@@ -190,14 +190,14 @@ def test_state_dicts_of_training_libraries_are_read_with_any_prefix(prefix, timm
         assert_same(load(folder).arrays, expected)
 
 
-def test_of_two_models_in_a_file_none_is_guessed(timm):
+def test_two_models_in_a_file_are_an_error(timm):
     arrays = safetensors.numpy.load_file(timm / "model.safetensors")
     both = {f"{who}.{name}": array for name, array in arrays.items() for who in ("student", "teacher")}
     safetensors.numpy.save_file(both, timm / "model.safetensors")
     refuses("2 models, whose names begin with 'student.', 'teacher.'", timm)
 
 
-def test_a_checkpoint_of_orbax_is_told_from_weights(tmp_path):
+def test_a_checkpoint_of_orbax_is_not_mistaken_for_weights(tmp_path):
     (tmp_path / "checkpoints" / "8" / "tree").mkdir(parents=True)
     (tmp_path / "checkpoints" / "8" / "_CHECKPOINT_METADATA").write_text("{}")
     refuses("an Orbax checkpoint.*name the workdir of its run", tmp_path / "checkpoints" / "8")
@@ -236,7 +236,7 @@ def test_preprocessing_survives_a_folder_of_others_or_is_refused_whole(to, prepr
     assert caplog.messages == []
 
 
-def test_what_a_folder_of_others_cannot_say_is_told(tmp_path, caplog):
+def test_what_a_folder_of_others_cannot_say_is_reported(tmp_path, caplog):
     preprocessing = Preprocessing((16, 16), interpolation="area", exif_orientation=True)
     weights = dataclasses.replace(make_weights(), preprocessing=preprocessing, probabilities="sigmoid")
     save(weights, tmp_path / "timm", to="timm")

@@ -45,17 +45,17 @@ def refuses(shapes, *expected, **options):
         ("Axial-ViT-B/16", 224),
     ],
 )
-def test_a_model_is_told_by_its_names_and_shapes(name, size):
+def test_a_model_is_identified_by_its_names_and_shapes(name, size):
     spec = identify(shapes_of(name, 10, (size, size)))
     assert (spec.name, spec.num_classes, spec.overrides, spec.image_size) == (name, 10, {}, (size, size))
 
 
 @pytest.mark.parametrize("name", ["R26x1", "R50x3", "R101x1"])
-def test_a_bit_resnet_is_told_but_not_its_image_size(name):
+def test_a_bit_resnet_is_identified_but_not_its_image_size(name):
     assert identify(shapes_of(name, 10, (224, 224))) == ModelSpec(name, 10)
 
 
-def test_an_axial_resnet_is_told_with_its_image_size():
+def test_an_axial_resnet_is_identified_with_its_image_size():
     spec = identify(shapes_of("AxialResNet-50", 10, (64, 96)))
     assert (spec.name, spec.image_size) == ("AxialResNet-50", (64, 96))
 
@@ -74,7 +74,7 @@ def test_an_axial_resnet_is_told_with_its_image_size():
         {"name": "R50+ViT-B/16", "resnet": (), "patch_size": 4, "image_size": (32, 32)},
     ],
 )
-def test_a_model_of_other_dimensions_is_told_by_its_names_and_shapes(attributes):
+def test_a_model_of_other_dimensions_is_identified_by_its_names_and_shapes(attributes):
     attributes = {"name": "ViT-Ti/4", "num_classes": 5, **TINY, **attributes}
     size = attributes.pop("image_size", (16, 16))
     found = identify(shapes_of(image_size=size, **attributes))
@@ -83,14 +83,14 @@ def test_a_model_of_other_dimensions_is_told_by_its_names_and_shapes(attributes)
 
 
 @pytest.mark.parametrize("attributes", [{"stages": (1, 2)}, {"stages": (1,), "width_factor": 2}])
-def test_a_bit_resnet_of_another_depth_is_told_by_its_names_and_shapes(attributes):
+def test_a_bit_resnet_of_another_depth_is_identified_by_its_names_and_shapes(attributes):
     found = identify(shapes_of("R50x1", **attributes))
     assert found.create() == create_model("R50x1", num_classes=5, **attributes)
 
 
 @pytest.mark.parametrize("at", PLACES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_position_embeddings_are_told_where_arrays_tell(kind, at):
+def test_position_embeddings_are_identified_if_arrays_show_them(kind, at):
     found = identify(tiny(position_embedding=kind, position_embedding_at=at)).create()
     # Fixed ones have no arrays, and one that all layers share bears the name of the stem's.
     assert found.position_embedding == ("none" if kind == "sincos_2d" else kind)
@@ -102,11 +102,11 @@ def test_position_embeddings_are_told_where_arrays_tell(kind, at):
 
 @pytest.mark.parametrize("kind", ["learned_1d", "learned_2d", "relative"])
 @pytest.mark.parametrize("pool", ["cls", "gap"])
-def test_the_image_size_is_told_by_the_position_embeddings(kind, pool):
+def test_the_image_size_follows_from_the_position_embeddings(kind, pool):
     assert identify(tiny(position_embedding=kind, pool=pool, image_size=(24, 24))).image_size == (24, 24)
 
 
-def test_learned_2d_positions_tell_an_image_that_is_not_square():
+def test_learned_2d_positions_identify_an_image_that_is_not_square():
     assert identify(tiny(position_embedding="learned_2d", image_size=(8, 24))).image_size == (8, 24)
 
 
@@ -137,11 +137,11 @@ def test_a_number_of_embeddings_that_the_model_cannot_have_is_refused(pool, numb
     refuses(tiny(pool=pool, image_size=(56, 56)) | {POSITIONS: (1, number, 16)}, hint)
 
 
-def test_an_image_that_is_not_square_must_be_told_and_the_error_says_how():
+def test_an_image_that_is_not_square_must_be_given_and_the_error_says_how():
     refuses(tiny(image_size=(8, 16)), "8 for the patches.*no square", "image_size")
 
 
-def test_an_image_that_is_not_square_can_be_told():
+def test_an_image_that_is_not_square_can_be_given():
     assert identify(tiny(image_size=(8, 16)), image_size=(8, 16)).image_size == (8, 16)
 
 
@@ -200,7 +200,7 @@ def test_only_the_first_of_many_differences_are_listed():
     assert len(str(caught.value).splitlines()) == 10
 
 
-def test_differences_bear_the_files_own_names():
+def test_differences_have_the_files_own_names():
     with pytest.raises(UserError, match=r"missing: THEIR.b\n.*not of this model: THEIR.c\n.*THEIR.a: "):
         check_shapes({"a": (1,), "c": (1,)}, {"a": (2,), "b": (1,)}, lambda name: f"THEIR.{name}")
 
@@ -217,7 +217,7 @@ def test_differences_bear_the_files_own_names():
         {"name": "R50+ViT-B/16", "resnet": (1,), "image_size": (16, 16)},
     ],
 )
-def test_shapes_that_are_no_models_are_errors_for_people(attributes):
+def test_shapes_that_are_not_models_are_user_errors(attributes):
     shapes = shapes_of(**attributes) if "stages" in attributes else tiny(**attributes | {"num_layers": 1})
     telling = r"embedding|conv_root|conv3/kernel|query/bias|Dense_0/bias|head/kernel"
     for name in [name for name in shapes if re.search(telling, name)]:

@@ -61,7 +61,7 @@ def snapshot(folder):
 
 
 @pytest.mark.parametrize(("to", "family"), [(to, family) for to, held in HOLDS.items() for family in held])
-def test_what_is_saved_is_loaded_to_the_bit(to, family, tmp_path):
+def test_saved_weights_are_loaded_bit_exactly(to, family, tmp_path):
     weights = make_weights(**FAMILIES[family])
     if weights.spec.num_classes:
         weights = dataclasses.replace(weights, class_names=NAMES)
@@ -80,7 +80,7 @@ def test_what_is_saved_is_loaded_to_the_bit(to, family, tmp_path):
     ("to", "family"),
     [(to, family) for to, held in HOLDS.items() for family in held if (to, family) != (None, "bit of big_vision")],
 )
-def test_a_model_is_told_without_a_description(to, family, tmp_path):
+def test_a_model_is_identified_without_a_description(to, family, tmp_path):
     weights = make_weights(**FAMILIES[family])
     file = strip_description(save(weights, tmp_path / f"saved{SUFFIX[to]}", to=to))
     found = load(file.parent if file.suffix == ".safetensors" else file)
@@ -138,14 +138,14 @@ def test_every_position_embedding_is_loaded_with_its_description(kind, at, tmp_p
 @pytest.mark.parametrize("attributes", [{"position_embedding": kind} for kind in KINDS[2:4]]
                          + [{"position_embedding": "none"}, {"position_embedding_at": "every_layer"},
                             {"position_embedding_at": "shared"}])  # fmt: skip
-def test_formats_refuse_position_embeddings_that_they_do_not_have(to, attributes, tmp_path):
+def test_formats_refuse_unknown_position_embeddings(to, attributes, tmp_path):
     with pytest.raises(UserError, match=r"position embeddings.*--to=vit"):
         save(make_weights(**attributes), tmp_path / f"saved{SUFFIX[to]}", to=to)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("to", [None, "big_vision", "timm", "huggingface"])
-def test_images_that_are_not_square_are_told_by_the_description(to, tmp_path):
+def test_description_gives_images_that_are_not_square(to, tmp_path):
     weights = make_weights(image_size=(8, 24))
     weights.arrays[POSITIONS][:, 0] = 0
     save(weights, tmp_path / f"saved{SUFFIX[to]}", to=to)
@@ -154,7 +154,7 @@ def test_images_that_are_not_square_are_told_by_the_description(to, tmp_path):
     assert_same(found.arrays, weights.arrays)
 
 
-def test_images_that_are_not_square_can_be_told_where_there_is_no_description(tmp_path):
+def test_images_that_are_not_square_can_be_given_without_a_description(tmp_path):
     path = save_plain(tmp_path / "plain.npz", make_weights(image_size=(8, 24)).arrays)
     found = load(path, image_size=(8, 24))
     assert found.spec.image_size == found.preprocessing.image_size == (8, 24)
@@ -197,7 +197,7 @@ def test_a_name_that_does_not_suit_the_format_is_refused(to, path, message, tmp_
 
 
 @pytest.mark.parametrize("family", ["cls", "hybrid", "bit"])
-def test_a_timm_file_of_its_own_is_read_alone(family, tmp_path):
+def test_a_timm_file_is_read_without_a_folder(family, tmp_path):
     # It needs no name of timm's, so it can hold hybrids and ResNets of any depth.
     weights = make_weights(**FAMILIES[family])
     save(weights, tmp_path / "weights.safetensors", to="timm")
@@ -205,7 +205,7 @@ def test_a_timm_file_of_its_own_is_read_alone(family, tmp_path):
     assert_same(load(tmp_path / "weights.safetensors").arrays, weights.arrays)
 
 
-def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_nothing_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
     for to, name in ((None, "a.npz"), ("timm", "a.safetensors"), ("huggingface", "a")):
         with pytest.raises(UserError, match=r"1\.0 kB free, but .* are needed"):
@@ -216,7 +216,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, monkeypatch):
 # --- What is taken for granted ---
 
 
-def test_heads_of_a_file_that_does_not_tell_are_those_of_the_size_and_it_says_so(tmp_path):
+def test_unknown_number_of_heads_follows_from_the_size_with_a_note(tmp_path):
     weights = make_weights("ViT-S/4", num_layers=1, hidden_dim=384, num_heads=6)
     file = strip_description(save(weights, tmp_path / "a.safetensors", to="timm"))
     found = load(file)
@@ -225,7 +225,7 @@ def test_heads_of_a_file_that_does_not_tell_are_those_of_the_size_and_it_says_so
 
 
 @pytest.mark.parametrize("to", ["timm", "huggingface"])
-def test_the_gelu_of_a_file_that_does_not_tell_is_the_librarys_and_it_says_so(to, tmp_path):
+def test_unknown_gelu_is_the_librarys_with_a_note(to, tmp_path):
     weights = make_weights("ViT-Ti/4", num_layers=1, hidden_dim=192, num_heads=3)
     file = strip_description(save(weights, tmp_path / "folder", to=to))
     found = load(file)
@@ -233,7 +233,7 @@ def test_the_gelu_of_a_file_that_does_not_tell_is_the_librarys_and_it_says_so(to
     assert any("gelu=exact" in note for note in found.notes)
 
 
-def test_heads_of_a_file_that_does_not_tell_can_be_told(tmp_path):
+def test_unknown_number_of_heads_can_be_given(tmp_path):
     # Of two sizes that differ in their heads alone, S has 6.
     weights = make_weights("ViT-b/4", num_layers=12, hidden_dim=384, mlp_dim=1536, num_heads=12)
     file = strip_description(save(weights, tmp_path / "a", to="huggingface"))
@@ -242,7 +242,7 @@ def test_heads_of_a_file_that_does_not_tell_can_be_told(tmp_path):
     assert_same(found.arrays, weights.arrays)
 
 
-def test_a_thousand_classes_are_taken_to_be_imagenets_and_it_says_so(tmp_path):
+def test_a_thousand_classes_are_assumed_to_be_imagenets_with_a_note(tmp_path):
     found = load(save_plain(tmp_path / "a.npz", make_weights(num_classes=1000).arrays))
     assert found.class_names[0] == "tench, Tinca tinca"
     assert found.notes == ("1,000 classes: taken to be those of imagenet2012",)
@@ -272,7 +272,7 @@ def test_embeddings_that_a_format_always_has_must_be_there(format_name, request)
 # --- Wrong files ---
 
 
-def test_a_file_of_another_model_than_asked_for_names_both_and_the_first_differences(plain):
+def test_a_file_of_another_model_than_requested_names_both_and_the_first_differences(plain):
     arrays, path = plain
     save_plain(path, arrays)
     refuses(
@@ -286,12 +286,12 @@ def test_a_file_of_another_model_than_asked_for_names_both_and_the_first_differe
     )
 
 
-def test_asking_for_a_vit_refuses_a_resnet(tmp_path):
+def test_requesting_a_vit_refuses_a_resnet(tmp_path):
     path = strip_description(save(make_weights(**BIT), tmp_path / "a.npz"))
     refuses("this is R50x1.*not ViT-B/16.*\n.*missing", path, model="ViT-B/16")
 
 
-def test_asking_for_what_a_file_holds_loads_it(tmp_path):
+def test_requesting_the_model_of_a_file_loads_it(tmp_path):
     weights = make_weights(num_layers=12, hidden_dim=192, mlp_dim=768, num_heads=3, pool="gap", pre_logits=True)
     assert load(save_plain(tmp_path / "a.npz", weights.arrays), model="ViT-Ti/4").spec.name == "ViT-Ti/4"
 
@@ -334,7 +334,7 @@ def test_a_transposed_array_is_named_with_both_shapes(plain):
     refuses(rf"{name}: \(16, 32\).*\(32, 16\)", save_plain(path, arrays | {name: arrays[name].T}))
 
 
-def test_differences_bear_the_files_own_names(timm):
+def test_differences_have_the_files_own_names(timm):
     arrays = safetensors.numpy.load_file(timm / "model.safetensors")
     del arrays["blocks.1.norm2.weight"]
     safetensors.numpy.save_file(arrays, timm / "model.safetensors")
@@ -347,7 +347,7 @@ def test_a_file_that_its_description_does_not_fit_is_refused_with_the_descriptio
     refuses([r"head/kernel: \(16, 7\).*\(16, 5\)", "weights.npz.json"], path)
 
 
-def test_a_truncated_npz_is_told(tmp_path):
+def test_a_truncated_npz_is_reported(tmp_path):
     path = save(make_weights(), tmp_path / "weights.npz")
     path.write_bytes(path.read_bytes()[:-1000])
     refuses("damaged or truncated .npz", path)
@@ -374,7 +374,7 @@ def test_a_truncated_npz_is_told(tmp_path):
     ],
     ids=json.dumps,
 )
-def test_a_wrong_description_is_an_error_for_people(change, tmp_path):
+def test_a_wrong_description_is_a_user_error(change, tmp_path):
     path = save(make_weights(), tmp_path / "weights.npz")
     edit(tmp_path / "weights.npz.json", **change)
     with pytest.raises(UserError):
@@ -412,7 +412,7 @@ def test_weights_without_head_have_neither_its_arrays_nor_its_names():
     ("part", "message"),
     [("Transformer", "cannot do without Transformer"), ("haed", "no 'haed'"), ("pre_logits", "no 'pre_logits'")],
 )
-def test_parts_that_cannot_go_are_refused(part, message):
+def test_parts_that_a_model_needs_cannot_be_left_out(part, message):
     with pytest.raises(UserError, match=message):
         make_weights().without(part)
 

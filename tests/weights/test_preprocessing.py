@@ -106,13 +106,13 @@ def test_json_and_back_changes_nothing():
 
 
 @pytest.mark.parametrize("fields", [{"sise": 3}, {"std": [0.5, "a", 0.5]}, {"image_size": None}, {"std": []}])
-def test_json_of_others_is_refused(fields):
+def test_foreign_json_is_refused(fields):
     with pytest.raises(UserError, match="preprocessing"):
         Preprocessing.from_json(fields)
 
 
 @pytest.mark.parametrize("fields", [None, 5, "abc", []])
-def test_json_that_is_no_dictionary_is_refused(fields):
+def test_json_that_is_not_a_dictionary_is_refused(fields):
     with pytest.raises(UserError, match="preprocessing"):
         Preprocessing.from_json(fields)
 
@@ -129,7 +129,7 @@ def test_json_that_is_no_dictionary_is_refused(fields):
         ({"image_size": (0, 224)}, "image_size at least 1"),
     ],
 )
-def test_values_that_cannot_be_are_refused(attributes, message):
+def test_impossible_values_are_refused(attributes, message):
     with pytest.raises(UserError, match=message):
         Preprocessing(**attributes)
 
@@ -174,7 +174,7 @@ def test_a_crop_of_huggingface_is_cut_from_exactly_the_size_it_names():
             assert fraction <= 1
 
 
-def test_without_resizing_only_images_of_the_right_size_are_taken():
+def test_without_resizing_only_images_of_the_right_size_are_accepted():
     preprocessing = Preprocessing((16, 24), resize="none")
     image = photo(16, 24)
     assert preprocessing(image) is image

@@ -84,7 +84,7 @@ def test_a_run_whose_record_of_its_model_was_changed_is_refused(run):
         (run / "model.json").write_text(before)
 
 
-def test_a_run_of_another_model_than_asked_for_is_refused():
+def test_a_run_of_another_model_than_requested_is_refused():
     refuses("this is ViT-Ti/4.*not ViT-B/16", GOLDEN, model="ViT-B/16")
 
 

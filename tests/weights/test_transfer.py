@@ -58,7 +58,7 @@ def logits(model, params, size=(16, 16)):
 # --- The head ---
 
 
-def test_the_head_begins_anew_at_zero_and_all_else_is_taken_over():
+def test_the_head_starts_at_zero_and_all_else_is_transferred():
     weights = weights_of()
     params, report = transfer(weights, model_of(num_classes=3), 16)
     found = flat(params)
@@ -98,7 +98,7 @@ def test_a_model_without_head_drops_it():
     check_report(report, weights, params)
 
 
-def test_weights_without_head_are_taken_over():
+def test_weights_without_head_are_transferred():
     weights = weights_of(num_classes=0)
     params, report = transfer(weights, model_of(), 16)
     assert (report.dropped, set(report.initialised)) == ((), HEAD)
@@ -112,7 +112,7 @@ def test_pre_logits_are_dropped_where_the_model_has_none():
     check_report(report, weights, params)
 
 
-def test_pre_logits_begin_anew_unless_they_are_to_be_kept():
+def test_pre_logits_start_from_scratch_unless_they_are_to_be_kept():
     weights = weights_of(pre_logits=True)
     params, report = transfer(weights, weights.spec.create(), 16)
     assert set(report.dropped) == set(report.initialised) == HEAD | PRE_LOGITS
@@ -127,7 +127,7 @@ def test_pre_logits_are_kept_without_the_head():
     check_report(report, weights, params)
 
 
-def test_what_begins_anew_depends_on_the_seed():
+def test_what_starts_from_scratch_depends_on_the_seed():
     weights, model = weights_of(), model_of(pre_logits=True)
     kernels = [flat(transfer(weights, model, 16, seed=seed)[0])["pre_logits/kernel"] for seed in (0, 0, 1)]
     np.testing.assert_array_equal(kernels[0], kernels[1])
@@ -197,7 +197,7 @@ def test_fixed_embeddings_fit_any_resolution():
     check_report(report, weights, params)
 
 
-def test_relative_embeddings_in_raster_order_are_taken_over_at_the_same_resolution():
+def test_relative_embeddings_in_raster_order_are_kept_at_the_same_resolution():
     weights = weights_of(position_embedding="relative")
     params, report = transfer(weights, weights.spec.create(), 16)
     check_report(report, weights, params)
@@ -254,7 +254,7 @@ def test_a_class_token_is_dropped_with_its_position():
     check_report(report, weights, params)
 
 
-def test_a_class_token_begins_anew_with_its_position():
+def test_a_class_token_starts_from_scratch_with_its_position():
     weights = weights_of(pool="gap")
     params, report = transfer(weights, model_of(), 16)
     found = flat(params)
@@ -275,7 +275,7 @@ def test_the_class_token_changes_with_the_resolution_at_once(old, new):
     assert report.resized == ((POSITIONS, (1, 17 - (old == "gap"), 16), (1, 37 - (new == "gap"), 16)),)
 
 
-def test_attention_pooling_begins_anew_where_the_weights_have_none():
+def test_attention_pooling_starts_from_scratch_where_the_weights_have_none():
     weights = weights_of(pool="gap")
     params, report = transfer(weights, model_of(pool="map"), 16)
     pooling = {name for name in flat(params) if name.startswith("MAPHead_0/")}

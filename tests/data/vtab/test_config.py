@@ -39,7 +39,7 @@ def test_task_dry_runs_without_its_data(name):
     assert built.batch_shapes["image"].shape == (512, 384, 384, 3)
 
 
-def test_weights_tell_the_model_and_are_not_fetched_for_a_dry_run():
+def test_weights_determine_the_model_and_are_not_fetched_for_a_dry_run():
     built = build.build(PAGE.get_config("task=dtd,weights=vit_b32_i21k"), allow_missing_data=True)
     assert (built.model_name, built.num_classes) == ("ViT-B/32", 47)
 
@@ -48,7 +48,7 @@ def test_final_run_is_what_a_page_without_stage_gives():
     assert PAGE.get_config("task=dtd").to_dict() == PAGE.get_config("task=dtd,stage=final").to_dict()
 
 
-def test_settings_are_those_of_table_4():
+def test_settings_match_table_4():
     config = PAGE.get_config()
     row, optimizer = tables.TABLE_4["VTAB"], config.optimizer
     assert (config.steps, optimizer.learning_rate) == (row.steps, *row.learning_rates)
@@ -63,7 +63,7 @@ def test_last_parameters_count_not_those_that_are_best_on_the_test_set():
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_images_are_cropped_and_flipped_where_the_label_bears_it(name):
+def test_images_are_cropped_and_flipped_if_the_label_allows(name):
     data = PAGE.get_config(f"task={name}").data
     assert (data.inception_crop, data.random_crop_from) == (False, None if name in NO_CROP else 448)
     assert data.flip == (name not in NO_FLIP)
@@ -80,7 +80,7 @@ def test_crops_show_the_same_share_at_other_resolutions(resolution, crop_from):
     ("stage", "train", "evaluation", "images"),
     [("choose", "train800", "val200", 800), ("final", "train800val200", "test", 1000)],
 )
-def test_stage_decides_what_is_trained_and_evaluated_on(stage, train, evaluation, images):
+def test_stage_determines_training_and_evaluation_data(stage, train, evaluation, images):
     data = PAGE.get_config(f"task=svhn,stage={stage}").data
     assert (data.dataset, data.train_split, data.eval_split) == ("vtab:svhn", train, evaluation)
     assert data.expected_train_images == images

@@ -128,7 +128,7 @@ def digest_of(entry):
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def test_manifest_is_of_all_tasks_that_are_prepared(written):
+def test_manifest_covers_all_prepared_tasks(written):
     path, printed = written
     content = read_manifest(path)
     assert list(content["tasks"]) == ["dsprites_location", "dsprites_orientation"]
@@ -180,7 +180,7 @@ def test_examples_with_another_label_or_pixel_are_named(theirs, ours, made, feat
     ]
 
 
-def test_other_order_is_told_from_other_examples(theirs, tmp_path, capsys):
+def test_other_order_is_distinguished_from_other_examples(theirs, tmp_path, capsys):
     def swap(content):
         for entry in content["tasks"].values():
             for values in (entry["pixels"], entry["labels"]):
@@ -201,7 +201,7 @@ def test_only_the_first_examples_that_differ_are_named(theirs, tmp_path, capsys)
     assert named == [f"train800[{i}]" for i in (10, 11, 12, 13, 14)]
 
 
-def test_other_decoder_is_told_where_pixels_differ(theirs, tmp_path, capsys):
+def test_other_decoder_is_reported_if_pixels_differ(theirs, tmp_path, capsys):
     foreign = rewritten(theirs, tmp_path, lambda content: content | {"decoder": "TensorFlow 2.21"})
     assert main(["check", str(theirs), str(foreign)]) == 0
     assert "TensorFlow" not in capsys.readouterr().out
@@ -248,7 +248,7 @@ def test_manifest_that_was_changed_is_refused(theirs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"format": 1}', '{"format": 1, "tasks": {"dtd": 3}}'])
-def test_file_that_is_no_manifest_is_refused(tmp_path, capsys, content):
+def test_file_that_is_not_a_manifest_is_refused(tmp_path, capsys, content):
     path = tmp_path / "theirs.json"
     path.write_text(content)
     assert main(["check", str(path)]) == 1
@@ -289,7 +289,7 @@ def test_manifest_of_nothing_says_how_to_get_data(tmp_path, use, capsys):
     assert not (tmp_path / "x.json").exists()
 
 
-def test_manifest_without_a_folder_to_lie_in_is_refused_before_all_is_read(folder, use, capsys):
+def test_manifest_without_its_folder_is_refused_before_reading(folder, use, capsys):
     use(folder)
     assert main(["manifest", "--tasks=resisc45", f"--out={folder / 'none' / 'x.json'}"]) == 1
     assert f"there is no folder {folder / 'none'}" in capsys.readouterr().err

@@ -173,7 +173,7 @@ def test_labels_of_smallnorb_are_its_angles(data_dir):
     assert set(elevations) == set(range(9))
 
 
-def test_image_of_smallnorb_is_that_of_the_first_camera(data_dir):
+def test_image_of_smallnorb_is_from_the_first_camera(data_dir):
     _, written = prepare(data_dir, "smallnorb_azimuth")
     assert three("smallnorb_azimuth")[0]["image"] == written[0]["image"] != written[0]["image2"]
 
@@ -213,7 +213,7 @@ def test_thousand_are_the_800_and_the_200(data_dir):
         ("train800[800:]", r"split 'train800\[800:\]' of vtab:pets is empty"),
     ],
 )
-def test_split_that_there_is_not_is_refused(written, split, message):
+def test_split_that_does_not_exist_is_refused(written, split, message):
     with pytest.raises(UserError, match=message):
         open_vtab("pets", split)
 
@@ -239,7 +239,7 @@ def test_task_that_is_not_prepared_says_how_to_prepare_it(data_dir, name):
     assert "docs/vtab.md" in text
 
 
-def test_data_set_that_is_not_prepared_is_not_taken_for_a_mistyped_one(data_dir):
+def test_data_set_that_is_not_prepared_is_not_mistaken_for_a_mistyped_one(data_dir):
     prepare(data_dir, "dmlab")
     with pytest.raises(
         MissingDataError, match=r"(?s)tfds:dtd is not prepared in any of .*data\.prepare tfds dtd\n"
@@ -256,7 +256,7 @@ def change(folder, version):
     return copy
 
 
-def test_version_that_vtab_used_is_taken_before_a_newer_one(data_dir):
+def test_version_that_vtab_used_is_preferred_to_a_newer_one(data_dir):
     folder, _ = prepare(data_dir, "pets")
     assert folder.name == "4.0.0"
     assert open_vtab("pets", "train800[:1]").where(0).split("/")[-2] == "4.0.0"
@@ -298,13 +298,13 @@ def test_model_with_too_few_classes_is_refused(written):
         open_source("vtab:dmlab", "train800[:1]", num_classes=5)
 
 
-def test_label_that_cannot_be_told_names_the_record(data_dir):
+def test_label_that_cannot_be_derived_names_the_record(data_dir):
     prepare(data_dir, "clevr_count", train800={"objects": []})
     with pytest.raises(UserError, match=r"cannot derive a label for record 0 of .*clevr-train.*: it has 0 objects"):
         open_vtab("clevr_count", "train800[:1]")[0]
 
 
-def test_feature_that_a_label_wants_and_is_not_there_is_named(written):
+def test_missing_feature_of_a_label_is_named(written):
     task = dataclasses.replace(TASKS["dtd"], label=TASKS["clevr_count"].label)
     with pytest.raises(
         UserError, match=r"lacks the feature 'objects/size' that its label is derived from. It has file_name, image"
@@ -334,13 +334,13 @@ def test_record_without_its_label_is_named(data_dir, label):
         ("smallnorb_azimuth", "smallnorb_elevation"),  # a feature for each label
     ],
 )
-def test_tasks_of_one_data_set_have_fingerprints_of_their_own(written, first, second):
+def test_tasks_of_one_data_set_have_their_own_fingerprints(written, first, second):
     sources = [open_vtab(name, "train800[:1]") for name in (first, first, second)]
     same, again, other = (source.fingerprint() for source in sources)
     assert same == again != other
 
 
-def test_pictures_of_one_data_set_have_fingerprints_of_their_own(written):
+def test_pictures_of_one_data_set_have_their_own_fingerprints(written):
     one, other = (
         open_source("tfds:smallnorb", "train[:1]", image_key=key, label_key="label_azimuth").fingerprint()
         for key in ("image", "image2")

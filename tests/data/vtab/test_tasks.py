@@ -69,7 +69,7 @@ def slices_of(task, spec):
     ]
 
 
-def test_tasks_are_those_of_table_9_in_groups():
+def test_tasks_match_table_9_in_groups():
     found = [(task.group, task.name) for task in TASKS.values()]
     assert found == [(group, name) for group, names in tables.VTAB_TASKS.items() for name in names]
 
@@ -103,7 +103,7 @@ def test_splits_share_no_example(name):
         assert split != next_split or stop <= start
 
 
-def test_tasks_that_do_not_bear_flips_and_crops_are_those_of_bit():
+def test_tasks_without_flips_and_crops_match_bit():
     # Kolesnikov et al., "Big Transfer" (2020), appendix F
     assert {task.id for task in TASKS.values() if not task.flip} == {
         "dsprites_orientation",
@@ -162,7 +162,7 @@ def test_image_that_newer_tfds_leaves_out_of_sun397_is_none_of_the_thousand(sun3
 
 
 @pytest.mark.parametrize("model", tables.TABLE_9)
-def test_mean_over_tasks_is_that_of_table_9(model):
+def test_mean_over_tasks_matches_table_9(model):
     row = [accuracy for group in GROUPS for accuracy in tables.TABLE_9[model][group]]
     means = group_means(dict(zip(TASKS, row, strict=True)))
     assert means["mean"] == pytest.approx(tables.TABLE_9_MEANS[model], abs=0.05 + 1e-9)
@@ -183,7 +183,7 @@ def test_mean_weighs_tasks_not_groups_the_same():
     }
 
 
-def test_means_are_only_of_what_is_complete():
+def test_means_cover_only_complete_groups():
     natural = {task.id: 0.5 for task in TASKS.values() if task.group == "natural"}
     assert group_means(natural | {"camelyon": 1.0}) == {"natural": 0.5}
     assert group_means({}) == {}
