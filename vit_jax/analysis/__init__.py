@@ -1,1 +1,1 @@
-"""What models cost, and what they have learned."""
+"""A model's mistakes, and its input images."""

@@ -77,7 +77,7 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
     Args:
       labels: `[examples]`; `NO_LABEL` does not count.
       predicted: `[examples]`.
-      num_classes: of both.
+      num_classes: number of classes of both.
     """
     counted = labels != NO_LABEL
     matrix = np.zeros((num_classes, num_classes), np.int64)
@@ -150,10 +150,10 @@ def write_mistakes(
 
     Args:
       path: folder to write to.
-      weights: of the model.
+      weights: the model's weights.
       source: images labelled with its classes.
-      class_names: of the logits, or the first of them; None: those of the weights, or else of the source.
-      num_images: in mistakes.png.
+      class_names: names of the logits, or the first of them; None: those of the weights, or else of the source.
+      num_images: number of images in mistakes.png.
       probabilities: "softmax" or "sigmoid"; None: as the weights say, or else softmax.
     """
     path = parse_path(path)
@@ -184,7 +184,7 @@ def write_mistakes(
     if pictures:
         write_atomically(path / "mistakes.png", draw_mistakes(pictures, titles))
     else:
-        (path / "mistakes.png").unlink(missing_ok=True)  # of an earlier call
+        (path / "mistakes.png").unlink(missing_ok=True)  # from an earlier call
     return {"accuracy": float(np.trace(matrix) / max(1, matrix.sum())), "examples": int(matrix.sum())}
 
 
@@ -195,9 +195,9 @@ def open_split(
 
     Args:
       path: the workdir.
-      weights: of the run.
+      weights: the run's weights.
       split: None: the run's evaluation split.
-      dataset: present path or name of the data; None: as in the run.
+      dataset: current path or name of the data; None: as in the run.
       allow_change: whether to accept data that have changed.
 
     Returns:
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("workdir", help="of the run")
     parser.add_argument("--split", help="of the run's data set (default: its evaluation split)")
-    parser.add_argument("--dataset", help="present path or name of the run's data set (default: unchanged)")
+    parser.add_argument("--dataset", help="current path or name of the run's data set (default: unchanged)")
     parser.add_argument("--probabilities", choices=tuple(PROBABILITIES), help="default: by the loss of the run")
     parser.add_argument(
         "--allow_data_change",

@@ -7,18 +7,18 @@
 
 Nothing is traced, compiled or allocated: the formulas need only the attributes of a model and the image size.
 
-Counted are matrix products and convolutions, a multiplication and its addition as 2 FLOPs: `[n, a] x [a, b]` is
-2 n a b, a convolution 2 x output positions x kernel positions x input channels x output channels, where kernel
-positions that fall on padding count like any other. Not counted: biases and other additions, norms, activations,
-softmax, pooling, and the standardisation of kernels, which is the same for any number of images. Training takes three
-times the forward pass, because each product has two in the backward pass, for the gradients of its two factors. That is
-the paper's count; it includes the gradient of the pixels, which is never computed (0.08 % of ViT-L/16).
+The count has matrix products and convolutions, a multiplication and its addition as 2 FLOPs: `[n, a] x [a, b]` is 2 n a
+b, a convolution 2 x output positions x kernel positions x input channels x output channels, where kernel positions that
+fall on padding count like any other. Not counted: biases and other additions, norms, activations, softmax, pooling, and
+the standardisation of kernels, which is the same for any number of images. Training takes three times the forward pass,
+because each product has two in the backward pass, for the gradients of its two factors. That is the paper's count; it
+includes the gradient of the pixels, which is never computed (0.08 % of ViT-L/16).
 
 With frozen parameters (`train_only`) only computed products count: the forward pass; the gradient of a product's input
 if an earlier parameter is trained; the gradient of a kernel if it is trained. Recomputation to save memory (`remat`)
 never counts, and dropout and stochastic depth save nothing: masked examples are computed.
 
-With 303M images an epoch and without the head that comes to table 6: between 0.97 and 1.04 of the paper's exaFLOPs in
+With 303M images per epoch and without the head, this gives table 6: between 0.97 and 1.04 of the paper's exaFLOPs in
 each of its 18 rows. The differences:
 
 - The BiT ResNets are 3 to 4 % above the paper. Without the kernel positions on padding they are between 0.9 % below
@@ -52,7 +52,7 @@ def count_parts(model: nn.Module, image_size: int | tuple[int, int]) -> list[Flo
       image_size: in pixels; height and width, or the side of a square. Images have three channels.
 
     Raises:
-      UserError: the model does not take images of that size, or has no formula.
+      UserError: the model does not accept images of that size, or has no formula.
     """
     return count_model(model, image_size, lambda name: False).rows()
 

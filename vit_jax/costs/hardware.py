@@ -29,14 +29,14 @@ class Chip:
       cores_per_device: cores of a JAX device, unless it has its own `num_cores`.
       bf16_flops: peak of dense bfloat16 matrix products, FLOP/s; a multiplication and its addition are 2.
       hbm_bytes: memory. The compiler and the runtime reserve some of it.
-      hbm_bandwidth: of the memory, bytes/s.
+      hbm_bandwidth: memory bandwidth, bytes/s.
       interconnect_bandwidth: bytes/s that a chip can send to other chips, over all links (TPU: ICI; GPU: NVLink, or
         PCI Express without it) and in one direction. Data sheets often give the sum of both directions.
-      source: of the numbers.
-      clock: cycles a second of a TPU's core; None for GPUs.
+      source: source of the numbers.
+      clock: cycles per second of a TPU's core; None for GPUs.
       dcn_bandwidth: bytes/s that a chip can send to chips of another slice, or a GPU to GPUs of another machine, in one
         direction, over the data-centre network; None if unpublished.
-      network_source: of the clock and the data-centre network.
+      network_source: source of the clock and of the data-centre network.
     """
 
     name: str
@@ -237,7 +237,7 @@ def find_chip(device_kind: str) -> Chip | None:
 
 
 def cores_of_device(device: Any, chip: Chip) -> int:
-    """Cores of a JAX device; a megacore has two.
+    """The number of cores of a JAX device; a megacore has two.
 
     Args:
       device: a `jax.Device`, also one of a topology description.

@@ -35,7 +35,7 @@ class Count:
     """Adds up FLOPs and parameters by part, from the pixels to the logits, and the FLOPs of the backward pass.
 
     Attributes:
-      flows: whether the present activations need a gradient, because an earlier parameter is trained.
+      flows: whether the current activations need a gradient, because an earlier parameter is trained.
       backward: FLOPs of the backward pass so far.
     """
 
@@ -64,10 +64,10 @@ class Count:
 
         Args:
           part: where to add it.
-          positions: number of applications.
+          positions: number of positions that it is applied to.
           inputs: width of its input.
           outputs: width of its output.
-          name: of the layer, such as "head".
+          name: name of the layer, such as "head".
           bias: whether it has one.
           flows: whether its input needs a gradient.
 

@@ -1,4 +1,4 @@
-"""Multi-head dot-product attention (appendix A), by several ways of computing the same."""
+"""Multi-head dot-product attention (appendix A), with several implementations."""
 
 import functools
 import math
@@ -12,9 +12,9 @@ from jax.typing import DTypeLike
 from vit_jax.errors import UserError
 from vit_jax.models.layers import LAYER_NORM_EPSILON, Dense, MlpBlock
 
-# "einsum" is written out below; "xla" and "cudnn" are `jax.nn.dot_product_attention`'s; "auto" takes what suits the
-# platform. "half_logits" is for bfloat16 on TPUs: logits and weights stay in it, as in the released code. They are most
-# of what attention moves to and from memory; the others compute logits in float32.
+# "einsum" is written out below; "xla" and "cudnn" are `jax.nn.dot_product_attention`'s; "auto" chooses by the platform.
+# "half_logits" is for bfloat16 on TPUs: logits and weights stay in bfloat16, as in the released code. They are most of
+# attention's memory traffic. The others compute logits in float32.
 IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn", "half_logits")
 
 
@@ -28,11 +28,10 @@ class MultiHeadDotProductAttention(nn.Module):
       num_heads: divides the width.
       relative: whether to learn an embedding of every 1-D offset between a query and a key (appendix D.4),
         `relative_embedding` `[2 * num_tokens - 1, num_heads, head_dim]`.
-      dropout_rate: dropout of the attention weights, which takes "einsum".
+      dropout_rate: dropout of the attention weights, which needs "einsum".
       deterministic: whether dropout is off.
-      implementation: one of `IMPLEMENTATIONS`. While dropout is on only "auto" and "einsum".
-      return_weights: whether to return the attention weights as well, which takes "einsum", whatever `implementation`
-        is.
+      implementation: one of `IMPLEMENTATIONS`; with dropout on, "auto" or "einsum".
+      return_weights: whether to return the attention weights too, which uses "einsum" for any `implementation`.
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters.
     """
@@ -54,15 +53,15 @@ class MultiHeadDotProductAttention(nn.Module):
 
         Args:
           queries: `[batch, num_queries, width]`.
-          tokens: what keys and values are made of, `[batch, num_tokens, width]`; None: the queries.
-          relative_embedding: embeddings of the offsets, `[2 * num_tokens - 1, num_heads, head_dim]`, where another
-            module has them.
+          tokens: input of keys and values, `[batch, num_tokens, width]`; None: the queries.
+          relative_embedding: embeddings of the offsets, `[2 * num_tokens - 1, num_heads, head_dim]`, if another module
+            has them.
 
         Returns:
           `[batch, num_queries, width]`, and the weights `[batch, num_heads, num_queries, num_tokens]` or None.
 
         Raises:
-          UserError: dropout is on, and the implementation has none.
+          UserError: dropout is on, and the implementation does not support it.
         """
         tokens = queries if tokens is None else tokens
         width = queries.shape[-1]
@@ -104,7 +103,7 @@ class AttentionPool(nn.Module):
     Attributes:
       mlp_dim: width of its MLP's hidden layer.
       num_heads: number of attention heads.
-      gelu: as of `MlpBlock`.
+      gelu: see `MlpBlock`.
       attention: one of `IMPLEMENTATIONS`.
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters.
@@ -155,13 +154,13 @@ def attend(
       `[batch, num_queries, num_heads, head_dim]`.
     """
     if implementation == "auto":
-        # cuDNN's flash attention takes half precision, and heads of up to 128 in steps of 8. Only a GPU can say whether
-        # cuDNN is there.
+        # cuDNN's flash attention needs half precision, and heads of up to 128 in steps of 8. Only a GPU knows whether
+        # cuDNN is available.
         fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
         platforms: dict[str, Any] = {"cpu": lambda *args: attend_by_einsum(*args)[0]}
         if jax.default_backend() == "gpu" and fits and bias is None:
             platforms["cuda"] = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-        # Decided when compiled, not here, because programs for TPUs are also compiled on machines without any.
+        # Decided at compile time, because programs for TPUs are also compiled on machines without TPUs.
         operands = (query, key, value) if bias is None else (query, key, value, bias)
         return jax.lax.platform_dependent(*operands, default=jax.nn.dot_product_attention, **platforms)
     if implementation == "einsum":
@@ -186,16 +185,16 @@ def attend_by_einsum(
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention, written out; shapes as in `attend`.
 
-    The heads are moved beside the batch first, so that both products are plain batched matrix products: on a CPU that
-    is twice as fast as leaving it to the compiler.
+    Moves the heads beside the batch first, so that both products are plain batched matrix products. On a CPU that is
+    twice as fast as the compiler's choice.
 
     Args:
       query: see `attend`.
       key: see `attend`.
       value: see `attend`.
       bias: see `attend`.
-      keep: which weights dropout leaves, boolean, of the shape of the weights.
-      keep_rate: the share of them, by which the rest is scaled up.
+      keep: the weights that dropout keeps, boolean, in the shape of the weights.
+      keep_rate: probability of keeping a weight; kept weights are divided by it.
 
     Returns:
       `[batch, num_queries, num_heads, head_dim]`, and the weights after the softmax and before dropout,

@@ -1,8 +1,8 @@
-"""Axial attention models (appendix D.6): attention along rows, then along columns, in place of attention over all.
+"""Axial attention models (appendix D.6): attention along rows, then along columns, instead of over all tokens.
 
 `AxialVisionTransformer` has two Transformer layers where ViT has one: the first attends within each row of patches, the
-second within each column. `AxialUnit` makes a ResNet of it: a bottleneck unit whose 3x3 convolution is attention along
-rows and then columns, with relative positions (Wang et al., 2020).
+second within each column. `AxialUnit` builds a ResNet from it: a bottleneck unit whose 3x3 convolution is attention
+along rows and then columns, with relative positions (Wang et al., 2020).
 """
 
 import dataclasses
@@ -62,16 +62,16 @@ class AxialVisionTransformer(nn.Module):
     """Axial-ViT: a ViT without class token whose attention is axial.
 
     Attributes:
-      num_classes: width of the logits; 0 leaves the head out and returns the representation in its place.
+      num_classes: width of the logits; 0 omits the head and returns the representation instead.
       patch_size: side of the square patches, in pixels.
       num_layers: number of `AxialBlock`s.
       hidden_dim: width of the tokens.
       mlp_dim: width of the MLPs' hidden layers.
       num_heads: number of attention heads.
       head_bias: initial value of the head's bias.
-      dropout_rate: as of `vit.VisionTransformer`.
+      dropout_rate: see `vit.VisionTransformer`.
       attention: how attention is computed; one of `attention.IMPLEMENTATIONS`.
-      remat: as of `vit.VisionTransformer`.
+      remat: see `vit.VisionTransformer`.
       dtype: dtype of the computation; the logits are float32.
       param_dtype: dtype of the parameters.
     """
@@ -160,12 +160,11 @@ class AxialVisionTransformer(nn.Module):
 class AxialUnit(nn.Module):
     """A BiT unit whose 3x3 convolution is attention within rows and then within columns.
 
-    Relative positions are an embedding of each offset between a query and a key, in each of the two (appendix D.4's
-    form). Where the unit reduces the resolution, attention is at the full one and 2x2 averages follow, as in Wang et
-    al., 2020.
+    Both have relative positions: an embedding of each offset between a query and a key (appendix D.4). If the unit
+    reduces the resolution, attention works at the full resolution, and 2x2 averages follow, as in Wang et al., 2020.
 
     Attributes:
-      width: of the attention; the output is four times as wide.
+      width: width of the attention; the output is four times as wide.
       stride: 1 or 2.
       num_heads: number of attention heads.
       dtype: dtype of the computation.
@@ -208,12 +207,12 @@ class AxialUnit(nn.Module):
 
 
 def axial_names() -> list[str]:
-    """Names of this family's models; other sizes and patch sizes are taken too."""
+    """Names of this family's models; other sizes and patch sizes work too."""
     return ["Axial-ViT-B/16", "Axial-ViT-B/32", "AxialResNet-50"]
 
 
 def create_axial(name: str, **attributes: Any) -> nn.Module | None:
-    """Makes the axial model of that name; None if the name is not of this family's form."""
+    """Makes the axial model with this name; None if the name is of another family."""
     if match := re.fullmatch(r"Axial-ViT-(\w+)/([1-9]\d*)", name):
         if match[1] not in VARIANTS:
             return None

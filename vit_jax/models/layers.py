@@ -1,4 +1,4 @@
-"""Layers that several models share, and all that models know of devices: their kind, and the mesh's batch axis."""
+"""Layers shared by several models, and all that models know about devices: their kind, and the mesh's batch axis."""
 
 import math
 import re
@@ -18,7 +18,7 @@ BATCH_AXIS = "data"
 LAYER_NORM_EPSILON = 1e-6  # as in the released code
 GELUS = ("tanh", "exact")
 
-# The activations of a block that are kept for the backward pass; the others are computed again.
+# The activations of a block that are kept for the backward pass; the others are recomputed.
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -27,9 +27,9 @@ REMAT_POLICIES = {
 
 
 def normalize_images(images: jax.Array) -> jax.Array:
-    """Maps images of values from 0 to 255, uint8 or float, of any shape to float32 in [-1, 1], which models take.
+    """Maps images with values from 0 to 255, uint8 or float, of any shape to the models' input, float32 in [-1, 1].
 
-    Done on the device: bytes are a quarter of the transfer.
+    Runs on the device, because transferring bytes takes a quarter of the time.
     """
     return images.astype(jnp.float32) / 127.5 - 1.0
 
@@ -37,8 +37,8 @@ def normalize_images(images: jax.Array) -> jax.Array:
 def platform() -> str:
     """The platform that the traced computation is compiled for: "cpu", "gpu" or "tpu".
 
-    The mesh in use (`jax.sharding.use_abstract_mesh`) decides, because a plan compiles for devices elsewhere; without a
-    mesh, this process's default backend.
+    It is that of the mesh in use (`jax.sharding.use_abstract_mesh`), because a plan compiles for other devices; without
+    a mesh, that of this process's default backend.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
@@ -47,14 +47,14 @@ def platform() -> str:
 def keep_on_batch_axis(x: jax.Array) -> jax.Array:
     """Pins the batch, the leading axis of an activation, to the mesh's axis `data`.
 
-    Where parameters are split along `data` as well, XLA chooses which operand of a product travels. Left alone, it
-    gathers the examples of all devices instead of one layer's parameters. The other axes stay XLA's choice.
+    If parameters are split along `data` too, XLA chooses which operand of a product to gather. By itself, it gathers
+    the examples of all devices instead of one layer's parameters. XLA still chooses the other axes.
 
     Args:
       x: `[batch, ...]`.
 
     Returns:
-      The same values; `x` itself where no mesh is in use.
+      The same values; `x` itself if no mesh is in use.
     """
     if BATCH_AXIS not in jax.sharding.get_abstract_mesh().axis_names:
         return x
@@ -63,11 +63,11 @@ def keep_on_batch_axis(x: jax.Array) -> jax.Array:
 
 
 class Dense(nn.Module):
-    """A dense layer over one or several trailing axes, computed in the way that suits the platform.
+    """A dense layer over one or several trailing axes, in the form that suits the platform.
 
     XLA for CPUs and GPUs multiplies matrices: with more axes it transposes the activations for the kernel's gradient,
     which costs 10 % of the time on a CPU. XLA for TPUs keeps the axes: it stores arrays in tiles, and flattening tokens
-    of 197 rows an image would move them.
+    of 197 rows per image would move them.
 
     Attributes:
       inputs: trailing axes of the input, such as `(width,)` or `(num_heads, head_dim)`.
@@ -104,8 +104,8 @@ class Dense(nn.Module):
 def gelu(x: jax.Array, kind: str) -> jax.Array:
     """GELU: "tanh" is the approximation of the released models, "exact" uses the error function.
 
-    Except on TPUs (docs/tpu_speed.md), the backward pass computes it again. Keeping its intermediates costs more time
-    than it saves, and memory.
+    Except on TPUs (docs/tpu_speed.md), the backward pass recomputes it: keeping its intermediates costs memory, and
+    more time than it saves.
     """
 
     def compute(x: jax.Array) -> jax.Array:
@@ -150,7 +150,7 @@ def drop_branch(branch: jax.Array, rate: jax.Array | float, key: jax.Array) -> j
     Args:
       branch: `[batch, num_tokens, width]`.
       rate: the probability that an example skips the branch.
-      key: of the random numbers.
+      key: key of the random numbers.
     """
     keep_rate = jnp.asarray(1.0 - rate, jnp.float32)
     keep = jax.random.bernoulli(key, keep_rate, (branch.shape[0], 1, 1))

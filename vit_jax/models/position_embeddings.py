@@ -1,6 +1,6 @@
-"""Position embeddings: how tokens know where they are (section 3.1, appendix D.4), and how they fit another grid.
+"""Position embeddings (section 3.1, appendix D.4), and their interpolation to another grid.
 
-Table 8 compares what is added (`KINDS`) and where (`PLACES`).
+Table 8 compares their `KINDS` and the `PLACES` where they are added.
 """
 
 import math
@@ -13,10 +13,10 @@ from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
 
-# "learned_1d": one vector for each token in raster order, the class token first (E_pos in equation 1).
-# "learned_2d": X- and Y-embeddings of half the width, concatenated; the class token has none but itself.
-# "sincos_2d": fixed sines and cosines of X and Y; the class token has none.
-# "relative": an embedding of every offset between a query and a key, within the attention (`models.attention`).
+# "learned_1d": one vector for each token in raster order, the class token first (E_pos in equation 1). "learned_2d": X-
+# and Y-embeddings of half the width, concatenated; the class token has none. "sincos_2d": fixed sines and cosines of X
+# and Y; the class token has none. "relative": an embedding of every offset between a query and a key, within the
+# attention (`models.attention`).
 KINDS = ("none", "learned_1d", "learned_2d", "relative", "sincos_2d")
 
 # "stem": added once, before the first layer. "every_layer": each layer has its own and adds it to its input. "shared":
@@ -31,7 +31,7 @@ class PositionEmbedding(nn.Module):
       kind: "learned_1d", "learned_2d" or "sincos_2d".
       grid: rows and columns of patches.
       num_prefix_tokens: tokens before the patches (1 with a class token).
-      width: of a token.
+      width: width of a token.
       dtype: dtype of the result.
       param_dtype: dtype of the embedding.
     """
@@ -66,8 +66,8 @@ class PositionEmbedding(nn.Module):
 def sincos_2d(rows: int, columns: int, width: int, temperature: float = 10_000.0) -> np.ndarray:
     """Sines and cosines of the column and the row at geometrically spaced frequencies, `[1, rows * columns, width]`.
 
-    The 2-D form of Vaswani et al., 2017, as big_vision has it: a quarter of the width each for sin x, cos x, sin y and
-    cos y, frequencies from 1 to 1 / temperature.
+    The 2-D form of Vaswani et al., 2017, as in big_vision: a quarter of the width each for sin x, cos x, sin y and cos
+    y, frequencies from 1 to 1 / temperature.
 
     Raises:
       UserError: the width is not a multiple of 4, or less than 8.
@@ -80,11 +80,11 @@ def sincos_2d(rows: int, columns: int, width: int, temperature: float = 10_000.0
 
 
 def grid_of(num_tokens: int, num_prefix_tokens: int) -> tuple[int, int]:
-    """The square grid that so many position embeddings are for.
+    """The square grid of a number of position embeddings.
 
     Args:
-      num_tokens: position embeddings, those of prefix tokens included.
-      num_prefix_tokens: how many of these are not of patches; the model knows, it cannot be told from the number.
+      num_tokens: number of position embeddings, including prefix tokens.
+      num_prefix_tokens: number of prefix tokens, which the model knows and the number does not show.
 
     Raises:
       UserError: the rest is not a square.
@@ -105,7 +105,7 @@ def grid_of(num_tokens: int, num_prefix_tokens: int) -> tuple[int, int]:
 
 
 def interpolation_matrix(old: int, new: int) -> np.ndarray:
-    """Weights `[new, old]` that resample `old` points to `new` linearly, the first and last kept where they are.
+    """Weights `[new, old]` that resample `old` points to `new` linearly; the first and last points keep their places.
 
     This is `scipy.ndimage.zoom` with order 1, as the released code does; `jax.image.resize` aligns pixels instead of
     corners and gives other values.
@@ -132,8 +132,8 @@ def interpolate_position_embedding(
     Args:
       embedding: `[1, num_prefix_tokens + old rows * old columns, width]`.
       new_grid: rows and columns of patches.
-      num_prefix_tokens: leading embeddings that are not of patches and stay as they are (1 with a class token).
-      old_grid: rows and columns of what is given; None: a square, or `new_grid` where they are no square and fit it.
+      num_prefix_tokens: number of leading embeddings to keep unchanged (1 with a class token).
+      old_grid: rows and columns of the given embeddings; None: a square, or else `new_grid` if their number fits it.
 
     Returns:
       `[1, num_prefix_tokens + new rows * new columns, width]`, of the same dtype.

@@ -10,7 +10,7 @@ released for ViT. Their parameters:
     hybrids  conv_root/kernel, gn_root/{scale,bias}
              block<s>/unit<u>/{conv1,conv2,conv3,conv_proj}/kernel, {gn1,gn2,gn3,gn_proj}/{scale,bias}
 
-Those of hybrids are the released names; `weights` maps BiT's TensorFlow names.
+Hybrids have the released names; `weights` maps BiT's TensorFlow names.
 """
 
 import functools
@@ -34,7 +34,7 @@ UNITS_BY_DEPTH = {
     200: (3, 24, 36, 3),
 }
 ROOT_WIDTH = 64  # at width factor 1
-EXPANSION = 4  # a unit's output is so many times as wide as its 3x3 convolution
+EXPANSION = 4  # width of a unit's output over that of its 3x3 convolution
 REMATS = ("none", "full")
 ROOT_PADDINGS = ("zeros", "lowest")
 
@@ -60,7 +60,7 @@ class StdConv(nn.Module):
     Attributes:
       features: output channels.
       kernel_size: side of the kernel.
-      stride: of rows and columns.
+      stride: stride of rows and columns.
       padding: on each side, in pixels; None pads as TensorFlow's "SAME" does.
       epsilons: arguments of `standardize_kernel`.
       dtype: dtype of the convolution; kernels are standardised in the parameters' dtype.
@@ -94,8 +94,8 @@ class BitUnit(nn.Module):
     """A bottleneck unit of BiT: normalisation and activation come before each convolution.
 
     Attributes:
-      width: of the 3x3 convolution; the output is `EXPANSION` times as wide.
-      stride: of the 3x3 convolution.
+      width: width of the 3x3 convolution; the output is `EXPANSION` times as wide.
+      stride: stride of the 3x3 convolution.
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters.
     """
@@ -126,8 +126,8 @@ class BitRoot(nn.Module):
 
     Attributes:
       width: output channels.
-      padding: what surrounds the input of the max-pooling. "zeros", so that no border pixel is negative, is what the
-        released BiT computes; "lowest", the lowest number, which never wins, is what big_vision computes.
+      padding: values around the input of the max-pooling. "zeros", so that no border pixel is negative, as in the
+        released BiT; or "lowest", the lowest number, which never wins, as in big_vision.
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters.
     """
@@ -159,13 +159,13 @@ class BitResNet(nn.Module):
     """BiT: the ResNet that the paper compares with (section 4.1).
 
     Attributes:
-      num_classes: width of the logits; 0 leaves the head out and returns the representation in its place.
+      num_classes: width of the logits; 0 omits the head and returns the representation instead.
       stages: number of units of each stage.
       width_factor: multiplies all widths.
       head_bias: initial value of the head's bias.
-      unit_type: what the stages are made of; `BitUnit`, or a module with the same attributes.
-      root_padding: of the root's max-pooling, "zeros" or "lowest"; see `BitRoot`.
-      remat: "full" computes each unit's activations again in the backward pass; "none" keeps them.
+      unit_type: the units of the stages: `BitUnit`, or a module with the same attributes.
+      root_padding: padding of the root's max-pooling, "zeros" or "lowest"; see `BitRoot`.
+      remat: "full" recomputes each unit's activations in the backward pass; "none" keeps them.
       dtype: dtype of the computation; the logits are float32.
       param_dtype: dtype of the parameters.
     """
@@ -226,11 +226,11 @@ class Stage(nn.Module):
 
     Attributes:
       unit_type: `BitUnit`, `HybridUnit`, or another with the same attributes.
-      num_units: how many.
-      width: of the units.
-      stride: of the first unit.
-      unit_name: how units are named, from 1.
-      remat: whether units compute their activations again in the backward pass.
+      num_units: number of units.
+      width: width of the units.
+      stride: stride of the first unit.
+      unit_name: template of the units' names, numbered from 1.
+      remat: whether units recompute their activations in the backward pass.
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters.
     """
@@ -263,7 +263,7 @@ class Stage(nn.Module):
 class HybridUnit(nn.Module):
     """A bottleneck unit of the hybrids: normalisation comes after each convolution.
 
-    Attributes: as of `BitUnit`.
+    Attributes: see `BitUnit`.
     """
 
     width: int
@@ -300,8 +300,8 @@ def hybrid_feature_map(
 
     Args:
       x: images `[batch, height, width, channels]`.
-      stages: number of units of each stage; none: the root alone.
-      remat: whether units compute their activations again in the backward pass.
+      stages: number of units of each stage; empty: only the root.
+      remat: whether units recompute their activations in the backward pass.
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters.
 
@@ -328,17 +328,17 @@ def hybrid_feature_map(
 
 
 def downsampling(stages: Sequence[int]) -> int:
-    """How many times less high and wide the feature map is than the image."""
+    """The factor by which the feature map is smaller than the image, in height and width."""
     return 4 * 2 ** max(len(stages) - 1, 0)
 
 
 def resnet_names() -> list[str]:
-    """Names of this family's models; any other width factor is taken too."""
+    """Names of this family's models; any other width factor works too."""
     return [f"R{depth}x{width}" for depth in UNITS_BY_DEPTH for width in (1, 2, 3, 4)]
 
 
 def create_resnet(name: str, **attributes: Any) -> BitResNet | None:
-    """Makes the BiT ResNet of that name, such as "R152x4"; None if the name is not of this family's form."""
+    """Makes the BiT ResNet with this name, such as "R152x4"; None if the name is of another family."""
     match = re.fullmatch(r"R([1-9]\d*)x([1-9]\d*)", name)
     if not match or int(match[1]) not in UNITS_BY_DEPTH:
         return None

@@ -1,7 +1,7 @@
 """Notices of preemption on Google's cloud, besides the SIGTERM that most schedulers send.
 
 The metadata server announces a preemption some 30 s ahead, and maintenance minutes ahead. The VM itself gets an ACPI
-event, which becomes a SIGTERM only for what a service manager started, not for a run that was started by `ssh`.
+event, which becomes a SIGTERM only for processes of a service manager, not for a run started by `ssh`.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def watch(callback: Callable[[str], object]) -> Iterator[None]:
     """Watches for a notice while the `with` block runs; does nothing outside Google's cloud.
 
     Args:
-      callback: is called at most once, from another thread, with the notice.
+      callback: called at most once, from another thread, with the notice.
     """
     if not _on_google_cloud():
         yield

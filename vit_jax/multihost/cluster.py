@@ -24,7 +24,7 @@ _MAX_METADATA = 1 << 20  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The processes of a run, as one of them sees it."""
+    """The processes of a run, seen from one of them."""
 
     coordinator_address: str  # `host:port` where process 0 listens
     num_processes: int  # number of processes
@@ -34,7 +34,7 @@ class Cluster:
     token: str = dataclasses.field(default="", repr=False)  # secret of the run's processes; may be empty
 
     def __post_init__(self) -> None:
-        """Raises `UserError` if the values do not go together."""
+        """Raises `UserError` if the values do not fit together."""
         host, _, port = self.coordinator_address.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise UserError(
@@ -66,10 +66,10 @@ def find(
 
     Looks, in this order, at: the arguments (the flags of `vit_jax.main`); `JAX_COORDINATOR_ADDRESS`,
     `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (or, in an indexed Job of Kubernetes, `JOB_COMPLETION_INDEX`); the
-    variables of srun; GKE's variables for TPU slices; the metadata of a Cloud TPU VM. The last two only unless
-    `JAX_PLATFORMS` leaves out tpu.
+    variables of srun; GKE's variables for TPU slices; the metadata of a Cloud TPU VM. Skips the last two if
+    `JAX_PLATFORMS` excludes tpu.
 
-    The token is `VIT_JAX_RUN_TOKEN`; under srun without it, the number of the job, which is no secret.
+    The token is `VIT_JAX_RUN_TOKEN`; under srun without it, the number of the job, which is not secret.
 
     Raises:
       UserError: only some of the three are given, or they do not fit together.

@@ -1,7 +1,8 @@
-"""Heartbeats: each process of a run shows that it lives, and notices that another does not.
+"""Heartbeats: each process of a run shows that it is alive, and notices when another is not.
 
-They go through JAX's coordination service, a store of keys in process 0, never through the devices: they work when
-those hang. Anybody who reaches the port can write keys; what no process of this run can have written is ignored.
+They go through JAX's coordination service, a key-value store in process 0, not through the devices, so they work when
+devices hang. Anybody who reaches the port can write keys; values that no process of this run could have written are
+ignored.
 """
 
 import contextlib
@@ -25,12 +26,12 @@ logger = logging.getLogger(__name__)
 _PEERS = "vit_jax/peers"  # <kind>/<process>; the kinds are beat, failed, heard and left
 _GRACE_SECONDS = 5.0  # for the main thread to end by itself once a peer is lost
 _ANNOUNCING_SECONDS = 5.0
-_LINGER_SECONDS = 10.0  # for others to read why process 0 ends, before the store ends with it
+_LINGER_SECONDS = 10.0  # for others to read why process 0 ends, because the store ends with it
 _MAX_MESSAGE = 20_000  # characters of another process's error
 
 
 def end_process(message: str, exit_status: int) -> None:
-    """Prints an error and ends this process at once, whatever its threads do."""
+    """Prints an error and ends this process at once, even if its threads hang."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     os.write(2, encode_text(f"error: {message}\n"))
@@ -38,28 +39,28 @@ def end_process(message: str, exit_status: int) -> None:
 
 
 def name_processes(processes: list[int], hosts: list[str]) -> str:
-    """`process 3 (host-d)`, or the numbers of several."""
+    """Formats `process 3 (host-d)`, or the numbers of several."""
     if len(processes) == 1:
         return f"process {processes[0]} ({hosts[processes[0]]})"
     return describe_processes(processes)
 
 
 def read_values(store: Any, folder: str, num_processes: int) -> dict[int, str]:
-    """The values that processes put into a folder of the store."""
+    """Reads the values that processes put into a folder of the store."""
     found = {_parse_key(key)[1]: value for key, value in store.key_value_dir_get(f"{folder}/")}
     return {process: value for process, value in found.items() if process is not None and process < num_processes}
 
 
 def gone(reason: str) -> PeerLostError:
-    """The error for a process that is gone, and with it the run."""
+    """Makes the error for a process that is gone, which ends the run."""
     return PeerLostError(f"{reason} Restart the same command on all hosts to resume from the newest checkpoint.")
 
 
 class Heartbeats:
-    """This process's heartbeats, and its watch over those of the others.
+    """Sends this process's heartbeats and watches those of the others.
 
     Attributes:
-      verdict: why this process has to end, once that is decided.
+      verdict: why this process has to end, or None.
     """
 
     def __init__(self, store: Any, process: int, hosts: list[str], lost_after_seconds: float):
@@ -73,14 +74,14 @@ class Heartbeats:
         # The last heartbeat of each peer, and when it was new by this host's clock.
         self._seen = {peer: ("", now) for peer in range(len(hosts)) if peer != process}
         self._left: set[int] = set()
-        self._answered = now  # when the store last did
+        self._answered = now  # when the store last answered
         # At most some 32 reads of all heartbeats a second, however many processes there are.
         self._interval = min(max(1.0, len(hosts) / 32), lost_after_seconds / 4)
         for target in (self._beat, self._watch):
             threading.Thread(target=target, name=f"heartbeats.{target.__name__}", daemon=True).start()
 
     def leave(self) -> None:
-        """Tells the others not to miss this process."""
+        """Tells the others that this process ends as planned."""
         self._put("left", "")
 
     def stop(self) -> None:
@@ -97,7 +98,7 @@ class Heartbeats:
             self._acknowledge()
 
     def take_verdict(self, *, wait: bool = False) -> PeerLostError | None:
-        """The verdict, if any, after which the caller ends the process. `wait`: until a lost process is noticed."""
+        """Returns the verdict, if any; the caller then ends the process. `wait` until a lost process is noticed."""
         if wait:
             self._decided.wait(self._lost_after + 3 * self._interval)
         if self.verdict is not None:
@@ -105,9 +106,9 @@ class Heartbeats:
         return self.verdict
 
     def _acknowledge(self) -> None:
-        """Says that this process knows why it ends; process 0 waits until all that live have said so.
+        """Acknowledges the verdict; process 0 waits until all living processes have done so.
 
-        The store ends with process 0, and JAX ends who still needs it with a core dump instead of a message.
+        The store ends with process 0, and JAX ends processes that still need it with a core dump instead of a message.
         """
         if self._process != 0:
             self._put_in_time("heard", "", 1.0)
@@ -156,7 +157,7 @@ class Heartbeats:
         while not self._leaving.wait(min(0.5, self._interval)):
             now = time.monotonic()
             if now - looked > self._lost_after / 2:
-                # This process itself was stopped, and heard of nobody meanwhile.
+                # This process itself was stopped and read no heartbeats meanwhile.
                 self._answered = now
                 self._seen = {peer: (beat, now) for peer, (beat, _) in self._seen.items()}
             looked = now
@@ -166,10 +167,10 @@ class Heartbeats:
                 self._decide(gone(f"{name_processes(lost, self._hosts)} {verb} gone: {reason}"), set(lost))
 
     def _find_lost(self, now: float) -> tuple[list[int], str]:
-        """The processes that are lost, and how that shows."""
+        """Finds the lost processes, and the reason."""
         if now - self._answered > self._lost_after:
             return [0], f"it has not answered for {self._lost_after:g} s."
-        # Up to the last answer: process 0 alone is to blame for what was not heard since.
+        # Up to the last answer: since then, only process 0 may be at fault.
         lost = {peer for peer, (_, at) in self._seen.items() if self._answered - at > self._lost_after}
         return sorted(lost - self._left), f"no sign of life for {self._lost_after:g} s."
 
@@ -203,13 +204,13 @@ class Heartbeats:
 
 
 def _parse_key(key: str) -> tuple[str, int | None]:
-    """The part of a key before the last `/`, and the process after it; None if that is no number."""
+    """The part of a key before the last `/`, and the process after it; None if that is not a number."""
     kind, _, process = key.rpartition("/")
     return kind, int(process) if re.fullmatch("[0-9]{1,9}", process) else None
 
 
 def _parse_failure(value: str) -> tuple[str, int] | None:
-    """Message and exit status of `announce_failure`; None if it cannot have written this."""
+    """Message and exit status of `announce_failure`; None if it could not have written this."""
     try:
         failure = Fields(parse_json(value, "the failure"), "the failure")
         lines = failure.text("message")[:_MAX_MESSAGE].splitlines()

@@ -1,4 +1,4 @@
-"""Stops a run on SIGTERM or another signal: at once while there is nothing to save, then all processes together."""
+"""Stops a run on a signal: at once while there is nothing to save, later all processes together."""
 
 import collections
 import contextlib
@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 _SAME_NOTICE_SECONDS = 1.0  # `timeout` and schedulers send a signal to a process and again to its group
-_LAG = 4  # votes; as many steps run while the result of a vote is computed, so that nothing waits for it
+_LAG = 4  # votes; that many steps run while a vote is computed, so nothing waits for it
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """The run was asked to stop, and did so in good order."""
+    """The run was asked to stop, saved its state and stopped."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
@@ -38,7 +38,7 @@ def set_handlers(signals: Sequence[int], handler: Any) -> dict[int, Any]:
     """Sets a handler for signals. Does nothing outside the main thread, where Python does not allow it.
 
     Returns:
-      The handlers from before by signal, for `restore_handlers`; empty if none could be set.
+      The previous handlers by signal, for `restore_handlers`; empty if none could be set.
     """
     if threading.current_thread() is not threading.main_thread():
         names = ", ".join(signal.Signals(each).name for each in signals)
@@ -93,9 +93,9 @@ class StopSignal:
         self._most = jax.jit(jnp.max, out_shardings=replicated(mesh))
 
     def arm(self) -> None:
-        """Makes a signal, or a notice of the machine's preemption, ask to stop instead of ending the process at once.
+        """Makes a signal, or a preemption notice, ask to stop instead of ending the process at once.
 
-        A second signal, a second or more later, still does that. Further calls change nothing.
+        A second signal, a second or more later, still ends it at once. Further calls change nothing.
         """
         if self._armed:
             return
@@ -114,7 +114,7 @@ class StopSignal:
         restore_handlers(self._before)
 
     def _receive_beside_others(self, signum: int, frame: object) -> None:
-        """The first signal asks to stop; a later one goes to the program's own handler."""
+        """Lets the first signal ask to stop; passes later ones to the program's own handler."""
         if self.signum is None:
             self._first = time.monotonic()
             self.ask(signum)
@@ -137,12 +137,12 @@ class StopSignal:
         logger.info("%s: saving and stopping; once more to end at once", signal.Signals(signum).name)
 
     def ask(self, signum: int = signal.SIGTERM) -> None:
-        """Asks to stop, as the signal does; from any thread."""
-        # So that SLURM's notice has the same exit status.
+        """Asks to stop, like a signal; callable from any thread."""
+        # SLURM's notice then has the same exit status.
         self.signum = signal.SIGTERM if signum == signal.SIGUSR1 else signum
 
     def fail(self, error: Exception) -> None:
-        """Makes `check` raise an error in the thread of the loop; from any thread."""
+        """Makes `check` raise an error in the loop's thread; callable from any thread."""
         self._error = error
 
     def check(self) -> None:
@@ -150,7 +150,7 @@ class StopSignal:
 
         Raises:
           Stopped: at the same call on all processes; with several, some calls after the signal came.
-          Exception: the argument of `fail`, on this process alone.
+          Exception: the argument of `fail`, only in this process.
         """
         if self._error is not None:
             raise self._error

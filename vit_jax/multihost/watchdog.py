@@ -1,7 +1,7 @@
 """Ends a run whose steps hang, and shows where each thread was.
 
-A collective that waits for a lost device or process cannot be interrupted from Python, and costs as much as one that
-computes.
+A collective that waits for a lost device or process cannot be interrupted from Python, and costs as much as one at
+work.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from vit_jax.multihost.heartbeats import end_process
 
 logger = logging.getLogger(__name__)
 
-HUNG_STATUS = 70  # exit status: a step hung, start again. EX_SOFTWARE of sysexits.h
+HUNG_STATUS = 70  # exit status: a step hung; restart. EX_SOFTWARE of sysexits.h
 
-_LONGER = 4  # times as long for the first step, which compiles, and for what `allow` names
+_LONGER = 4  # factor on the time of the first step, which compiles, and of work inside `allow`
 _ALARM_SECONDS = 60.0  # from this alarm to the interpreter's own
 _WRITING_SECONDS = 20.0  # for the file with the stacks, which may be in a bucket that does not answer
 
@@ -32,9 +32,9 @@ class Watchdog:
     In a program of which the run is only a part (`owns_process` is False) it logs the same message instead, once for
     each step that hangs.
 
-    The stacks of all threads go to standard error and to `<folder>/stacks-<process>.txt`. If Python itself stands still
-    (C code that hangs and holds the interpreter's lock) they go to standard error, a minute later, and this process
-    does not end; the others of the run miss its heartbeats.
+    The stacks of all threads go to standard error and to `<folder>/stacks-<process>.txt`. If Python itself hangs (in C
+    code that holds the interpreter's lock), they go to standard error a minute later, and this process does not end;
+    the other processes miss its heartbeats.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class Watchdog:
         """Makes a watchdog; `with` starts it.
 
         Args:
-          timeout_seconds: for a step; 0: no watchdog.
-          folder: where the stacks are written; may be in a bucket.
-          allowance_seconds: for the first step, and the default of `allow`; None: 4 times as long.
+          timeout_seconds: longest time of a step; 0: no watchdog.
+          folder: folder for the stacks; may be in a bucket.
+          allowance_seconds: longest time of the first step, and the default of `allow`; None: 4 times as long.
           owns_process: whether the process may be ended.
         """
         self._owns_process = owns_process
@@ -112,8 +112,8 @@ class Watchdog:
                 if elapsed > allowed and label != self._reported:
                     self._reported = label
                     self._end(label, allowed)
-                # If Python stands still, so does this thread, and the interpreter's own alarm goes off. It must not
-                # end the process, because it also counts time for which that was stopped (Ctrl-Z).
+                # If Python hangs, so does this thread, and the interpreter's own alarm goes off. It must not end the
+                # process, because it also counts time in which the process was stopped (Ctrl-Z).
                 faulthandler.dump_traceback_later(max(0.0, allowed - elapsed) + _ALARM_SECONDS, file=2)
         finally:
             faulthandler.cancel_dump_traceback_later()
@@ -124,7 +124,7 @@ class Watchdog:
         path = self._folder / f"stacks-{processes.process_id()}.txt"
 
         def write() -> None:
-            with contextlib.suppress(Exception):  # standard error has it
+            with contextlib.suppress(Exception):  # standard error has the stacks too
                 path.write_text(stacks)
 
         writing = threading.Thread(target=write, daemon=True)
@@ -134,7 +134,9 @@ class Watchdog:
         slow = "If it is just slow, raise watchdog_seconds (0: no watchdog)."
         if not self._owns_process:
             logger.error(
-                "%s Restart this program if it stays so; the run resumes from the newest checkpoint. %s", found, slow
+                "%s Restart this program if the step does not end; the run resumes from the newest checkpoint. %s",
+                found,
+                slow,
             )
             return
         message = f"{found} Restart the same command on all hosts to resume from the newest checkpoint. {slow}"
@@ -143,7 +145,7 @@ class Watchdog:
 
 
 def _describe_threads() -> str:
-    """The names of all threads and where each is."""
+    """Lists the names and positions of all threads."""
     names = "\n".join(f"  {thread.ident:#018x} {thread.name}" for thread in threading.enumerate() if thread.ident)
     with tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file, all_threads=True)
