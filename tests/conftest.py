@@ -10,7 +10,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import pytest
 
+from tests import warm_python
+
 ROOT = pathlib.Path(__file__).parent.parent
+QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"  # the XLA_FLAGS of processes that tests start
 
 # Tracing makes many objects that live on. To look through them as often as Python does takes a twelfth of the time.
 gc.set_threshold(100_000, 20, 50)
@@ -33,22 +36,15 @@ def compilation_cache(tmp_path_factory):
 
 
 @pytest.fixture
-def run_main(compilation_cache):
+def run_main(start_main):
     """Runs `python -m vit_jax.main` as a user would; returns the finished process."""
 
     def run(*arguments, check=False, timeout=300, **environment):
-        process = subprocess.run(
-            main_command(*arguments),
-            cwd=ROOT,
-            env=main_environment(compilation_cache, **environment),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        process = start_main(*arguments, stderr=None, **environment)
+        output, errors = process.communicate(timeout)
         if check:
-            assert process.returncode == 0, process.stdout + process.stderr
-        return process
+            assert process.returncode == 0, output + errors
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     return run
 
@@ -58,22 +54,15 @@ def start_main(compilation_cache):
     """Starts `python -m vit_jax.main` in the background; ends it with the test."""
     processes = []
 
-    def start(*arguments, **environment):
-        process = subprocess.Popen(
-            main_command(*arguments),
-            cwd=ROOT,
-            env=main_environment(compilation_cache, **environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        processes.append(process)
-        return process
+    def start(*arguments, stdout=None, stderr=subprocess.STDOUT, **environment):
+        environment = main_environment(compilation_cache, **environment)
+        processes.append(warm_python.Process(main_command(*arguments), environment, stdout, stderr))
+        return processes[-1]
 
     yield start
     for process in processes:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def main_command(*arguments):
@@ -82,7 +71,8 @@ def main_command(*arguments):
 
 def main_environment(cache, **extra):
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
-    return {**clean, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache), "PYTHONUNBUFFERED": "1", **extra}
+    common = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_TO_COMPILE, "PYTHONUNBUFFERED": "1"}
+    return {**clean, **common, "XDG_CACHE_HOME": str(cache), **extra}
 
 
 def data_file(name):

@@ -15,7 +15,8 @@ import uuid
 
 import pytest
 
-from tests.conftest import ROOT
+from tests import warm_python
+from tests.conftest import QUICK_TO_COMPILE, ROOT
 
 
 def free_port():
@@ -33,7 +34,7 @@ def environments(num_processes, devices_per_process=1, cache=None, **extra):
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices_per_process),
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": QUICK_TO_COMPILE,
         "PYTHONUNBUFFERED": "1",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": str(num_processes),
@@ -81,10 +82,13 @@ class Processes:
 
     def __init__(self, command, environments, folder, prefixes=None):
         self._files = [open(folder / f"process-{each}.log", "w+b") for each in range(len(environments))]  # noqa: SIM115
-        prefixes = prefixes or [[]] * len(environments)
         self.processes = [
             subprocess.Popen([*prefix, *command], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
-            for prefix, environment, file in zip(prefixes, environments, self._files, strict=True)
+            if prefix
+            else warm_python.Process(command, environment, file, subprocess.STDOUT)
+            for prefix, environment, file in zip(
+                prefixes or [None] * len(environments), environments, self._files, strict=True
+            )
         ]
 
     def __enter__(self):
@@ -123,10 +127,10 @@ class Processes:
         deadline = time.monotonic() + timeout
         for each, process in enumerate(self.processes):
             while True:
+                assert process.poll() is None, f"process {each} ended:\n{self.output(each)}"
                 status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
                 if int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (signum - 1) & 1:
                     break
-                assert process.poll() is None, f"process {each} ended:\n{self.output(each)}"
                 assert time.monotonic() < deadline, f"process {each} does not handle the signal:\n{self.output(each)}"
                 time.sleep(0.05)
 
