@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import simplejpeg
+import sklearn.datasets
 
 from tests.conftest import ROOT, data_file
 from tests.data.record_files import WRITERS, write_shards
@@ -65,6 +66,13 @@ def test_digits_are_split_without_overlap_and_cover_all_classes():
     assert max(train[i]["image"].max() for i in range(len(train))) == 255
     with pytest.raises(UserError, match="Did you mean 'test'"):
         open_source("digits", "tests")
+
+
+def test_digits_are_those_of_scikit_learn():
+    digits, test = sklearn.datasets.load_digits(), open_source("digits", "test")
+    np.testing.assert_array_equal([each["label"] for each in examples_of(test)], digits.target[::5])
+    images = [each["image"][..., 0] for each in examples_of(test)]
+    np.testing.assert_array_equal(images, np.round(digits.images[::5] * (255 / 16)))
 
 
 def test_folder_and_zip_give_the_same_examples_in_order_of_names(dataset, folder):
