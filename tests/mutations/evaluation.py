@@ -50,6 +50,20 @@ MUTATIONS = [
         "top-5 accuracy is of five classes",
     ),
     Mutation(
+        CLASSIFICATION,
+        "totals[name] += float(value)",
+        "totals[name] = float(value)",
+        f"{TEST_CLASSIFICATION}::test_accuracy_and_loss_are_those_of_all_examples_counted_once",
+        "all batches of an evaluation count",
+    ),
+    Mutation(
+        FEWSHOT,
+        "data.validation if len(self._l2) > 1 else None",
+        "data.validation",
+        f"{TEST_FEWSHOT}::test_splits_that_share_examples_are_refused",
+        "a validation split is not used if no l2 is chosen",
+    ),
+    Mutation(
         FEWSHOT,
         "generator.permutation(indices)[:shots]",
         "indices[:shots]",

@@ -270,6 +270,13 @@ MUTATIONS = [
     ),
     Mutation(
         "vit_jax/experiment/run_records.py",
+        "return kept.eval.fingerprint == now.eval.fingerprint",
+        "return True",
+        f"{TEST_FACTS}::test_a_run_does_not_go_on_with_other_examples_to_evaluate_on",
+        "accuracies of other examples are not compared with earlier ones",
+    ),
+    Mutation(
+        "vit_jax/experiment/run_records.py",
         "if step > experiment.num_steps:",
         "if False:",
         f"{TEST_FACTS}::test_a_run_is_not_made_shorter_than_it_is",

@@ -61,6 +61,20 @@ MUTATIONS = [
     ),
     Mutation(
         ROW,
+        "memory_bytes = 2 * arguments",
+        "memory_bytes = 2 * (arguments + temporaries)",
+        f"{TEST_ROW}::test_what_a_gpu_keeps_before_fusion_takes_memory_but_no_time",
+        "what a compiler fuses takes no time",
+    ),
+    Mutation(
+        TOPOLOGIES,
+        "if times in range(2, 257) and not rest else",
+        "if False else",
+        f"{TEST_TOPOLOGIES}::test_other_spellings_of_several_slices_are_told_what_to_type",
+        "a size that several slices make up is written as several slices",
+    ),
+    Mutation(
+        ROW,
         "return max(seconds, self.roofline.seconds) if self.roofline else seconds",
         "return seconds",
         f"{TEST_ROW}::test_no_time_is_less_than_the_roofline "
