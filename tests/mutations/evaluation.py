@@ -53,7 +53,7 @@ MUTATIONS = [
         CLASSIFICATION,
         "totals[name] += float(value)",
         "totals[name] = float(value)",
-        f"{TEST_CLASSIFICATION}::test_accuracy_and_loss_are_those_of_all_examples_counted_once",
+        f"{TEST_CLASSIFICATION}::test_accuracy_and_loss_count_every_example_once",
         "all batches of an evaluation count",
     ),
     Mutation(

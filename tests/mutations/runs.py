@@ -272,7 +272,7 @@ MUTATIONS = [
         "vit_jax/experiment/run_records.py",
         "return kept.eval.fingerprint == now.eval.fingerprint",
         "return True",
-        f"{TEST_FACTS}::test_a_run_does_not_go_on_with_other_examples_to_evaluate_on",
+        f"{TEST_FACTS}::test_a_run_does_not_resume_with_other_evaluation_examples",
         "accuracies of other examples are not compared with earlier ones",
     ),
     Mutation(

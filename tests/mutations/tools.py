@@ -63,14 +63,14 @@ MUTATIONS = [
         ROW,
         "memory_bytes = 2 * arguments",
         "memory_bytes = 2 * (arguments + temporaries)",
-        f"{TEST_ROW}::test_what_a_gpu_keeps_before_fusion_takes_memory_but_no_time",
+        f"{TEST_ROW}::test_arrays_before_fusion_on_a_gpu_take_memory_but_no_time",
         "what a compiler fuses takes no time",
     ),
     Mutation(
         TOPOLOGIES,
         "if times in range(2, 257) and not rest else",
         "if False else",
-        f"{TEST_TOPOLOGIES}::test_other_spellings_of_several_slices_are_told_what_to_type",
+        f"{TEST_TOPOLOGIES}::test_other_spellings_of_several_slices_say_what_to_type",
         "a size that several slices make up is written as several slices",
     ),
     Mutation(
