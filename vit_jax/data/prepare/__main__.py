@@ -273,18 +273,10 @@ def _name_of(path: pathlib.Path) -> str:
 
 
 def _prepare(origin: Any, args: argparse.Namespace, name: str) -> int:
-    from vit_jax.data.prepare.passes import Options, prepare, summary
+    from vit_jax.data.prepare.passes import prepare, summary
 
-    options = Options(
-        data_dir=args.out,
-        name=name,
-        version=args.version,
-        num_shards=args.num_shards,
-        verify=not args.no_verify,
-        max_broken=args.max_broken,
-        threads=args.threads,
-    )
-    print(summary(prepare(origin, options), options.folder))
+    options = {option: getattr(args, option) for option in ("version", "num_shards", "max_broken", "threads")}
+    print(summary(*prepare(origin, args.out, name, verify=not args.no_verify, **options)))
     return 0
 
 

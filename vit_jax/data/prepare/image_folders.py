@@ -5,15 +5,13 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from vit_jax.console import show_name, show_names
 from vit_jax.data.prepare.index import Row
 from vit_jax.data.prepare.passes import Found, Origin, Passed, check_split
 from vit_jax.data.sources import ImageFolderSource
 from vit_jax.data.sources.base import BadRecordError
 from vit_jax.data.sources.folders import list_splits
-from vit_jax.data.sources.splits import same_classes
+from vit_jax.data.sources.splits import classes_without_images, same_classes
 
 
 class ImageFolder(Origin):
@@ -40,8 +38,7 @@ class ImageFolder(Origin):
         self.facts = {"folder": show_name(path.resolve().name), "images": self.extent}
         self.class_names = classes = list(opened[splits[0]].class_names or ())
         for split, source in self._sources.items():
-            counts = np.bincount(source.labels(), minlength=len(classes))
-            if missing := [classes[label] for label in np.flatnonzero(counts == 0).tolist()]:
+            if missing := classes_without_images(source.labels(), classes):
                 print(
                     f"note: split {split!r} has no images of {len(missing)} of {len(classes)} classes: "
                     f"{show_names(missing)}",

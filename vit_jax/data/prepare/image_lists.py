@@ -123,8 +123,8 @@ class ImageList(Origin):
           UserError: some labels are numbers and others names.
         """
         if self._names is not None:
-            by_name = {f"={name}": number for name, number in self._known.items()}
-            return {**by_name, **{_number(number): number for number in self._known.values()}}, self._names
+            numbers = {token: i for name, i in self._known.items() for token in (f"={name}", f"#{i}")}
+            return numbers, self._names
         numbered = [name for name in names if name.startswith("#")]
         if not numbered:
             in_order = sorted(names)
@@ -146,7 +146,7 @@ class ImageList(Origin):
                 )
             if label < 0 or (limit is not None and label >= limit):
                 raise UserError(f"{where} has label {label}; labels of {limit or 'numbered'} classes count from 0.")
-            return _number(label)
+            return f"#{label}"
         label = composed(label)
         if self._names is not None and label not in self._known:
             raise UserError(f"{where} has label {label!r}, which is not one of {len(self._names)} class names.")
@@ -213,10 +213,6 @@ class ImageList(Origin):
                 number += 1
                 if number > first:
                     yield f"{self._path.name}, row {number:,}", row, number
-
-
-def _number(label: int) -> str:
-    return f"#{label}"
 
 
 def _open_parquet(path: pathlib.Path) -> Any:

@@ -12,7 +12,7 @@ import imagehash
 import numpy as np
 from PIL import Image, ImageOps
 
-from vit_jax.data.image_headers import JPEG_START, UPRIGHT, orientation_of, plain
+from vit_jax.data.image_headers import JPEG_START, orientation_of, plain
 from vit_jax.data.transforms import size_of
 
 NEAR, SURE = 11, 72
@@ -35,7 +35,7 @@ def hash_image(image: bytes | np.ndarray, *, mirrored: bool = False) -> np.ndarr
     Raises:
       OSError: not an image.
     """
-    grey = _upright(_open(image, _HASHED_SIDE).convert("L"), image)
+    grey = _open(image, _HASHED_SIDE, "L")
     if mirrored:
         grey = ImageOps.mirror(grey)
     bits = [imagehash.phash(grey, hash_size=side).hash.ravel() for side in (8, 16)]
@@ -106,7 +106,7 @@ def hash_or_zero(image: bytes | np.ndarray, *, mirrored: bool = False) -> np.nda
 def thumbnail(image: bytes | np.ndarray) -> str:
     """Returns an HTML image with embedded data, of at most 160 x 160 pixels."""
     try:
-        opened = _upright(_open(image, 160).convert("RGB"), image)
+        opened = _open(image, 160, "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return "(cannot be shown)"
     opened.thumbnail((160, 160))
@@ -115,16 +115,12 @@ def thumbnail(image: bytes | np.ndarray) -> str:
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}">'
 
 
-def _open(image: bytes | np.ndarray, side: int) -> Image.Image:
+def _open(image: bytes | np.ndarray, side: int, mode: str) -> Image.Image:
+    """Opens an image upright, so that a photo matches its upright copy, JPEGs in at least this size."""
     if not isinstance(image, bytes):
-        return Image.fromarray(image)
+        return Image.fromarray(image).convert(mode)
     size_of(image)  # refuses what `decode` refuses; Pillow reads more formats, some by external programs
     opened = Image.open(io.BytesIO(image if image.startswith(JPEG_START) else plain(image)), formats=_FORMATS)
-    opened.draft("RGB", (side, side))  # JPEGs only: cheap decoding to at least this size
-    return opened
-
-
-def _upright(opened: Image.Image, image: bytes | np.ndarray) -> Image.Image:
-    """Applies the EXIF orientation, so that a photo matches its upright copy whatever training does."""
-    orientation = orientation_of(image) if isinstance(image, bytes) else UPRIGHT
-    return Image.fromarray(orientation.upright(np.asarray(opened))) if orientation else opened
+    opened.draft("RGB", (side, side))
+    converted, orientation = opened.convert(mode), orientation_of(image)
+    return Image.fromarray(orientation.upright(np.asarray(converted))) if orientation else converted

@@ -120,11 +120,21 @@ class Origin(abc.ABC):
         return {name: number for number, name in enumerate(classes)}, classes
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Options of all preparations.
+def prepare(
+    origin: Origin,
+    data_dir: pathlib.Path,
+    name: str,
+    *,
+    version: str = "1.0.0",
+    num_shards: int | None = None,
+    verify: bool = True,
+    max_broken: int = 100,
+    threads: int | None = None,
+) -> tuple[dict[str, Any], pathlib.Path]:
+    """Prepares a data set, or resumes doing so.
 
-    Attributes:
+    Args:
+      origin: source of the images.
       data_dir: folder of data sets.
       name: of the data set.
       version: of the data set.
@@ -132,53 +142,31 @@ class Options:
       verify: whether to decode each image and skip broken ones.
       max_broken: most broken images to skip before it is an error.
       threads: None: one per core.
-    """
-
-    data_dir: pathlib.Path
-    name: str
-    version: str = "1.0.0"
-    num_shards: int | None = None
-    verify: bool = True
-    max_broken: int = 100
-    threads: int | None = None
-
-    def __post_init__(self):
-        tfds_layout.check_name(self.name, self.version)
-        if self.num_shards is not None and self.num_shards < 1:
-            raise UserError(f"--num_shards must be at least 1, got {self.num_shards}.")
-
-    @property
-    def folder(self) -> pathlib.Path:
-        """The folder of the finished data set."""
-        return self.data_dir / self.name / self.version
-
-
-def prepare(origin: Origin, options: Options) -> dict[str, Any]:
-    """Prepares a data set, or resumes doing so.
-
-    Args:
-      origin: source of the images.
-      options: name and format of the result.
 
     Returns:
-      the manifest.
+      the manifest and the folder.
 
     Raises:
       UserError: the data set exists or was begun with other settings, has too many broken images, or does not fit on
         the disk.
     """
+    tfds_layout.check_name(name, version)
+    if num_shards is not None and num_shards < 1:
+        raise UserError(f"--num_shards must be at least 1, got {num_shards}.")
+    threads = threads or num_cpus()
 
     def write(folder: pathlib.Path, index: Index, public_settings: dict[str, Any]) -> None:
         if not index.fact("scanned"):
             check_space(folder, origin.least_bytes if index.fact("mark") is None else 0, MAKE_ROOM)
-            _scan(origin, options, index)
+            _scan(origin, index, threads, verify=verify, max_broken=max_broken)
         if not index.fact("arranged"):
             _arrange(origin, index)
-        shards = _write(origin, options, index, folder)
-        _finish(origin, options, index, folder, shards, public_settings)
+        shards = _write(origin, index, threads, folder, name, num_shards)
+        _describe(origin, index, folder, shards, name=name, version=version, settings=public_settings)
 
-    settings = {**origin.settings, "num_shards": options.num_shards, "verify": options.verify}
-    return build(options.folder, settings, origin.facts, write)
+    target = data_dir / name / version
+    settings = {**origin.settings, "num_shards": num_shards, "verify": verify}
+    return build(target, settings, origin.facts, write), target
 
 
 # Errors of the file itself. Others, such as a network disk that does not answer, may be temporary.
@@ -187,7 +175,7 @@ _OF_THE_FILE = frozenset(
 )
 
 
-def _scan(origin: Origin, options: Options, index: Index) -> None:
+def _scan(origin: Origin, index: Index, threads: int, *, verify: bool, max_broken: int) -> None:
     mark = index.fact("mark")
     if mark is not None:
         print(f"scan: resumes after {index.count('image'):,} images", file=sys.stderr)
@@ -198,7 +186,7 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
             return found, b"", 0, getattr(found, "broken", None)
         try:
             content = origin.read(found) if found.content is None else found.content
-            if options.verify:
+            if verify:
                 decode(content)
         except (ImageError, BadRecordError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:
@@ -211,7 +199,7 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
 
     pending, broken = 0, index.count("broken")
     with Progress("scan", origin.extent, done=index.fact("done") or 0) as progress:
-        for found, content, size, reason in ordered_map(check, origin.scan(mark), options.threads or num_cpus()):
+        for found, content, size, reason in ordered_map(check, origin.scan(mark), threads):
             if isinstance(found, Found):
                 pending += 1
                 progress.add(1, found.done)
@@ -220,9 +208,9 @@ def _scan(origin: Origin, options: Options, index: Index) -> None:
                     broken += 1
                     print(f"broken, skipped: {place}: {reason}", file=sys.stderr)
                     index.add_broken(found.split, found.file_name, pathlib.PurePath(place).name, reason)
-                    if broken > options.max_broken:
+                    if broken > max_broken:
                         raise UserError(
-                            f"{broken} images are broken, more than --max_broken={options.max_broken}. Is the source "
+                            f"{broken} images are broken, more than --max_broken={max_broken}. Is the source "
                             "damaged? If not, rerun with a larger --max_broken to resume."
                         )
                 else:
@@ -254,7 +242,7 @@ def _arrange(origin: Origin, index: Index) -> None:
 
 
 def _write(
-    origin: Origin, options: Options, index: Index, folder: pathlib.Path
+    origin: Origin, index: Index, threads: int, folder: pathlib.Path, name: str, num_shards: int | None
 ) -> dict[str, dict[str, tfds_layout.Shard]]:
     """Writes the missing shards; returns all shards by split and name."""
     serialize = tfds_layout.make_serializer(multi_label=origin.multi_label)
@@ -266,27 +254,22 @@ def _write(
         return serialize(content, row.file_name, row.labels)
 
     def records(first: int, length: int) -> Iterator[bytes]:
-        return ordered_map(record, index.examples(first, length), options.threads or num_cpus())
+        return ordered_map(record, index.examples(first, length), threads)
 
     plan, total, needed = [], 0, 0
     for split, (start, count, size) in index.splits().items():
         # Fields other than images, and the file format's own bytes, add a little.
         total, needed = total + count, needed + size * 101 // 100 + count * 200
-        lengths, first = tfds_layout.shard_lengths(count, size, options.num_shards), start
+        lengths, first = tfds_layout.shard_lengths(count, size, num_shards), start
         for number, length in enumerate(lengths):
-            name = tfds_layout.shard_name(options.name, split, number, len(lengths))
-            plan.append((split, name, functools.partial(records, first, length)))
+            file_name = tfds_layout.shard_name(name, split, number, len(lengths))
+            plan.append((split, file_name, functools.partial(records, first, length)))
             first += length
     return write_shards(folder, index, plan, total=total, needed=needed)
 
 
-def _finish(
-    origin: Origin,
-    options: Options,
-    index: Index,
-    folder: pathlib.Path,
-    shards: dict[str, dict[str, tfds_layout.Shard]],
-    settings: dict[str, Any],
+def _describe(
+    origin: Origin, index: Index, folder: pathlib.Path, shards: dict[str, dict[str, tfds_layout.Shard]], **facts: Any
 ) -> None:
     classes = index.fact("classes")
     used = set(index.fact("used_classes"))
@@ -301,19 +284,17 @@ def _finish(
         folder,
         shards,
         tfds_layout.features_of(classes, multi_label=origin.multi_label),
-        name=options.name,
-        version=options.version,
         description=origin.description,
         homepage=origin.homepage,
         num_classes=len(names),
         source={**origin.facts, "examples_sha256": index.fact("digest")},
-        settings=settings,
         counts={"images": images, "broken": index.count("broken"), "merged": images - examples},
         slices=slices,
         max_labels=index.fact("max_labels"),
         exif_orientation=origin.exif_orientation or None,
         broken=index.broken(),
         classes_without_images=[name for number, name in enumerate(names) if number not in used],
+        **facts,
     )
 
 

@@ -8,15 +8,13 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from vit_jax.console import show_name, show_names
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, MissingDataError, Source
 from vit_jax.data.sources.digits import DigitsSource
 from vit_jax.data.sources.folders import ImageFolderSource, list_splits
 from vit_jax.data.sources.real_labels import RealLabels, load_real_labels
 from vit_jax.data.sources.shards import find_shards, open_shards, record_format, split_patterns
-from vit_jax.data.sources.splits import for_testing, open_parts
+from vit_jax.data.sources.splits import classes_without_images, for_testing, open_parts
 from vit_jax.data.sources.tfds import find_tfds, not_prepared, open_tfds, prepared_folder
 from vit_jax.errors import UserError
 
@@ -101,9 +99,13 @@ def open_source(
         source = open_shards(shards, split, name=dataset, **options)
     else:
         raise _not_found(dataset, how_to_prepare)
-    names = class_names or (source.class_names if for_testing(split) else None)
-    if names is not None and (labels := getattr(source, "labels", lambda: None)()) is not None:
-        _warn_of_missing_classes(source, labels, names)
+    names = class_names or (source.class_names if for_testing(split) else None) or ()
+    labels = getattr(source, "labels", lambda: None)() if names else None
+    if labels is not None and (missing := classes_without_images(labels, names)):
+        logger.warning(
+            "%s, split %r, has no images of %d of %d classes: %s. Results say nothing about them.",
+            *(source.name, source.split, len(missing), len(names), show_names(missing)),
+        )
     if num_classes is not None and source.num_classes is not None and num_classes < source.num_classes:
         raise UserError(f"{dataset} has {source.num_classes} classes, more than {num_classes}.")
     return source
@@ -170,15 +172,6 @@ def _candidates(dataset: str) -> list[pathlib.Path]:
 def _data_folders() -> list[pathlib.Path]:
     folder = os.environ.get("VIT_JAX_DATA")
     return [pathlib.Path(folder).expanduser()] if folder else []
-
-
-def _warn_of_missing_classes(source: Source, labels: np.ndarray, class_names: Sequence[str]) -> None:
-    counts = np.bincount(labels, minlength=len(class_names))
-    if missing := [class_names[label] for label in np.flatnonzero(counts == 0).tolist()]:
-        logger.warning(
-            "%s, split %r, has no images of %d of %d classes: %s. Results say nothing about them.",
-            *(source.name, source.split, len(missing), len(class_names), show_names(missing)),
-        )
 
 
 def _refuse_bare_records(folder: pathlib.Path) -> None:

@@ -87,13 +87,12 @@ class ImageFolderSource:
             self._list(tree, only)
         except OSError as error:
             raise unreadable(self._root, error) from error
-        if class_names is None and not classes_may_be_empty and not for_testing(split):
-            counts = np.diff(self._ends, prepend=0)
-            check_no_class_is_empty(self.class_names, counts, f"{self.name}, split {self.split!r},")
         if isinstance(tree, ZipTree):
             self._zip = tree.pack([self._file(*self._locate(index)) for index in range(len(self))])
         self._labels: Sequence[int] = range(len(self._names))  # by folder
         self.num_classes, self.max_labels = len(self.class_names), 1
+        if class_names is None and not classes_may_be_empty and not for_testing(split):
+            check_no_class_is_empty(self.labels(), self.class_names, f"{self.name}, split {self.split!r},")
         if class_names is not None:
             self._relabel(class_names)
 

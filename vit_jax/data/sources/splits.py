@@ -247,12 +247,17 @@ def same_classes(opened: Mapping[str, Any], data_set: str) -> dict[str, Any]:
             )
     result = {name: source.with_classes(class_names) for name, source in opened.items()}
     if not all(map(for_testing, opened)):
-        labels = np.concatenate([source.labels() for source in result.values()])
-        check_no_class_is_empty(class_names, np.bincount(labels, minlength=len(class_names)), data_set)
+        check_no_class_is_empty(np.concatenate([source.labels() for source in result.values()]), class_names, data_set)
     return result
 
 
-def check_no_class_is_empty(class_names: Sequence[str], counts: Sequence[int] | np.ndarray, where: str) -> None:
-    """Raises UserError if the count of a class is 0."""
-    if empty := [name for name, count in zip(class_names, counts, strict=True) if not count]:
+def classes_without_images(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    """Names of the classes that are not among the labels."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    return [class_names[label] for label in np.flatnonzero(counts == 0).tolist()]
+
+
+def check_no_class_is_empty(labels: np.ndarray, class_names: Sequence[str], where: str) -> None:
+    """Raises UserError if a class has no images."""
+    if empty := classes_without_images(labels, class_names):
         raise UserError(f"{where} has classes without images: {show_names(empty)}. Add images or remove the folders.")
