@@ -38,7 +38,7 @@ OBJECTNET_BORDER = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageNetVariant:
+class VariantData:
     """A test set for models with ImageNet's 1,000 classes.
 
     Attributes:
@@ -52,7 +52,7 @@ class ImageNetVariant:
 
 def open_variant(
     name: str, place: str, *, validation: str | None = None, validation_split: str = "validation"
-) -> ImageNetVariant:
+) -> VariantData:
     """Opens one of ImageNet's other test sets. Nothing is downloaded or unpacked.
 
     Args:
@@ -102,7 +102,7 @@ def open_variant(
             "%s: %s has %d images, the published test set %d. Numbers of the two cannot be compared.",
             *(name, place, len(source), expected),
         )
-    return ImageNetVariant(source, classes)
+    return VariantData(source, classes)
 
 
 # ---- Prepared by TFDS.
