@@ -12,9 +12,10 @@ import tarfile
 from collections.abc import Iterator, Sequence
 
 from vit_jax.console import show_name
+from vit_jax.data.sources.tfrecord import PositionedFile
 from vit_jax.data.sources.trees import is_litter, is_unsafe
 from vit_jax.errors import UserError
-from vit_jax.files import open_regular, read_regular
+from vit_jax.files import read_regular
 
 _COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip --keep"),
@@ -221,11 +222,7 @@ def read_at(path: pathlib.Path, offset: int, size: int) -> bytes:
     Raises:
       UserError: the file has become shorter.
     """
-    descriptor = open_regular(path)
     try:
-        content = os.pread(descriptor, size, offset)
-    finally:
-        os.close(descriptor)
-    if len(content) < size:
-        raise UserError(f"{path} has become shorter since it was scanned. Restore it and rerun the command.")
-    return content
+        return PositionedFile(path).read(offset, size)
+    except EOFError as error:
+        raise UserError(f"{path} has become shorter since it was scanned. Restore it and rerun the command.") from error

@@ -20,7 +20,6 @@ from vit_jax.errors import UserError
 from vit_jax.files import read_regular, read_text_lines
 from vit_jax.json_files import parse_json
 
-SPLIT = "train"
 _ROWS_AT_ONCE = 4096  # of a parquet file
 _LONGEST_LINE = 2**22  # bytes
 _MOST_CLASSES = 2**24  # larger labels are probably ids, and a list of so many classes would take all memory
@@ -38,7 +37,7 @@ class ImageList(Origin):
         num_classes: int | None = None,
         single_label: bool = False,
         merge: bool = False,
-        split: str = SPLIT,
+        split: str = "train",
     ):
         """Opens the list without reading its rows.
 
