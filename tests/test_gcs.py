@@ -24,7 +24,7 @@ from vit_jax.costs.hardware import describe_machine
 from vit_jax.errors import UserError
 from vit_jax.files import parse_path
 from vit_jax.run import curves, lease, workdir
-from vit_jax.run.accounting import Accounts, Ledger, read_starts
+from vit_jax.run.accounting import Accounts, Ledger, read_costs
 from vit_jax.run.metrics import MetricWriter, read_jsonl
 from vit_jax.run.profiling import Profiler
 from vit_jax.weights import load
@@ -272,7 +272,7 @@ def test_accounts_of_all_starts_are_in_the_bucket(run):
     machine = describe_machine(jax.devices())
     Accounts(run, Ledger(), machine, step=0).record(100)
     Accounts(run, Ledger(), machine, step=80).record(120)
-    assert [(start.from_step, start.step) for start in read_starts(run)] == [(0, 100), (80, 120)]
+    assert [(start.from_step, start.step) for start in read_costs(run)] == [(0, 100), (80, 120)]
 
 
 def test_profile_goes_to_the_bucket_and_is_found_there(run, caplog):

@@ -24,7 +24,7 @@ from vit_jax.experiment.data import open_eval_source
 from vit_jax.multihost.signals import Stopped, StopSignal, restore_handlers, set_handlers
 from vit_jax.multihost.watchdog import Watchdog
 from vit_jax.run import curves, workdir
-from vit_jax.run.accounting import read_starts
+from vit_jax.run.accounting import read_costs
 from vit_jax.run.facts import read_facts
 from vit_jax.run.metrics import read_jsonl
 from vit_jax.train import train
@@ -107,7 +107,7 @@ def test_functions_accept_strings_as_paths_and_train_inside_an_event_loop(config
     curves.plot_curves([path], f"{tmp_path}/curves.png")
     assert read_facts(path).num_classes == 10
     assert read_parameters(f"{path}/checkpoints")[0] == 4
-    assert len(read_starts(path)) == len(workdir.read_starts(path)) == 1
+    assert len(read_costs(path)) == len(workdir.read_starts(path)) == 1
     assert read_jsonl(f"{path}/metrics.jsonl")
     with Checkpoints(f"{path}/checkpoints", keep=2) as kept:
         assert kept.latest_step() == 4

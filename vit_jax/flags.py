@@ -70,7 +70,7 @@ def _parse(argv: Sequence[str], config: flags.FlagHolder[ConfigDict], check: Cal
             raise UserError("--config is missing, e.g. --config=configs/quickstart.py. --help lists all flags.")
         config.value.lock()  # raises if the config file itself could not be read
         for field in cleared:
-            _clear(config.value, field)
+            clear_field(config.value, field)
         set_length(config.value, config_flags.get_override_values(flags.FLAGS[config.name]).keys() - set(cleared))
         check()
         return positional
@@ -97,7 +97,7 @@ def _describe(flag: flags.Flag) -> tuple[str, str]:
     return usage, f"{flag.help.removeprefix(f'<{kind}>: ')}{default}"
 
 
-def _clear(config: ConfigDict, field: str) -> None:
+def clear_field(config: ConfigDict, field: str) -> None:
     """Sets a field to None, which its parser would read as text or refuse; or removes an entry of `evals`."""
     *path, name = field.split(".")
     for each in path:

@@ -354,7 +354,7 @@ MUTATIONS = [
     ),
     Mutation(
         METRICS,
-        "self.drain()\n        with self.ledger",
+        "self.step_metrics.drain()\n        with self.ledger",
         "with self.ledger",
         f"{TEST_METRICS}::test_a_pause_first_reads_the_metrics_of_all_steps_and_is_not_training_time",
         "a checkpoint or an evaluation waits for the steps under way",

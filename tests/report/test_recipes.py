@@ -40,13 +40,13 @@ def cells_of_ours(table):
     ("weights", "dropout", "note"),
     [
         ("vit_b16_i21k", 0.1, None),
-        ("vit_b16_i21k", 0.0, "dropout 0.0 at fine-tuning, in the paper 0.1"),
-        ("vit_b16_i21k", 0.2, "dropout 0.2 at fine-tuning, in the paper 0.1"),
+        ("vit_b16_i21k", 0.0, "model.dropout_rate=0.0, in the paper 0.1"),
+        ("vit_b16_i21k", 0.2, "model.dropout_rate=0.2, in the paper 0.1"),
         ("augreg_b16_i21k", 0.0, None),
-        ("augreg_b16_i21k", 0.1, "dropout 0.1 at fine-tuning, by AugReg 0.0"),
+        ("augreg_b16_i21k", 0.1, "model.dropout_rate=0.1, by AugReg 0.0"),
         ("sam_b16_in1k", 0.1, None),  # nobody says
         ("dropout", 0.1, None),
-        ("dropout", 0.0, "dropout 0.0 at fine-tuning, in the paper 0.1"),
+        ("dropout", 0.0, "model.dropout_rate=0.0, in the paper 0.1"),
         ("plain", 0.0, None),
         ("plain", 0.1, None),
     ],
@@ -201,7 +201,10 @@ def test_hybrid_says_its_rule_and_a_vit_by_bit_s_rule_that_it_is_none_of_the_pap
     [
         ({"optimizer__name": "adamw"}, "optimizer.name=adamw, in the paper sgd"),
         ({"optimizer__weight_decay": 1e-4}, "optimizer.weight_decay=0.0001, in the paper 0.0"),
-        ({"optimizer__learning_rate": 0.5}, "learning rate 0.5, in the paper one of 0.001, 0.003, 0.01, 0.03"),
+        (
+            {"optimizer__learning_rate": 0.5},
+            "optimizer.learning_rate=0.5, in the paper one of 0.001, 0.003, 0.01, 0.03",
+        ),
         ({"optimizer__schedule": "linear"}, "optimizer.schedule=linear, in the paper cosine"),
         ({"label_smoothing": 0.1}, "label_smoothing=0.1, in the paper 0.0"),
         (

@@ -74,10 +74,10 @@ def test_differences_from_the_paper_are_noted_below_the_table(tmp_path):
     for note in (
         "one seed",
         "at 224 pixels, in the paper at 384",
-        "100 steps, in the paper 10,000",
-        "batch 64, in the paper 512",
-        "with Polyak averaging at 0.99, in the paper without Polyak averaging",
-        "trained on train[:9%], in the paper on train",
+        "steps=100, in the paper 10000",
+        "batch_size=64, in the paper 512",
+        "polyak_decay=0.99, in the paper None",
+        "data.train_split=train[:9%], in the paper train",
     ):
         assert f"- {note}: ImageNet-21k, CIFAR-10 (ViT-B/16).\n" in text
     assert "±" not in text
@@ -113,7 +113,7 @@ def test_imagenet_at_384_stands_in_table_2_with_a_note(tmp_path):
     assert [key[0][0] for key in cells] == ["ImageNet", "ImageNet ReaL"]
     for cell in cells.values():
         assert "at 384 pixels, in the paper at 512" in cell.ours.notes
-        assert "without Polyak averaging, in the paper with Polyak averaging at 0.9999" in cell.ours.notes
+        assert "polyak_decay=None, in the paper 0.9999" in cell.ours.notes
 
 
 def test_accuracy_does_not_choose_between_settings(tmp_path):

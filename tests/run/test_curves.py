@@ -40,10 +40,7 @@ def test_legend_and_final_values_are_where_no_curve_runs(count, tmp_path):
     assert len(set(labels)) == 2 * count  # each run's two curves, and no name is hidden or stands for two runs
     assert not any(panel.overlaps(legend.get_window_extent()) for panel in panels)
     assert all(panel.height > 300 for panel in panels)
-    values = [text for axis in figure.axes for text in axis.texts]
-    assert len(values) == (2 * count if count < 20 else 0)
-    assert not any(panel.overlaps(text.get_window_extent()) for panel in panels for text in values)
-    assert all(0 <= text.get_window_extent().y0 < figure.bbox.height for text in values)
+    assert sum("accuracy 0.8, loss 0." in label for label in labels) == count
     colors = {line.get_color() for axis in figure.axes for line in axis.lines}
     assert len(colors) == count
 

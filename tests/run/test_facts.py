@@ -21,8 +21,8 @@ from vit_jax.evaluate import evaluate
 from vit_jax.run.facts import (
     MatchedByName,
     SplitFacts,
-    as_trained,
     describe_class_changes,
+    open_as_trained,
     read_facts,
     write_facts,
 )
@@ -409,9 +409,11 @@ def test_several_or_no_labels_are_matched_by_name_too():
 def test_examples_are_compared_where_classes_have_no_names():
     source = open_source("digits", "test")
     kept = SplitFacts.of(source, "digits", "test")
-    assert as_trained(source, None, kept, what="run") is source
+    assert open_as_trained(lambda _: source, None, kept, what="run") is source
     with pytest.raises(UserError, match="test: 359 images then, 360 now"):
-        as_trained(source, None, dataclasses.replace(kept, fingerprint="other", num_images=359), what="run")
+        open_as_trained(
+            lambda _: source, None, dataclasses.replace(kept, fingerprint="other", num_images=359), what="run"
+        )
 
 
 def test_a_data_set_is_recorded_by_its_absolute_path(tmp_path, monkeypatch):

@@ -311,7 +311,7 @@ def test_the_step_that_compiles_is_not_in_the_rates(clock, make_journal):
         for step, _ in zip(range(1, 5), journal.timed(iter(range(8))), strict=False):
             clock[0] += 10.0 if step == 1 else 1.0
             journal.end_step(step, {"loss": Value(True)})
-        journal.drain()
+        journal.step_metrics.drain()
     assert rows[0]["time/step_seconds"] == 1.0
 
 
@@ -333,7 +333,7 @@ def test_a_pause_first_reads_the_metrics_of_all_steps_and_is_not_training_time(c
         with journal.pause("evaluation", "evaluation"):
             assert seen == [(4, 0.5)]
             clock[0] += 7.0
-        assert journal.window() == {"sums": {}, "count": 0}
+        assert journal.step_metrics.get_state() == {"sums": {}, "count": 0}
     assert ledger.seconds()["evaluation"] == 7.0
 
 

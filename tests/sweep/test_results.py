@@ -184,7 +184,7 @@ def test_final_run_that_says_it_was_evaluated_on_what_it_trained_on_does_not_cou
     (run,) = task.final_runs({})
     leave_results(run, **{"test/accuracy": 0.5})
     (run.path / "summary.json").write_text(json.dumps({"overlap": {"test": 36, "other": "x"}}))
-    (_, result), *_ = results.collect(task).final
+    result, *_ = results.collect(task).final
     assert (result.status, result.is_due) == ("unusable", False)
     assert result.reason == "36 of the examples that test/accuracy is measured on were trained on"
 
@@ -204,7 +204,7 @@ def test_run_with_a_damaged_file_has_failed_and_is_tried_again(file, content, tm
     (run,) = task.final_runs({})
     run.path.mkdir(parents=True)
     (run.path / file).write_text(content)
-    (_, result), *_ = results.collect(task).final
+    result, *_ = results.collect(task).final
     assert (result.status, result.is_due) == ("failed", True)
     assert file in result.reason
 

@@ -35,13 +35,9 @@ _MOST_CLASSES = 60  # of a confusion matrix with names
 
 
 def predict_source(predictor: Predictor, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Predicts all examples of a source.
+    """Predicts all examples: probabilities, float32 `[examples, classes]`, and labels, int64 `[examples]`.
 
-    Returns:
-      probabilities, float32 `[examples, classes]`, and labels, int64 `[examples]`.
-
-    Raises:
-      UserError: images may have several labels.
+    Raises `UserError` if images may have several labels.
     """
     if source.max_labels > 1:
         raise UserError(f"images of {source.name} may have several labels, which a confusion matrix cannot show.")
@@ -74,10 +70,7 @@ def _as_seen(predictor: Predictor, source: Source, index: int, example: Example)
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts images by true class (row) and predicted class (column), int64 `[num_classes, num_classes]`.
 
-    Args:
-      labels: `[examples]`; `NO_LABEL` does not count.
-      predicted: `[examples]`.
-      num_classes: number of classes of both.
+    Both arguments are int `[examples]`; examples with `NO_LABEL` do not count.
     """
     counted = labels != NO_LABEL
     matrix = np.zeros((num_classes, num_classes), np.int64)
@@ -146,7 +139,7 @@ def write_mistakes(
     num_images: int = 24,
     probabilities: str | None = None,
 ) -> dict[str, float]:
-    """Writes the three files; returns accuracy and number of examples.
+    """Writes the three files into a folder; returns accuracy and number of examples.
 
     Args:
       path: folder to write to.
@@ -175,12 +168,11 @@ def write_mistakes(
             writer.writerow([show_name(source.where(index)), names[label], names[said], *of_both])
     write_atomically(path / "predictions.csv", table.getvalue())
 
-    worst = worst_mistakes(chances, labels, num_images)
-    pictures = [_as_seen(predictor, source, index, source[index]) for index in map(int, worst)]
-    titles = [
-        f"{names[labels[index]]}\nsaid {names[predicted[index]]}, {100 * chances[index, predicted[index]]:.0f} %"
-        for index in worst
-    ]
+    pictures, titles = [], []
+    for index in map(int, worst_mistakes(chances, labels, num_images)):
+        said = predicted[index]
+        pictures.append(_as_seen(predictor, source, index, source[index]))
+        titles.append(f"{names[labels[index]]}\nsaid {names[said]}, {100 * chances[index, said]:.0f} %")
     if pictures:
         write_atomically(path / "mistakes.png", draw_mistakes(pictures, titles))
     else:
@@ -191,17 +183,10 @@ def write_mistakes(
 def open_split(
     path: AnyPath, weights: Weights, split: str | None = None, dataset: str | None = None, *, allow_change: bool = False
 ) -> tuple[Source, Sequence[str] | None]:
-    """Opens a split of a run's data, with the run's labels.
+    """Opens a split of a run's data, with the run's labels; also returns the names of the run's classes.
 
-    Args:
-      path: the workdir.
-      weights: the run's weights.
-      split: None: the run's evaluation split.
-      dataset: current path or name of the data; None: as in the run.
-      allow_change: whether to accept data that have changed.
-
-    Returns:
-      the examples, and the names of the run's classes.
+    The defaults are the run's evaluation split, and its data set as it was named then. Data that have changed are
+    refused unless `allow_change`.
 
     Raises:
       UserError: the split does not exist, or the data are missing or have changed.
@@ -211,11 +196,9 @@ def open_split(
     if split is None:
         raise UserError("the run has no evaluation split. Set one, such as --split=test.")
     facts = read_facts(path)
-    kept = None
-    if facts:
-        kept = next((each for each in (facts.eval, facts.train) if each and each.split == split), None)
-    any_kept = kept or (facts and (facts.eval or facts.train))
-    found = dataset or (any_kept.find() if any_kept else data["dataset"])
+    of_run = [each for each in (facts.eval, facts.train) if each] if facts else []
+    kept = next((each for each in of_run if each.split == split), None)
+    found = dataset or ((kept or of_run[0]).find() if of_run else data["dataset"])
     if kept and kept.labels:
         kept = None  # it describes several labels per image, which this command does not use
     names = facts.class_names if facts else weights.class_names

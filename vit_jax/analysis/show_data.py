@@ -89,12 +89,11 @@ def _mix(
 
 def _describe(transform: TrainTransform, mixing: Mixing) -> str:
     """Describes the augmentation in a few words."""
+    words = ["whole images"]
     if transform.inception_crop:
         words = [f"crops of {100 * transform.min_area:.0f} to 100 % of the area"]
     elif transform.random_crop_from:
         words = [f"random crops from {transform.random_crop_from} pixels"]
-    else:
-        words = ["whole images"]
     words += ["flip"] * transform.flip
     if transform.randaugment is not None:
         words.append(f"RandAugment {transform.randaugment.num_layers} x {transform.randaugment.magnitude:g}")
@@ -106,11 +105,7 @@ def _describe(transform: TrainTransform, mixing: Mixing) -> str:
 
 
 def draw_batches(config: ConfigDict, count: int = 32) -> "Figure":
-    """Draws the first `count` training images of a run and as many evaluation images, evenly spread.
-
-    Raises:
-      UserError: the config or the data are invalid.
-    """
+    """Draws the first `count` training images of a run and as many evaluation images, evenly spread."""
     train_source, eval_source = data.open_sources(config.data)
     transform, mixing = data.train_transform(config.data), Mixing(config.mixup_alpha, config.cutmix_alpha)
     loader = BatchLoader(train_source, transform, num_classes=config.model.num_classes)
@@ -137,11 +132,7 @@ def draw_batches(config: ConfigDict, count: int = 32) -> "Figure":
 
 
 def draw_classes(config: ConfigDict, most: int = 100) -> "Figure":
-    """Draws one unaugmented image of each class of the training data, for at most `most` classes.
-
-    Raises:
-      UserError: the config or the data are invalid.
-    """
+    """Draws one unaugmented image of each class of the training data, for at most `most` classes."""
     source = data.open_train_source(config.data)
     order, found = IndexStream(source, config.seed), dict[int, np.ndarray]()
     num_classes = source.num_classes or config.model.num_classes
@@ -158,7 +149,7 @@ def draw_classes(config: ConfigDict, most: int = 100) -> "Figure":
                 if label != NO_LABEL and label not in found:
                     found[label] = whole(example["image"], rng, exif_orientation=turn)
         except (BadRecordError, ImageError) as error:
-            _report([str(error)])
+            _report([error])
         if len(found) >= wanted:
             break
     if not found:
@@ -171,7 +162,7 @@ def draw_classes(config: ConfigDict, most: int = 100) -> "Figure":
     return _draw_grid([(heading, [found[label] for label in labels], [f"{i}: {_name(i, source)}" for i in labels])])
 
 
-def _report(messages: Iterable[str]) -> None:
+def _report(messages: Iterable[object]) -> None:
     for message in messages:
         report(UserError(f"{message}; drawn black or skipped"))
 

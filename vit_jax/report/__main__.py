@@ -28,12 +28,9 @@ from vit_jax.report.pretrained import pre_trained_models
 
 
 def make_report(found: FoundRuns, out: AnyPath | None = None, *, show_all: bool = False) -> str:
-    """Makes the report as markdown.
+    """The report as markdown; also written to the folder `out`, with CSV files and pictures, if there is one.
 
-    Args:
-      found: from `vit_jax.report.collect.find`.
-      out: folder for `report.md`, CSV files and pictures; None: write nothing.
-      show_all: include the paper's tables and pictures without numbers of ours.
+    `show_all` adds the paper's tables and pictures that have nothing of ours.
 
     Raises:
       UserError: the folder cannot be written.

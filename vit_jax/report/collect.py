@@ -11,8 +11,8 @@ from vit_jax.files import AnyPath, is_remote, parse_path
 from vit_jax.json_files import Fields, read_object
 from vit_jax.report import lineage, settings
 from vit_jax.report.lineage import Lineage
-from vit_jax.report.measured import ACCURACY, REAL, TOP_5, MeasuredModel, MeasuredValue, measure
-from vit_jax.report.names import data_set_name, model_label
+from vit_jax.report.measured import ACCURACY, REAL, TOP_5, MeasuredModel, measure
+from vit_jax.report.names import UNKNOWN, data_set_name, model_label
 from vit_jax.report.purposes import (
     DESCRIPTION,
     FINAL,
@@ -45,10 +45,7 @@ class FoundRuns:
 
 
 def find(places: Sequence[str]) -> FoundRuns:
-    """Reads all runs, evaluations and sweeps in some folders and below.
-
-    Args:
-      places: folders, or gs://bucket/folder.
+    """Reads all runs, evaluations and sweeps in some folders (or gs://bucket/folder) and below.
 
     Raises:
       UserError: a folder does not exist, or none has a result.
@@ -89,10 +86,10 @@ class _Reader:
         self._lineages: dict[str, Lineage] = {}
 
     def look_into(self, root: AnyPath) -> bool:
-        """Collects the files in a folder and below, and the sweeps around it; returns whether there are any."""
-        before = len(self._run_folders), len(self._evaluations), len(self._sweep_files)
+        """Notes what is in a folder and below, and the sweeps that it may be a part of; whether there is anything."""
+        before = len(self._run_folders + self._evaluations + self._sweep_files)
         self._look_below(root)
-        found = before != (len(self._run_folders), len(self._evaluations), len(self._sweep_files))
+        found = len(self._run_folders + self._evaluations + self._sweep_files) > before
         around = root.parents if is_remote(root) else pathlib.Path(root).absolute().parents
         for folder in list(around)[:_SWEEPS_ABOVE]:
             self._sweep_files += [folder / name for name in (RESULTS, DESCRIPTION) if (folder / name).is_file()][:1]
@@ -130,17 +127,12 @@ class _Reader:
                 except UserError as problem:
                     self.left_out.append(str(problem))
         by_run: dict[str, list[MeasuredModel]] = {}
-        for folder in self._run_folders:
-            try:
-                by_run[resolved(folder)] = [self._of_run(folder)]
-            except UserError as problem:
-                self.left_out.append(str(problem))
-        for folder in self._evaluations:
-            try:
-                key, model, may_merge = self._of_evaluation(folder)
-                self._add(by_run.setdefault(key, []), model, may_merge)
-            except UserError as problem:
-                self.left_out.append(str(problem))
+        for read, folders in ((self._read_run, self._run_folders), (self._read_evaluation, self._evaluations)):
+            for folder in folders:
+                try:
+                    read(folder, by_run)
+                except UserError as problem:
+                    self.left_out.append(str(problem))
         models = [model for of_run in by_run.values() for model in of_run]
         self.left_out += [
             f"{model.path}: {name} is no result: {value.flaw}"
@@ -151,9 +143,9 @@ class _Reader:
         models = self._without_repeats([_with_flaws(model) for model in models])
         return FoundRuns(models, list(dict.fromkeys(self.left_out)))
 
-    def _add(self, models: list[MeasuredModel], model: MeasuredModel, may_merge: bool) -> None:
-        """Adds an evaluation to a model with the same parameters, or as another model."""
-        for index, other in enumerate(models) if may_merge else ():
+    def _add(self, models: list[MeasuredModel], model: MeasuredModel) -> None:
+        """Adds an evaluation to one of the models of the same parameters, or as another."""
+        for index, other in enumerate(models):
             shared = model.values.keys() & other.values.keys()
             agrees = all(model.values[name].agrees_with(other.values[name]) for name in shared)
             if other.image_size != model.image_size or not agrees:
@@ -169,49 +161,36 @@ class _Reader:
         models.append(model)
 
     def _without_repeats(self, models: Sequence[MeasuredModel]) -> list[MeasuredModel]:
-        """Marks runs that repeat another run's setting and seed. The first folder counts."""
-        kept: list[MeasuredModel] = []
-        marked = []
+        """Marks runs that repeat the seed of another one of their setting. The first folder counts."""
+        marked: list[MeasuredModel] = []
         for model in sorted(models, key=lambda model: str(model.path)):
-            first = next((other for other in kept if _repeats(model, other)), None) if model.is_result else None
-            if first is None:
-                marked.append(model)
-                kept += [model] if model.is_result else []
-                continue
-            marked.append(dataclasses.replace(model, purpose=Purpose(f"repeats {first.path}")))
-            self.left_out.append(
-                f"{model.path}: repeats {first.path}, its setting and its seed {model.seed}, and is not counted: "
-                f"{_compare(model, first)}"
-            )
+            kept = [other for other in marked if other.is_result] if model.is_result else []
+            first = next((other for other in kept if _repeats(model, other)), None)
+            marked.append(dataclasses.replace(model, purpose=Purpose(f"repeats {first.path}")) if first else model)
+            if first:
+                self.left_out.append(
+                    f"{model.path}: repeats {first.path}, its setting and its seed {model.seed}, and is not counted: "
+                    f"{_compare(model, first)}"
+                )
         return marked
 
-    # ---- Runs, and where weights are from.
-
     def _load(self, folder: AnyPath) -> RunResult:
-        """Loads the run in a folder.
-
-        Raises:
-          UserError: one of its files is damaged.
-        """
+        """The run in a folder; raises `UserError` if a file of it is damaged."""
         key = resolved(folder)
         run = self._runs.setdefault(key, RunResult(self._given.get(key, folder)))
         _ = run.fields, run.model, run.summary
         return run
 
     def _find_run(self, place: str) -> tuple[RunResult, str] | None:
-        """Finds the run whose workdir a config names, or a path inside it, and that inner path: "" for the workdir.
-
-        A workdir stands for its best parameters, if it keeps them.
-        """
+        """The run of the weights that a config names, and where they are in its workdir: "" for its best parameters."""
         try:
             path = parse_path(place)
         except UserError:
             return None
-        folders = [path, *path.parents][: _WEIGHTS_BELOW + 1]
         try:
-            folder = next((each for each in folders if _is_run(each)), None)
-            if folder is None and (moved := self._find_moved(path)):
-                path, folder = moved
+            folder = next((each for each in [path, *path.parents][: _WEIGHTS_BELOW + 1] if _is_run(each)), None)
+            if folder is None:
+                path, folder = self._find_moved(path)
             if folder is None:
                 return None
             inside = str(path)[len(str(folder)) :].strip("/")
@@ -220,18 +199,18 @@ class _Reader:
             self.left_out.append(f"{place}: what these weights were trained on cannot be read: {problem}")
             return None
 
-    def _find_moved(self, path: AnyPath) -> tuple[AnyPath, AnyPath] | None:
-        """Finds weights, and their run, among the runs that were found, by the end of their path.
+    def _find_moved(self, path: AnyPath) -> tuple[AnyPath, AnyPath | None]:
+        """The path of weights, and of their run, among the runs that were found, by the end of their path.
 
         For relative paths, which start where the run was started, and for folders that have moved.
         """
         parts = [part for part in path.parts if part not in ("/", ".", "..")]
         for length in range(len(parts), max(0, len(parts) - _WEIGHTS_BELOW), -1):
-            tail, inside = tuple(parts[:length]), parts[length:]
-            ends = [folder for folder in self._run_folders if tuple(folder.parts[-length:]) == tail]
+            inside = parts[length:]
+            ends = [folder for folder in self._run_folders if list(folder.parts[-length:]) == parts[:length]]
             if len(ends) == 1 and (not inside or inside[0] in _NEVER_RUNS):
                 return ends[0].joinpath(*inside), ends[0]
-        return None
+        return path, None
 
     def _lineage_of(self, place: str) -> Lineage:
         """Finds the lineage of weights that a config names."""
@@ -239,7 +218,7 @@ class _Reader:
             return lineage.of_released(released)
         found = self._find_run(place)
         if found is None:
-            return lineage.of_file(place)
+            return Lineage(place, UNKNOWN, place)
         run, inside = found
         key = f"@{inside}" if inside else ""
         if not inside and run.fields["checkpoint.keep_best"] and run.fields["data.eval_split"]:
@@ -253,7 +232,7 @@ class _Reader:
     def _lineage_after(self, run: RunResult) -> Lineage:
         key = resolved(run.path)
         if key not in self._lineages:
-            self._lineages[key] = lineage.of_file(str(run.path))  # in case of a cycle of runs
+            self._lineages[key] = Lineage(str(run.path), UNKNOWN, str(run.path))  # in case runs begin with each other
             before = self._lineage_of(run.fields["weights"]) if run.fields["weights"] else None
             changes = settings.config_changes(run.starts)
             self._lineages[key] = lineage.after_run(before, run, self._arguments_of(run), changes)
@@ -263,23 +242,49 @@ class _Reader:
         """The arguments of `create_model`, as far as known; `asked` are the runs that began with this one."""
         if run.model is not None:
             return run.model
-        fields = {name.removeprefix("model."): value for name, value in run.fields.items() if name.startswith("model.")}
         of_weights, place = {}, run.fields["weights"]
         if place and (released := lineage.find_released(place)):
             of_weights = {"name": released.model, **released.model_overrides}
         elif place and (found := self._find_run(place)) and str(found[0].path) not in asked:
             of_weights = self._arguments_of(found[0], asked=(*asked, str(run.path)))
-        given = {name: value for name, value in fields.items() if value is not None}
+        fields = {name: value for name, value in run.fields.items() if name.startswith("model.") and value is not None}
+        given = {name.removeprefix("model."): value for name, value in fields.items()}
         return {"name": run.summary.get("model", "unknown"), **of_weights, **given}
 
-    # ---- What was measured.
-
-    def _of_run(self, folder: AnyPath) -> MeasuredModel:
-        """Reads the numbers of a finished run.
+    def _measure(
+        self,
+        path: AnyPath,
+        fields: Mapping[str, Any],
+        model: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        training: Mapping[str, Any],
+        *,
+        main: str = "",
+        **how: Any,
+    ) -> MeasuredModel:
+        """What was measured of a model, with attributes that describe its training. Lists numbers that are left out.
 
         Raises:
-          UserError: it did not finish, or is damaged.
+          UserError: the number `main` is among them.
         """
+        values, problems = measure(fields, model, metrics, **how)
+        for problem in problems:
+            if problem.startswith(f"{main} is"):
+                raise UserError(f"{path}: {problem}")
+        self.left_out += [f"{path}: {problem}" for problem in problems]
+        return MeasuredModel(
+            path=path,
+            model=model_label(model),
+            fields=model,
+            dataset=fields["data.dataset"],
+            eval_split=fields["data.eval_split"],
+            image_size=fields["data.image_size"],
+            values=values,
+            **training,
+        )
+
+    def _read_run(self, folder: AnyPath, by_run: dict[str, list[MeasuredModel]]) -> None:
+        """Adds what a finished run measured; raises `UserError` if it did not finish, or is damaged."""
         run = self._load(folder)
         fields, split = run.fields, run.fields["data.eval_split"]
         last = max((row["step"] for row in run.rows), default=0)
@@ -294,24 +299,11 @@ class _Reader:
                 metrics |= row
         if split is not None and not any(name.startswith(f"{split}/") for name in metrics):
             raise UserError(f"{run.path}: finished, but metrics.jsonl lacks the evaluation of step {run.steps}")
-        model = self._arguments_of(run)
+        model, training = self._arguments_of(run), self._training_of(run)
         fingerprint = run.facts.eval.fingerprint if run.facts and run.facts.eval else None
-        values, problems = measure(fields, model, metrics, fingerprint=fingerprint, overlap=run.overlap)
-        self._report(run.path, problems, f"{split}/accuracy")
-        key = self._lineage_after(run).key
-        own = _attributes(run.path, fields, model, values, key) | self._training_of(run)
-        return MeasuredModel(**own, purpose=self._purpose_of(run))
-
-    def _report(self, path: AnyPath, problems: Sequence[str], main: str) -> None:
-        """Records numbers that are left out.
-
-        Raises:
-          UserError: the main number is among them.
-        """
-        for problem in problems:
-            if problem.startswith(f"{main} is"):
-                raise UserError(f"{path}: {problem}")
-        self.left_out += [f"{path}: {problem}" for problem in problems]
+        how: dict[str, Any] = {"main": f"{split}/accuracy", "fingerprint": fingerprint, "overlap": run.overlap}
+        measured = self._measure(run.path, fields, model, metrics, training, **how)
+        by_run[resolved(folder)] = [dataclasses.replace(measured, purpose=self._purpose_of(run))]
 
     def _purpose_of(self, run: RunResult) -> Purpose:
         """The purpose of a run, by its sweep or its command, or else by its split."""
@@ -332,10 +324,11 @@ class _Reader:
 
     def _training_of(self, run: RunResult) -> dict[str, Any]:
         """The attributes of a `MeasuredModel` that describe the training of its parameters."""
-        fields = run.fields
+        fields, after = run.fields, self._lineage_after(run)
         return {
             "before": self._lineage_of(fields["weights"]) if fields["weights"] else None,
-            "lineage": self._lineage_after(run),
+            "lineage": after,
+            "key": after.key,
             "trained_on": data_set_name(fields["data.dataset"]) if not fields["data.mixture"] else "mixture",
             "train_images": (lineage.num_train_images(run), run.facts.train.fingerprint if run.facts else None),
             "seed": fields["seed"],
@@ -343,101 +336,66 @@ class _Reader:
             "changes": tuple(settings.config_changes(run.starts)),
         }
 
-    def _of_evaluation(self, folder: AnyPath) -> tuple[str, MeasuredModel, bool]:
-        """Reads an evaluation: the numbers, the parameters, and whether they may share a line with others.
-
-        Raises:
-          UserError: it is damaged.
-        """
+    def _read_evaluation(self, folder: AnyPath, by_run: dict[str, list[MeasuredModel]]) -> None:
+        """Adds what an evaluation measured; raises `UserError` if it is damaged."""
         file = folder / _EVALUATION
         content = Fields(read_object(file, allow_nan=True), str(file))
         fields, place = config_fields(content.values.get("config"), file), content.text("weights")
         metrics, model = content.fields("metrics").values, content.fields("model_fields")
         model.text("name")
-        overlap = content.values.get("overlap")
+        how: dict[str, Any] = {"overlap": content.values.get("overlap")}
         released = lineage.find_released(place)
-        if released is None and (found := self._find_run(place)) is not None:
-            return self._of_evaluated_run(folder, *found, fields, model.values, metrics, overlap)
-        origin = self._lineage_of(place)
-        values, problems = measure(fields, model.values, metrics, overlap=overlap)
-        self._report(folder, problems, "")
-        before, trained_on, purpose = origin, "", Purpose(FINAL)
-        if released and released.finetuning_data:
-            before = lineage.of_pre_training(released)
-            trained_on = data_set_name("tfds:" + released.finetuning_data)
-            split, dataset = fields["data.eval_split"], fields["data.dataset"]
-            if split is not None and data_set_name(dataset) == trained_on and ACCURACY in values:
-                what, is_sure = purpose_by_split(dataset, split)
-                is_other = is_sure and what != FINAL
-                purpose = Purpose(f"measured on {split}, not on the test set" if is_other else what)
-        own = _attributes(folder, fields, model.values, values, origin.key)
-        own |= {"before": before, "lineage": origin, "trained_on": trained_on}
-        return origin.key, MeasuredModel(**own, purpose=purpose), True
-
-    def _of_evaluated_run(
-        self,
-        folder: AnyPath,
-        run: RunResult,
-        inside: str,
-        fields: Mapping[str, Any],
-        model: Mapping[str, Any],
-        metrics: Mapping[str, Any],
-        overlap: Any,
-    ) -> tuple[str, MeasuredModel, bool]:
-        """The same for an evaluation of a run, or of weights `inside` its folder."""
-        split = run.fields["data.eval_split"]
-        key, notes = self._lineage_after(run).key, []
-        if inside:
-            notes, key = [f"of {inside}, not of the last parameters"], f"{key}@{inside}"
-        elif run.fields["checkpoint.keep_best"] and split and run.summary.get("best_step", run.steps) != run.steps:
-            notes = [f"of the parameters that did best on {split} on the way, not of the last"]
-        is_own_split = (run.fields["data.dataset"], split) == (fields["data.dataset"], fields["data.eval_split"])
-        facts = run.facts.eval if run.facts and is_own_split else None
-        fingerprint = facts.fingerprint if facts else None
-        values, problems = measure(fields, model, metrics, fingerprint=fingerprint, overlap=overlap, notes=notes)
-        self._report(folder, problems, "")
-        if run.summary and notes and values.keys() & {ACCURACY, REAL}:
-            key += "@best"  # the run's own number is for its last parameters
-        own = _attributes(folder, fields, model, values, key) | self._training_of(run)
-        measured = MeasuredModel(**own, purpose=self._purpose_of_evaluation(run, fields, values))
-        return resolved(run.path), measured, not (inside or key.endswith("@best"))
+        run, inside = (None if released else self._find_run(place)) or (None, "")
+        if run:
+            training, split = self._training_of(run), run.fields["data.eval_split"]
+            if inside:
+                how["notes"] = [f"of {inside}, not of the last parameters"]
+                training["key"] += f"@{inside}"
+            elif run.fields["checkpoint.keep_best"] and split and run.summary.get("best_step", run.steps) != run.steps:
+                how["notes"] = [f"of the parameters that did best on {split} on the way, not of the last"]
+            is_own_split = (run.fields["data.dataset"], split) == (fields["data.dataset"], fields["data.eval_split"])
+            if is_own_split and run.facts and run.facts.eval:
+                how["fingerprint"] = run.facts.eval.fingerprint
+        else:
+            origin = self._lineage_of(place)
+            training = {"before": origin, "lineage": origin, "key": origin.key, "trained_on": ""}
+            if released and released.finetuning_data:
+                training["before"] = lineage.of_pre_training(released)
+                training["trained_on"] = data_set_name("tfds:" + released.finetuning_data)
+        measured = self._measure(folder, fields, model.values, metrics, training, **how)
+        models = by_run.setdefault(resolved(run.path) if run else measured.key, [])
+        measured = dataclasses.replace(measured, purpose=self._purpose_of_evaluation(run, fields, measured))
+        if run and run.summary and "notes" in how and measured.values.keys() & {ACCURACY, REAL}:
+            # The run's own number is of its last parameters.
+            models.append(dataclasses.replace(measured, key=f"{measured.key}@best"))
+        elif inside:
+            models.append(measured)
+        else:
+            self._add(models, measured)
 
     def _purpose_of_evaluation(
-        self, run: RunResult, fields: Mapping[str, Any], values: Mapping[str, MeasuredValue]
+        self, run: RunResult | None, fields: Mapping[str, Any], measured: MeasuredModel
     ) -> Purpose:
-        """The purpose of numbers that were measured after a run."""
+        """What the numbers of an evaluation are for: of a run, after it, or of other weights."""
+        split, dataset, has_accuracy = fields["data.eval_split"], fields["data.dataset"], ACCURACY in measured.values
+        if run is None:
+            if not has_accuracy or measured.trained_on != data_set_name(dataset):
+                return Purpose(FINAL)
+            what, is_sure = purpose_by_split(dataset, split)
+            return Purpose(f"measured on {split}, not on the test set" if is_sure and what != FINAL else what)
         if not run.summary:
             return Purpose("of a run that did not finish")
         if (recorded := self._sweeps.purpose_of(run.path)) is not None and recorded.what == NOT_CHOSEN:
             return recorded
-        split, dataset = fields["data.eval_split"], fields["data.dataset"]
-        if ACCURACY not in values:
-            return Purpose(FINAL)
-        if (dataset, split) == (run.fields["data.dataset"], run.fields["data.eval_split"]):
+        own = run.fields["data.dataset"]
+        if has_accuracy and (dataset, split) == (own, run.fields["data.eval_split"]):
             return self._purpose_of(run)
-        if not run.fields["weights"] or data_set_name(dataset) != data_set_name(run.fields["data.dataset"]):
-            return Purpose(FINAL)
-        return Purpose(purpose_by_split(dataset, split)[0])
+        is_own = bool(run.fields["weights"]) and data_set_name(dataset) == data_set_name(own)
+        return Purpose(purpose_by_split(dataset, split)[0] if has_accuracy and is_own else FINAL)
 
 
 def _is_run(folder: AnyPath) -> bool:
     return (folder / _RUN).exists() and (folder / "metrics.jsonl").exists()
-
-
-def _attributes(
-    path: AnyPath, fields: Mapping[str, Any], model: Mapping[str, Any], values: dict[str, MeasuredValue], key: str
-) -> dict[str, Any]:
-    """The attributes of a `MeasuredModel` that describe its numbers."""
-    return {
-        "path": path,
-        "model": model_label(model),
-        "fields": model,
-        "dataset": fields["data.dataset"],
-        "eval_split": fields["data.eval_split"],
-        "image_size": fields["data.image_size"],
-        "setting": f"{key}|{fields['data.image_size']}",
-        "values": values,
-    }
 
 
 def _with_flaws(model: MeasuredModel) -> MeasuredModel:

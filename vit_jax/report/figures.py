@@ -7,7 +7,7 @@ import io
 import itertools
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vit_jax.paper import related, tables
 from vit_jax.report.markdown import Cell
@@ -24,34 +24,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DATA = ("ImageNet", "ImageNet-21k", "JFT-300M")
-_COLORS = {
-    "ViT-B/32": "C0",
-    "ViT-B/16": "C1",
-    "ViT-L/32": "C2",
-    "ViT-L/16": "C3",
-    "ViT-H/14": "C4",
-}
+_COLORS = {"ViT-B/32": "C0", "ViT-B/16": "C1", "ViT-L/32": "C2", "ViT-L/16": "C3", "ViT-H/14": "C4"}
 _OTHER_COLORS = ("C5", "C6", "C8", "C9", "C7")
 _OTHER_MARKERS = ("*", "P", "X", "^", "v")
 _ALIGNMENT: "dict[int, Literal['left', 'center', 'right']]" = {1: "left", 0: "center", -1: "right"}
+_DIRECTIONS = ((1, 0), (-1, 0), (1, 0.7), (-1, 0.7), (1, -0.7), (-1, -0.7), (0, 1), (0, -1))  # of labels
+_DISTANCES, _FAR = (6, 13, 22, 32, 44), 15  # in points; from the second on, a line leads to the label
 _KINDS = {"ViT": ("o", "C0"), "BiT": ("s", "0.45"), "hybrid": ("D", "C1")}
 # The smallest and the largest BiT with published numbers on ImageNet: pre-trained on ImageNet-21k, from the README of
 # google-research/big_transfer and BiT's table 1; on JFT-300M, from the paper's tables 6 and 2; on ImageNet, none.
 _SMALLEST_BIT, _LARGEST_BIT = "R50x1", "R152x4"
-
-
-# Characters that fit across 9 inches: names at the axis, and a legend.
+# Characters across a picture 9 inches wide: of names at the axis, and of a legend.
 _ROOM_FOR_DATA, _ROOM_FOR_LEGEND = 60, 140
 
 
 def draw_all(
     measured: Sequence[MeasuredModel], models: Sequence[PreTrained], *, show_all: bool = False
 ) -> dict[str, tuple[str, bytes]]:
-    """Draws the figures with numbers of ours, or all that have any number.
-
-    Returns:
-      Title and PNG by name.
-    """
+    """Draws the figures that have something of ours, or all that have anything; title and PNG by name."""
     figures: dict[str, tuple[str, bytes]] = {}
     for name, title, figure in (
         ("figure_3", "Figure 3: transfer to ImageNet against the pre-training data", figure_3(models, show_all)),
@@ -99,17 +89,12 @@ def figure_3(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | 
     names = [name for name in table.columns if any(cells.get((each, name), Cell()).ours for each in data)]
     styles = _styles_of(names)
     step = min(0.08, 0.6 / max(1, len(names)))
-    taken = dict.fromkeys(data, 0)
-    for name in names:
-        own = []
-        for each in data:
-            if ours := cells.get((each, name), Cell()).ours:
-                taken[each] += 1  # shifts ours from the paper's points, and from each other
-                own.append((data.index(each) + step * taken[each], ours))
-        _stars(axes, own, *styles[name], label=f"{name}, ours")
+    for number, name in enumerate(names, 1):  # beside the paper's points, and beside each other
+        found = [(x + step * number, cells.get((each, name), Cell()).ours) for x, each in enumerate(data)]
+        _stars(axes, [(x, ours) for x, ours in found if ours], *styles[name], label=f"{name}, ours")
     is_long = sum(map(len, data)) > _ROOM_FOR_DATA
     axes.set_xticks(range(len(data)), data, rotation=12 if is_long else 0, ha="right" if is_long else "center")
-    axes.set_xlim(-0.2, len(data) - 0.8 + step * max(taken.values()))
+    axes.set_xlim(-0.2, len(data) - 0.8 + step * len(names))
     axes.set(xlabel="pre-trained on", ylabel="ImageNet top-1 after fine-tuning, %")
     _legend_below(figure, axes)
     return figure
@@ -146,7 +131,6 @@ def figure_5(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | 
     """The mean over five tasks, and ImageNet, by the exaFLOPs of pre-training."""
     known = [model for model in models if model.lineage.exaflops]
     mean_of_five = f"mean of {', '.join(AVERAGE_OF[:-1])} and {AVERAGE_OF[-1]}"
-    panels = {mean_of_five: AVERAGE_OF, IMAGENET: (IMAGENET,)}
     ours = [
         [(model, score) for model in known if (score := average_of_five(model))],
         [(model, score) for model in known if (score := result_on(model, IMAGENET))],
@@ -154,21 +138,20 @@ def figure_5(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | 
     if not any(ours) and not show_all:
         return None
     figure, all_axes = _figure(2, (14, 6.4))
-    for axes, (title, tasks), stars in zip(all_axes, panels.items(), ours, strict=True):
+    panels = zip(all_axes, (mean_of_five, IMAGENET), (AVERAGE_OF, (IMAGENET,)), ours, strict=True)
+    for axes, title, tasks, stars in panels:
         theirs = {row: statistics.fmean(row.scores[task] for task in tasks) for row in tables.TABLE_6}
         axes.set_xscale("log")
         axes.margins(x=0.12, y=0.08)
         labels: list[tuple[float, float, str, str]] = []
         for kind, (marker, color) in _KINDS.items():
-            rows = [row for row in tables.TABLE_6 if kind_of(row.model) == kind]
-            points = [(row.exaflops, theirs[row]) for row in rows]
+            points = [(row.exaflops, theirs[row]) for row in theirs if kind_of(row.model) == kind]
             axes.plot(*zip(*points, strict=True), marker, color=color, ms=6, label=f"{kind}, table 6")
-            labels += [(*point, row.model, color) for point, row in zip(points, rows, strict=True)]
+            labels += [(row.exaflops, theirs[row], row.model, color) for row in theirs if kind_of(row.model) == kind]
         for model, score in stars:
-            exaflops = model.lineage.exaflops or 0.0
-            color = _KINDS[kind_of(model.model)][1]
+            exaflops, color = model.lineage.exaflops or 0.0, _KINDS[kind_of(model.model)][1]
             _stars(axes, [(exaflops, score)], color)
-            row = next((row for row in tables.TABLE_6 if _is_row_of(model, row)), None)
+            row = next((row for row in theirs if _is_row_of(model, row)), None)
             if row is None:
                 labels.append((exaflops, score.mean, f"{model.model}, {model.data}", "black"))
             else:  # its name is written already
@@ -188,63 +171,42 @@ def _is_row_of(model: PreTrained, row: tables.JftScaling) -> bool:
 
 
 def _write_beside(figure: "Figure", axes: "Axes", labels: Sequence[tuple[float, float, str, str]]) -> None:
-    """Writes the names of points where they overlap least with each other and with other points.
-
-    Args:
-      figure: the figure, with final limits.
-      axes: to write into.
-      labels: x, y, text and color of each.
-    """
+    """Writes labels (x, y, text, color) beside points, each in the nearest place that nothing covers."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    legend = axes.get_legend()
-    taken = [] if legend is None else [legend.get_window_extent()]
+    canvas.draw()  # settles the limits
+    taken = [legend.get_window_extent()] if (legend := axes.get_legend()) else []
     for line in axes.lines:
         size = (line.get_markersize() + 2) * figure.dpi / 72
         for x, y in axes.transData.transform(line.get_xydata()):
             taken.append(Bbox.from_bounds(x - size / 2, y - size / 2, size, size))
     frame = axes.get_window_extent()
-
-    def covered(box: Bbox) -> float:
-        inside = Bbox.intersection(box, frame)
-        outside = box.width * box.height - (inside.width * inside.height if inside else 0.0)
-        hits = [hit for other in taken if (hit := Bbox.intersection(box, other))]
-        return 10 * outside + sum(hit.width * hit.height for hit in hits)
-
     for x, y, text, color in labels:
-        note = axes.annotate(
-            text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=7, color=color, va="center", ha="left"
-        )
-        note.set_in_layout(False)  # otherwise the axes would move
-        here = note.get_window_extent(canvas.get_renderer())
-        scale = figure.dpi / 72  # pixels a point
-        ranked = []
-        for distance in (6, 13, 22, 32, 44):
-            for across, up in ((1, 0), (-1, 0), (1, 0.7), (-1, 0.7), (1, -0.7), (-1, -0.7), (0, 1), (0, -1)):
-                offset = (round(across * distance), round(up * distance))
-                begins = {1: 0.0, 0: here.width / 2, -1: here.width}[across]  # left of where the offset leads
-                box = here.translated(offset[0] * scale - begins, offset[1] * scale)
-                ranked.append((covered(box) + distance / 10, offset, across, box))
-        _, offset, across, box = min(ranked, key=lambda each: each[0])
-        note.set_position(offset)
-        note.set_horizontalalignment(_ALIGNMENT[across])
-        if max(map(abs, offset)) > 15:
-            arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.4}
-            axes.annotate("", (x, y), xytext=offset, textcoords="offset points", arrowprops=arrow)
+        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "color": color, "va": "center"}
+        note = axes.annotate(text, (x, y), xytext=(0, 0), **style)
+        note.set_in_layout(False)  # or the axes would move away from under what was settled
+        for distance, (across, up) in itertools.product(_DISTANCES, _DIRECTIONS):
+            note.set_position((across * distance, up * distance))
+            note.set_horizontalalignment(_ALIGNMENT[across])
+            box = note.get_window_extent(canvas.get_renderer())
+            if frame.contains(*box.min) and frame.contains(*box.max) and not box.count_overlaps(taken):
+                break
         taken.append(box)
+        if distance > _FAR:
+            arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.4}
+            axes.annotate("", (x, y), xytext=note.get_position(), textcoords="offset points", arrowprops=arrow)
 
 
 def _figure(panels: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    all_axes = figure.subplots(1, panels, squeeze=False)[0]
+    all_axes = list(figure.subplots(1, panels, squeeze=False)[0])
     for axes in all_axes:
         axes.grid(alpha=0.3)
-    return figure, list(all_axes)
+    return figure, all_axes
 
 
 def _legend_below(figure: "Figure", axes: "Axes") -> None:

@@ -10,7 +10,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import create_model
 from vit_jax.optimizers import is_trained
 from vit_jax.report import settings
-from vit_jax.report.names import PRE_TRAINING_IMAGES, UNKNOWN, data_set_name, pre_training_name
+from vit_jax.report.names import PRE_TRAINING_IMAGES, data_set_name, pre_training_name
 from vit_jax.run.run_result import RunResult
 from vit_jax.weights import get_checkpoint, list_checkpoints
 from vit_jax.weights.released import ReleasedCheckpoint
@@ -51,10 +51,10 @@ class Lineage:
 
 def of_released(checkpoint: ReleasedCheckpoint) -> Lineage:
     """The lineage of a released checkpoint."""
-    before = of_pre_training(checkpoint)
-    if checkpoint.finetuning_data is None:
+    before, fine_tuned_on = of_pre_training(checkpoint), checkpoint.finetuning_data
+    if fine_tuned_on is None:
         return before
-    data = f"{before.data}, {data_set_name('tfds:' + checkpoint.finetuning_data)}"
+    data = f"{before.data}, {data_set_name('tfds:' + fine_tuned_on)}"
     return dataclasses.replace(before, name=checkpoint.name, data=data, key=checkpoint.name, num_images=None)
 
 
@@ -74,19 +74,11 @@ def find_released(place: str) -> ReleasedCheckpoint | None:
     return next((each for name in list_checkpoints() if (each := get_checkpoint(name)).url == address), None)
 
 
-def of_file(place: str) -> Lineage:
-    """The lineage of unknown weights."""
-    return Lineage(place, UNKNOWN, place)
-
-
 def after_run(before: Lineage | None, run: RunResult, model: Mapping[str, Any], changes: Sequence[str]) -> Lineage:
-    """The lineage of a run's parameters.
+    """The lineage of the parameters that a run left, of initial weights with the lineage `before` (None: from scratch).
 
-    Args:
-      before: lineage of its initial weights; None: it began from scratch.
-      run: the run; its length is unknown if it did not finish.
-      model: the arguments of `create_model`.
-      changes: changes of its config during the run, if any.
+    `model` are the arguments of `create_model`, `changes` those of its config on the way. A run that did not finish has
+    no length.
     """
     fields, epochs, num_images = run.fields, run.summary.get("epochs"), num_train_images(run)
     data = pre_training_name(fields["data.dataset"], fields["data.train_split"], num_images)
@@ -94,7 +86,6 @@ def after_run(before: Lineage | None, run: RunResult, model: Mapping[str, Any], 
         data = "mixture of " + " and ".join(data_set_name(str(dataset)) for dataset, _ in fields["data.mixture"])
     # Not steps times the batch size, which may have changed during the run.
     seen = round(epochs * num_images) if epochs and num_images is not None else None
-    exaflops = None if seen is None else _exaflops(model, fields["data.image_size"], seen, fields["train_only"])
     trained = settings.training_settings(fields, model, run.steps) | ({"changes": list(changes)} if changes else {})
     own = Lineage(
         name=str(run.path),
@@ -103,7 +94,7 @@ def after_run(before: Lineage | None, run: RunResult, model: Mapping[str, Any], 
         seeds=str(fields["seed"]),
         num_images=num_images,
         epochs=epochs,
-        exaflops=exaflops,
+        exaflops=_exaflops(model, fields["data.image_size"], seen, fields["train_only"]),
         tpuv3_core_days=run.summary.get("tpuv3_core_days"),
         optimizer=str(fields["optimizer.name"]),
         dropout=settings.attributes(model).get("model.dropout_rate"),
@@ -134,9 +125,10 @@ def _sum(first: float | None, second: float | None) -> float | None:
     return None if first is None or second is None else first + second
 
 
-def _exaflops(model: Mapping[str, Any], image_size: int, seen: int, train_only: Sequence[str]) -> float | None:
+def _exaflops(model: Mapping[str, Any], image_size: int, seen: int | None, train_only: Sequence[str]) -> float | None:
     try:
         headless = create_model(**{**model, "num_classes": 0})
-        return train_exaflops(headless, image_size, seen, is_trained(train_only) if train_only else None)
-    except (UserError, TypeError, ValueError, re.error):  # a model or pattern that this version does not accept
+        trained = is_trained(train_only) if train_only else None
+        return None if seen is None else train_exaflops(headless, image_size, seen, trained)
+    except (UserError, TypeError, ValueError, re.error):  # a model or pattern that this version does not take
         return None

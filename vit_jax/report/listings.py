@@ -15,10 +15,9 @@ _DESCRIBED = ("model", "pre-trained on", "trained on", "measured on", "pixels", 
 
 
 def results_table(models: Sequence[MeasuredModel]) -> Listing:
-    """Lists every setting with a result: mean and standard deviation over its seeds."""
-    groups = group(model for model in models if model.is_result)
+    """Every setting with a result, a line each: mean and standard deviation over its seeds."""
+    groups = sorted(group(model for model in models if model.is_result), key=lambda each: _order(each.first))
     names = _names_of_values(value for each in groups for model in each.models for value in model.results)
-    groups.sort(key=lambda each: _order(each.first))
     differences = _differences(groups)
     rows, values = [], []
     for each, difference in zip(groups, differences, strict=True):
@@ -36,15 +35,10 @@ def results_table(models: Sequence[MeasuredModel]) -> Listing:
             "± is the sample standard deviation over seeds (n - 1), or, of one run, over draws of few-shot images."
         )
     with_std = [heading for name in names for heading in (name, f"{name} ±")]
-    return Listing(
-        "results",
-        "Results, percent: a line for each setting",
-        [*_DESCRIBED, "seeds", *names, "folder"],
-        rows,
-        [*_DESCRIBED, "differs in", "seeds", *with_std, "folders"],
-        values,
-        remarks,
-    )
+    headings = [*_DESCRIBED, "seeds", *names, "folder"]
+    value_headings = [*_DESCRIBED, "differs in", "seeds", *with_std, "folders"]
+    title = "Results, percent: a line for each setting"
+    return Listing("results", title, headings, rows, value_headings, values, remarks)
 
 
 def runs_table(models: Sequence[MeasuredModel]) -> Listing:
@@ -74,11 +68,12 @@ def common_folder(folders: Sequence[str]) -> str:
 
 
 def _differences(groups: Sequence[SeedGroup]) -> list[str]:
-    """What distinguishes groups with the same description; "" for other groups."""
-    alike: dict[str, list[SeedGroup]] = {}
-    for each in groups:
-        alike.setdefault(str(_describe(each.first)), []).append(each)
-    return [_difference(each, alike[str(_describe(each.first))]) for each in groups]
+    """What sets apart groups with the same description; "" for the others."""
+    described = [_describe(each.first) for each in groups]
+    return [
+        _difference(each, [other for other, its in zip(groups, described, strict=True) if its == own])
+        for each, own in zip(groups, described, strict=True)
+    ]
 
 
 def _difference(one: SeedGroup, others: Sequence[SeedGroup]) -> str:
@@ -91,8 +86,8 @@ def _difference(one: SeedGroup, others: Sequence[SeedGroup]) -> str:
     }
     for other in models:
         for name in model.values.keys() & other.values.keys():
-            mine, its = model.values[name].settings, other.values[name].settings
-            fields |= {field: dict(mine).get(field) for field in differing(mine, its)}
+            own = model.values[name].settings
+            fields |= {field: own.get(field) for field in differing(own, other.values[name].settings)}
     parts = [f"{name}={value}" for name, value in fields.items()]
     parts += _differing_images(model, models)
     if model.changes and any(other.changes != model.changes for other in models):
@@ -103,16 +98,15 @@ def _difference(one: SeedGroup, others: Sequence[SeedGroup]) -> str:
 
 
 def _differing_images(model: MeasuredModel, others: Sequence[MeasuredModel]) -> list[str]:
-    """The images of a model, if they differ between models of the same settings."""
-    sets = [("trained on", model.train_images, [other.train_images for other in others])]
-    sets += [
-        (f"{name} of", value.images, [other.values[name].images for other in others if name in other.values])
-        for name, value in model.values.items()
-        if name != TOP_5
-    ]
+    """The images of a model, if others of the same settings have others."""
+    sets = {"trained on": (model.train_images, [other.train_images for other in others])}
+    for name, value in model.values.items():
+        if name != TOP_5:
+            its = [other.values[name].images for other in others if name in other.values]
+            sets[f"{name} of"] = (value.images, its)
     return [
         f"{what} {'?' if images[0] is None else images[0]} images" + (f" ({images[1]})" if images[1] else "")
-        for what, images, theirs in sets
+        for what, (images, theirs) in sets.items()
         if not all(same_images(images, each) for each in theirs)
     ]
 
@@ -152,7 +146,7 @@ def _remarks_on(groups: Sequence[SeedGroup], names: Sequence[str]) -> list[str]:
 
 def _use_of(model: MeasuredModel) -> str:
     flaws = {value.flaw for name, value in model.values.items() if value.flaw and not name.endswith(TOP_5)}
-    changed = ["config changed on the way"] if model.changes else []
+    changed = ["config changed on the way"] * bool(model.changes)
     return "; ".join([model.purpose.what, *changed, *sorted(flaws - {model.purpose.what})])
 
 
@@ -179,8 +173,7 @@ def _describe(model: MeasuredModel) -> list[object]:
 
 
 def _order(model: MeasuredModel) -> tuple[str, str, str, str]:
-    before = "" if model.before is None else model.before.data
-    return (before, model.model, model.trained_on, str(model.path))
+    return ("" if model.before is None else model.before.data, model.model, model.trained_on, str(model.path))
 
 
 def _text(value: object) -> str:

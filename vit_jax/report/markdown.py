@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -98,35 +99,30 @@ class Table:
         return _section(self.title, format_table(headings, lines, num_left=len(self.headings) + 1), remarks)
 
     def _notes(self) -> list[str]:
-        """The notes of the cells, each once, with its cells."""
-        ours = {
-            (row, column): cell.ours
-            for row in self.rows
-            for column in self.columns
-            if (cell := self.cells.get((row, column))) and cell.ours
-        }
-        where: dict[str, list[str]] = {}
-        for (row, column), mean in ours.items():
-            for note in mean.notes:
-                where.setdefault(note, []).append(f"{', '.join(row)} ({column})")
+        """Notes of the cells, each once, with the cells it is of."""
+        cells_by_note: dict[str, list[str]] = {}
+        num_ours = 0
+        for row, column in itertools.product(self.rows, self.columns):
+            if ours := self.cells.get((row, column), Cell()).ours:
+                num_ours += 1
+                for note in ours.notes:
+                    cells_by_note.setdefault(note, []).append(f"{', '.join(row)} ({column})")
         notes = []
-        for note, cells in where.items():
+        for note, cells in cells_by_note.items():
             named = "; ".join(cells[:_NAMED]) + (f"; and {len(cells) - _NAMED} more" if len(cells) > _NAMED else "")
-            notes.append(f"{note}: {'all of ours' if len(cells) == len(ours) > 1 else named}.")
+            notes.append(f"{note}: {'all of ours' if len(cells) == num_ours > 1 else named}.")
         return notes
 
     def to_csv(self) -> str:
         """Formats a line for each cell, with unrounded numbers."""
         lines = []
-        for row in self.rows:
-            for column in self.columns:
-                cell = self.cells.get((row, column), Cell())
-                if cell.paper is None and cell.ours is None:
-                    continue
-                paper, ours = cell.paper, cell.ours
-                published = (paper.mean, paper.std) if paper else (None, None)
-                mean = (ours.mean, ours.std, ours.seeds) if ours else (None, None, None)
-                texts = ("; ".join(ours.notes), " ".join(ours.sources)) if ours else ("", "")
+        for row, column in itertools.product(self.rows, self.columns):
+            cell = self.cells.get((row, column), Cell())
+            paper, ours = cell.paper, cell.ours
+            published = (paper.mean, paper.std) if paper else (None, None)
+            mean = (ours.mean, ours.std, ours.seeds) if ours else (None, None, None)
+            texts = ("; ".join(ours.notes), " ".join(ours.sources)) if ours else ("", "")
+            if paper or ours:
                 lines.append([*row, column, *published, *mean, cell.difference, *texts])
         numbers = ("paper", "paper_std", "ours", "ours_std", "seeds", "difference", "notes", "folders")
         return _format_csv([*self.headings, self.column_heading, *numbers], lines)
@@ -134,16 +130,9 @@ class Table:
 
 @dataclasses.dataclass
 class Listing:
-    """A list of runs or settings.
+    """A list of what was found, as it is shown (`headings`, `rows`) and for programs (`value_headings`, `values`).
 
-    Attributes:
-      name: name of its file.
-      title: title, with the unit.
-      headings: headings of its columns.
-      rows: the rows as text.
-      value_headings: headings of the columns of `values`.
-      values: the rows for programs, with unrounded numbers.
-      remarks: lines below the list.
+    `name` is that of its file, and `remarks` stand below.
     """
 
     name: str

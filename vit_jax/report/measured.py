@@ -15,7 +15,6 @@ from vit_jax.report import settings
 from vit_jax.report.lineage import Lineage
 from vit_jax.report.names import data_set_name, vtab_task
 from vit_jax.report.purposes import FINAL, Purpose
-from vit_jax.report.settings import Settings
 from vit_jax.run.run_result import counts
 
 NUM_VALIDATION_IMAGES = IMAGENET_TEST_SETS["real"].num_images
@@ -34,7 +33,6 @@ TEST_IMAGES = {
 _CHECKED = re.compile(r"(?!train/).*/(examples|accuracy|top5_accuracy|\d+shot|\d+shot_std)")
 _UNBOUNDED = ("/examples", "_std")
 _FEW_SHOT = re.compile(r"(?P<prefix>(?P<entry>[^/]+)/(?P<where>.+))/(?P<representation>[^/]+)/(?P<shots>\d+)shot")
-_USUAL_REPRESENTATION = "pre_logits"
 _FEW_SHOT_SIZE = 224
 _FEW_SHOT_POOL = {"tfds:imagenet2012": "train[:65000]"}  # the released evaluator's
 
@@ -57,7 +55,7 @@ class MeasuredValue:
     value: float
     std: float | None = None
     notes: tuple[str, ...] = ()
-    settings: Settings = ()
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     images: Images = (None, None)
     flaw: str = ""
 
@@ -85,7 +83,7 @@ class MeasuredModel:
       dataset: the data set of `ACCURACY`, as in `config.data.dataset`.
       eval_split: its split.
       image_size: in pixels.
-      setting: equal for models that may be averaged.
+      key: the same for models that differ only in the seed, if they have the same `image_size`.
       values: by name: `ACCURACY`, `TOP_5`, "5-shot <data set>", titles or names of other evaluations.
       purpose: whether its numbers are results.
       seed: seed of the training; None for weights that were not trained here.
@@ -104,9 +102,9 @@ class MeasuredModel:
     dataset: str
     eval_split: str | None
     image_size: int
-    setting: str
+    key: str
     values: dict[str, MeasuredValue]
-    purpose: Purpose
+    purpose: Purpose = Purpose(FINAL)  # noqa: RUF009 - frozen
     seed: int | None = None
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     train_images: Images = (None, None)
@@ -133,10 +131,11 @@ class MeasuredModel:
 
         Ignores numbers that are not results.
         """
-        if self.setting != other.setting or not same_images(self.train_images, other.train_images):
+        if (self.key, self.image_size) != (other.key, other.image_size):
             return False
         pairs = [(self.values[name], other.values[name]) for name in self.values.keys() & other.values.keys()]
-        return all(one.agrees_with(another) for one, another in pairs if not (one.flaw or another.flaw))
+        agree = all(one.agrees_with(another) for one, another in pairs if not (one.flaw or another.flaw))
+        return agree and same_images(self.train_images, other.train_images)
 
 
 def measure(
@@ -169,11 +168,9 @@ def measure(
         name: str,
         metric: str,
         prefix: str,
-        how: Settings,
+        how: Mapping[str, Any],
         whole: Sequence[int],
-        *,
         own_notes: Sequence[str] = (),
-        std: float | None = None,
         fingerprint: str | None = None,
     ) -> None:
         if metric not in numbers:
@@ -187,7 +184,8 @@ def measure(
         if isinstance(loss, float) and not math.isfinite(loss):
             loss_notes = [f"{prefix}/loss is {loss}: some logits are not finite, and what they count as says nothing"]
         noted = (*notes, *own_notes, *loss_notes)
-        values[name] = MeasuredValue(numbers[metric], std, noted, how, (examples, fingerprint), flaw)
+        std, images = numbers.get(f"{metric}_std"), (examples, fingerprint)
+        values[name] = MeasuredValue(numbers[metric], std, noted, how, images, flaw)
 
     split = fields["data.eval_split"]
     if split is not None:
@@ -210,17 +208,12 @@ def measure(
     for metric, match in ((metric, _FEW_SHOT.fullmatch(metric)) for metric in metrics):
         given = entries.get(match["entry"], {}) if match else {}
         if match and given.get("type") == "fewshot":
-            dataset = _few_shot_data_set(match["where"], list(map(str, given["datasets"])))
+            split, where = given["test_split"], match["where"]  # the data set by its short name
+            full = re.compile(f"(.*[:/])?{re.escape(where)}/*")
+            dataset = next(filter(full.fullmatch, map(str, given["datasets"])), where)
             how = settings.few_shot_settings(match["entry"], dataset, fields, model)
-            add(
-                _few_shot_name(dataset, match, given["test_split"]),
-                metric,
-                match["prefix"],
-                how,
-                _whole_test_set(dataset, given["test_split"]),
-                own_notes=_few_shot_notes(match["entry"], dataset, how),
-                std=numbers.get(f"{metric}_std"),
-            )
+            name, whole = _few_shot_name(dataset, match, split), _whole_test_set(dataset, split)
+            add(name, metric, match["prefix"], how, whole, _few_shot_notes(match["entry"], dataset, how))
     return values, problems
 
 
@@ -245,10 +238,9 @@ def _whole_test_set(dataset: str, split: str) -> tuple[int, ...]:
     """The number of images of a test set of the paper; () for others."""
     if task := vtab_task(dataset):
         return vtab_test_images(task) if split == "test" else ()
-    for name, each in TASKS.items():
-        if data_set_name(each.dataset) == data_set_name(dataset) and split == each.splits["final"][1]:
-            return (TEST_IMAGES[name],)
-    return ()
+    tests = {(data_set_name(task.dataset), task.splits["final"][1]): name for name, task in TASKS.items()}
+    name = tests.get((data_set_name(dataset), split))
+    return (TEST_IMAGES[name],) if name else ()
 
 
 def vtab_test_images(task: str) -> tuple[int, ...]:
@@ -259,24 +251,18 @@ def vtab_test_images(task: str) -> tuple[int, ...]:
     return tuple(size - begin for size in data.sizes[name])
 
 
-def _few_shot_data_set(where: str, datasets: Sequence[str]) -> str:
-    """The data set of a config whose short name is in a metric."""
-    return next((each for each in datasets if re.fullmatch(f"(.*[:/])?{re.escape(where)}/*", each)), where)
-
-
 def _few_shot_name(dataset: str, match: re.Match[str], split: str) -> str:
     """The name of a few-shot accuracy, such as "5-shot ImageNet"."""
     usual = {task.dataset: task.splits["final"][1] for task in TASKS.values()}.get(dataset, "test")
     name = f"{match['shots']}-shot {data_set_name(dataset)}" + ("" if split == usual else f" {split}")
-    others = [match["representation"], match["entry"]]
-    others = [other for other, usual in zip(others, (_USUAL_REPRESENTATION, "fewshot"), strict=True) if other != usual]
+    others = [each for each in (match["representation"], match["entry"]) if each not in ("pre_logits", "fewshot")]
     return f"{name} ({', '.join(others)})" if others else name
 
 
-def _few_shot_notes(entry: str, dataset: str, how: Settings) -> list[str]:
-    """Notes on differences from the released evaluator."""
+def _few_shot_notes(entry: str, dataset: str, how: Mapping[str, Any]) -> list[str]:
+    """What was done in another way than the released evaluator does it."""
     prefix = f"evals.{entry}."
-    done = {name.removeprefix(prefix): value for name, value in how if name.startswith(prefix)}
+    done = {name.removeprefix(prefix): value for name, value in how.items() if name.startswith(prefix)}
     size = done["image_size"]
     usual = {name: settings.plain(field.default) for name, field in TYPES["fewshot"].fields.items()}
     usual |= {"train_split": _FEW_SHOT_POOL.get(dataset, usual["train_split"]), "crop_from": round(size * 256 / 224)}

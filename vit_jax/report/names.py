@@ -67,13 +67,7 @@ def has_records(dataset: str) -> bool:
 
 
 def pre_training_name(dataset: str, split: str, num_images: int | None) -> str:
-    """The name of pre-training data: the paper's name only if their size is about the paper's.
-
-    Args:
-      dataset: see `config.data.dataset`.
-      split: see `config.data.train_split`.
-      num_images: size of the split; None if unknown.
-    """
+    """The name of a split of pre-training data: the paper's only if it has about as many images as the paper's."""
     name = data_set_name(dataset)
     expected = PRE_TRAINING_IMAGES.get(name)
     if expected is None:
@@ -97,19 +91,17 @@ def vtab_task(dataset: str) -> str | None:
 def model_label(fields: Mapping[str, Any], *, without: tuple[str, ...] = ()) -> str:
     """A model's name, with its differences from the standard model: "ViT-Ti/4 (num_layers=4)".
 
-    Args:
-      fields: the arguments of `create_model`, including the name.
-      without: attributes to leave out.
+    `fields` are the arguments of `create_model`; attributes in `without` are left out.
     """
     try:
         usual = create_model(fields["name"], num_classes=0)
     except UserError:
         usual = None
-    changes = []
-    for name, given in sorted(fields.items()):
-        value = tuple(given) if isinstance(given, list) else given
-        if value is None or name in _NOT_ARCHITECTURE or name in without:
-            continue
-        if not hasattr(usual, name) or getattr(usual, name) != value:
-            changes.append(f"{name}={value}")
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in sorted(fields.items())}
+    changes = [
+        f"{name}={value}"
+        for name, value in given.items()
+        if value is not None and name not in (*_NOT_ARCHITECTURE, *without)
+        if not hasattr(usual, name) or getattr(usual, name) != value
+    ]
     return f"{fields['name']} ({', '.join(changes)})" if changes else str(fields["name"])

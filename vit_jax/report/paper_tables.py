@@ -43,13 +43,12 @@ def table_2(models: Sequence[PreTrained]) -> Table:
     table.publish({((task,), _column(*key)): score for key, of in tables.TABLE_2.items() for task, score in of.items()})
     table.publish({(core_days, _column(*key)): days for key, days in tables.TPUV3_CORE_DAYS.items()}, digits=0)
     chosen, remarks = one_of_each(models, [*TASK_NAMES, *VTAB_TASKS])
-    for key, model in chosen.items():
-        if key not in tables.TABLE_2:
-            continue
+    for key, model in ((key, model) for key, model in chosen.items() if key in tables.TABLE_2):
+        column = _column(*key)
         for task in TASK_NAMES:
-            table.add_ours((task,), _column(*key), result_on(model, task, table_2=True))
-        table.add_ours(("VTAB",), _column(*key), vtab_scores(model).get("mean"))
-        table.add_ours(core_days, _column(*key), _cost(model, model.lineage.tpuv3_core_days), digits=0)
+            table.add_ours((task,), column, result_on(model, task, table_2=True))
+        table.add_ours(("VTAB",), column, vtab_scores(model).get("mean"))
+        table.add_ours(core_days, column, _cost(model, model.lineage.tpuv3_core_days), digits=0)
     own = tuple(f"{_column(*key)}: " for key in tables.TABLE_2)
     table.remarks = [
         *(remark for remark in remarks if remark.startswith(own)),
@@ -64,21 +63,15 @@ def _cost(model: PreTrained, cost: float | None) -> SeedMean | None:
 
 
 def table_5(models: Sequence[PreTrained]) -> Table:
-    """Fine-tuned accuracy by pre-training data and model; rows and columns that the paper lacks come last."""
-    title = "Table 5: fine-tuned at 384, top-1 in percent"
-    table = Table("table_5", title, ("pre-trained on", "task"), "model", list(tables.TABLE_5_MODELS))
+    """Fine-tuned accuracy by pre-training data and model; ours that the paper does not have come last."""
+    title, names = "Table 5: fine-tuned at 384, top-1 in percent", tables.TABLE_5_MODELS
+    table = Table("table_5", title, ("pre-trained on", "task"), "model", list(names))
     for data, tasks in tables.TABLE_5.items():
         for task, scores in tasks.items():
-            by_model = zip(tables.TABLE_5_MODELS, scores, strict=True)
+            by_model = zip(names, scores, strict=True)
             table.publish({((data, task), model): score for model, score in by_model if score is not None})
     chosen, table.remarks = one_of_each(models, TASK_NAMES)
-
-    def order(key: tuple[str, str]) -> tuple[int, str, str]:
-        """The paper's models first."""
-        names = [*tables.TABLE_5_MODELS, key[0]]
-        return (names.index(key[0]), *key)
-
-    for name, data in sorted(chosen, key=order):
+    for name, data in sorted(chosen, key=lambda key: ([*names, key[0]].index(key[0]), key)):  # the paper's first
         for task in TASK_NAMES:
             table.add_ours((data, task), name, result_on(chosen[name, data], task))
     return table
@@ -212,7 +205,7 @@ def table_9(models: Sequence[PreTrained]) -> Table:
     return table
 
 
-_FAMILIES = {"vit_": "ViT", "augreg_": "AugReg"}
+_FAMILIES = {"vit": "ViT", "augreg": "AugReg"}
 
 
 def released_table(models: Sequence[PreTrained]) -> Table:
@@ -225,15 +218,14 @@ def released_table(models: Sequence[PreTrained]) -> Table:
     augreg = ("AugReg", "0", IMAGENET)
     table.publish({(augreg, name): score for name, score in related.AUGREG_IMAGENET.items()})
     for model in models:
-        family = next((name for prefix, name in _FAMILIES.items() if model.lineage.name.startswith(prefix)), None)
+        family = _FAMILIES.get(model.lineage.name.partition("_")[0])
         if family is None or not model.lineage.is_released or model.data != "ImageNet-21k":
             continue
         for task in AVERAGE_OF[:3]:
-            by_dropout: dict[float, list[SeedGroup]] = {}
-            for each in model.tasks.get(task, ()):
-                if (used := dropout_of(each.first)) is not None:
-                    by_dropout.setdefault(used, []).append(each)
-            for dropout, groups in by_dropout.items():
+            candidates = model.tasks.get(task, ())
+            used = {rate for each in candidates if (rate := dropout_of(each.first)) is not None}
+            for dropout in sorted(used):
+                groups = [each for each in candidates if dropout_of(each.first) == dropout]
                 ours = result_on(dataclasses.replace(model, tasks={task: groups}), task)
                 table.add_ours((family, f"{dropout:g}", task), model.model, ours)
     table.remarks.append(

@@ -22,13 +22,7 @@ _PAPERS_OWN = ("vit_", "bit_")  # prefixes of the released checkpoints of the tw
 
 @dataclasses.dataclass(frozen=True)
 class PreTrained:
-    """A pre-trained model and its results.
-
-    Attributes:
-      model: its label.
-      lineage: lineage of its weights.
-      tasks: settings by task: the paper's tasks, and VTAB's by their ids.
-    """
+    """A pre-trained model by its label, and the settings of each task: those of the paper, and VTAB's by their ids."""
 
     model: str
     lineage: Lineage
@@ -136,15 +130,14 @@ def one_of_each(
         is_foreign = model.lineage.is_released and not model.lineage.name.startswith(_PAPERS_OWN)
         return (-sum(task in model.tasks for task in tasks), is_foreign, model.lineage.name)
 
-    by_name: dict[tuple[str, str], list[PreTrained]] = {}
-    for model in models:
+    chosen: dict[tuple[str, str], PreTrained] = {}
+    sources: dict[tuple[str, str], list[str]] = {}
+    for model in sorted(models, key=rank):
         if any(task in model.tasks for task in tasks):
-            by_name.setdefault((model.model, model.data), []).append(model)
-    chosen, remarks = {}, []
-    for (name, data), each in by_name.items():
-        chosen[name, data], *others = sorted(each, key=rank)
-        remark = f"{name}, {data}: from {chosen[name, data].lineage.name}"
-        if others:
-            remark += f"; not from {', '.join(other.lineage.name for other in others)}"
-        remarks.append(f"{remark}.")
+            key = (model.model, model.data)
+            chosen.setdefault(key, model)
+            sources.setdefault(key, []).append(model.lineage.name)
+    remarks = []
+    for key, (first, *others) in sources.items():
+        remarks.append(f"{', '.join(key)}: from {first}{'; not from ' if others else ''}{', '.join(others)}.")
     return chosen, remarks

@@ -1,7 +1,6 @@
 """Whether a run's numbers are results or only choose values, by its sweep or command, or else by its split."""
 
 import dataclasses
-import itertools
 import math
 import pathlib
 import re
@@ -11,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.data.imagenet_test_sets import IMAGENET_TEST_SETS
-from vit_jax.data.transfer_tasks import STAGES, TASKS
+from vit_jax.data.transfer_tasks import TASKS
 from vit_jax.errors import UserError
 from vit_jax.files import AnyPath, is_remote
 from vit_jax.json_files import read_json
@@ -33,10 +32,10 @@ class Purpose:
     """The purpose of a run.
 
     Attributes:
-      what: `FINAL`, or why it is not a result.
-      held_out: for a final run, the split that its values were chosen on and their metric there; None if nothing was
-        chosen, or it was not recorded.
-      rules: the best metric of each fine-tuning rule there, by its name in configs/transfer.py, if several were tried.
+      what: `FINAL`, or why it is no result.
+      held_out: of a final run, the split by which its values were chosen and what they reached there, if recorded.
+      rules: what the best values of each rule of fine-tuning reached there, by its name in configs/transfer.py, if
+        several were tried.
     """
 
     what: str
@@ -57,13 +56,9 @@ class SweepPurposes:
         self._unfinished: set[str] = set()  # folders of sweeps without results
 
     def add(self, file: AnyPath) -> list[str]:
-        """Reads a `sweep.json`, or the `sweep_config.json` of a sweep without results.
+        """Reads a `sweep.json`, or the `sweep_config.json` of a sweep without results; returns remarks for readers.
 
-        Returns:
-          Remarks for readers.
-
-        Raises:
-          UserError: the file is damaged.
+        Raises `UserError` if the file is damaged.
         """
         folder = file.parent
         if resolved(folder) in self._runs:
@@ -87,9 +82,8 @@ class SweepPurposes:
         """The purpose of a run by the innermost sweep that lists it; None if it belongs to no sweep."""
         run = resolved(folder)
         around = sorted((sweep for sweep in self._runs if run.startswith(sweep + "/")), key=len, reverse=True)
-        for sweep in around:
-            if run in self._runs[sweep]:
-                return self._runs[sweep][run]
+        if listed := next((self._runs[sweep] for sweep in around if run in self._runs[sweep]), None):
+            return listed[run]
         folders = run.removeprefix(around[0] + "/").split("/")[:-1] if around else []
         if not {"trials", "final"} & set(folders):
             return None  # it only has its folder there
@@ -144,27 +138,16 @@ def stage_of(command: str) -> str | None:
         words = shlex.split(command)
     except ValueError:
         return None
-    if any(_SETS_SPLITS.match(word) for word in words):
+    configs = re.findall(r"(?:^|\0)--?config[=\0]([^\0:]*):?([^\0]*)", "\0".join(words))
+    file, argument = configs[-1] if configs else ("", "")
+    if pathlib.PurePath(file).name not in _STAGED_CONFIGS or any(_SETS_SPLITS.match(word) for word in words):
         return None
-    config = ""
-    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
-        name, equals, value = word.partition("=")
-        if name in ("--config", "-config"):
-            config = value if equals else following
-    place, _, argument = config.partition(":")
-    if pathlib.PurePath(place).name not in _STAGED_CONFIGS:
-        return None
-    given = {name: value for name, _, value in (pair.partition("=") for pair in argument.split(","))}
-    stage = given.get("stage", "final")
-    return {"final": FINAL, "choose": CHOOSES}[stage] if stage in STAGES else None
+    stages = re.findall(r"(?:^|,)stage=([^,]*)", argument) or ["final"]
+    return {"final": FINAL, "choose": CHOOSES}.get(stages[-1])
 
 
 def purpose_by_split(dataset: str, split: str) -> tuple[str, bool]:
     """What a fine-tuned model's accuracy on a split is for, if nothing recorded says it.
-
-    Args:
-      dataset: see `config.data.dataset`.
-      split: the split that it was measured on.
 
     Returns:
       `FINAL`, or why it is not a result; and whether that is certain: a split of a user's data set may be its test set

@@ -30,7 +30,7 @@ _BOTH_RULES = {
     "data.randaugment_layers": 0,
 }
 _SETTINGS_OF = {
-    VIT_RULE: {**_BOTH_RULES, "optimizer.clip_norm": 1.0, "mixup_alpha": 0.0},
+    VIT_RULE: {**_BOTH_RULES, "optimizer.clip_norm": 1.0},
     BIT_RULE: {**_BOTH_RULES, "optimizer.clip_norm": None, "optimizer.learning_rate": 0.003},
 }
 
@@ -47,12 +47,12 @@ class PaperRecipe:
 
     Attributes:
       image_sizes: resolutions that count as the paper's; () for any.
-      steps: length of fine-tuning.
-      train_split: all training images.
-      learning_rates: the rates that the paper tried.
-      polyak_decay: decay of the parameters' average; None for no average.
-      dropout: dropout rate and its source; None if no source gives it.
-      bit_size: resolution of BiT-HyperRule in the BiT paper; None if the rule does not apply to the model.
+      steps: of fine-tuning.
+      train_split: all images to train on.
+      learning_rates: tried by the paper.
+      polyak_decay: of the average of the parameters; None for none.
+      dropout: at fine-tuning, and who says so, as "in the paper"; None if nobody does.
+      bit_size: resolution of BiT-HyperRule in the BiT paper; None if the rule is not for the model.
     """
 
     image_sizes: tuple[int, ...]
@@ -64,57 +64,43 @@ class PaperRecipe:
     bit_size: int | None = None
 
     def differences(self, model: MeasuredModel) -> list[str]:
-        """Notes the differences from the recipe. For a released checkpoint, only the resolution is known."""
-        done, rule = model.training, rule_of(model)
-        notes = []
+        """What was done in another way, as notes. Of a released checkpoint only the resolution is known."""
+        done, rule, paper = model.training, rule_of(model), "in the paper"
+        sizes, by, whose = self.image_sizes, "", paper
         if rule == BIT_RULE and self.bit_size is not None:
-            if model.image_size != self.bit_size:
-                notes.append(f"BiT-HyperRule at {model.image_size} pixels, in the BiT paper at {self.bit_size}")
-        elif self.image_sizes and model.image_size not in self.image_sizes:
-            notes.append(f"at {model.image_size} pixels, in the paper at {self.image_sizes[0]}")
+            sizes, by, whose = (self.bit_size,), "BiT-HyperRule ", "in the BiT paper"
+        notes = []
+        if sizes and model.image_size not in sizes:
+            notes.append(f"{by}at {model.image_size} pixels, {whose} at {sizes[0]}")
         notes += _differences_of_evaluation(model)
         if model.steps is None:
             return [*notes, "a released checkpoint as it is: its fine-tuning was not done here"]
         notes += [f"its config was changed on the way, {change}" for change in model.changes]
-        if model.steps != self.steps:
-            notes.append(f"{model.steps:,} steps, in the paper {self.steps:,}")
-        if (batch := done["batch_size"]) != _BATCH_SIZE:
-            notes.append(f"batch {batch:,}, in the paper {_BATCH_SIZE:,}")
-        if (decay := done["polyak_decay"]) != self.polyak_decay:
-            notes.append(f"{_describe_polyak(decay)}, in the paper {_describe_polyak(self.polyak_decay)}")
-        if (split := done["data.train_split"]) != self.train_split:
-            notes.append(f"trained on {split}, in the paper on {self.train_split}")
-        if self.dropout is not None and (rate := done.get("model.dropout_rate")) != self.dropout[0]:
-            notes.append(f"dropout {rate} at fine-tuning, {self.dropout[1]} {self.dropout[0]}")
-        return notes + self._differences_of_rule(model, rule)
-
-    def _differences_of_rule(self, model: MeasuredModel, rule: str | None) -> list[str]:
-        done = model.training
+        own: dict[str, Any] = {"steps": self.steps, "batch_size": _BATCH_SIZE, "polyak_decay": self.polyak_decay}
+        own["data.train_split"] = self.train_split
+        expected: list[tuple[str, Any, str]] = [(name, value, paper) for name, value in own.items()]
+        if self.dropout:
+            expected.append(("model.dropout_rate", *self.dropout))
         if rule is None:
-            return [f"optimizer.schedule={done.get('optimizer.schedule')}, in the paper cosine"]
-        if rule == BIT_RULE and self.bit_size is None:
-            return ["fine-tuned by BiT-HyperRule, which in the paper ResNets alone try"]
-        whose = "in the paper" if rule == VIT_RULE else "in BiT-HyperRule"
-        expected = dict(_SETTINGS_OF[rule])
-        if rule == BIT_RULE:
-            expected["mixup_alpha"] = 0.1 if (model.steps or 0) > 500 else 0.0
-        notes = [
-            f"{name}={done.get(name)}, {whose} {value}" for name, value in expected.items() if done.get(name) != value
-        ]
+            expected.append(("optimizer.schedule", "cosine", paper))
+        elif rule == BIT_RULE and self.bit_size is None:
+            notes.append("fine-tuned by BiT-HyperRule, which in the paper ResNets alone try")
+        else:
+            whose = paper if rule == VIT_RULE else "in BiT-HyperRule"
+            expected += [(name, value, whose) for name, value in _SETTINGS_OF[rule].items()]
+            mixup = 0.1 if rule == BIT_RULE and model.steps > 500 else 0.0
+            expected.append(("mixup_alpha", mixup, whose))
         rate = done.get("optimizer.learning_rate")
         if rule == VIT_RULE and rate not in self.learning_rates:
-            notes.append(f"learning rate {rate}, in the paper one of {', '.join(map(str, self.learning_rates))}")
-        return notes
-
-
-def _describe_polyak(decay: float | None) -> str:
-    return "without Polyak averaging" if decay is None else f"with Polyak averaging at {decay}"
+            rates = f"one of {', '.join(map(str, self.learning_rates))}"
+            expected.append(("optimizer.learning_rate", rates, paper))
+        differing = [each for each in expected if done.get(each[0]) != each[1]]
+        return notes + [f"{name}={done.get(name)}, {whose} {value}" for name, value, whose in differing]
 
 
 def _differences_of_evaluation(model: MeasuredModel) -> list[str]:
-    """Differences in test images from the released code, which resizes whole images."""
-    value = model.values.get(ACCURACY)
-    how: Mapping[str, Any] = dict(value.settings) if value else {}
+    """How test images were prepared in another way than in the released code, which resizes whole images."""
+    how = model.values[ACCURACY].settings if ACCURACY in model.values else {}
     notes = []
     if small := how.get("data.eval_resize_small"):
         notes.append(f"evaluated on the centre of images whose shorter side is {small} pixels, not on whole images")
@@ -129,13 +115,10 @@ def rule_of(model: MeasuredModel) -> str | None:
 
 
 def recipe_of(task: str, model: str, *, table_2: bool = False, lineage: Lineage | None = None) -> PaperRecipe:
-    """Returns the paper's recipe for a task.
+    """How the paper fine-tuned a model on a task, as table 5 calls it, or the id of one of VTAB's.
 
-    Args:
-      task: as in table 5, or the id of one of VTAB's.
-      model: its name.
-      table_2: whether for table 2, where ImageNet has a higher resolution and Polyak averaging.
-      lineage: lineage of the pre-trained weights, which determines the dropout rate; None: unknown.
+    For table 2, ImageNet is at a higher resolution and with Polyak averaging. The lineage of the pre-trained weights
+    decides the dropout.
     """
     kind = kind_of(model)
     # BiT's numbers in table 2 are at the resolutions of its own paper.
@@ -159,14 +142,12 @@ def recipe_of(task: str, model: str, *, table_2: bool = False, lineage: Lineage 
 def _dropout_after(lineage: Lineage) -> tuple[float, str] | None:
     """The dropout rate for fine-tuning weights, and its source; None if no source gives it.
 
-    The README of the released code has 0.1 for the paper. No source gives a rate for models pre-trained on JFT-300M,
-    which had no dropout.
+    The README of the released code has 0.1 for the paper. Models pre-trained on JFT-300M saw none, and nothing is said.
     """
     if lineage.is_released and lineage.name.startswith("augreg_"):
         return 0.0, "by AugReg"
-    if lineage.is_released and not lineage.name.startswith("vit_"):
-        return None
-    return (VIT_DROPOUT, "in the paper") if lineage.is_released or lineage.dropout else None
+    is_vit = lineage.is_released and lineage.name.startswith("vit_")
+    return (VIT_DROPOUT, "in the paper") if is_vit or (lineage.dropout and not lineage.is_released) else None
 
 
 def choose(candidates: Sequence[SeedGroup], recipe: PaperRecipe) -> tuple[SeedGroup, list[str]]:
@@ -174,9 +155,11 @@ def choose(candidates: Sequence[SeedGroup], recipe: PaperRecipe) -> tuple[SeedGr
 
     Takes the one closest to the paper's recipe, then the one with most seeds, then the first by folder.
     """
-    ranked = sorted(
-        candidates, key=lambda each: (len(recipe.differences(each.first)), -len(each.models), str(each.first.path))
-    )
+
+    def rank(each: SeedGroup) -> tuple[int, int, str]:
+        return len(recipe.differences(each.first)), -len(each.models), str(each.first.path)
+
+    ranked = sorted(candidates, key=rank)
     return ranked[0], [*recipe.differences(ranked[0].first), *others_note(ranked)]
 
 
@@ -192,23 +175,24 @@ def better_rule(candidates: Sequence[SeedGroup], recipe: PaperRecipe) -> tuple[S
     returns all candidates, because test images must not choose.
     """
     if swept := [each for each in candidates if each.first.purpose.rules and each.first.purpose.held_out]:
-        best = choose(swept, recipe)[0].first
-        reached = {_RULE_OF_CONFIG.get(rule, rule): value for rule, value in best.purpose.rules.items()}
-        return swept, [_note_rules(reached, best)]
+        best = choose(swept, recipe)[0].first.purpose
+        reached = {_RULE_OF_CONFIG.get(rule, rule): value for rule, value in best.rules.items()}
+        return swept, [_note_rules(reached, best.held_out[0] if best.held_out else "")]
     by_rule: dict[str | None, list[SeedGroup]] = {}
     for each in candidates:
         by_rule.setdefault(rule_of(each.first), []).append(each)
-    tried = {rule: choose(each, recipe)[0].first for rule, each in by_rule.items() if rule is not None}
-    if len(tried) < 2:
+    by_rule.pop(None, None)
+    if len(by_rule) < 2:
         return candidates, []
-    held_out = {rule: first.purpose.held_out for rule, first in tried.items() if first.purpose.held_out}
-    if len(held_out) < len(tried) or len({split for split, _ in held_out.values()}) > 1:
+    held_out = {rule: choose(each, recipe)[0].first.purpose.held_out for rule, each in by_rule.items()}
+    splits = {found and found[0] for found in held_out.values()}
+    if len(splits) > 1 or None in splits:
         return candidates, ["of two rules; what they reached on held-out images was not recorded, so neither is better"]
-    rule = max(held_out, key=lambda rule: held_out[rule][1])
-    return by_rule[rule], [_note_rules({each: value for each, (_, value) in held_out.items()}, tried[rule])]
+    reached = {str(rule): found[1] for rule, found in held_out.items() if found}
+    best_rule = max(reached, key=lambda rule: reached[rule])
+    return by_rule[best_rule], [_note_rules(reached, str(splits.pop()))]
 
 
-def _note_rules(reached: Mapping[str, float], best: MeasuredModel) -> str:
+def _note_rules(reached: Mapping[str, float], split: str) -> str:
     listed = ", ".join(f"{rule} {100 * value:.2f} %" for rule, value in reached.items())
-    split = best.purpose.held_out[0] if best.purpose.held_out else ""
     return f"the better of two rules on {split}: {listed}"

@@ -9,10 +9,10 @@ from vit_jax.report.measured import MeasuredModel
 
 @dataclasses.dataclass(frozen=True)
 class SeedMean:
-    """A number of ours.
+    """A number of ours, in the unit of its table.
 
     Attributes:
-      mean: the mean, in the unit of its table.
+      mean: over seeds.
       std: sample standard deviation (n - 1); None for one run.
       seeds: number of runs.
       notes: notes for readers.
@@ -55,12 +55,7 @@ class SeedGroup:
         return {model.lineage.seeds: model.values[name].value for model in self.having(name)}
 
     def mean(self, name: str, *, unit: float = 100.0) -> SeedMean | None:
-        """Mean and standard deviation of a result; None if no model has it.
-
-        Args:
-          name: key of `MeasuredModel.values`.
-          unit: factor on the shares: 100 for percent.
-        """
+        """Mean and standard deviation of a result; None if no model has it. A share of 1 is shown as `unit`."""
         models = self.having(name)
         if not models:
             return None
@@ -73,7 +68,7 @@ class SeedGroup:
         if without := [str(model.seed) for model in self.models if model not in models]:
             notes.append(f"without seed {', '.join(without)}, which {'have' if len(without) > 1 else 'has'} no {name}")
         notes += [note for model in models for note in model.values[name].notes]
-        sources = tuple(str(model.path) for model in models)
+        sources = SeedGroup(tuple(models)).paths
         return SeedMean(statistics.fmean(values), std, len(values), tuple(dict.fromkeys(notes)), sources)
 
 
@@ -91,19 +86,13 @@ def group(models: Iterable[MeasuredModel]) -> list[SeedGroup]:
                 break
         else:
             groups.append([model])
-    return [
-        SeedGroup(tuple(sorted(members, key=lambda model: (model.seed or 0, model.lineage.seeds))))
-        for members in groups
-    ]
+    for members in groups:
+        members.sort(key=lambda model: (model.seed or 0, model.lineage.seeds))
+    return [SeedGroup(tuple(members)) for members in groups]
 
 
 def combine(tasks: Sequence[SeedGroup], name: str) -> SeedMean | None:
-    """The mean over tasks in percent, and its standard deviation over seeds if all tasks have the same seeds.
-
-    Args:
-      tasks: models for each.
-      name: key of `MeasuredModel.values`.
-    """
+    """The mean over tasks in percent, and its standard deviation from seed to seed if all have the same seeds."""
     values = [task.by_seed(name) for task in tasks]
     if not values or not all(values):
         return None

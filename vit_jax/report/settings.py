@@ -18,9 +18,6 @@ from vit_jax.report.names import has_records
 from vit_jax.run import workdir
 from vit_jax.run.workdir import Start, describe_changes, is_among
 
-# Settings: fields and their values, in the order of the fields.
-Settings = tuple[tuple[str, Any], ...]
-
 
 def _by_field(fields_by_reason: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {field: reason for reason, fields in fields_by_reason.items() for field in fields}
@@ -32,10 +29,7 @@ WITHOUT_EFFECT = workdir.WITHOUT_EFFECT | _by_field(
         "the metrics of the last step count": tuple(f"evals.{name}.every_steps" for name in default_entries()),
         "logging": ("log_every_steps",),
         "a resumed run is the same run": ("checkpoint.every_steps", "checkpoint.keep"),
-        "the last parameters count; what uses the best ones is set apart": (
-            "checkpoint.keep_best",
-            "checkpoint.best_metric",
-        ),
+        "the last parameters count, or are set apart": ("checkpoint.keep_best", "checkpoint.best_metric"),
     }
 )
 # Fields that count in another form.
@@ -62,8 +56,7 @@ ONLY_TRAINING = _by_field(
         "training images; evaluation images have data.eval_resize": ("data.resize",),
         "augmentation": (
             *("data.inception_crop", "data.crop_min_area", "data.random_crop_from", "data.flip"),
-            *("data.randaugment_layers", "data.randaugment_magnitude", "data.randaugment_magnitude_std"),
-            "data.randaugment_operations",
+            *(f"data.randaugment_{name}" for name in ("layers", "magnitude", "magnitude_std", "operations")),
         ),
         "the same sums in another order, except in training": ("batch_size", "accumulation_steps"),
         "accuracy depends on the largest logit, whatever the loss": ("loss",),
@@ -71,7 +64,10 @@ ONLY_TRAINING = _by_field(
         "optimisation": ("train_only", "optimizer."),
         "averaged parameters are evaluated already": ("polyak_decay",),
         "noise in training": (
-            *("rng", "model.dropout_rate", "model.attention_dropout_rate", "model.stochastic_depth_rate"),
+            "rng",
+            "model.dropout_rate",
+            "model.attention_dropout_rate",
+            "model.stochastic_depth_rate",
         ),
         "the same layers in a loop": ("model.scan_layers",),
     }
@@ -91,19 +87,15 @@ def plain(value: Any) -> Any:
 
 
 def attributes(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns all attributes of a model, as fields "model.<attribute>".
+    """All attributes of a model with their defaults, as fields "model.<attribute>".
 
-    Args:
-      model: the arguments of `create_model`, including the name.
-
-    Returns:
-      The attributes with their defaults, or the arguments if this version cannot make the model.
+    `model` are the arguments of `create_model`, which are returned if this version cannot make the model.
     """
     return dict(_attributes(json.dumps(dict(model), sort_keys=True, default=str)))
 
 
 @functools.lru_cache(maxsize=256)
-def _attributes(text: str) -> Settings:
+def _attributes(text: str) -> tuple[tuple[str, Any], ...]:
     given = json.loads(text)
     try:
         made = create_model(**{"num_classes": 0, **given})
@@ -115,12 +107,9 @@ def _attributes(text: str) -> Settings:
 
 
 def training_settings(fields: Mapping[str, Any], model: Mapping[str, Any], steps: int | None) -> dict[str, Any]:
-    """The settings that can change a run's final parameters, except its seed and its initial weights.
+    """All that can change the parameters after `steps`, except seed and initial weights.
 
-    Args:
-      fields: fields of the config, flat.
-      model: the arguments of `create_model`.
-      steps: length of the run.
+    `fields` are the config's, flat, and `model` the arguments of `create_model`.
     """
     of_model = {name: value for name, value in attributes(model).items() if not is_among(name, WITHOUT_EFFECT)}
     return {**_of_training(fields, COUNTED_ELSEWHERE), **of_model, "steps": steps}
@@ -135,17 +124,16 @@ def _of_training(fields: Mapping[str, Any], without: Collection[str] = ()) -> di
 
 def _evaluation_settings(
     fields: Mapping[str, Any], model: Mapping[str, Any], own: Mapping[str, Any], without: Collection[str], dataset: Any
-) -> Settings:
-    """The settings that can change a number on a data set: its own fields, and most of the config's."""
+) -> dict[str, Any]:
+    """All that can change a number, measured on a data set: its own fields, and the config's but some."""
     left_out = (*WITHOUT_EFFECT, *ONLY_TRAINING, "evals.", *without)
     settings = {name: value for name, value in fields.items() if not is_among(name, COUNTED_ELSEWHERE)}
     settings = {name: value for name, value in (settings | attributes(model)).items() if not is_among(name, left_out)}
-    settings |= {**own, **_turning(fields, [dataset])}
-    return tuple(sorted((name, plain(value)) for name, value in settings.items()))
+    return {name: plain(value) for name, value in sorted({**settings, **own, **_turning(fields, [dataset])}.items())}
 
 
-def accuracy_settings(fields: Mapping[str, Any], model: Mapping[str, Any]) -> Settings:
-    """The settings that can change the accuracy of given parameters on the evaluation split."""
+def accuracy_settings(fields: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """All that can change the accuracy of given parameters on the evaluation split."""
     return _evaluation_settings(fields, model, {}, (), fields["data.dataset"])
 
 
@@ -163,7 +151,7 @@ def entries_of(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def entry_settings(entry: str, fields: Mapping[str, Any], model: Mapping[str, Any]) -> Settings:
+def entry_settings(entry: str, fields: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     """The same for an evaluation, by its name in `config.evals`. Its own fields count, whatever its type."""
     given = entries_of(fields)[entry]
     own = _named(entry, given, without=("type", "every_steps"))
@@ -177,7 +165,7 @@ def entry_settings(entry: str, fields: Mapping[str, Any], model: Mapping[str, An
     return _evaluation_settings(fields, model, own | images, _OTHER_TEST_SET, dataset)
 
 
-def few_shot_settings(entry: str, dataset: str, fields: Mapping[str, Any], model: Mapping[str, Any]) -> Settings:
+def few_shot_settings(entry: str, dataset: str, fields: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     """The same for a few-shot accuracy on a data set."""
     given = entries_of(fields)[entry]
     size = given["image_size"] or fields["data.image_size"]
@@ -198,10 +186,9 @@ def _turning(fields: Mapping[str, Any], datasets: Sequence[Any]) -> dict[str, An
     return {"data.exif_orientation": False if is_default else turns}
 
 
-def differing(one: Settings, other: Settings) -> list[str]:
-    """The names of the fields in which two settings differ."""
-    first, second = dict(one), dict(other)
-    return sorted(name for name in {**first, **second} if first.get(name) != second.get(name))
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the fields in which two differ."""
+    return sorted(name for name in {**one, **other} if one.get(name) != other.get(name))
 
 
 def key_of(settings: Mapping[str, Any]) -> str:

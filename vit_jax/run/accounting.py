@@ -48,7 +48,6 @@ class Ledger:
         ledger = Ledger()                    # start_up from here on
         ledger.turn_to("training")
         with ledger.spent_on("evaluation"):
-            ...
             with ledger.spent_on("checkpoint"):  # not evaluation
                 ...
 
@@ -56,11 +55,7 @@ class Ledger:
     """
 
     def __init__(self, *, start_up_seconds: float = 0.0):
-        """Starts the clock.
-
-        Args:
-          start_up_seconds: how long the process has been running already; see `process_age`.
-        """
+        """Starts the clock; the process has been running for `start_up_seconds` already (see `process_age`)."""
         self._seconds = dict.fromkeys(KINDS, 0.0)
         self._window_began = dict(self._seconds)
         self._seconds["start_up"] = start_up_seconds
@@ -130,15 +125,10 @@ def process_age() -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """The record of a start of a run.
+class StartCost:
+    """What a start of a run cost, as far as it was recorded.
 
-    Attributes:
-      time: when it began, in UTC.
-      from_step: the step it resumed from.
-      step: the last recorded step.
-      machine: the devices.
-      seconds: by kind; see `KINDS`.
+    `time` is when it began, in UTC; `step` is the last step it is known to have made. Seconds are by kind (`KINDS`).
     """
 
     time: str
@@ -157,24 +147,15 @@ _SECONDS_BETWEEN_REMOTE_RECORDS = 60.0
 class Accounts:
     """Keeps `accounting.json`: every start of a run with its machine, its steps and its seconds by kind.
 
-    Unlike rows of `metrics.jsonl`, entries are never dropped. The file is replaced as a whole, so a kill leaves the old
-    or the new one. If it cannot be written, a warning is logged.
+    Unlike rows of `metrics.jsonl`, entries are never dropped. A file that cannot be written is only a warning.
     """
 
     def __init__(self, workdir: AnyPath | str, ledger: Ledger, machine: Machine, *, step: int, writes: bool = True):
-        """Adds this start to the earlier ones and records it.
-
-        Args:
-          workdir: the run's folder.
-          ledger: the ledger of this start.
-          machine: from `describe_machine`.
-          step: the step this start resumes from.
-          writes: whether this process writes; exactly one process of a run does.
-        """
+        """Adds this start, which resumes from `step`, to the earlier ones. One process of a run `writes`."""
         workdir = parse_path(workdir)
         self._path, self._ledger, self._machine, self._from_step = workdir / _FILE, ledger, machine, step
         self._writes = writes
-        self._before = read_starts(workdir) if writes else []
+        self._before = read_costs(workdir) if writes else []
         if writes and not self._before and self._path.exists():
             with contextlib.suppress(OSError, UserError):  # damaged, and about to be overwritten
                 write_atomically(self._path.with_name("accounting.damaged.json"), self._path.read_bytes())
@@ -188,7 +169,7 @@ class Accounts:
         self._recorded = time.monotonic()
         if not self._writes:
             return
-        start = Start(self._began, self._from_step, step, self._machine, self._ledger.seconds())
+        start = StartCost(self._began, self._from_step, step, self._machine, self._ledger.seconds())
         rows = [json.dumps(dataclasses.asdict(each)) for each in [*self._before, start]]
         try:
             write_atomically(self._path, "[\n" + ",\n".join(rows) + "\n]\n")
@@ -196,29 +177,26 @@ class Accounts:
             logger.warning("could not record the cost of the run: %s", error)
 
     def record_if_due(self, step: int) -> None:
-        """Records this start if the last record is old enough; cheap enough for every row of metrics."""
+        """Records this start if the last record is some time ago."""
         if time.monotonic() - self._recorded >= self._every_seconds:
             self.record(step)
 
 
-def read_starts(workdir: AnyPath | str) -> list[Start]:
+def read_costs(workdir: AnyPath | str) -> list[StartCost]:
     """Reads the starts of a run, in order; [] if none are recorded, or with a warning if the record is damaged."""
-    workdir = parse_path(workdir)
-    path = workdir / _FILE
-    if not path.exists():
-        return []
+    path = parse_path(workdir) / _FILE
     try:
-        return [_parse_start(Fields(row, str(path))) for row in read_json(path)]
+        return [_parse_start(Fields(row, str(path))) for row in read_json(path)] if path.exists() else []
     except (ValueError, TypeError, KeyError) as error:
         logger.warning("%s is damaged (%s); the cost of earlier starts is not counted", path, error)
         return []
 
 
-def _parse_start(row: Fields) -> Start:
+def _parse_start(row: Fields) -> StartCost:
     machine = row.fields("machine")
     machine.integer("num_cores", at_least=1), machine.number("bf16_flops", None)
     seconds = row.fields("seconds")
-    return Start(
+    return StartCost(
         time=row.text("time"),
         from_step=row.integer("from_step", at_least=0),
         step=row.integer("step", at_least=0),
@@ -227,29 +205,16 @@ def _parse_start(row: Fields) -> Start:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """The cost of all starts of a run. Time between starts costs nothing, because no hardware was in use.
+def total_cost(starts: Sequence[StartCost]) -> dict[str, Any]:
+    """Adds up the starts of a run. Time between starts costs nothing: nobody held the hardware.
 
-    Attributes:
-      starts: number of starts.
-      redone_steps: steps that were lost because a start resumed from an earlier checkpoint.
-      core_hours: sum over the starts of cores (`Machine.num_cores`) times hours.
-      tpuv3_core_days: days on TPU v3 cores with the same total peak; None if a peak is unknown (CPU).
-      shares: of the core-hours, by kind (see `KINDS`); `training` is the goodput. Kinds without time are left out.
-    """
+    If a later start made some steps of a start again, the same share of that start's training time counts as `redone`.
 
-    starts: int
-    redone_steps: int
-    core_hours: float
-    tpuv3_core_days: float | None
-    shares: dict[str, float]
-
-
-def total_cost(starts: Sequence[Start]) -> Cost:
-    """Adds up the starts of a run.
-
-    If a later start repeated some steps of a start, the same share of that start's training time counts as `redone`.
+    Returns:
+      Entries of a summary: `starts`, their number; `core_hours`, cores (`Machine.num_cores`) times hours;
+      `redone_steps`, made and lost, if any; `tpuv3_core_days`, days on as many TPU v3 cores as have the same peak, if
+      all peaks are known; `goodput`, training's share of the core-hours, and `<kind>_share` of the other `KINDS` that
+      took any time worth mentioning.
     """
     redone_steps, flops = 0, 0.0
     kept = math.inf  # no later start resumed before this step
@@ -267,13 +232,14 @@ def total_cost(starts: Sequence[Start]) -> Cost:
             core_seconds[kind] += each * start.machine.num_cores
         flops += sum(seconds.values()) * (math.nan if start.machine.bf16_flops is None else start.machine.bf16_flops)
     total = sum(core_seconds.values())
-    return Cost(
-        starts=len(starts),
-        redone_steps=redone_steps,
-        core_hours=total / 3600,
-        tpuv3_core_days=tpuv3_core_days(flops) if starts and not math.isnan(flops) else None,
-        shares={kind: each / total for kind, each in core_seconds.items() if each > 0},
-    )
+    entries: dict[str, Any] = {"starts": len(starts), "core_hours": total / 3600}
+    if redone_steps:
+        entries["redone_steps"] = redone_steps
+    if not math.isnan(flops):
+        entries["tpuv3_core_days"] = tpuv3_core_days(flops)
+    shares = {kind: each / total for kind, each in core_seconds.items() if each > 0}
+    entries["goodput"] = shares.pop("training", 0.0)
+    return entries | {f"{kind}_share": share for kind, share in shares.items() if share >= 5e-5}
 
 
 def tpuv3_core_days(peak_flops: float) -> float:
@@ -298,25 +264,9 @@ _PAPER_IMAGES = {
 def paper_core_days(model: str, image_size: int, num_images: float) -> float | None:
     """Returns the TPUv3-core-days that the paper reports for a pre-training of this size, or None.
 
-    Args:
-      model: its name.
-      image_size: in pixels.
-      num_images: training images, each epoch counted anew. Sizes within 15 % are the same: copies of ImageNet-21k
-        differ by as much.
+    `num_images` counts each epoch anew. Numbers within 15 % are the same: copies of ImageNet-21k differ by as much.
     """
     for key, images in _PAPER_IMAGES.items():
         if key[0] == model and image_size == tables.PRE_TRAINING_SIZE and abs(num_images / images - 1) <= 0.15:
             return float(tables.TPUV3_CORE_DAYS[key])
     return None
-
-
-def describe_cost(cost: Cost) -> dict[str, Any]:
-    """Returns the cost as entries of a summary, without unknown and negligible ones."""
-    entries: dict[str, Any] = {"starts": cost.starts, "core_hours": cost.core_hours}
-    if cost.redone_steps:
-        entries["redone_steps"] = cost.redone_steps
-    if cost.tpuv3_core_days is not None:
-        entries["tpuv3_core_days"] = cost.tpuv3_core_days
-    entries["goodput"] = cost.shares.get("training", 0.0)
-    shares = {kind: share for kind, share in cost.shares.items() if kind != "training" and share >= 5e-5}
-    return entries | {f"{kind}_share": share for kind, share in shares.items()}

@@ -5,7 +5,6 @@ import logging
 import os
 import pathlib
 import time
-import types
 import zlib
 
 import jax
@@ -33,13 +32,10 @@ def use_compilation_cache() -> None:
 
 
 def delete_damaged_entries(directory: pathlib.Path) -> list[pathlib.Path]:
-    """Deletes entries that cannot be decompressed, among those newer than the last check.
+    """Deletes and returns the entries that cannot be decompressed; checks those newer than the last check.
 
     An entry that another process is writing may be deleted too. That process continues, and its program is compiled
     again at the next start.
-
-    Returns:
-      The entries that were deleted.
     """
     stamp = directory / _CHECKED
     deleted: list[pathlib.Path] = []
@@ -48,9 +44,8 @@ def delete_damaged_entries(directory: pathlib.Path) -> list[pathlib.Path]:
         if since > time.time_ns():  # the clock was set back since
             since = 0
         new = [path for path in directory.glob("*-cache") if path.stat().st_mtime_ns >= since]
-        if not new:
-            return []
-        stamp.touch()  # before reading, so that entries written meanwhile are newer
+        if new:
+            stamp.touch()  # before reading: what is written meanwhile is newer
         for path in new:
             if not _is_whole(path):
                 path.unlink(missing_ok=True)
@@ -63,9 +58,12 @@ def delete_damaged_entries(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _is_whole(path: pathlib.Path) -> bool:
-    """Whether the file is one complete compressed stream, in the format that JAX reads on this machine."""
-    zstandard = _zstandard()
-    decompressor = zstandard.ZstdDecompressor().decompressobj() if zstandard else zlib.decompressobj()
+    """Whether the file is one compressed stream with its end, in the format that JAX reads on this machine."""
+    try:
+        zstandard = importlib.import_module("zstandard")  # used by JAX if it is installed, else zlib
+        decompressor = zstandard.ZstdDecompressor().decompressobj()
+    except ImportError:
+        decompressor = zlib.decompressobj()
     with path.open("rb") as file:
         while not decompressor.eof:
             chunk = file.read(_CHUNK_BYTES)
@@ -76,11 +74,3 @@ def _is_whole(path: pathlib.Path) -> bool:
             except Exception:  # zlib.error, zstandard.ZstdError
                 return False
         return not file.read(1) and not decompressor.unused_data
-
-
-def _zstandard() -> types.ModuleType | None:
-    """JAX compresses with zstandard if it is installed, else with zlib."""
-    try:
-        return importlib.import_module("zstandard")
-    except ImportError:
-        return None

@@ -19,11 +19,7 @@ class Evaluations:
         return iter(self._evaluations)
 
     def run_if_due(self, step: int, state: TrainState) -> None:
-        """Runs the evaluations that are due after a step. Waits for the steps under way.
-
-        Raises:
-          NonFiniteError: a metric of a step is not finite; nothing is evaluated.
-        """
+        """Runs the evaluations that are due after a step, once that is done. Raises as `Journal.pause` does."""
         due = [each for each in self._evaluations if self._journal.is_due(step, each.every_steps)]
         if not due:
             return

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +16,8 @@ import numpy as np
 
 from vit_jax.console import show_name, show_names
 from vit_jax.data.sources import Example, MissingDataError, Source, absolute_dataset
-from vit_jax.data.sources.base import NO_LABEL, Numbers, fingerprint_of
+from vit_jax.data.sources.base import NO_LABEL, fingerprint_of
+from vit_jax.data.sources.splits import SlicedSource
 from vit_jax.errors import UserError
 from vit_jax.files import AnyPath, parse_path, write_atomically
 from vit_jax.json_files import Fields, JsonError, read_object
@@ -153,9 +153,6 @@ def _class_counts(source: Source) -> tuple[int, ...] | None:
     return tuple(np.bincount(labels[labels >= 0], minlength=source.num_classes).tolist())
 
 
-# ---- Differences between a run's data and the current data.
-
-
 def describe_class_changes(before: Sequence[str] | None, now: Sequence[str] | None) -> str | None:
     """Describes how the current classes differ from a run's; None if they are the same, or if one side has no names."""
     if before is None or now is None or list(before) == list(now):
@@ -193,17 +190,18 @@ def open_as_trained(
     what: str,
     allow_change: bool = False,
 ) -> Source:
-    """Opens examples with the labels of a head and checks them with `as_trained`, which explains the other arguments.
+    """Opens examples with the labels of a head. Refuses data that have changed since the head was trained.
 
     Args:
-      open_with: opens the examples, given the class names in label order (see `open_source`).
-      class_names: class names of the head; None if unknown.
-      kept: the run's facts about the split, or None.
+      open_with: opens today's examples, given the class names that labels count (see `open_source`).
+      class_names: of the head; None if unknown.
+      kept: what the run recorded of the split, or None.
       what: the run, for messages.
-      allow_change: use the current examples.
+      allow_change: take today's examples, and match labels by class name.
 
     Raises:
-      UserError: as in `open_with` and `as_trained`.
+      UserError: as of `open_with`; classes or examples have changed, and `allow_change` is False; or no class is the
+        same.
     """
     try:
         source = open_with(class_names)
@@ -215,29 +213,6 @@ def open_as_trained(
         source = open_with(None)  # if there are other classes, they are compared below
         if describe_class_changes(class_names, source.class_names) is None:
             raise
-    return as_trained(source, class_names, kept, what=what, allow_change=allow_change)
-
-
-def as_trained(
-    source: Source,
-    class_names: Sequence[str] | None,
-    kept: SplitFacts | None,
-    *,
-    what: str,
-    allow_change: bool = False,
-) -> Source:
-    """Returns examples with a head's labels; refuses data that have changed since the head was trained.
-
-    Args:
-      source: the current examples.
-      class_names: class names of the head; None if unknown.
-      kept: the run's facts about the split, or None.
-      what: the run, for messages.
-      allow_change: use the current examples, and match labels by class name.
-
-    Raises:
-      UserError: classes or examples have changed, and `allow_change` is False; or they have no class in common.
-    """
     changes = []
     classes = describe_class_changes(class_names, source.class_names)
     if classes:
@@ -267,14 +242,15 @@ def as_trained(
     return matched
 
 
-class MatchedByName:
-    """A source whose labels are mapped to a head's by class name.
+class MatchedByName(SlicedSource):
+    """A source whose labels are translated into those of a head, by class name.
 
     Images of classes that the head does not know have no label.
     """
 
     def __init__(self, source: Source, class_names: Sequence[str]):
         """Matches the source's classes with those of the head; raises `UserError` if they have none in common."""
+        super().__init__([(source, range(len(source)))], source.split)
         own = list(source.class_names or ())
         labels = {name: label for label, name in enumerate(class_names)}
         self._labels = np.array([labels.get(name, NO_LABEL) for name in own])
@@ -285,12 +261,7 @@ class MatchedByName:
                 f"({show_names(class_names, _SHOWN)}). Restore the names of the folders, or evaluate other data."
             )
         self._source = source
-        self.name, self.split, self.splits = source.name, source.split, source.splits
         self.class_names, self.num_classes = list(class_names), len(class_names)
-        self.max_labels = source.max_labels
-
-    def __len__(self) -> int:
-        return len(self._source)
 
     def __getitem__(self, index: int) -> Example:
         example = self._source[index]
@@ -305,22 +276,14 @@ class MatchedByName:
 
     def labels(self) -> np.ndarray | None:
         """The labels of all examples, int64 `[examples]`; None if that requires reading them."""
-        known = self._source.labels() if hasattr(self._source, "labels") else None
+        known = super().labels()
         return None if known is None else np.where(known < 0, NO_LABEL, self._labels[known])
-
-    def parts(self) -> list[tuple[Source, Numbers]]:
-        """The source of the examples."""
-        return [(self._source, range(len(self)))]
 
     def count_unknown(self) -> int | None:
         """Number of examples of classes that the head does not know; None if that requires reading them."""
         known = self.labels()
-        return None if known is None else Counter(known.tolist())[NO_LABEL]
+        return None if known is None else int(np.sum(known == NO_LABEL))
 
     def fingerprint(self) -> str:
         """Changes with the source and with the mapping of labels."""
         return fingerprint_of([self._source.fingerprint(), *self._labels.tolist()])
-
-    def where(self, index: int) -> str:
-        """See `Source`."""
-        return self._source.where(index)

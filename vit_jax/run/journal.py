@@ -53,13 +53,9 @@ class StepMetrics:
         state: Mapping[str, Any] | None = None,
         lag: int = 4,
     ):
-        """Starts a window.
+        """Continues the unfinished window `state`, from `get_state`, or starts one.
 
-        Args:
-          every_steps: windows end at multiples of this number of steps.
-          emit: called with the last step of a window and its averages.
-          state: an unfinished window to continue, from `get_state`.
-          lag: steps dispatched before the metrics of one are read.
+        Windows end at multiples of `every_steps`; `emit` is called with their last step and their averages.
         """
         self._every_steps, self._emit, self._lag = every_steps, emit, lag
         self._pending: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
@@ -67,11 +63,7 @@ class StepMetrics:
         self._count: int = state["count"] if state else 0
 
     def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes the metrics of a step that was dispatched.
-
-        Raises:
-          NonFiniteError: a value of an earlier step is not finite.
-        """
+        """Takes the metrics of a dispatched step; raises `NonFiniteError` if an earlier value is not finite."""
         for value in metrics.values():
             value.copy_to_host_async()
         self._pending.append((step, metrics))
@@ -105,22 +97,11 @@ class StepMetrics:
 class Throughput:
     """Images per second between two marks. Counts only the ledger's training and input time.
 
-    A mark is made when the metrics of its step are read, a few steps after it was dispatched.
-
-    Attributes:
-      ledger: records how the loop spends its time.
-      machine: all devices of the run.
+    A mark is made when the metrics of its step are read, some steps after that was dispatched.
     """
 
     def __init__(self, ledger: Ledger, batch_size: int, machine: Machine, flops_per_image: float = 0.0):
-        """Starts at step 0.
-
-        Args:
-          ledger: records how the loop spends its time.
-          batch_size: images in a step.
-          machine: all devices of the run.
-          flops_per_image: FLOPs of a training step per image; 0 if unknown.
-        """
+        """Starts at step 0. `machine` is all devices of the run; FLOPs are those of a training step, 0 if unknown."""
         self.ledger, self.machine, self._batch_size = ledger, machine, batch_size
         self._flops_per_image = flops_per_image
         self.restart(0)
@@ -140,12 +121,8 @@ class Throughput:
         if seconds <= 0:
             return {}
         rate = steps * self._batch_size / seconds
-        rates = {
-            "images_per_second": rate,
-            "images_per_second_per_core": rate / self.machine.num_cores,
-            "step_seconds": seconds / steps,
-            "input_wait": waited / seconds,  # at most this share of the time the devices had no batch
-        }
+        # At most the share `input_wait` of the time the devices had no batch.
+        rates = {"images_per_second": rate, "step_seconds": seconds / steps, "input_wait": waited / seconds}
         if flops := rate * self._flops_per_image:
             rates["tflops_per_second"] = flops / 1e12
             if self.machine.bf16_flops:
@@ -157,10 +134,8 @@ class Journal:
     """Reports what the training loop hands over, without making the loop wait.
 
     Work that is not training runs inside `pause`, so that neither throughput nor the watchdog mistakes it for a step.
-    The main process writes the files.
-
-    Attributes:
-      ledger: records how this start spends its time.
+    The main process writes the files. The time of this start is entered in `ledger`,
+    and `step_metrics` has those of the steps under way.
     """
 
     def __init__(
@@ -173,16 +148,7 @@ class Journal:
         num_steps: int,
         log_every_steps: int,
     ):
-        """Makes the journal of a run; `start` opens its files.
-
-        Args:
-          workdir: the run's folder.
-          throughput: speed of the run; it has the ledger.
-          watchdog: informed about every step and every pause.
-          profiler: profiles some steps.
-          num_steps: length of the run.
-          log_every_steps: number of steps to average into a row.
-        """
+        """Makes the journal of a run; `start` opens its files. Metrics of `log_every_steps` are averaged into a row."""
         self.ledger = throughput.ledger
         self._workdir, self._throughput, self._watchdog, self._profiler = workdir, throughput, watchdog, profiler
         self._num_steps, self._log_every_steps = num_steps, log_every_steps
@@ -198,15 +164,13 @@ class Journal:
         return self
 
     def start(self, step: int, window: Mapping[str, Any] | None = None) -> None:
-        """Opens the files.
+        """Opens the files after `step`, with the unfinished window of metrics that was saved with it.
 
-        Args:
-          step: the last step done. Rows of later steps are dropped, since they will be written again.
-          window: the unfinished window of metrics that was saved with this step.
+        Rows of later steps are dropped, since they will be written again.
         """
         is_main = processes.is_main_process()
         self._first_step, self._step = step + 1, step
-        self._step_metrics = StepMetrics(self._log_every_steps, self._write_window, state=window)
+        self.step_metrics = StepMetrics(self._log_every_steps, self._write_window, state=window)
         self._accounts = Accounts(self._workdir, self.ledger, self._throughput.machine, step=step, writes=is_main)
         if is_main:
             self._writer = self._cleanup.enter_context(MetricWriter(self._workdir, step=step))
@@ -230,12 +194,11 @@ class Journal:
     def end_step(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Takes the metrics of a dispatched step, to read, average and report some steps later.
 
-        Raises:
-          NonFiniteError: a metric of an earlier step is not finite.
+        Raises as `StepMetrics.push` does.
         """
         self._profiled_step.close()
         self._step, self._last_metrics = step, metrics
-        self._step_metrics.push(step, metrics)
+        self.step_metrics.push(step, metrics)
         self._watchdog.beat(step)
         if step == self._first_step:  # the step that compiles
             jax.block_until_ready(metrics)
@@ -263,37 +226,19 @@ class Journal:
 
     @contextlib.contextmanager
     def pause(self, kind: str, what: str) -> Iterator[None]:
-        """Waits for the steps under way, and records the time inside under a kind other than training.
+        """Waits for the steps under way, and enters the time inside as another kind (see `accounting.KINDS`).
 
-        Args:
-          kind: kind of time, one of `accounting.KINDS`.
-          what: describes the work inside for the watchdog, which allows more time than for a step.
+        `what` happens inside, for the watchdog, which allows it more time than a step.
 
         Raises:
           NonFiniteError: a metric of a step is not finite; nothing that depends on it is done.
         """
-        self.drain()
+        self.step_metrics.drain()
         with self.ledger.spent_on(kind), self._watchdog.allow(what):
             yield
 
-    def drain(self) -> None:
-        """Waits for the steps under way and reads their metrics.
-
-        Raises:
-          NonFiniteError: one of them is not finite.
-        """
-        self._step_metrics.drain()
-
-    def window(self) -> dict[str, Any]:
-        """Returns the unfinished window of metrics, to be saved with the state of this step."""
-        return self._step_metrics.get_state()
-
     def flush(self) -> None:
-        """Writes all rows to disk.
-
-        Raises:
-          UserError: rows cannot be written.
-        """
+        """Writes all rows to the disk. Raises `UserError` if that fails."""
         if self._writer:
             self._writer.flush()
 
@@ -335,11 +280,9 @@ _SHORT_NAMES = {"train/accuracy": "acc", "train/grad_norm": "grad", "train/learn
 def format_row(step: int, num_steps: int, metrics: Mapping[str, float]) -> str:
     """Formats a row for the terminal: progress, metrics, speed, time left. Breaks lines at 111 columns."""
     parts = [f"step {step:>{len(str(num_steps))}}/{num_steps} {100 * step // num_steps:3d}%"]
-    times: dict[str, float] = {}
+    times = {name.removeprefix(TIME_PREFIX): value for name, value in metrics.items() if name.startswith(TIME_PREFIX)}
     for name, value in metrics.items():
-        if name.startswith(TIME_PREFIX):
-            times[name.removeprefix(TIME_PREFIX)] = value
-        else:
+        if not name.startswith(TIME_PREFIX):
             parts.append(f"{_SHORT_NAMES.get(name, name.removeprefix(TRAIN_PREFIX))} {value:.4g}")
     if "images_per_second" in times:
         rate = times["images_per_second"]

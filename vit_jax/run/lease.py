@@ -33,11 +33,9 @@ class LockLostError(UserError):
 
 @contextlib.contextmanager
 def lease(url: str, on_lost: Callable[[LockLostError], None]) -> Iterator[None]:
-    """Keeps other processes out of a folder.
+    """Keeps other processes out of a folder, whose URL for TensorStore ends in a slash.
 
-    Args:
-      url: the folder, for TensorStore; ends in a slash.
-      on_lost: called from another thread when another process has taken the lock over.
+    If another process takes the lock over, `on_lost` is called from another thread.
 
     Raises:
       UserError: the store cannot be reached, or the lock's holder lives.
@@ -129,8 +127,6 @@ def _is_dead(lock: bytes) -> bool:
         return False
     try:
         os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
+    except OSError as error:  # or it is another user's
+        return isinstance(error, ProcessLookupError)
     return False

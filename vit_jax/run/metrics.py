@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import pathlib
-import platform
 import tempfile
 import time
 import uuid
@@ -54,50 +53,46 @@ class _TensorBoard:
     when the wall clock is set back by weeks, the caller waits forever.
     """
 
+    _writer: Any = None
+
     def __init__(self, folder: pathlib.Path, *, step: int):
-        self._file: Any = None
         with self._stopping_at_errors():
-            import tensorboardX
-            from tensorboardX.proto import event_pb2
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import SessionLog
 
             folder.mkdir(parents=True, exist_ok=True)
-            name = f"events.out.tfevents.{int(time.time())}.{platform.node()}.{uuid.uuid4().hex[:8]}"
-            self._file = tensorboardX.RecordWriter(str(folder / name))
-            self._write(event_pb2.Event(file_version="brain.Event:2"))
+            self._writer = EventsWriter(str(folder / "events"), f".{uuid.uuid4().hex[:8]}")
             # TensorBoard then drops the events of later steps in older files.
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(event_pb2.Event(step=step + 1, session_log=start))
+            self._add(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         with self._stopping_at_errors():
-            from tensorboardX import summary
-            from tensorboardX.proto import event_pb2
+            from tensorboardX.summary import scalar
 
-            for name, value in metrics.items():
-                self._write(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
+            for name, value in metrics.items() if self._writer else ():
+                self._add(step, summary=scalar(name, value))
 
-    def _write(self, event: Any) -> None:
-        if self._file:
-            event.wall_time = time.time()
-            self._file.write(event.SerializeToString())
+    def _add(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._writer.write_event(Event(step=step, wall_time=time.time(), **content))
 
     def flush(self) -> None:
         with self._stopping_at_errors():
-            if self._file:
-                self._file.flush()
+            if self._writer:
+                self._writer.flush()
 
     def close(self) -> None:
         with self._stopping_at_errors():
-            if self._file:
-                self._file.close()
-        self._file = None
+            if self._writer:
+                self._writer.close()
 
     @contextlib.contextmanager
     def _stopping_at_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # TensorBoard must not end a run
-            self._file = None
+        except Exception as error:  # no picture is worth a run
+            self._writer = None
             logger.warning("TensorBoard events are no longer written: %s: %s", type(error).__name__, error)
 
 
@@ -110,11 +105,9 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: AnyPath | str, *, step: int):
-        """Opens the files and drops rows after the step a run resumes from, since they will be written again.
+        """Opens the files, and drops rows after `step`, the last step done: they will be written again.
 
-        Args:
-          workdir: the run's folder. A damaged `metrics.jsonl` there is first copied to `metrics.damaged.jsonl`.
-          step: the last step done. Its evaluations will be repeated, too.
+        Its evaluations will be repeated, too. A damaged `metrics.jsonl` is first copied to `metrics.damaged.jsonl`.
 
         Raises:
           UserError: `metrics.jsonl` cannot be written.
@@ -139,11 +132,7 @@ class MetricWriter:
         self._upload()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends a row, and hands it to the operating system unless the disk is full.
-
-        Raises:
-          UserError: the bucket of the workdir cannot be written.
-        """
+        """Appends a row; raises `UserError` if a bucket cannot be written. A full disk is no error yet: see `flush`."""
         self._append(json.dumps({"step": step, **metrics}).encode() + b"\n")
         self._tensorboard.write(step, metrics)
         if self._remote and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
@@ -151,24 +140,18 @@ class MetricWriter:
 
     def _append(self, line: bytes) -> OSError | None:
         """Writes waiting rows and this one; returns the error if that fails."""
-        waited = bool(self._unwritten)
-        self._unwritten += line
+        waiting, self._unwritten = self._unwritten, self._unwritten + line
         try:
             while self._unwritten:
-                written = self._file.write(self._unwritten)
-                self._unwritten = self._unwritten[written:]
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
         except OSError as error:
-            if not waited:
+            if not waiting:
                 logger.warning("cannot write to %s (%s); its rows wait in memory", self._file.name, error.strerror)
             return error
         return None
 
     def flush(self) -> None:
-        """Hands everything to the operating system, or to the bucket.
-
-        Raises:
-          UserError: rows cannot be written.
-        """
+        """Hands all rows to the operating system, or to the bucket; raises `UserError` if that fails."""
         if error := self._append(b""):
             raise UserError(
                 f"cannot write to {self._file.name}: {error.strerror or error}. Free some space, or repair the disk, "

@@ -23,33 +23,22 @@ logger = logging.getLogger(__name__)
 class Profiler:
     """Profiles chosen steps of a run, in every process.
 
-    Waits for the devices once, after the last of these steps. A restarted run does not replace existing profiles. If a
-    profile cannot be made, a warning is logged.
-
-        with Profiler(workdir / "profile", first_step=100, num_steps=5) as profiler:
-            for step in range(1, num_steps + 1):
-                with profiler.step(step):
-                    batch = next(batches)
-                    state, metrics = train_step(state, batch)
-                profiler.end_of_step(step, metrics)
+    Waits for the devices once, after the last of these steps. Existing profiles are kept: a run that is started again
+    does not replace them. If a profile cannot be made, that is only a warning.
     """
 
     def __init__(
         self, directory: AnyPath | str, *, first_step: int | None, num_steps: int = 5, ledger: Ledger | None = None
     ):
-        """Prepares a profile.
+        """Prepares a profile of `num_steps` steps from `first_step` on (1 is a run's first; None: no profile).
 
-        Args:
-          directory: folder of all profiles.
-          first_step: the first step to profile, from 1; None for no profile.
-          num_steps: number of steps to profile.
-          ledger: records the time for starting and writing the profile.
+        `directory` is that of all profiles. The time of starting and writing the profile is entered in `ledger`.
         """
         self._first_step = first_step
         self._last_step = (first_step or 0) + num_steps - 1
         self._steps = first_step, self._last_step
         self._folder = parse_path(directory) / "plugins" / "profile" / f"steps_{first_step}-{self._last_step}"
-        self._ledger = ledger
+        self._ledger = ledger or Ledger()
         self._temporary: tempfile.TemporaryDirectory | None = None  # while steps are profiled
 
     @contextlib.contextmanager
@@ -61,15 +50,7 @@ class Profiler:
             yield
 
     def end_of_step(self, step: int, results: Any) -> bool:
-        """Ends a step. After the last profiled one, waits for its results and writes the profile.
-
-        Args:
-          step: its number.
-          results: the step's output arrays.
-
-        Returns:
-          Whether it was the last profiled one.
-        """
+        """Ends a step. After the last profiled one, waits for its results, writes the profile and returns True."""
         if not self._temporary or step < self._last_step:
             return False
         jax.block_until_ready(results)
@@ -83,11 +64,8 @@ class Profiler:
         if self._temporary:
             self._end()  # the run ended in the middle; the profile may show why
 
-    def _spent(self) -> contextlib.AbstractContextManager[None]:
-        return self._ledger.spent_on("profiling") if self._ledger else contextlib.nullcontext()
-
     def _begin(self) -> None:
-        with self._spent():
+        with self._ledger.spent_on("profiling"):
             try:
                 if list(self._folder.glob(f"*_{jax.process_index()}.xplane.pb")):
                     logger.info("steps %d to %d are profiled in %s already", *self._steps, self._folder)
@@ -106,7 +84,7 @@ class Profiler:
         folder, self._temporary = self._temporary, None
         if folder is None:  # no profile was started
             return
-        with self._spent(), folder as temporary:
+        with self._ledger.spent_on("profiling"), folder as temporary:
             try:
                 jax.profiler.stop_trace()
                 self._save(pathlib.Path(temporary))

@@ -35,16 +35,7 @@ class RunCheckpoints:
         keep_best: bool = True,
         best_metric: str | None = None,
     ):
-        """Opens the folders.
-
-        Args:
-          workdir: the run's folder.
-          journal: the run's journal, which knows its length and the unfinished window of metrics.
-          keep: number of newest checkpoints to keep.
-          every_steps: steps between two saves; None: only at the end.
-          keep_best: whether to save the parameters of the best evaluation.
-          best_metric: name of the metric that selects them; None: the accuracy on the evaluation split.
-        """
+        """Opens the folders. Everything after `journal` is a field of `config.checkpoint`."""
         self._workdir, self._journal = workdir, journal
         self._every_steps, self._keep_best, self._best_metric = every_steps, keep_best, best_metric
         self._checkpoints = Checkpoints(workdir / "checkpoints", keep=keep)
@@ -53,14 +44,10 @@ class RunCheckpoints:
         self._first_step = 0  # of this start
 
     def restore(self, like: Any) -> tuple[int, TrainState, dict[str, Any]] | None:
-        """Reads the newest intact checkpoint.
+        """Reads the newest intact checkpoint; None if there is none.
 
-        Args:
-          like: a tree of arrays or `jax.ShapeDtypeStruct`s with the shapes, dtypes and shardings of the state.
-
-        Returns:
-          step, state, and the data saved with it: "data" (the position in the data) and "window" (the unfinished window
-          of metrics); None if there is no checkpoint.
+        `like` is a tree with the shapes, dtypes and shardings of the state. Returns step, state, and what was saved
+        with it: "data" (the position in the data) and "window" (the unfinished window of metrics).
 
         Raises:
           UserError: see `Checkpoints.restore_latest`.
@@ -71,9 +58,7 @@ class RunCheckpoints:
     def start(self, step: int, *, same_examples_since: int = 0) -> None:
         """Begins after a step: drops what an earlier start saved in `best/` after it, and finds the value to beat.
 
-        Args:
-          step: the last step done.
-          same_examples_since: evaluations up to this step used other examples, so their accuracies do not count.
+        Evaluations up to `same_examples_since` were of other examples, so their accuracies do not count.
         """
         self._first_step = step + 1
         self._best.drop_after(step)
@@ -82,12 +67,9 @@ class RunCheckpoints:
             self._best_value = best[1]["accuracy"]
 
     def save_if_due(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
-        """Saves the state of a step in the background, if it is due. Waits for the steps under way.
+        """Saves the state after a step, and the position in the data, in the background, if that is due.
 
-        Args:
-          step: the last step done.
-          state: the state after it.
-          position: position in the data after its batch.
+        Waits for the steps under way.
 
         Raises:
           NonFiniteError: a metric of a step is not finite; nothing is saved.
@@ -99,8 +81,8 @@ class RunCheckpoints:
     def _save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
         with self._journal.pause("checkpoint", "saving a checkpoint"):
             self._journal.flush()
-            self._best.wait()  # otherwise a kill could lose it: its evaluation would not be repeated
-            self._checkpoints.save(step, state, {"data": position, "window": self._journal.window()})
+            self._best.wait()  # a kill could lose it for good: its evaluation would not be repeated
+            self._checkpoints.save(step, state, {"data": position, "window": self._journal.step_metrics.get_state()})
         self._journal.record_costs()
 
     def save_if_best(self, step: int, params: Any, value: float) -> None:
@@ -114,11 +96,7 @@ class RunCheckpoints:
             self._best.save(step, params, {"accuracy": value, "metric": self._best_metric})
 
     def wait(self) -> None:
-        """Waits until everything is on disk.
-
-        Raises:
-          UserError: a checkpoint cannot be written.
-        """
+        """Returns when everything is on the disk; raises `UserError` if a checkpoint cannot be written."""
         with self._journal.pause("checkpoint", "writing checkpoints"):
             self._checkpoints.wait()
             self._best.wait()
@@ -129,12 +107,6 @@ class RunCheckpoints:
         After a signal, or an error that a user can fix, the state is good and becomes a checkpoint. After any other
         error it goes to `emergency/`, and so does a state whose loss is not finite. With several processes, nothing is
         saved unless all stop at the same step.
-
-        Args:
-          error: the error that ended the loop.
-          step: the last step done.
-          state: the state after it.
-          position: position in the data after its batch.
 
         Raises:
           UserError: a loss is not finite; the message names its step and the last good checkpoint.
@@ -154,7 +126,7 @@ class RunCheckpoints:
                 logger.info("%sthe state of step %d is saved; run the same command to resume", reason, step)
             else:
                 with contextlib.suppress(Exception):  # the metrics of the last steps
-                    self._journal.drain()
+                    self._journal.step_metrics.drain()
                 logger.error("%s", self._save_in_emergency(step, state, position))
         except NonFiniteError as diverged:  # perhaps found by the save
             self.wait()
@@ -183,7 +155,7 @@ class RunCheckpoints:
         try:
             with Checkpoints(self._workdir / "emergency", keep=1) as emergency:
                 emergency.drop_after(step - 1)  # of an earlier failure
-                emergency.save(step, state, {"data": position, "window": self._journal.window()})
+                emergency.save(step, state, {"data": position, "window": self._journal.step_metrics.get_state()})
                 emergency.wait()
         except Exception as error:  # the first error matters more
             return f"The state of step {step} could not be saved for a closer look: {error}"

@@ -23,23 +23,13 @@ _TYPED = (
     *("evals.fewshot.datasets", "evals.fewshot.test_split", "checkpoint.keep_best"),
 )
 _OPTIONAL = (
-    *(
-        "weights",
-        "polyak_decay",
-        "data.eval_split",
-        "data.eval_labels",
-        "evals.fewshot.image_size",
-        "evals.fewshot.crop_from",
-    ),
+    *("weights", "polyak_decay", "data.eval_split", "data.eval_labels"),
+    *("evals.fewshot.image_size", "evals.fewshot.crop_from"),
 )
 
 
 class RunResult:
-    """A run's workdir. Each file is read once, when it is first needed.
-
-    Attributes:
-      path: the workdir.
-    """
+    """A run's workdir, in the folder `path`. Files are read when they are first needed, and stay as they were then."""
 
     def __init__(self, path: AnyPath):
         self.path = path
@@ -161,23 +151,13 @@ _YOUNGER = {"data.exif_orientation": False}
 @functools.cache
 def _types() -> dict[str, type]:
     """The type of each field in `_TYPED` and `_OPTIONAL`."""
-    found = {}
-    for name in (*_TYPED, *_OPTIONAL):
-        group, _, field = name.rpartition(".")
-        found[name] = (base_config()[group] if group else base_config()).get_type(field)
-    return found
+    groups = {name: name.rpartition(".") for name in (*_TYPED, *_OPTIONAL)}
+    config = base_config()
+    return {name: (config[group] if group else config).get_type(field) for name, (group, _, field) in groups.items()}
 
 
 def config_fields(config: Any, path: AnyPath) -> dict[str, Any]:
-    """Returns the fields of a recorded config, flat and with defaults; checks those that code computes with.
-
-    Args:
-      config: the content of the file.
-      path: the file, for errors.
-
-    Raises:
-      UserError: it is not a config, or a field has another type.
-    """
+    """The fields of a config recorded in a file, flat and with defaults; raises `UserError` if it is not a config."""
     if not isinstance(config, dict) or not isinstance(config.get("data"), dict) or "batch_size" not in config:
         raise UserError(f"{path} is not a config of vit_jax.")
     fields = {**defaults(), **_YOUNGER, **with_present_names(flatten(config))}
@@ -186,11 +166,7 @@ def config_fields(config: Any, path: AnyPath) -> dict[str, Any]:
 
 
 def check_types(fields: Mapping[str, Any], path: AnyPath) -> None:
-    """Checks the types of the fields that code computes with.
-
-    Raises:
-      UserError: one has a type that no config has.
-    """
+    """Raises `UserError` if a field of a config that is computed with has a type that no config has."""
     names = {name: name for name in _types()}
     for name in fields:
         entry, _, field = name.rpartition(".")
@@ -211,8 +187,7 @@ def not_finite(content: Any, name: str = "") -> list[str]:
     """Says which numbers in a JSON value are not finite."""
     if isinstance(content, float) and not math.isfinite(content):
         return [f"{name} is {content}"]
-    if isinstance(content, dict):
-        return [found for key, each in content.items() for found in not_finite(each, f"{name}.{key}".lstrip("."))]
+    inside = {f"{name}.{key}".lstrip("."): each for key, each in content.items()} if isinstance(content, dict) else {}
     if isinstance(content, list):
-        return [found for index, each in enumerate(content) for found in not_finite(each, f"{name}[{index}]")]
-    return []
+        inside = {f"{name}[{index}]": each for index, each in enumerate(content)}
+    return [found for key, each in inside.items() for found in not_finite(each, key)]

@@ -7,10 +7,10 @@ from typing import Any
 
 from vit_jax.console import format_seconds, format_table
 from vit_jax.files import AnyPath, parse_path, write_atomically
-from vit_jax.run import workdir as workdirs
-from vit_jax.run.accounting import describe_cost, read_starts, total_cost
+from vit_jax.run.accounting import read_costs, total_cost
 from vit_jax.run.facts import read_facts
 from vit_jax.run.metrics import TIME_PREFIX, read_jsonl
+from vit_jax.run.workdir import describe_changes, read_starts
 
 
 def write_summary(
@@ -23,26 +23,17 @@ def write_summary(
     overlap: Mapping[str, int],
     seconds: float,
 ) -> dict[str, Any]:
-    """Collects the result of a finished run from its workdir, and writes `summary.json` and `summary.md`.
+    """Writes `summary.json` and `summary.md` of a finished run from the files in its workdir; returns the content.
 
-    Args:
-      workdir: the run's folder.
-      head: the first entries: the model, the data and the length of the run.
-      eval_split: the split whose accuracy selects the best parameters; None if there is none.
-      flops_per_image: FLOPs of a training step per image.
-      paper_core_days: TPUv3-core-days that the paper reports for such a run, if any.
-      overlap: the number of examples of each evaluation that were trained on; see `leakage.find_overlap`.
-      seconds: how long this start took.
-
-    Returns:
-      The content of `summary.json`.
+    `head` are the first entries: what was trained on what, and how long. FLOPs are those of a training step. For
+    `overlap`, see `leakage.find_overlap`. `seconds` is how long this start took.
     """
     workdir = parse_path(workdir)
     rows = read_jsonl(workdir / "metrics.jsonl")
     last = {name: value for row in rows for name, value in row.items()}
     summary = dict(head)
     # Without this, the config alone would hide that its length, batch size or learning rate changed between two starts.
-    if changes := workdirs.describe_changes(workdirs.read_starts(workdir)):
+    if changes := describe_changes(read_starts(workdir)):
         summary["changed_on_the_way"] = changes
     names = [f"{eval_split}/{name}" for name in ("accuracy", "loss", "examples")]
     summary |= {name: last[name] for name in names if name in last}
@@ -53,23 +44,19 @@ def write_summary(
         best_step = max(finite, key=lambda step: (finite[step], -step))
         summary |= {f"{eval_split}/best_accuracy": finite[best_step], "best_step": best_step}
     summary |= {name: last[name] for name in ("train/loss", "train/accuracy") if name in last}
-    if (rate := _median(rows, "images_per_second")) is not None:
-        summary |= {"images_per_second": rate, "tflops_per_second": rate * flops_per_image / 1e12}
-    if (utilisation := _median(rows, "mfu")) is not None:
-        summary["mfu"] = utilisation
-    if starts := read_starts(workdir):
-        summary |= describe_cost(total_cost(starts))
+    for name in ("images_per_second", "mfu"):
+        if values := sorted(row[TIME_PREFIX + name] for row in rows if TIME_PREFIX + name in row):
+            summary[name] = values[len(values) // 2]
+    if "images_per_second" in summary:
+        summary["tflops_per_second"] = summary["images_per_second"] * flops_per_image / 1e12
+    if costs := read_costs(workdir):
+        summary |= total_cost(costs)
         if paper_core_days is not None:
             summary["paper_tpuv3_core_days"] = paper_core_days
     summary |= {"overlap": dict(overlap), "seconds_of_this_start": seconds}
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_atomically(workdir / "summary.md", format_summary(summary) + "\n")
     return summary
-
-
-def _median(rows: list[dict[str, Any]], name: str) -> float | None:
-    values = sorted(row[TIME_PREFIX + name] for row in rows if TIME_PREFIX + name in row)
-    return values[len(values) // 2] if values else None
 
 
 def format_summary(summary: dict[str, Any]) -> str:

@@ -76,8 +76,6 @@ WITHOUT_EFFECT = {
 }
 
 
-# ---- One process at a time.
-
 # Temporary files of `write_atomically` and `opened`.
 _TEMPORARY = (f".*.{'[0-9a-f]' * 8}.tmp", f".seen-{'[0-9a-f]' * 32}")
 
@@ -93,11 +91,8 @@ def end_process(error: LockLostError) -> None:
 def locked(workdir: AnyPath | str, *, on_lost: Callable[[LockLostError], None] = end_process) -> Iterator[None]:
     """Creates the workdir and keeps other processes out of it. The lock ends with the process, even if it is killed.
 
-    In a bucket it ends a minute after a process that was killed; see `vit_jax.run.lease`.
-
-    Args:
-      workdir: the run's folder.
-      on_lost: called from another thread when a lock in a bucket was not renewed in time and is lost.
+    In a bucket it ends a minute after a process that was killed; see `vit_jax.run.lease`. If it could not be renewed in
+    time there and was lost, `on_lost` is called from another thread.
 
     Raises:
       UserError: the folder cannot be written, or another process is at work in it.
@@ -155,9 +150,6 @@ def opened(
         yield
 
 
-# ---- One config.
-
-
 def _fields(config: ConfigDict) -> dict[str, Any]:
     """The fields of a config, flat, as JSON has them."""
     return flatten(json.loads(config.to_json()))
@@ -181,10 +173,9 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Iterabl
 
 
 def check_config(workdir: AnyPath | str, config: ConfigDict, *, allow_config_change: bool = False) -> None:
-    """Checks that the workdir is new or has this config. Fields newer than the workdir count with their defaults.
+    """Raises `UserError` if the workdir belongs to another config; says which fields differ.
 
-    Raises:
-      UserError: it belongs to another config; the message lists the fields that differ.
+    Fields that are younger than the workdir had their defaults.
     """
     workdir = parse_path(workdir)
     recorded = _recorded_config(workdir, allow_config_change=allow_config_change)
@@ -201,10 +192,7 @@ def check_config(workdir: AnyPath | str, config: ConfigDict, *, allow_config_cha
 
 
 def _recorded_config(workdir: AnyPath, *, allow_config_change: bool) -> dict[str, Any] | None:
-    """The config that the workdir belongs to; None if it is new.
-
-    If `config.json` is damaged, the config of the last start in `starts.jsonl` counts.
-    """
+    """The config that the workdir belongs to, that of the last start if `config.json` is damaged; None if it is new."""
     path = workdir / "config.json"
     if not path.exists():
         return None
@@ -223,26 +211,17 @@ def _recorded_config(workdir: AnyPath, *, allow_config_change: bool) -> dict[str
         ) from error
 
 
-# ---- Starts.
-
-
 def record_start(workdir: AnyPath | str, config: ConfigDict, *, step: int, devices: Mapping[str, Any]) -> None:
-    """Writes `config.json`, and appends how and where this start runs to `starts.jsonl`.
+    """Writes `config.json`, and appends to `starts.jsonl` how and where a start from `step` runs.
 
-    Args:
-      workdir: the run's folder.
-      config: the resolved config.
-      step: the step it starts from.
-      devices: from `sharding.describe_devices`.
+    `devices` is from `sharding.describe_devices`.
     """
     workdir = parse_path(workdir)
     resolved = json.loads(config.to_json())
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     record = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "step": step,
@@ -280,13 +259,7 @@ def git_commit() -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A start of a run.
-
-    Attributes:
-      step: the step it resumed from.
-      command: as it was typed.
-      fields: fields of its config, flat, with the defaults of newer fields.
-    """
+    """A start of a run: the step it resumed from, its command, and the fields of its config, flat with defaults."""
 
     step: int
     command: str
@@ -296,12 +269,7 @@ class Start:
 def read_starts(workdir: AnyPath | str, younger: Mapping[str, Any] = types.MappingProxyType({})) -> list[Start]:
     """Reads the starts of a run from `starts.jsonl`, in order of time, without damaged lines.
 
-    Args:
-      workdir: the run's folder.
-      younger: values of fields newer than a start, if they are not the defaults.
-
-    Raises:
-      UserError: the file cannot be read.
+    `younger` has values of fields that are younger than a start, where these are not the defaults.
     """
     before = {**defaults(), **younger}
     return [
@@ -328,11 +296,7 @@ def describe_changes(
     """Describes how the config changed during a run, with one line per field; [] if it did not.
 
     A start that resumed from an earlier checkpoint repeated the steps after it: earlier starts do not count for these.
-
-    Args:
-      starts: from `read_starts`.
-      ignored: fields that do not count.
-      resolve: converts the fields of a start before they are compared.
+    Fields in `ignored` do not count. `resolve` turns the fields of a start into those that are compared.
     """
     kept: list[Start] = []
     for start in starts:

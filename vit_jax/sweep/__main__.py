@@ -32,7 +32,7 @@ from vit_jax.files import AnyPath, is_remote, parse_path, write_atomically
 from vit_jax.flags import report
 from vit_jax.json_files import read_object
 from vit_jax.multihost.signals import Stopped
-from vit_jax.run.workdir import locked
+from vit_jax.run.workdir import FAILURE, locked
 from vit_jax.sweep import Sweep, results
 from vit_jax.sweep.spec import parse_final, parse_grid
 from vit_jax.sweep.subprocesses import Children, FailedRunError
@@ -44,26 +44,17 @@ _DESCRIPTION = "sweep_config.json"
 
 
 def run_sweep(tasks: Sequence[SweepTask], path: AnyPath, train: Callable[[SweepRun], None]) -> list[results.TaskResult]:
-    """Trains what is missing, and writes `sweep.json` and `sweep.md`.
+    """Trains what is missing, writes `sweep.json` and `sweep.md`, and returns a result for each task.
 
-    Args:
-      tasks: from `make_tasks`.
-      path: the sweep's folder.
-      train: trains a run in its workdir, and raises `FailedRunError` if it fails.
-
-    Returns:
-      A result for each task.
-
-    Raises:
-      UserError: there is no such metric, or the folder cannot be written.
-      Stopped: by a signal.
+    `train` trains a run in its workdir, and raises `FailedRunError` if it fails. Raises `UserError` if there is no such
+    metric, or the folder cannot be written, and `Stopped` by a signal.
     """
 
     def train_all(runs: Sequence[SweepRun]) -> None:
         due = [run for run in runs if run.read().is_due]
         for number, run in enumerate(due, 1):
             logger.info("[%d/%d] %s", number, len(due), run.path)
-            run.forget_failure()
+            (run.path / FAILURE).unlink(missing_ok=True)
             try:
                 train(run)
             except FailedRunError as error:
@@ -90,12 +81,7 @@ def _write_results(tasks: Sequence[SweepTask], path: AnyPath) -> list[results.Ta
 
 
 def remember(tasks: Sequence[SweepTask], path: AnyPath) -> None:
-    """Records what the sweep tries.
-
-    Raises:
-      UserError: the folder has runs of a sweep that tried something else as well, or belongs to a run or to another
-        sweep.
-    """
+    """Records what the sweep tries; raises `UserError` if the folder has runs of anything else."""
     _check_folder(tasks, path)
     tried = {str(run.path.relative_to(path)): run.overrides for task in tasks for run in task.trials}
     file = path / _DESCRIPTION
@@ -114,12 +100,9 @@ def remember(tasks: Sequence[SweepTask], path: AnyPath) -> None:
 
 
 def _check_folder(tasks: Sequence[SweepTask], path: AnyPath) -> None:
-    """Checks that a sweep's runs do not mix with a run's files or another sweep's runs.
+    """Raises `UserError` if the runs of a sweep would mix with a run's files or another sweep's runs.
 
     A sweep may be in the folder of another one, beside its runs.
-
-    Raises:
-      UserError: they do.
     """
     if (path / "starts.jsonl").exists():
         raise UserError(f"{path} is the workdir of a run. Choose another --workdir for the sweep.")
@@ -139,24 +122,20 @@ def _check_folder(tasks: Sequence[SweepTask], path: AnyPath) -> None:
 
 
 def make_sweep(args: argparse.Namespace) -> Sweep:
-    """Returns the config file's sweep, with the flags' changes.
-
-    Raises:
-      UserError: there is nothing to do, or a flag is wrong.
-    """
+    """The sweep that the config file describes, changed by the flags; raises `UserError` if there is nothing to do."""
     module = load_module(args.config)
     described = call(module, "get_sweep", args.config) if hasattr(module, "get_sweep") else None
+    if described is None and not args.grid and args.seeds is None:
+        raise UserError(
+            f"there is nothing to sweep over: {args.config} defines no get_sweep. Give --grid, for example "
+            "--grid=optimizer.learning_rate=0.003,0.01, or --seeds=3 to repeat the run."
+        )
     given = {
         "seeds": args.seeds,
         "metric": args.metric,
         "choose": parse_grid(args.grid) if args.grid else None,
         "final": None if args.final is None else parse_final(args.final),
     }
-    if described is None and not args.grid and args.seeds is None:
-        raise UserError(
-            f"there is nothing to sweep over: {args.config} defines no get_sweep. Give --grid, for example "
-            "--grid=optimizer.learning_rate=0.003,0.01, or --seeds=3 to repeat the run."
-        )
     changes = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(described or Sweep(), **changes)
 
@@ -215,10 +194,9 @@ def _print_results(collected: Sequence[results.TaskResult], path: AnyPath) -> in
     """Prints the tables and the commands of missing runs; returns the exit status."""
     print(f"\n{results.to_markdown(collected)}")
     print(f"More in {path}: sweep.md, sweep.json, and a folder for each run. {_describe_space(collected)}".rstrip())
-    if due := [run for result in collected for run in result.due]:
-        print("\nStill to be run, here by the same command again, or anywhere by:")
-    for run in due:
-        print(f"  {run.command_line()}")
+    due = [run.command_line() for result in collected for run in result.due]
+    if due:
+        print("\nStill to be run, here by the same command again, or anywhere by:", *due, sep="\n  ")
     sys.stdout.flush()
     incomplete = [result for result in collected if not result.is_complete]
     if not incomplete:
@@ -226,23 +204,17 @@ def _print_results(collected: Sequence[results.TaskResult], path: AnyPath) -> in
     if num_due := sum(len(result.due) for result in incomplete):
         hint = f"{num_due} run{'s' * (num_due > 1)} can be run now"
     else:
-        runs = [each for result in incomplete for each in (*result.trials, *result.final)]
-        lost = ", ".join(str(run.path) for run, result in runs if result.status in ("diverged", "unusable"))
+        runs = [run for result in incomplete for run in (*result.trials, *result.final)]
+        lost = ", ".join(str(each.run.path) for each in runs if each.status in ("diverged", "unusable"))
         hint = f"runs that diverged, or are unusable, are not tried again unless their folders are removed: {lost}"
     return report(UserError(f"incomplete: {', '.join(result.task.name for result in incomplete)}; {hint}."))
 
 
 def _describe_space(collected: Sequence[results.TaskResult]) -> str:
     """Says how much disk space the parameters and states of trials take."""
-    total = sum(
-        file.stat().st_size
-        for result in collected
-        for run, _ in result.trials
-        for folder in ("checkpoints", "best", "emergency")
-        if not is_remote(run.path)
-        for file in (run.path / folder).rglob("*")
-        if file.is_file()
-    )
+    paths = [trial.run.path for result in collected for trial in result.trials if not is_remote(trial.run.path)]
+    folders = [path / name for path in paths for name in ("checkpoints", "best", "emergency")]
+    total = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
     return f"Checkpoints of the trials take {total / 1e6:,.1f} MB; without them, their results stay." if total else ""
 
 

@@ -12,8 +12,6 @@ from vit_jax.files import AnyPath, write_atomically
 from vit_jax.run.metrics import TRAIN_PREFIX
 from vit_jax.sweep.trials import SweepRun, SweepTask, TrialResult
 
-Results = list[tuple[SweepRun, TrialResult]]
-
 
 @dataclasses.dataclass(frozen=True)
 class TaskResult:
@@ -28,36 +26,36 @@ class TaskResult:
     """
 
     task: SweepTask
-    trials: Results
+    trials: list[TrialResult]
     chosen: dict[str, Any] | None
-    final: Results
+    final: list[TrialResult]
     notes: list[str]
 
     @property
     def due(self) -> list[SweepRun]:
-        """The runs of the current stage, choosing or final, that a start of the sweep would train."""
-        stage = self.trials if any(not result.is_over for _, result in self.trials) else [*self.trials, *self.final]
-        return [run for run, result in stage if result.is_due]
+        """The runs of this stage, choosing or final, that a start of the sweep would train."""
+        is_chosen = all(trial.is_over for trial in self.trials)
+        return [each.run for each in (*self.trials, *(self.final if is_chosen else ())) if each.is_due]
 
     @property
     def is_complete(self) -> bool:
-        """Whether values are chosen and all final runs are finished."""
-        return self.chosen is not None and all(result.status == "finished" for _, result in self.final)
+        """Whether something is chosen and all final runs are finished."""
+        return self.chosen is not None and all(each.status == "finished" for each in self.final)
 
     @property
     def names(self) -> list[str]:
         """The names of all metrics of the final runs."""
-        return list(dict.fromkeys(name for _, result in self.final for name in result.metrics))
+        return list(dict.fromkeys(name for each in self.final for name in each.metrics))
 
     def values(self, name: str) -> list[float]:
         """A metric of the final runs, in the order of their seeds; [] unless all have a finite one."""
-        values = [result.metrics.get(name, math.nan) for _, result in self.final]
+        values = [each.metrics.get(name, math.nan) for each in self.final]
         return values if all(map(math.isfinite, values)) else []
 
     @property
     def metric_values(self) -> list[float]:
         """The sweep's metric of the final runs; see `values`."""
-        return self.values(self.final[0][0].metric) if self.final else []
+        return self.values(self.final[0].run.metric) if self.final else []
 
     def statistics(self) -> tuple[dict[str, float], dict[str, float | None]]:
         """Mean and sample standard deviation of each metric of the final runs; no deviation for a single run."""
@@ -72,38 +70,35 @@ def _std(values: Sequence[float]) -> float | None:
 
 def collect(task: SweepTask) -> TaskResult:
     """Reads the runs of a task, and chooses."""
-    trials = [(run, run.read()) for run in task.trials]
+    trials = [run.read() for run in task.trials]
     chosen: dict[str, Any] | None = None
     notes: list[str] = []
     if not trials:
         chosen = task.candidates[0]
-    elif all(result.is_over for _, result in trials):
+    elif all(trial.is_over for trial in trials):
         chosen, notes = _choose(task, trials)
-    final = [(run, run.read()) for run in task.final_runs(chosen)] if chosen is not None else []
+    final = [run.read() for run in task.final_runs(chosen)] if chosen is not None else []
     result = TaskResult(task, trials, chosen, final, notes)
     notes += [*_notes_on_trials(trials), *_notes_on_final(result)]
     return result
 
 
-# ---- The choice.
-
-
-def _choose(task: SweepTask, trials: Results) -> tuple[dict[str, Any] | None, list[str]]:
-    """Returns the best candidate, or None, and notes."""
+def _choose(task: SweepTask, trials: Sequence[TrialResult]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The best candidate, None if there is none, and notes."""
     means: list[tuple[float, dict[str, Any]]] = []
     for candidate in task.candidates:
-        own = [(run, result) for run, result in trials if run.candidate == candidate]
-        if all(result.status == "finished" for _, result in own):
-            means.append((statistics.fmean(result.metrics[run.metric] for run, result in own), candidate))
+        own = [trial for trial in trials if trial.run.candidate == candidate]
+        if all(trial.status == "finished" for trial in own):
+            means.append((statistics.fmean(trial.metrics[trial.run.metric] for trial in own), candidate))
     notes = [
-        f"{_show_values(run.overrides)} {result.status}, and is not chosen from: {result.reason}"
-        for run, result in trials
-        if result.status != "finished"
+        f"{_show_values(trial.run.overrides)} {trial.status}, and is not chosen from: {trial.reason}"
+        for trial in trials
+        if trial.status != "finished"
     ]
     if not means:
         return None, [*notes, "Nothing can be chosen: no values were trained to the end."]
-    better = min if task.sweep.metric.endswith("loss") else max
-    means.sort(key=lambda pair: pair[0], reverse=better is max)  # stable: ties stay in order
+    # The first of equal ones stays the first.
+    means.sort(key=lambda pair: pair[0], reverse=not task.sweep.metric.endswith("loss"))
     best, chosen = means[0]
     if ties := [candidate for mean, candidate in means[1:] if mean == best]:
         others = "; ".join(map(_show_values, ties))
@@ -126,14 +121,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _note_rivals(field: str, value: Any, means: Sequence[tuple[float, dict[str, Any]]], metric: str) -> Iterator[str]:
-    """Names the winning value of an unordered field, such as a rule, and the best results of the other values.
-
-    Args:
-      field: the field.
-      value: the chosen value.
-      means: means of all candidates, the best first.
-      metric: the metric of the choice.
-    """
+    """Says which value of a field that has no order, such as a rule, won, and how good the others were at best."""
     best: dict[str, tuple[float, dict[str, Any]]] = {}
     for mean, candidate in means:
         if field in candidate:
@@ -144,42 +132,36 @@ def _note_rivals(field: str, value: Any, means: Sequence[tuple[float, dict[str, 
         yield f"{field}={value} won: {_show(metric, own)}, against {', '.join(others)}."
 
 
-def _notes_on_trials(trials: Results) -> list[str]:
-    """Notes on the examples that the choice uses."""
-    if trials and (name := trials[0][0].metric).startswith(TRAIN_PREFIX):
-        return [f"The values are chosen by {name}, which is measured on the training data."]
-    shared = max((result.num_trained_on for _, result in trials), default=0)
-    if not shared:
+def _notes_on_trials(trials: Sequence[TrialResult]) -> list[str]:
+    """Notes on the examples that values are chosen by."""
+    if trials and (name := trials[0].run.metric).startswith(TRAIN_PREFIX):
+        return [f"The values are chosen by {name}, which is measured on what is trained on."]
+    if not (shared := max((trial.num_trained_on for trial in trials), default=0)):
         return []
     return [f"{shared:,} of the examples that the values are chosen by were trained on, by these runs or before."]
 
 
 def _notes_on_final(result: TaskResult) -> list[str]:
-    """Notes on missing final runs, and on numbers that do not cover all examples or runs."""
-    final = result.final
-    if not any(each.is_over for _, each in final):
+    """Notes on final runs that are missing, and on numbers that are not of all examples or runs."""
+    if not any(each.is_over for each in result.final):
         return []
     notes = list(result.task.notes)
-    finished = [(run, each) for run, each in final if each.status == "finished"]
-    if len(finished) < len(final):
-        notes.append(f"There is no mean: {len(finished)} of {len(final)} final runs are finished.")
+    finished = [each for each in result.final if each.status == "finished"]
+    if len(finished) < len(result.final):
+        notes.append(f"There is no mean: {len(finished)} of {len(result.final)} final runs are finished.")
     for name in result.names:
-        values = {run.seed: each.metrics.get(name) for run, each in finished}
+        values = {each.run.config.seed: each.metrics.get(name) for each in finished}
         if odd := {seed: value for seed, value in values.items() if value is None or not math.isfinite(value)}:
-            shown = {seed: "missing" if value is None else value for seed, value in odd.items()}
-            listed = ", ".join(f"{value} with seed {seed}" for seed, value in shown.items())
+            listed = ", ".join(f"{'missing' if odd[seed] is None else odd[seed]} with seed {seed}" for seed in odd)
             notes.append(f"{name} is {listed}, so there is no mean of it.")
         elif name.endswith("/examples") and len(set(values.values())) > 1:
-            listed = ", ".join(f"{value:,.0f} with seed {seed}" for seed, value in values.items() if value is not None)
+            listed = ", ".join(f"{value:,.0f} with seed {seed}" for seed, value in values.items())
             notes.append(f"{name} differs: {listed}. The final runs are measured on different examples.")
     return notes
 
 
-# ---- Over tasks.
-
-
 def mean_over_tasks(results: Sequence[TaskResult]) -> dict[str, dict[str, Any]]:
-    """Means over all tasks ("all") and over each group, if their tasks are complete; {} for a single task.
+    """Means over all tasks ("all") and over those of each group, if all these are complete; {} for a single task.
 
     The standard deviation is over the seeds, of the mean over the tasks.
     """
@@ -198,9 +180,6 @@ def _groups(results: Sequence[TaskResult]) -> dict[str, Sequence[str]]:
     return {"all": [result.task.name for result in results], **results[0].task.sweep.groups}
 
 
-# ---- JSON and tables.
-
-
 def write(results: Sequence[TaskResult], path: AnyPath) -> None:
     """Writes `sweep.json` and `sweep.md` into the sweep's folder."""
     write_atomically(path / "sweep.json", json.dumps(to_json(results, path), indent=2) + "\n")
@@ -210,11 +189,11 @@ def write(results: Sequence[TaskResult], path: AnyPath) -> None:
 def to_json(results: Sequence[TaskResult], path: AnyPath) -> dict[str, Any]:
     """The content of `sweep.json`; folders are relative to `path`, the sweep's folder."""
 
-    def show(run: SweepRun, result: TrialResult) -> dict[str, Any]:
+    def show(result: TrialResult) -> dict[str, Any]:
         return {
-            "overrides": run.overrides,
-            "seed": run.seed,
-            "workdir": str(run.path.relative_to(path)),
+            "overrides": result.run.overrides,
+            "seed": result.run.config.seed,
+            "workdir": str(result.run.path.relative_to(path)),
             "status": result.status,
             "reason": result.reason,
             "metrics": {name: value for name, value in result.metrics.items() if math.isfinite(value)},
@@ -226,10 +205,10 @@ def to_json(results: Sequence[TaskResult], path: AnyPath) -> dict[str, Any]:
         tasks[result.task.name] = {
             "config": result.task.place,
             "arguments": list(result.task.arguments),
-            "trials": [show(*each) for each in result.trials],
+            "trials": list(map(show, result.trials)),
             "chosen": result.chosen,
-            "final": [show(*each) for each in result.final],
-            "final_metric": result.final[0][0].metric if result.final else None,
+            "final": list(map(show, result.final)),
+            "final_metric": result.final[0].run.metric if result.final else None,
             "seeds": len(result.final) if mean else 0,
             "mean": mean,
             "std": std,
@@ -243,7 +222,7 @@ def to_markdown(results: Sequence[TaskResult]) -> str:
     parts = [f"# Sweep of {results[0].task.place.partition(':')[0]}"]
     for result in results:
         parts.append(f"## {result.task.name}")
-        parts += [_trial_table(result)] if result.trials else []
+        parts += [_trial_table(result.trials, result.chosen)] if result.trials else []
         parts += [_final_table(result)] if result.final else []
         parts += ["\n".join(f"- {note}" for note in result.notes)] if result.notes else []
     if len(results) > 1:
@@ -253,49 +232,36 @@ def to_markdown(results: Sequence[TaskResult]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _trial_table(result: TaskResult) -> str:
-    fields = list(dict.fromkeys(field for run, _ in result.trials for field in run.overrides))
-    name = result.trials[0][0].metric
-    rows = [
-        [
-            *(run.overrides.get(field, "") for field in fields),
-            _show_metric(name, trial),
-            "chosen" if run.candidate == result.chosen else trial.status,
-        ]
-        for run, trial in result.trials
-    ]
-    return _table([*fields, name, ""], rows)
+def _trial_table(trials: Sequence[TrialResult], chosen: Mapping[str, Any] | None) -> str:
+    fields = list(dict.fromkeys(field for trial in trials for field in trial.run.overrides))
+    name = trials[0].run.metric
+    rows = []
+    for trial in trials:
+        status = "chosen" if trial.run.candidate == chosen else trial.status
+        rows.append([*(trial.run.overrides.get(field, "") for field in fields), _show_metric(name, trial), status])
+    return format_table([*fields, name, ""], rows, num_left=len(fields) + 2)
 
 
 def _final_table(result: TaskResult) -> str:
-    first = result.final[0][0]
+    first = result.final[0].run
     own = [name for name in result.names if name.startswith(f"{first.config.data.eval_split}/")]
     shown = list(dict.fromkeys([first.metric, *own]))
-    rows = [
-        [
-            run.seed,
-            *(_show_metric(name, each) for name in shown),
-            "" if each.status == "finished" else f"{each.status} {each.reason}".strip(),
-        ]
-        for run, each in result.final
-    ]
+    rows = []
+    for each in result.final:
+        problem = "" if each.status == "finished" else f"{each.status} {each.reason}".strip()
+        rows.append([each.run.config.seed, *(_show_metric(name, each) for name in shown), problem])
     mean, std = result.statistics()
     if mean:
         cells = [_plus_minus(name, mean[name], std[name]) if name in mean else "" for name in shown]
         rows.append([f"mean of {len(result.final)}", *cells, ""])
-    return _table(["final, seed", *shown, ""], rows)
+    return format_table(["final, seed", *shown, ""], rows, num_left=len(shown) + 2)
 
 
 def _tasks_table(results: Sequence[TaskResult]) -> str:
-    name = results[0].task.sweep.metric.rpartition("/")[2]
-    rows = [
-        [
-            f"mean of {group}",
-            f"{len(each['tasks'])} tasks, {each['seeds']} seeds",
-            _plus_minus(name, each["mean"], each["std"]),
-        ]
-        for group, each in mean_over_tasks(results).items()
-    ]
+    name, rows = results[0].task.sweep.metric.rpartition("/")[2], []
+    for group, each in mean_over_tasks(results).items():
+        count = f"{len(each['tasks'])} tasks, {each['seeds']} seeds"
+        rows.append([f"mean of {group}", count, _plus_minus(name, each["mean"], each["std"])])
     for group, names in _groups(results).items():
         if lacking := [each.task.name for each in results if each.task.name in names and not each.metric_values]:
             rows.append([f"mean of {group}", f"{len(names)} tasks", f"incomplete: {', '.join(lacking)}"])
@@ -303,11 +269,7 @@ def _tasks_table(results: Sequence[TaskResult]) -> str:
         values = result.metric_values
         shown = _plus_minus(name, statistics.fmean(values), _std(values)) if values else "incomplete"
         rows.append([result.task.name, _show_values(result.chosen or {}), shown])
-    return _table(["", "chosen", name], rows)
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    return format_table(headings, rows, num_left=len(headings))
+    return format_table(["", "chosen", name], rows, num_left=3)
 
 
 def _show_metric(name: str, result: TrialResult) -> str:

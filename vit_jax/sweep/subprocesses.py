@@ -118,9 +118,9 @@ def reason_of(status: int, output: str) -> str:
     """The reason why a process failed, from its exit status and stderr."""
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"
-    messages = re.split(r"^error: ", output, flags=re.MULTILINE)
-    if len(messages) > 1:
-        return " ".join(messages[-1].split())
+    _, is_ours, message = f"\n{output}".rpartition("\nerror: ")
+    if is_ours:
+        return " ".join(message.split())
     lines = output.strip().splitlines()
     exceptions = [line for line in lines if re.match(r"[\w.]+: ", line)]  # JAX adds remarks to its tracebacks
     return (exceptions or lines or [f"exit status {status}"])[-1]

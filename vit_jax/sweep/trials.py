@@ -10,34 +10,30 @@ import pathlib
 import re
 import shlex
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vit_jax.config import LENGTHS, check_fields, flatten, set_length
+from vit_jax.data.sources import Source
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.experiment.leakage import sources_behind
 from vit_jax.files import AnyPath, is_remote, write_atomically
+from vit_jax.flags import clear_field
 from vit_jax.run.run_result import RunResult
 from vit_jax.run.workdir import FAILURE, check_config
-from vit_jax.sweep import split_checks
 from vit_jax.sweep.spec import ARGUMENT, Sweep
+from vit_jax.sweep.split_checks import compare_examples
 
 # Trials keep only what they need to resume, because there are many, and the choice uses their last metrics.
 _WHILE_CHOOSING = {"checkpoint.keep": 1, "checkpoint.keep_best": False}
 _SLUG_LENGTH = 120  # file systems take 255 bytes
 
 
-# ---- Configs.
-
-
 def load_module(place: str) -> types.ModuleType:
-    """Imports the config file of `path:argument`.
-
-    Raises:
-      UserError: there is no such file, or it is not a config.
-    """
+    """The config file of `path:argument`; raises `UserError` if there is none."""
     path = pathlib.Path(place.partition(":")[0])
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
@@ -59,11 +55,7 @@ def call(module: types.ModuleType, function: str, place: str) -> Any:
 
 
 def field_of(argument: str) -> str:
-    """The field set by an argument such as --config.seed=3.
-
-    Raises:
-      UserError: it sets no field.
-    """
+    """The field that an argument such as --config.seed=3 sets; raises `UserError` if it sets none."""
     found = re.fullmatch(r"--(?:no)?config\.([\w.]+)(=.*)?", argument, re.DOTALL)
     if not found:
         raise UserError(f"unexpected argument {argument!r}; fields are set with --config.<field>=<value>.")
@@ -71,11 +63,7 @@ def field_of(argument: str) -> str:
 
 
 def load_config(place: str, arguments: Sequence[str]) -> ConfigDict:
-    """Loads the config that `vit_jax.main` would use.
-
-    Args:
-      place: `path:argument`.
-      arguments: as on the command line, `--config.<field>=<value>`.
+    """The config that `vit_jax.main` would use for `path:argument` and `--config.<field>=<value>`.
 
     Raises:
       UserError: there is no such config, field or value.
@@ -87,19 +75,18 @@ def load_config(place: str, arguments: Sequence[str]) -> ConfigDict:
             raise UserError(f"{field} is a group of fields; set them one by one.")
         if field not in known:
             raise unknown_name("config field", field, known)
-    cleared = [argument for argument in arguments if argument.endswith("=None")]
-    argv = ["sweep", *(argument for argument in arguments if argument not in cleared)]
-    values = flags.FlagValues()
+    given = [argument for argument in arguments if not argument.endswith("=None")]
+    argv, values = ["sweep", *given], flags.FlagValues()
     try:
-        holder = config_flags.DEFINE_config_dict("config", config, "", values, lock_config=True, sys_argv=argv)
+        config_flags.DEFINE_config_dict("config", config, "", values, lock_config=True, sys_argv=argv)
         values(argv)
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(str(error)) from error
-    with config.ignore_type(), config.unlocked():
-        config.update_from_flattened_dict(dict.fromkeys(map(field_of, cleared)))
-    set_length(config, {field_of(argument) for argument in arguments if argument not in cleared})
-    check_fields(holder.value)
-    return holder.value
+    for argument in set(arguments) - set(given):
+        clear_field(config, field_of(argument))
+    set_length(config, set(map(field_of, given)))
+    check_fields(config)
+    return config
 
 
 # Reading results makes the runs of a sweep again, with the same configs until the next `make_tasks`.
@@ -107,11 +94,7 @@ _loaded_config = functools.cache(load_config)
 
 
 def with_arguments(place: str, arguments: Mapping[str, Any]) -> str:
-    """Sets arguments of a config in `path:name=value,name=value`.
-
-    Raises:
-      UserError: a value has a comma in it.
-    """
+    """Sets arguments of a config in `path:name=value,name=value`; a value cannot have a comma."""
     if not arguments:
         return place
     file, _, before = place.partition(":")
@@ -132,22 +115,21 @@ def slug(overrides: Mapping[str, Any]) -> str:
     return f"{name[:_SLUG_LENGTH]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-# ---- Runs.
-
-
 @dataclasses.dataclass(frozen=True)
 class TrialResult:
     """The state of a run.
 
     Attributes:
-      status: "finished"; "diverged": its loss, or the metric of the choice, is not finite, and would not be in another
-        try; "unusable": it is finished, but lacks the metric, or evaluates training examples; "failed": another try may
-        succeed; "unfinished"; "missing".
-      metrics: the last value of each metric of a finished run.
+      run: the run.
+      status: "finished"; "diverged": its loss, or the metric to choose by, was not finite, and would not be the next
+        time; "unusable": it is finished, but has no such metric, or evaluates what it trained on; "failed": it may do
+        better the next time; "unfinished"; "missing".
+      metrics: of a finished run, the last value of each.
       reason: why it failed, diverged or is unusable.
       num_trained_on: number of the metric's examples that were trained on.
     """
 
+    run: "SweepRun"
     status: str
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     reason: str = ""
@@ -185,11 +167,6 @@ class SweepRun:
     is_final: bool
 
     @property
-    def seed(self) -> int:
-        """Its seed."""
-        return self.config.seed
-
-    @property
     def candidate(self) -> dict[str, Any]:
         """Its overrides without the seed: the values to choose among."""
         return {field: value for field, value in self.overrides.items() if field != "seed"}
@@ -202,43 +179,27 @@ class SweepRun:
         """The command for a shell."""
         return shlex.join(self.command())
 
-    def check(self) -> None:
-        """Checks that its workdir is new or has this config.
-
-        Raises:
-          UserError: it has another config; the message lists the fields that differ.
-        """
-        try:
-            check_config(self.path, self.config)
-        except UserError as error:
-            differences = str(error).rpartition("\n")[0]
-            raise UserError(f"{differences}\nChoose another --workdir for the sweep with the new config.") from error
-
     def read(self) -> TrialResult:
         """How far it is. A run that has no finite value of the metric, or a damaged file, is of no use."""
         run = RunResult(self.path)
         try:
             if run.status != "finished":
-                return TrialResult(run.status, reason=run.divergence or run.failure)
+                return TrialResult(self, run.status, reason=run.divergence or run.failure)
             metrics, overlap = run.metrics, run.overlap
         except UserError as error:
-            return TrialResult("failed", reason=str(error))
+            return TrialResult(self, "failed", reason=str(error))
         if self.metric not in metrics:
-            return TrialResult("unusable", reason=self._no_metric(metrics))
+            return TrialResult(self, "unusable", reason=self._no_metric(metrics))
         if not math.isfinite(metrics[self.metric]):
-            return TrialResult("diverged", reason=f"{self.metric} is {metrics[self.metric]}")
+            return TrialResult(self, "diverged", reason=f"{self.metric} is {metrics[self.metric]}")
         shared = next((count for name, count in overlap.items() if self.metric.startswith(f"{name}/")), 0)
         if self.is_final and shared:
             reason = f"{shared:,} of the examples that {self.metric} is measured on were trained on"
-            return TrialResult("unusable", reason=reason)
-        return TrialResult("finished", metrics, num_trained_on=shared)
+            return TrialResult(self, "unusable", reason=reason)
+        return TrialResult(self, "finished", metrics, num_trained_on=shared)
 
     def check_metric(self) -> None:
-        """Checks that it has the metric of the choice, if it is finished.
-
-        Raises:
-          UserError: it lacks the metric; the message lists its metrics.
-        """
+        """Raises `UserError` if it is finished without the metric to choose by; says which there are."""
         run = RunResult(self.path)
         if run.status == "finished" and self.metric not in run.metrics:
             raise UserError(f"{self.path} {self._no_metric(run.metrics)}. Choose another --metric.")
@@ -251,13 +212,6 @@ class SweepRun:
         if not is_remote(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path / FAILURE, json.dumps({"reason": reason}, indent=2) + "\n")
-
-    def forget_failure(self) -> None:
-        """Allows another try."""
-        (self.path / FAILURE).unlink(missing_ok=True)
-
-
-# ---- Tasks.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,13 +255,9 @@ class SweepTask:
     def make_run(
         self, overrides: Mapping[str, Any], values: Mapping[str, Any], path: AnyPath | None = None, *, is_final: bool
     ) -> SweepRun:
-        """Makes a run.
+        """Makes a run that stands for `overrides`; of these and other fields it has `values`, not the arguments' ones.
 
-        Args:
-          overrides: the fields that distinguish the run.
-          values: values of these and other fields, which override the arguments.
-          path: its workdir; None: that of a trial.
-          is_final: whether it is a final run.
+        The default of `path` is the workdir of a trial.
         """
         of_config = {name.removeprefix(ARGUMENT): value for name, value in values.items() if name.startswith(ARGUMENT)}
         values = {field: value for field, value in values.items() if not field.startswith(ARGUMENT)}
@@ -337,13 +287,9 @@ def _sets_length(values: Mapping[str, Any]) -> bool:
 
 
 def make_tasks(sweep: Sweep, place: str, arguments: Sequence[str], path: AnyPath) -> list[SweepTask]:
-    """Makes and checks the tasks of a sweep; runs nothing.
+    """Makes and checks the tasks of a sweep in the folder `path`; runs nothing.
 
-    Args:
-      sweep: the description of the sweep.
-      place: the config, `path:argument`.
-      arguments: `--config.<field>=<value>` for all runs.
-      path: the sweep's folder.
+    `place` is the config, `path:argument`, and `arguments` are `--config.<field>=<value>` for all runs.
 
     Raises:
       UserError: a field, a value or a split is wrong, or existing runs have another config.
@@ -358,19 +304,19 @@ def make_tasks(sweep: Sweep, place: str, arguments: Sequence[str], path: AnyPath
                 f"{field} is in the grid, and --config.{min(other)} sets the length of the run too; leave one of them "
                 "out."
             )
-    file, splits = place.partition(":")[0], split_checks.Splits()
+    behind, file = functools.cache(sources_behind), place.partition(":")[0]
     if not sweep.tasks:
         base = load_config(place, arguments)
-        return [_complete(SweepTask(base.data.dataset, place, sweep, tuple(arguments), base, path), splits)]
+        return [_complete(SweepTask(base.data.dataset, place, sweep, tuple(arguments), base, path), behind)]
     tasks = []
     for name, argument in sweep.tasks.items():
         own, folder = f"{file}:{argument}", path / slug({"task": name}).removeprefix("task=")
         task = SweepTask(name, own, sweep, tuple(arguments), load_config(own, arguments), folder)
-        tasks.append(_complete(task, splits))
+        tasks.append(_complete(task, behind))
     return tasks
 
 
-def _complete(task: SweepTask, splits: split_checks.Splits) -> SweepTask:
+def _complete(task: SweepTask, behind: Callable[[str | None], Sequence[Source]]) -> SweepTask:
     """Adds trials, candidates and notes to a task, and checks them."""
     given = [field_of(argument) for argument in task.arguments]
     space = {field: value for field, value in _WHILE_CHOOSING.items() if field not in given}
@@ -381,19 +327,22 @@ def _complete(task: SweepTask, splits: split_checks.Splits) -> SweepTask:
         trials.setdefault(slug(run.overrides), run)
         candidates.setdefault(slug(run.candidate), run.candidate)
     is_choosing = len(trials) > 1 or not task.sweep.seeds
-    task = dataclasses.replace(
-        task, trials=list(trials.values()) if is_choosing else [], candidates=list(candidates.values())
-    )
-    finals = [task.final_run(candidate, task.base.seed) for candidate in task.candidates if task.sweep.seeds]
-    for run in (*task.trials[:1], *finals[:1]):
+    choosing = list(trials.values()) if is_choosing else []
+    finals = [task.final_run(candidate, task.base.seed) for candidate in candidates.values() if task.sweep.seeds]
+    for run in (*choosing[:1], *finals[:1]):
         if run.metric.startswith("None/"):
             raise UserError(
                 f"data.eval_split is None, so that no run has {task.sweep.metric!r}: set it, for example with "
                 "--config.data.eval_split=validation, or with --final=data.eval_split=test for the final runs."
             )
-    choosing, reporting = ([(run.config, run.metric) for run in runs] for runs in (task.trials, finals))
-    task = dataclasses.replace(task, notes=split_checks.compare_examples(choosing, reporting, splits))
+    by, reported = ([(run.config, run.metric) for run in runs] for runs in (choosing, finals))
+    notes = compare_examples(by, reported, behind)
+    task = dataclasses.replace(task, trials=choosing, candidates=list(candidates.values()), notes=notes)
     begun = task.candidates if (task.path / "final").exists() else []
-    for run in (*task.trials, *(run for candidate in begun for run in task.final_runs(candidate))):
-        run.check()
+    for run in (*choosing, *(run for candidate in begun for run in task.final_runs(candidate))):
+        try:
+            check_config(run.path, run.config)
+        except UserError as error:
+            differences = str(error).rpartition("\n")[0]
+            raise UserError(f"{differences}\nChoose another --workdir for the sweep with the new config.") from error
     return task
