@@ -15,7 +15,6 @@ from vit_jax.evaluators import registry
 from vit_jax.evaluators.evaluator_type import EvaluatorType, RunData, Setup, TestData
 from vit_jax.experiment.data import eval_transform, open_data
 from vit_jax.objectives.losses import Loss
-from vit_jax.run.facts import RunFacts, SplitFacts, describe_class_changes, describe_split_changes, open_as_trained
 from vit_jax.train_step import TrainState
 from vit_jax.weights import Preprocessing
 
@@ -177,53 +176,3 @@ def describe_data(train_source: Source | None, evaluations: Iterable[Evaluation]
 def preprocessing_of(data: ConfigDict) -> Preprocessing:
     """The preprocessing of evaluation images; `data` is the config's section `data`."""
     return Preprocessing.of_evaluation(data.image_size, data.eval_resize_small, data.eval_resize, data.exif_orientation)
-
-
-def describe_facts(config: ConfigDict, parts: Experiment) -> RunFacts:
-    """What a run keeps of its data and its config, to be used without them."""
-    data, train_source, eval_source = config.data, parts.train_source, parts.eval_source
-    if train_source is None:
-        raise ValueError("a run has training data")
-    dataset = ",".join(str(dataset) for dataset, _ in data.mixture) if data.mixture else data.dataset
-    return RunFacts(
-        num_classes=parts.num_classes,
-        class_names=parts.class_names,
-        max_labels=data.max_labels or train_source.max_labels,
-        loss=config.loss,
-        preprocessing=preprocessing_of(data).to_json(),
-        train=SplitFacts.of(train_source, dataset, data.train_split),
-        eval=None
-        if eval_source is None
-        else SplitFacts.of(eval_source, data.dataset, data.eval_split, data.eval_labels),
-    )
-
-
-def check_resumed(kept: RunFacts | None, now: RunFacts, parts: Experiment, place: str, *, allow_change: bool) -> bool:
-    """Refuses to resume a run whose classes or examples have changed since its last start.
-
-    Args:
-      kept: facts of the last start; None if they were not recorded.
-      now: facts of this start.
-      parts: of this start.
-      place: the workdir, for messages.
-      allow_change: resume with today's evaluation examples. Training examples must stay the same, because the position
-        in them would mean others.
-
-    Returns:
-      Whether accuracies of the last start and of this one are known to be of the same examples.
-
-    Raises:
-      UserError: they have changed.
-    """
-    if kept is None or parts.train_source is None:
-        return True
-    changes = describe_class_changes(kept.class_names, now.class_names)
-    if changes := changes or describe_split_changes(kept.train, parts.train_source, kept.class_names):
-        raise UserError(
-            f"the data set has changed since the last start of {place} ({changes}). Restore it to resume, or start "
-            "in a new workdir."
-        )
-    source = parts.eval_source
-    if kept.eval and now.eval and source and kept.eval.is_of(now.eval.dataset, now.eval.split, now.eval.labels):
-        open_as_trained(lambda _: source, None, kept.eval, what=place, allow_change=allow_change)
-    return bool(kept.eval and now.eval and kept.eval.fingerprint == now.eval.fingerprint)

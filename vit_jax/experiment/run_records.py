@@ -20,9 +20,9 @@ from vit_jax.run.accounting import paper_core_days
 from vit_jax.run.facts import (
     RunFacts,
     SplitFacts,
-    as_trained,
     describe_class_changes,
     describe_split_changes,
+    open_as_trained,
     read_facts,
     write_facts,
 )
@@ -101,7 +101,7 @@ def _check_data(kept: RunFacts, now: RunFacts, experiment: Experiment, path: str
     if not (kept.eval and now.eval and eval_source):
         return False
     if kept.eval.is_of(now.eval.dataset, now.eval.split, now.eval.labels):
-        as_trained(eval_source, None, kept.eval, what=path, allow_change=allow_change)
+        open_as_trained(lambda _: eval_source, None, kept.eval, what=path, allow_change=allow_change)
     return kept.eval.fingerprint == now.eval.fingerprint
 
 

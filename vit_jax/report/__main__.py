@@ -28,9 +28,9 @@ from vit_jax.report.pretrained import pre_trained_models
 
 
 def make_report(found: FoundRuns, out: AnyPath | None = None, *, show_all: bool = False) -> str:
-    """The report as markdown; also written to the folder `out`, with CSV files and pictures, if there is one.
+    """Makes the report as markdown; also writes it to the folder `out`, with CSV files and pictures.
 
-    `show_all` adds the paper's tables and pictures that have nothing of ours.
+    `show_all` includes the paper's tables and pictures without numbers of ours.
 
     Raises:
       UserError: the folder cannot be written.

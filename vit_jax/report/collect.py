@@ -86,7 +86,7 @@ class _Reader:
         self._lineages: dict[str, Lineage] = {}
 
     def look_into(self, root: AnyPath) -> bool:
-        """Notes what is in a folder and below, and the sweeps that it may be a part of; whether there is anything."""
+        """Collects the files in a folder and below, and the sweeps around it; returns whether there are any."""
         before = len(self._run_folders + self._evaluations + self._sweep_files)
         self._look_below(root)
         found = len(self._run_folders + self._evaluations + self._sweep_files) > before
@@ -144,7 +144,7 @@ class _Reader:
         return FoundRuns(models, list(dict.fromkeys(self.left_out)))
 
     def _add(self, models: list[MeasuredModel], model: MeasuredModel) -> None:
-        """Adds an evaluation to one of the models of the same parameters, or as another."""
+        """Adds an evaluation to a model with the same parameters, or as another model."""
         for index, other in enumerate(models):
             shared = model.values.keys() & other.values.keys()
             agrees = all(model.values[name].agrees_with(other.values[name]) for name in shared)
@@ -161,7 +161,7 @@ class _Reader:
         models.append(model)
 
     def _without_repeats(self, models: Sequence[MeasuredModel]) -> list[MeasuredModel]:
-        """Marks runs that repeat the seed of another one of their setting. The first folder counts."""
+        """Marks runs that repeat another run's setting and seed. The first folder counts."""
         marked: list[MeasuredModel] = []
         for model in sorted(models, key=lambda model: str(model.path)):
             kept = [other for other in marked if other.is_result] if model.is_result else []
@@ -175,14 +175,14 @@ class _Reader:
         return marked
 
     def _load(self, folder: AnyPath) -> RunResult:
-        """The run in a folder; raises `UserError` if a file of it is damaged."""
+        """Loads the run in a folder; raises `UserError` if one of its files is damaged."""
         key = resolved(folder)
         run = self._runs.setdefault(key, RunResult(self._given.get(key, folder)))
         _ = run.fields, run.model, run.summary
         return run
 
     def _find_run(self, place: str) -> tuple[RunResult, str] | None:
-        """The run of the weights that a config names, and where they are in its workdir: "" for its best parameters."""
+        """Finds the run of the weights that a config names, and their path in its workdir ("" for its best parameters)."""
         try:
             path = parse_path(place)
         except UserError:
@@ -200,7 +200,7 @@ class _Reader:
             return None
 
     def _find_moved(self, path: AnyPath) -> tuple[AnyPath, AnyPath | None]:
-        """The path of weights, and of their run, among the runs that were found, by the end of their path.
+        """Finds weights, and their run, among the runs that were found, by the end of their path.
 
         For relative paths, which start where the run was started, and for folders that have moved.
         """
@@ -232,7 +232,7 @@ class _Reader:
     def _lineage_after(self, run: RunResult) -> Lineage:
         key = resolved(run.path)
         if key not in self._lineages:
-            self._lineages[key] = Lineage(str(run.path), UNKNOWN, str(run.path))  # in case runs begin with each other
+            self._lineages[key] = Lineage(str(run.path), UNKNOWN, str(run.path))  # in case of a cycle of runs
             before = self._lineage_of(run.fields["weights"]) if run.fields["weights"] else None
             changes = settings.config_changes(run.starts)
             self._lineages[key] = lineage.after_run(before, run, self._arguments_of(run), changes)
@@ -262,10 +262,10 @@ class _Reader:
         main: str = "",
         **how: Any,
     ) -> MeasuredModel:
-        """What was measured of a model, with attributes that describe its training. Lists numbers that are left out.
+        """Reads the numbers of a model; records those that are left out. `training` has attributes of its training.
 
         Raises:
-          UserError: the number `main` is among them.
+          UserError: the number `main` is left out.
         """
         values, problems = measure(fields, model, metrics, **how)
         for problem in problems:
@@ -284,7 +284,7 @@ class _Reader:
         )
 
     def _read_run(self, folder: AnyPath, by_run: dict[str, list[MeasuredModel]]) -> None:
-        """Adds what a finished run measured; raises `UserError` if it did not finish, or is damaged."""
+        """Reads the numbers of a run; raises `UserError` if it did not finish, or is damaged."""
         run = self._load(folder)
         fields, split = run.fields, run.fields["data.eval_split"]
         last = max((row["step"] for row in run.rows), default=0)
@@ -337,7 +337,7 @@ class _Reader:
         }
 
     def _read_evaluation(self, folder: AnyPath, by_run: dict[str, list[MeasuredModel]]) -> None:
-        """Adds what an evaluation measured; raises `UserError` if it is damaged."""
+        """Reads the numbers of an evaluation; raises `UserError` if it is damaged."""
         file = folder / _EVALUATION
         content = Fields(read_object(file, allow_nan=True), str(file))
         fields, place = config_fields(content.values.get("config"), file), content.text("weights")
@@ -366,7 +366,7 @@ class _Reader:
         models = by_run.setdefault(resolved(run.path) if run else measured.key, [])
         measured = dataclasses.replace(measured, purpose=self._purpose_of_evaluation(run, fields, measured))
         if run and run.summary and "notes" in how and measured.values.keys() & {ACCURACY, REAL}:
-            # The run's own number is of its last parameters.
+            # The run's own number is for its last parameters.
             models.append(dataclasses.replace(measured, key=f"{measured.key}@best"))
         elif inside:
             models.append(measured)
@@ -376,7 +376,7 @@ class _Reader:
     def _purpose_of_evaluation(
         self, run: RunResult | None, fields: Mapping[str, Any], measured: MeasuredModel
     ) -> Purpose:
-        """What the numbers of an evaluation are for: of a run, after it, or of other weights."""
+        """The purpose of the numbers of an evaluation: of a run, or of other weights."""
         split, dataset, has_accuracy = fields["data.eval_split"], fields["data.dataset"], ACCURACY in measured.values
         if run is None:
             if not has_accuracy or measured.trained_on != data_set_name(dataset):

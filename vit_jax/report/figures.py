@@ -34,14 +34,14 @@ _KINDS = {"ViT": ("o", "C0"), "BiT": ("s", "0.45"), "hybrid": ("D", "C1")}
 # The smallest and the largest BiT with published numbers on ImageNet: pre-trained on ImageNet-21k, from the README of
 # google-research/big_transfer and BiT's table 1; on JFT-300M, from the paper's tables 6 and 2; on ImageNet, none.
 _SMALLEST_BIT, _LARGEST_BIT = "R50x1", "R152x4"
-# Characters across a picture 9 inches wide: of names at the axis, and of a legend.
+# Characters that fit across 9 inches: names at the axis, and a legend.
 _ROOM_FOR_DATA, _ROOM_FOR_LEGEND = 60, 140
 
 
 def draw_all(
     measured: Sequence[MeasuredModel], models: Sequence[PreTrained], *, show_all: bool = False
 ) -> dict[str, tuple[str, bytes]]:
-    """Draws the figures that have something of ours, or all that have anything; title and PNG by name."""
+    """Draws the figures with numbers of ours, or all that have any number; title and PNG by name."""
     figures: dict[str, tuple[str, bytes]] = {}
     for name, title, figure in (
         ("figure_3", "Figure 3: transfer to ImageNet against the pre-training data", figure_3(models, show_all)),
@@ -171,7 +171,7 @@ def _is_row_of(model: PreTrained, row: tables.JftScaling) -> bool:
 
 
 def _write_beside(figure: "Figure", axes: "Axes", labels: Sequence[tuple[float, float, str, str]]) -> None:
-    """Writes labels (x, y, text, color) beside points, each in the nearest place that nothing covers."""
+    """Writes labels (x, y, text, color) beside points, each in the nearest free place."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
@@ -186,7 +186,7 @@ def _write_beside(figure: "Figure", axes: "Axes", labels: Sequence[tuple[float, 
     for x, y, text, color in labels:
         style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "color": color, "va": "center"}
         note = axes.annotate(text, (x, y), xytext=(0, 0), **style)
-        note.set_in_layout(False)  # or the axes would move away from under what was settled
+        note.set_in_layout(False)  # otherwise the axes would move
         for distance, (across, up) in itertools.product(_DISTANCES, _DIRECTIONS):
             note.set_position((across * distance, up * distance))
             note.set_horizontalalignment(_ALIGNMENT[across])

@@ -75,10 +75,10 @@ def find_released(place: str) -> ReleasedCheckpoint | None:
 
 
 def after_run(before: Lineage | None, run: RunResult, model: Mapping[str, Any], changes: Sequence[str]) -> Lineage:
-    """The lineage of the parameters that a run left, of initial weights with the lineage `before` (None: from scratch).
+    """The lineage of a run's parameters; its length is unknown if it did not finish.
 
-    `model` are the arguments of `create_model`, `changes` those of its config on the way. A run that did not finish has
-    no length.
+    `before` is the lineage of its initial weights (None: it began from scratch), `model` the arguments of
+    `create_model`, and `changes` are those of its config during the run.
     """
     fields, epochs, num_images = run.fields, run.summary.get("epochs"), num_train_images(run)
     data = pre_training_name(fields["data.dataset"], fields["data.train_split"], num_images)
@@ -130,5 +130,5 @@ def _exaflops(model: Mapping[str, Any], image_size: int, seen: int | None, train
         headless = create_model(**{**model, "num_classes": 0})
         trained = is_trained(train_only) if train_only else None
         return None if seen is None else train_exaflops(headless, image_size, seen, trained)
-    except (UserError, TypeError, ValueError, re.error):  # a model or pattern that this version does not take
+    except (UserError, TypeError, ValueError, re.error):  # a model or pattern that this version does not accept
         return None

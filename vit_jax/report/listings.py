@@ -15,7 +15,7 @@ _DESCRIBED = ("model", "pre-trained on", "trained on", "measured on", "pixels", 
 
 
 def results_table(models: Sequence[MeasuredModel]) -> Listing:
-    """Every setting with a result, a line each: mean and standard deviation over its seeds."""
+    """Lists every setting with a result: mean and standard deviation over its seeds."""
     groups = sorted(group(model for model in models if model.is_result), key=lambda each: _order(each.first))
     names = _names_of_values(value for each in groups for model in each.models for value in model.results)
     differences = _differences(groups)
@@ -68,7 +68,7 @@ def common_folder(folders: Sequence[str]) -> str:
 
 
 def _differences(groups: Sequence[SeedGroup]) -> list[str]:
-    """What sets apart groups with the same description; "" for the others."""
+    """What distinguishes groups with the same description; "" for other groups."""
     described = [_describe(each.first) for each in groups]
     return [
         _difference(each, [other for other, its in zip(groups, described, strict=True) if its == own])
@@ -98,7 +98,7 @@ def _difference(one: SeedGroup, others: Sequence[SeedGroup]) -> str:
 
 
 def _differing_images(model: MeasuredModel, others: Sequence[MeasuredModel]) -> list[str]:
-    """The images of a model, if others of the same settings have others."""
+    """The images of a model, if they differ between models of the same settings."""
     sets = {"trained on": (model.train_images, [other.train_images for other in others])}
     for name, value in model.values.items():
         if name != TOP_5:

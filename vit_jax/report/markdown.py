@@ -99,7 +99,7 @@ class Table:
         return _section(self.title, format_table(headings, lines, num_left=len(self.headings) + 1), remarks)
 
     def _notes(self) -> list[str]:
-        """Notes of the cells, each once, with the cells it is of."""
+        """The notes of the cells, each once, with its cells."""
         cells_by_note: dict[str, list[str]] = {}
         num_ours = 0
         for row, column in itertools.product(self.rows, self.columns):

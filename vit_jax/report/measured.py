@@ -83,7 +83,7 @@ class MeasuredModel:
       dataset: the data set of `ACCURACY`, as in `config.data.dataset`.
       eval_split: its split.
       image_size: in pixels.
-      key: the same for models that differ only in the seed, if they have the same `image_size`.
+      key: equal for models that may be averaged, if they have the same `image_size`.
       values: by name: `ACCURACY`, `TOP_5`, "5-shot <data set>", titles or names of other evaluations.
       purpose: whether its numbers are results.
       seed: seed of the training; None for weights that were not trained here.
@@ -260,7 +260,7 @@ def _few_shot_name(dataset: str, match: re.Match[str], split: str) -> str:
 
 
 def _few_shot_notes(entry: str, dataset: str, how: Mapping[str, Any]) -> list[str]:
-    """What was done in another way than the released evaluator does it."""
+    """Notes on differences from the released evaluator."""
     prefix = f"evals.{entry}."
     done = {name.removeprefix(prefix): value for name, value in how.items() if name.startswith(prefix)}
     size = done["image_size"]

@@ -67,7 +67,7 @@ def has_records(dataset: str) -> bool:
 
 
 def pre_training_name(dataset: str, split: str, num_images: int | None) -> str:
-    """The name of a split of pre-training data: the paper's only if it has about as many images as the paper's."""
+    """The name of a split of pre-training data: the paper's name only if its size is about the paper's."""
     name = data_set_name(dataset)
     expected = PRE_TRAINING_IMAGES.get(name)
     if expected is None:
@@ -89,9 +89,9 @@ def vtab_task(dataset: str) -> str | None:
 
 
 def model_label(fields: Mapping[str, Any], *, without: tuple[str, ...] = ()) -> str:
-    """A model's name, with its differences from the standard model: "ViT-Ti/4 (num_layers=4)".
+    """A model's name and its differences from the model of that name: "ViT-Ti/4 (num_layers=4)".
 
-    `fields` are the arguments of `create_model`; attributes in `without` are left out.
+    `fields` are the arguments of `create_model`, including the name; attributes in `without` are left out.
     """
     try:
         usual = create_model(fields["name"], num_classes=0)

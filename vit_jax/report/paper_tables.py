@@ -63,7 +63,7 @@ def _cost(model: PreTrained, cost: float | None) -> SeedMean | None:
 
 
 def table_5(models: Sequence[PreTrained]) -> Table:
-    """Fine-tuned accuracy by pre-training data and model; ours that the paper does not have come last."""
+    """Fine-tuned accuracy by pre-training data and model; rows and columns that the paper lacks come last."""
     title, names = "Table 5: fine-tuned at 384, top-1 in percent", tables.TABLE_5_MODELS
     table = Table("table_5", title, ("pre-trained on", "task"), "model", list(names))
     for data, tasks in tables.TABLE_5.items():

@@ -22,7 +22,7 @@ _PAPERS_OWN = ("vit_", "bit_")  # prefixes of the released checkpoints of the tw
 
 @dataclasses.dataclass(frozen=True)
 class PreTrained:
-    """A pre-trained model by its label, and the settings of each task: those of the paper, and VTAB's by their ids."""
+    """A pre-trained model, its lineage, and its settings by task: the paper's tasks, and VTAB's by their ids."""
 
     model: str
     lineage: Lineage

@@ -29,13 +29,12 @@ _TEST_SPLITS = ("test", "testing")
 
 @dataclasses.dataclass(frozen=True)
 class Purpose:
-    """The purpose of a run.
+    """What a run is for.
 
     Attributes:
-      what: `FINAL`, or why it is no result.
-      held_out: of a final run, the split by which its values were chosen and what they reached there, if recorded.
-      rules: what the best values of each rule of fine-tuning reached there, by its name in configs/transfer.py, if
-        several were tried.
+      what: `FINAL`, or why it is not a result.
+      held_out: for a final run, the split that its values were chosen on and their metric there, if recorded.
+      rules: the best metric of each fine-tuning rule there, by its name in configs/transfer.py, if several were tried.
     """
 
     what: str

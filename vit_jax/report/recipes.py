@@ -43,16 +43,16 @@ _ONLY_FOR_RESNETS = 0.06  # a learning rate of table 4; see its footnote
 
 @dataclasses.dataclass(frozen=True)
 class PaperRecipe:
-    """The paper's fine-tuning of a cell's model, in batches of 512.
+    """The paper's recipe for fine-tuning the model of a cell, in batches of 512.
 
     Attributes:
       image_sizes: resolutions that count as the paper's; () for any.
-      steps: of fine-tuning.
-      train_split: all images to train on.
-      learning_rates: tried by the paper.
-      polyak_decay: of the average of the parameters; None for none.
-      dropout: at fine-tuning, and who says so, as "in the paper"; None if nobody does.
-      bit_size: resolution of BiT-HyperRule in the BiT paper; None if the rule is not for the model.
+      steps: length of fine-tuning.
+      train_split: all training images.
+      learning_rates: the rates that the paper tried.
+      polyak_decay: decay of the parameters' average; None for no average.
+      dropout: dropout rate and its source, such as "in the paper"; None if no source gives it.
+      bit_size: resolution of BiT-HyperRule in the BiT paper; None if the rule does not apply to the model.
     """
 
     image_sizes: tuple[int, ...]
@@ -64,7 +64,7 @@ class PaperRecipe:
     bit_size: int | None = None
 
     def differences(self, model: MeasuredModel) -> list[str]:
-        """What was done in another way, as notes. Of a released checkpoint only the resolution is known."""
+        """Notes the differences from the recipe. For a released checkpoint, only the resolution is known."""
         done, rule, paper = model.training, rule_of(model), "in the paper"
         sizes, by, whose = self.image_sizes, "", paper
         if rule == BIT_RULE and self.bit_size is not None:
@@ -99,7 +99,7 @@ class PaperRecipe:
 
 
 def _differences_of_evaluation(model: MeasuredModel) -> list[str]:
-    """How test images were prepared in another way than in the released code, which resizes whole images."""
+    """Differences in test images from the released code, which resizes whole images."""
     how = model.values[ACCURACY].settings if ACCURACY in model.values else {}
     notes = []
     if small := how.get("data.eval_resize_small"):
@@ -115,10 +115,10 @@ def rule_of(model: MeasuredModel) -> str | None:
 
 
 def recipe_of(task: str, model: str, *, table_2: bool = False, lineage: Lineage | None = None) -> PaperRecipe:
-    """How the paper fine-tuned a model on a task, as table 5 calls it, or the id of one of VTAB's.
+    """Returns the paper's recipe for a task, as in table 5, or the id of one of VTAB's.
 
-    For table 2, ImageNet is at a higher resolution and with Polyak averaging. The lineage of the pre-trained weights
-    decides the dropout.
+    For table 2, ImageNet has a higher resolution and Polyak averaging. The lineage of the pre-trained weights
+    determines the dropout rate.
     """
     kind = kind_of(model)
     # BiT's numbers in table 2 are at the resolutions of its own paper.
@@ -142,7 +142,8 @@ def recipe_of(task: str, model: str, *, table_2: bool = False, lineage: Lineage 
 def _dropout_after(lineage: Lineage) -> tuple[float, str] | None:
     """The dropout rate for fine-tuning weights, and its source; None if no source gives it.
 
-    The README of the released code has 0.1 for the paper. Models pre-trained on JFT-300M saw none, and nothing is said.
+    The README of the released code has 0.1 for the paper. No source gives a rate for models pre-trained on JFT-300M,
+    which had no dropout.
     """
     if lineage.is_released and lineage.name.startswith("augreg_"):
         return 0.0, "by AugReg"

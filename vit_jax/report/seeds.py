@@ -55,7 +55,7 @@ class SeedGroup:
         return {model.lineage.seeds: model.values[name].value for model in self.having(name)}
 
     def mean(self, name: str, *, unit: float = 100.0) -> SeedMean | None:
-        """Mean and standard deviation of a result; None if no model has it. A share of 1 is shown as `unit`."""
+        """Mean and standard deviation of a result; None if no model has it. `unit` is a factor: 100 for percent."""
         models = self.having(name)
         if not models:
             return None
@@ -92,7 +92,7 @@ def group(models: Iterable[MeasuredModel]) -> list[SeedGroup]:
 
 
 def combine(tasks: Sequence[SeedGroup], name: str) -> SeedMean | None:
-    """The mean over tasks in percent, and its standard deviation from seed to seed if all have the same seeds."""
+    """The mean over tasks in percent, and its standard deviation over seeds if all tasks have the same seeds."""
     values = [task.by_seed(name) for task in tasks]
     if not values or not all(values):
         return None

@@ -87,7 +87,7 @@ def plain(value: Any) -> Any:
 
 
 def attributes(model: Mapping[str, Any]) -> dict[str, Any]:
-    """All attributes of a model with their defaults, as fields "model.<attribute>".
+    """Returns all attributes of a model with their defaults, as fields "model.<attribute>".
 
     `model` are the arguments of `create_model`, which are returned if this version cannot make the model.
     """
@@ -107,9 +107,9 @@ def _attributes(text: str) -> tuple[tuple[str, Any], ...]:
 
 
 def training_settings(fields: Mapping[str, Any], model: Mapping[str, Any], steps: int | None) -> dict[str, Any]:
-    """All that can change the parameters after `steps`, except seed and initial weights.
+    """The settings that can change a run's parameters after `steps`, except its seed and its initial weights.
 
-    `fields` are the config's, flat, and `model` the arguments of `create_model`.
+    `fields` are those of the config, flat, and `model` the arguments of `create_model`.
     """
     of_model = {name: value for name, value in attributes(model).items() if not is_among(name, WITHOUT_EFFECT)}
     return {**_of_training(fields, COUNTED_ELSEWHERE), **of_model, "steps": steps}
@@ -125,7 +125,7 @@ def _of_training(fields: Mapping[str, Any], without: Collection[str] = ()) -> di
 def _evaluation_settings(
     fields: Mapping[str, Any], model: Mapping[str, Any], own: Mapping[str, Any], without: Collection[str], dataset: Any
 ) -> dict[str, Any]:
-    """All that can change a number, measured on a data set: its own fields, and the config's but some."""
+    """The settings that can change a number on a data set: its own fields, and most of the config's."""
     left_out = (*WITHOUT_EFFECT, *ONLY_TRAINING, "evals.", *without)
     settings = {name: value for name, value in fields.items() if not is_among(name, COUNTED_ELSEWHERE)}
     settings = {name: value for name, value in (settings | attributes(model)).items() if not is_among(name, left_out)}
@@ -133,7 +133,7 @@ def _evaluation_settings(
 
 
 def accuracy_settings(fields: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    """All that can change the accuracy of given parameters on the evaluation split."""
+    """The settings that can change the accuracy of given parameters on the evaluation split."""
     return _evaluation_settings(fields, model, {}, (), fields["data.dataset"])
 
 
@@ -187,7 +187,7 @@ def _turning(fields: Mapping[str, Any], datasets: Sequence[Any]) -> dict[str, An
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Names of the fields in which two differ."""
+    """The names of the fields in which two settings differ."""
     return sorted(name for name in {**one, **other} if one.get(name) != other.get(name))
 
 

@@ -126,9 +126,9 @@ def process_age() -> float:
 
 @dataclasses.dataclass(frozen=True)
 class StartCost:
-    """What a start of a run cost, as far as it was recorded.
+    """The record of a start of a run: the step it resumed from, its last recorded step, and seconds by kind (`KINDS`).
 
-    `time` is when it began, in UTC; `step` is the last step it is known to have made. Seconds are by kind (`KINDS`).
+    `time` is when it began, in UTC.
     """
 
     time: str
@@ -147,11 +147,11 @@ _SECONDS_BETWEEN_REMOTE_RECORDS = 60.0
 class Accounts:
     """Keeps `accounting.json`: every start of a run with its machine, its steps and its seconds by kind.
 
-    Unlike rows of `metrics.jsonl`, entries are never dropped. A file that cannot be written is only a warning.
+    Unlike rows of `metrics.jsonl`, entries are never dropped. If the file cannot be written, a warning is logged.
     """
 
     def __init__(self, workdir: AnyPath | str, ledger: Ledger, machine: Machine, *, step: int, writes: bool = True):
-        """Adds this start, which resumes from `step`, to the earlier ones. One process of a run `writes`."""
+        """Adds this start, which resumes from `step`, to the earlier ones. Exactly one process of a run `writes`."""
         workdir = parse_path(workdir)
         self._path, self._ledger, self._machine, self._from_step = workdir / _FILE, ledger, machine, step
         self._writes = writes
@@ -177,7 +177,7 @@ class Accounts:
             logger.warning("could not record the cost of the run: %s", error)
 
     def record_if_due(self, step: int) -> None:
-        """Records this start if the last record is some time ago."""
+        """Records this start if the last record is old enough."""
         if time.monotonic() - self._recorded >= self._every_seconds:
             self.record(step)
 
@@ -206,15 +206,15 @@ def _parse_start(row: Fields) -> StartCost:
 
 
 def total_cost(starts: Sequence[StartCost]) -> dict[str, Any]:
-    """Adds up the starts of a run. Time between starts costs nothing: nobody held the hardware.
+    """Adds up the starts of a run. Time between starts costs nothing, because no hardware was in use.
 
     If a later start made some steps of a start again, the same share of that start's training time counts as `redone`.
 
     Returns:
-      Entries of a summary: `starts`, their number; `core_hours`, cores (`Machine.num_cores`) times hours;
-      `redone_steps`, made and lost, if any; `tpuv3_core_days`, days on as many TPU v3 cores as have the same peak, if
-      all peaks are known; `goodput`, training's share of the core-hours, and `<kind>_share` of the other `KINDS` that
-      took any time worth mentioning.
+      Entries of a summary: `starts`, their number; `core_hours`, the sum of cores (`Machine.num_cores`) times hours;
+      `redone_steps`, the steps that were lost, if any; `tpuv3_core_days`, days on TPU v3 cores with the same total
+      peak, if all peaks are known; `goodput`, training's share of the core-hours, and `<kind>_share` of the other
+      `KINDS` without negligible ones.
     """
     redone_steps, flops = 0, 0.0
     kept = math.inf  # no later start resumed before this step

@@ -32,7 +32,7 @@ def use_compilation_cache() -> None:
 
 
 def delete_damaged_entries(directory: pathlib.Path) -> list[pathlib.Path]:
-    """Deletes and returns the entries that cannot be decompressed; checks those newer than the last check.
+    """Deletes entries that cannot be decompressed, among those newer than the last check, and returns them.
 
     An entry that another process is writing may be deleted too. That process continues, and its program is compiled
     again at the next start.
@@ -45,7 +45,7 @@ def delete_damaged_entries(directory: pathlib.Path) -> list[pathlib.Path]:
             since = 0
         new = [path for path in directory.glob("*-cache") if path.stat().st_mtime_ns >= since]
         if new:
-            stamp.touch()  # before reading: what is written meanwhile is newer
+            stamp.touch()  # before reading, so that entries written meanwhile are newer
         for path in new:
             if not _is_whole(path):
                 path.unlink(missing_ok=True)
@@ -58,7 +58,7 @@ def delete_damaged_entries(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _is_whole(path: pathlib.Path) -> bool:
-    """Whether the file is one compressed stream with its end, in the format that JAX reads on this machine."""
+    """Whether the file is one complete compressed stream, in the format that JAX reads on this machine."""
     try:
         zstandard = importlib.import_module("zstandard")  # used by JAX if it is installed, else zlib
         decompressor = zstandard.ZstdDecompressor().decompressobj()

@@ -190,18 +190,18 @@ def open_as_trained(
     what: str,
     allow_change: bool = False,
 ) -> Source:
-    """Opens examples with the labels of a head. Refuses data that have changed since the head was trained.
+    """Opens examples with a head's labels; refuses data that have changed since the head was trained.
 
     Args:
-      open_with: opens today's examples, given the class names that labels count (see `open_source`).
-      class_names: of the head; None if unknown.
-      kept: what the run recorded of the split, or None.
+      open_with: opens the current examples, given the class names in label order (see `open_source`).
+      class_names: class names of the head; None if unknown.
+      kept: the run's facts about the split, or None.
       what: the run, for messages.
-      allow_change: take today's examples, and match labels by class name.
+      allow_change: use the current examples, and match labels by class name.
 
     Raises:
-      UserError: as of `open_with`; classes or examples have changed, and `allow_change` is False; or no class is the
-        same.
+      UserError: as in `open_with`; classes or examples have changed, and `allow_change` is False; or they have no class
+        in common.
     """
     try:
         source = open_with(class_names)
@@ -243,7 +243,7 @@ def open_as_trained(
 
 
 class MatchedByName(SlicedSource):
-    """A source whose labels are translated into those of a head, by class name.
+    """A source whose labels are mapped to a head's by class name.
 
     Images of classes that the head does not know have no label.
     """

@@ -97,11 +97,11 @@ class StepMetrics:
 class Throughput:
     """Images per second between two marks. Counts only the ledger's training and input time.
 
-    A mark is made when the metrics of its step are read, some steps after that was dispatched.
+    A mark is made when the metrics of its step are read, a few steps after it was dispatched.
     """
 
     def __init__(self, ledger: Ledger, batch_size: int, machine: Machine, flops_per_image: float = 0.0):
-        """Starts at step 0. `machine` is all devices of the run; FLOPs are those of a training step, 0 if unknown."""
+        """Starts at step 0. `machine` is all devices; FLOPs are of a training step per image, 0 if unknown."""
         self.ledger, self.machine, self._batch_size = ledger, machine, batch_size
         self._flops_per_image = flops_per_image
         self.restart(0)
@@ -226,9 +226,9 @@ class Journal:
 
     @contextlib.contextmanager
     def pause(self, kind: str, what: str) -> Iterator[None]:
-        """Waits for the steps under way, and enters the time inside as another kind (see `accounting.KINDS`).
+        """Waits for the steps under way, and records the time inside under another kind (see `accounting.KINDS`).
 
-        `what` happens inside, for the watchdog, which allows it more time than a step.
+        `what` describes the work inside for the watchdog, which allows more time than for a step.
 
         Raises:
           NonFiniteError: a metric of a step is not finite; nothing that depends on it is done.
@@ -238,7 +238,7 @@ class Journal:
             yield
 
     def flush(self) -> None:
-        """Writes all rows to the disk. Raises `UserError` if that fails."""
+        """Writes all rows to disk; raises `UserError` if that fails."""
         if self._writer:
             self._writer.flush()
 

@@ -35,7 +35,7 @@ class LockLostError(UserError):
 def lease(url: str, on_lost: Callable[[LockLostError], None]) -> Iterator[None]:
     """Keeps other processes out of a folder, whose URL for TensorStore ends in a slash.
 
-    If another process takes the lock over, `on_lost` is called from another thread.
+    `on_lost` is called from another thread when another process has taken the lock over.
 
     Raises:
       UserError: the store cannot be reached, or the lock's holder lives.

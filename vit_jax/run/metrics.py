@@ -91,7 +91,7 @@ class _TensorBoard:
     def _stopping_at_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # no picture is worth a run
+        except Exception as error:  # TensorBoard must not end a run
             self._writer = None
             logger.warning("TensorBoard events are no longer written: %s: %s", type(error).__name__, error)
 
@@ -132,7 +132,7 @@ class MetricWriter:
         self._upload()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends a row; raises `UserError` if a bucket cannot be written. A full disk is no error yet: see `flush`."""
+        """Appends a row; raises `UserError` if a bucket cannot be written. While the disk is full, the row waits."""
         self._append(json.dumps({"step": step, **metrics}).encode() + b"\n")
         self._tensorboard.write(step, metrics)
         if self._remote and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:

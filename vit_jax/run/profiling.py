@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 class Profiler:
     """Profiles chosen steps of a run, in every process.
 
-    Waits for the devices once, after the last of these steps. Existing profiles are kept: a run that is started again
-    does not replace them. If a profile cannot be made, that is only a warning.
+    Waits for the devices once, after the last of these steps. A restarted run does not replace existing profiles. If a
+    profile cannot be made, a warning is logged.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Profiler:
     ):
         """Prepares a profile of `num_steps` steps from `first_step` on (1 is a run's first; None: no profile).
 
-        `directory` is that of all profiles. The time of starting and writing the profile is entered in `ledger`.
+        `directory` is the folder of all profiles. `ledger` records the time for starting and writing the profile.
         """
         self._first_step = first_step
         self._last_step = (first_step or 0) + num_steps - 1

@@ -46,7 +46,7 @@ class RunCheckpoints:
     def restore(self, like: Any) -> tuple[int, TrainState, dict[str, Any]] | None:
         """Reads the newest intact checkpoint; None if there is none.
 
-        `like` is a tree with the shapes, dtypes and shardings of the state. Returns step, state, and what was saved
+        `like` is a tree with the shapes, dtypes and shardings of the state. Returns step, state, and the data saved
         with it: "data" (the position in the data) and "window" (the unfinished window of metrics).
 
         Raises:
@@ -58,7 +58,7 @@ class RunCheckpoints:
     def start(self, step: int, *, same_examples_since: int = 0) -> None:
         """Begins after a step: drops what an earlier start saved in `best/` after it, and finds the value to beat.
 
-        Evaluations up to `same_examples_since` were of other examples, so their accuracies do not count.
+        Evaluations up to `same_examples_since` used other examples, so their accuracies do not count.
         """
         self._first_step = step + 1
         self._best.drop_after(step)
@@ -81,7 +81,7 @@ class RunCheckpoints:
     def _save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
         with self._journal.pause("checkpoint", "saving a checkpoint"):
             self._journal.flush()
-            self._best.wait()  # a kill could lose it for good: its evaluation would not be repeated
+            self._best.wait()  # otherwise a kill could lose it: its evaluation would not be repeated
             self._checkpoints.save(step, state, {"data": position, "window": self._journal.step_metrics.get_state()})
         self._journal.record_costs()
 
@@ -96,7 +96,7 @@ class RunCheckpoints:
             self._best.save(step, params, {"accuracy": value, "metric": self._best_metric})
 
     def wait(self) -> None:
-        """Returns when everything is on the disk; raises `UserError` if a checkpoint cannot be written."""
+        """Waits until everything is on disk; raises `UserError` if a checkpoint cannot be written."""
         with self._journal.pause("checkpoint", "writing checkpoints"):
             self._checkpoints.wait()
             self._best.wait()

@@ -29,7 +29,7 @@ _OPTIONAL = (
 
 
 class RunResult:
-    """A run's workdir, in the folder `path`. Files are read when they are first needed, and stay as they were then."""
+    """A run's workdir, in the folder `path`. Each file is read once, when it is first needed."""
 
     def __init__(self, path: AnyPath):
         self.path = path
@@ -157,7 +157,7 @@ def _types() -> dict[str, type]:
 
 
 def config_fields(config: Any, path: AnyPath) -> dict[str, Any]:
-    """The fields of a config recorded in a file, flat and with defaults; raises `UserError` if it is not a config."""
+    """Returns the fields of a recorded config, flat and with defaults; raises `UserError` if it is not a config."""
     if not isinstance(config, dict) or not isinstance(config.get("data"), dict) or "batch_size" not in config:
         raise UserError(f"{path} is not a config of vit_jax.")
     fields = {**defaults(), **_YOUNGER, **with_present_names(flatten(config))}
@@ -166,7 +166,7 @@ def config_fields(config: Any, path: AnyPath) -> dict[str, Any]:
 
 
 def check_types(fields: Mapping[str, Any], path: AnyPath) -> None:
-    """Raises `UserError` if a field of a config that is computed with has a type that no config has."""
+    """Checks the types of the fields that code computes with; raises `UserError` for one that no config has."""
     names = {name: name for name in _types()}
     for name in fields:
         entry, _, field = name.rpartition(".")

@@ -25,8 +25,8 @@ def write_summary(
 ) -> dict[str, Any]:
     """Writes `summary.json` and `summary.md` of a finished run from the files in its workdir; returns the content.
 
-    `head` are the first entries: what was trained on what, and how long. FLOPs are those of a training step. For
-    `overlap`, see `leakage.find_overlap`. `seconds` is how long this start took.
+    `head` has the first entries: the model, the data and the length of the run. FLOPs are of a training step per image,
+    `overlap` is from `leakage.find_overlap`, and `seconds` is how long this start took.
     """
     workdir = parse_path(workdir)
     rows = read_jsonl(workdir / "metrics.jsonl")

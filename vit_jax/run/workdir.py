@@ -89,10 +89,10 @@ def end_process(error: LockLostError) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: AnyPath | str, *, on_lost: Callable[[LockLostError], None] = end_process) -> Iterator[None]:
-    """Creates the workdir and keeps other processes out of it. The lock ends with the process, even if it is killed.
+    """Creates the workdir and keeps other processes out of it. The lock ends with the process, however that ends.
 
-    In a bucket it ends a minute after a process that was killed; see `vit_jax.run.lease`. If it could not be renewed in
-    time there and was lost, `on_lost` is called from another thread.
+    In a bucket it ends a minute after a process that was killed; see `vit_jax.run.lease`. `on_lost` is called from
+    another thread when the lock was not renewed in time there and is lost.
 
     Raises:
       UserError: the folder cannot be written, or another process is at work in it.
@@ -173,9 +173,9 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Iterabl
 
 
 def check_config(workdir: AnyPath | str, config: ConfigDict, *, allow_config_change: bool = False) -> None:
-    """Raises `UserError` if the workdir belongs to another config; says which fields differ.
+    """Checks that the workdir is new or has this config; raises `UserError` with the fields that differ.
 
-    Fields that are younger than the workdir had their defaults.
+    Fields newer than the workdir count with their defaults.
     """
     workdir = parse_path(workdir)
     recorded = _recorded_config(workdir, allow_config_change=allow_config_change)
@@ -267,9 +267,9 @@ class Start:
 
 
 def read_starts(workdir: AnyPath | str, younger: Mapping[str, Any] = types.MappingProxyType({})) -> list[Start]:
-    """Reads the starts of a run from `starts.jsonl`, in order of time, without damaged lines.
+    """The starts of a run from `starts.jsonl`, in the order of time. Damaged lines are left out.
 
-    `younger` has values of fields that are younger than a start, where these are not the defaults.
+    `younger` has values of fields newer than a start, if they are not the defaults.
     """
     before = {**defaults(), **younger}
     return [
@@ -293,10 +293,10 @@ def describe_changes(
     ignored: Iterable[str] = WITHOUT_EFFECT,
     resolve: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields,
 ) -> list[str]:
-    """Describes how the config changed during a run, with one line per field; [] if it did not.
+    """Describes how the config changed in the course of a run, a line a field; [] for one config.
 
     A start that resumed from an earlier checkpoint repeated the steps after it: earlier starts do not count for these.
-    Fields in `ignored` do not count. `resolve` turns the fields of a start into those that are compared.
+    Fields in `ignored` do not count. `resolve` converts the fields of a start before they are compared.
     """
     kept: list[Start] = []
     for start in starts:

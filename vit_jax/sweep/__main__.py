@@ -100,7 +100,7 @@ def remember(tasks: Sequence[SweepTask], path: AnyPath) -> None:
 
 
 def _check_folder(tasks: Sequence[SweepTask], path: AnyPath) -> None:
-    """Raises `UserError` if the runs of a sweep would mix with a run's files or another sweep's runs.
+    """Checks that a sweep's runs do not mix with a run's files or another sweep's runs; raises `UserError` if they do.
 
     A sweep may be in the folder of another one, beside its runs.
     """
@@ -122,7 +122,7 @@ def _check_folder(tasks: Sequence[SweepTask], path: AnyPath) -> None:
 
 
 def make_sweep(args: argparse.Namespace) -> Sweep:
-    """The sweep that the config file describes, changed by the flags; raises `UserError` if there is nothing to do."""
+    """Returns the config file's sweep, with the flags' changes; raises `UserError` if there is nothing to do."""
     module = load_module(args.config)
     described = call(module, "get_sweep", args.config) if hasattr(module, "get_sweep") else None
     if described is None and not args.grid and args.seeds is None:

@@ -33,13 +33,13 @@ class TaskResult:
 
     @property
     def due(self) -> list[SweepRun]:
-        """The runs of this stage, choosing or final, that a start of the sweep would train."""
+        """The runs of the current stage, choosing or final, that a start of the sweep would train."""
         is_chosen = all(trial.is_over for trial in self.trials)
         return [each.run for each in (*self.trials, *(self.final if is_chosen else ())) if each.is_due]
 
     @property
     def is_complete(self) -> bool:
-        """Whether something is chosen and all final runs are finished."""
+        """Whether values are chosen and all final runs are finished."""
         return self.chosen is not None and all(each.status == "finished" for each in self.final)
 
     @property
@@ -84,7 +84,7 @@ def collect(task: SweepTask) -> TaskResult:
 
 
 def _choose(task: SweepTask, trials: Sequence[TrialResult]) -> tuple[dict[str, Any] | None, list[str]]:
-    """The best candidate, None if there is none, and notes."""
+    """Returns the best candidate, or None, and notes."""
     means: list[tuple[float, dict[str, Any]]] = []
     for candidate in task.candidates:
         own = [trial for trial in trials if trial.run.candidate == candidate]
@@ -97,8 +97,7 @@ def _choose(task: SweepTask, trials: Sequence[TrialResult]) -> tuple[dict[str, A
     ]
     if not means:
         return None, [*notes, "Nothing can be chosen: no values were trained to the end."]
-    # The first of equal ones stays the first.
-    means.sort(key=lambda pair: pair[0], reverse=not task.sweep.metric.endswith("loss"))
+    means.sort(key=lambda pair: pair[0], reverse=not task.sweep.metric.endswith("loss"))  # stable: ties stay in order
     best, chosen = means[0]
     if ties := [candidate for mean, candidate in means[1:] if mean == best]:
         others = "; ".join(map(_show_values, ties))
@@ -121,7 +120,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _note_rivals(field: str, value: Any, means: Sequence[tuple[float, dict[str, Any]]], metric: str) -> Iterator[str]:
-    """Says which value of a field that has no order, such as a rule, won, and how good the others were at best."""
+    """Names the winning value of an unordered field, such as a rule, and the best results of the other values."""
     best: dict[str, tuple[float, dict[str, Any]]] = {}
     for mean, candidate in means:
         if field in candidate:
@@ -133,16 +132,16 @@ def _note_rivals(field: str, value: Any, means: Sequence[tuple[float, dict[str, 
 
 
 def _notes_on_trials(trials: Sequence[TrialResult]) -> list[str]:
-    """Notes on the examples that values are chosen by."""
+    """Notes on the examples that the choice uses."""
     if trials and (name := trials[0].run.metric).startswith(TRAIN_PREFIX):
-        return [f"The values are chosen by {name}, which is measured on what is trained on."]
+        return [f"The values are chosen by {name}, which is measured on the training data."]
     if not (shared := max((trial.num_trained_on for trial in trials), default=0)):
         return []
     return [f"{shared:,} of the examples that the values are chosen by were trained on, by these runs or before."]
 
 
 def _notes_on_final(result: TaskResult) -> list[str]:
-    """Notes on final runs that are missing, and on numbers that are not of all examples or runs."""
+    """Notes on missing final runs, and on numbers that do not cover all examples or runs."""
     if not any(each.is_over for each in result.final):
         return []
     notes = list(result.task.notes)
@@ -161,9 +160,9 @@ def _notes_on_final(result: TaskResult) -> list[str]:
 
 
 def mean_over_tasks(results: Sequence[TaskResult]) -> dict[str, dict[str, Any]]:
-    """Means over all tasks ("all") and over those of each group, if all these are complete; {} for a single task.
+    """Means over all tasks ("all") and over each group, if their tasks are complete; {} for a single task.
 
-    The standard deviation is over the seeds, of the mean over the tasks.
+    The standard deviation is that of the mean over the tasks, from one seed to the next.
     """
     means: dict[str, dict[str, Any]] = {}
     for group, names in _groups(results).items() if len(results) > 1 else ():

@@ -33,7 +33,7 @@ _SUPPOSED_LENGTHS = (10**6, 10**9)  # of a split that is missing
 
 @dataclasses.dataclass(frozen=True)
 class UsedExamples:
-    """Examples that a run uses, by the config's names; `source` is None if the data set is missing."""
+    """Examples that a run uses, by their names in the config; `source` is None if the data set is missing."""
 
     dataset: str
     split: str
@@ -45,7 +45,7 @@ def compare_examples(
     finals: Sequence[tuple[ConfigDict, str]],
     sources_behind: Callable[[str | None], Sequence[Source]],
 ) -> tuple[str, ...]:
-    """Compares what the runs of a task train on, choose by and report. Reads no image; returns notes on the numbers.
+    """Compares the examples that a task's runs use for training, choosing and reporting. Returns notes on the numbers.
 
     Args:
       trials: config and metric of each run that chooses.
@@ -82,7 +82,7 @@ def compare_examples(
 
 
 def _distinct(runs: Sequence[tuple[ConfigDict, str]]) -> Collection[tuple[ConfigDict, str]]:
-    """One run for each set of fields that decide which examples it uses."""
+    """One run for each set of the fields that determine a run's examples."""
 
     def key(config: ConfigDict, metric: str) -> str:
         fields = [metric, config.weights, config.evals.to_dict(), *(config.data[name] for name in _DATA)]
@@ -92,14 +92,14 @@ def _distinct(runs: Sequence[tuple[ConfigDict, str]]) -> Collection[tuple[Config
 
 
 def _trained_on(config: ConfigDict) -> list[UsedExamples]:
-    """The training data of a run: the parts of a mixture one by one."""
+    """The training data of a run; each part of a mixture separately."""
     data, split = config.data, config.data.train_split
     datasets = [dataset for dataset, _ in training_data_sets(data)]
     return [_open(each, split, functools.partial(open_data, data, each, split)) for each in datasets]
 
 
 def _measured(config: ConfigDict, metric: str) -> UsedExamples | None:
-    """The examples of a metric, by its full name in `metrics.jsonl`; None if it is of the training data."""
+    """The examples of a metric, by its full name in `metrics.jsonl`; None for a training metric."""
     data = config.data
     if data.eval_split is not None and metric.startswith(f"{data.eval_split}/"):
         return _open(data.dataset, data.eval_split, lambda: open_eval_source(data))
@@ -121,7 +121,7 @@ def _open(dataset: str, split: str, open_it: Callable[[], Source]) -> UsedExampl
 
 
 def _check(tested: UsedExamples, its_role: str, other: UsedExamples, other_role: str) -> None:
-    """Raises `UserError` if two sets of examples have some in common."""
+    """Raises `UserError` if two sets of examples share examples."""
     if tested.source is not None and other.source is not None:
         check_disjoint(tested.source, its_role, other.source, other_role, _ADVICE)
     elif tested.dataset == other.dataset and _surely_share(tested.split, other.split):
@@ -132,7 +132,7 @@ def _check(tested: UsedExamples, its_role: str, other: UsedExamples, other_role:
 
 
 def _is_same(one: UsedExamples, other: UsedExamples) -> bool:
-    """Whether two sets of examples are the same; missing ones may be."""
+    """Whether two sets of examples are the same, or may be if they are missing."""
     if one.source is None or other.source is None:
         return True
     return len(one.source) == len(other.source) == count_shared(one.source, other.source)

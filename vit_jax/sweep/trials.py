@@ -33,7 +33,7 @@ _SLUG_LENGTH = 120  # file systems take 255 bytes
 
 
 def load_module(place: str) -> types.ModuleType:
-    """The config file of `path:argument`; raises `UserError` if there is none."""
+    """Imports the config file of `path:argument`; raises `UserError` if there is no such file."""
     path = pathlib.Path(place.partition(":")[0])
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
@@ -55,7 +55,7 @@ def call(module: types.ModuleType, function: str, place: str) -> Any:
 
 
 def field_of(argument: str) -> str:
-    """The field that an argument such as --config.seed=3 sets; raises `UserError` if it sets none."""
+    """The field set by an argument such as --config.seed=3; raises `UserError` if it sets no field."""
     found = re.fullmatch(r"--(?:no)?config\.([\w.]+)(=.*)?", argument, re.DOTALL)
     if not found:
         raise UserError(f"unexpected argument {argument!r}; fields are set with --config.<field>=<value>.")
@@ -63,7 +63,7 @@ def field_of(argument: str) -> str:
 
 
 def load_config(place: str, arguments: Sequence[str]) -> ConfigDict:
-    """The config that `vit_jax.main` would use for `path:argument` and `--config.<field>=<value>`.
+    """Loads the config that `vit_jax.main` would use for `path:argument` and `--config.<field>=<value>`.
 
     Raises:
       UserError: there is no such config, field or value.
@@ -121,10 +121,10 @@ class TrialResult:
 
     Attributes:
       run: the run.
-      status: "finished"; "diverged": its loss, or the metric to choose by, was not finite, and would not be the next
-        time; "unusable": it is finished, but has no such metric, or evaluates what it trained on; "failed": it may do
-        better the next time; "unfinished"; "missing".
-      metrics: of a finished run, the last value of each.
+      status: "finished"; "diverged": its loss, or the metric of the choice, is not finite, and would not be in another
+        try; "unusable": it is finished, but lacks the metric, or evaluates training examples; "failed": another try may
+        succeed; "unfinished"; "missing".
+      metrics: the last value of each metric of a finished run.
       reason: why it failed, diverged or is unusable.
       num_trained_on: number of the metric's examples that were trained on.
     """
@@ -199,7 +199,7 @@ class SweepRun:
         return TrialResult(self, "finished", metrics, num_trained_on=shared)
 
     def check_metric(self) -> None:
-        """Raises `UserError` if it is finished without the metric to choose by; says which there are."""
+        """Checks that it has the metric of the choice, if it is finished; raises `UserError` with its metrics."""
         run = RunResult(self.path)
         if run.status == "finished" and self.metric not in run.metrics:
             raise UserError(f"{self.path} {self._no_metric(run.metrics)}. Choose another --metric.")
@@ -255,7 +255,7 @@ class SweepTask:
     def make_run(
         self, overrides: Mapping[str, Any], values: Mapping[str, Any], path: AnyPath | None = None, *, is_final: bool
     ) -> SweepRun:
-        """Makes a run that stands for `overrides`; of these and other fields it has `values`, not the arguments' ones.
+        """Makes a run that `overrides` distinguish; `values` of these and other fields override the arguments.
 
         The default of `path` is the workdir of a trial.
         """
