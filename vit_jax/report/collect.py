@@ -182,7 +182,7 @@ class _Reader:
         return run
 
     def _find_run(self, place: str) -> tuple[RunResult, str] | None:
-        """Finds the run of the weights that a config names, and their path in its workdir ("" for its best parameters)."""
+        """Finds the run of weights that a config names, and their path in its workdir ("" for its best parameters)."""
         try:
             path = parse_path(place)
         except UserError:
