@@ -9,6 +9,7 @@ VIT_JAX_CACHE   folder for what can be made or downloaded again: weights/, indic
 import contextlib
 import errno
 import glob
+import io
 import logging
 import os
 import pathlib
@@ -17,7 +18,7 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vit_jax.console import encode_text, format_bytes
 from vit_jax.errors import UserError
@@ -199,6 +200,13 @@ def write_atomically(path: AnyPath | str, content: str | bytes) -> None:
             f"cannot write {path}: {type(error).__name__}: {error}. Fix the cause and rerun the same command to resume "
             "from the newest checkpoint."
         ) from error
+
+
+def write_figure(path: AnyPath | str, figure: Any) -> None:
+    """Writes a matplotlib figure as PNG, with `write_atomically`."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_atomically(path, picture.getvalue())
 
 
 def delete_left_over(folder: pathlib.Path, *patterns: str) -> None:

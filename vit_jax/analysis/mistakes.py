@@ -16,7 +16,7 @@ import io
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,12 +24,15 @@ from vit_jax.console import num_cpus, print_any_text, run_command, show_name
 from vit_jax.data.sources import NO_LABEL, Example, MissingDataError, Source, open_source
 from vit_jax.data.transforms import ImageError
 from vit_jax.errors import UserError
-from vit_jax.files import AnyPath, parse_path, write_atomically
+from vit_jax.files import AnyPath, parse_path, write_atomically, write_figure
 from vit_jax.json_files import read_object
 from vit_jax.predict import PROBABILITIES, Predictor
 from vit_jax.run.compilation_cache import use_compilation_cache
 from vit_jax.run.facts import open_as_trained, read_facts
 from vit_jax.weights import Weights, load
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MOST_CLASSES = 60  # of a confusion matrix with names
 
@@ -85,8 +88,8 @@ def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray, count: int) ->
     return wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:count]
 
 
-def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
-    """Draws the matrix as a PNG, shaded by share of the row."""
+def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> "Figure":
+    """Draws the matrix, shaded by share of the row."""
     from matplotlib.figure import Figure
 
     with_names = len(names) <= _MOST_CLASSES
@@ -105,11 +108,11 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> bytes:
     right = np.trace(matrix) / max(1, matrix.sum())
     axis.set(xlabel="predicted", ylabel="true", title=f"{100 * right:.1f} % of {matrix.sum():,} images are right")
     figure.colorbar(image, label="share of the true class", shrink=0.7)
-    return _png(figure)
+    return figure
 
 
-def draw_mistakes(images: Sequence[np.ndarray], titles: Sequence[str]) -> bytes:
-    """Draws images with titles as a PNG."""
+def draw_mistakes(images: Sequence[np.ndarray], titles: Sequence[str]) -> "Figure":
+    """Draws images with titles."""
     from matplotlib.figure import Figure
 
     columns = min(6, len(images))
@@ -121,13 +124,7 @@ def draw_mistakes(images: Sequence[np.ndarray], titles: Sequence[str]) -> bytes:
     for axis, image, title in zip(axes, images, titles, strict=False):
         axis.imshow(image)
         axis.set_title(title, fontsize=8, parse_math=False)
-    return _png(figure)
-
-
-def _png(figure: Any) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
+    return figure
 
 
 def write_mistakes(
@@ -157,7 +154,7 @@ def write_mistakes(
     names += [str(number) for number in range(len(names), num_classes)]
     predicted = chances.argmax(axis=1)
     matrix = confusion_matrix(labels, predicted, num_classes)
-    write_atomically(path / "confusion.png", draw_confusion(matrix, names))
+    write_figure(path / "confusion.png", draw_confusion(matrix, names))
 
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
@@ -174,7 +171,7 @@ def write_mistakes(
         pictures.append(_as_seen(predictor, source, index, source[index]))
         titles.append(f"{names[labels[index]]}\nsaid {names[said]}, {100 * chances[index, said]:.0f} %")
     if pictures:
-        write_atomically(path / "mistakes.png", draw_mistakes(pictures, titles))
+        write_figure(path / "mistakes.png", draw_mistakes(pictures, titles))
     else:
         (path / "mistakes.png").unlink(missing_ok=True)  # from an earlier call
     return {"accuracy": float(np.trace(matrix) / max(1, matrix.sum())), "examples": int(matrix.sum())}

@@ -9,7 +9,6 @@ batch. Set fields as for training, with --config.<field>=<value>. --classes draw
 instead.
 """
 
-import io
 import pathlib
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -27,7 +26,7 @@ from vit_jax.data.sources import NO_LABEL, BadRecordError, Source
 from vit_jax.data.transforms import ImageError, TrainTransform
 from vit_jax.errors import UserError
 from vit_jax.experiment import data
-from vit_jax.files import write_atomically
+from vit_jax.files import write_figure
 from vit_jax.flags import define_config, report
 from vit_jax.objectives.mixup import Mixing, neighbours
 
@@ -167,14 +166,6 @@ def _report(messages: Iterable[object]) -> None:
         report(UserError(f"{message}; drawn black or skipped"))
 
 
-def save(figure: "Figure", output: pathlib.Path) -> None:
-    """Writes a figure as PNG, atomically."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, picture.getvalue())
-
-
 def run() -> None:
     """The command."""
     config = define_config()
@@ -187,7 +178,7 @@ def run() -> None:
         try:
             check_fields(config.value)
             figure = draw_classes(config.value) if classes.value else draw_batches(config.value, images.value)
-            save(figure, path := pathlib.Path(output.value).expanduser())
+            write_figure(path := pathlib.Path(output.value).expanduser(), figure)
         except (UserError, OSError) as error:
             return report(error)
         print(path)

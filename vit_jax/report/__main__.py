@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from vit_jax.console import run_command
 from vit_jax.errors import UserError
-from vit_jax.files import AnyPath, is_remote, parse_path, write_atomically
+from vit_jax.files import AnyPath, is_remote, parse_path, write_atomically, write_figure
 from vit_jax.flags import report as report_error
 from vit_jax.report import figures
 from vit_jax.report.collect import FoundRuns, find
@@ -49,8 +49,8 @@ def make_report(found: FoundRuns, out: AnyPath | None = None, *, show_all: bool 
             for table in tables:
                 write_atomically(out / f"{table.name}.csv", table.to_csv())
             pictures = figures.draw_all(found.models, models, show_all=show_all)
-            for name, (title, png) in pictures.items():
-                write_atomically(out / f"{name}.png", png)
+            for name, (title, picture) in pictures.items():
+                write_figure(out / f"{name}.png", picture)
                 sections.append(f"## {title}\n\n![{title}]({name}.png)\n\nNotes on our numbers are below the tables.\n")
             write_atomically(out / "report.md", "\n".join(["# Report", "", *sections]))
         except OSError as error:

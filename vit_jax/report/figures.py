@@ -3,7 +3,6 @@
 The paper gives its figures only as curves. These figures show the numbers of its tables; nothing is read off a picture.
 """
 
-import io
 import itertools
 import statistics
 from collections.abc import Sequence
@@ -40,19 +39,14 @@ _ROOM_FOR_DATA, _ROOM_FOR_LEGEND = 60, 140
 
 def draw_all(
     measured: Sequence[MeasuredModel], models: Sequence[PreTrained], *, show_all: bool = False
-) -> dict[str, tuple[str, bytes]]:
-    """Draws the figures with numbers of ours, or all that have any number; title and PNG by name."""
-    figures: dict[str, tuple[str, bytes]] = {}
-    for name, title, figure in (
-        ("figure_3", "Figure 3: transfer to ImageNet against the pre-training data", figure_3(models, show_all)),
-        ("figure_4", "Figure 4: few-shot ImageNet against the number of pre-training images", figure_4(measured)),
-        ("figure_5", "Figure 5: transfer against pre-training compute", figure_5(models, show_all)),
-    ):
-        if figure is not None:
-            picture = io.BytesIO()
-            figure.savefig(picture, format="png", dpi=120)
-            figures[name] = (title, picture.getvalue())
-    return figures
+) -> "dict[str, tuple[str, Figure]]":
+    """Draws the figures with numbers of ours, or all that have any number; title and figure by name."""
+    drawn = {
+        "figure_3": ("Figure 3: transfer to ImageNet against the pre-training data", figure_3(models, show_all)),
+        "figure_4": ("Figure 4: few-shot ImageNet against the number of pre-training images", figure_4(measured)),
+        "figure_5": ("Figure 5: transfer against pre-training compute", figure_5(models, show_all)),
+    }
+    return {name: (title, figure) for name, (title, figure) in drawn.items() if figure is not None}
 
 
 def bit_area() -> dict[str, tuple[float, float]]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vit_jax.data.transfer_tasks import TASKS
 from vit_jax.data.vtab import TASKS as VTAB_TASKS
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
@@ -105,3 +106,7 @@ def model_label(fields: Mapping[str, Any], *, without: tuple[str, ...] = ()) -> 
         if not hasattr(usual, name) or getattr(usual, name) != value
     ]
     return f"{fields['name']} ({', '.join(changes)})" if changes else str(fields["name"])
+
+
+# The test splits of the paper's tasks, by the names of their data sets.
+TEST_SPLITS = {data_set_name(task.dataset): task.splits["final"][1] for task in TASKS.values()}

@@ -3,12 +3,11 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from vit_jax.data.transfer_tasks import TASKS
 from vit_jax.data.vtab import GROUPS
 from vit_jax.data.vtab import TASKS as VTAB_TASKS
 from vit_jax.report.lineage import Lineage
 from vit_jax.report.measured import ACCURACY, REAL, MeasuredModel
-from vit_jax.report.names import data_set_name, kind_of, vtab_task
+from vit_jax.report.names import TEST_SPLITS, data_set_name, kind_of, vtab_task
 from vit_jax.report.recipes import IMAGENET, better_rule, choose, recipe_of, rule_of
 from vit_jax.report.seeds import SeedGroup, SeedMean, combine, group
 
@@ -52,18 +51,13 @@ def pre_trained_models(models: Iterable[MeasuredModel]) -> list[PreTrained]:
 
 
 def _tasks_of(fine_tuned: SeedGroup) -> list[str]:
-    """The tasks whose test set a model was measured on."""
-    first, has_accuracy = fine_tuned.first, bool(fine_tuned.having(ACCURACY))
-    measured_on = data_set_name(first.dataset), first.eval_split
+    """The tasks on whose test sets a model was measured."""
+    first = fine_tuned.first
+    is_own = bool(fine_tuned.having(ACCURACY)) and data_set_name(first.dataset) == first.trained_on
     if of_vtab := vtab_task(first.dataset):
-        return [of_vtab] if has_accuracy and measured_on == (first.trained_on, "test") else []
-    tasks = []
-    for task in TASKS.values():
-        name = data_set_name(task.dataset)
-        if first.trained_on == name:
-            tasks += [name] if has_accuracy and measured_on == (name, task.splits["final"][1]) else []
-            tasks += [REAL] if name == IMAGENET and fine_tuned.having(REAL) else []
-    return tasks
+        return [of_vtab] if is_own and first.eval_split == "test" else []
+    tasks = [first.trained_on] if is_own and first.eval_split == TEST_SPLITS.get(first.trained_on, ...) else []
+    return [*tasks, REAL] if first.trained_on == IMAGENET and fine_tuned.having(REAL) else tasks
 
 
 def result_on(model: PreTrained, task: str, *, table_2: bool = False) -> SeedMean | None:

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.data.imagenet_test_sets import IMAGENET_TEST_SETS
-from vit_jax.data.transfer_tasks import TASKS
 from vit_jax.errors import UserError
 from vit_jax.files import AnyPath, is_remote
 from vit_jax.json_files import read_json
-from vit_jax.report.names import data_set_name
+from vit_jax.report.names import TEST_SPLITS, data_set_name
 from vit_jax.run.run_result import not_finite
 
 FINAL, CHOOSES, NOT_CHOSEN = "final", "chooses", "not chosen"
@@ -153,8 +152,7 @@ def purpose_by_split(dataset: str, split: str) -> tuple[str, bool]:
       under another name.
     """
     chooses = f"{CHOOSES} (measured on {split})"
-    test_splits = {data_set_name(task.dataset): task.splits["final"][1] for task in TASKS.values()}
-    test_split = "test" if dataset.startswith("vtab:") else test_splits.get(data_set_name(dataset))
+    test_split = "test" if dataset.startswith("vtab:") else TEST_SPLITS.get(data_set_name(dataset))
     if test_split is not None:
         return FINAL if split == test_split else chooses, True
     plain = split.replace(" ", "").casefold()

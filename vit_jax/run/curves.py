@@ -7,14 +7,13 @@ share one picture.
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from vit_jax.console import print_any_text, run_command, show_name
 from vit_jax.errors import UserError
-from vit_jax.files import AnyPath, parse_path, write_atomically
+from vit_jax.files import AnyPath, parse_path, write_figure
 from vit_jax.run.metrics import read_jsonl
 
 _SAME_COLORS = 10  # number of runs after which matplotlib's colours repeat
@@ -23,9 +22,7 @@ _COLUMNS = 1100  # of the legend, in points of text over the width of the pictur
 
 def plot_curves(workdirs: Sequence[AnyPath | str], output: AnyPath | str) -> None:
     """Writes a PNG with the curves of one or more runs; raises `FileNotFoundError` if one has no metrics."""
-    picture = io.BytesIO()
-    draw_curves(workdirs).savefig(picture, format="png", dpi=120)
-    write_atomically(parse_path(output), picture.getvalue())
+    write_figure(output, draw_curves(workdirs))
 
 
 def draw_curves(workdirs: Sequence[AnyPath | str]) -> Any:
