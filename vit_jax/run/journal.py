@@ -121,8 +121,9 @@ class Throughput:
         if seconds <= 0:
             return {}
         rate = steps * self._batch_size / seconds
-        # At most the share `input_wait` of the time the devices had no batch.
-        rates = {"images_per_second": rate, "step_seconds": seconds / steps, "input_wait": waited / seconds}
+        rates = {"images_per_second": rate, "images_per_second_per_core": rate / self.machine.num_cores}
+        # At most the share `input_wait` of the time, the devices had no batch.
+        rates |= {"step_seconds": seconds / steps, "input_wait": waited / seconds}
         if flops := rate * self._flops_per_image:
             rates["tflops_per_second"] = flops / 1e12
             if self.machine.bf16_flops:
