@@ -47,8 +47,8 @@ def write_summary(
     for name in ("images_per_second", "mfu"):
         if values := sorted(row[TIME_PREFIX + name] for row in rows if TIME_PREFIX + name in row):
             summary[name] = values[len(values) // 2]
-    if "images_per_second" in summary:
-        summary["tflops_per_second"] = summary["images_per_second"] * flops_per_image / 1e12
+            if name == "images_per_second":
+                summary["tflops_per_second"] = summary[name] * flops_per_image / 1e12
     if costs := read_costs(workdir):
         summary |= total_cost(costs)
         if paper_core_days is not None:

@@ -89,7 +89,7 @@ def end_process(error: LockLostError) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: AnyPath | str, *, on_lost: Callable[[LockLostError], None] = end_process) -> Iterator[None]:
-    """Creates the workdir and keeps other processes out of it. The lock ends with the process, however that ends.
+    """Creates the workdir and keeps other processes out of it. The lock ends with the process, even if it is killed.
 
     In a bucket it ends a minute after a process that was killed; see `vit_jax.run.lease`. `on_lost` is called from
     another thread when the lock was not renewed in time there and is lost.
@@ -267,7 +267,7 @@ class Start:
 
 
 def read_starts(workdir: AnyPath | str, younger: Mapping[str, Any] = types.MappingProxyType({})) -> list[Start]:
-    """The starts of a run from `starts.jsonl`, in the order of time. Damaged lines are left out.
+    """Reads the starts of a run from `starts.jsonl`, in order of time, without damaged lines.
 
     `younger` has values of fields newer than a start, if they are not the defaults.
     """
@@ -293,7 +293,7 @@ def describe_changes(
     ignored: Iterable[str] = WITHOUT_EFFECT,
     resolve: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields,
 ) -> list[str]:
-    """Describes how the config changed in the course of a run, a line a field; [] for one config.
+    """Describes how the config changed during a run, with one line per field; [] if it did not.
 
     A start that resumed from an earlier checkpoint repeated the steps after it: earlier starts do not count for these.
     Fields in `ignored` do not count. `resolve` converts the fields of a start before they are compared.
