@@ -319,7 +319,7 @@ def test_folders_without_results_have_a_line_each_and_the_rest_is_read(tmp_path)
     assert "not finished (step 10)" in told["half"]
     assert "went on after its summary, and is at step 12000" in told["longer"]
     assert "is damaged or not JSON" in told["broken/config.json"]
-    assert "no config of vit_jax" in told["foreign/config.json"]
+    assert "not a config of vit_jax" in told["foreign/config.json"]
     assert "is not a config of vit_jax" in told["evaluation/evaluation.json"]
     assert "not what a sweep writes" in told["sweep/sweep.json"]
     assert "is damaged: a row has no step" in told["damaged/metrics.jsonl"]

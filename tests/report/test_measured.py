@@ -224,7 +224,7 @@ def test_damaged_file_is_a_line(tmp_path, file, text):
     (run / file).write_text(text)
     found = find([str(tmp_path)])
     assert [record.path.name for record in found.models] == ["good"] and len(found.left_out) == 1
-    assert found.left_out[0].startswith((f"{run}/{file} is damaged", f"{run}/{file} is no config"))
+    assert found.left_out[0].startswith((f"{run}/{file} is damaged", f"{run}/{file} is not a config"))
 
 
 @pytest.mark.parametrize(

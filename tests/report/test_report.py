@@ -393,7 +393,7 @@ def test_nothing_found_is_one_message_and_exit_status_1(tmp_path, capsys):
     write_json(tmp_path / "config.json", {"model_type": "vit"})
     assert report.main([str(tmp_path)]) == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: no result in") and "no config of vit_jax" in captured.err
+    assert captured.err.startswith("error: no result in") and "not a config of vit_jax" in captured.err
     assert not captured.out
 
 
