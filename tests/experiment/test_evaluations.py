@@ -135,7 +135,7 @@ def test_fields_of_earlier_versions_are_read_by_their_present_names():
 
 def test_entry_is_removed_and_renamed_fields_are_named_on_the_command_line(capsys):
     config = base_config()
-    our_flags._clear(config, "evals.fewshot")
+    our_flags.clear_field(config, "evals.fewshot")
     assert "fewshot" not in config.evals
     check_fields(config)
     our_flags.report(AttributeError("'eval_every_steps'"))
