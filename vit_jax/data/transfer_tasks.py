@@ -168,10 +168,7 @@ def transfer_task(dataset: str, *, train: str = "", test: str = "") -> TransferT
 def _task(
     dataset: str, choose: tuple[str, str], final: tuple[str, str], source: Source | None, num_images: int
 ) -> TransferTask:
-    """The task of a data set.
-
-    `source` is its training split if it exists, `num_images` the number of images for the final training.
-    """
+    """Makes a task from its training split, if that exists, and the number of images of the final training."""
     if source and source.num_classes == 1:
         names = ", ".join(source.class_names or ())
         raise UserError(f"{dataset} has a single class ({names}), so there is nothing to classify. Add another class.")

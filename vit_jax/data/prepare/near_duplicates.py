@@ -22,6 +22,7 @@ WORDS = 5  # uint64: the short hash, and four of the long one
 _BANDS, _BAND_BITS = 4, 16
 _QUERIES_AT_ONCE = 1024
 _HASHED_SIDE = 128  # pixels; JPEGs are decoded at the smallest scale with larger sides
+_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # Pillow's for damaged files
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
 
 
@@ -99,7 +100,7 @@ def hash_or_zero(image: bytes | np.ndarray, *, mirrored: bool = False) -> np.nda
     """Like `hash_image`, but zeros for an image that cannot be decoded."""
     try:
         return hash_image(image, mirrored=mirrored)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's errors for damaged files
+    except _ERRORS:
         return np.zeros((WORDS,), np.uint64)
 
 
@@ -107,7 +108,7 @@ def thumbnail(image: bytes | np.ndarray) -> str:
     """Returns an HTML image with embedded data, of at most 160 x 160 pixels."""
     try:
         opened = _open(image, 160, "RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except _ERRORS:
         return "(cannot be shown)"
     opened.thumbnail((160, 160))
     encoded = io.BytesIO()

@@ -13,7 +13,7 @@ from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Example, Missing
 from vit_jax.data.sources.digits import DigitsSource
 from vit_jax.data.sources.folders import ImageFolderSource, list_splits
 from vit_jax.data.sources.real_labels import RealLabels, load_real_labels
-from vit_jax.data.sources.shards import find_shards, open_shards, record_format, split_patterns
+from vit_jax.data.sources.shards import candidates, find_shards, open_shards, record_format, split_patterns
 from vit_jax.data.sources.splits import classes_without_images, for_testing, open_parts
 from vit_jax.data.sources.tfds import find_tfds, not_prepared, open_tfds, prepared_folder
 from vit_jax.errors import UserError
@@ -95,7 +95,7 @@ def open_source(
         source = open_parts(split, DigitsSource, lambda: DigitsSource.SPLITS, data_set=dataset)
     elif path := _existing(dataset):
         source = _open_path(path, dataset, split, class_names, options)
-    elif shards := find_shards(dataset, _data_folders()):
+    elif shards := find_shards(dataset):
         source = open_shards(shards, split, name=dataset, **options)
     else:
         raise _not_found(dataset, how_to_prepare)
@@ -136,7 +136,7 @@ def find_path(dataset: str) -> pathlib.Path | None:
         return find_tfds(dataset.removeprefix(_TFDS))
     if path := _existing(dataset):
         return path
-    shards = find_shards(dataset, _data_folders())
+    shards = find_shards(dataset)
     return pathlib.Path(shards[0]) if shards else None
 
 
@@ -151,27 +151,16 @@ def absolute_dataset(dataset: str) -> str | None:
     if dataset.startswith(_TFDS) or _existing(dataset):
         path = find_path(dataset)
         return None if path is None else os.path.abspath(path)
-    return ",".join(map(_absolute_pattern, split_patterns(dataset, _data_folders())))
-
-
-def _absolute_pattern(pattern: str) -> str:
-    matching = (path for path in _candidates(pattern) if glob.glob(os.fspath(path)))
-    return os.path.abspath(next(matching, pathlib.Path(pattern)))
+    patterns = []
+    for pattern in split_patterns(dataset):
+        matching = (path for path in candidates(pattern) if glob.glob(os.fspath(path)))
+        patterns.append(os.path.abspath(next(matching, pathlib.Path(pattern))))
+    return ",".join(patterns)
 
 
 def _existing(dataset: str) -> pathlib.Path | None:
     # "" would be the current folder. os.path.exists works for patterns that are too long for pathlib.
-    return next((path for path in _candidates(dataset) if dataset and os.path.exists(path)), None)
-
-
-def _candidates(dataset: str) -> list[pathlib.Path]:
-    path = pathlib.Path(os.path.expanduser(dataset))
-    return [path] if path.is_absolute() else [path, *(folder / path for folder in _data_folders())]
-
-
-def _data_folders() -> list[pathlib.Path]:
-    folder = os.environ.get("VIT_JAX_DATA")
-    return [pathlib.Path(folder).expanduser()] if folder else []
+    return next((path for path in candidates(dataset) if dataset and os.path.exists(path)), None)
 
 
 def _refuse_bare_records(folder: pathlib.Path) -> None:
@@ -193,7 +182,7 @@ def _not_found(dataset: str, how_to_prepare: str) -> MissingDataError:
         "Set --config.data.dataset to 'digits', to 'tfds:<name>', to a folder or zip file with "
         "<split>/<class>/<image>.jpg, or to files of examples: '<folder>/*.tfrecord*'."
     )
-    paths = " or ".join(map(str, _candidates(dataset)))
+    paths = " or ".join(map(str, candidates(dataset)))
     return MissingDataError(
         f"data set {dataset!r} not found: neither the embedded set 'digits' nor a folder, a zip file or files of "
         f"examples at {paths}.\n{advice}"

@@ -31,12 +31,12 @@ _ARRAY_RECORD_START = bytes.fromhex("83af70d10d884a3f000000000000000040000000") 
 _FIRST_RECORDS = 64  # to search for the names of features
 
 
-def find_shards(pattern: str, folders: Sequence[str | os.PathLike[str]] = ()) -> list[str]:
+def find_shards(pattern: str) -> list[str]:
     """Finds the files that match patterns.
 
     Args:
       pattern: one pattern, or several separated by commas: "/data/web/*.array_record*", "web/a-?????-of-00100,web/b-*".
-      folders: searched for relative patterns that match nothing in the current folder.
+        Relative ones that match nothing in the current folder are searched for in `$VIT_JAX_DATA`.
 
     Returns:
       distinct paths, sorted; hidden files only for a pattern that begins with a dot. Empty if nothing matches.
@@ -46,8 +46,8 @@ def find_shards(pattern: str, folders: Sequence[str | os.PathLike[str]] = ()) ->
     """
     found: set[str] = set()
     unmatched = []
-    for item in split_patterns(pattern, folders):
-        files = [path for path in _match(item, folders) if os.path.isfile(path)]
+    for item in split_patterns(pattern):
+        files = [path for path in _match(item) if os.path.isfile(path)]
         found.update(files)
         if not files:
             unmatched.append(item)
@@ -58,17 +58,23 @@ def find_shards(pattern: str, folders: Sequence[str | os.PathLike[str]] = ()) ->
     return sorted(found)
 
 
-def split_patterns(pattern: str, folders: Sequence[str | os.PathLike[str]] = ()) -> list[str]:
+def split_patterns(pattern: str) -> list[str]:
     """Splits patterns at commas, unless the whole text matches a file: a comma may be part of a folder's name."""
-    patterns = [pattern] if _match(pattern.strip(), folders) else pattern.split(",")
+    patterns = [pattern] if _match(pattern.strip()) else pattern.split(",")
     return list(filter(None, map(str.strip, patterns)))
 
 
-def _match(pattern: str, folders: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Finds matching paths in the current folder, else in the first other folder with a match."""
-    expanded = os.path.expanduser(pattern)
-    roots = ["", *folders] if pattern and not os.path.isabs(expanded) else [""]
-    return next(filter(None, (glob.glob(os.path.join(root, expanded)) for root in roots)), [])
+def candidates(path: str) -> list[pathlib.Path]:
+    """Lists where a path or pattern may be: in the current folder, then in `$VIT_JAX_DATA`."""
+    expanded, folder = pathlib.Path(os.path.expanduser(path)), os.environ.get("VIT_JAX_DATA")
+    if expanded.is_absolute() or not folder:
+        return [expanded]
+    return [expanded, pathlib.Path(folder).expanduser() / expanded]
+
+
+def _match(pattern: str) -> list[str]:
+    found = (glob.glob(os.fspath(path)) for path in candidates(pattern) if pattern)
+    return next(filter(None, found), [])
 
 
 def _check_complete(paths: Sequence[str]) -> None:
