@@ -58,8 +58,8 @@ MUTATIONS = [
     ),
     Mutation(
         IMAGES,
-        "smallest, largest = min_area * height * width, max_area * height * width",
-        "smallest, largest = 2 * min_area * height * width, max_area * height * width",
+        "smallest, largest = min_area * height * width, height * width",
+        "smallest, largest = 2 * min_area * height * width, height * width",
         f"{TEST_IMAGES}::test_inception_crops_are_distributed_as_tensorflows",
         "inception crops are distributed as TensorFlow's",
     ),

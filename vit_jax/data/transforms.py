@@ -23,6 +23,7 @@ from vit_jax.errors import UserError, unknown_name
 cv2.setNumThreads(0)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
+_CROP_DRAWS = 100  # after so many failed draws, the crop is the whole image
 # `decode` applies the EXIF orientation, not OpenCV.
 _IMREAD_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
@@ -172,9 +173,7 @@ def inception_crop_box(
     rng: np.random.Generator,
     *,
     min_area: float = 0.05,
-    max_area: float = 1.0,
     aspect_ratios: tuple[float, float] = (3 / 4, 4 / 3),
-    max_attempts: int = 100,
 ) -> tuple[int, int, int, int]:
     """Draws the crop of Inception training (Szegedy et al., 2015), with TensorFlow's distribution.
 
@@ -187,15 +186,13 @@ def inception_crop_box(
       width: of the image, in pixels.
       rng: source of randomness.
       min_area: smallest share of the image.
-      max_area: largest share of the image.
       aspect_ratios: smallest and largest width / height of the crop.
-      max_attempts: after so many failed draws the crop is the whole image.
 
     Returns:
       top, left, height and width of the crop, in pixels.
     """
-    smallest, largest = min_area * height * width, max_area * height * width
-    for _ in range(max_attempts):
+    smallest, largest = min_area * height * width, height * width
+    for _ in range(_CROP_DRAWS):
         draw_aspect, draw_height, draw_top, draw_left = rng.random(4).tolist()
         aspect = aspect_ratios[0] + draw_aspect * (aspect_ratios[1] - aspect_ratios[0])
         tallest = min(round(math.sqrt(largest / aspect)), height, int((width + 0.5) / aspect))
