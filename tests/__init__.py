@@ -1,0 +1,9 @@
+"""Tests of vit_jax."""
+
+import importlib.metadata
+
+# Most of the time goes into compiling small models once. Without LLVM's optimizations that takes half as long, and in
+# one piece without fusion emitters a quarter. JAX 0.12 no longer knows the last flag, and ends at unknown ones.
+XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"

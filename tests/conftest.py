@@ -4,16 +4,14 @@ import pathlib
 import subprocess
 import sys
 
-# Most of the time goes into compiling small models once. Without LLVM's optimizations that takes half as long.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+from tests import XLA_FLAGS, warm_python
+
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
 import jax
 import pytest
 
-from tests import warm_python
-
 ROOT = pathlib.Path(__file__).parent.parent
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"  # the XLA_FLAGS of processes that tests start
 
 # Tracing makes many objects that live on. To look through them as often as Python does takes a twelfth of the time.
 gc.set_threshold(100_000, 20, 50)
@@ -71,7 +69,7 @@ def main_command(*arguments):
 
 def main_environment(cache, **extra):
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
-    common = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_TO_COMPILE, "PYTHONUNBUFFERED": "1"}
+    common = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": XLA_FLAGS, "PYTHONUNBUFFERED": "1"}
     return {**clean, **common, "XDG_CACHE_HOME": str(cache), **extra}
 
 

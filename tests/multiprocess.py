@@ -15,8 +15,8 @@ import uuid
 
 import pytest
 
-from tests import warm_python
-from tests.conftest import QUICK_TO_COMPILE, ROOT
+from tests import XLA_FLAGS, warm_python
+from tests.conftest import ROOT
 
 
 def free_port():
@@ -34,7 +34,7 @@ def environments(num_processes, devices_per_process=1, cache=None, **extra):
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices_per_process),
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "XLA_FLAGS": QUICK_TO_COMPILE,
+        "XLA_FLAGS": XLA_FLAGS,
         "PYTHONUNBUFFERED": "1",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": str(num_processes),

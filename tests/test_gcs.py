@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from benchmarks.interruptions import differences
-from tests import multiprocess
+from tests import XLA_FLAGS, multiprocess
 from tests.conftest import ROOT, main_command, main_environment
 from vit_jax.checkpoints import Checkpoints, read_parameters
 from vit_jax.config import base_config
@@ -235,8 +235,7 @@ def test_missing_permission_is_an_error_that_names_the_page_about_permissions(ru
 
 
 def test_run_killed_in_a_bucket_ends_as_an_uninterrupted_one_on_a_disk(run, emulator, tmp_path, compilation_cache):
-    quick_to_compile = "--xla_backend_optimization_level=0"
-    environment = main_environment(compilation_cache, **emulator, XLA_FLAGS=quick_to_compile)
+    environment = main_environment(compilation_cache, **emulator, XLA_FLAGS=XLA_FLAGS)
 
     def start(place):
         output = (tmp_path / "log").open("a")

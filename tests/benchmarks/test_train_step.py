@@ -8,6 +8,7 @@ import pytest
 from benchmarks import candidates, matmul, train_step_flags
 from benchmarks import train_step as benchmark
 from benchmarks.train_step_rows import Row, compare_with_timm
+from tests import XLA_FLAGS
 from tests.conftest import ROOT
 from vit_jax.errors import UserError
 
@@ -34,7 +35,7 @@ def run(folder, *arguments):
     process = subprocess.run(
         [sys.executable, "-c", PROBE, ROOT / "benchmarks" / "train_step.py", modules, *arguments, f"--json={result}"],
         cwd=folder,
-        env={**clean, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env={**clean, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": XLA_FLAGS},
         capture_output=True,
         text=True,
         timeout=200,

@@ -16,6 +16,7 @@ import time
 import numpy as np
 import pytest
 
+from tests import XLA_FLAGS
 from tests.conftest import ROOT, main_environment
 from vit_jax.config import LENGTHS
 from vit_jax.errors import UserError
@@ -368,7 +369,7 @@ def start_sweep(compilation_cache):
     """Starts `python -m vit_jax.sweep` in the background; ends it with the test."""
     processes = []
 
-    environment = main_environment(compilation_cache, XLA_FLAGS="--xla_backend_optimization_level=0")
+    environment = main_environment(compilation_cache, XLA_FLAGS=XLA_FLAGS)
 
     def start(*arguments):
         processes.append(subprocess.Popen(
