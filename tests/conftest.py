@@ -4,9 +4,9 @@ import pathlib
 import subprocess
 import sys
 
-from tests import XLA_FLAGS, warm_python
+from tests import FLAGS_OF_ALL, XLA_FLAGS, warm_python
 
-os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
+os.environ["XLA_FLAGS"] = XLA_FLAGS
 
 import jax
 import pytest
@@ -20,6 +20,11 @@ jax.config.update("jax_num_cpu_devices", 8)  # tests choose how many of them a m
 
 # Each test process takes the next file when it is done with one. The longest come first, so that both end together.
 SLOW = ["main", "several_processes", "train_step", "gcs", "slices", "faults", "compiling", "flops", "train"]
+
+
+def pytest_configure():
+    jax.devices()  # reads the flags
+    os.environ["XLA_FLAGS"] = FLAGS_OF_ALL  # for the processes that tests start
 
 
 def pytest_collection_modifyitems(items):
