@@ -4,7 +4,6 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from tests.conftest import ROOT
@@ -20,36 +19,44 @@ BATCH = 16
 
 
 def make_model(**attributes):
-    sizes = {"num_layers": 2, "hidden_dim": 32, "mlp_dim": 64, "num_heads": 2}
+    sizes = {"num_layers": 1, "hidden_dim": 32, "mlp_dim": 32, "num_heads": 2}
     return create_model("ViT-Ti/4", num_classes=10, **(sizes | attributes))
 
 
-def sgd_step(model=None, *, mixing=None, devices=1, momentum_dtype="float32", **options):
-    """A step of which the update is linear in the gradient."""
-    mesh = sharding.make_mesh(jax.devices()[:devices])
-    optimizer = optimizers.make_optimizer("sgd", 0.1, momentum_dtype=momentum_dtype)
-    objective = Classification(Loss("softmax"), mixing or Mixing())
-    return TrainStep(model or make_model(), optimizer, objective, image_size=8, mesh=mesh, **options)
-
-
 @functools.cache  # a compiled step is used again
-def parts(devices, accumulation_steps, dropout_rate, learning_rate, clip_norm, mixing):
-    schedule = optimizers.make_schedule("cosine", learning_rate=learning_rate, num_steps=40, warmup_steps=5)
+def sgd_step(*, devices=1, momentum_dtype="float32", mixing=None, dropout_rate=0.0, dtype="float32", **options):
+    """A step whose update is linear in the gradient."""
+    return TrainStep(
+        make_model(dropout_rate=dropout_rate, param_dtype=dtype),
+        optimizers.make_optimizer("sgd", 0.1, momentum_dtype=momentum_dtype),
+        Classification(Loss("softmax", 0.1), mixing or Mixing()),
+        image_size=8,
+        mesh=sharding.make_mesh(jax.devices()[:devices]),
+        **options,
+    )
+
+
+@functools.cache
+def parts(devices, dropout_rate, mixing):
+    schedule = optimizers.make_schedule("cosine", learning_rate=3e-3, num_steps=40, warmup_steps=5)
     step = TrainStep(
         make_model(dropout_rate=dropout_rate),
-        optimizers.make_optimizer("adamw", schedule, weight_decay=0.1, clip_norm=clip_norm),
+        optimizers.make_optimizer("adamw", schedule, weight_decay=0.1, clip_norm=1e-2),
         Classification(Loss("softmax", 0.1), mixing or Mixing()),
         image_size=8,
         schedule=schedule,
         mesh=sharding.make_mesh(jax.devices()[:devices]),
-        accumulation_steps=accumulation_steps,
     )
     return step, step.init(seed=3)
 
 
-def setup(*, devices=1, accumulation_steps=1, dropout_rate=0.0, learning_rate=1e-3, clip_norm=1.0, mixing=None):
-    step, state = parts(devices, accumulation_steps, dropout_rate, learning_rate, clip_norm, mixing)
-    return step.mesh, jax.tree.map(jnp.copy, state), step  # the step is given a state for good
+def copy(state):
+    return jax.tree.map(jnp.copy, state)  # a step deletes the state that it is given
+
+
+def setup(*, devices=1, dropout_rate=0.0, mixing=None):
+    step, state = parts(devices, dropout_rate, mixing)
+    return step.mesh, copy(state), step
 
 
 def batches(mesh, count, seed=0):
@@ -86,50 +93,57 @@ def test_training_lowers_the_loss_on_one_batch():
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize(("dropout_rate", "mixing"), [(0.1, None), (0.1, Mixing(0.8, 1.0))])
-def test_eight_devices_equal_one_over_twenty_steps(dropout_rate, mixing):
-    state_1, metrics_1 = run(devices=1, dropout_rate=dropout_rate, mixing=mixing)
-    state_8, metrics_8 = run(devices=8, dropout_rate=dropout_rate, mixing=mixing)
+def test_eight_devices_equal_one_over_twenty_steps():
+    options = {"dropout_rate": 0.1, "mixing": Mixing(0.8, 1.0)}
+    state_1, metrics_1 = run(devices=1, **options)
+    state_8, metrics_8 = run(devices=8, **options)
     np.testing.assert_allclose(metrics_8["loss"], metrics_1["loss"], rtol=1e-5)
     assert relative_distance(state_8.params, state_1.params) < 1e-5
 
 
 def test_same_seed_gives_identical_metrics_and_parameters():
-    state, metrics = run(dropout_rate=0.1)
-    again, metrics_again = run(dropout_rate=0.1)
+    options = {"dropout_rate": 0.1, "mixing": Mixing(0.8, 1.0)}
+    state, metrics = run(**options)
+    again, metrics_again = run(**options)
     for name in metrics:
         np.testing.assert_array_equal(metrics[name], metrics_again[name])
     jax.tree.map(np.testing.assert_array_equal, state.params, again.params)
 
 
-@pytest.mark.parametrize("mixing", [None, Mixing(0.8, 1.0)])
-def test_accumulation_over_four_parts_equals_the_whole_batch(mixing):
+def with_second_label(batch):
+    """The batch with room for two labels an image, of which each has one."""
+    labels = np.asarray(batch["label"])
+    return batch | {"label": np.stack([labels, np.full_like(labels, NO_LABEL)], axis=1)}
+
+
+def test_accumulation_over_four_parts_equals_the_whole_batch():
     # SGD without clipping: the update is linear in the gradient, so that equal parameters mean equal gradients.
     def updated(accumulation_steps):
-        step = sgd_step(devices=2, mixing=mixing, accumulation_steps=accumulation_steps)
-        mesh, state = step.mesh, step.init(seed=3)
+        step = sgd_step(devices=2, mixing=Mixing(0.8, 1.0), accumulation_steps=accumulation_steps)
+        state = copy(first)
         losses = []
-        for batch in batches(mesh, 3):
-            # Parts with none, some and all of their images labelled.
-            batch["label"] = jnp.where(jnp.isin(jnp.arange(BATCH) % 4, jnp.array([0, 1])), batch["label"], NO_LABEL)
+        for batch in map(with_second_label, batches(step.mesh, 3)):
+            batch["label"][np.arange(BATCH) % 4 > 1] = NO_LABEL  # parts with none, some and all images labelled
             state, metrics = step(state, batch)
             losses.append(float(metrics["loss"]))
         return state, losses
 
+    first = sgd_step(devices=2, mixing=Mixing(0.8, 1.0), accumulation_steps=1).init(seed=3)
     whole, whole_losses = updated(1)
     parts, parts_losses = updated(4)
     np.testing.assert_allclose(parts_losses, whole_losses, rtol=1e-6)
-    assert relative_distance(parts.params, whole.params) < 1e-6
-    assert relative_distance(parts.opt_state, whole.opt_state) < 1e-6
+    assert relative_distance(parts.params, whole.params) < 5e-6
+    assert relative_distance(parts.opt_state, whole.opt_state) < 5e-6
 
 
 def test_images_without_label_change_nothing():
     mesh, state, step = setup()
     batch = next(batches(mesh, 1))
-    _, expected = step(state, {name: array[: BATCH // 2] for name, array in batch.items()})
+    half = {name: np.asarray(array)[: BATCH // 2] for name, array in batch.items()}
+    _, expected = step(state, {name: np.concatenate([array, array]) for name, array in half.items()})
     _, state, step = setup()
-    half = batch | {"label": jnp.where(jnp.arange(BATCH) < BATCH // 2, batch["label"], NO_LABEL)}
-    _, found = step(state, half)
+    labels = np.where(np.arange(BATCH) < BATCH // 2, batch["label"], NO_LABEL)
+    _, found = step(state, batch | {"label": labels})
     for name in ("loss", "accuracy", "grad_norm"):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
 
@@ -137,55 +151,66 @@ def test_images_without_label_change_nothing():
 def test_batch_without_any_label_has_no_gradient():
     mesh, state, step = setup()
     batch = next(batches(mesh, 1))
-    _, metrics = step(state, batch | {"label": jnp.full((BATCH, 3), NO_LABEL)})
+    _, metrics = step(state, batch | {"label": np.full(BATCH, NO_LABEL)})
     assert metrics["loss"] == metrics["grad_norm"] == 0
 
 
-@pytest.mark.parametrize(
-    ("mixing", "unlabelled"),
-    [(Mixing(mixup_alpha=0.8), []), (Mixing(mixup_alpha=0.8), [2, 3, 9]), (Mixing(cutmix_alpha=1.0), [2, 3, 9])],
-)
-def test_mixing_is_the_loss_of_mixed_images_and_targets_of_which_both_have_labels(mixing, unlabelled):
-    mesh, state, step = setup(mixing=mixing)
-    batch = next(batches(mesh, 1))
-    batch["label"] = batch["label"].at[np.array(unlabelled, int)].set(NO_LABEL)
-    rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    pixel_shares = np.asarray(mixing.weights(jax.random.fold_in(rng, OBJECTIVE_STREAM), 8, 8))
-    share = pixel_shares.mean()
-    images, labels = np.asarray(normalize_images(batch["image"])), np.asarray(batch["label"])
-    mixed = pixel_shares * images + (1 - pixel_shares) * images[np.arange(BATCH) - 1]
-    model = make_model()
+@pytest.mark.parametrize("unlabelled", [[], [2, 3, 9]])
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixing_is_the_loss_of_mixed_images_and_targets_of_which_both_have_labels(kind, unlabelled):
+    mixing = Mixing(0.8, 1.0)
+    step = sgd_step(devices=2, mixing=mixing, accumulation_steps=1)
+    state = step.init(seed=3)
+    batch = with_second_label(next(batches(step.mesh, 1)))
+    batch["label"][np.array(unlabelled, int)] = NO_LABEL
+
+    def pixel_shares(number):
+        rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), number)
+        return np.asarray(mixing.weights(jax.random.fold_in(rng, OBJECTIVE_STREAM), 8, 8))
+
+    # The first step that draws this kind, and mixes enough to tell.
+    number, shares = next(
+        (number, shares)
+        for number, shares in ((number, pixel_shares(number)) for number in range(40))
+        if 0.1 < shares.mean() < 0.9 and (len(np.unique(shares)) == 1) == (kind == "mixup")
+    )
+    share = shares.mean()
+    images, labels = np.asarray(batch["image"]) / 127.5 - 1, batch["label"][:, 0]
+    mixed = shares * images + (1 - shares) * images[np.arange(BATCH) - 1]
     # The head starts at zero; let it say something.
-    params = jax.tree.map(jnp.copy, state.params) | {
-        "head": {"kernel": jax.random.normal(jax.random.key(1), (32, 10)), "bias": jnp.zeros(10)}
-    }
-    log_p = np.asarray(jax.nn.log_softmax(model.apply({"params": params}, mixed)[0]))
+    kernel = np.random.default_rng(1).normal(size=(32, 10)).astype(np.float32)
+    params = state.params | {"head": {"kernel": kernel, "bias": np.zeros(10, np.float32)}}
+    log_p = np.asarray(jax.nn.log_softmax(jax.jit(step.model.apply)({"params": params}, mixed)[0]))
     one_hot = 0.9 * np.eye(10)[labels] + 0.01
     targets = share * one_hot + (1 - share) * one_hot[np.arange(BATCH) - 1]
-    _, metrics = step(state.replace(params=params), batch)
-    assert 0.01 < share < 0.99
+    _, metrics = step(state.replace(params=params, step=np.int32(number)), batch)
     counted = (labels != NO_LABEL) & (np.roll(labels, 1) != NO_LABEL)
     np.testing.assert_allclose(metrics["loss"], -(targets * log_p).sum(axis=1)[counted].mean(), rtol=1e-5)
+
+
+def repeated(mesh, times):
+    """A batch of the same few images, `times` times."""
+    return {name: np.tile(array[: BATCH // 4], (times, *[1] * (array.ndim - 1)))
+            for name, array in next(batches(mesh, 1)).items()}  # fmt: skip
 
 
 def test_accumulation_draws_other_dropout_masks_for_each_part():
     # Both parts see the same images. With the same masks they would have the same gradient, and the mean of the two
     # would be the gradient of the first part alone, whose key does not depend on the number of parts.
     def grad_norm(accumulation_steps):
-        mesh, state, step = setup(accumulation_steps=accumulation_steps, dropout_rate=0.5)
-        batch = next(batches(mesh, 1))
-        part = {name: array[: BATCH // 4] for name, array in batch.items()}
-        _, metrics = step(state, {name: jnp.repeat(array, accumulation_steps, axis=0) for name, array in part.items()})
+        step = sgd_step(dropout_rate=0.5, accumulation_steps=accumulation_steps)
+        _, metrics = step(copy(first), repeated(step.mesh, accumulation_steps))
         return float(metrics["grad_norm"])
 
+    first = sgd_step(dropout_rate=0.5, accumulation_steps=2).init(seed=3)
     assert abs(grad_norm(2) / grad_norm(4) - 1) > 1e-3
 
 
 def test_each_step_draws_other_dropout_masks():
-    mesh, state, step = setup(dropout_rate=0.5, learning_rate=0.0)
-    batch = next(batches(mesh, 1))
-    state, first = step(state, batch)
-    _, second = step(state, batch)
+    step = sgd_step(dropout_rate=0.5, accumulation_steps=2)
+    state, batch = step.init(seed=3), repeated(step.mesh, 2)
+    _, first = step(copy(state), batch)
+    _, second = step(state.replace(step=np.int32(1)), batch)
     assert abs(float(second["grad_norm"]) / float(first["grad_norm"]) - 1) > 1e-3
 
 
@@ -197,8 +222,8 @@ def test_state_is_donated():
 
 
 def test_step_reports_the_learning_rate_it_used_and_the_norm_before_clipping():
-    _, metrics = run(count=8, clip_norm=1e-3)
-    schedule = optimizers.make_schedule("cosine", learning_rate=1e-3, num_steps=40, warmup_steps=5)
+    _, metrics = run(count=8)
+    schedule = parts(1, 0.0, None)[0].schedule
     np.testing.assert_allclose(metrics["learning_rate"], [float(schedule(step)) for step in range(8)], rtol=1e-6)
     assert metrics["learning_rate"][0] == 0
     assert (metrics["grad_norm"] > 0.1).all()
@@ -229,27 +254,27 @@ def test_sigmoid_loss_sums_over_classes():
 
 
 def test_generator_determines_dropout_masks_but_not_parameters():
-    model = make_model(num_layers=1, mlp_dim=32, dropout_rate=0.5, head_bias=1.0)
-    found = {}
-    for rng in RNGS:
-        step = sgd_step(model, rng=rng)
+    # A step of two parts, as in the tests of dropout above, where one with JAX's own generator is compiled.
+    steps = [sgd_step(dropout_rate=0.5, accumulation_steps=2)]
+    steps += [sgd_step(dropout_rate=0.5, accumulation_steps=2, rng=rng) for rng in RNGS[1:]]
+    norms = set()
+    params = steps[0].init(seed=3).params
+    for step in steps:
         state = step.init(seed=3)
-        params = jax.device_get(state.params)
-        for batch in batches(step.mesh, 2):
-            state, metrics = step(state, batch)
-        found[rng] = params, float(metrics["grad_norm"])
-    jax.tree.map(np.testing.assert_array_equal, found["rbg"][0], found["threefry2x32"][0])
-    assert len({norm for _, norm in found.values()}) > 1
+        jax.tree.map(np.testing.assert_array_equal, state.params, params)
+        _, metrics = step(state, repeated(step.mesh, 2))
+        norms.add(float(metrics["grad_norm"]))
+    assert len(norms) > 1
 
 
 def test_average_is_float32_whatever_the_parameters_are():
-    state = sgd_step(make_model(param_dtype="bfloat16"), polyak_decay=0.9999).abstract_state
+    state = sgd_step(dtype="bfloat16", polyak_decay=0.9999).abstract_state
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.average)} == {jnp.dtype("float32")}
 
 
 def test_only_selected_parameters_move():
-    step = sgd_step(train_only=["^head/"], momentum_dtype="bfloat16")
+    step = sgd_step(train_only=("^head/",), momentum_dtype="bfloat16")
     state = step.init(seed=3)
     before = jax.device_get(state.params)
     moments = [path for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state) if leaf.ndim]
@@ -261,15 +286,17 @@ def test_only_selected_parameters_move():
 
     def loss(head):
         logits, _ = step.model.apply({"params": before | {"head": head}}, normalize_images(batch["image"]))
-        return Loss("softmax")(logits, batch["label"]).mean()
+        return Loss("softmax", 0.1)(logits, batch["label"]).mean()
 
-    gradient = jax.grad(loss)(before["head"])
+    gradient = jax.device_get(jax.jit(jax.grad(loss))(before["head"]))
     state, metrics = step(state, batch)
     after = jax.device_get(state.params)
     expected = jax.tree.map(lambda value, slope: value - 0.1 * slope, before["head"], gradient)
     for name in expected:
         np.testing.assert_allclose(after["head"][name], expected[name], rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["grad_norm"], np.sqrt(sum((slope**2).sum() for slope in gradient.values())), rtol=1e-5
+    )
     for old, new in zip(jax.tree.leaves(before | {"head": 0}), jax.tree.leaves(after | {"head": 0}), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -278,15 +305,15 @@ def test_nothing_is_computed_for_gradients_of_parameters_that_stay():
     flops = {}
     for patterns in ((), ("^head/",)):
         step = sgd_step(train_only=patterns)
-        flops[patterns] = step.lower(next(batches(step.mesh, 1))).compile().cost_analysis()["flops"]
+        flops[patterns] = step.lower(next(batches(step.mesh, 1))).cost_analysis()["flops"]
     assert flops["^head/",] < 0.4 * flops[()]  # a third: the forward pass alone
 
 
 def test_state_starts_from_given_parameters_and_their_average():
-    step = sgd_step(make_model(num_layers=1), polyak_decay=0.9)
+    step = sgd_step(polyak_decay=0.9)
     other = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5), step.abstract_state.params)
     state = step.init(seed=3, params=other)
-    assert all((leaf == 0.5).all() for leaf in jax.tree.leaves((state.params, state.average)))
+    assert all((np.asarray(leaf) == 0.5).all() for leaf in jax.tree.leaves((state.params, state.average)))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
 
 

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.tiny import random_params
 from vit_jax import sharding
 from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError
 from vit_jax.evaluators.accuracy import Accuracy
 from vit_jax.evaluators.evaluator_type import Setup, TestData
 from vit_jax.models import create_model
-from vit_jax.models.layers import normalize_images
 from vit_jax.objectives.losses import Loss
 from vit_jax.train_step import TrainState
 
@@ -58,18 +58,19 @@ def test_accuracy_and_loss_count_every_example_once(devices, batch_size):
     mesh = sharding.make_mesh(jax.devices()[:devices])
     small = {"num_layers": 1, "hidden_dim": 16, "mlp_dim": 16, "num_heads": 2}
     model = create_model("ViT-Ti/4", num_classes=4, dropout_rate=0.5, **small)  # of which evaluation drops nothing
-    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
-    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (16, 4))
-    params["head"]["bias"] = jnp.array([5.0, 0.0, 0.0, 0.0])  # padding, whose label is 0, would count as right
+    params = random_params(model)
+    params["head"]["kernel"] = np.random.default_rng(1).normal(size=(16, 4)).astype(np.float32)
+    params["head"]["bias"] = np.array([5, 0, 0, 0], np.float32)  # padding, whose label is 0, would count as right
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     found = measure(model, RandomSource(), mesh, state, batch_size=batch_size)
 
     examples = [RandomSource()[i] for i in range(21)]
-    logits, _ = model.apply({"params": params}, normalize_images(np.stack([each["image"] for each in examples])))
+    images = np.stack([each["image"] for each in examples]) / 127.5 - 1
+    logits = np.asarray(jax.jit(model.apply)({"params": params}, images)[0])
     labels = np.array([each["label"] for each in examples])
     assert found["examples"] == 21
     assert found["accuracy"] == pytest.approx(np.mean(np.argmax(logits, -1) == labels))
-    log_probabilities = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     assert found["loss"] == pytest.approx(float(-log_probabilities[np.arange(21), labels].mean()), rel=1e-5)
 
 
@@ -82,8 +83,8 @@ def test_several_labels_count_once_and_images_without_labels_not_at_all():
 
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = create_model("ViT-Ti/4", num_classes=4, num_layers=1, hidden_dim=16, mlp_dim=16, num_heads=2)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
-    params["head"]["bias"] = jnp.array([5.0, 0.0, 0.0, 0.0])  # always says 0
+    params = random_params(model)
+    params["head"]["bias"] = np.array([5, 0, 0, 0], np.float32)  # always says 0
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     found = measure(model, SeveralLabels(), mesh, state)
     assert found["examples"] == 15  # 21 images, and every fourth without a label
@@ -143,7 +144,7 @@ def test_split_without_any_label_is_an_error():
 
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = create_model("ViT-Ti/4", num_classes=4, num_layers=1, hidden_dim=16, mlp_dim=16, num_heads=2)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    params = random_params(model)
     state = TrainState(step=jnp.int32(0), params=params, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     with pytest.raises(UserError, match="none of the images to evaluate has a label"):
         measure(model, NoLabels(), mesh, state)
