@@ -260,7 +260,7 @@ def test_hidden_layer_is_not_required_of_weights_without_one(config, weights, pl
 def test_dry_run_of_an_evaluation_compares_the_model_with_released_weights(config, tmp_path, monkeypatch):
     monkeypatch.setenv("VIT_JAX_CACHE", str(tmp_path))
     config.model.num_layers, config.data.image_size, config.data.dataset = 2, 32, str(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="the arrays are not those of the model: 0 missing, 160 too many"):
+    with pytest.raises(UserError, match="the arrays do not fit the model: 0 missing, 160 too many"):
         build_evaluation(config, "augreg_ti16_i21k_in1k_224", allow_missing=True)
 
 

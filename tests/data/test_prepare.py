@@ -1,4 +1,4 @@
-"""What all preparations promise: the same bytes whatever happens on the way, and nothing half-written."""
+"""The promises of all preparations: the same bytes after any interruption, and nothing half-written."""
 
 import contextlib
 import functools

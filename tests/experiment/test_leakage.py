@@ -67,7 +67,7 @@ def test_training_data_that_have_changed_since_are_reported(tmp_path, monkeypatc
     if change == "the classes":
         tested = MatchedByName(tested, ("dog", "cat"))
     overlap = find_overlap({"train": tested}, str(run))
-    assert ("has changed since" in caplog.text) == (change == "another image")
+    assert ("have changed since" in caplog.text) == (change == "another image")
     assert overlap["train"] == (4 if change != "another image" else round(4.5))
 
 

@@ -230,7 +230,7 @@ def test_grid_is_the_square_that_the_models_class_token_leaves(tokens, prefix, g
     [
         (196, 1, "196 position embeddings of a model with a class token leave 195 .* As a model without a class token"),
         (197, 0, "197 position embeddings of a model without a class token leave 197 .* As a model with a class token"),
-        (200, 1, "leave 199 for the patches, which is no square. Give the grid"),
+        (200, 1, "leave 199 for the patches, which is not a square. Give the grid"),
         (1, 1, "leave 0 for the patches"),
     ],
 )

@@ -274,7 +274,7 @@ def test_evaluation_of_best_parameters_is_separate_with_a_note(tmp_path):
     last, best = found.models[1], found.models[0]
     assert last.values[ACCURACY].value == 0.8 and last.values.keys() == {ACCURACY, "top-5"}
     assert best.values[ACCURACY].value == 0.81
-    assert best.values[REAL].notes == ("of the parameters that did best on validation on the way, not of the last",)
+    assert best.values[REAL].notes == ("of the best parameters on validation, not of the last",)
     assert len(group(found.models)) == 2
 
 

@@ -73,7 +73,7 @@ def test_accuracy_on_part_of_imagenet_is_not_a_result(tmp_path, labels, examples
     if not is_result:
         whole = 46_837 if labels else 50_000
         assert record.purpose.what == f"measured on {examples:,} of {whole:,} images"
-        assert found.left_out == [f"{run}: {name} is no result: {record.purpose.what}"]
+        assert found.left_out == [f"{run}: {name} is not a result: {record.purpose.what}"]
 
 
 def test_one_seed_that_was_measured_by_two_kinds_of_labels_has_a_line_for_each(tmp_path):
@@ -93,7 +93,7 @@ def test_number_on_part_of_a_variant_is_reported_and_the_rest_counts(tmp_path, v
         change_rows(run, **{f"{variant}/accuracy": 0.5, f"{variant}/examples": examples})
     found = find([str(tmp_path)])
     flaw = f"measured on {whole - 1:,} of {whole:,} images"
-    assert found.left_out == [f"{tmp_path}/part: {IMAGENET_TEST_SETS[variant].title} is no result: {flaw}"]
+    assert found.left_out == [f"{tmp_path}/part: {IMAGENET_TEST_SETS[variant].title} is not a result: {flaw}"]
     ((accuracy, value),) = results(found).values()
     assert (accuracy, value) == ("85.00 ± 0.00", "50.00")
     assert f"{tmp_path}: {IMAGENET_TEST_SETS[variant].title} is without seed 1" in results_table(found.models).remarks
@@ -250,7 +250,7 @@ def test_config_with_impossible_values_is_a_line(tmp_path, field):
     write_json(run / "config.json", config)
     found = find([str(tmp_path)])
     assert [record.path.name for record in found.models] == ["good"]
-    assert found.left_out == [f"{run}/config.json: {name} is {value!r}, which no config has."]
+    assert found.left_out == [f"{run}/config.json: {name} is {value!r}, which is invalid."]
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_hybrid_says_its_rule_and_a_vit_by_bit_s_rule_that_it_is_none_of_the_pap
     write_fine_tuning(tmp_path / "b", "cifar10", 0.9, **BIT)
     cells = {key[1]: cell.ours.notes for key, cell in cells_of_ours(table_5(models_in(tmp_path))).items()}
     assert cells["R50+ViT-B/16"] == ("one seed", "fine-tuned by table 4's rule")
-    assert "fine-tuned by BiT-HyperRule, which in the paper ResNets alone try" in cells["ViT-B/16"]
+    assert "fine-tuned by BiT-HyperRule, which only ResNets try in the paper" in cells["ViT-B/16"]
 
 
 @pytest.mark.parametrize(

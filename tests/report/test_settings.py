@@ -1,4 +1,4 @@
-"""Which settings tell results apart, and runs whose config was changed on the way."""
+"""Settings that separate results, and runs whose config changed."""
 
 import json
 
@@ -310,9 +310,9 @@ def test_run_whose_config_changed_is_separate(tmp_path, starts, told):
     assert second.first.changes[0] == told
     listing = results_table(records)
     assert any(
-        remark.startswith(f"{tmp_path}/2: its config was changed on the way, {told}") for remark in listing.remarks
+        remark.startswith(f"{tmp_path}/2: its config changed during the run, {told}") for remark in listing.remarks
     )
-    assert "config changed on the way" in [row[8] for row in runs_table(records).rows][2]
+    assert "config changed during the run" in [row[8] for row in runs_table(records).rows][2]
 
 
 @pytest.mark.parametrize(

@@ -147,15 +147,15 @@ def finals(path, *metrics):
 def test_metric_that_is_not_finite_in_a_final_run_has_no_mean_and_a_line(seed, tmp_path):
     losses = [math.nan if each == seed else 1.0 for each in range(3)]
     table, task = finals(tmp_path, *({"accuracy": 0.5, "loss": loss} for loss in losses))
-    assert f"test/loss is nan with seed {seed}, so there is no mean of it" in table
+    assert f"test/loss is nan with seed {seed}, so it has no mean" in table
     assert "| mean of 3   | 50.00 % ± 0.00 % |" in table
     assert (task["seeds"], task["mean"]) == (3, {"test/accuracy": 0.5})
 
 
 def test_metric_that_a_final_run_lacks_or_that_is_infinite_has_no_mean_and_a_line(tmp_path):
     table, _ = finals(tmp_path, {"accuracy": 0.5, "loss": math.inf}, {"accuracy": 0.25, "extra": 1.0, "loss": 1.0})
-    assert "test/extra is missing with seed 0, so there is no mean of it" in table
-    assert "test/loss is inf with seed 0, so there is no mean of it" in table
+    assert "test/extra is missing with seed 0, so it has no mean" in table
+    assert "test/loss is inf with seed 0, so it has no mean" in table
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ def test_a_missing_local_folder_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("", "is no path"),
-        ("a\0b", "is no path"),
+        ("", "is not a path"),
+        ("a\0b", "is not a path"),
         ("file://elsewhere/w.npz", "names the machine 'elsewhere'"),
         ("file:///a%00b", "cannot read"),
         ("s3://bucket/w.npz", "s3:// is not supported.*gs://"),
@@ -62,8 +62,8 @@ def test_a_missing_local_folder_is_named(tmp_path):
         ("http:///w.npz", "does not name a host"),
         ("https://host", "does not name a file"),
         ("https://user:secret@host/w.npz", "names a user"),
-        ("https://host:port/w.npz", "is no address"),
-        ("https://[::1/w.npz", "is no address"),
+        ("https://host:port/w.npz", "is not an address"),
+        ("https://[::1/w.npz", "is not an address"),
         ("https://../w.npz", "does not name a host"),
     ],
 )

@@ -93,7 +93,7 @@ def test_inspect_reports_assumptions(capsys, tmp_path):
     assert run("inspect", tmp_path / "a.npz", "--short") == 0
     output = capsys.readouterr().out
     assert "'tench, Tinca tinca'" in output
-    assert "taken to be those of imagenet2012" in output
+    assert "assumed to be those of imagenet2012" in output
 
 
 @pytest.mark.parametrize(

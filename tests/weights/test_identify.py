@@ -130,7 +130,7 @@ def test_196_embeddings_without_a_class_token_are_the_same_grid():
     [
         ("gap", 197, "197 position embeddings of a model without a class token .* with a class token it would be"),
         ("cls", 196, "196 position embeddings of a model with a class token .* without a class token it would be"),
-        ("gap", 195, "195 position embeddings of a model without a class token leave 195 .* no square"),
+        ("gap", 195, "195 position embeddings of a model without a class token leave 195 .* not a square"),
     ],
 )
 def test_a_number_of_embeddings_that_the_model_cannot_have_is_refused(pool, number, hint):
@@ -138,7 +138,7 @@ def test_a_number_of_embeddings_that_the_model_cannot_have_is_refused(pool, numb
 
 
 def test_an_image_that_is_not_square_must_be_given_and_the_error_says_how():
-    refuses(tiny(image_size=(8, 16)), "8 for the patches.*no square", "image_size")
+    refuses(tiny(image_size=(8, 16)), "8 for the patches.*not a square", "image_size")
 
 
 def test_an_image_that_is_not_square_can_be_given():

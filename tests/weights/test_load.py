@@ -245,7 +245,7 @@ def test_unknown_number_of_heads_can_be_given(tmp_path):
 def test_a_thousand_classes_are_assumed_to_be_imagenets_with_a_note(tmp_path):
     found = load(save_plain(tmp_path / "a.npz", make_weights(num_classes=1000).arrays))
     assert found.class_names[0] == "tench, Tinca tinca"
-    assert found.notes == ("1,000 classes: taken to be those of imagenet2012",)
+    assert found.notes == ("1,000 classes: assumed to be those of imagenet2012",)
 
 
 def test_other_numbers_of_classes_have_no_names(tmp_path):

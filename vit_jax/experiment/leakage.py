@@ -44,8 +44,8 @@ def find_overlap(
     overlap = {name: count for name, source in tested.items() if (count := places.count(source))}
     for name, count in overlap.items():
         logger.warning(
-            "%s, which %s is measured on, shares %s of its %s examples with what was trained on. Its accuracy tells "
-            "how well the model fits them, not how well it does on others, and is no result.",
+            "%s, which %s is measured on, shares %s of its %s examples with the training data. Its accuracy shows "
+            "how well the model fits them, and is not a result.",
             *(shown(tested[name]), name, f"{count:,}", f"{len(tested[name]):,}"),
         )
     return overlap
@@ -76,13 +76,12 @@ def sources_behind(weights: str | None) -> list[Source]:
         sources += found
         if missing:
             logger.warning(
-                "What %s was trained on cannot be compared with what is evaluated, because it is missing: %s",
+                "The training data of %s are missing, so they cannot be compared with the evaluation data: %s",
                 *(path, ", ".join(missing)),
             )
         elif fingerprint and [source.fingerprint() for source in found] != [fingerprint]:
             logger.warning(
-                "What %s was trained on has changed since. Examples that were trained on may be among those that are "
-                "evaluated, unnoticed.",
+                "The training data of %s have changed since. The evaluation may include some of them unnoticed.",
                 path,
             )
     return sources
@@ -103,7 +102,7 @@ def _runs_behind(weights: str | None) -> Iterator[tuple[AnyPath, ConfigDict, str
             if facts:
                 data["dataset"] = facts.train.find()  # from any working folder
         except (UserError, TypeError) as error:
-            logger.warning("What %s was trained on is not known: %s", path, error)
+            logger.warning("The training data of %s are unknown: %s", path, error)
             return
         yield path, ConfigDict(data), facts.train.fingerprint if facts else None
         weights = recorded.get("weights")

@@ -98,8 +98,8 @@ def grid_of(num_tokens: int, num_prefix_tokens: int) -> tuple[int, int]:
             if num_tokens > other and math.isqrt(num_tokens - other) ** 2 == num_tokens - other:
                 hint = f" As a model {'with' if other else 'without'} a class token it would be a square grid."
         raise UserError(
-            f"{num_tokens} position embeddings of a model {without} leave {num_patches} for the patches, which is no "
-            f"square.{hint} Give the grid, by the image_size they were trained on, if it was not square."
+            f"{num_tokens} position embeddings of a model {without} leave {num_patches} for the patches, which is not "
+            f"a square.{hint} Give the grid, by the image_size they were trained on, if it was not square."
         )
     return side, side
 

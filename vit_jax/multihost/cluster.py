@@ -45,7 +45,7 @@ class Cluster:
             raise UserError(f"num_processes {self.num_processes} ({self.found_by}) is more than {MAX_PROCESSES}.")
         if not 0 <= self.process_id < self.num_processes:
             raise UserError(
-                f"process_id {self.process_id} ({self.found_by}) does not go with num_processes {self.num_processes}: "
+                f"process_id {self.process_id} ({self.found_by}) does not fit num_processes {self.num_processes}: "
                 f"the processes are 0 to {self.num_processes - 1}."
             )
 

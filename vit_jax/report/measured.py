@@ -228,7 +228,7 @@ def _check_numbers(metrics: Mapping[str, Any]) -> tuple[dict[str, float], list[s
         elif not math.isfinite(value):
             problems.append(f"{name} is {value}, not a finite number")
         elif value < 0 or (value > 1 and not name.endswith(_UNBOUNDED)):
-            problems.append(f"{name} is {value}, which cannot be")
+            problems.append(f"{name} is {value}, which is impossible")
         else:
             numbers[name] = float(value)
     return numbers, problems

@@ -168,7 +168,7 @@ def table_8(models: Iterable[MeasuredModel]) -> Table:
         ranked = sorted(groups, key=rank)
         first, mean = ranked[0].first, ranked[0].mean(FIVE_SHOT, unit=1.0)
         notes = [f"pre-trained on {first.lineage.data}", *others_note(ranked)]
-        notes += [f"its config was changed on the way, {change}" for change in first.changes]
+        notes += [f"its config changed during the run, {change}" for change in first.changes]
         table.add_ours(row, place, mean and mean.noted(*notes), digits=5)
     return table
 

@@ -178,9 +178,9 @@ def check_types(fields: Mapping[str, Any], path: AnyPath) -> None:
         if value is None and like in _OPTIONAL:
             continue
         if not isinstance(value, as_json) or (isinstance(value, bool) and kind is not bool):
-            raise UserError(f"{path}: {name} is {value!r}, which no config has.")
+            raise UserError(f"{path}: {name} is {value!r}, which is invalid.")
     if not all(isinstance(part, list) and len(part) == 2 for part in fields["data.mixture"]):
-        raise UserError(f"{path}: data.mixture is {fields['data.mixture']!r}, which no config has.")
+        raise UserError(f"{path}: data.mixture is {fields['data.mixture']!r}, which is invalid.")
 
 
 def not_finite(content: Any, name: str = "") -> list[str]:

@@ -50,7 +50,7 @@ def local_path(place: str) -> pathlib.Path:
       UserError: it does not exist; the message names the nearest one.
     """
     if not place or "\0" in place:
-        raise UserError(f"{place!r} is no path. {_HINT}")
+        raise UserError(f"{place!r} is not a path. {_HINT}")
     given = place
     if _scheme(place) == "file":
         url = urllib.parse.urlsplit(place)
@@ -96,7 +96,7 @@ def url_of(place: str, endpoint: str | None = None) -> str:
         url = urllib.parse.urlsplit(place)
         _ = url.port  # raises if it is not a number
     except ValueError as error:
-        raise UserError(f"{place!r} is no address ({error}). {_HINT}") from error
+        raise UserError(f"{place!r} is not an address ({error}). {_HINT}") from error
     if "@" in url.netloc or not re.fullmatch(_HOST, url.hostname or "", re.IGNORECASE):
         raise UserError(f"{place!r} does not name a host, or names a user too. {_HINT}")
     if not url.path.strip("/") or url.path.endswith("/"):

@@ -235,6 +235,6 @@ def check_shapes(found: Shapes, expected: Shapes, their_name: Any = lambda name:
         lines.append(f"  {their_name(name)}: {tuple(found[name])} as {name}, the model has {tuple(expected[name])}")
     lines += [f"  {len(differing) - _SHOWN} more shapes"] if len(differing) > _SHOWN else []
     raise UserError(
-        f"the arrays are not those of the model: {len(missing)} missing, {len(extra)} too many, {len(differing)} of "
+        f"the arrays do not fit the model: {len(missing)} missing, {len(extra)} too many, {len(differing)} of "
         "another shape.\n" + "\n".join(lines)
     )

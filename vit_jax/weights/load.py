@@ -115,7 +115,7 @@ def _load_file(
     data_set = {len(class_names(data)): data for data in DATA_SETS}.get(spec.num_classes)
     if names is None and data_set and not released:
         names = class_names(data_set)
-        notes += (f"{spec.num_classes:,} classes: taken to be those of {data_set}",)
+        notes += (f"{spec.num_classes:,} classes: assumed to be those of {data_set}",)
     if names is not None and len(names) != spec.num_classes:
         raise UserError(f"{path}: {len(names)} class names for {spec.num_classes} logits.")
     preprocessing = facts.preprocessing or Preprocessing().at(size)
