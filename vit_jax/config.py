@@ -69,7 +69,7 @@ def base_config() -> ConfigDict:
     config.data.train_split = "train"  # slices as in TFDS: "train[:99%]"
     config.data.eval_split = placeholder(str)  # None: no evaluation
     config.data.eval_labels = placeholder(str)  # path of real.json: evaluate against the ReaL labels of ImageNet
-    config.data.image_key = placeholder(str)  # these two: features of records, where they are not the usual
+    config.data.image_key = placeholder(str)  # these two: features of records, if their names are unusual
     config.data.label_key = placeholder(str)
     config.data.max_labels = placeholder(int)  # largest number of labels of an image; None: the data set's, else 1
     config.data.image_size = 224  # pixels
@@ -265,7 +265,7 @@ _RANGES: dict[str, Check] = {
     "watchdog_seconds": Number(0, 10**8),
 }
 
-# What each field takes, and None where that is the default.
+# The check of each field; None is also accepted where it is the default.
 CHECKS: dict[str, Check] = {
     name: _RANGES[name] if name in _RANGES else _BY_TYPE[kind] for name, kind in _field_types(base_config())
 }
@@ -321,7 +321,7 @@ def parse_config_string(string: str | None, **defaults: Any) -> ConfigDict:
       UserError: unknown key, or a value of the wrong type.
     """
     arguments = ConfigDict(defaults)
-    before = ""  # the pair to the left, of which this may be a part
+    before = ""  # the pair to the left, which this may be a part of
     for pair in _split_arguments(string or ""):
         if not pair:
             continue

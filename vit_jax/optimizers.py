@@ -177,10 +177,10 @@ def layer_scales(params: Any, layer_decay: float) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Options of optimizers; each uses those that it has."""
+    """Options of optimizers; each uses those that apply to it."""
 
     # Of kernels (`decay_mask`). A step subtracts learning rate x weight_decay x kernel, which is the paper's meaning of
-    # 0.1; SGD alone adds it to the gradient, before the momentum.
+    # 0.1; only SGD adds it to the gradient, before the momentum.
     weight_decay: float = 0.0
     b1: float = 0.9  # decay of the first moment
     b2: float = 0.999  # decay of the second moment

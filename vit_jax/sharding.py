@@ -285,7 +285,7 @@ def _split_over_data(shape: tuple[int, ...], spec: list[str | None], parts: int)
 
 
 def state_shardings(state: Any, mesh: Mesh, specs: Mapping[str, PartitionSpec]) -> Any:
-    """Returns the shardings of a training state (arrays or shapes), or of the parameters alone.
+    """Returns the shardings of a training state (arrays or shapes), or of only the parameters.
 
     An array whose name ends with a parameter's name belongs to it. Arrays of the parameter's shape, such as Adam's
     moments and the Polyak average, are split in the same way. Others, such as Adafactor's factored moments, are small,

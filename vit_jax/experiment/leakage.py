@@ -90,7 +90,7 @@ def sources_behind(weights: str | None) -> list[Source]:
 def _runs_behind(weights: str | None) -> Iterator[tuple[AnyPath, ConfigDict, str | None]]:
     """Yields workdir, `config.data` and fingerprint of the training data of each run behind weights.
 
-    The fingerprint is None for a mixture, and where it was not recorded.
+    The fingerprint is None for a mixture, or if it was not recorded.
     """
     seen = set()
     while isinstance(weights, str) and (path := _find_run(weights)) is not None and path not in seen:

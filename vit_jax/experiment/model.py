@@ -78,8 +78,8 @@ def num_kept_classes(config: ConfigDict, place: str, spec: ModelSpec, source: So
 def check_class_names(weights: Weights, source: Source | None, remedy: str) -> None:
     """Compares the class names of a kept head with those of the data, where both have names.
 
-    Runs of this project name their classes as the data do, so any difference is an error. Other weights may use other
-    words: a name at another position is an error, and other differences give a warning.
+    Runs of this project have the data's class names, so any difference is an error. Other weights may use other words:
+    a name at another position is an error, and other differences give a warning.
 
     Raises:
       UserError: the classes differ; the message ends with `remedy`.

@@ -56,7 +56,7 @@ def resume(
     facts, kept, same_examples = describe_facts(experiment), None, True
     try:
         kept = read_facts(path)
-    except UserError as error:  # damaged; this start records them anew
+    except UserError as error:  # damaged; this start writes new ones
         logger.warning("%s Changes of the data cannot be noticed.", error)
     if kept:
         same_examples = _check_data(kept, facts, experiment, str(path), allow_change=allow_data_change)
@@ -130,7 +130,7 @@ def record_result(
       experiment: of the run.
       path: the workdir.
       step: number of steps made.
-      images: number of images seen, each epoch counted anew.
+      images: number of images seen, counting repetitions.
       overlap: by evaluation, how many of its examples were trained on.
       seconds: how long this start took.
     """

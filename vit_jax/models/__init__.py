@@ -1,4 +1,4 @@
-"""Models by name. This package needs jax and flax alone.
+"""Models by name. This package needs only jax and flax.
 
 A model maps images `[batch, height, width, channels]` to `(logits, {name: intermediate})`. To add a family, write its
 module beside `vit.py` and name it in `_FAMILIES`.

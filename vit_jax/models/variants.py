@@ -31,8 +31,8 @@ VARIANTS = {
 
 # The ResNet stages of a hybrid, and the side of a patch on its feature map, by the depth and the number in the name.
 # "R50+ViT-B/32" has a whole ResNet-50. "R50+ViT-B/16" moves the units of the last stage into the third (section 4.1),
-# which makes the sequence four times as long. "R+Ti/16" (AugReg) has the root alone; in the released weights its tokens
-# cover 32 pixels, whatever the name says.
+# which makes the sequence four times as long. "R+Ti/16" (AugReg) has only the root; in the released weights its tokens
+# cover 32 pixels, despite the name.
 _HYBRIDS = {
     ("", 16): ((), 8),
     ("26", 32): (UNITS_BY_DEPTH[26], 1),

@@ -29,7 +29,7 @@ class Cluster:
     coordinator_address: str  # `host:port` where process 0 listens
     num_processes: int  # number of processes
     process_id: int  # number of this one, from 0
-    found_by: str  # where this comes from, for messages
+    found_by: str  # source of these values, for messages
     local_device_ids: tuple[int, ...] | None = None  # the GPUs of this host that this process uses; None: all
     token: str = dataclasses.field(default="", repr=False)  # secret of the run's processes; may be empty
 

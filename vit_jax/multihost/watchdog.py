@@ -29,8 +29,8 @@ _WRITING_SECONDS = 20.0  # for the file with the stacks, which may be in a bucke
 class Watchdog:
     """Ends the process with `HUNG_STATUS` if no step is done for too long; see `beat` and `allow`.
 
-    In a program of which the run is only a part (`owns_process` is False) it logs the same message instead, once for
-    each step that hangs.
+    If the run is only a part of a program (`owns_process` is False), it logs the same message instead, once for each
+    step that hangs.
 
     The stacks of all threads go to standard error and to `<folder>/stacks-<process>.txt`. If Python itself hangs (in C
     code that holds the interpreter's lock), they go to standard error a minute later, and this process does not end;
@@ -86,7 +86,7 @@ class Watchdog:
     def allow(self, label: str, seconds: float | None = None) -> Iterator[None]:
         """Gives work that is not a step its own time: as much as the first step has, or `seconds`.
 
-        After it, the time of the step begins anew.
+        Afterwards, the time of the step restarts.
         """
         with self._lock:
             self._watched.append((label, self._allowance if seconds is None else seconds))

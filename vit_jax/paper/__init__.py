@@ -1,1 +1,1 @@
-"""Published numbers as data, each with its source, so that a run can be set beside them."""
+"""Published numbers as data, each with its source, for comparison with runs."""

@@ -228,7 +228,7 @@ TABLE_6 = (
 )
 
 # Table 7: ResNets pre-trained on JFT-300M with either optimizer. To be checked against the paper: the numbers with SGD.
-# Those with Adam are table 6's, and all four means are those of their numbers.
+# Those with Adam are table 6's, and each of the four means is the mean of its numbers.
 TABLE_7_AVERAGE = "Average"
 TABLE_7 = {
     ("R50x1", "adam"): {

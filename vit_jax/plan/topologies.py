@@ -135,7 +135,7 @@ def _slice(name: str, shape: tuple[int, ...]) -> Topology:
     count = math.prod(shape) * (chip.cores if family.cores_in_name else 1)
     by_count = name if family.is_gpu and count == 1 else f"{name}-{count}"
     return Topology(
-        name=by_count if shape in family.shapes else by_shape,  # a count stands for one shape only
+        name=by_count if shape in family.shapes else by_shape,  # each count has only one shape
         chip=chip,
         shape=shape,
         torus=torus,

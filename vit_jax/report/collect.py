@@ -77,7 +77,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.left_out: list[str] = []
-        self._given: dict[str, AnyPath] = {}  # folders that were looked into, as they were named
+        self._given: dict[str, AnyPath] = {}  # the given folders, as the user named them
         self._run_folders: list[AnyPath] = []
         self._evaluations: list[AnyPath] = []
         self._sweep_files: list[AnyPath] = []

@@ -200,7 +200,7 @@ def table_9(models: Sequence[PreTrained]) -> Table:
         "The paper's table has no means of groups; those beside ours are of its tasks. A mean of ours is there once "
         "all its tasks are.",
         "BiT-M, R152x4 and R101x3 on ImageNet-21k: of the README of google-research/big_transfer, which says that they "
-        "are re-runs and not the paper's models. The paper's figure 2 has BiT's groups as bars alone.",
+        "are re-runs and not the paper's models. The paper's figure 2 has BiT's groups only as bars.",
     ]
     return table
 

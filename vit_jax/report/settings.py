@@ -35,8 +35,8 @@ WITHOUT_EFFECT = workdir.WITHOUT_EFFECT | _by_field(
 # Fields that count in another form.
 COUNTED_ELSEWHERE = _by_field(
     {
-        "tells the runs of one setting apart": ("seed",),
-        "initial weights have a key of their own (`lineage.Lineage`)": ("weights",),
+        "distinguishes the runs of one setting": ("seed",),
+        "initial weights have their own key (`lineage.Lineage`)": ("weights",),
         "the length counts in steps, however it was given": ("epochs", "steps", "images"),
         "the model's attributes count, with what its weights and the defaults say": ("model.",),
     }

@@ -49,8 +49,8 @@ def _read_jsonl(path: AnyPath) -> tuple[list[dict[str, Any]], int]:
 class _TensorBoard:
     """Writes scalars as TensorBoard events, in the calling thread. After an error it warns once and stops writing.
 
-    tensorboardX's own `SummaryWriter` hands events to a thread over a bounded queue. When that thread dies, as it does
-    when the wall clock is set back by weeks, the caller waits forever.
+    tensorboardX's own `SummaryWriter` hands events to a thread over a bounded queue. When that thread dies, which
+    happens when the wall clock is set back by weeks, the caller waits forever.
     """
 
     _writer: Any = None

@@ -139,7 +139,8 @@ class RunCheckpoints:
     def _last_good(self, bad_step: int) -> str:
         """Says where to resume from, and how, after the loss of a step was not finite."""
         if self._checkpoints.latest_step() == bad_step - 1:
-            # The loss of a step is that of the parameters before its update, so the update before it did the harm.
+            # The loss of a step is that of the parameters before its update, so the update before it caused the
+            # problem.
             self._checkpoints.set_aside(bad_step - 1, "diverged")
         last = self._checkpoints.latest_step()
         last_good = "No checkpoint was saved before it."

@@ -244,7 +244,7 @@ def test_manifest_that_was_changed_is_refused(theirs, tmp_path, capsys):
         return content
 
     assert main(["check", str(rewritten(theirs, tmp_path, change))]) == 1
-    assert "was changed: the digest of dsprites_location is not that of its examples" in capsys.readouterr().err
+    assert "was changed: the digest of dsprites_location does not match its examples" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"format": 1}', '{"format": 1, "tasks": {"dtd": 3}}'])

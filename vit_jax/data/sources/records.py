@@ -165,7 +165,7 @@ class RecordSource:
         if len(labels) > self.max_labels:
             raise UserError(
                 f"{self.where(index)} has {len(labels)} labels, but data.max_labels is {self.max_labels}. Set it to "
-                "the most labels that an image of this data set has."
+                "the largest number of labels of an image in this data set."
             )
         for label in labels:
             if label < 0 or (self.num_classes is not None and label >= self.num_classes):

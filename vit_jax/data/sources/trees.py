@@ -216,7 +216,7 @@ def _begin_of(file: PositionedFile, offset: int) -> int:
     """The offset of a member's content; its local header is at `offset`."""
     magic, *lengths = _LOCAL_HEADER.unpack(file.read(offset, _LOCAL_HEADER.size))
     if magic != b"PK\3\4":
-        raise ValueError("it is not where the table of contents says")
+        raise ValueError("it is not at the position given in the table of contents")
     return offset + _LOCAL_HEADER.size + sum(lengths)
 
 

@@ -66,7 +66,7 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     if not is_current:
         raise UserError(f"{path} is of format {manifest['format']}; this version reads {_FORMAT}.")
     if changed:
-        raise UserError(f"{path} was changed: the digest of {changed[0]} is not that of its examples.")
+        raise UserError(f"{path} was changed: the digest of {changed[0]} does not match its examples.")
     return manifest
 
 
