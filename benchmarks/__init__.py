@@ -1,1 +1,1 @@
-"""What is fast, exact and small, with the programs that show it."""
+"""Programs that measure speed, exactness and memory."""

@@ -1,4 +1,4 @@
-"""What several benchmarks share: facts of the machine, numbers as text, files."""
+"""Shared parts of the benchmarks: facts about the machine, number formatting, files."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-r"""Injects faults into a run of several processes and shows that its result is bit-identical to that of a run without.
+r"""Injects faults into a run of several processes and shows that its result is bit-identical to a run without faults.
 
     python -m benchmarks.faults --config=configs/quickstart.py --faults=20 --num_processes=2 --devices_per_process=2 \
         --config.checkpoint.every_steps=20 --config.evals.eval_split.every_steps=40 --config.log_every_steps=20

@@ -1,4 +1,4 @@
-"""The speed of decoding and resizing alone, which no pipeline with the same libraries exceeds."""
+"""The speed of only decoding and resizing, the upper bound for pipelines with the same libraries."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""The pipelines that the input benchmark compares. Each imports its own libraries, and nothing else."""
+"""The pipelines that the input benchmark compares. Each imports only its own libraries."""
 
 import contextlib
 import pathlib

@@ -1,4 +1,4 @@
-r"""How fast images reach the model: vit_jax's input, tf.data and a PyTorch-style DataLoader, and what bounds them.
+r"""Measures how fast images reach the model, for vit_jax's input, tf.data and a PyTorch-style DataLoader.
 
     # A few minutes, on a folder train/<class>/<image> or a zip file of JPEGs
     python benchmarks/input_pipeline.py --data=imagenet_sample_300.zip

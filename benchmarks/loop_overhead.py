@@ -1,4 +1,4 @@
-r"""What the training loop costs over the bare jitted step: input, transfer, metrics, logging.
+r"""Measures the overhead of the training loop over the bare step: input, transfer, metrics, logging.
 
     python benchmarks/loop_overhead.py --config=configs/cifar10.py:data=/data/cifar10.zip
 

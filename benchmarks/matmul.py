@@ -1,4 +1,4 @@
-"""The rate of matrix products in JAX and torch, which utilisation compares with."""
+"""The rate of matrix products in JAX and torch, the reference for utilisation."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-r"""Plans the paper's largest runs on slices of TPU v3 and sets them beside its core-days, without a TPU.
+r"""Plans the paper's largest runs on slices of TPU v3, without a TPU, and compares with the paper's core-days.
 
     pip install -e '.[plan]'
     python benchmarks/paper_plans.py --json=docs/paper_plans.json            # compiles; the same command resumes

@@ -1,4 +1,4 @@
-r"""Transfer in the small, for docs/results.md: what pre-training, resolution, pooling and averaging do; three seeds.
+r"""A small transfer study for docs/results.md: pre-training, resolution, pooling and averaging, with three seeds.
 
     python benchmarks/small_transfer.py --data=cifar10.zip --out=runs/small_transfer
     python benchmarks/small_transfer.py --out=runs/small_transfer --report --docs=docs

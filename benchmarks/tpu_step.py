@@ -1,4 +1,4 @@
-r"""What makes a training step on TPU v3 fast and small, by XLA's TPU compiler, without a TPU.
+r"""Studies speed and memory of a training step on TPU v3 with XLA's TPU compiler, without a TPU.
 
     pip install -e '.[plan]'
     python benchmarks/tpu_step.py --json=tpu_step.json                    # compiles; the same command resumes

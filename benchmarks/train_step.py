@@ -1,4 +1,4 @@
-r"""How fast models compute and train: images/s, compile time, memory, and the share of the device's matrix rate.
+r"""Measures models in inference and training: images/s, compile time, memory, and share of the matrix rate.
 
     # Two cores of a laptop, a minute
     python benchmarks/train_step.py --models ViT-Ti/16 --batch=8

@@ -1,4 +1,4 @@
-"""Starts the processes of a run on this machine: real processes that talk over loopback, with simulated CPU devices."""
+"""Starts the processes of a run on this machine: real processes on loopback, with simulated CPU devices."""
 
 import contextlib
 import dataclasses

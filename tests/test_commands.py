@@ -1,4 +1,4 @@
-"""What all commands share: --help, and a reader that goes away."""
+"""Behaviour of all commands: --help, and a reader that stops early."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Each config file is a page that is true: it can be built, its header says how to run it, and it is the paper's."""
+"""Each config file builds, has a header with a command, and matches the paper."""
 
 import importlib.util
 import pathlib

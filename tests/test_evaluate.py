@@ -1,4 +1,4 @@
-"""Evaluation alone (`--mode=eval`)."""
+"""Evaluation without training (`--mode=eval`)."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Pairs of processes to which things happen: each ends as docs/faults.md says, and the run goes on to the same end."""
+"""Faults of a pair of processes: each ends as docs/faults.md says, and the resumed run has the same result."""
 
 import signal
 import types

@@ -1,4 +1,4 @@
-"""Runs that begin with weights (section 3.2 of the paper)."""
+"""Runs that start from weights (section 3.2 of the paper)."""
 
 import contextlib
 import itertools

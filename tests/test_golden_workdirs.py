@@ -1,4 +1,4 @@
-"""Files of the version before: what it wrote can be used as if this version had; tests/golden/workdirs, and its script.
+"""Files of an earlier version can be used like this version's own; tests/golden/workdirs, and its script.
 
 A failure here means that users' runs are lost. Change the code, not the files.
 """

@@ -1,4 +1,4 @@
-"""The launchers, as far as they run without a cluster: what gcloud and srun would do is done by stand-ins here."""
+"""The launchers without a cluster: fakes replace gcloud and srun."""
 
 import ast
 import contextlib

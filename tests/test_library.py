@@ -1,4 +1,4 @@
-"""`train` and its kin inside another program: threads, signals, strings for paths."""
+"""`train` and other functions inside another program: threads, signals, strings for paths."""
 
 import asyncio
 import contextlib

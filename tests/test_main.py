@@ -1,4 +1,4 @@
-"""The command as users meet it: what it leaves behind, how it ends, what it says to mistakes."""
+"""The training command: its files, its exit statuses and its messages."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Training is the same on however many processes and devices, and goes on with another number of them.
+"""Training gives the same result on any number of processes and devices, and resumes with another number.
 
 `test_slices.py` has two processes on two hosts.
 """

@@ -1,4 +1,4 @@
-"""However the state is split, training computes the same."""
+"""Training gives the same result for any split of the state."""
 
 import shlex
 

@@ -1,4 +1,4 @@
-"""Two hosts are two slices: training over them is training on one, and goes on after one of them is lost."""
+"""Two hosts are two slices: training on them equals training on one, and resumes after one is lost."""
 
 import json
 import signal

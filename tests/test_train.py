@@ -1,4 +1,4 @@
-"""The loop, called as from a notebook: what is left behind when something fails."""
+"""The loop, called as from a notebook: its files after a failure."""
 
 import contextlib
 import itertools

@@ -1,4 +1,4 @@
-"""The run of `tiny.py` with a sweep over it: two tasks, which train on other parts of the digits."""
+"""The run of `tiny.py` with a sweep over it: two tasks, which train on different parts of the digits."""
 
 from tests.configs import tiny
 from vit_jax.config import parse_config_string

@@ -1,4 +1,4 @@
-"""Near-duplicates of test images are taken out of a pre-training set."""
+"""Removal of near-duplicates of test images from a pre-training set."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What people's folders and zip files of images look like, and how they are taken: both by the same rules."""
+"""Folders and zip files of images as people make them; the same rules apply to both."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""What files of images say before their pixels: how they are to be held, and claims that cannot be."""
+"""Headers of image files: orientation, and impossible claims."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""Perceptual hashes of images, and the search for those that are close."""
+"""Perceptual hashes of images, and the search for close ones."""
 
 import zipfile
 

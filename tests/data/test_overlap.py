@@ -1,4 +1,4 @@
-"""Examples that two sources have in common: every kind of source, slices, sums, mixtures, links, names of one place."""
+"""Examples that two sources share: every kind of source, slices, sums, mixtures, links, aliases of one place."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""What people and strangers give to prepare: lists and archives of other systems, damaged ones, and hostile ones."""
+"""Input of `prepare`: lists and archives from other systems, damaged ones and hostile ones."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Image folders, lists of images, catalogue sets and near-duplicates, prepared."""
+"""Preparing image folders, lists of images, catalogue sets, and sets without near-duplicates."""
 
 import json
 import sys

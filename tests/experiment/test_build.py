@@ -1,4 +1,4 @@
-"""What `build` refuses, in one process; tests/test_main.py shows how the command reports it."""
+"""Errors of `build`, in one process; tests/test_main.py shows how the command reports them."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""`config.evals`: entries by name, types by registration, when they run, and what decides which parameters are best."""
+"""`config.evals`: named entries, registered types, cadence, and the metric that selects the best parameters."""
 
 import json
 import types

@@ -1,4 +1,4 @@
-"""What configs/transfer.py and configs/vtab.py take from the weights, and what a dry run says of it."""
+"""Settings that configs/transfer.py and configs/vtab.py derive from the weights, and their dry run."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What was trained on, through the runs behind weights."""
+"""Training data of the runs behind weights."""
 
 import json
 import pathlib

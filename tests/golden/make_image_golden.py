@@ -1,4 +1,4 @@
-"""Makes images.npz, beside this file: what TensorFlow's ops (and for DeiT's augmentation timm's) make of images.
+"""Makes images.npz, beside this file: results of TensorFlow's image ops (and timm's, for DeiT's augmentation).
 
 Nothing of vit_jax is imported, but for --compare, which makes no file and prints how far vit_jax's pixels are from
 TensorFlow's on photographs. Made with tensorflow 2.21.0 (CPU), numpy 2.4.6, pillow 13.0.0, simplejpeg 1.9.0 and timm

@@ -1,4 +1,4 @@
-"""Makes preprocessing.npz: what transformers and timm make of an image by each configuration of preprocessing.json.
+"""Makes preprocessing.npz: results of transformers and timm on an image for each configuration of preprocessing.json.
 
 Run it from the root of the repository where torch, transformers and timm are installed:
 

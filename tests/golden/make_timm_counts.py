@@ -1,4 +1,4 @@
-"""Makes timm_counts.json, beside this file: how many parameters timm's models have.
+"""Makes timm_counts.json, beside this file: the numbers of parameters of timm's models.
 
 Nothing of vit_jax is imported. Models are made on torch's meta device, without memory for their weights.
 

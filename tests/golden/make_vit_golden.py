@@ -1,4 +1,4 @@
-"""Makes vit.npz, beside this file: what timm's Vision Transformer and torch's optimizers compute.
+"""Makes vit.npz, beside this file: results of timm's Vision Transformer and torch's optimizers.
 
 Nothing of vit_jax is imported: timm reads the weights with its own loader of the released checkpoints, so that names,
 layouts, model, losses, clipping and optimizers are all somebody else's. torch computes in float64 and the results are

@@ -1,4 +1,4 @@
-"""Makes weights.npz and weights_names.json, beside this file: what timm makes of files in the released layouts.
+"""Makes weights.npz and weights_names.json, beside this file: timm's results on files in the released layouts.
 
 Nothing of vit_jax is imported. Weights follow from their names by `weights_recipe`, so that they need no place here.
 They go into a .npz file in the released layout, which timm reads with its own loader; torch computes in float64.

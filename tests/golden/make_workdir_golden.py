@@ -1,4 +1,4 @@
-"""Makes tests/golden/workdirs: a run, a sweep, an evaluation and exported weights, and what they are expected to give.
+"""Makes tests/golden/workdirs: a run, a sweep, an evaluation and exported weights, with their expected results.
 
 They were written by the version of commit f5672a4, so that tests show that its files can still be used. Only that
 version runs this script; the numbers are those of eight CPU devices, as in the tests. In a checkout of it, with this

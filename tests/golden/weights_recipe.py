@@ -1,4 +1,4 @@
-"""Random weights by name, the same in every world, so that golden files need not hold them.
+"""Random weights by name, the same everywhere, so that golden files need not contain them.
 
 Only NumPy's `RandomState.random_sample` is used, whose numbers are promised never to change, and arithmetic that IEEE
 754 rounds in one way: every machine makes the same bits.

@@ -1,4 +1,4 @@
-"""What the models compute by their definitions, in NumPy and float64, with loops where they are plainer than tricks."""
+"""Reference models in NumPy and float64, written from their definitions, with plain loops."""
 
 import math
 

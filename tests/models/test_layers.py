@@ -1,4 +1,4 @@
-"""Activations stay where their examples are, however the parameters are split."""
+"""Activations stay on the devices of their examples for any split of the parameters."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Against a real HTTP server that waits for a change as Google's metadata server does."""
+"""Tests against a real HTTP server that waits for a change like Google's metadata server."""
 
 import contextlib
 import http.server

@@ -1,4 +1,4 @@
-"""Real processes on loopback: what each says, and how it ends."""
+"""Real processes on loopback: their messages and exit statuses."""
 
 import contextlib
 import signal

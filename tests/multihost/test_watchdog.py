@@ -1,4 +1,4 @@
-"""In processes of their own, because the watchdog ends them."""
+"""Tests in separate processes, because the watchdog ends them."""
 
 import signal
 import subprocess

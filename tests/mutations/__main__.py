@@ -1,4 +1,4 @@
-"""Breaks the package one line at a time and runs the tests that must notice.
+"""Breaks the package one line at a time and runs the tests that must fail.
 
     python -m tests.mutations                    # all of them; about half an hour
     python -m tests.mutations --only=optimizers  # those with "optimizers" in a path, a test or a reason

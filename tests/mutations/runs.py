@@ -1,4 +1,4 @@
-"""What a run writes: checkpoints, workdir, metrics, costs; how it ends: signals, watchdog, NaN."""
+"""Files of a run: checkpoints, workdir, metrics, costs; and its end: signals, watchdog, NaN."""
 
 from tests.mutations.mutation import Mutation
 

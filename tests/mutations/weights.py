@@ -1,4 +1,4 @@
-"""Weights of others: reading, formats, identification, preprocessing, downloads, transfer."""
+"""Foreign weights: reading, formats, identification, preprocessing, downloads, transfer."""
 
 from tests.mutations.mutation import Mutation
 

@@ -1,4 +1,4 @@
-"""Other objectives than classification: the step, the loop and the planner take them as they are."""
+"""Objectives other than classification, in the step, the loop and the planner."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Published numbers, where they are given twice or in words as well."""
+"""Published numbers that appear twice, or also in words."""
 
 import itertools
 import statistics

@@ -1,4 +1,4 @@
-"""The command: which rows each search prints, and one run of it from end to end."""
+"""The command: the rows of each search, and one run from end to end."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What is read from the folders that runs, evaluations and sweeps leave."""
+"""Reading the folders of runs, evaluations and sweeps."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Numbers on part of a test set, numbers that are none, and folders that would otherwise be lost without a word."""
+"""Numbers on part of a test set, invalid numbers, and folders that must not be lost silently."""
 
 import functools
 import json

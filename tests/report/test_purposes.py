@@ -1,4 +1,4 @@
-"""What counts as a result: by a sweep's record, by a run's command, and by the protocol."""
+"""Which numbers count as results: by a sweep's record, a run's command, and the protocol."""
 
 import json
 

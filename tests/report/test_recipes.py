@@ -1,4 +1,4 @@
-"""Fine-tuning compared with the paper's: dropout, BiT-HyperRule, the better of two rules; who published what."""
+"""Fine-tuning compared with the paper's: dropout, BiT-HyperRule, the better of two rules, and sources."""
 
 import json
 import statistics

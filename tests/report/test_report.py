@@ -1,4 +1,4 @@
-"""The paper's tables and figures with numbers of ours: values, what stands in a cell, notes, files."""
+"""The paper's tables and figures with our numbers: values, choice of settings, notes, files."""
 
 import csv
 import io

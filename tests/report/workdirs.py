@@ -1,4 +1,4 @@
-"""Writes what runs, evaluations and sweeps leave, without training. `test_collect.py` has real ones."""
+"""Writes the files of runs, evaluations and sweeps without training. `test_collect.py` has real ones."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Sweeps: which examples may choose and report, what is told of runs that went wrong, alternatives, places."""
+"""Sweeps: examples for choosing and reporting, failed runs, alternatives, places."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Sweeps: what is run, what is chosen, how one goes on, what is told."""
+"""Sweeps: runs, choice, resuming, messages."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""What several tests of weights need."""
+"""Helpers of several tests of weights."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What the comparisons with other libraries share."""
+"""Shared parts of the comparisons with other libraries."""
 
 import functools
 

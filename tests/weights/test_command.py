@@ -1,4 +1,4 @@
-"""`python -m vit_jax.weights`, as users meet it."""
+"""`python -m vit_jax.weights`, as users run it."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face and timm: what is written into them, and what is read from those of others."""
+"""Folders of Hugging Face and timm: writing our own, and reading foreign ones."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Names and layouts of other libraries, written out here a second time, against the tables."""
+"""The tables of formats against names and layouts of other libraries, written out independently."""
 
 import functools
 import re

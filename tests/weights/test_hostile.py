@@ -1,4 +1,4 @@
-"""Folders and files that ask for what cannot be, and what other formats cannot say."""
+"""Hostile folders and files, and limits of other formats."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The command that the error for a pickle prints, run where torch is installed."""
+"""The command in the error for a pickle, run if torch is installed."""
 
 import argparse
 import shlex

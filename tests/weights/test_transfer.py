@@ -1,4 +1,4 @@
-"""What fine-tuning does to weights; scipy's zoom, which the released code calls, is the oracle of the interpolation."""
+"""Adapting weights for fine-tuning; scipy's zoom, which the released code calls, is the oracle for interpolation."""
 
 import functools
 

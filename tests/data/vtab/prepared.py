@@ -1,6 +1,6 @@
 """Data sets as TFDS prepares them: its own names, features and sizes, but only a few of the examples.
 
-Most files are not there. That does not matter, as files are opened when a slice needs them.
+Most files are missing, which does not matter because files are opened when a slice needs them.
 """
 
 import cv2
