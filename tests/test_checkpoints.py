@@ -194,7 +194,7 @@ def test_step_that_orbax_would_silently_skip_is_an_error(directory):
 def test_too_little_space_is_noticed_before_anything_is_written(directory, monkeypatch):
     usage = shutil.disk_usage(directory)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    message = r"No space left on device.*1,000 free(.|\n)*Whole checkpoints there: 1, 2, 3"
+    message = r"No space left on device.*1,000 free(.|\n)*Complete checkpoints: 1, 2, 3"
     with Checkpoints(directory, keep=3) as checkpoints, pytest.raises(UserError, match=message):
         checkpoints.save(4, tree(4))
     assert sorted(path.name for path in directory.iterdir() if path.is_dir()) == ["1", "2", "3"]

@@ -369,6 +369,6 @@ def test_full_disk_ends_the_run_with_the_last_checkpoint_intact_and_free_space_l
     assert process.stdout.strip() == "first 1", log + process.stderr
     assert process.returncode == 0, (tmp_path / "second.log").read_text()
     assert "No space left on device" in log
-    assert "Whole checkpoints there: " in log
+    assert "Complete checkpoints: " in log
     assert "Traceback" not in log
     assert differences(tmp_path / "run", finished[0]) == []

@@ -164,9 +164,9 @@ def _newest_intact(
     """Finds the newest checkpoint that is intact.
 
     Args:
-      manager: of the checkpoints.
+      manager: manager of the checkpoints.
       read: reads this process's part of the checkpoint of a step.
-      check: raises `DamagedCheckpointError` unless everything that was read is intact; alike on all processes.
+      check: raises `DamagedCheckpointError` unless everything that was read is intact; the same on all processes.
       anywhere: whether a flag is set in any process.
 
     Returns:
@@ -205,7 +205,7 @@ def _newest_intact(
 
 
 class Checkpoints:
-    """The checkpoints in one folder, `<directory>/<step>/`. All processes must call each method alike."""
+    """The checkpoints in one folder, `<directory>/<step>/`. All processes must make the same calls."""
 
     def __init__(self, directory: AnyPath | str, *, keep: int):
         """Opens or creates the folder, deletes incomplete checkpoints, and keeps the newest `keep`.
@@ -288,7 +288,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Ends the background work; not after an error in one of several processes, for which it would wait."""
+        """Ends the background work, but not after an error in a run of several processes: it would wait for them."""
         if kind is None or processes.process_count() == 1:
             self._guard(self._manager.close)
 
@@ -342,8 +342,8 @@ class Checkpoints:
             raise UserError(
                 f"the checkpoint of step {step} in {self._directory} is of another model, optimizer, rng or "
                 f"polyak_decay; {len(differing)} arrays differ, such as {differing[0]}: "
-                f"{saved.get(differing[0], 'absent')} there, {wanted.get(differing[0], 'absent')} here. Use the config "
-                "it was written with, or another --workdir."
+                f"{saved.get(differing[0], 'absent')} saved, {wanted.get(differing[0], 'absent')} expected. Use the "
+                "config it was written with, or another --workdir."
             )
         tree = _read_tree(self._directory / str(step), jax.tree.map(ocp.tree.to_shape_dtype_struct, like))
         return tree, extra, prints
@@ -369,7 +369,7 @@ class Checkpoints:
         if is_remote(self._directory):
             return
         needed = int(1.1 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree))) + _SPACE_FOR_SMALL_FILES
-        # Measured by one process, so that all decide alike.
+        # Measured by one process, so that all decide the same.
         free = processes.broadcast_from_main("free space", shutil.disk_usage(self._directory).free)
         if free < needed:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed:,} bytes needed, {free:,} free")
@@ -384,7 +384,7 @@ class Checkpoints:
             advice = "Fix the cause"
             if not is_remote(self._directory):
                 steps = sorted(int(path.name) for path in self._directory.glob("[0-9]*") if path.name.isdigit())
-                whole = f"Whole checkpoints there: {', '.join(map(str, steps)) or 'none'}."
+                whole = f"Complete checkpoints: {', '.join(map(str, steps)) or 'none'}."
                 advice = f"{whole} Free some space, or repair the disk,"
             raise UserError(
                 f"could not write a checkpoint to {self._directory}: {_one_line(error, 500)}\n"

@@ -47,7 +47,7 @@ class _Run:
         use = self.uses[name] = self.uses.get(name, 0) + 1
         folder, ours = f"vit_jax/{name}/{use}", self.cluster.process_id
         self.store.key_value_set(f"{folder}/{ours}", value)
-        if use > 2:  # all have read those of the use before the last
+        if use > 2:  # every process has read the values of the use before the last
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 self.store.key_value_delete(f"vit_jax/{name}/{use - 2}/{ours}")
         try:
@@ -231,8 +231,8 @@ _handler: Any = None  # must outlive its use by C
 def _abort_as_lost_peer(cluster: Cluster, hosts: list[str]) -> None:
     """Ends this process with a message and an exit status, not JAX's core dump, when process 0 is gone.
 
-    When the connection to the coordination service breaks, its client calls abort(), within milliseconds and from a
-    thread of its own. Python's handlers would run in the main thread, too late; a C handler runs at once.
+    When the connection to the coordination service breaks, its client calls abort(), within milliseconds and from its
+    own thread. Python's handlers would run in the main thread, too late; a C handler runs at once.
     """
     global _handler  # noqa: PLW0603 - as above
     if cluster.process_id == 0:

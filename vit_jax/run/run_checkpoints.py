@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 class RunCheckpoints:
     """Saves the training state when due, the best parameters, and, if possible, the state when a run fails.
 
-    All processes must call each method with the same arguments.
+    All processes must make the same calls.
     """
 
     def __init__(
