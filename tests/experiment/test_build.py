@@ -141,7 +141,7 @@ def test_few_shot_splits_are_compared_before_anything_is_made():
         ({"seed": -1}, "seed must be at least 0"),
         ({"batch_size": None}, "batch_size cannot be None; its default is 4096"),
         ({"data.image_size": None}, r"data\.image_size cannot be None"),
-        ({"data.eval_labels": "real.json"}, r"data\.eval_labels needs data\.eval_split"),
+        ({"data.eval_labels": "real.json"}, r"data\.eval_labels are the labels of data\.eval_split"),
         ({"data.dataset": ""}, "data set '' not found"),
         ({"data.eval_split": "train"}, "data.eval_split must be a split of another name"),
     ],

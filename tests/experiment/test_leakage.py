@@ -38,7 +38,7 @@ def test_parts_of_a_mixture_count_and_missing_ones_are_reported(tmp_path, caplog
     mixture = [["digits", 1.0], ["/nowhere/at/all", 2.0]]
     place = write_run(tmp_path / "mixed", train_split="test[:3]", mixture=mixture)
     assert overlap(place) == 3
-    assert f"What {place} was trained on cannot be compared" in caplog.text and "/nowhere/at/all" in caplog.text
+    assert f"The training data of {place} are missing" in caplog.text and "/nowhere/at/all" in caplog.text
 
 
 def test_runs_in_a_cycle_are_visited_once(tmp_path):
