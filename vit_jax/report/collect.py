@@ -135,7 +135,7 @@ class _Reader:
                     self.left_out.append(str(problem))
         models = [model for of_run in by_run.values() for model in of_run]
         self.left_out += [
-            f"{model.path}: {name} is no result: {value.flaw}"
+            f"{model.path}: {name} is not a result: {value.flaw}"
             for model in models
             for name, value in model.values.items()
             if model.is_result and value.flaw and not name.endswith(TOP_5)
@@ -352,7 +352,7 @@ class _Reader:
                 how["notes"] = [f"of {inside}, not of the last parameters"]
                 training["key"] += f"@{inside}"
             elif run.fields["checkpoint.keep_best"] and split and run.summary.get("best_step", run.steps) != run.steps:
-                how["notes"] = [f"of the parameters that did best on {split} on the way, not of the last"]
+                how["notes"] = [f"of the best parameters on {split}, not of the last"]
             is_own_split = (run.fields["data.dataset"], split) == (fields["data.dataset"], fields["data.eval_split"])
             if is_own_split and run.facts and run.facts.eval:
                 how["fingerprint"] = run.facts.eval.fingerprint

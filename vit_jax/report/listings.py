@@ -91,7 +91,7 @@ def _difference(one: SeedGroup, others: Sequence[SeedGroup]) -> str:
     parts = [f"{name}={value}" for name, value in fields.items()]
     parts += _differing_images(model, models)
     if model.changes and any(other.changes != model.changes for other in models):
-        parts.append("its config was changed on the way")
+        parts.append("its config changed during the run")
     if model.before and len({other.before.key for other in models if other.before}) > 1:
         parts.append(f"from {common_folder([each.before.name for each in one.models if each.before])}")
     return ", ".join(parts)
@@ -137,7 +137,7 @@ def _remarks_on(groups: Sequence[SeedGroup], names: Sequence[str]) -> list[str]:
                 noted.setdefault(note, []).append(name)
         remarks += [f"{folder}: {', '.join(of)}: {note}" for note, of in noted.items()]
         remarks += [
-            f"{model.path}: its config was changed on the way, {change}"
+            f"{model.path}: its config changed during the run, {change}"
             for model in each.models
             for change in model.changes
         ]
@@ -146,7 +146,7 @@ def _remarks_on(groups: Sequence[SeedGroup], names: Sequence[str]) -> list[str]:
 
 def _use_of(model: MeasuredModel) -> str:
     flaws = {value.flaw for name, value in model.values.items() if value.flaw and not name.endswith(TOP_5)}
-    changed = ["config changed on the way"] * bool(model.changes)
+    changed = ["config changed during the run"] * bool(model.changes)
     return "; ".join([model.purpose.what, *changed, *sorted(flaws - {model.purpose.what})])
 
 

@@ -75,7 +75,7 @@ class PaperRecipe:
         notes += _differences_of_evaluation(model)
         if model.steps is None:
             return [*notes, "a released checkpoint as it is: its fine-tuning was not done here"]
-        notes += [f"its config was changed on the way, {change}" for change in model.changes]
+        notes += [f"its config changed during the run, {change}" for change in model.changes]
         own: dict[str, Any] = {"steps": self.steps, "batch_size": _BATCH_SIZE, "polyak_decay": self.polyak_decay}
         own["data.train_split"] = self.train_split
         expected: list[tuple[str, Any, str]] = [(name, value, paper) for name, value in own.items()]
@@ -84,7 +84,7 @@ class PaperRecipe:
         if rule is None:
             expected.append(("optimizer.schedule", "cosine", paper))
         elif rule == BIT_RULE and self.bit_size is None:
-            notes.append("fine-tuned by BiT-HyperRule, which in the paper ResNets alone try")
+            notes.append("fine-tuned by BiT-HyperRule, which only ResNets try in the paper")
         else:
             whose = paper if rule == VIT_RULE else "in BiT-HyperRule"
             expected += [(name, value, whose) for name, value in _SETTINGS_OF[rule].items()]

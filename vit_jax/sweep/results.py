@@ -152,7 +152,7 @@ def _notes_on_final(result: TaskResult) -> list[str]:
         values = {each.run.config.seed: each.metrics.get(name) for each in finished}
         if odd := {seed: value for seed, value in values.items() if value is None or not math.isfinite(value)}:
             listed = ", ".join(f"{'missing' if odd[seed] is None else odd[seed]} with seed {seed}" for seed in odd)
-            notes.append(f"{name} is {listed}, so there is no mean of it.")
+            notes.append(f"{name} is {listed}, so it has no mean.")
         elif name.endswith("/examples") and len(set(values.values())) > 1:
             listed = ", ".join(f"{value:,.0f} with seed {seed}" for seed, value in values.items())
             notes.append(f"{name} differs: {listed}. The final runs are measured on different examples.")
