@@ -144,8 +144,9 @@ def transfer_task(dataset: str, *, train: str = "", test: str = "") -> TransferT
             )
         choose, final = (f"{train}[:80%]", f"{train}[80%:90%]"), (f"{train}[:90%]", f"{train}[90%:]")
         return _task(dataset, choose, final, source, round(0.9 * len(source or ())))
-    train, validation = train or _find(splits, "train"), _find(splits, "validation")
-    test = test or _find(splits, "test")
+    roles = {split_role(split): split for split in reversed(splits)}
+    train, test = train or roles.get("train", ""), test or roles.get("test", "")
+    validation = roles.get("validation", "")
     if not train or not (test or validation):
         raise UserError(
             f"{show_name(dataset)} has the splits {', '.join(map(show_name, splits))}. None of them is called "
@@ -190,11 +191,6 @@ def _is_small(source: Source) -> bool:
             image = source[index]["image"]
             return math.prod(size_of(image) if isinstance(image, bytes) else image.shape[:2]) < _SMALL_AREA
     return False
-
-
-def _find(splits: Sequence[str], role: str) -> str:
-    """The split with this role by its name; "" if there is none."""
-    return next((split for split in splits if split_role(split) == role), "")
 
 
 def _splits(dataset: str) -> Sequence[str] | None:

@@ -23,8 +23,6 @@ from typing import Any
 from vit_jax.console import run_command
 from vit_jax.errors import UserError
 
-_COMMANDS = "imagenet21k | image_folder | manifest | tfds | dedup | check"
-
 
 def _path(text: str) -> pathlib.Path:
     return pathlib.Path(text).expanduser()
@@ -75,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m vit_jax.data.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar=_COMMANDS)
+    commands = parser.add_subparsers(dest="command", required=True)
 
     imagenet = _command(
         commands,
@@ -254,16 +252,13 @@ def _image_folder(args: argparse.Namespace) -> int:
 def _manifest(args: argparse.Namespace) -> int:
     from vit_jax.data.prepare.image_lists import ImageList
 
-    origin = ImageList(
-        args.list,
-        images_root=args.images_root,
-        class_names=args.classes,
-        num_classes=args.num_classes,
-        single_label=args.single_label,
-        merge=args.merge,
-        split=args.split,
-    )
+    options = _options(args, "images_root", "num_classes", "single_label", "merge", "split")
+    origin = ImageList(args.list, class_names=args.classes, **options)
     return _prepare(origin, args, args.name or _name_of(args.list))
+
+
+def _options(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names}
 
 
 def _name_of(path: pathlib.Path) -> str:
@@ -275,7 +270,7 @@ def _name_of(path: pathlib.Path) -> str:
 def _prepare(origin: Any, args: argparse.Namespace, name: str) -> int:
     from vit_jax.data.prepare.passes import prepare, summary
 
-    options = {option: getattr(args, option) for option in ("version", "num_shards", "max_broken", "threads")}
+    options = _options(args, "version", "num_shards", "max_broken", "threads")
     print(summary(*prepare(origin, args.out, name, verify=not args.no_verify, **options)))
     return 0
 
@@ -293,17 +288,8 @@ def _dedup(args: argparse.Namespace) -> int:
     from vit_jax.data.prepare import dedup
     from vit_jax.data.prepare.passes import summary
 
-    manifest, folder = dedup.dedup(
-        args.source,
-        args.against,
-        args.out,
-        split=args.split,
-        name=args.name,
-        version=args.version,
-        near=dedup.NEAR if args.near is None else args.near,
-        sure=dedup.SURE if args.sure is None else args.sure,
-        threads=args.threads,
-    )
+    options = _options(args, "split", "name", "version", "near", "sure", "threads")
+    manifest, folder = dedup.dedup(args.source, args.against, args.out, **options)
     print(summary(manifest, folder))
     print(f"  near-duplicates removed: {manifest['counts']['near_duplicates']:,}; see {folder / dedup.PICTURES}")
     return 0

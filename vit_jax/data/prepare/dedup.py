@@ -37,8 +37,8 @@ def dedup(
     split: str | None = None,
     name: str | None = None,
     version: str | None = None,
-    near: int = NEAR,
-    sure: int = SURE,
+    near: int | None = None,
+    sure: int | None = None,
     threads: int | None = None,
 ) -> tuple[dict[str, Any], pathlib.Path]:
     """Writes a pre-training set without the near-duplicates of test images.
@@ -52,8 +52,8 @@ def dedup(
       split: to clean; None: full or train.
       name: of the new data set; None: the old one's with _dedup.
       version: of the new data set; None: the old one's.
-      near: for `find_pairs`.
-      sure: for `find_pairs`.
+      near: for `find_pairs`; None: its default.
+      sure: likewise.
       threads: None: one per core.
 
     Returns:
@@ -65,6 +65,7 @@ def dedup(
     info, split = _open_prepared(folder, split)
     name, version = name or f"{info.name}_dedup", version or str(info.version)
     tfds_layout.check_name(name, version)
+    near, sure = NEAR if near is None else near, SURE if sure is None else sure
     if not (0 <= near < 32 and 0 <= sure < 128):
         raise UserError(
             f"--near={near} must be from 0 to 31, --sure={sure} from 0 to 127: half of all bits agree by chance."
