@@ -64,10 +64,6 @@ def _equalize(image: np.ndarray, _: float) -> np.ndarray:
     return cv2.LUT(image, np.stack(tables, axis=-1)[None])
 
 
-def _invert(image: np.ndarray, _: float) -> np.ndarray:
-    return cv2.bitwise_not(image)
-
-
 def _posterize(image: np.ndarray, level: float) -> np.ndarray:
     # Higher magnitudes keep more bits: all 8 at 20, one at 0, because no shift exceeds 7.
     shift = min((8 - int(level * 4)) % 256, 7)
@@ -95,10 +91,6 @@ def _contrast(image: np.ndarray, level: float) -> np.ndarray:
     # images of a size: 196 for 224 x 224.
     background = min(image.shape[0] * image.shape[1] // 256, 255)
     return cv2.LUT(image, _blended(background, _VALUES, level))
-
-
-def _brightness(image: np.ndarray, level: float) -> np.ndarray:
-    return cv2.LUT(image, _blended(0, _VALUES, level))
 
 
 def _sharpness(image: np.ndarray, level: float) -> np.ndarray:
@@ -131,25 +123,9 @@ def _rotate(image: np.ndarray, level: float) -> np.ndarray:
     return _moved(image, (cos, -sin, x_offset, sin, cos, y_offset))
 
 
-def _shear_x(image: np.ndarray, level: float) -> np.ndarray:
-    return _moved(image, (1, 0.3 * level, 0, 0, 1, 0))
-
-
-def _shear_y(image: np.ndarray, level: float) -> np.ndarray:
-    return _moved(image, (1, 0, 0, 0.3 * level, 1, 0))
-
-
 def _reach(side: int) -> float:
     # AugReg moves images of 224 pixels by up to 100 per level. Scaled, because that would empty small images.
     return 100 * side / 224
-
-
-def _translate_x(image: np.ndarray, level: float) -> np.ndarray:
-    return _moved(image, (1, 0, _reach(image.shape[1]) * level, 0, 1, 0))
-
-
-def _translate_y(image: np.ndarray, level: float) -> np.ndarray:
-    return _moved(image, (1, 0, 0, 0, 1, _reach(image.shape[0]) * level))
 
 
 def cutout(image: np.ndarray, row: int, column: int, half: int) -> np.ndarray:
@@ -162,18 +138,18 @@ def cutout(image: np.ndarray, row: int, column: int, half: int) -> np.ndarray:
 _TENSORFLOW: dict[str, Operation | None] = {
     "autocontrast": _autocontrast,
     "equalize": _equalize,
-    "invert": _invert,
+    "invert": lambda image, _: cv2.bitwise_not(image),
     "rotate": _rotate,
     "posterize": _posterize,
     "solarize": _solarize,
     "color": _color,
     "contrast": _contrast,
-    "brightness": _brightness,
+    "brightness": lambda image, level: cv2.LUT(image, _blended(0, _VALUES, level)),
     "sharpness": _sharpness,
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "translate_x": _translate_x,
-    "translate_y": _translate_y,
+    "shear_x": lambda image, level: _moved(image, (1, 0.3 * level, 0, 0, 1, 0)),
+    "shear_y": lambda image, level: _moved(image, (1, 0, 0, 0.3 * level, 1, 0)),
+    "translate_x": lambda image, level: _moved(image, (1, 0, _reach(image.shape[1]) * level, 0, 1, 0)),
+    "translate_y": lambda image, level: _moved(image, (1, 0, 0, 0, 1, _reach(image.shape[0]) * level)),
     "cutout": None,
     "solarize_add": _solarize_add,
 }
