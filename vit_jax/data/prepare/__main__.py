@@ -181,11 +181,7 @@ that were re-encoded, resized, made grey, mirrored or cropped by a few percent. 
     )
     dedup.add_argument("source", type=_path, metavar="DIR", help="prepared data set, with its version")
     dedup.add_argument(
-        "--against",
-        nargs="+",
-        required=True,
-        metavar="SET:SPLIT",
-        help="test sets, as in data.dataset, or folders",
+        "--against", nargs="+", required=True, metavar="SET:SPLIT", help="test sets, as in data.dataset, or folders"
     )
     dedup.add_argument("--split", help="split to clean; others are copied (default: full or train)")
     dedup.add_argument("--near", type=int, help="most differing bits of the 64-bit hash (default: 11)")

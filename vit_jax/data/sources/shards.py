@@ -180,11 +180,7 @@ def _class_names(path: pathlib.Path) -> list[str] | None:
 
 
 def _find_keys(
-    files: RecordFiles,
-    first_range: Range,
-    image_key: str | None,
-    label_key: str | None,
-    name: str,
+    files: RecordFiles, first_range: Range, image_key: str | None, label_key: str | None, name: str
 ) -> ExampleKeys:
     """Finds the names of the features in the first records. Unlabelled images may lack the label's feature."""
     kinds: dict[str, str] = {}  # of features by name

@@ -97,10 +97,7 @@ def _splits(train: str, validation: str, test: str) -> dict[str, str]:
 _OWN = _splits("train", "validation", "test")  # the data set has all three
 
 _CALTECH101 = DataSet(
-    "caltech101",
-    ("3.*.*",),
-    {"train": (3060,), "test": (6084,)},
-    _splits("train[:2754]", "train[2754:]", "test"),
+    "caltech101", ("3.*.*",), {"train": (3060,), "test": (6084,)}, _splits("train[:2754]", "train[2754:]", "test")
 )
 _CIFAR100 = DataSet(
     "cifar100", ("3.*.*",), {"train": (50_000,), "test": (10_000,)}, _splits("train[:45000]", "train[45000:]", "test")
@@ -131,10 +128,7 @@ _CAMELYON = DataSet(
     "patch_camelyon", ("2.*.*",), {"train": (262_144,), "validation": (32_768,), "test": (32_768,)}, _OWN
 )
 _EUROSAT = DataSet(
-    "eurosat/rgb",
-    ("2.*.*",),
-    {"train": (27_000,)},
-    _splits("train[:16200]", "train[16200:21600]", "train[21600:]"),
+    "eurosat/rgb", ("2.*.*",), {"train": (27_000,)}, _splits("train[:16200]", "train[16200:21600]", "train[21600:]")
 )
 _RESISC45 = DataSet(
     "resisc45",
