@@ -1,6 +1,6 @@
 """What a model learns from a batch. A training step takes any `Objective`; `classification` is the paper's.
 
-Needs only JAX and optax.
+Needs only JAX, Flax and optax.
 """
 
 from collections.abc import Callable, Mapping
