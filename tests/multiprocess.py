@@ -153,6 +153,6 @@ def start(code, folder, num_processes=2, devices_per_process=1, prefixes=None, *
 
 
 def start_main(arguments, folder, num_processes=2, devices_per_process=1, cache=None, **environment):
-    """Starts `python -m vit_jax.main` several times; `folder` takes their output, `cache` what they compile."""
+    """Starts `python -m vit_jax.main` several times; `folder` gets their output, `cache` their compiled programs."""
     command = [sys.executable, "-m", "vit_jax.main", *map(str, arguments)]
     return Processes(command, environments(num_processes, devices_per_process, cache, **environment), folder)

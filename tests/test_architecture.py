@@ -29,7 +29,7 @@ def modules():
 
 
 def imports(tree):
-    """Full names of what a module imports, inside functions too."""
+    """Full names of a module's imports, inside functions too."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -37,7 +37,7 @@ TINY = "--config=tests/configs/tiny.py:steps=16,checkpoint=4"
 
 @pytest.fixture(scope="module")
 def emulator():
-    """An emulator of Google Cloud Storage with a bucket called `bucket`; what finds it by environment variables."""
+    """An emulator of Google Cloud Storage with a bucket called `bucket`, found through environment variables."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -33,7 +33,7 @@ STOPPED_AT, STEPS = 37, 60
 
 @pytest.fixture(autouse=True)
 def workdirs(tmp_path, monkeypatch, compilation_cache):
-    """A copy of what the version before wrote, as the working folder."""
+    """A copy of an earlier version's files, as the working folder."""
     shutil.copytree(GOLDEN, tmp_path / "workdirs")
     monkeypatch.chdir(tmp_path / "workdirs")
     with compiled_once(compilation_cache):

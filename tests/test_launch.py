@@ -21,7 +21,7 @@ LAUNCH = ROOT / "launch"
 
 @pytest.fixture(autouse=True)
 def no_process_left(tmp_path, monkeypatch):
-    """Ends what a test has started, in whatever session, even if the test failed."""
+    """Ends processes that a test has started, in any session, even if the test failed."""
     mark = f"VIT_JAX_TEST_OF_LAUNCH={tmp_path}"
     monkeypatch.setenv(*mark.split("=", 1))  # and all processes inherit it
     yield

@@ -57,7 +57,7 @@ def losses(path):
 
 
 def in_threads(*calls):
-    """Makes calls in threads of their own, all at once; returns what each returned or raised."""
+    """Makes concurrent calls in threads; returns what each returned or raised."""
     results = [None] * len(calls)
 
     def make(index, call):

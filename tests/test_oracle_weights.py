@@ -92,7 +92,7 @@ def transformers(timm):
 
 @pytest.fixture
 def folder():
-    """A folder that is gone after the test: these files are large, and pytest keeps those of three runs."""
+    """A folder that is deleted after the test: these files are large, and pytest keeps those of three runs."""
     with tempfile.TemporaryDirectory() as name:
         yield pathlib.Path(name)
 
@@ -142,7 +142,7 @@ def random_weights(name, image_size, num_classes=NUM_CLASSES, **overrides):
 
 
 def timm_model(timm, name, **arguments):
-    """A model of timm's, in evaluation mode; ViTs with the GELU of the released weights, if not told otherwise."""
+    """A timm model in evaluation mode; ViTs have the GELU of the released weights by default."""
     if name.startswith("vit"):
         arguments = {"act_layer": "gelu_tanh", **arguments}
     return timm.create_model(name, **{"num_classes": NUM_CLASSES, **arguments}).eval()
@@ -199,7 +199,7 @@ def test_logits_match_timm_which_reads_our_file(case, timm, torch, folder):
 
 
 def swapped(first, second):
-    """Changes arrays: what bears one name in place of the other."""
+    """Swaps the arrays of two names."""
 
     def change(arrays):
         def other(name):

@@ -73,7 +73,7 @@ SCRIPT = f"""
 
 
 def results(workdir):
-    """Losses and gradient norms by step, and the evaluation, of which all are there once."""
+    """Losses and gradient norms by step, and the evaluation, each present once."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
@@ -97,7 +97,7 @@ def on_one_host(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def on_two_hosts(tmp_path_factory, compilation_cache):
-    """Workdirs of all presets, of which the last was interrupted; and what both processes wrote at the second start."""
+    """Workdirs of all presets, the last of them interrupted, and both processes' output at the second start."""
     folder = tmp_path_factory.mktemp("two")
     prefixes = [[], multiprocess.another_host(folder)]
     environment = {"RUNS": str(folder), "XDG_CACHE_HOME": str(compilation_cache)}

@@ -111,7 +111,7 @@ def test_same_seed_gives_identical_metrics_and_parameters():
 
 
 def with_second_label(batch):
-    """The batch with room for two labels an image, of which each has one."""
+    """The batch with room for two labels per image, and one label each."""
     labels = np.asarray(batch["label"])
     return batch | {"label": np.stack([labels, np.full_like(labels, NO_LABEL)], axis=1)}
 

@@ -116,7 +116,7 @@ def _import_what_commands_need():
 
 
 def _serve(connection):
-    """Forks for each request; returns the request, in the new process alone."""
+    """Forks for each request; returns the request, only in the new process."""
     while True:
         message, files, _, _ = socket.recv_fds(connection, 2**20, 3)
         if not message:
@@ -154,7 +154,7 @@ def _unbuffered(descriptor):
 
 
 def _be(command, environment, inherited):
-    """Makes this process what `command` would start, in which JAX has read its variables."""
+    """Turns this process into the one that `command` would start, with JAX's variables already read."""
     import jax
 
     for name in inherited:

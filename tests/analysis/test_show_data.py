@@ -22,7 +22,7 @@ def config():
 
 
 def drawn(part):
-    """Images of a part of a figure, and what is written under them."""
+    """Images of a part of a figure, and their captions."""
     axes = [axis for axis in part.axes if axis.images]
     return [np.asarray(axis.images[0].get_array()) for axis in axes], [axis.texts[0].get_text() for axis in axes]
 

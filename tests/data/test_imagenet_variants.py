@@ -87,7 +87,7 @@ def objectnet(tmp_path_factory):
 
 
 class Renditions(tfds.core.GeneratorBasedBuilder):
-    """As TFDS's imagenet_r: labels are ImageNet's, of which 200 occur."""
+    """Like TFDS's imagenet_r: labels are ImageNet's, and 200 of them occur."""
 
     VERSION = tfds.core.Version("1.0.0")
     LABELS = RENDITIONS

@@ -26,7 +26,7 @@ SIZE = 6
 
 
 class NumberedSource:
-    """Image i has noise of its own, and label i, or what `labels` says. The images at `broken` cannot be read."""
+    """Image i has its own noise, and label i, or that in `labels`. The images at `broken` cannot be read."""
 
     name, split, splits = "numbered", "train", ("train",)
 

@@ -437,7 +437,7 @@ def test_a_truncated_archive_is_an_error(whole, tmp_path, capsys, keep):
 
 
 def test_an_archive_cut_between_two_members_is_an_error(tmp_path, capsys):
-    """tarfile alone takes the last whole member for the end."""
+    """tarfile by itself mistakes the last complete member for the end."""
     archive = write_whole(tmp_path / "whole.tar", class_files(3))
     with tarfile.open(archive) as tar:
         cut = tar.getmembers()[2].offset

@@ -30,7 +30,7 @@ def shard(tmp_path):
 
 
 def make_unreadable(shard):
-    """Overwrites a file with what could not be indexed again, but keeps its size and time."""
+    """Overwrites a file with bytes that cannot be indexed, but keeps its size and time."""
     times = shard.stat()
     shard.write_bytes(b"x" * times.st_size)
     os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))

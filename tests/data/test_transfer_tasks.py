@@ -140,7 +140,7 @@ def test_images_under_96x96_are_small_to_bits_rule(tmp_path, side, small):
 
 
 class Counted:
-    """A source of so many images of two classes, none of which can be read."""
+    """A source of a number of unreadable images of two classes."""
 
     num_classes = 2
 

@@ -130,7 +130,7 @@ GRID = (1e-6, 0.1, 2.0, 2.0**10, 1e7)
 
 
 def decaying(features):
-    """Turned features of very different variances, as those of a trained model are."""
+    """Rotated features of very different variances, like a trained model's."""
     dim = features.shape[1]
     turn = np.linalg.qr(np.random.default_rng(7).standard_normal((dim, dim)))[0]
     return (features * np.arange(1, dim + 1) ** -1.0) @ turn.astype(np.float32)

@@ -20,7 +20,7 @@ BUCKET = "https://storage.googleapis.com/vit_models"
 
 
 def make_workdir(path, **model):
-    """The files of a run that say what it trained."""
+    """The files of a run that identify its model."""
     (path / "starts.jsonl").touch()
     (path / "config.json").write_text(json.dumps({"data": {}, "model": model}))
     (path / "model.json").write_text(json.dumps({"name": "ViT-Ti/16", "num_classes": 3} | model))

@@ -11,7 +11,7 @@ from vit_jax.run.facts import MatchedByName, RunFacts, SplitFacts, write_facts
 
 
 def write_run(path, *, weights=None, **data):
-    """The files that tell what a run was trained on."""
+    """The files that record a run's training data."""
     path.mkdir(parents=True)
     (path / "starts.jsonl").write_text("{}\n")
     (path / "config.json").write_text(json.dumps({"weights": weights, "data": {"dataset": "digits", **data}}))

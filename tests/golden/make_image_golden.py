@@ -287,7 +287,7 @@ def _sharpness(image, level):
 
 
 def _project(image, transform):
-    """Nearest neighbours; what comes from outside the image is grey."""
+    """Nearest neighbours; pixels from outside the image are grey."""
     known = tf.concat([image, tf.ones_like(image[..., :1])], axis=-1)
     moved = tf.raw_ops.ImageProjectiveTransformV3(
         images=known[None],

@@ -257,7 +257,7 @@ def gradients_by_name(model: nn.Module, shapes: Shapes) -> dict[str, np.ndarray]
 
 
 def run(model: nn.Module, shapes: Shapes, modules: dict[str, str]) -> tuple[dict[str, np.ndarray], dict]:
-    """The golden arrays of a model, and what is told of it by name."""
+    """The golden arrays of a model, and facts about it by name."""
     weights = {name: make_array(name, shape) for name, shape in shapes.items()}
     model = model.double().eval()
     with recorded_names() as read:
@@ -339,7 +339,7 @@ def import_transformers() -> types.ModuleType:
 
 
 def run_huggingface() -> tuple[np.ndarray, dict]:
-    """Logits of a small model of transformers, which reads a folder; and what is told of it by name."""
+    """Logits of a small model of transformers, which reads a folder; and facts about it by name."""
     transformers = import_transformers()
     config = transformers.ViTConfig(
         hidden_size=WIDTH,
@@ -363,7 +363,7 @@ def run_huggingface() -> tuple[np.ndarray, dict]:
 
 
 def make_huggingface_files() -> list[dict]:
-    """transformers' files, whose names are those of its releases before 5, not those in its memory."""
+    """transformers' files, with the names of releases before 5, not those in memory."""
     transformers = import_transformers()
     config = transformers.ViTConfig(
         hidden_size=192,

@@ -152,7 +152,7 @@ def read_rows(path):
 
 
 def clean(folder):
-    """Deletes what no test needs, and the names of this machine."""
+    """Deletes files that no test needs, and the names of this machine."""
     # Orbax leaves there what it has merged into tree/d.
     for path in [*folder.rglob("tensorboard"), *folder.rglob("ocdbt.process_0")]:
         shutil.rmtree(path)

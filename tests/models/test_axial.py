@@ -36,7 +36,7 @@ def axial_block(rows, columns):
 
 
 def within(axis, rows, columns):
-    """Which of the flattened positions may attend to which: those in the same row (axis 0) or column (axis 1)."""
+    """A mask of flattened positions that attend to each other: in the same row (axis 0) or column (axis 1)."""
     positions = np.indices((rows, columns)).reshape(2, -1)
     return positions[axis][:, None] == positions[axis][None, :]
 

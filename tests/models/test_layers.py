@@ -23,7 +23,7 @@ def mesh():
 
 
 def sizes_of_collectives(mesh, **attributes):
-    """Numbers of elements of what devices send each other for a model's gradients, parameters split over `data`."""
+    """Numbers of elements that devices exchange for a model's gradients, with parameters split over `data`."""
     model = create_model(
         "ViT-Ti/16", num_classes=8, num_layers=2, hidden_dim=WIDTH, mlp_dim=2 * WIDTH, num_heads=2, **attributes
     )

@@ -77,7 +77,7 @@ RESTART = "Restart the same command on all hosts to resume from the newest check
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """Three processes that find each other by what srun sets."""
+    """Three processes that find each other by srun's variables."""
     slurm = {
         "JAX_COORDINATOR_ADDRESS": None,
         "SLURM_JOB_ID": str(multiprocess.free_port()),

@@ -19,7 +19,7 @@ SECONDS = 0.1
 
 
 class Planner:
-    """A compiler of which the test says what needs how much; it remembers what it was asked."""
+    """A fake compiler with memory needs set by the test; it records its requests."""
 
     def __init__(self, needed, usable=1000, shortest=0):
         self.needed, self.usable, self.shortest, self.asked = needed, usable, shortest, []

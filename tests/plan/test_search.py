@@ -20,7 +20,7 @@ def make_row(config, topology, *, needed, usable, **fields):
 
 
 class Machine:
-    """A compiler of which the test says what needs how much; it remembers what it was asked."""
+    """A fake compiler with memory needs set by the test; it records its requests."""
 
     def __init__(self, needed, usable=1000):
         self.needed, self.usable, self.asked = needed, usable, []

@@ -277,7 +277,7 @@ def test_evaluation_with_impossible_values_is_a_line(tmp_path, change):
 
 
 def test_every_folder_of_a_run_is_in_a_table_or_has_a_line(tmp_path):
-    """Whatever its name is, whatever it lies in, and whatever is missing in it."""
+    """For any name, any surrounding folder, and any missing file."""
     folders = [write_fine_tuning(tmp_path / "a", "cifar10", 0.9)]
     folders += [write_fine_tuning(tmp_path / name, "pets", 0.8) for name in ("best", "profile", "checkpoints/x")]
     folders.append(shutil.copytree(tmp_path / "a", tmp_path / "a_copy"))

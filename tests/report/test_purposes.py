@@ -52,7 +52,7 @@ def test_runs_to_choose_by_are_not_results_whatever_their_split_is_called(tmp_pa
 
 
 def test_innermost_sweep_counts(tmp_path):
-    """Its final runs are results, its trials choose, and what it gave up is not chosen; so for the one around it."""
+    """Its final runs are results, its trials choose, abandoned runs are not chosen; the same for the outer sweep."""
     inner = tmp_path / "outer/pets"
     for folder in (tmp_path / "outer", inner, tmp_path / "outer/pets/more"):
         for run in ("trials/x", "final/x/0", "final/given_up/0"):
@@ -95,7 +95,7 @@ def test_run_that_is_only_in_a_sweeps_folder_counts_by_itself(tmp_path):
 
 @pytest.mark.parametrize("place", ["trials", "trials/a", "final", "final/given_up"])
 def test_part_of_a_sweep_given_alone_counts_as_in_its_sweep(tmp_path, place):
-    """Split and data set of the trials are those of a test set here, so that nothing else tells."""
+    """The trials use a test set here, so that only the sweep identifies them."""
     for run in ("trials/a", "final/a", "final/given_up"):
         write_fine_tuning(tmp_path / "sweep" / run, "pets", 0.9)
     write_sweep(tmp_path / "sweep", ["trials/a"], ["final/a"])

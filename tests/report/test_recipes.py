@@ -130,7 +130,7 @@ def test_resnet_by_table_4_s_rule_is_at_384(tmp_path):
 
 
 def write_swept(path, run, held_out, rules=(), metrics=None):
-    """A sweep whose only final run is `run`, chosen by what it reached on a held-out part."""
+    """A sweep whose only final run is `run`, chosen by its held-out accuracy."""
     write_sweep(path, ["trials/x", *(f"trials/{rule}" for rule, _ in rules)], [str(run.relative_to(path))])
     content = json.loads((path / "sweep.json").read_text())
     task = content["tasks"]["task"]

@@ -127,7 +127,7 @@ def test_length_counts_however_it_was_given(tmp_path):
 
 
 def test_number_of_images_is_the_recorded_one_if_the_batch_size_changed(tmp_path):
-    """10 steps of 512 and 10 of 1024 of 1,000 images; the config has the last batch size alone."""
+    """10 steps of 512 and 10 of 1024 of 1,000 images; the config has only the last batch size."""
     run = write_fine_tuning(tmp_path, "cifar10", 0.9, steps=20, batch_size=1024)
     summary = json.loads((run / "summary.json").read_text())
     write_json(run / "summary.json", summary | {"epochs": 15.36})

@@ -20,7 +20,7 @@ V3_16 = Machine("TPU v3", num_devices=16, num_cores=16, bf16_flops=16 * 61.5e12)
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that goes when told."""
+    """A clock that the test sets."""
     now = [100.0]
     monkeypatch.setattr(accounting.time, "perf_counter", lambda: now[0])
 

@@ -28,7 +28,7 @@ def in_root(monkeypatch):
 
 
 def refusal(path, capsys, *arguments):
-    """What is told of a sweep that is refused; "" if it is not."""
+    """The error of a refused sweep; "" if it is accepted."""
     path = path / str(len(list(path.iterdir())))
     status = command.main([f"--config={TINY}", f"--workdir={path}", "--print_commands", *arguments])
     told = capsys.readouterr().err

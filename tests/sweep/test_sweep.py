@@ -47,9 +47,9 @@ def leave_results(run, **metrics):
 
 
 def pretend(run):
-    """Leaves in no time what training would: numbers that depend on field and seed; one learning rate diverges.
+    """Writes a trained run's files without training: numbers depend on field and seed; one learning rate diverges.
 
-    What real runs leave is read in tests/report/test_collect.py, and one is started and stopped below.
+    Files of real runs are read in tests/report/test_collect.py, and one is started and stopped below.
     """
     if run.config.optimizer.learning_rate > 1e30:
         run.path.mkdir(parents=True)

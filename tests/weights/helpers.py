@@ -14,7 +14,7 @@ NAMES = ("cat", "dog", "owl", "red fox", "ox")
 
 
 def strip_description(path):
-    """Makes of a file what another program would have written: arrays alone."""
+    """Strips a file to what another program would have written: only arrays."""
     if path.suffix == ".npz":
         path.with_name(f"{path.name}.json").unlink()
     else:

@@ -53,5 +53,5 @@ def assert_same_arrays(actual, expected):
 
 
 def is_key_bias(name):
-    """Whether an array shifts all keys alike, which a softmax does not see: its gradient is rounding alone."""
+    """Whether an array shifts all keys equally, which softmax ignores: its gradient is only rounding."""
     return name.endswith("key/bias")

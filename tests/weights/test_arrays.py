@@ -252,7 +252,7 @@ def test_a_damaged_description_in_a_safetensors_file_is_named(tmp_path):
 
 @pytest.fixture
 def before(path):
-    """An older file of the same name, and what is in its folder."""
+    """An older file of the same name, and the content of its folder."""
     write_arrays(path, {"old": np.ones(3)}, {"model": "old"})
     return snapshot(path.parent)
 

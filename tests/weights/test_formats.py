@@ -139,7 +139,7 @@ def as_huggingface(arrays):
 
 
 def as_big_vision(arrays):
-    """The names alone; of a model without class token."""
+    """Only the names, of a model without class token."""
     theirs = {}
     for name, array in arrays.items():
         new = name.replace("Transformer/posembed_input/pos_embedding", "pos_embedding")

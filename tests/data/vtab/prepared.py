@@ -53,7 +53,7 @@ def features_of(name, data_dir):
 
 
 def example(features, seed, **given):
-    """An example with any values of the right types and shapes, besides those given."""
+    """An example with the given values, and arbitrary ones of the right types and shapes."""
     rng = np.random.default_rng(seed)
     return {key: given.get(key, _value(feature, rng)) for key, feature in features.items()}
 

@@ -48,7 +48,7 @@ def prepare(data_dir, made, *, first=800):
 
 @pytest.fixture
 def use(tmp_path, monkeypatch):
-    """Looks for data sets in a folder alone."""
+    """Looks for data sets only in a folder."""
 
     def run(folder):
         monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
@@ -68,7 +68,7 @@ def folder(made, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(folder):
-    """The command that writes a manifest of it: the file, and what was printed."""
+    """Runs the command that writes a manifest; returns the file and the output."""
     path, printed = folder / "theirs.json", io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("TFDS_DATA_DIR", str(folder))
@@ -80,7 +80,7 @@ def written(folder):
 
 @pytest.fixture
 def theirs(written, use, folder):
-    """A manifest of the data set, which lies here too."""
+    """A manifest of the data set, which is prepared here too."""
     use(folder)
     return written[0]
 
@@ -110,7 +110,7 @@ def rewritten(path, tmp_path, change):
 
 
 def with_other_pixels(*numbers):
-    """Changes what a manifest says of some examples' pixels, and its digest, as if they were others."""
+    """Changes some examples' pixels in a manifest, and its digest."""
 
     def change(content):
         for entry in content["tasks"].values():

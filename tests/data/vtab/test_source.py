@@ -32,7 +32,7 @@ def data_dir(tmp_path, monkeypatch):
 
 
 def pieces_of(sizes, examples):
-    """Files of splits of which only some examples are there: by (split, number)."""
+    """Files of splits with only some of the examples, by (split, number)."""
     pieces = {}
     for split, size in sizes.items():
         files, done = [], 0
