@@ -7,21 +7,9 @@ from typing import Any, NamedTuple, NotRequired, Protocol, TypeAlias, TypedDict
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.objectives.labels import NO_LABEL
+from vit_jax.objectives import labels
 
-__all__ = [
-    "NO_LABEL",
-    "BadRecordError",
-    "Example",
-    "Extent",
-    "MissingDataError",
-    "Numbers",
-    "Source",
-    "fingerprint_of",
-    "reason_of",
-    "turns_images",
-]
-
+NO_LABEL = labels.NO_LABEL
 Numbers: TypeAlias = range | np.ndarray  # of examples: a range of step 1, or int64 `[examples]`
 
 

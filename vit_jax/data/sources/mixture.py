@@ -28,13 +28,6 @@ class Mixture(SlicedSource):
             raise UserError(f"a mixture takes a weight for each source; got {len(sources)} and {len(weights)}.")
         if not all(0 < weight < float("inf") for weight in weights):
             raise UserError(f"weights of a mixture must be more than 0, got {tuple(weights)}.")
-        first = sources[0]
-        for other in sources[1:]:
-            if list(other.class_names or ()) != list(first.class_names or ()) or other.num_classes != first.num_classes:
-                raise UserError(
-                    f"{first.name} and {other.name} have different classes ({first.num_classes} and "
-                    f"{other.num_classes}), so labels would not mean the same. Prepare both with one list of classes."
-                )
         split = " + ".join(source.split for source in sources)
         super().__init__([(source, range(len(source))) for source in sources], split)
         self.name, self.splits = " + ".join(source.name for source in sources), (split,)

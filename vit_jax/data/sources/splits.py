@@ -128,10 +128,14 @@ class SlicedSource:
         """
         first = parts[0][0]
         for source, _ in parts:
-            if (source.num_classes, source.class_names) != (first.num_classes, first.class_names):
+            if (source.num_classes, list(source.class_names or ())) != (
+                first.num_classes,
+                list(first.class_names or ()),
+            ):
                 raise UserError(
-                    f"splits {first.split!r} and {source.split!r} of {first.name} have different classes, so they "
-                    f"cannot be added as {split!r}."
+                    f"{first.split!r} of {first.name} and {source.split!r} of {source.name} have different classes "
+                    f"({first.num_classes} and {source.num_classes}), so labels would not mean the same. Prepare both "
+                    "with one list of classes."
                 )
         self._parts = list(parts)
         self._ends = list(itertools.accumulate(len(examples) for _, examples in parts))
