@@ -247,7 +247,7 @@ _ALL_IN_ONE = """
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     """Answers and rows of all that is compiled, in one process: those of `SMALLEST`, and two others on v3-8."""
-    narrow = tiny(batch_size=16, model__hidden_dim=128, model__mlp_dim=256, model__num_heads=1)
+    narrow = tiny(batch_size=16, data__image_size=16, model__hidden_dim=128, model__mlp_dim=256, model__num_heads=1)
     asked = {name: (narrow, name, "train", None) for name in SMALLEST}
     asked["v3-8"] = (tiny(), "v3-8", "train", None)
     asked["v4-8"] = (with_fields(narrow, model__mlp_dim=8192), "v4-8", "train", None)
