@@ -10,6 +10,7 @@ TOPOLOGIES, TEST_TOPOLOGIES = "vit_jax/plan/topologies.py", "tests/plan/test_top
 PRODUCTS, TEST_FLOPS = "vit_jax/costs/products.py", "tests/costs/test_flops.py"
 SWEEP_RESULTS, TEST_SWEEP = "vit_jax/sweep/results.py", "tests/sweep/test_sweep.py"
 TRIALS, TEST_SWEEP_RESULTS = "vit_jax/sweep/trials.py", "tests/sweep/test_results.py"
+SUBPROCESSES, TEST_SUBPROCESSES = "vit_jax/sweep/subprocesses.py", "tests/sweep/test_subprocesses.py"
 RECIPES = "vit_jax/report/recipes.py"
 RUN_RESULT = "vit_jax/run/run_result.py"
 SEEDS, TEST_REPORT = "vit_jax/report/seeds.py", "tests/report/test_report.py"
@@ -187,6 +188,20 @@ MUTATIONS = [
         "self.base.seed) for number in range",
         f"{TEST_SWEEP}::test_seeds_of_final_runs_start_with_the_configs",
         "final runs have seeds of their own",
+    ),
+    Mutation(
+        SUBPROCESSES,
+        "ctypes.CDLL(None).prctl(1, signal.SIGTERM)",
+        "",
+        TEST_SUBPROCESSES,
+        "a run ends when its sweep was killed",
+    ),
+    Mutation(
+        SUBPROCESSES,
+        "if os.getppid() != int(sys.argv[1]):",
+        "if False:",
+        TEST_SUBPROCESSES,
+        "a run does not begin after its sweep was killed",
     ),
     Mutation(
         "vit_jax/sweep/split_checks.py",
