@@ -83,7 +83,7 @@ def figure_3(models: Sequence[PreTrained], show_all: bool = False) -> "Figure | 
     names = [name for name in table.columns if any(cells.get((each, name), Cell()).ours for each in data)]
     styles = _styles_of(names)
     step = min(0.08, 0.6 / max(1, len(names)))
-    for number, name in enumerate(names, 1):  # beside the paper's points, and beside each other
+    for number, name in enumerate(names, 1):  # shifts ours from the paper's points, and from each other
         found = [(x + step * number, cells.get((each, name), Cell()).ours) for x, each in enumerate(data)]
         _stars(axes, [(x, ours) for x, ours in found if ours], *styles[name], label=f"{name}, ours")
     is_long = sum(map(len, data)) > _ROOM_FOR_DATA

@@ -28,7 +28,7 @@ _TEST_SPLITS = ("test", "testing")
 
 @dataclasses.dataclass(frozen=True)
 class Purpose:
-    """What a run is for.
+    """The purpose of a run.
 
     Attributes:
       what: `FINAL`, or why it is not a result.

@@ -208,7 +208,7 @@ def _parse_start(row: Fields) -> StartCost:
 def total_cost(starts: Sequence[StartCost]) -> dict[str, Any]:
     """Adds up the starts of a run. Time between starts costs nothing, because no hardware was in use.
 
-    If a later start made some steps of a start again, the same share of that start's training time counts as `redone`.
+    If a later start repeated some steps of a start, the same share of that start's training time counts as `redone`.
 
     Returns:
       Entries of a summary: `starts`, their number; `core_hours`, the sum of cores (`Machine.num_cores`) times hours;

@@ -162,7 +162,7 @@ def _notes_on_final(result: TaskResult) -> list[str]:
 def mean_over_tasks(results: Sequence[TaskResult]) -> dict[str, dict[str, Any]]:
     """Means over all tasks ("all") and over each group, if their tasks are complete; {} for a single task.
 
-    The standard deviation is that of the mean over the tasks, from one seed to the next.
+    The standard deviation is over the seeds, of the mean over the tasks.
     """
     means: dict[str, dict[str, Any]] = {}
     for group, names in _groups(results).items() if len(results) > 1 else ():

@@ -48,12 +48,12 @@ def compare_examples(
     """Compares the examples that a task's runs use for training, choosing and reporting. Returns notes on the numbers.
 
     Args:
-      trials: config and metric of each run that chooses.
-      finals: the same for a final run of each candidate.
+      trials: config and metric of each candidate's run.
+      finals: the same for one final run of each candidate.
       sources_behind: `experiment.leakage.sources_behind`.
 
     Raises:
-      UserError: a use shares examples with another one, or candidates are compared on different examples.
+      UserError: two uses share examples, or candidates are compared on different examples.
     """
     chosen_by: list[UsedExamples] = []
     for config, metric in _distinct(trials):
