@@ -201,7 +201,7 @@ def test_run_of_unknown_purpose_has_a_line(tmp_path):
     found = find([str(tmp_path)])
     assert [record.purpose.what for record in found.models] == ["chooses (measured on validation)"]
     (line,) = found.left_out
-    assert line.startswith(f"{run}: no result, as nothing says that validation is a test set. ")
+    assert line.startswith(f"{run}: not a result, because nothing says that validation is a test set. ")
 
 
 def test_pre_training_shows_its_held_out_accuracy(tmp_path):

@@ -41,7 +41,7 @@ class Collective:
     bytes_by_dtype: tuple[tuple[str, int], ...]
     group_size: int | None  # devices that exchange with each other; None if unknown
     times: int = 1  # executions in a run of the program
-    overlapped: bool = False  # whether the devices compute meanwhile (asynchronous)
+    overlapped: bool = False  # whether the devices compute at the same time (asynchronous)
     across_slices: bool = False  # whether it uses the network between slices
 
     @property
@@ -59,7 +59,7 @@ class Program:
     # no estimate. 0 if the compiler writes none (CPU, GPU).
     cycles: int
     num_loops: int  # that run
-    num_unknown_loops: int  # those whose number of iterations is unknown; they count once
+    num_unknown_loops: int  # loops with an unknown number of iterations; they count once
     # Custom calls and transfers to the host or other slices, for which XLA's cost analysis may count -1 s.
     num_unknown_operations: int = 0
 

@@ -25,7 +25,7 @@ class Memory:
     """Bytes on each device. Of a step that does not fit only the first two are known."""
 
     total: int
-    usable: int  # by a program, as the compiler says; as the data sheet says if nothing is compiled
+    usable: int  # available to a program, by the compiler, or by the data sheet if nothing is compiled
     arguments: int | None = None  # the state and the batch
     outputs: int | None = None  # those not written over an argument
     temporaries: int | None = None  # activations and other arrays within a step
@@ -48,7 +48,7 @@ class PlanRow:
     batch_size: int  # images of a step, over all devices
     num_devices: int  # JAX devices that take part
     num_cores: int  # their TensorCores, or GPUs
-    device: str  # what a JAX device is there: "core", "chip" or "GPU"
+    device: str  # kind of a JAX device: "core", "chip" or "GPU"
     sharding: str  # this and the next three: of the config
     remat: str
     scan_layers: bool
@@ -56,7 +56,7 @@ class PlanRow:
     # "fits", "does not fit"; both with "by formula" for GPUs and slices that libtpu does not compile for; "refused" (by
     # vit_jax), "failed" (the compiler), "timed out".
     status: str
-    message: str | None = None  # what was wrong; of a step that fits: why the run is refused
+    message: str | None = None  # the error; for a step that fits, why the run is refused
     advice: str | None = None  # a change that was tried and fits
     not_compiled: str | None = None  # why the row of a TPU slice is by formula
     memory: Memory | None = None
@@ -66,16 +66,16 @@ class PlanRow:
     compiler_flops: float | None = None  # by the compiler, over all devices; None with loops, which it counts once
     collectives: tuple[Collective, ...] = ()  # exchanges of one step on one device
     compiler_seconds: float | None = None  # estimate of a step, without collectives
-    # How: "cycles" (the compiler's, over the clock), "roofline" (if cycles come to less), "formula"
+    # How: "cycles" (the compiler's, divided by the clock), "roofline" (if cycles give less), "formula"
     # (`FORMULA_UTILISATION`).
     estimate: str | None = None
     no_estimate: str | None = None  # why there is no time
     optimal_seconds: float | None = None  # XLA's own sum, with each operation at its peak, for comparison
     interconnect_seconds: float | None = None  # of collectives that do not overlap with computation
     num_slices: int = 1  # or machines with GPUs
-    dcn_bandwidth: float | None = None  # bytes/s of a chip between slices, if there are several
+    dcn_bandwidth: float | None = None  # bytes/s per chip between slices, if there are several
     unknown_loops: int = 0  # loops of the program that were counted as one iteration
-    roofline: Roofline | None = None  # the least seconds of a step of this program
+    roofline: Roofline | None = None  # lower bounds on the time of a step of this program
     num_steps: int | None = None  # length of the run
     days: float | None = None  # of the run, at `step_seconds`
     core_days: float | None = None  # `days` times `num_cores`
@@ -233,7 +233,7 @@ def row_of(
 def _add_estimates(
     row: PlanRow, config: ConfigDict, topology: Topology, answer: dict[str, Any], usable: int
 ) -> PlanRow:
-    """Adds memory and time of a compiled step that fits, or from shapes where there is no compiler."""
+    """Adds memory and time of a compiled step that fits, or from shapes if there is no compiler."""
     arguments, temporaries, outputs, code = answer["arguments"], answer["temporaries"], 0, 0
     program = answer.get("program")
     if program:

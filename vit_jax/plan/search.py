@@ -54,7 +54,7 @@ def largest_batch(
       config: its batch size is ignored.
       topology: the slice.
       num_devices: number of its devices to use; None: all.
-      first_guess: images a device to try first, rather too many than too few.
+      first_guess: images per device to try first; better too many than too few.
       near: whether the guess is close, as from a search for another image size: searches around it in growing steps,
         instead of downwards from it.
 

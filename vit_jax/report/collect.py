@@ -317,8 +317,8 @@ class _Reader:
         what, is_sure = purpose_by_split(run.fields["data.dataset"], split)
         if not is_sure:
             self.left_out.append(
-                f"{run.path}: no result, as nothing says that {split} is a test set. Final runs of a sweep count, and "
-                "runs of configs/transfer.py with stage=final."
+                f"{run.path}: not a result, because nothing says that {split} is a test set. Final runs of a sweep "
+                "count, and runs of configs/transfer.py with stage=final."
             )
         return Purpose(what)
 

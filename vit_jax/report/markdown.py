@@ -130,9 +130,9 @@ class Table:
 
 @dataclasses.dataclass
 class Listing:
-    """A list of what was found, as it is shown (`headings`, `rows`) and for programs (`value_headings`, `values`).
+    """A list of runs or settings, for display (`headings`, `rows`) and for programs (`value_headings`, `values`).
 
-    `name` is that of its file, and `remarks` stand below.
+    `name` is the name of its file, and `remarks` are lines below it.
     """
 
     name: str

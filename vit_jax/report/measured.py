@@ -182,7 +182,7 @@ def measure(
         elif examples is not None and whole and examples not in whole:
             flaw = f"measured on {examples:,} of {max(whole):,} images"
         if isinstance(loss, float) and not math.isfinite(loss):
-            loss_notes = [f"{prefix}/loss is {loss}: some logits are not finite, and what they count as says nothing"]
+            loss_notes = [f"{prefix}/loss is {loss}: some logits are not finite, so the accuracy may be meaningless"]
         noted = (*notes, *own_notes, *loss_notes)
         std, images = numbers.get(f"{metric}_std"), (examples, fingerprint)
         values[name] = MeasuredValue(numbers[metric], std, noted, how, images, flaw)

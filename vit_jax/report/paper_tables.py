@@ -140,7 +140,7 @@ def table_7(models: Sequence[PreTrained]) -> Table:
             by_row.setdefault((each.model, each.data, used), []).append(each)
     for row, each in _by_row(table, by_row, tasks):
         table.add_ours(row, tables.TABLE_7_AVERAGE, average_of_five(each))
-    table.remarks.append("To be checked against the paper: the numbers with SGD. Those with Adam are table 6's.")
+    table.remarks.append("Not yet checked against the paper: the numbers with SGD. Those with Adam are table 6's.")
     return table
 
 
@@ -197,10 +197,10 @@ def table_9(models: Sequence[PreTrained]) -> Table:
             table.add_ours(row, _column(*key), mean, digits=1)
     table.remarks = [
         *remarks,
-        "The paper's table has no means of groups; those beside ours are of its tasks. A mean of ours is there once "
-        "all its tasks are.",
-        "BiT-M, R152x4 and R101x3 on ImageNet-21k: of the README of google-research/big_transfer, which says that they "
-        "are re-runs and not the paper's models. The paper's figure 2 has BiT's groups only as bars.",
+        "The paper's table has no means of groups; those beside ours are computed from its tasks. Our means need all "
+        "of their tasks.",
+        "BiT-M, R152x4 and R101x3 on ImageNet-21k: from the README of google-research/big_transfer, which says that "
+        "they are re-runs and not the paper's models. The paper's figure 2 has BiT's groups only as bars.",
     ]
     return table
 

@@ -84,7 +84,7 @@ class SweepPurposes:
             return listed[run]
         folders = run.removeprefix(around[0] + "/").split("/")[:-1] if around else []
         if not {"trials", "final"} & set(folders):
-            return None  # it only has its folder there
+            return None  # it is in the sweep's folder, but not in the sweep
         if around[0] not in self._unfinished:
             return Purpose(NOT_CHOSEN)
         return Purpose(CHOOSES) if "trials" in folders else None
@@ -145,7 +145,7 @@ def stage_of(command: str) -> str | None:
 
 
 def purpose_by_split(dataset: str, split: str) -> tuple[str, bool]:
-    """What a fine-tuned model's accuracy on a split is for, if nothing recorded says it.
+    """The purpose of a fine-tuned model's accuracy on a split, if none is recorded.
 
     Returns:
       `FINAL`, or why it is not a result; and whether that is certain: a split of a user's data set may be its test set

@@ -188,7 +188,7 @@ def better_rule(candidates: Sequence[SeedGroup], recipe: PaperRecipe) -> tuple[S
     held_out = {rule: choose(each, recipe)[0].first.purpose.held_out for rule, each in by_rule.items()}
     splits = {found and found[0] for found in held_out.values()}
     if len(splits) > 1 or None in splits:
-        return candidates, ["of two rules; what they reached on held-out images was not recorded, so neither is better"]
+        return candidates, ["of two rules; their accuracy on held-out images was not recorded, so neither is chosen"]
     reached = {str(rule): found[1] for rule, found in held_out.items() if found}
     best_rule = max(reached, key=lambda rule: reached[rule])
     return by_rule[best_rule], [_note_rules(reached, str(splits.pop()))]
