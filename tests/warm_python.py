@@ -92,29 +92,6 @@ def _server():
     return ours
 
 
-def _server():
-    """The connection to the process that forks; it is started once for each test process and ends with that."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
-    command = [sys.executable, "-m", "tests.warm_python", str(theirs.fileno())]
-    with theirs:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
-
-    def end():
-        ours.close()
-        process.wait()
-
-    atexit.register(end)
-    return ours
-
-
-def _import_what_commands_need():
-
-    import vit_jax.evaluate
-    import vit_jax.flags
-    import vit_jax.train  # noqa: F401
-
-
 def _serve(connection):
     """Forks for each request; returns the request, only in the new process."""
     while True:
