@@ -76,7 +76,7 @@ def on_one_device():
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )
-def test_eight_devices_compute_what_one_does_however_the_state_is_split(on_one_device, fields):
+def test_eight_devices_equal_one_for_any_split_of_the_state(on_one_device, fields):
     found, state = losses(8, **fields)
     expected, expected_state = on_one_device
     np.testing.assert_allclose(found, expected, rtol=1e-5)

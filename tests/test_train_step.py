@@ -157,7 +157,7 @@ def test_batch_without_any_label_has_no_gradient():
 
 @pytest.mark.parametrize("unlabelled", [[], [2, 3, 9]])
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_mixing_is_the_loss_of_mixed_images_and_targets_of_which_both_have_labels(kind, unlabelled):
+def test_mixed_loss_counts_pairs_in_which_both_images_have_labels(kind, unlabelled):
     mixing = Mixing(0.8, 1.0)
     step = sgd_step(devices=2, mixing=mixing, accumulation_steps=1)
     state = step.init(seed=3)

@@ -183,7 +183,7 @@ def test_skipped_computation_is_not_counted_at_full_size():
     assert 0.9990 < everything / flops.train_step_flops(model, 224) < 1  # without the gradient of the pixels
 
 
-def test_scanned_layers_count_like_unrolled_ones_where_all_of_them_are_trained():
+def test_scanned_layers_count_like_unrolled_ones_if_all_are_trained():
     unrolled, scanned = (create_model("ViT-Ti/16", num_classes=10, scan_layers=scan) for scan in (False, True))
     trained = optimizers.is_trained(("encoderblock",))
     assert flops.train_step_flops(unrolled, 32, trained) < flops.train_step_flops(unrolled, 32)

@@ -201,7 +201,7 @@ def test_impossible_requests_to_dedup_are_errors(pretraining, tmp_path, capsys, 
     assert words in capsys.readouterr().err
 
 
-def test_dedup_of_a_set_whose_images_are_called_otherwise_is_one_message(tmp_path, capsys):
+def test_dedup_of_a_set_with_another_image_feature_is_one_message(tmp_path, capsys):
     folder = tmp_path / "birds/1.0.0"
     folder.mkdir(parents=True)
     name = tfds_layout.shard_name("birds", "train", 0, 1)

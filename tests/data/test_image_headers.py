@@ -155,7 +155,7 @@ def test_images_of_one_colour_are_not_too_small_for_their_pixels(shape):
         assert transforms.decode(each).shape == image.shape
 
 
-def test_parts_of_a_png_beside_its_pixels_are_not_given_to_the_decoder(monkeypatch):
+def test_parts_of_a_png_other_than_pixels_do_not_reach_the_decoder(monkeypatch):
     bomb = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20)))
     profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**20)))
     encoded = png_of(IHDR, chunk(b"gAMA", struct.pack(">I", 45455)), profile, bomb, IDAT, bomb, IEND)

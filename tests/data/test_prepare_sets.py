@@ -330,7 +330,7 @@ def test_a_builder_of_ones_own_is_prepared_by_tfds(tmp_path, builder):
     assert main(["check", str(tmp_path / name / "1.0.0")]) == 0
 
 
-def test_tfds_itself_would_have_written_the_same_examples_in_the_same_order(tmp_path, builder):
+def test_tfds_itself_writes_the_same_examples_in_the_same_order(tmp_path, builder):
     name = builder("own_order", "pathlib.Path(__file__).with_name('picture.jpg').open('rb')", keys="f'{i}.jpg'")
     assert main(["tfds", name, f"--import={name}", f"--out={tmp_path}"]) == 0
     theirs = [int(example["number"]) for example in examples(tmp_path / name / "1.0.0", "train")]

@@ -161,7 +161,7 @@ def test_length_goes_by_the_images_that_are_trained_on_in_the_end(tmp_path, monk
 
 
 @pytest.mark.parametrize(("dataset", "warmup"), [("cifar10", 500), ("imagenet2012", 500), ("pets", 100)])
-def test_fine_tuning_warms_up_over_500_steps_or_as_bit_where_it_has_no_more(dataset, warmup):
+def test_fine_tuning_warms_up_over_500_steps_or_as_bit_in_short_runs(dataset, warmup):
     config = run_of(f"transfer.py:dataset={dataset}")
     assert config.optimizer.warmup_steps == warmup
     assert not config.checkpoint.keep_best  # on a test set nothing is chosen
@@ -176,7 +176,7 @@ def test_fine_tuning_warms_up_over_500_steps_or_as_bit_where_it_has_no_more(data
         ("ViT-B/16", "", [0.003, 0.01, 0.03]),
     ],
 )
-def test_resnets_try_a_higher_learning_rate_and_the_rule_of_bit_those_of_runs_too(tmp_path, model, more, rates):
+def test_resnets_even_from_runs_try_a_higher_learning_rate_and_bits_rule(tmp_path, model, more, rates):
     (tmp_path / "starts.jsonl").touch()
     for file in ("config.json", "model.json"):
         (tmp_path / file).write_text(json.dumps({"name": model}))

@@ -103,7 +103,7 @@ def test_animated_png_gives_its_first_frame():
     np.testing.assert_array_equal(transforms.decode(encoded.getvalue()), picture())
 
 
-def test_bmp_whose_first_row_is_the_uppermost_is_not_upside_down():
+def test_bmp_with_the_top_row_first_is_not_upside_down():
     encoded = replaced(save(picture()[::-1], "BMP"), 22, struct.pack("<i", -48))
     assert transforms.size_of(encoded) == (48, 64)
     np.testing.assert_array_equal(transforms.decode(encoded), picture())

@@ -91,7 +91,7 @@ def test_several_labels_count_once_and_images_without_labels_not_at_all():
     assert found["accuracy"] == pytest.approx(10 / 15)
 
 
-def test_examples_that_the_mask_leaves_out_do_not_count_whatever_their_label():
+def test_masked_examples_do_not_count_for_any_label():
     mesh = sharding.make_mesh(jax.devices()[:1])
     batch = {
         "image": np.zeros((4, 2, 2, 3), np.uint8),  # all logits are equal, so that class 0 is said

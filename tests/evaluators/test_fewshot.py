@@ -404,7 +404,7 @@ def test_label_that_is_not_a_class_is_an_error(model, mesh):
         few_shot(model, pool, Images("test", 8), mesh, shots=(1,))
 
 
-def test_sources_that_do_not_know_their_classes_have_those_of_their_labels(model, mesh):
+def test_sources_without_class_counts_have_the_classes_of_their_labels(model, mesh):
     pool, test = Images("pool", 6, [0, 0, 1, 2, 2, 2]), Images("test", 8)
     for source in (pool, test):
         source.num_classes = source.class_names = None

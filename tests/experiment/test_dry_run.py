@@ -10,7 +10,7 @@ from vit_jax.experiment.run_records import record_result
 from vit_jax.optimizers import decay_mask
 
 
-def test_full_parameter_table_lists_every_parameter_and_says_which_decay():
+def test_full_parameter_table_lists_every_parameter_and_its_decay():
     built = build.build(digits_config())
     params = built.step.abstract_state.params
     table = dry_run.parameter_table(params, decay_mask(params), full=True)

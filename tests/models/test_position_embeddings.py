@@ -250,7 +250,7 @@ def test_interpolation_refuses_a_grid_that_the_embeddings_are_not_of():
         interpolate_position_embedding(make_embedding((4, 4)), (2, 2), num_prefix_tokens=0, old_grid=(3, 5))
 
 
-def test_square_number_of_embeddings_is_of_a_square_whatever_the_new_grid():
+def test_square_number_of_embeddings_means_a_square_grid_for_any_new_grid():
     embedding = make_embedding((4, 4))
     found = interpolate_position_embedding(embedding, (2, 8), num_prefix_tokens=0)
     np.testing.assert_allclose(found, zoom(embedding, (4, 4), (2, 8)), atol=1e-6)

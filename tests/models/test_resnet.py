@@ -123,7 +123,7 @@ def test_bit_unit_is_preactivated(size, stride, input_scale, kernel_scale):
     np.testing.assert_allclose(run(unit, params, x), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-def test_bit_unit_without_change_of_width_or_resolution_adds_to_its_input_itself():
+def test_bit_unit_of_the_same_width_and_resolution_adds_to_its_input():
     unit = BitUnit(32)
     x = make_input(1, 5, 5, 128)
     params = make_params(unit, x)
@@ -348,7 +348,7 @@ def test_hybrid_unit_is_normalised_after_each_convolution(size, stride, input_sc
     np.testing.assert_allclose(run(unit, params, x), hybrid_unit(x, params, stride), atol=2e-4)
 
 
-def test_hybrid_unit_without_change_of_width_or_resolution_adds_to_its_input_itself():
+def test_hybrid_unit_of_the_same_width_and_resolution_adds_to_its_input():
     unit = HybridUnit(32)
     x = make_input(1, 5, 5, 128)
     params = make_params(unit, x)

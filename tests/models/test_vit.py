@@ -359,7 +359,7 @@ def test_stochastic_depth_skips_whole_examples_and_scales_up_the_others():
         np.testing.assert_allclose(outputs[layer + 1], expected, atol=2e-5)
 
 
-def test_stochastic_depth_draws_for_the_two_branches_of_a_layer_apart():
+def test_stochastic_depth_draws_separately_for_the_two_branches_of_a_layer():
     _, _, skipped = skip_rates("both", scan_layers=False)
     assert skipped[2].mean() == pytest.approx(0.36, abs=0.05)
 
@@ -467,7 +467,7 @@ def test_hybrid_refuses_images_whose_feature_map_patches_do_not_tile():
         tiny(resnet=(1, 1), patch_size=2).grid(36, 32)
 
 
-def test_hybrid_takes_any_image_where_each_position_of_the_feature_map_is_a_patch():
+def test_hybrid_with_single_position_patches_accepts_any_image():
     model = tiny(resnet=(1,), patch_size=1)
     assert model.grid(33, 5) == (9, 2)
     assert param_shapes(model, 33, 5)["Transformer"]["posembed_input"]["pos_embedding"].shape == (1, 19, 16)

@@ -97,7 +97,7 @@ def test_missing_process_is_named_to_all_that_reported():
         assert "Connected: 0 (" in each.error
 
 
-def test_process_that_cannot_reach_process_0_says_where_it_tried():
+def test_process_that_cannot_reach_process_0_names_the_address():
     port = free_port()
     error = report(port, 1, 2, 0.5).wait().error
     assert error.startswith(

@@ -18,7 +18,7 @@ MUTATIONS = [
         'mask = batch["mask"] * is_labelled(batch["label"])',
         'mask = is_labelled(batch["label"])',
         f"{TEST_CLASSIFICATION}::test_accuracy_and_loss_count_every_example_once "
-        f"{TEST_CLASSIFICATION}::test_examples_that_the_mask_leaves_out_do_not_count_whatever_their_label",
+        f"{TEST_CLASSIFICATION}::test_masked_examples_do_not_count_for_any_label",
         "padding does not count",
     ),
     Mutation(

@@ -94,7 +94,7 @@ MUTATIONS = [
         "elif high - low <= max(1, low // RESOLUTION):",
         "elif high - low <= max(1, low // 2):",
         f"{TEST_SEARCH}::test_the_largest_batch_of_a_linear_need_is_exact_and_takes_four_compilations "
-        f"{TEST_SEARCH}::test_the_largest_batch_is_found_where_the_compiler_saves_memory_by_itself",
+        f"{TEST_SEARCH}::test_the_largest_batch_is_found_although_the_compiler_rematerialises",
         "the largest batch is found to one part in 32",
     ),
     Mutation(
@@ -235,7 +235,7 @@ MUTATIONS = [
         RUN_RESULT,
         '_YOUNGER = {"data.exif_orientation": False}',
         "_YOUNGER: dict[str, bool] = {}",
-        "tests/report/test_settings.py::test_images_that_are_turned_now_and_were_not_before_are_not_averaged",
+        "tests/report/test_settings.py::test_runs_with_and_without_turned_images_are_not_averaged",
         "runs from before images were turned are set apart",
     ),
     Mutation(
@@ -284,7 +284,7 @@ MUTATIONS = [
         RECIPES,
         "best_rule = max(reached,",
         "best_rule = min(reached,",
-        "tests/report/test_recipes.py::test_better_of_two_rules_on_held_out_images_counts_whatever_the_test_images_say",
+        "tests/report/test_recipes.py::test_better_of_two_rules_is_chosen_on_held_out_not_test_images",
         "the better rule on held-out images counts",
     ),
     Mutation(
@@ -389,7 +389,7 @@ MUTATIONS = [
         "vit_jax/experiment/dry_run.py",
         '"yes" if by_path[path] else "no"',
         '"yes"',
-        "tests/experiment/test_dry_run.py::test_full_parameter_table_lists_every_parameter_and_says_which_decay",
+        "tests/experiment/test_dry_run.py::test_full_parameter_table_lists_every_parameter_and_its_decay",
         "--dry_run says which parameters decay",
     ),
     Mutation(

@@ -69,7 +69,7 @@ MUTATIONS = [
         "vit_jax/objectives/classification.py",
         "share = pixel_shares.mean()",
         "share = pixel_shares.max()",
-        f"{TEST_STEP}::test_mixing_is_the_loss_of_mixed_images_and_targets_of_which_both_have_labels",
+        f"{TEST_STEP}::test_mixed_loss_counts_pairs_in_which_both_images_have_labels",
         "labels are mixed by the share of the pixels that stay",
     ),
     Mutation(
@@ -300,14 +300,14 @@ MUTATIONS = [
         "vit_jax/objectives/classification.py",
         "labelled * neighbours(labelled)",
         "labelled",
-        f"{TEST_STEP}::test_mixing_is_the_loss_of_mixed_images_and_targets_of_which_both_have_labels",
+        f"{TEST_STEP}::test_mixed_loss_counts_pairs_in_which_both_images_have_labels",
         "of a mixed pair both images need a label",
     ),
     Mutation(
         STEP,
         "self.objective.prepare(batch, jax.random.fold_in(rng, OBJECTIVE_STREAM))",
         "self.objective.prepare(batch, rng)",
-        f"{TEST_STEP}::test_mixing_is_the_loss_of_mixed_images_and_targets_of_which_both_have_labels",
+        f"{TEST_STEP}::test_mixed_loss_counts_pairs_in_which_both_images_have_labels",
         "the objective draws from a stream of its own",
     ),
     Mutation(

@@ -119,7 +119,7 @@ def test_an_exchange_that_overlaps_but_takes_longest_is_the_roofline_too():
     assert row.step_seconds == row.roofline.interconnect > row.compiler_seconds
 
 
-def test_each_row_says_by_which_estimate_it_is_and_for_which_versions():
+def test_each_row_names_its_estimate_and_versions():
     rows = [make_row(), make_gpu_row(), with_program(cycles=1)]
     assert [row.to_json()["estimate"] for row in rows] == ["cycles", "formula", "roofline"]
     assert rows[0].to_json()["versions"] == {"jax": "0.10.2", "libtpu": "0.0.52"}
@@ -167,7 +167,7 @@ def test_several_slices_are_not_planned_in_part():
     assert "leave --num_devices out" in row.message
 
 
-def test_a_slice_that_libtpu_does_not_compile_is_a_row_by_formula_that_says_so():
+def test_a_slice_that_libtpu_cannot_compile_for_is_a_row_marked_as_formula():
     message = "libtpu 1 does not compile it: JAX 2 cannot read its program"
     row = make_gpu_row(name="tpu7x-8", message=message)
     assert (row.status, row.estimate, row.num_cores) == ("fits by formula", "formula", 8)

@@ -42,7 +42,7 @@ def test_the_largest_batch_of_a_linear_need_is_exact_and_takes_four_compilations
 
 
 @pytest.mark.parametrize("fitting", [1, 9, 800, 1187, 5000])
-def test_the_largest_batch_is_found_where_the_compiler_saves_memory_by_itself(fitting):
+def test_the_largest_batch_is_found_although_the_compiler_rematerialises(fitting):
     # What fits without help is less than what fits with it, and what does not fit is told as without.
     machine = Machine(lambda config: 900 if config.batch_size // 8 <= fitting else 1001 + config.batch_size)
     row = search.largest_batch(machine, v3_8_config(), find_topology("v3-8"))

@@ -187,7 +187,7 @@ def test_weights_inside_a_workdir_belong_to_the_run(tmp_path):
     assert by_path(find([str(tmp_path)]), tmp_path)["fine"].before.data == "JFT-300M"
 
 
-def test_weights_by_a_path_from_where_the_run_was_started_are_found(tmp_path):
+def test_weights_by_a_path_relative_to_the_start_of_the_run_are_found(tmp_path):
     write_run(tmp_path / "here/runs/pre", "ViT-B/16", {}, steps=10, images=1_281_167, data__dataset="tfds:imagenet2012")
     write_fine_tuning(tmp_path / "here/runs/fine", "cifar10", 0.9, weights="runs/pre")
     records = by_path(find([str(tmp_path)]), tmp_path)

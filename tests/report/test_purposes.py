@@ -36,7 +36,7 @@ def write_own(path, train, test, *, seed=0, dataset="/data/mine", **fields):
     ("train", "test"),
     [("train[:90%]", "train[90%:]"), ("photos[:90%]", "photos[90%:]"), ("train", "validation"), ("a+b", "c")],
 )
-def test_final_runs_of_a_sweep_are_results_whatever_their_split_is_called(tmp_path, train, test):
+def test_final_runs_of_a_sweep_are_results_for_any_name_of_their_split(tmp_path, train, test):
     for seed in range(2):
         write_own(tmp_path / f"final/{seed}", train, test, seed=seed)
     write_sweep(tmp_path, [], ["final/0", "final/1"])
@@ -45,7 +45,7 @@ def test_final_runs_of_a_sweep_are_results_whatever_their_split_is_called(tmp_pa
     assert [row[8] for row in results_table(found.models).rows] == ["90.00 ± 0.00"]
 
 
-def test_runs_to_choose_by_are_not_results_whatever_their_split_is_called(tmp_path):
+def test_trials_are_not_results_for_any_name_of_their_split(tmp_path):
     write_own(tmp_path / "trials/a", "train", "test")
     write_sweep(tmp_path, ["trials/a"], [])
     assert uses(tmp_path, below=tmp_path) == {"trials/a": "chooses"}
@@ -68,7 +68,7 @@ def test_innermost_sweep_counts(tmp_path):
     assert found["outer/pets/more/final/x/0"] == "not chosen"  # of the innermost sweep around it, which gave it up
 
 
-def test_run_that_an_outer_sweep_lists_counts_as_it_says_where_the_inner_one_says_nothing(tmp_path):
+def test_outer_sweep_counts_if_the_inner_one_does_not_list_the_run(tmp_path):
     write_fine_tuning(tmp_path / "pets/final/0", "pets", 0.9)
     write_fine_tuning(tmp_path / "pets/trials/0", "pets", 0.9)
     write_sweep(tmp_path, [], ["pets/final/0"])

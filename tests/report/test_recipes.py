@@ -117,7 +117,7 @@ def test_paper_is_nearer_to_the_released_results_with_dropout():
         ("R50x3", "pets", 224, "BiT-HyperRule at 224 pixels, in the BiT paper at 384"),
     ],
 )
-def test_resnet_that_was_tuned_at_another_size_than_bit_s_says_so(tmp_path, model, task, size, note):
+def test_resnet_tuned_at_another_size_than_bits_has_a_note(tmp_path, model, task, size, note):
     write_bit(tmp_path, task, 0.8, model=model, size=size, mixup_alpha=0.0 if task == "pets" else 0.1)
     ((_, cell),) = cells_of_ours(table_5(models_in(tmp_path))).items()
     assert cell.ours.notes == ("one seed", "fine-tuned by BiT-HyperRule", *([note] if note else []))
@@ -143,7 +143,7 @@ def write_swept(path, run, held_out, rules=(), metrics=None):
 
 
 @pytest.mark.parametrize(("by_table_4", "by_bit"), [(0.91, 0.90), (0.90, 0.91)])
-def test_better_of_two_rules_on_held_out_images_counts_whatever_the_test_images_say(tmp_path, by_table_4, by_bit):
+def test_better_of_two_rules_is_chosen_on_held_out_not_test_images(tmp_path, by_table_4, by_bit):
     vit, bit = tmp_path / "vit", tmp_path / "bit"
     run = write_fine_tuning(vit / "final/0", "cifar10", 1 - by_table_4, model="R50x1", weights="bit_m_r50x1")
     write_swept(vit, run, by_table_4)
@@ -186,7 +186,7 @@ def test_test_images_do_not_choose_between_rules(tmp_path, recorded):
     assert "of two rules; their accuracy on held-out images was not recorded, so neither is chosen" in cell.ours.notes
 
 
-def test_hybrid_says_its_rule_and_a_vit_by_bit_s_rule_that_it_is_none_of_the_paper_s(tmp_path):
+def test_hybrid_names_its_rule_and_a_vit_by_bits_rule_has_a_note(tmp_path):
     write_fine_tuning(tmp_path / "a", "cifar10", 0.9, model="R50+ViT-B/16", weights="vit_r50b16_i21k")
     write_fine_tuning(tmp_path / "b", "cifar10", 0.9, **BIT)
     cells = {key[1]: cell.ours.notes for key, cell in cells_of_ours(table_5(models_in(tmp_path))).items()}
@@ -252,7 +252,7 @@ def test_table_7_has_ours_by_optimizer(tmp_path):
     assert len(cells_of_ours(table_6(models_in(tmp_path)))) == 3  # one of the two, and its cost
 
 
-def test_bit_s_groups_of_vtab_and_noisy_student_s_second_number_are_there(tmp_path):
+def test_bits_groups_of_vtab_and_noisy_students_second_number_are_shown(tmp_path):
     for task in ("camelyon", "eurosat", "resisc45", "retinopathy"):
         write_vtab(tmp_path / task, task, 0.85, model="R152x4", weights="bit_m_r152x4")
     table = table_9(models_in(tmp_path))

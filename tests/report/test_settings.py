@@ -158,7 +158,7 @@ def test_images_that_were_recorded_as_others_are_not_averaged(tmp_path):
         ("digits", None, False, 1),
     ],
 )
-def test_images_that_are_turned_now_and_were_not_before_are_not_averaged(tmp_path, dataset, old, new, results):
+def test_runs_with_and_without_turned_images_are_not_averaged(tmp_path, dataset, old, new, results):
     for seed, turned in enumerate((old, new)):
         run = write_fine_tuning(tmp_path / str(seed), "cifar10", 0.9, seed=seed, data__dataset=dataset)
         config = json.loads((run / "config.json").read_text())
@@ -324,7 +324,7 @@ def test_run_whose_config_changed_is_separate(tmp_path, starts, told):
         [(0, {"evals__fewshot__shots": (1,), "data__eval_split": "train[:1%]"}), (40, {})],  # evaluations alone
     ],
 )
-def test_change_that_has_no_part_in_the_parameters_sets_nothing_apart(tmp_path, starts):
+def test_change_without_effect_on_the_parameters_separates_nothing(tmp_path, starts):
     (result,) = group(three_seeds(tmp_path, starts))
     assert len(result.models) == 3 and not any(record.changes for record in result.models)
 

@@ -127,7 +127,7 @@ def test_a_run_keeps_what_its_parameters_mean(root):
     ],
     ids=["renamed", "gone", "nested", "added"],
 )
-def test_predictions_are_named_as_the_run_was_trained_whatever_became_of_its_data(root, change, capsys):
+def test_predictions_have_the_class_names_of_training_even_if_the_data_changed(root, change, capsys):
     change(root)
     assert predictions(root, capsys)[0] == list(CLASSES)
 
@@ -305,7 +305,7 @@ def test_a_head_is_kept_for_the_classes_it_was_trained_on(root):
         train(make_config(root, **again), root / "third")
 
 
-def test_a_converted_head_is_not_kept_where_a_name_means_another_label(root, tmp_path, caplog):
+def test_a_converted_head_is_not_kept_if_a_name_means_another_label(root, tmp_path, caplog):
     save(load(root / "run"), tmp_path / "pets.npz")
     config = make_config(root, weights=str(tmp_path / "pets.npz"), keep_head=True, steps=1)
     (root / "pets" / "emu").rename(root / "pets" / "fox")  # may be another name of the same
@@ -319,7 +319,7 @@ def test_a_converted_head_is_not_kept_where_a_name_means_another_label(root, tmp
 # ---- Runs of older versions.
 
 
-def test_an_older_run_takes_names_from_data_that_have_not_changed(root, capsys):
+def test_an_older_run_takes_class_names_from_unchanged_data(root, capsys):
     make_old(root / "run")
     names, _, notes = predictions(root, capsys)
     assert names == list(CLASSES)

@@ -103,7 +103,7 @@ def events_of(workdir):
     return found
 
 
-def test_tensorboard_gets_every_value_and_drops_those_that_are_made_again(tmp_path):
+def test_tensorboard_gets_every_value_and_drops_repeated_ones(tmp_path):
     with MetricWriter(tmp_path, step=0) as writer:
         writer.write(3, {"train/loss": 0.25, "test/accuracy": 0.5})
     with MetricWriter(tmp_path, step=2) as writer:
@@ -224,7 +224,7 @@ def test_throughput_restarts_after_the_step_that_compiles(clock, ledger):
 
 
 @pytest.mark.parametrize(("peak_flops", "mfu"), [(60e12, 1.0), (None, None)])
-def test_utilisation_is_the_share_of_the_peak_where_that_is_known(clock, ledger, peak_flops, mfu):
+def test_utilisation_is_the_share_of_a_known_peak(clock, ledger, peak_flops, mfu):
     machine = Machine("any", num_devices=1, num_cores=2, bf16_flops=peak_flops)
     throughput = Throughput(ledger, 10, machine, flops_per_image=3e12)
     clock[0] = 2.0

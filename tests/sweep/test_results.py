@@ -166,7 +166,7 @@ def test_metric_that_a_final_run_lacks_or_that_is_infinite_has_no_mean_and_a_lin
         ({"loss": 1.0}, "unusable has no metric 'test/accuracy' to choose by; there are test/loss"),
     ],
 )
-def test_final_run_that_went_wrong_stands_in_the_table_and_there_is_no_mean(bad, reason, tmp_path):
+def test_failed_final_run_is_in_the_table_and_there_is_no_mean(bad, reason, tmp_path):
     table, task = finals(tmp_path, bad, {"accuracy": 0.5}, {"accuracy": 0.7})
     assert reason in table and "There is no mean: 2 of 3 final runs are finished." in table
     assert "mean of" not in table

@@ -450,7 +450,7 @@ def test_arrays_that_a_format_has_no_name_for_are_listed():
         FORMATS["huggingface"].write(make_weights(**HYBRID).arrays)
 
 
-def test_a_format_that_joins_arrays_does_not_lose_one_whose_partners_are_missing():
+def test_a_format_that_joins_arrays_reports_missing_partners():
     arrays = make_weights().arrays
     name = "Transformer/encoderblock_1/MultiHeadDotProductAttention_1/"
     del arrays[name + "key/kernel"]

@@ -98,7 +98,7 @@ def test_a_released_file_is_written_as_timms_loader_reads_it(released, tmp_path)
         assert_same_arrays(dict(file), arrays)
 
 
-def test_a_released_file_becomes_the_state_dict_that_timms_loader_makes_of_it(released, request):
+def test_a_released_file_is_converted_as_by_timms_loader(released, request):
     _, weights, _ = released
     name = request.node.callspec.params["released"]
     state = FORMATS["timm_bit" if name == "bit" else "timm"].write(weights.arrays)

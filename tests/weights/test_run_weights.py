@@ -76,7 +76,7 @@ def test_an_older_run_whose_data_are_gone_has_no_class_names(run):
     assert load(run).class_names is None
 
 
-def test_a_run_whose_record_of_its_model_was_changed_is_refused(run):
+def test_a_run_with_a_changed_record_of_its_model_is_refused(run):
     before = (run / "model.json").read_text()
     for field, value in (("num_layers", 10**9), ("hidden_dim", "x"), ("num_heads", []), ("pool", {}), ("name", 5)):
         edit(run / "model.json", **{field: value})

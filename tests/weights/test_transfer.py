@@ -275,7 +275,7 @@ def test_the_class_token_changes_with_the_resolution_at_once(old, new):
     assert report.resized == ((POSITIONS, (1, 17 - (old == "gap"), 16), (1, 37 - (new == "gap"), 16)),)
 
 
-def test_attention_pooling_starts_from_scratch_where_the_weights_have_none():
+def test_attention_pooling_starts_from_scratch_if_the_weights_have_none():
     weights = weights_of(pool="gap")
     params, report = transfer(weights, model_of(pool="map"), 16)
     pooling = {name for name in flat(params) if name.startswith("MAPHead_0/")}
@@ -291,7 +291,7 @@ def test_attention_pooling_is_dropped_where_the_model_has_none():
 
 
 @pytest.mark.parametrize(("pool", "number"), [("gap", 197), ("cls", 196)])
-def test_embeddings_that_are_not_those_of_the_model_are_refused(pool, number):
+def test_embeddings_of_another_kind_than_the_models_are_refused(pool, number):
     weights = weights_of(size=(56, 56), pool=pool)
     wrong = dict(weights.arrays) | {POSITIONS: np.zeros((1, number, 16), np.float32)}
     weights = type(weights)(weights.spec, wrong, weights.preprocessing)

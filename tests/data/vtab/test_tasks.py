@@ -152,7 +152,7 @@ def test_order_of_tfds_gives_the_classes_that_others_found_in_the_thousand_of_su
     assert len(classes(train800 + val200)) == 325
 
 
-def test_image_that_newer_tfds_leaves_out_of_sun397_is_none_of_the_thousand(sun397):
+def test_image_that_newer_tfds_leaves_out_of_sun397_is_not_among_the_thousand(sun397):
     left_out = "/t/track/outdoor/sun_aophkoiosslinihb.jpg"
     assert sun397["train"].index(left_out) == 66_481
     assert TASKS["sun397"].data.sizes["train"] == (len(sun397["train"]), len(sun397["train"]) - 1)
