@@ -212,6 +212,20 @@ MUTATIONS = [
     ),
     Mutation(
         "vit_jax/sweep/split_checks.py",
+        "fields = [metric, config.weights, ",
+        "fields = [metric, ",
+        f"{TEST_SWEEP_RESULTS}::test_training_examples_of_the_weights_may_choose_but_not_report",
+        "each candidate's weights are compared with what is reported",
+    ),
+    Mutation(
+        "vit_jax/run/accounting.py",
+        'entries["goodput"] = shares.pop("training", 0.0)',
+        'entries["goodput"] = shares.get("training", 0.0)',
+        "tests/run/test_accounting.py",
+        "training's share is the goodput alone",
+    ),
+    Mutation(
+        "vit_jax/sweep/split_checks.py",
         "_check(measured, REPORTED, examples, CHOSEN_BY)",
         "pass",
         f"{TEST_SWEEP_RESULTS}::test_training_choosing_and_reporting_take_different_examples",

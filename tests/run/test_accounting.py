@@ -113,9 +113,7 @@ def test_a_process_knows_how_old_it_is():
 
 def test_costs_are_cores_times_time():
     cost = total_cost([start(0, 100, V3_8, training=3600.0 * 24)])
-    assert cost["core_hours"] == pytest.approx(8 * 24)
-    assert cost["tpuv3_core_days"] == pytest.approx(8)
-    assert cost["goodput"] == 1.0
+    assert cost == pytest.approx({"starts": 1, "core_hours": 8 * 24, "tpuv3_core_days": 8, "goodput": 1.0})
 
 
 def test_other_hardware_counts_as_tpu_v3_cores_of_the_same_peak():
