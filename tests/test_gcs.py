@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,9 +14,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from benchmarks.interruptions import differences
-from tests import XLA_FLAGS, multiprocess
-from tests.conftest import ROOT, main_command, main_environment
+from tests import multiprocess
+from tests.configs import tiny
+from tests.conftest import ROOT
+from tests.test_train import compiled_once
 from vit_jax.checkpoints import Checkpoints, read_parameters
 from vit_jax.config import base_config
 from vit_jax.costs.hardware import describe_machine
@@ -27,12 +27,11 @@ from vit_jax.run import curves, lease, workdir
 from vit_jax.run.accounting import Accounts, Ledger, read_costs
 from vit_jax.run.metrics import MetricWriter, read_jsonl
 from vit_jax.run.profiling import Profiler
+from vit_jax.train import train
 from vit_jax.weights import load
 
 missing = [name for name in ("gcsfs", "gcp_storage_emulator") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
-
-TINY = "--config=tests/configs/tiny.py:steps=16,checkpoint=4"
 
 
 @pytest.fixture(scope="module")
@@ -234,39 +233,6 @@ def test_missing_permission_is_an_error_that_names_the_page_about_permissions(ru
         Checkpoints(run, keep=1)
 
 
-def test_run_killed_in_a_bucket_ends_as_an_uninterrupted_one_on_a_disk(run, emulator, tmp_path, compilation_cache):
-    environment = main_environment(compilation_cache, **emulator, XLA_FLAGS=XLA_FLAGS)
-
-    def start(place):
-        output = (tmp_path / "log").open("a")
-        command = main_command(TINY, f"--workdir={place}")
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-
-    assert start(tmp_path / "reference").wait() == 0, (tmp_path / "log").read_text()
-    process = start(run)
-    deadline = time.time() + 100
-    while not (run / "checkpoints" / "4" / "commit_success.txt").exists():
-        assert process.poll() is None, (tmp_path / "log").read_text()
-        assert time.time() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (run / ".lock").exists()
-    assert not (run / "summary.md").exists()
-    assert start(run).wait() == 0, (tmp_path / "log").read_text()
-    store().get(f"{run}/", f"{tmp_path / 'copy'}/", recursive=True)
-    assert differences(tmp_path / "copy", tmp_path / "reference") == []
-    starts = [json.loads(line)["step"] for line in (run / "starts.jsonl").read_text().splitlines()]
-    assert starts[0] == 0
-    assert 4 <= starts[1] < 16
-    assert {"config.json", "curves.png", "summary.json", "summary.md", "best"} <= set(names(run))
-    assert not (run / ".lock").exists()
-    weights, local = load(str(run)), load(tmp_path / "reference")
-    assert weights.class_names == local.class_names
-    for name, array in local.arrays.items():
-        np.testing.assert_array_equal(weights.arrays[name], array)
-
-
 def test_accounts_of_all_starts_are_in_the_bucket(run):
     machine = describe_machine(jax.devices())
     Accounts(run, Ledger(), machine, step=0).record(100)
@@ -286,21 +252,44 @@ def test_profile_goes_to_the_bucket_and_is_found_there(run, caplog):
     assert caplog.text.count("are profiled in") == 1
 
 
-def test_two_processes_train_in_one_bucket_and_one_resumes(run, compilation_cache, tmp_path, emulator):
-    arguments = [TINY, f"--workdir={run}", "--config.sharding=fsdp", "--config.eval_batch_size=100"]
+def test_processes_killed_in_a_bucket_end_as_one_whose_run_on_a_disk_is_uninterrupted(
+    run, compilation_cache, tmp_path, emulator
+):
     # Large enough to be split, so that each process writes its part of a checkpoint.
-    arguments += ["--config.model.hidden_dim=128", "--config.model.mlp_dim=256"]
-    with multiprocess.start_main(arguments, tmp_path, 2, 1, compilation_cache) as processes:
-        ended = processes.all_ended()
-    assert [each.returncode for each in ended] == [0, 0], ended
-    whole = read_jsonl(run / "metrics.jsonl")
-    assert names(run / "checkpoints") == ["12", "16"]
+    fields = {"sharding": "fsdp", "eval_batch_size": 96, "model.hidden_dim": 128, "model.mlp_dim": 256}
+    fields["optimizer.eps"] = 1e-4  # with less, Adam would turn differences in rounding into steps
+    config = tiny.get_config("steps=16,checkpoint=4")
+    config.update_from_flattened_dict(fields)
+    with compiled_once(compilation_cache):
+        train(config, tmp_path / "reference")
 
-    (run / "checkpoints" / "16").rmtree()
+    arguments = ["--config=tests/configs/tiny.py:steps=16,checkpoint=4", f"--workdir={run}"]
+    arguments += [f"--config.{name}={value}" for name, value in fields.items()]
+    with multiprocess.start_main(arguments, tmp_path, 2, 1, compilation_cache) as processes:
+        deadline = time.time() + 300
+        while not (run / "checkpoints" / "4" / "commit_success.txt").exists():
+            assert processes[0].poll() is None, processes.output(0)
+            assert time.time() < deadline
+            time.sleep(0.02)
+    assert (run / ".lock").exists()
+    assert not (run / "summary.md").exists()
     with multiprocess.start_main(arguments, tmp_path, 1, 1, compilation_cache) as processes:
         (ended,) = processes.all_ended()
     assert ended.returncode == 0, ended.output
-    assert "resumed from the checkpoint of step 12" in ended.output
-    losses = {row["step"]: row["train/loss"] for row in whole if "train/loss" in row}
-    again = {row["step"]: row["train/loss"] for row in read_jsonl(run / "metrics.jsonl") if "train/loss" in row}
-    assert again == pytest.approx(losses, rel=1e-5)
+
+    starts = [json.loads(line)["step"] for line in (run / "starts.jsonl").read_text().splitlines()]
+    assert starts[0] == 0
+    assert 4 <= starts[1] < 16
+    assert f"resumed from the checkpoint of step {starts[1]}" in ended.output
+    assert {"config.json", "curves.png", "summary.json", "summary.md", "best"} <= set(names(run))
+    assert not (run / ".lock").exists()
+    assert names(run / "checkpoints") == ["12", "16"]
+    rows, expected = [
+        [{name: value for name, value in row.items() if not name.startswith("time/")} for row in read_jsonl(path)]
+        for path in (run / "metrics.jsonl", tmp_path / "reference" / "metrics.jsonl")
+    ]
+    assert rows == [pytest.approx(row, rel=1e-4) for row in expected]
+    weights, local = load(str(run)), load(tmp_path / "reference")
+    assert weights.class_names == local.class_names
+    for name, array in local.arrays.items():
+        np.testing.assert_allclose(weights.arrays[name], array, rtol=1e-3, atol=1e-5)
