@@ -18,6 +18,7 @@ from vit_jax.data.class_names import moved_names
 from vit_jax.data.sources import absolute_dataset, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
+from vit_jax.run import journal
 from vit_jax.run.facts import (
     MatchedByName,
     SplitFacts,
@@ -57,7 +58,8 @@ def make_pets(folder, count=10):
 
 @pytest.fixture(scope="module", autouse=True)
 def with_cache(compilation_cache):
-    with compiled_once(compilation_cache):
+    with compiled_once(compilation_cache), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "plot_curves", lambda *_: None)  # half a second for each run
         yield
 
 
