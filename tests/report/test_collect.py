@@ -4,9 +4,7 @@ import json
 import re
 import statistics
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache as cache
 
 from tests.configs import tiny
 from tests.report.workdirs import (
@@ -18,6 +16,7 @@ from tests.report.workdirs import (
     write_sweep,
     write_vtab,
 )
+from tests.test_train import compiled_once
 from vit_jax.costs.flops import forward_flops, train_step_flops
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
@@ -29,6 +28,7 @@ from vit_jax.report.measured import ACCURACY, REAL
 from vit_jax.report.names import data_set_name, model_label, pre_training_name
 from vit_jax.report.pretrained import pre_trained_models
 from vit_jax.report.seeds import group
+from vit_jax.run import journal
 from vit_jax.sweep import Sweep
 from vit_jax.sweep import __main__ as sweep_command
 from vit_jax.sweep.trials import make_tasks
@@ -45,23 +45,20 @@ def config_of(**fields):
 @pytest.fixture(scope="module")
 def real(tmp_path_factory, compilation_cache):
     """A sweep that repeats a run, a run that began with one of its runs, and an evaluation of that."""
-    cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", str(compilation_cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     folder = tmp_path_factory.mktemp("real")
-    cadence = "--config.evals.eval_split.every_steps=4"
-    arguments = ("--config.eval_batch_size=96", cadence, "--config.checkpoint.keep_best=False")
-    tasks = make_tasks(Sweep(seeds=2), "tests/configs/tiny.py:steps=2", arguments, folder / "sweep")
-    sweep_command.run_sweep(tasks, folder / "sweep", lambda run: train(run.config, run.path))
-    pre = folder / "sweep" / "final" / "seed_0"
-    train(config_of(weights=str(pre), seed=5, model__name=None), folder / "fine")
-    few_shot = {"evals__fewshot__datasets": ("digits",), "evals__fewshot__shots": (2,), "evals__fewshot__seeds": 2}
-    few_shot |= {"evals__fewshot__crop_from": 8, "evals__fewshot__image_size": 8, "data__eval_split": None}
-    config = config_of(weights=str(folder / "fine"), model__name=None, **few_shot)
-    evaluate(config, folder / "few_shot")
-    yield folder
-    jax.config.update("jax_compilation_cache_dir", None)
-    cache.reset_cache()
+    with compiled_once(compilation_cache), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "plot_curves", lambda *_: None)  # half a second for each run
+        cadence = "--config.evals.eval_split.every_steps=4"
+        arguments = ("--config.eval_batch_size=96", cadence, "--config.checkpoint.keep_best=False")
+        tasks = make_tasks(Sweep(seeds=2), "tests/configs/tiny.py:steps=2", arguments, folder / "sweep")
+        sweep_command.run_sweep(tasks, folder / "sweep", lambda run: train(run.config, run.path))
+        pre = folder / "sweep" / "final" / "seed_0"
+        train(config_of(weights=str(pre), seed=5, model__name=None), folder / "fine")
+        few_shot = {"evals__fewshot__datasets": ("digits",), "evals__fewshot__shots": (2,), "evals__fewshot__seeds": 2}
+        few_shot |= {"evals__fewshot__crop_from": 8, "evals__fewshot__image_size": 8, "data__eval_split": None}
+        config = config_of(weights=str(folder / "fine"), model__name=None, **few_shot)
+        evaluate(config, folder / "few_shot")
+    return folder
 
 
 def by_path(found, root):
