@@ -4,7 +4,6 @@ import shlex
 
 import jax
 import numpy as np
-import optax
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -19,7 +18,7 @@ from vit_jax.models import create_model
 from vit_jax.objectives.classification import Classification
 from vit_jax.train_step import TrainState, TrainStep
 
-STEPS = 20
+STEPS = 8
 
 
 def config_of(**fields):
@@ -27,7 +26,7 @@ def config_of(**fields):
     config.data.image_size = 16
     config.data.dataset = "digits"
     config.model.name = "ViT-Ti/4"
-    config.model.num_layers = 2
+    config.model.num_layers = 1
     config.model.hidden_dim = 128
     config.model.mlp_dim = 256
     config.model.num_heads = 4
@@ -60,6 +59,10 @@ def losses(devices, num_steps=STEPS, **fields):
     return np.array(found), state
 
 
+def norm(tree):
+    return np.linalg.norm([np.linalg.norm(leaf) for leaf in jax.tree.leaves(tree)])
+
+
 @pytest.fixture(scope="module")
 def on_one_device():
     found, state = losses(1)
@@ -71,8 +74,7 @@ def on_one_device():
     [
         {"sharding": "replicated"},
         {"sharding": "fsdp"},
-        {"sharding": "fsdp+tensor", "mesh.model": 2},
-        {"sharding": "fsdp+tensor", "mesh.model": 4, "accumulation_steps": 1},
+        {"sharding": "fsdp+tensor", "mesh.model": 4},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )
@@ -82,7 +84,7 @@ def test_eight_devices_equal_one_for_any_split_of_the_state(on_one_device, field
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     for ours, theirs in ((state.params, expected_state.params), (state.average, expected_state.average)):
         apart = jax.tree.map(lambda a, b: np.asarray(a) - b, ours, theirs)
-        assert optax.tree.norm(apart) < 1e-4 * optax.tree.norm(theirs)
+        assert norm(apart) < 1e-4 * norm(theirs)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -220,5 +222,5 @@ def test_batch_is_split_only_over_the_data_axis():
 def test_table_says_what_is_split_and_what_a_device_holds():
     state = experiments.build(config_of(sharding="fsdp")).step.abstract_state
     table = dry_run.parameter_table(state.params, full=True)
-    row = next(line.split() for line in table.splitlines() if "encoderblock_1/MlpBlock_3/Dense_0/kernel" in line)
+    row = next(line.split() for line in table.splitlines() if "encoderblock_0/MlpBlock_3/Dense_0/kernel" in line)
     assert row[1:] == ["1", "128x256", f"{128 * 256:,}", "-", "data", f"{4 * 128 * 256 // 8:,}"]

@@ -21,6 +21,11 @@ HYBRID = {"name": "R50+ViT-B/16", "resnet": (1, 1), "image_size": (16, 16)}
 ROOT_HYBRID = {"name": "R+Ti/16", "image_size": (64, 64)}
 
 
+@functools.cache  # many tests make the same few models, and tracing one takes most of a test's time
+def traced_shapes(name, num_classes, image_size, overrides):
+    return expected_shapes(ModelSpec(name, num_classes, dict(overrides), image_size), image_size)
+
+
 def make_weights(name="ViT-Ti/4", *, num_classes=5, image_size=(16, 16), seed=0, dtype=np.float32, **overrides):
     """Random arrays of a small model; nothing is compiled."""
     overrides = overrides if re.match(r"R\d+x|AxialResNet", name) else TINY | overrides
@@ -28,14 +33,15 @@ def make_weights(name="ViT-Ti/4", *, num_classes=5, image_size=(16, 16), seed=0,
     rng = np.random.default_rng(seed)
     arrays = {
         path: rng.normal(size=shape, scale=0.3).astype(dtype)
-        for path, shape in expected_shapes(spec, image_size).items()
+        for path, shape in traced_shapes(name, num_classes, image_size, tuple(overrides.items())).items()
     }
     return Weights(spec, arrays, Preprocessing().at(image_size))
 
 
 def logits(weights, seed=7, **overrides):
     images = np.random.default_rng(seed).uniform(-1, 1, (2, *weights.preprocessing.image_size, 3)).astype(np.float32)
-    return np.asarray(weights.spec.create(**overrides).apply({"params": weights.params}, images)[0])
+    apply = jax.jit(weights.spec.create(**overrides).apply)
+    return np.asarray(apply({"params": weights.params}, images)[0])
 
 
 def assert_same(found, expected):

@@ -52,7 +52,7 @@ def check_report(report, weights, params):
 
 def logits(model, params, size=(16, 16)):
     images = np.random.default_rng(3).uniform(-1, 1, (2, *size, 3)).astype(np.float32)
-    return np.asarray(model.apply({"params": params}, images)[0])
+    return np.asarray(jax.jit(model.apply)({"params": params}, images)[0])
 
 
 # --- The head ---
