@@ -252,12 +252,12 @@ def test_profile_goes_to_the_bucket_and_is_found_there(run, caplog):
     assert caplog.text.count("are profiled in") == 1
 
 
-def test_processes_killed_in_a_bucket_end_as_one_whose_run_on_a_disk_is_uninterrupted(
+def test_killed_processes_resume_in_a_bucket_and_match_an_uninterrupted_run_on_a_disk(
     run, compilation_cache, tmp_path, emulator
 ):
     # Large enough to be split, so that each process writes its part of a checkpoint.
     fields = {"sharding": "fsdp", "eval_batch_size": 96, "model.hidden_dim": 128, "model.mlp_dim": 256}
-    fields["optimizer.eps"] = 1e-4  # with less, Adam would turn differences in rounding into steps
+    fields["optimizer.eps"] = 1e-4  # a smaller one lets Adam turn rounding differences into steps
     config = tiny.get_config("steps=16,checkpoint=4")
     config.update_from_flattened_dict(fields)
     with compiled_once(compilation_cache):
