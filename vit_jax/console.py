@@ -1,6 +1,7 @@
 """Text for terminals and files: durations, sizes, names, tables and progress. Imports only fast modules."""
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.util
 import io
@@ -286,46 +287,41 @@ class SizedIterable(Protocol[T_co]):
     def __iter__(self) -> Iterator[T_co]: ...
 
 
+@dataclasses.dataclass(frozen=True)
 class Tracked(Generic[T]):
-    """Batches that show their progress during iteration. Can be iterated repeatedly."""
+    """Batches that show their progress during iteration. Can be iterated repeatedly.
 
-    def __init__(
-        self,
-        batches: SizedIterable[T],
-        what: str,
-        batch_size: int,
-        *,
-        every_seconds: float = 30.0,
-        before_each: Callable[[], None] = lambda: None,
-    ):
-        """Wraps the batches.
+    Attributes:
+      batches: the batches.
+      what: name on the terminal and in the log.
+      batch_size: images in a batch.
+      every_seconds: time between lines in the log.
+      before_each: called before each batch; may raise to end the iteration.
+    """
 
-        Args:
-          batches: the batches.
-          what: name on the terminal and in the log.
-          batch_size: images in a batch.
-          every_seconds: time between lines in the log.
-          before_each: called before each batch; may raise to end the iteration.
-        """
-        self._batches, self._what, self._batch_size = batches, what, batch_size
-        self._before_each, self._every_seconds = before_each, every_seconds
+    batches: SizedIterable[T]
+    what: str
+    batch_size: int
+    _: dataclasses.KW_ONLY
+    every_seconds: float = 30.0
+    before_each: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[T]:
         logger = logging.getLogger("vit_jax")
         with Progress(
-            self._what,
-            len(self._batches),
+            self.what,
+            len(self.batches),
             bar=logger.level <= logging.INFO,  # of several processes only the main one logs
-            every_seconds=self._every_seconds,
+            every_seconds=self.every_seconds,
             report=logger.info,
         ) as progress:
-            for number, batch in enumerate(self._batches, start=1):
-                self._before_each()
+            for number, batch in enumerate(self.batches, start=1):
+                self.before_each()
                 yield batch
-                progress.add(self._batch_size, number)
+                progress.add(self.batch_size, number)
 
 
 def _can_show_bars() -> bool:

@@ -17,9 +17,9 @@ from vit_jax.experiment import leakage
 from vit_jax.experiment.evaluation_only import build_evaluation
 from vit_jax.experiment.evaluations import describe_data, tested_sources
 from vit_jax.files import AnyPath, parse_path, write_atomically
+from vit_jax.json_files import read_optional
 from vit_jax.multihost import processes
 from vit_jax.train_step import TrainState
-from vit_jax.weights.arrays import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def weights_to_evaluate(weights: str | None, path: AnyPath | None) -> str:
         if not weights and not path:
             raise UserError("nothing to evaluate: set --config.weights to a checkpoint, or --workdir to that of a run.")
         return weights or str(path)
-    began_with = read_json(path / "config.json").get("weights")
+    began_with = read_optional(path / "config.json").get("weights")
     if weights is not None and weights != began_with and weights.rstrip("/") != str(path):
         raise UserError(
             f"{path} is the workdir of a run, but weights are {weights}. Pass --config.weights=None to evaluate the "

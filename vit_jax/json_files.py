@@ -117,6 +117,11 @@ def read_object(path: AnyPath, *, allow_nan: bool = False, max_bytes: int = MAX_
     return _as_object(read_json(path, allow_nan=allow_nan, max_bytes=max_bytes), path)
 
 
+def read_optional(path: AnyPath) -> dict[str, Any]:
+    """Reads a JSON object that may contain NaN; an empty one if there is no file."""
+    return read_object(path, allow_nan=True) if path.exists() else {}
+
+
 def _as_object(value: Any, where: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise JsonError(f"{where} is damaged: expected a JSON object {{...}}, got {reprlib.repr(value)}.")

@@ -55,7 +55,7 @@ MUTATIONS = [
         "evaluations are found",
     ),
     Mutation(
-        "vit_jax/weights/description.py",
+        "vit_jax/weights/model_weights.py",
         'probabilities=fields.text("probabilities", None, choices=("softmax", "sigmoid")),',
         "",
         f"{TEST}::test_exported_weights_equal_the_runs",

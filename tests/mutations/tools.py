@@ -7,7 +7,7 @@ HLO, TEST_HLO = "vit_jax/plan/hlo.py", "tests/plan/test_hlo.py"
 ROW, TEST_ROW = "vit_jax/plan/plan_row.py", "tests/plan/test_plan_row.py"
 SEARCH, TEST_SEARCH = "vit_jax/plan/search.py", "tests/plan/test_search.py"
 TOPOLOGIES, TEST_TOPOLOGIES = "vit_jax/plan/topologies.py", "tests/plan/test_topologies.py"
-PRODUCTS, TEST_FLOPS = "vit_jax/costs/products.py", "tests/costs/test_flops.py"
+FLOPS, TEST_FLOPS = "vit_jax/costs/flops.py", "tests/costs/test_flops.py"
 SWEEP_RESULTS, TEST_SWEEP = "vit_jax/sweep/results.py", "tests/sweep/test_sweep.py"
 TRIALS, TEST_SWEEP_RESULTS = "vit_jax/sweep/trials.py", "tests/sweep/test_results.py"
 SUBPROCESSES, TEST_SUBPROCESSES = "vit_jax/sweep/subprocesses.py", "tests/sweep/test_subprocesses.py"
@@ -120,23 +120,23 @@ MUTATIONS = [
         "an axis shorter than the pod is no ring",
     ),
     Mutation(
-        PRODUCTS,
-        "flops = 2 * positions * inputs * outputs",
-        "flops = positions * inputs * outputs",
-        f"{TEST_FLOPS}::test_parameters_and_flops_match_the_traced_forward_pass",
+        FLOPS,
+        "flops = 2 * math.prod(equation",
+        "flops = math.prod(equation",
+        f"{TEST_FLOPS}::test_parts_add_up_and_are_where_they_should_be",
         "a multiply-add is two FLOPs",
     ),
     Mutation(
-        PRODUCTS,
-        "self.add(part, flops=flops, parameters=parameters, times_backward=flows + kernel)",
-        "self.add(part, flops=flops, parameters=parameters, times_backward=2)",
+        FLOPS,
+        "self.backward += sum(given) * flops",
+        "self.backward += 2 * flops",
         f"{TEST_FLOPS}::test_with_frozen_parameters_only_computed_products_count",
         "frozen parameters need no gradient",
     ),
     Mutation(
         "vit_jax/costs/hardware.py",
-        "bf16_flops=123e12",
-        "bf16_flops=126e12",
+        "2, 1,   123, ",
+        "2, 1,   126, ",
         "tests/costs/test_hardware.py",
         "a TPUv3 chip has 123 TFLOP/s",
     ),

@@ -3,8 +3,8 @@
 from tests.mutations.mutation import Mutation
 
 DOWNLOAD, TEST_DOWNLOAD = "vit_jax/weights/download.py", "tests/weights/test_download.py"
-ADDRESSES, TEST_ADDRESSES = "vit_jax/weights/addresses.py", "tests/weights/test_addresses.py"
-READING, TEST_FILES = "vit_jax/weights/reading.py", "tests/weights/test_arrays.py"
+TEST_ADDRESSES = "tests/weights/test_addresses.py"
+ARRAYS, TEST_FILES = "vit_jax/weights/arrays.py", "tests/weights/test_arrays.py"
 FORMATS, TEST_FORMATS = "vit_jax/weights/formats.py", "tests/weights/test_formats.py"
 MAPPING = "vit_jax/weights/mapping.py"
 IDENTIFY, TEST_IDENTIFY = "vit_jax/weights/identify.py", "tests/weights/test_identify.py"
@@ -53,7 +53,7 @@ MUTATIONS = [
         "a file that was damaged on its way is refused",
     ),
     Mutation(
-        ADDRESSES,
+        DOWNLOAD,
         'name = name.replace(".", "%2E") or "%"',
         "pass",
         f"{TEST_ADDRESSES}::test_no_name_can_escape_the_cache",
@@ -74,42 +74,42 @@ MUTATIONS = [
         "space is checked before the download",
     ),
     Mutation(
-        READING,
+        ARRAYS,
         "if dtype.hasobject:",
         "if False:",
         f"{TEST_FILES}::test_a_pickled_npz_is_refused_and_not_run",
         "a pickle is never run",
     ),
     Mutation(
-        READING,
+        ARRAYS,
         "if path.suffix in _PICKLES or start.startswith(_PICKLE_STARTS):",
         "if False:",
         f"{TEST_FILES}::test_a_legacy_torch_file_is_refused_with_the_command_that_converts_it",
         "a pickle is refused with the command that converts it",
     ),
     Mutation(
-        READING,
+        ARRAYS,
         "if info.file_size > most:",
         "if False:",
         f"{TEST_FILES}::test_a_member_that_claims_too_many_bytes_is_refused",
         "a zip bomb is not inflated",
     ),
     Mutation(
-        READING,
+        ARRAYS,
         "if bad := [name for name, array in arrays.items() if not np.isfinite(array).all()]:",
         "if bad := []:",
         "tests/weights/test_hostile.py::test_values_that_are_not_numbers_are_refused_by_name_unless_they_are_allowed",
         "weights that are not finite are refused",
     ),
     Mutation(
-        READING,
+        ARRAYS,
         'return array.astype(array.dtype.newbyteorder("="), copy=False)',
         "return array",
         f"{TEST_FILES}::test_arrays_in_another_byte_order_or_in_columns_are_read",
         "arrays in another byte order are read as what they are",
     ),
     Mutation(
-        READING,
+        ARRAYS,
         "if not dtype.hasobject and found != math.prod(shape) * dtype.itemsize:",
         "if False:",
         f"{TEST_FILES}::test_a_member_that_is_not_what_its_header_declares_is_refused",

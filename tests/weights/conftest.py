@@ -7,7 +7,7 @@ import pytest
 from tests.weights.helpers import NAMES, save_plain, strip_description
 from tests.weights.test_formats import make_weights
 from vit_jax.weights import Preprocessing, get_checkpoint, save
-from vit_jax.weights.addresses import cached_path
+from vit_jax.weights.download import cached_path
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import re
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.weights.addresses import cached_path
-from vit_jax.weights.download import fetch
+from vit_jax.weights.download import cached_path, fetch
 
 
 @pytest.fixture

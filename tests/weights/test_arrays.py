@@ -19,10 +19,8 @@ import safetensors
 import safetensors.numpy
 
 from vit_jax.errors import UserError
-from vit_jax.weights import arrays as files
 from vit_jax.weights import load
-from vit_jax.weights.arrays import write_arrays, write_folder
-from vit_jax.weights.reading import open_arrays
+from vit_jax.weights.arrays import open_arrays, write_arrays
 
 ARRAYS = {
     "block/kernel": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -346,10 +344,6 @@ def test_a_name_that_is_too_long_is_reported(path):
         write_arrays(path.with_name("a" * 240 + path.suffix), ARRAYS, {})
 
 
-def test_missing_json_is_empty(tmp_path):
-    assert files.read_json(tmp_path / "config.json") == {}
-
-
 # --- Hostile content ---
 
 
@@ -513,16 +507,16 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    write_folder(tmp_path / "old" / "model.safetensors", {"a": np.ones(3)}, {}, {"config.json": {"a": 1}})
+    write_arrays(tmp_path / "old" / "model.safetensors", {"a": np.ones(3)}, {}, {"config.json": {"a": 1}})
     before = snapshot(tmp_path / "old")
     monkeypatch.setattr("pathlib.Path.write_text", fail)
     for folder in ("old", "new"):
         with pytest.raises(UserError, match="cannot write"):
-            write_folder(tmp_path / folder / "model.safetensors", ARRAYS, {}, {"config.json": {"a": 2}})
+            write_arrays(tmp_path / folder / "model.safetensors", ARRAYS, {}, {"config.json": {"a": 2}})
     assert snapshot(tmp_path / "old") == before
     assert not (tmp_path / "new").exists()
     monkeypatch.undo()
     (tmp_path / "old" / "other.json").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*other.json: Is a directory"):
-        write_folder(tmp_path / "old" / "model.safetensors", ARRAYS, {}, {"other.json": {}})
+        write_arrays(tmp_path / "old" / "model.safetensors", ARRAYS, {}, {"other.json": {}})
     assert snapshot(tmp_path / "old") == before

@@ -18,8 +18,7 @@ import pytest
 from tests.conftest import ROOT
 from vit_jax.errors import UserError
 from vit_jax.weights import download
-from vit_jax.weights.addresses import cached_path
-from vit_jax.weights.download import fetch
+from vit_jax.weights.download import cached_path, fetch
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -21,7 +21,7 @@ from vit_jax.models import create_model
 from vit_jax.models.layers import stack_layers
 from vit_jax.models.position_embeddings import KINDS, PLACES
 from vit_jax.weights import ModelSpec, Preprocessing, Weights, from_params, get_checkpoint, load, save
-from vit_jax.weights.addresses import cached_path
+from vit_jax.weights.download import cached_path
 from vit_jax.weights.formats import FORMATS
 from vit_jax.weights.identify import expected_shapes
 

@@ -6,7 +6,7 @@ import pytest
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
 from vit_jax.weights import released
-from vit_jax.weights.addresses import cached_path
+from vit_jax.weights.download import cached_path
 from vit_jax.weights.released import get_checkpoint, list_checkpoints
 
 ALL = [get_checkpoint(name) for name in list_checkpoints()]

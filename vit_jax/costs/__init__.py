@@ -1,1 +1,1 @@
-"""FLOPs and parameters of models by formula, and the data sheets of accelerators."""
+"""FLOPs and parameters of models, and the data sheets of accelerators."""

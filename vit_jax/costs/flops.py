@@ -1,11 +1,11 @@
-"""FLOPs and parameters by formula, for every model at any resolution.
+"""FLOPs and parameters of every model at any resolution.
 
     python -m vit_jax.costs.flops ViT-L/16 R50x1                  # parameters, and FLOPs for an image
     python -m vit_jax.costs.flops "ViT-B/*" --image_size=384      # patterns; another resolution
     python -m vit_jax.costs.flops R50+ViT-B/16 --parts            # by part
     python -m vit_jax.costs.flops --table6                        # beside the paper's exaFLOPs
 
-Nothing is traced, compiled or allocated: the formulas need only the attributes of a model and the image size.
+The model is traced, not compiled, and no device is used: each product in the trace counts by its formula.
 
 The count has matrix products and convolutions, a multiplication and its addition as 2 FLOPs: `[n, a] x [a, b]` is 2 n a
 b, a convolution 2 x output positions x kernel positions x input channels x output channels, where kernel positions that
@@ -29,32 +29,164 @@ each of its 18 rows. The differences:
 """
 
 import argparse
+import collections
+import dataclasses
+import functools
+import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 from vit_jax.console import format_table, run_command
-from vit_jax.costs.products import FlopsRow, Trained, count_model
 from vit_jax.errors import UserError
 from vit_jax.models import create_model, list_models
 from vit_jax.paper import tables
 
 TRAIN_PER_FORWARD = 3
+# The first pattern found in a parameter's name, or in the module that computes a product, tells its part.
+_PARTS = (
+    ("MAPHead_0", "attention pooling"),
+    ("conv_root|gn_root", "resnet root"),
+    (r"\bblock(\d+)/unit", r"resnet block\1"),
+    ("^cls$", "class token"),
+    ("posembed|relative_embedding", "position embeddings"),
+    (r"\bembedding", "patch embedding"),
+    (r"MultiHeadDotProductAttention_1/(query|key|value|out)", "attention projections"),
+    ("MultiHeadDotProductAttention_1", "attention products"),
+    ("MlpBlock", "mlp"),
+    ("LayerNorm|norm", "norms"),
+    ("pre_logits", "pre-logits"),
+    (r"\bhead", "head"),
+)
+# Tracing for a device that is not there asks no real one.
+_MESH = AbstractMesh(
+    (1,), ("none",), (AxisType.Auto,), abstract_device=AbstractDevice(device_kind="TPU", num_cores=1, platform="tpu")
+)
+Trained = Callable[[str], bool]  # whether a parameter is trained, by its name, such as "head/kernel"
+
+
+@dataclasses.dataclass(frozen=True)
+class FlopsRow:
+    """FLOPs of a forward pass of one image, and parameters, of a part of a model."""
+
+    part: str
+    flops: int
+    parameters: int
+
+
+class _Products:
+    """FLOPs of the products in a trace: of the forward pass by part, and of the whole backward pass."""
+
+    def __init__(self) -> None:
+        self.forward: collections.Counter[str] = collections.Counter()
+        self.backward = 0
+
+    def count(self, jaxpr: Any, flows: Sequence[bool], scope: str = "") -> list[bool]:
+        """Counts a trace; tells from which inputs need a gradient (`flows`) which outputs do."""
+        needed = dict(zip(jaxpr.invars, flows, strict=True))
+
+        def is_needed(variable: Any) -> bool:
+            return not hasattr(variable, "val") and needed.get(variable, False)  # literals have a value
+
+        for equation in jaxpr.eqns:
+            given = list(map(is_needed, equation.invars))
+            name, params = equation.primitive.name, equation.params
+            path = f"{scope}/{equation.source_info.name_stack}"
+            found = [any(given)] * len(equation.outvars)
+            if name in ("dot_general", "conv_general_dilated"):
+                flops = 2 * math.prod(equation.outvars[0].aval.shape) * _summed(equation)
+                self.forward[_part(path)] += flops
+                self.backward += sum(given) * flops
+            elif name == "scan":
+                constants, num_carried = given[: params["num_consts"]], params["num_carry"]
+                carried, scanned = given[len(constants) :][:num_carried], given[len(constants) + num_carried :]
+                for _ in range(params["length"]):
+                    found = self.count(params["jaxpr"].jaxpr, constants + carried + scanned, path)
+                    carried = found[:num_carried]
+            elif name == "cond":  # branches that differ by platform have the same products
+                found = self.count(params["branches"][0].jaxpr, given[1:], path)
+            elif inner := params.get("jaxpr", params.get("call_jaxpr")):
+                found = self.count(getattr(inner, "jaxpr", inner), given, path)
+            needed |= zip(equation.outvars, found, strict=True)
+        return list(map(is_needed, jaxpr.outvars))
+
+
+def _summed(equation: Any) -> int:
+    """Number of products that are added up into an element of the result."""
+    left, right = (variable.aval.shape for variable in equation.invars)
+    numbers = equation.params["dimension_numbers"]
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = numbers
+        return math.prod(left[axis] for axis in contracted)
+    return math.prod(right) // right[numbers.rhs_spec[0]]
+
+
+def _part(name: str) -> str:
+    matches = ((re.search(pattern, name), part) for pattern, part in _PARTS)
+    return next((match.expand(part) for match, part in matches if match), "others")
+
+
+def _as_pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
+@functools.lru_cache(maxsize=64)
+def _variables(model: nn.Module, image_size: tuple[int, int]) -> Any:
+    """Shapes and dtypes of the parameters."""
+    with use_abstract_mesh(_MESH):
+        return jax.eval_shape(lambda images: model.init(jax.random.key(0), images), _image(image_size))
+
+
+@functools.lru_cache(maxsize=64)
+def _forward_pass(model: nn.Module, image_size: tuple[int, int]) -> Any:
+    """The jaxpr of the logits of an image."""
+    with use_abstract_mesh(_MESH):
+        logits = jax.make_jaxpr(lambda variables, images: model.apply(variables, images)[0])
+        return logits(_variables(model, image_size), _image(image_size)).jaxpr
+
+
+def _image(image_size: tuple[int, int]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+
+
+def _sizes(model: nn.Module, image_size: int | tuple[int, int]) -> dict[str, int]:
+    """Sizes of the parameters by name."""
+    leaves = jax.tree_util.tree_leaves_with_path(_variables(model, _as_pair(image_size))["params"])
+    return {"/".join(entry.key for entry in path): leaf.size for path, leaf in leaves}
+
+
+def _products(model: nn.Module, image_size: int | tuple[int, int], trained: Trained | None = None) -> _Products:
+    # The same function, computed in the way that is traced fastest.
+    options: dict[str, Any] = {"attention": "einsum", "remat": "none"} | ({} if trained else {"scan_layers": True})
+    model = model.clone(**{name: value for name, value in options.items() if hasattr(model, name)})
+    products = _Products()
+    flows = [trained is not None and trained(name) for name in _sizes(model, image_size)]
+    products.count(_forward_pass(model, _as_pair(image_size)), [*flows, False])
+    return products
 
 
 def count_parts(model: nn.Module, image_size: int | tuple[int, int]) -> list[FlopsRow]:
     """FLOPs and parameters of each part of a model.
 
     Args:
-      model: one of `vit_jax.models`.
+      model: as `vit_jax.models.create_model` makes it.
       image_size: in pixels; height and width, or the side of a square. Images have three channels.
 
     Raises:
-      UserError: the model does not accept images of that size, or has no formula.
+      UserError: the model does not accept images of that size.
     """
-    return count_model(model, image_size, lambda name: False).rows()
+    products = _products(model, image_size)
+    parameters: collections.Counter[str] = collections.Counter()
+    for name, size in _sizes(model, image_size).items():
+        parameters[_part(name)] += size
+    parts = dict.fromkeys([*products.forward, *parameters])
+    return [FlopsRow(part, products.forward[part], parameters[part]) for part in parts]
 
 
 def forward_flops(model: nn.Module, image_size: int | tuple[int, int]) -> int:
@@ -73,7 +205,8 @@ def train_step_flops(model: nn.Module, image_size: int | tuple[int, int], traine
     """
     if trained is None:
         return TRAIN_PER_FORWARD * forward_flops(model, image_size)
-    return forward_flops(model, image_size) + count_model(model, image_size, trained).backward
+    products = _products(model, image_size, trained)
+    return products.forward.total() + products.backward
 
 
 def train_exaflops(
@@ -85,7 +218,7 @@ def train_exaflops(
 
 def parameter_count(model: nn.Module, image_size: int | tuple[int, int]) -> int:
     """Number of parameters of the model for an image size; see `count_parts`."""
-    return sum(row.parameters for row in count_parts(model, image_size))
+    return sum(_sizes(model, image_size).values())
 
 
 def table6() -> list[tuple[tables.JftScaling, float]]:
@@ -115,7 +248,7 @@ def models_table(names: Sequence[str], image_size: int | tuple[int, int], num_cl
     rows = []
     for name in names:
         model = create_model(name, num_classes=num_classes)
-        headless = parameter_count(create_model(name, num_classes=0), image_size)
+        headless = sum(size for each, size in _sizes(model, image_size).items() if not each.startswith("head/"))
         forward, train = forward_flops(model, image_size) / 1e9, train_step_flops(model, image_size) / 1e9
         rows.append(
             (name, f"{parameter_count(model, image_size):,}", f"{headless:,}", f"{forward:,.3f}", f"{train:,.3f}")
@@ -152,7 +285,8 @@ def matching_models(patterns: Sequence[str], image_size: int | tuple[int, int]) 
         for name in matches:
             model = create_model(name, num_classes=0)
             try:
-                count_parts(model, image_size)
+                if hasattr(model, "grid"):
+                    model.grid(*_as_pair(image_size))
             except UserError as error:
                 if not is_pattern:
                     raise UserError(f"{name}: {error}") from None

@@ -10,13 +10,6 @@ from typing import Any
 
 from vit_jax.console import num_cpus
 
-_GIB = 2**30
-_TPU_DOCS = "https://cloud.google.com/tpu/docs/"
-_JOUPPI_2020 = "Jouppi et al. 2020, A domain-specific supercomputer for training deep neural networks"
-# v5e and later: the clock at which the matrix units of a core reach the published peak; a round number.
-_FROM_PEAK = "peak / (2 x multiplications a cycle of a core: {})"
-_JOUPPI_2023 = "Jouppi et al. 2023, TPU v4: an optically reconfigurable supercomputer"
-
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -32,11 +25,9 @@ class Chip:
       hbm_bandwidth: memory bandwidth, bytes/s.
       interconnect_bandwidth: bytes/s that a chip can send to other chips, over all links (TPU: ICI; GPU: NVLink, or
         PCI Express without it) and in one direction. Data sheets often give the sum of both directions.
-      source: source of the numbers.
       clock: cycles per second of a TPU's core; None for GPUs.
       dcn_bandwidth: bytes/s that a chip can send to chips of another slice, or a GPU to GPUs of another machine, in one
         direction, over the data-centre network; None if unpublished.
-      network_source: source of the clock and of the data-centre network.
     """
 
     name: str
@@ -47,185 +38,57 @@ class Chip:
     hbm_bytes: int
     hbm_bandwidth: float
     interconnect_bandwidth: float
-    source: str
-    clock: float | None = None
-    dcn_bandwidth: float | None = None
-    network_source: str = ""
+    clock: float | None
+    dcn_bandwidth: float | None
 
 
+def _tpu(
+    name: str, kinds: tuple[str, ...], cores: int, megacore: int, tflops: float, gib: int, memory: float, links: float,
+    clock: float, network: float | None = None,
+) -> Chip:  # fmt: skip
+    """A TPU by its data sheet: TFLOP/s, GiB, MHz, and GB/s of the memory, all links, and the network."""
+    network = None if network is None else network * 1e9
+    return Chip(
+        name, kinds, cores, megacore, tflops * 1e12, gib * 2**30, memory * 1e9, links * 1e9, clock * 1e6, network
+    )
+
+
+def _gpu(
+    name: str, kind: str, tflops: float, gb: int, memory: float, links: float, network: float | None = None
+) -> Chip:
+    """A GPU by its data sheet; units as of `_tpu`, but GB."""
+    network = None if network is None else network * 1e9
+    return Chip(name, (kind,), 1, 1, tflops * 1e12, gb * 10**9, memory * 1e9, links * 1e9, None, network)
+
+
+# TPUs: https://cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e,tpu7x}. v2, the links of v3, and the clocks of both:
+# Jouppi et al. 2020, A domain-specific supercomputer for training deep neural networks. Links and clock of v4: Jouppi
+# et al. 2023, TPU v4: an optically reconfigurable supercomputer. The clock of v5e and later is the one, rounded, at
+# which the matrix units of a core reach the published peak: four of 128 x 128; for v6e and 7x four times 256 x 256, a
+# guess. The network of v5e is 6.4 Tbit/s a pod of 256 chips; that of v5p, v6e and 7x is on the page of tpu7x.
+#
+# GPUs: NVIDIA's data sheets; for the network those of the DGX (A100: 8 adapters of 200 Gbit/s for 8 GPUs; others: 400
+# Gbit/s a GPU). B200 is an eighth of a DGX B200. H100's data sheet prints 1,979 TFLOP/s, for matrices half of which
+# is zero. A bridge of NVLink joins only two of H100 PCIe, so its links are PCI Express.
+# fmt: off
 CHIPS = (
-    Chip(
-        name="TPU v2",
-        device_kinds=("TPU v2",),
-        cores=2,
-        cores_per_device=1,
-        bf16_flops=46e12,
-        hbm_bytes=16 * _GIB,
-        hbm_bandwidth=700e9,
-        interconnect_bandwidth=4 * 496e9 / 8,  # links of 496 Gbit/s
-        source=_JOUPPI_2020,
-        clock=700e6,
-        network_source=f"clock: {_JOUPPI_2020}",
-    ),
-    Chip(
-        name="TPU v3",
-        device_kinds=("TPU v3",),
-        cores=2,
-        cores_per_device=1,
-        bf16_flops=123e12,
-        hbm_bytes=32 * _GIB,
-        hbm_bandwidth=900e9,
-        interconnect_bandwidth=4 * 656e9 / 8,  # links of 656 Gbit/s
-        source=f"{_TPU_DOCS}v3; links: {_JOUPPI_2020}",
-        clock=940e6,
-        network_source=f"clock: {_JOUPPI_2020}",
-    ),
-    Chip(
-        name="TPU v4",
-        device_kinds=("TPU v4",),
-        cores=2,
-        cores_per_device=2,
-        bf16_flops=275e12,
-        hbm_bytes=32 * _GIB,
-        hbm_bandwidth=1200e9,
-        interconnect_bandwidth=6 * 50e9,
-        source=f"{_TPU_DOCS}v4; links: {_JOUPPI_2023}",
-        clock=1050e6,
-        network_source=f"clock: {_JOUPPI_2023}",
-    ),
-    Chip(
-        name="TPU v5e",
-        device_kinds=("TPU v5 lite", "TPU v5e"),
-        cores=1,
-        cores_per_device=1,
-        bf16_flops=197e12,
-        hbm_bytes=16 * _GIB,
-        hbm_bandwidth=819e9,
-        interconnect_bandwidth=400e9 / 2,  # both directions: 400 GB/s
-        source=f"{_TPU_DOCS}v5e",
-        clock=1500e6,
-        dcn_bandwidth=25e9 / 8,  # 6.4 Tbit/s a pod of 256 chips
-        network_source=f"{_TPU_DOCS}v5e; clock: {_FROM_PEAK.format('four of 128 x 128')}",
-    ),
-    Chip(
-        name="TPU v5p",
-        device_kinds=("TPU v5", "TPU v5p"),
-        cores=2,
-        cores_per_device=2,
-        bf16_flops=459e12,
-        hbm_bytes=95 * _GIB,
-        hbm_bandwidth=2765e9,
-        interconnect_bandwidth=4800e9 / 8,
-        source=f"{_TPU_DOCS}v5p",
-        clock=1750e6,
-        dcn_bandwidth=50e9 / 8,
-        network_source=f"network: {_TPU_DOCS}tpu7x; clock: {_FROM_PEAK.format('four of 128 x 128')}",
-    ),
-    Chip(
-        name="TPU v6e",
-        device_kinds=("TPU v6 lite", "TPU v6e"),
-        cores=1,
-        cores_per_device=1,
-        bf16_flops=918e12,
-        hbm_bytes=32 * _GIB,
-        hbm_bandwidth=1638e9,
-        interconnect_bandwidth=800e9 / 2,  # both directions: 800 GB/s
-        source=f"{_TPU_DOCS}v6e",
-        clock=1750e6,
-        dcn_bandwidth=100e9 / 8,
-        network_source=f"network: {_TPU_DOCS}tpu7x; clock: {_FROM_PEAK.format('four times 256 x 256')}, not published",
-    ),
-    Chip(
-        name="TPU7x",
-        device_kinds=("TPU7x",),
-        cores=2,
-        cores_per_device=1,
-        bf16_flops=2307e12,
-        hbm_bytes=192 * _GIB,
-        hbm_bandwidth=7380e9,
-        interconnect_bandwidth=1200e9 / 2,  # both directions: 1,200 GB/s
-        source=f"{_TPU_DOCS}tpu7x",
-        clock=2200e6,
-        dcn_bandwidth=100e9 / 8,
-        network_source=f"network: {_TPU_DOCS}tpu7x; clock: {_FROM_PEAK.format('four times 256 x 256')}, not published",
-    ),
-    Chip(
-        name="A100 40GB SXM",
-        device_kinds=("NVIDIA A100-SXM4-40GB",),
-        cores=1,
-        cores_per_device=1,
-        bf16_flops=312e12,
-        hbm_bytes=40_000_000_000,
-        hbm_bandwidth=1555e9,
-        interconnect_bandwidth=600e9 / 2,
-        source="NVIDIA A100 data sheet",
-        dcn_bandwidth=200e9 / 8,
-        network_source="NVIDIA DGX A100 data sheet: 8 adapters of 200 Gbit/s for 8 GPUs",
-    ),
-    Chip(
-        name="A100 80GB SXM",
-        device_kinds=("NVIDIA A100-SXM4-80GB",),
-        cores=1,
-        cores_per_device=1,
-        bf16_flops=312e12,
-        hbm_bytes=80_000_000_000,
-        hbm_bandwidth=2039e9,
-        interconnect_bandwidth=600e9 / 2,
-        source="NVIDIA A100 data sheet",
-        dcn_bandwidth=200e9 / 8,
-        network_source="NVIDIA DGX A100 data sheet: 8 adapters of 200 Gbit/s for 8 GPUs",
-    ),
-    Chip(
-        name="H100 SXM",
-        device_kinds=("NVIDIA H100 80GB HBM3",),
-        cores=1,
-        cores_per_device=1,
-        bf16_flops=989e12,  # data sheets print 1,979 for matrices half of which is zero
-        hbm_bytes=80_000_000_000,
-        hbm_bandwidth=3350e9,
-        interconnect_bandwidth=900e9 / 2,
-        source="NVIDIA H100 data sheet",
-        dcn_bandwidth=400e9 / 8,
-        network_source="NVIDIA DGX H100 data sheet: 400 Gbit/s a GPU",
-    ),
-    Chip(
-        name="H100 PCIe",
-        device_kinds=("NVIDIA H100 PCIe",),
-        cores=1,
-        cores_per_device=1,
-        bf16_flops=756e12,
-        hbm_bytes=80_000_000_000,
-        hbm_bandwidth=2000e9,
-        interconnect_bandwidth=128e9 / 2,  # a bridge of NVLink joins two of them only
-        source="NVIDIA H100 data sheet",
-    ),
-    Chip(
-        name="H200 SXM",
-        device_kinds=("NVIDIA H200",),
-        cores=1,
-        cores_per_device=1,
-        bf16_flops=989e12,
-        hbm_bytes=141_000_000_000,
-        hbm_bandwidth=4800e9,
-        interconnect_bandwidth=900e9 / 2,
-        source="NVIDIA H200 data sheet",
-        dcn_bandwidth=400e9 / 8,
-        network_source="NVIDIA DGX H200 data sheet: 400 Gbit/s a GPU",
-    ),
-    Chip(
-        name="B200 SXM",
-        device_kinds=("NVIDIA B200",),
-        cores=1,
-        cores_per_device=1,
-        bf16_flops=2250e12,
-        hbm_bytes=180_000_000_000,
-        hbm_bandwidth=8000e9,
-        interconnect_bandwidth=1800e9 / 2,
-        source="NVIDIA DGX B200 data sheet, an eighth of it",
-        dcn_bandwidth=400e9 / 8,
-        network_source="NVIDIA DGX B200 data sheet: 400 Gbit/s a GPU",
-    ),
+    #    name       device kinds               cores  TFLOP/s GiB memory  links of 1 direction   MHz   network
+    _tpu("TPU v2",  ("TPU v2",),                2, 1,    46,   16,  700, 4 * 496 / 8,            700),
+    _tpu("TPU v3",  ("TPU v3",),                2, 1,   123,   32,  900, 4 * 656 / 8,            940),
+    _tpu("TPU v4",  ("TPU v4",),                2, 2,   275,   32, 1200, 6 * 50,                1050),
+    _tpu("TPU v5e", ("TPU v5 lite", "TPU v5e"), 1, 1,   197,   16,  819, 400 / 2,               1500, 25 / 8),
+    _tpu("TPU v5p", ("TPU v5", "TPU v5p"),      2, 2,   459,   95, 2765, 4800 / 8,              1750, 50 / 8),
+    _tpu("TPU v6e", ("TPU v6 lite", "TPU v6e"), 1, 1,   918,   32, 1638, 800 / 2,               1750, 100 / 8),
+    _tpu("TPU7x",   ("TPU7x",),                 2, 1,  2307,  192, 7380, 1200 / 2,              2200, 100 / 8),
+    #    name             device kind              TFLOP/s  GB memory  links  network
+    _gpu("A100 40GB SXM", "NVIDIA A100-SXM4-40GB",    312,  40, 1555,  600 / 2, 200 / 8),
+    _gpu("A100 80GB SXM", "NVIDIA A100-SXM4-80GB",    312,  80, 2039,  600 / 2, 200 / 8),
+    _gpu("H100 SXM",      "NVIDIA H100 80GB HBM3",    989,  80, 3350,  900 / 2, 400 / 8),
+    _gpu("H100 PCIe",     "NVIDIA H100 PCIe",         756,  80, 2000,  128 / 2),
+    _gpu("H200 SXM",      "NVIDIA H200",              989, 141, 4800,  900 / 2, 400 / 8),
+    _gpu("B200 SXM",      "NVIDIA B200",             2250, 180, 8000, 1800 / 2, 400 / 8),
 )
+# fmt: on
 
 TPU_V3 = next(chip for chip in CHIPS if chip.name == "TPU v3")
 TPU_V3_CORE_BF16_FLOPS = TPU_V3.bf16_flops / TPU_V3.cores  # the unit of the paper's table 2: TPUv3-core-days

@@ -11,11 +11,11 @@ from typing import Any
 from vit_jax.config import CHECKS, flatten
 from vit_jax.errors import UserError
 from vit_jax.files import AnyPath, parse_path
+from vit_jax.json_files import read_optional
 from vit_jax.models import create_model
 from vit_jax.weights import get_checkpoint, list_checkpoints
 from vit_jax.weights import load as load_weights
-from vit_jax.weights.addresses import cached_path
-from vit_jax.weights.arrays import read_json
+from vit_jax.weights.download import cached_path
 
 PAGE_SIZES = (384, 480, 128)  # defaults of configs/transfer.py and configs/vtab.py, in pixels
 VIT_DROPOUT = 0.1  # README of google-research/vision_transformer, 2021-05-24: "as in the ViT paper"
@@ -42,7 +42,7 @@ def dropout_of(weights: str | None) -> tuple[float, str]:
     if name := _released_name(weights):
         return _DROPOUT[name.split("_")[0]]
     if (run := _workdir(weights)) is not None:
-        rate: Any = flatten(read_json(run / "config.json")).get("model.dropout_rate")
+        rate: Any = flatten(read_optional(run / "config.json")).get("model.dropout_rate")
         known = CHECKS["model.dropout_rate"].accepts(rate)
         return float(rate) if known else 0.0, "as the run that made these weights, by its config.json"
     return 0.0, f"nothing says how these weights were trained; the ViT paper's checkpoints would have {VIT_DROPOUT:g}"
@@ -77,7 +77,7 @@ def model_of(weights: str | None, name: str = "") -> dict[str, Any]:
         checkpoint = get_checkpoint(released)
         return {"name": checkpoint.model, **checkpoint.model_overrides}
     if (run := _workdir(weights)) is not None:
-        fields = read_json(run / "model.json") or read_json(run / "config.json").get("model", {})
+        fields = read_optional(run / "model.json") or read_optional(run / "config.json").get("model", {})
         known = {key: value for key, value in fields.items() if value is not None and key != "num_classes"}
         return known if "name" in known else {}
     path = cached_path(weights) if "://" in weights else pathlib.Path(weights).expanduser()

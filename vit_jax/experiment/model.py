@@ -11,7 +11,7 @@ from vit_jax.errors import UserError
 from vit_jax.run.facts import describe_class_changes
 from vit_jax.weights import ModelSpec, Weights, get_checkpoint, list_checkpoints
 from vit_jax.weights import load as load_weights
-from vit_jax.weights.addresses import cached_path
+from vit_jax.weights.download import cached_path
 
 logger = logging.getLogger(__name__)
 

@@ -32,8 +32,7 @@ class MultiHeadDotProductAttention(nn.Module):
       deterministic: whether dropout is off.
       implementation: one of `IMPLEMENTATIONS`; with dropout on, "auto" or "einsum".
       return_weights: whether to return the attention weights too, which uses "einsum" for any `implementation`.
-      dtype: dtype of the computation.
-      param_dtype: dtype of the parameters.
+      dtype, param_dtype: dtypes of the computation and of the parameters.
     """
 
     num_heads: int
@@ -105,8 +104,7 @@ class AttentionPool(nn.Module):
       num_heads: number of attention heads.
       gelu: see `MlpBlock`.
       attention: one of `IMPLEMENTATIONS`.
-      dtype: dtype of the computation.
-      param_dtype: dtype of the parameters.
+      dtype, param_dtype: dtypes of the computation and of the parameters.
     """
 
     mlp_dim: int
@@ -158,7 +156,7 @@ def attend(
         # cuDNN is available.
         fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128
         platforms: dict[str, Any] = {"cpu": lambda *args: attend_by_einsum(*args)[0]}
-        if jax.default_backend() == "gpu" and fits and bias is None:
+        if fits and bias is None and jax.default_backend() == "gpu":
             platforms["cuda"] = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
         # Decided at compile time, because programs for TPUs are also compiled on machines without TPUs.
         operands = (query, key, value) if bias is None else (query, key, value, bias)

@@ -72,8 +72,7 @@ class AxialVisionTransformer(nn.Module):
       dropout_rate: see `vit.VisionTransformer`.
       attention: how attention is computed; one of `attention.IMPLEMENTATIONS`.
       remat: see `vit.VisionTransformer`.
-      dtype: dtype of the computation; the logits are float32.
-      param_dtype: dtype of the parameters.
+      dtype, param_dtype: dtypes of the computation and of the parameters; the logits are float32.
     """
 
     num_classes: int
@@ -167,8 +166,7 @@ class AxialUnit(nn.Module):
       width: width of the attention; the output is four times as wide.
       stride: 1 or 2.
       num_heads: number of attention heads.
-      dtype: dtype of the computation.
-      param_dtype: dtype of the parameters.
+      dtype, param_dtype: dtypes of the computation and of the parameters.
     """
 
     width: int

@@ -73,8 +73,7 @@ class Dense(nn.Module):
       inputs: trailing axes of the input, such as `(width,)` or `(num_heads, head_dim)`.
       outputs: trailing axes of the output.
       bias_init: initializer of the bias.
-      dtype: dtype of the computation.
-      param_dtype: dtype of the parameters.
+      dtype, param_dtype: dtypes of the computation and of the parameters.
     """
 
     inputs: tuple[int, ...]
@@ -122,8 +121,7 @@ class MlpBlock(nn.Module):
       gelu: "tanh", the approximation of the released models, or "exact".
       dropout_rate: dropout after each dense layer.
       deterministic: whether dropout is off.
-      dtype: dtype of the computation.
-      param_dtype: dtype of the parameters.
+      dtype, param_dtype: dtypes of the computation and of the parameters.
     """
 
     mlp_dim: int

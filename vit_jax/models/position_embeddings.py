@@ -110,22 +110,12 @@ def interpolation_matrix(old: int, new: int) -> np.ndarray:
     This is `scipy.ndimage.zoom` with order 1, as the released code does; `jax.image.resize` aligns pixels instead of
     corners and gives other values.
     """
-    positions = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
-    left = np.minimum(np.floor(positions).astype(int), old - 1)
-    right = np.minimum(left + 1, old - 1)
-    share = positions - left
-    weights = np.zeros((new, old))
-    np.add.at(weights, (np.arange(new), left), 1 - share)
-    np.add.at(weights, (np.arange(new), right), share)
-    return weights
+    positions = np.linspace(0, old - 1, new)
+    return np.stack([np.interp(positions, np.arange(old), point) for point in np.eye(old)], axis=1)
 
 
 def interpolate_position_embedding(
-    embedding: np.ndarray,
-    new_grid: tuple[int, int],
-    *,
-    num_prefix_tokens: int,
-    old_grid: tuple[int, int] | None = None,
+    embedding: np.ndarray, new_grid: tuple[int, int], *, num_prefix_tokens: int, old_grid: tuple[int, int]
 ) -> np.ndarray:
     """Resamples 1-D position embeddings to another grid, bilinearly in 2-D (section 3.2).
 
@@ -133,21 +123,16 @@ def interpolate_position_embedding(
       embedding: `[1, num_prefix_tokens + old rows * old columns, width]`.
       new_grid: rows and columns of patches.
       num_prefix_tokens: number of leading embeddings to keep unchanged (1 with a class token).
-      old_grid: rows and columns of the given embeddings; None: a square, or else `new_grid` if their number fits it.
+      old_grid: rows and columns of patches of the given embeddings.
 
     Returns:
       `[1, num_prefix_tokens + new rows * new columns, width]`, of the same dtype.
 
     Raises:
-      UserError: the number of embeddings fits neither a square nor `old_grid`.
+      UserError: the number of embeddings does not fit `old_grid`.
     """
     embedding = np.asarray(embedding)
     num_tokens, width = embedding.shape[1:]
-    if old_grid is None:
-        fits = num_tokens == num_prefix_tokens + math.prod(new_grid)
-        num_patches = num_tokens - num_prefix_tokens
-        is_square = math.isqrt(max(num_patches, 0)) ** 2 == num_patches
-        old_grid = new_grid if fits and not is_square else grid_of(num_tokens, num_prefix_tokens)
     if num_tokens != num_prefix_tokens + math.prod(old_grid):
         raise UserError(
             f"{num_tokens} position embeddings are not {num_prefix_tokens} + {old_grid[0]} x {old_grid[1]}, as the "

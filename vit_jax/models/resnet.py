@@ -96,8 +96,7 @@ class BitUnit(nn.Module):
     Attributes:
       width: width of the 3x3 convolution; the output is `EXPANSION` times as wide.
       stride: stride of the 3x3 convolution.
-      dtype: dtype of the computation.
-      param_dtype: dtype of the parameters.
+      dtype, param_dtype: dtypes of the computation and of the parameters.
     """
 
     width: int
@@ -128,8 +127,7 @@ class BitRoot(nn.Module):
       width: output channels.
       padding: values around the input of the max-pooling. "zeros", so that no border pixel is negative, as in the
         released BiT; or "lowest", the lowest number, which never wins, as in big_vision.
-      dtype: dtype of the computation.
-      param_dtype: dtype of the parameters.
+      dtype, param_dtype: dtypes of the computation and of the parameters.
     """
 
     width: int
@@ -166,8 +164,7 @@ class BitResNet(nn.Module):
       unit_type: the units of the stages: `BitUnit`, or a module with the same attributes.
       root_padding: padding of the root's max-pooling, "zeros" or "lowest"; see `BitRoot`.
       remat: "full" recomputes each unit's activations in the backward pass; "none" keeps them.
-      dtype: dtype of the computation; the logits are float32.
-      param_dtype: dtype of the parameters.
+      dtype, param_dtype: dtypes of the computation and of the parameters; the logits are float32.
     """
 
     num_classes: int
@@ -231,8 +228,7 @@ class Stage(nn.Module):
       stride: stride of the first unit.
       unit_name: template of the units' names, numbered from 1.
       remat: whether units recompute their activations in the backward pass.
-      dtype: dtype of the computation.
-      param_dtype: dtype of the parameters.
+      dtype, param_dtype: dtypes of the computation and of the parameters.
     """
 
     unit_type: type[nn.Module]

@@ -224,8 +224,7 @@ class VisionTransformer(nn.Module):
       return_attention: whether the intermediates include the attention weights.
       scan_layers: compiles one block and loops over stacked parameters, instead of `num_layers` copies.
       remat: which activations the backward pass recomputes; a key of `REMAT_POLICIES`.
-      dtype: dtype of the computation; the logits are float32.
-      param_dtype: dtype of the parameters.
+      dtype, param_dtype: dtypes of the computation and of the parameters; the logits are float32.
     """
 
     num_classes: int

@@ -42,45 +42,28 @@ class Score:
     also: float | None = None
 
 
-# Table 2, by model and what it was pre-trained on. ImageNet is at resolution 512 (L/16) or 518 (H/14) and with Polyak
-# averaging (section 4.1), unlike that of tables 5 and 6.
+# Table 2, by model and what it was pre-trained on: means and deviations. ImageNet is at resolution 512 (L/16) or 518
+# (H/14) and with Polyak averaging (section 4.1), unlike that of tables 5 and 6.
+_TABLE_2_TASKS = ("ImageNet", "ImageNet ReaL", "CIFAR-10", "CIFAR-100", "Pets", "Flowers-102", "VTAB")
+
+
+def _table_2_row(*numbers: tuple[float, ...]) -> dict[str, Score]:
+    return {task: Score(*each) for task, each in zip(_TABLE_2_TASKS, numbers, strict=True)}
+
+
 TABLE_2 = {
-    ("ViT-H/14", "JFT-300M"): {
-        "ImageNet": Score(88.55, 0.04),
-        "ImageNet ReaL": Score(90.72, 0.05),
-        "CIFAR-10": Score(99.50, 0.06),
-        "CIFAR-100": Score(94.55, 0.04),
-        "Pets": Score(97.56, 0.03),
-        "Flowers-102": Score(99.68, 0.02),
-        "VTAB": Score(77.63, 0.23),
-    },
-    ("ViT-L/16", "JFT-300M"): {
-        "ImageNet": Score(87.76, 0.03),
-        "ImageNet ReaL": Score(90.54, 0.03),
-        "CIFAR-10": Score(99.42, 0.03),
-        "CIFAR-100": Score(93.90, 0.05),
-        "Pets": Score(97.32, 0.11),
-        "Flowers-102": Score(99.74, 0.00),
-        "VTAB": Score(76.28, 0.46),
-    },
-    ("ViT-L/16", "ImageNet-21k"): {
-        "ImageNet": Score(85.30, 0.02),
-        "ImageNet ReaL": Score(88.62, 0.05),
-        "CIFAR-10": Score(99.15, 0.03),
-        "CIFAR-100": Score(93.25, 0.05),
-        "Pets": Score(94.67, 0.15),
-        "Flowers-102": Score(99.61, 0.02),
-        "VTAB": Score(72.72, 0.21),
-    },
-    ("R152x4", "JFT-300M"): {
-        "ImageNet": Score(87.54, 0.02),
-        "ImageNet ReaL": Score(90.54),
-        "CIFAR-10": Score(99.37, 0.06),
-        "CIFAR-100": Score(93.51, 0.08),
-        "Pets": Score(96.62, 0.23),
-        "Flowers-102": Score(99.63, 0.03),
-        "VTAB": Score(76.29, 1.70),
-    },
+    ("ViT-H/14", "JFT-300M"): _table_2_row(
+        (88.55, 0.04), (90.72, 0.05), (99.50, 0.06), (94.55, 0.04), (97.56, 0.03), (99.68, 0.02), (77.63, 0.23)
+    ),
+    ("ViT-L/16", "JFT-300M"): _table_2_row(
+        (87.76, 0.03), (90.54, 0.03), (99.42, 0.03), (93.90, 0.05), (97.32, 0.11), (99.74, 0.00), (76.28, 0.46)
+    ),
+    ("ViT-L/16", "ImageNet-21k"): _table_2_row(
+        (85.30, 0.02), (88.62, 0.05), (99.15, 0.03), (93.25, 0.05), (94.67, 0.15), (99.61, 0.02), (72.72, 0.21)
+    ),
+    ("R152x4", "JFT-300M"): _table_2_row(
+        (87.54, 0.02), (90.54,), (99.37, 0.06), (93.51, 0.08), (96.62, 0.23), (99.63, 0.03), (76.29, 1.70)
+    ),
     # 88.4 as published (Xie et al., 2020), 88.5 by Touvron et al. (2020, FixEfficientNet).
     ("Noisy Student EffNet-L2", "ImageNet and unlabelled JFT-300M"): {
         "ImageNet": Score(88.4, also=88.5),
@@ -196,16 +179,11 @@ class JftScaling:
     @property
     def scores(self) -> dict[str, float]:
         """By task, named as in table 5."""
-        return {
-            "ImageNet": self.imagenet,
-            "ImageNet ReaL": self.real,
-            "CIFAR-10": self.cifar10,
-            "CIFAR-100": self.cifar100,
-            "Pets": self.pets,
-            "Flowers-102": self.flowers,
-        }
+        accuracies = (self.imagenet, self.real, self.cifar10, self.cifar100, self.pets, self.flowers)
+        return dict(zip(_TABLE_6_TASKS, accuracies, strict=True))
 
 
+_TABLE_6_TASKS = ("ImageNet", "ImageNet ReaL", "CIFAR-10", "CIFAR-100", "Pets", "Flowers-102")
 TABLE_6 = (
     JftScaling("ViT-B/32", 7, 80.73, 86.27, 98.61, 90.49, 93.40, 99.27, 55),
     JftScaling("ViT-B/16", 7, 84.15, 88.85, 99.00, 91.87, 95.80, 99.56, 224),
@@ -230,39 +208,15 @@ TABLE_6 = (
 # Table 7: ResNets pre-trained on JFT-300M with either optimizer. To be checked against the paper: the numbers with SGD.
 # Those with Adam are table 6's, and each of the four means is the mean of its numbers.
 TABLE_7_AVERAGE = "Average"
+_TABLE_7_COLUMNS = ("ImageNet", "CIFAR-10", "CIFAR-100", "Pets", "Flowers-102", TABLE_7_AVERAGE)
 TABLE_7 = {
-    ("R50x1", "adam"): {
-        "ImageNet": 77.54,
-        "CIFAR-10": 97.67,
-        "CIFAR-100": 86.07,
-        "Pets": 91.11,
-        "Flowers-102": 94.26,
-        TABLE_7_AVERAGE: 89.33,
-    },
-    ("R50x1", "sgd"): {
-        "ImageNet": 78.24,
-        "CIFAR-10": 97.46,
-        "CIFAR-100": 85.17,
-        "Pets": 91.00,
-        "Flowers-102": 92.06,
-        TABLE_7_AVERAGE: 88.79,
-    },
-    ("R152x2", "adam"): {
-        "ImageNet": 84.97,
-        "CIFAR-10": 99.06,
-        "CIFAR-100": 92.05,
-        "Pets": 95.37,
-        "Flowers-102": 98.62,
-        TABLE_7_AVERAGE: 94.01,
-    },
-    ("R152x2", "sgd"): {
-        "ImageNet": 84.37,
-        "CIFAR-10": 99.07,
-        "CIFAR-100": 91.06,
-        "Pets": 94.79,
-        "Flowers-102": 99.32,
-        TABLE_7_AVERAGE: 93.72,
-    },
+    key: dict(zip(_TABLE_7_COLUMNS, row, strict=True))
+    for key, row in {
+        ("R50x1", "adam"): (77.54, 97.67, 86.07, 91.11, 94.26, 89.33),
+        ("R50x1", "sgd"): (78.24, 97.46, 85.17, 91.00, 92.06, 88.79),
+        ("R152x2", "adam"): (84.97, 99.06, 92.05, 95.37, 98.62, 94.01),
+        ("R152x2", "sgd"): (84.37, 99.07, 91.06, 94.79, 99.32, 93.72),
+    }.items()
 }
 
 # Table 8: ViT-B/16, ImageNet 5-shot linear accuracy (a fraction here as there), by kind and place in the terms of
@@ -282,17 +236,9 @@ TABLE_8 = {
 VTAB_TASKS = {
     "natural": ("Caltech101", "CIFAR-100", "DTD", "Flowers102", "Pets", "SUN397", "SVHN"),
     "specialized": ("Camelyon", "EuroSAT", "Resisc45", "Retinopathy"),
-    "structured": (
-        "Clevr-Count",
-        "Clevr-Dist",
-        "DMLab",
-        "dSpr-Loc",
-        "dSpr-Ori",
-        "KITTI-Dist",
-        "sNORB-Azim",
-        "sNORB-Elev",
-    ),
-}
+    "structured": ("Clevr-Count", "Clevr-Dist", "DMLab", "dSpr-Loc", "dSpr-Ori", "KITTI-Dist", "sNORB-Azim",
+                   "sNORB-Elev"),
+}  # fmt: skip
 TABLE_9 = {
     ("ViT-H/14", "JFT-300M"): {
         "natural": (95.3, 85.5, 75.2, 99.7, 97.2, 65.0, 88.9),

@@ -10,10 +10,8 @@ from typing import Any
 
 from vit_jax.errors import UserError
 from vit_jax.json_files import Fields
-from vit_jax.weights.preprocessing import LARGEST, MAX_SIDE, Preprocessing
+from vit_jax.weights.preprocessing import LARGEST, MAX_SIDE, RESAMPLING, Preprocessing
 
-# Pillow's numbers.
-_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "area", 5: "hamming"}
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -35,8 +33,7 @@ _READ = {"do_resize", "size", "resample", "do_center_crop", "crop_size", "do_res
 _HARMLESS = {"data_format", "input_data_format", "return_tensors", "device", "disable_grouping", "auto_map",
              "_valid_processor_keys", "_name_or_path", "transformers_version"}  # fmt: skip
 
-_TIMM_INTERPOLATIONS = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic", "box": "area",
-                        "lanczos": "lanczos", "hamming": "hamming"}  # fmt: skip
+_TIMM_INTERPOLATIONS = {"box" if name == "area" else name: name for name in RESAMPLING}
 
 
 def read_huggingface(fields: Fields, image_size: tuple[int, int] | None) -> tuple[Preprocessing, tuple[str, ...]]:
@@ -89,7 +86,7 @@ def read_huggingface(fields: Fields, image_size: tuple[int, int] | None) -> tupl
         std=std,
         resize="crop" if keeps_ratio else "square",
         crop_fraction=fractions.pop(),
-        interpolation=_RESAMPLING[resample],
+        interpolation=next(name for name, number in RESAMPLING.items() if number == resample),
         antialias=True,
     )
     return preprocessing, notes
@@ -156,12 +153,11 @@ def write_huggingface(preprocessing: Preprocessing) -> tuple[dict[str, Any], lis
       UserError: it cannot express how images are cropped.
     """
     height, width = preprocessing.image_size
-    numbers = {name: number for number, name in _RESAMPLING.items()}
     fields: dict[str, Any] = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": preprocessing.resize != "none",
         "size": {"height": height, "width": width},
-        "resample": numbers[preprocessing.interpolation],
+        "resample": int(RESAMPLING[preprocessing.interpolation]),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -8,13 +8,12 @@ import re
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.json_files import Fields
+from vit_jax.json_files import Fields, read_optional
 from vit_jax.models.layers import LAYER_NORM_EPSILON
 from vit_jax.models.variants import VARIANTS
 from vit_jax.weights import foreign_preprocessing
-from vit_jax.weights.arrays import read_json
-from vit_jax.weights.description import Facts
 from vit_jax.weights.identify import ModelSpec
+from vit_jax.weights.model_weights import Facts
 from vit_jax.weights.preprocessing import MAX_SIDE, Preprocessing
 
 MODEL_FILE = "model.safetensors"
@@ -68,11 +67,11 @@ def read_facts(folder: pathlib.Path) -> Facts:
       UserError: a file is damaged, or describes a model or a preprocessing that vit_jax cannot compute.
     """
     path = folder / "config.json"
-    config = Fields(read_json(path), str(path))
+    config = Fields(read_optional(path), str(path))
     if "architecture" in config or "pretrained_cfg" in config:
         return _read_timm(config)
     path = folder / "preprocessor_config.json"
-    return _read_huggingface(config, Fields(read_json(path), str(path)))
+    return _read_huggingface(config, Fields(read_optional(path), str(path)))
 
 
 def _image_size(fields: Fields, name: str) -> tuple[int, int] | None:

@@ -11,16 +11,14 @@ from vit_jax.errors import UserError, unknown_name
 from vit_jax.files import AnyPath, parse_path
 from vit_jax.models import create_model
 from vit_jax.models.variants import VARIANTS
-from vit_jax.weights.addresses import is_remote
-from vit_jax.weights.description import Facts, read_description
-from vit_jax.weights.download import fetch
+from vit_jax.weights.arrays import ArrayFile, DamagedFileError, check_finite, open_arrays
+from vit_jax.weights.download import fetch, is_remote
 from vit_jax.weights.formats import POSITIONS, find_format
 from vit_jax.weights.huggingface import model_file, read_facts
 from vit_jax.weights.identify import ModelSpec, Shapes, check_shapes, expected_shapes, identify, shapes_of
 from vit_jax.weights.mapping import Format
-from vit_jax.weights.model_weights import Weights
+from vit_jax.weights.model_weights import Facts, Weights, read_description
 from vit_jax.weights.preprocessing import Preprocessing
-from vit_jax.weights.reading import ArrayFile, DamagedFileError, check_finite, open_arrays
 from vit_jax.weights.released import ReleasedCheckpoint, get_checkpoint, list_checkpoints
 
 _PAPER_SIZE = (224, 224)  # if neither position embeddings nor a description give the image size

@@ -17,15 +17,10 @@ RESIZES = ("square", "crop", "none")
 MAX_SIDE = 2**14  # of a model's input, in pixels
 LARGEST = 1e6  # of mean and std
 # Pillow's, which averages over all pixels that it shrinks into one.
-_ANTIALIASED = {
-    "bilinear": PIL.Image.Resampling.BILINEAR,
-    "bicubic": PIL.Image.Resampling.BICUBIC,
-    "nearest": PIL.Image.Resampling.NEAREST,
-    "area": PIL.Image.Resampling.BOX,
-    "lanczos": PIL.Image.Resampling.LANCZOS,
-    "hamming": PIL.Image.Resampling.HAMMING,
+RESAMPLING = {
+    name: PIL.Image.Resampling["BOX" if name == "area" else name.upper()]
+    for name in ("bilinear", "bicubic", "nearest", "area", "lanczos", "hamming")
 }
-INTERPOLATIONS = tuple(_ANTIALIASED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +57,10 @@ class Preprocessing:
     exif_orientation: bool | None = None
 
     def __post_init__(self):
-        if self.resize not in RESIZES or self.interpolation not in INTERPOLATIONS:
+        if self.resize not in RESIZES or self.interpolation not in RESAMPLING:
             raise UserError(
                 f"preprocessing: resize must be one of {', '.join(RESIZES)} and interpolation one of "
-                f"{', '.join(INTERPOLATIONS)}, got {self.resize!r} and {self.interpolation!r}."
+                f"{', '.join(RESAMPLING)}, got {self.resize!r} and {self.interpolation!r}."
             )
         if self.interpolation in ("lanczos", "hamming") and not self.antialias:
             raise UserError(f"preprocessing: {self.interpolation} needs antialias=True.")
@@ -154,7 +149,7 @@ class Preprocessing:
 
     def _resize(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
         if self.antialias:
-            return np.asarray(PIL.Image.fromarray(image).resize((width, height), _ANTIALIASED[self.interpolation]))
+            return np.asarray(PIL.Image.fromarray(image).resize((width, height), RESAMPLING[self.interpolation]))
         if self.interpolation == "nearest":
             return cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)
         return images.resize(image, height, width, self.interpolation)
@@ -189,7 +184,7 @@ class Preprocessing:
             std=given.numbers("std", cls.std, length=3, above=0, at_most=LARGEST),
             resize=given.text("resize", cls.resize, choices=RESIZES),
             crop_fraction=given.number("crop_fraction", cls.crop_fraction, above=0, at_most=1),
-            interpolation=given.text("interpolation", cls.interpolation, choices=INTERPOLATIONS),
+            interpolation=given.text("interpolation", cls.interpolation, choices=tuple(RESAMPLING)),
             antialias=given.flag("antialias", cls.antialias),
             centre_to_even=given.flag("centre_to_even", cls.centre_to_even),
             exif_orientation=given.flag("exif_orientation", cls.exif_orientation),

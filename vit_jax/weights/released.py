@@ -113,15 +113,8 @@ def _vit() -> Iterator[ReleasedCheckpoint]:
         model: {task: scores[index] for task, scores in TABLE_5["ImageNet-21k"].items()}
         for index, model in enumerate(TABLE_5_MODELS)
     }
-    models = {
-        "b16": "ViT-B/16",
-        "b32": "ViT-B/32",
-        "l16": "ViT-L/16",
-        "l32": "ViT-L/32",
-        "h14": "ViT-H/14",
-        "r50b16": "R50+ViT-B/16",
-        "r50l32": "R50+ViT-L/32",
-    }
+    models = {"b16": "ViT-B/16", "b32": "ViT-B/32", "l16": "ViT-L/16", "l32": "ViT-L/32", "h14": "ViT-H/14",
+              "r50b16": "R50+ViT-B/16", "r50l32": "R50+ViT-L/32"}  # fmt: skip
     for short, model in models.items():
         in_readme = model in RELEASED_FINE_TUNED[0.0]
         scores: dict[str, Any] = RELEASED_FINE_TUNED[0.0][model] if in_readme else table_5.get(model, {})
@@ -160,85 +153,54 @@ def _vit() -> Iterator[ReleasedCheckpoint]:
         )
 
 
-# Short name: model and the pre-training run that did best.
-_AUGREG_RECOMMENDED = {
-    "ti16": ("ViT-Ti/16", "Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"),
-    "s32": ("ViT-S/32", "S_32-i21k-300ep-lr_0.001-aug_none-wd_0.1-do_0.0-sd_0.0"),
-    "s16": ("ViT-S/16", "S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0"),
-    "b32": ("ViT-B/32", "B_32-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0"),
-    "b16": ("ViT-B/16", "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0"),
-    "b8": ("ViT-B/8", "B_8-i21k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0"),
-    "l16": ("ViT-L/16", "L_16-i21k-300ep-lr_0.001-aug_strong1-wd_0.1-do_0.0-sd_0.0"),
-    "rti16": ("R+Ti/16", "R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0"),
-    "r26s32": ("R26+S/32", "R26_S_32-i21k-300ep-lr_0.001-aug_light1-wd_0.1-do_0.0-sd_0.0"),
-    "r50l32": ("R50+L/32", "R50_L_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1"),
+# AugReg, by short name. Pre-training runs are augmentation, weight decay, and the rate of dropout and stochastic depth;
+# fine-tuning on ImageNet is its learning rate. "best" is the run that the README recommends, and "at 384" its
+# fine-tuning there; "at 224" is the run and fine-tuning that timm has chosen.
+# fmt: off
+_AUGREG = {
+    #          model       file        best                      at 384  at 224
+    "ti16":   ("ViT-Ti/16", "Ti_16",    ("none", 0.03, 0.0),      0.03, ("none", 0.03, 0.0),    0.03),
+    "s32":    ("ViT-S/32",  "S_32",     ("none", 0.1, 0.0),       0.01, ("light1", 0.03, 0.0),  0.03),
+    "s16":    ("ViT-S/16",  "S_16",     ("light1", 0.03, 0.0),    0.03, ("light1", 0.03, 0.0),  0.03),
+    "b32":    ("ViT-B/32",  "B_32",     ("light1", 0.1, 0.0),     0.01, ("medium1", 0.03, 0.0), 0.03),
+    "b16":    ("ViT-B/16",  "B_16",     ("medium1", 0.1, 0.0),    0.03, ("medium1", 0.1, 0.0),  0.01),
+    "b8":     ("ViT-B/8",   "B_8",      ("medium2", 0.1, 0.0),    None, ("medium1", 0.1, 0.0),  0.01),
+    "l16":    ("ViT-L/16",  "L_16",     ("strong1", 0.1, 0.0),    0.01, ("medium1", 0.1, 0.1),  0.01),
+    "rti16":  ("R+Ti/16",   "R_Ti_16",  ("none", 0.03, 0.0),      0.03, ("none", 0.03, 0.0),    0.03),
+    "r26s32": ("R26+S/32",  "R26_S_32", ("light1", 0.1, 0.0),     0.01, ("light0", 0.03, 0.1),  0.03),
+    "r50l32": ("R50+L/32",  "R50_L_32", ("medium1", 0.1, 0.1),    0.01, ("medium1", 0.1, 0.1),  0.01),
 }
-# Short name: learning rate of the fine-tuning at 384 that the README recommends.
-_AUGREG_384 = {"ti16": "0.03", "s32": "0.01", "s16": "0.03", "b32": "0.01", "b16": "0.03", "l16": "0.01",
-               "rti16": "0.03", "r26s32": "0.01", "r50l32": "0.01"}  # fmt: skip
-# Short name: pre-training run and learning rate of the fine-tuning at 224 that timm has chosen.
-_AUGREG_224 = {
-    "ti16": ("Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0", "0.03"),
-    "s32": ("S_32-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0", "0.03"),
-    "s16": ("S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0", "0.03"),
-    "b32": ("B_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.03-do_0.0-sd_0.0", "0.03"),
-    "b16": ("B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0", "0.01"),
-    "b8": ("B_8-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0", "0.01"),
-    "l16": ("L_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1", "0.01"),
-    "rti16": ("R_Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0", "0.03"),
-    "r26s32": ("R26_S_32-i21k-300ep-lr_0.001-aug_light0-wd_0.03-do_0.1-sd_0.1", "0.03"),
-    "r50l32": ("R50_L_32-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.1-sd_0.1", "0.01"),
-}
-# Short name: pre-training run on ImageNet alone that timm has chosen; continued at 224 and 384 with learning rate 0.01.
-_AUGREG_IN1K = {
-    "s16": "S_16-i1k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0",
-    "b32": "B_32-i1k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.1-sd_0.1",
-    "b16": "B_16-i1k-300ep-lr_0.001-aug_strong2-wd_0.1-do_0.1-sd_0.1",
-}
+# fmt: on
+# Pre-training runs on ImageNet alone that timm has chosen; continued at 224 and 384 with learning rate 0.01.
+_AUGREG_IN1K = {"s16": ("medium2", 0.1, 0.0), "b32": ("medium2", 0.1, 0.1), "b16": ("strong2", 0.1, 0.1)}
 
 
 def _augreg() -> Iterator[ReleasedCheckpoint]:
-    def at(run: str, learning_rate: str | None = None, size: int | None = None) -> str:
-        fine_tuning = f"--imagenet2012-steps_20k-lr_{learning_rate}-res_{size}" if learning_rate else ""
-        return f"gs://vit_models/augreg/{run}{fine_tuning}.npz"
+    def run_of(file: str, data: str, run: tuple[str, float, float]) -> str:
+        augmentation, decay, drop = run
+        return f"{file}-{data}-300ep-lr_0.001-aug_{augmentation}-wd_{decay}-do_{drop}-sd_{drop}"
 
-    for short, (model, run) in _AUGREG_RECOMMENDED.items():
+    def checkpoint(name: str, run: str, *fields: Any, at: tuple[float, int] | None = None, **others: Any) -> Any:
+        if at is not None:
+            run += f"--imagenet2012-steps_20k-lr_{at[0]}-res_{at[1]}"
+            others["finetuning_data"] = IN1K
+        return _released(f"augreg_{name}", f"gs://vit_models/augreg/{run}.npz", *fields, **others)
+
+    for short, (model, file, best, rate_384, at_224, rate_224) in _AUGREG.items():
+        run, other = run_of(file, "i21k", best), run_of(file, "i21k", at_224)
         # Trained with the sigmoid loss: configs/vit_i21k.py of google-research/big_vision.
-        yield _released(f"augreg_{short}_i21k", at(run), model, I21K, 224, probabilities="sigmoid")
-    for short, learning_rate in _AUGREG_384.items():
-        model, run = _AUGREG_RECOMMENDED[short]
-        yield _released(
-            f"augreg_{short}_i21k_in1k_384",
-            at(run, learning_rate, 384),
-            model,
-            I21K,
-            384,
-            finetuning_data=IN1K,
-            published_accuracy={IN1K: AUGREG_IMAGENET[model]},
-            accuracy_source=_VIT_README,
-        )
-    for short, (run, learning_rate) in _AUGREG_224.items():
-        same = run == _AUGREG_RECOMMENDED[short][1]
-        yield _released(
-            f"augreg_{short}_i21k_in1k_224",
-            at(run, learning_rate, 224),
-            _AUGREG_RECOMMENDED[short][0],
-            I21K,
-            224,
-            finetuning_data=IN1K,
-            note="" if same else f"Its pre-training is not that of augreg_{short}_i21k, but {run}.",
-        )
-    for short, run in _AUGREG_IN1K.items():
+        yield checkpoint(f"{short}_i21k", run, model, I21K, 224, probabilities="sigmoid")
+        if rate_384 is not None:
+            accuracy = {"published_accuracy": {IN1K: AUGREG_IMAGENET[model]}, "accuracy_source": _VIT_README}
+            yield checkpoint(f"{short}_i21k_in1k_384", run, model, I21K, 384, at=(rate_384, 384), **accuracy)
+        note = "" if run == other else f"Its pre-training is not that of augreg_{short}_i21k, but {other}."
+        yield checkpoint(f"{short}_i21k_in1k_224", other, model, I21K, 224, at=(rate_224, 224), note=note)
+    note = "ImageNet alone: trained for 300 epochs, then for 20,000 steps more at this size."
+    for short, settings in _AUGREG_IN1K.items():
+        model, file, *_ = _AUGREG[short]
         for size in (224, 384):
-            yield _released(
-                f"augreg_{short}_in1k_in1k_{size}",
-                at(run, "0.01", size),
-                _AUGREG_RECOMMENDED[short][0],
-                IN1K,
-                size,
-                finetuning_data=IN1K,
-                note="ImageNet alone: trained for 300 epochs, then for 20,000 steps more at this size.",
-            )
+            run = run_of(file, "i1k", settings)
+            yield checkpoint(f"{short}_in1k_in1k_{size}", run, model, IN1K, size, at=(0.01, size), note=note)
 
 
 def _imagenet_alone() -> Iterator[ReleasedCheckpoint]:

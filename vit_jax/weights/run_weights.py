@@ -9,12 +9,10 @@ from vit_jax.checkpoints import read_extra, read_parameters
 from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.files import AnyPath
-from vit_jax.json_files import Fields
+from vit_jax.json_files import Fields, read_optional
 from vit_jax.run.facts import read_facts
-from vit_jax.weights.arrays import read_json
-from vit_jax.weights.description import read_attributes
 from vit_jax.weights.mapping import MAX_LAYERS
-from vit_jax.weights.model_weights import Weights, from_params
+from vit_jax.weights.model_weights import Weights, from_params, read_attributes
 from vit_jax.weights.preprocessing import MAX_SIDE, Preprocessing
 
 _TRAINING_ATTRIBUTES = ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "head_bias")
@@ -26,7 +24,7 @@ def read_run(workdir: AnyPath) -> Weights:
     Raises:
       UserError: the folder is not the workdir of a run, has no checkpoint, or a file in it is damaged.
     """
-    config = read_json(workdir / "config.json")
+    config = read_optional(workdir / "config.json")
     fields = Fields(config, str(workdir / "config.json"))
     if "data" not in config:
         raise UserError(f"{workdir} is the workdir of a run, but config.json is missing or is not that of a run.")
@@ -36,7 +34,7 @@ def read_run(workdir: AnyPath) -> Weights:
     _, params, _ = found
     # A config need not name the model if its weights determine it.
     made = workdir / "model.json"
-    model = Fields(read_json(made), str(made)) if made.exists() else fields.fields("model")
+    model = Fields(read_optional(made), str(made)) if made.exists() else fields.fields("model")
     overrides = read_attributes(model, sum(leaf.size for leaf in jax.tree.leaves(params)), MAX_LAYERS)
     name = overrides.pop("name", None)
     if name is None:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.weights.arrays import write_arrays, write_folder
+from vit_jax.weights.arrays import write_arrays
 from vit_jax.weights.formats import FORMATS
 from vit_jax.weights.huggingface import MODEL_FILE, describe_for_huggingface, describe_for_timm, timm_name
 from vit_jax.weights.identify import ModelSpec
@@ -51,7 +51,7 @@ def save(weights: Weights, path: str | pathlib.Path, *, to: str | None = None) -
         describe = describe_for_timm if is_timm else describe_for_huggingface
         described, notes = describe(weights.spec, weights.preprocessing, weights.class_names, weights.probabilities)
         file = path / MODEL_FILE
-        write_folder(file, arrays, weights.describe(), described)
+        write_arrays(file, arrays, weights.describe(), described)
     else:
         wanted = ".safetensors" if is_timm else ".npz"
         if path.suffix != wanted:
