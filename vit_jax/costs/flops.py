@@ -89,6 +89,7 @@ class _Products:
 
     def count(self, jaxpr: Any, flows: Sequence[bool], scope: str = "") -> list[bool]:
         """Counts a trace; tells from which inputs need a gradient (`flows`) which outputs do."""
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # of a closed one
         needed = dict(zip(jaxpr.invars, flows, strict=True))
 
         def is_needed(variable: Any) -> bool:
@@ -103,16 +104,10 @@ class _Products:
                 flops = 2 * math.prod(equation.outvars[0].aval.shape) * _summed(equation)
                 self.forward[_part(path)] += flops
                 self.backward += sum(given) * flops
-            elif name == "scan":
-                constants, num_carried = given[: params["num_consts"]], params["num_carry"]
-                carried, scanned = given[len(constants) :][:num_carried], given[len(constants) + num_carried :]
-                for _ in range(params["length"]):
-                    found = self.count(params["jaxpr"].jaxpr, constants + carried + scanned, path)
-                    carried = found[:num_carried]
             elif name == "cond":  # branches that differ by platform have the same products
-                found = self.count(params["branches"][0].jaxpr, given[1:], path)
+                found = self.count(params["branches"][0], given[1:], path)
             elif inner := params.get("jaxpr", params.get("call_jaxpr")):
-                found = self.count(getattr(inner, "jaxpr", inner), given, path)
+                found = self.count(inner, given, path)
             needed |= zip(equation.outvars, found, strict=True)
         return list(map(is_needed, jaxpr.outvars))
 
@@ -155,19 +150,25 @@ def _image(image_size: tuple[int, int]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
 
 
+def _plain(model: nn.Module) -> nn.Module:
+    """The same function, computed in the way that is simplest to count."""
+    options: dict[str, Any] = {"attention": "einsum", "remat": "none", "scan_layers": False}
+    return model.clone(**{name: value for name, value in options.items() if hasattr(model, name)})
+
+
 def _sizes(model: nn.Module, image_size: int | tuple[int, int]) -> dict[str, int]:
-    """Sizes of the parameters by name."""
-    leaves = jax.tree_util.tree_leaves_with_path(_variables(model, _as_pair(image_size))["params"])
+    """Sizes of the parameters by name, layers unrolled."""
+    leaves = jax.tree_util.tree_leaves_with_path(_variables(_plain(model), _as_pair(image_size))["params"])
     return {"/".join(entry.key for entry in path): leaf.size for path, leaf in leaves}
 
 
 def _products(model: nn.Module, image_size: int | tuple[int, int], trained: Trained | None = None) -> _Products:
-    # The same function, computed in the way that is traced fastest.
-    options: dict[str, Any] = {"attention": "einsum", "remat": "none"} | ({} if trained else {"scan_layers": True})
-    model = model.clone(**{name: value for name, value in options.items() if hasattr(model, name)})
+    names = list(_sizes(model, image_size))
+    if getattr(model, "scan_layers", False):  # all layers have one name
+        names = [re.sub(r"(encoderblock)_\d+", r"\1", name) for name in names]
     products = _Products()
-    flows = [trained is not None and trained(name) for name in _sizes(model, image_size)]
-    products.count(_forward_pass(model, _as_pair(image_size)), [*flows, False])
+    flows = [trained is not None and trained(name) for name in names]
+    products.count(_forward_pass(_plain(model), _as_pair(image_size)), [*flows, False])
     return products
 
 
