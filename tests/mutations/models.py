@@ -137,8 +137,8 @@ MUTATIONS = [
     ),
     Mutation(
         POSITIONS,
-        "(old - 1) / (new - 1) if new > 1",
-        "old / new if new > 1",
+        "np.linspace(0, old - 1, new)",
+        "np.linspace(0, old - 1, new, endpoint=False)",
         f"{TEST_POSITIONS}::test_interpolation_between_squares_is_scipys",
         "position embeddings are interpolated with corners on corners, as the released code does",
     ),

@@ -230,8 +230,8 @@ MUTATIONS = [
     ),
     Mutation(
         RELEASED,
-        '"b16": "0.03", "l16": "0.01"',
-        '"b16": "0.03", "l16": "0.03"',
+        '("strong1", 0.1, 0.0),    0.01',
+        '("strong1", 0.1, 0.0),    0.03',
         TEST_RELEASED,
         "addresses of AugReg's checkpoints are those of the release",
     ),
