@@ -300,14 +300,14 @@ def test_several_processes_count_the_same(weights, all_at_once, tmp_path, compil
         *("--config=configs/quickstart.py", "--mode=eval", f"--config.weights={weights[2]}"),
         *("--config.model.name=None", "--config.model.num_layers=None", "--config.model.hidden_dim=None"),
         *("--config.model.mlp_dim=None", "--config.model.num_heads=None", "--config.model.pool=None"),
-        *("--config.data.image_size=8", "--config.data.eval_split=all", "--config.eval_batch_size=66"),
+        *("--config.data.image_size=8", "--config.data.eval_split=all", "--config.eval_batch_size=68"),
         *("--config.evals.fewshot.datasets=digits", "--config.evals.fewshot.shots=(5,)"),
         "--config.evals.fewshot.crop_from=8",
         f"--workdir={tmp_path / 'run'}",
     ]
-    with multiprocess.start_main(arguments, tmp_path, 3, 2, compilation_cache) as processes:
+    with multiprocess.start_main(arguments, tmp_path, 2, 2, compilation_cache) as processes:
         ended = processes.all_ended()
-    assert [each.returncode for each in ended] == [0, 0, 0], ended
+    assert [each.returncode for each in ended] == [0, 0], ended
     found = json.loads((tmp_path / "run" / "evaluation.json").read_text())["metrics"]
     for name in ("all/examples", "all/accuracy", "all/top5_accuracy", "fewshot/digits/pre_logits/5shot"):
         assert found[name] == all_at_once[name]

@@ -21,14 +21,15 @@ TINY = "--config=tests/configs/tiny.py"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, compilation_cache):
-    """A finished run of 400 steps: `python -m vit_jax.main` as a user starts it."""
+    """A finished run of 400 steps in a Python of its own: the workdir, the output, and all modules that it imported."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    command = main_command(f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}")
+    python, *command = main_command(f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}")
+    command = [python, "-X", "importtime", *command]
     process = subprocess.run(
         command, cwd=ROOT, env=main_environment(compilation_cache), capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stdout + process.stderr
-    return workdir, process.stdout
+    return workdir, process.stdout, process.stderr
 
 
 def wait_until(condition, process, seconds=120):
@@ -40,7 +41,7 @@ def wait_until(condition, process, seconds=120):
 
 
 def test_run_leaves_table_curves_checkpoints_metrics_and_records(finished):
-    workdir, output = finished
+    workdir, output, _ = finished
     assert "test/accuracy" in output
     assert "images/s" in output
     assert "ETA" in output
@@ -62,7 +63,7 @@ def test_run_leaves_table_curves_checkpoints_metrics_and_records(finished):
 
 
 def test_best_holds_the_parameters_of_the_best_evaluation(finished):
-    workdir, _ = finished
+    workdir = finished[0]
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     evaluations = {row["step"]: row["test/accuracy"] for row in rows if "test/accuracy" in row}
     best_step = max(evaluations, key=lambda step: (evaluations[step], -step))
@@ -90,8 +91,9 @@ def test_signal_before_the_first_step_ends_the_run_at_once(tmp_path, start_main)
 
 
 def test_runs_killed_at_random_moments_end_as_if_nothing_had_happened(tmp_path, start_main, monkeypatch):
-    def start(flags, workdir):
-        return start_main(*flags, f"--workdir={workdir}", stdout=workdir.with_suffix(".log").open("ab"))
+    def start(flags, workdir):  # compiles as for users, where the other tests ask for less optimization
+        log = workdir.with_suffix(".log").open("ab")
+        return start_main(*flags, f"--workdir={workdir}", stdout=log, XLA_FLAGS="")
 
     output, kills = tmp_path / "result.json", os.environ.get("VIT_JAX_TEST_KILLS", "2")
     arguments = [f"{TINY}:steps=1000,checkpoint=50", f"--kills={kills}", f"--output={output}"]
@@ -162,23 +164,10 @@ def test_damaged_newest_checkpoint_is_skipped_with_a_warning(finished, tmp_path,
     assert differences(workdir, finished[0]) == []
 
 
-def test_training_imports_neither_tensorflow_nor_torch(tmp_path, compilation_cache):
-    """Compiles as for users, where the other tests ask for less optimization."""
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['main', '{TINY}:steps=2', '--workdir={tmp_path / 'run'}']\n"
-        "try:\n    runpy.run_module('vit_jax.main', run_name='__main__')\n"
-        "except SystemExit as end:\n    assert not end.code, end.code\n"
-        "roots = {name.split('.')[0] for name in sys.modules}\n"
-        "assert 'jax' in roots\n"
-        "assert not roots & {'tensorflow', 'torch'}, roots\n"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=main_environment(compilation_cache, XLA_FLAGS=""),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert steps_of(tmp_path / "run") == [2]
+def test_training_imports_neither_tensorflow_nor_torch(finished):
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in finished[2].splitlines()}
+    assert {"jax", "matplotlib"} < imported  # at the start, and at the end
+    assert not imported & {"tensorflow", "torch"}
 
 
 def test_models_need_only_jax_and_flax():

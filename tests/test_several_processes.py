@@ -11,9 +11,9 @@ import pytest
 
 from tests import multiprocess
 
-STEPS = 20
-AT_THE_END = ["--config.checkpoint.every_steps=20"]  # nothing goes on from these runs
-CONFIG = """\
+STEPS, EVERY = 12, 4
+AT_THE_END = [f"--config.checkpoint.every_steps={STEPS}"]  # nothing goes on from these runs
+CONFIG = f"""\
 from configs.quickstart import get_config as quickstart
 
 
@@ -28,11 +28,11 @@ def get_config():
     config.model.dropout_rate = 0.1
     config.mixup_alpha = 0.3
     config.epochs = None
-    config.steps = 20
+    config.steps = {STEPS}
     config.batch_size = 32
     config.optimizer.warmup_steps = 5
     config.log_every_steps = 1
-    config.checkpoint.every_steps = 5
+    config.checkpoint.every_steps = {EVERY}
     config.checkpoint.keep = 10
     config.polyak_decay = 0.9
     return config
@@ -78,8 +78,8 @@ def on_one_device(train):
     ("processes", "devices", "flags"),
     [
         (1, 8, ["--config.sharding=fsdp"]),
-        # Two processes share the heads of a layer, and so the rows of a batch.
-        (4, 2, ["--config.sharding=fsdp+tensor", "--config.mesh.model=4", *AT_THE_END]),
+        # Two and two processes share the heads of a layer, and so the rows of a batch.
+        (4, 1, ["--config.sharding=fsdp+tensor", "--config.mesh.model=2", *AT_THE_END]),
     ],
 )
 def test_processes_and_devices_change_nothing(train, on_one_device, processes, devices, flags):
@@ -97,8 +97,8 @@ def test_run_saved_on_eight_devices_resumes_with_two_and_with_four(train, on_one
         train("1x8", 1, 8, "--config.sharding=fsdp")
     workdir = folder / "elastic"
     shutil.copytree(folder / "1x8", workdir)
-    for processes, devices, last in ((1, 2, 10), (2, 2, 15)):
-        for step in range(last + 5, STEPS + 1, 5):
+    for processes, devices, last in ((1, 2, EVERY), (2, 2, 2 * EVERY)):
+        for step in range(last + EVERY, STEPS + 1, EVERY):
             shutil.rmtree(workdir / "checkpoints" / str(step))
         found = train("elastic", processes, devices, "--config.sharding=fsdp")
         np.testing.assert_allclose(found, on_one_device, rtol=1e-5)

@@ -30,8 +30,7 @@ FIELDS = {
     "checkpoint.every_steps": 2,
 }
 PRESETS = {
-    "replicated": {"sharding": "replicated"},
-    "fsdp": {"sharding": "fsdp"},
+    "fsdp": {"sharding": "fsdp", "checkpoint.every_steps": STEPS},
     "fsdp+tensor": {"sharding": "fsdp+tensor", "mesh.model": 2},
 }
 
@@ -46,7 +45,7 @@ SCRIPT = f"""
     from vit_jax.train import train
 
     use_compilation_cache()
-    processes.initialize(timeout_seconds=100, lost_after_seconds=20)
+    processes.initialize(timeout_seconds=100, lost_after_seconds=10)
     print("slices", sorted(device.slice_index for device in jax.devices()), flush=True)
     push = journal.StepMetrics.push
 
