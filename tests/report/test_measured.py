@@ -192,7 +192,7 @@ def test_loss_that_is_not_finite_is_reported_beside_the_accuracy(tmp_path):
     found = find([str(tmp_path)])
     listing = results_table(found.models)
     assert [row[8] for row in listing.rows] == ["90.00 ± 0.00"]
-    told = "test/loss is nan: some logits are not finite, and what they count as says nothing"
+    told = "test/loss is nan: some logits are not finite, so the accuracy may be meaningless"
     assert f"{tmp_path}: accuracy: {told}" in listing.remarks
 
 

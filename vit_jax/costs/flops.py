@@ -87,8 +87,8 @@ class _Products:
         self.forward: collections.Counter[str] = collections.Counter()
         self.backward = 0
 
-    def count(self, jaxpr: Any, flows: Sequence[bool], scope: str = "") -> list[bool]:
-        """Counts a trace; tells from which inputs need a gradient (`flows`) which outputs do."""
+    def count(self, jaxpr: Any, flows: Sequence[bool], scope: str = "", times: int = 1) -> list[bool]:
+        """Counts a trace that runs `times`. From which inputs need a gradient (`flows`), finds which outputs do."""
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # of a closed one
         needed = dict(zip(jaxpr.invars, flows, strict=True))
 
@@ -101,13 +101,13 @@ class _Products:
             path = f"{scope}/{equation.source_info.name_stack}"
             found = [any(given)] * len(equation.outvars)
             if name in ("dot_general", "conv_general_dilated"):
-                flops = 2 * math.prod(equation.outvars[0].aval.shape) * _summed(equation)
+                flops = 2 * math.prod(equation.outvars[0].aval.shape) * _summed(equation) * times
                 self.forward[_part(path)] += flops
                 self.backward += sum(given) * flops
             elif name == "cond":  # branches that differ by platform have the same products
-                found = self.count(params["branches"][0], given[1:], path)
+                found = self.count(params["branches"][0], given[1:], path, times)
             elif inner := params.get("jaxpr", params.get("call_jaxpr")):
-                found = self.count(inner, given, path)
+                found = self.count(inner, given, path, times * params.get("length", 1))  # a scan has a length
             needed |= zip(equation.outvars, found, strict=True)
         return list(map(is_needed, jaxpr.outvars))
 
@@ -150,25 +150,26 @@ def _image(image_size: tuple[int, int]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
 
 
-def _plain(model: nn.Module) -> nn.Module:
-    """The same function, computed in the way that is simplest to count."""
-    options: dict[str, Any] = {"attention": "einsum", "remat": "none", "scan_layers": False}
+def _plain(model: nn.Module, scan_layers: bool) -> nn.Module:
+    """The same function, computed in the way that is simplest to count; layers that are scanned are traced once."""
+    options: dict[str, Any] = {"attention": "einsum", "remat": "none", "scan_layers": scan_layers}
     return model.clone(**{name: value for name, value in options.items() if hasattr(model, name)})
 
 
-def _sizes(model: nn.Module, image_size: int | tuple[int, int]) -> dict[str, int]:
-    """Sizes of the parameters by name, layers unrolled."""
-    leaves = jax.tree_util.tree_leaves_with_path(_variables(_plain(model), _as_pair(image_size))["params"])
+def _sizes(model: nn.Module, image_size: int | tuple[int, int], scan_layers: bool = True) -> dict[str, int]:
+    """Sizes of the parameters by name; of scanned layers together."""
+    leaves = jax.tree_util.tree_leaves_with_path(_variables(_plain(model, scan_layers), _as_pair(image_size))["params"])
     return {"/".join(entry.key for entry in path): leaf.size for path, leaf in leaves}
 
 
 def _products(model: nn.Module, image_size: int | tuple[int, int], trained: Trained | None = None) -> _Products:
-    names = list(_sizes(model, image_size))
+    scan_layers = trained is None  # layers that are frozen one by one are not alike
+    names = list(_sizes(model, image_size, scan_layers))
     if getattr(model, "scan_layers", False):  # all layers have one name
         names = [re.sub(r"(encoderblock)_\d+", r"\1", name) for name in names]
     products = _Products()
     flows = [trained is not None and trained(name) for name in names]
-    products.count(_forward_pass(_plain(model), _as_pair(image_size)), [*flows, False])
+    products.count(_forward_pass(_plain(model, scan_layers), _as_pair(image_size)), [*flows, False])
     return products
 
 
