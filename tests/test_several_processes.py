@@ -12,7 +12,7 @@ import pytest
 from tests import multiprocess
 
 STEPS, EVERY = 12, 4
-AT_THE_END = [f"--config.checkpoint.every_steps={STEPS}"]  # nothing goes on from these runs
+AT_THE_END = [f"--config.checkpoint.every_steps={STEPS}"]  # no test resumes these runs
 CONFIG = f"""\
 from configs.quickstart import get_config as quickstart
 

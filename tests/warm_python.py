@@ -130,8 +130,8 @@ def _unbuffered(descriptor):
     return io.TextIOWrapper(open(descriptor, "wb", 0), write_through=True)
 
 
-def _be(command, environment, inherited):
-    """Turns this process into the one that `command` would start, with JAX's variables already read."""
+def _run(command, environment, inherited):
+    """Runs `command` in this process, with the environment that it would have."""
     import jax
 
     for name in inherited:
@@ -156,4 +156,4 @@ if __name__ == "__main__":
     for _name in IMPORTED:
         importlib.import_module(_name)
     gc.freeze()
-    _be(**_serve(socket.socket(fileno=int(sys.argv[1]))), inherited=_inherited)
+    _run(**_serve(socket.socket(fileno=int(sys.argv[1]))), inherited=_inherited)

@@ -200,9 +200,17 @@ def test_a_model_of_another_kind_is_counted():
     assert row == flops.FlopsRow("others", 2 * 6 * 6 * 25 * 3 * 2 + 2 * 2 * 3, 25 * 3 * 2 + 2 + 2 * 3 + 3)
 
 
-@pytest.mark.parametrize(("row", "ours"), flops.table6(), ids=lambda each: getattr(each, "model", ""))
-def test_table_6_is_met_within_5_percent(row, ours):
+@pytest.mark.parametrize("row", tables.TABLE_6, ids=lambda row: row.model)
+def test_table_6_is_met_within_5_percent(row):
+    model = create_model(row.model, num_classes=0)
+    ours = flops.train_exaflops(model, tables.PRE_TRAINING_SIZE, row.epochs * tables.JFT_IMAGES)
     assert ours == pytest.approx(row.exaflops, rel=0.05)
+
+
+def test_a_model_described_by_json_is_counted():
+    described = create_model("R26x1", num_classes=10, stages=[1, 1])
+    assert flops.forward_flops(described, 64) == 117_843_968
+    assert described == create_model("R26x1", num_classes=10, stages=(1, 1))
 
 
 def test_jfts_head_adds_at_most_one_percent():

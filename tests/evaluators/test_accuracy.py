@@ -11,7 +11,7 @@ from vit_jax import sharding
 from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError
 from vit_jax.evaluators.accuracy import Accuracy
-from vit_jax.evaluators.evaluator_type import Setup, TestData
+from vit_jax.evaluators.evaluator_type import EvalData, Setup
 from vit_jax.models import create_model
 from vit_jax.objectives.losses import Loss
 from vit_jax.train_step import TrainState
@@ -50,7 +50,7 @@ class GivenBatches(Setup):
 
 def measure(model, source, mesh, state, *, size=8, batch_size=8, classes=None):
     setup = Setup(model, mesh, Loss("softmax"), EvalTransform(size), batch_size=batch_size)
-    return dict(Accuracy(None, TestData(source, classes), setup).run(state))
+    return dict(Accuracy(None, EvalData(source, classes), setup).run(state))
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 16), (8, 8), (8, 32)])
@@ -100,7 +100,7 @@ def test_masked_examples_do_not_count_for_any_label():
     }
     state = TrainState(step=jnp.int32(0), params={}, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     setup = GivenBatches(Pixels(5), mesh, Loss("softmax"), None, given=(batch, batch))
-    found = dict(Accuracy(None, TestData(), setup).run(state))
+    found = dict(Accuracy(None, EvalData(), setup).run(state))
     assert found == {"accuracy": 0.5, "loss": pytest.approx(np.log(5)), "examples": 4}  # of five classes no top 5
 
 
@@ -127,7 +127,7 @@ def test_logits_that_are_not_finite_make_accuracy_nan_unless_their_image_does_no
     batch["image"][3] = 0
     state = TrainState(step=jnp.int32(0), params={}, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     setup = GivenBatches(Breaks(bad=bad), mesh, Loss("softmax"), None, given=(batch, batch))
-    found = dict(Accuracy(None, TestData(), setup).run(state))
+    found = dict(Accuracy(None, EvalData(), setup).run(state))
     if counts:
         assert np.isnan([found["accuracy"], found["top5_accuracy"], found["loss"]]).all()
         assert "2 of 8 images have logits that are not finite" in caplog.text

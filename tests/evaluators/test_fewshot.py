@@ -18,7 +18,7 @@ from vit_jax.data.sources import ImageFolderSource, open_source
 from vit_jax.data.sources.base import NO_LABEL, BadRecordError
 from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError
-from vit_jax.evaluators.evaluator_type import Setup, TestData
+from vit_jax.evaluators.evaluator_type import EvalData, Setup
 from vit_jax.evaluators.features import FeatureExtractor, representation_shapes
 from vit_jax.evaluators.fewshot import FewShot, draw_shots, read_labels
 from vit_jax.evaluators.registry import complete
@@ -130,7 +130,7 @@ def extractor(model, representations, on, batch_size=16, size=SIZE):
 # Features.
 
 
-@pytest.mark.parametrize(("devices", "batch_size"), [(1, 8), (8, 16)])
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 8), (8, 16), (8, 5)])
 def test_features_have_each_example_once_in_the_order_of_the_source(model, state, outputs, devices, batch_size):
     source, on = Images("test", 21), sharding.make_mesh(jax.devices()[:devices])
     found = extractor(model, ("pre_logits", "encoded"), on, batch_size)(state.params, source)
@@ -226,7 +226,7 @@ def test_a_folder_knows_its_labels(tmp_path, split, monkeypatch):
 def few_shot(model, pool, test, on, *, validation=None, take_all=False, max_bad_records=0, transform=None, **fields):
     setup = Setup(model, on, None, transform or EvalTransform(SIZE), batch_size=16, max_bad_records=max_bad_records)
     entry = complete({"type": "fewshot", "crop_from": setup.transform.image_size, **fields}, "fewshot")
-    return FewShot(entry, TestData(test, pool=pool, validation=validation), setup, take_all=take_all)
+    return FewShot(entry, EvalData(test, pool=pool, validation=validation), setup, take_all=take_all)
 
 
 @pytest.fixture(scope="module")

@@ -178,7 +178,7 @@ def ask(folder, config, name="h100", num_devices=1):
     asked = compiling.request_of(config, find_topology(name), num_devices=num_devices, task="train")
     request.write_text(json.dumps(asked))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.logging, "disable", lambda level: None)  # this process goes on
+        patch.setattr(worker.logging, "disable", lambda level: None)  # keep the logs of this process
         worker.main(str(request), str(answer))
     return json.loads(answer.read_text())
 

@@ -138,7 +138,7 @@ def test_parts_that_cannot_save_enough_are_not_compiled():
 def test_options_are_ordered_by_expected_time():
     row = make_row(v3_8_config(), find_topology("v3-128"), needed=2, usable=1)
     found = search.options(
-        v3_8_config(), find_topology("v3-128"), row, shardings=("replicated",), policies=("none", "dots", "full")
+        v3_8_config(), find_topology("v3-128"), row, shardings=("replicated",), policies=("full", "dots", "none")
     )
     once = [option["model__remat"] for option in found if option["accumulation_steps"] == 1]
     assert once == ["none", "dots", "full"]

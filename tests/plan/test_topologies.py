@@ -55,6 +55,8 @@ def test_gpus_are_counted():
     assert find_topology("a100-80gb").num_devices == 1
     assert find_topology("h100-4").num_devices == 4
     assert find_topology("h100-4").compiler_name is None
+    assert find_topology("h100-1") == find_topology("h100")
+    assert find_topology("2xh100-08") == find_topology("2xh100-8")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,8 @@ def test_a_search_over_several_slices_grows_each_of_them():
     ("name", "instead"),
     [
         ("v5e-256x2", "written 2xv5e-256"), ("2*v5e-256", "written 2xv5e-256"), ("v5e-512", "2xv5e-256"),
-        ("h100-16", "2xh100-8"), ("0xv5e-8", "such as 2xv5e-8"), ("999xv5e-8", "1 to 256 slices"),
+        ("h100-16", "2xh100-8"), ("h100-12", "NVLink joins the 8 GPUs .*2xh100-8"),
+        ("0xv5e-8", "such as 2xv5e-8"), ("999xv5e-8", "1 to 256 slices"),
         ("v5e:99999x99999", "more than the 256"), ("2xv5e", "v5e-8"), ("v3-" + "9" * 5000, "Did you mean 'v3-2048'"),
         ("v3-" + "9" * 30, "Did you mean 'v3-2048'"), ("h100-" + "9" * 30, "Did you mean 'h100-8'"),
     ],

@@ -5,7 +5,8 @@
     python -m vit_jax.costs.flops R50+ViT-B/16 --parts            # by part
     python -m vit_jax.costs.flops --table6                        # beside the paper's exaFLOPs
 
-The model is traced, not compiled, and no device is used: each product in the trace counts by its formula.
+The model is traced, not compiled, and no device is used: each product in the trace counts by its formula. A ResNet
+takes up to 3 seconds. Products with embeddings of relative positions are among the attention products.
 
 The count has matrix products and convolutions, a multiplication and its addition as 2 FLOPs: `[n, a] x [a, b]` is 2 n a
 b, a convolution 2 x output positions x kernel positions x input channels x output channels, where kernel positions that
@@ -43,7 +44,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
-from vit_jax.console import format_table, run_command
+from vit_jax.console import Progress, format_table, run_command
 from vit_jax.errors import UserError
 from vit_jax.models import create_model, list_models
 from vit_jax.paper import tables
@@ -248,13 +249,14 @@ def parts_table(model: nn.Module, image_size: int | tuple[int, int]) -> str:
 def models_table(names: Sequence[str], image_size: int | tuple[int, int], num_classes: int) -> str:
     """Parameters and FLOPs of models, in a table."""
     rows = []
-    for name in names:
-        model = create_model(name, num_classes=num_classes)
-        headless = sum(size for each, size in _sizes(model, image_size).items() if not each.startswith("head/"))
-        forward, train = forward_flops(model, image_size) / 1e9, train_step_flops(model, image_size) / 1e9
-        rows.append(
-            (name, f"{parameter_count(model, image_size):,}", f"{headless:,}", f"{forward:,.3f}", f"{train:,.3f}")
-        )
+    with Progress("count", len(names), unit="models") as progress:
+        for name in names:
+            model = create_model(name, num_classes=num_classes)
+            headless = sum(size for each, size in _sizes(model, image_size).items() if not each.startswith("head/"))
+            forward, train = forward_flops(model, image_size) / 1e9, train_step_flops(model, image_size) / 1e9
+            parameters = parameter_count(model, image_size)
+            rows.append((name, f"{parameters:,}", f"{headless:,}", f"{forward:,.3f}", f"{train:,.3f}"))
+            progress.add()
     headings = ("model", "parameters", "without head", "GFLOPs", "GFLOPs to train")
     return format_table(headings, rows, markdown=False)
 

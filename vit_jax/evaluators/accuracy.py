@@ -16,7 +16,7 @@ from vit_jax.data.imagenet_test_sets import NUM_CLASSES
 from vit_jax.data.sources.base import Source
 from vit_jax.data.sources.imagenet_variants import open_variant
 from vit_jax.errors import UserError
-from vit_jax.evaluators.evaluator_type import EvaluatorType, Openable, RunData, Setup, TestData
+from vit_jax.evaluators.evaluator_type import EvalData, EvaluatorType, Openable, RunData, Setup
 from vit_jax.models.layers import normalize_images
 from vit_jax.objectives.losses import is_correct, is_labelled
 from vit_jax.sharding import batch_sharding, replicated, within
@@ -34,7 +34,7 @@ class Accuracy(EvaluatorType):
     If images have several labels, any of them is right: precision@1 of multi-label data, and ReaL accuracy.
     """
 
-    def __init__(self, entry: ConfigDict, data: TestData, setup: Setup):
+    def __init__(self, entry: ConfigDict, data: EvalData, setup: Setup):
         """See `EvaluatorType`. `data.classes` are the logits to choose among; None: all."""
         classes = data.classes
         self._batches = setup.batches(cast(Source, data.test))
@@ -101,12 +101,12 @@ class Accuracy(EvaluatorType):
             return
         if entry.split is None and entry.dataset is None:
             if data.eval_source is not None:
-                yield split, lambda: TestData(data.eval_source)
+                yield split, lambda: EvalData(data.eval_source)
         else:
-            yield name, lambda: TestData(data.open(entry.dataset or data.dataset, split))
+            yield name, lambda: EvalData(data.open(entry.dataset or data.dataset, split))
 
     @staticmethod
-    def describe(entry: ConfigDict, data: TestData) -> str:
+    def describe(entry: ConfigDict, data: EvalData) -> str:
         """See `EvaluatorType`."""
         return "classification" + (f" among {len(data.classes):,} classes" if data.classes else "")
 
@@ -123,10 +123,10 @@ class ImageNetVariant(Accuracy):
     def open(name: str, entry: ConfigDict, data: RunData) -> Openable:
         """Opens the test set, with ImageNet's labels."""
 
-        def open_it() -> TestData:
+        def open_it() -> EvalData:
             images = {"validation": data.dataset, "validation_split": data.eval_split or "validation"}
             variant = open_variant(entry.variant or name, entry.dataset, **images)
-            return TestData(variant.source, variant.classes)
+            return EvalData(variant.source, variant.classes)
 
         if entry.dataset:
             yield name, open_it

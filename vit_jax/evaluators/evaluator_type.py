@@ -14,12 +14,12 @@ from vit_jax.data.pipeline import EvalBatches
 from vit_jax.data.sources.base import Source
 from vit_jax.data.transforms import EvalTransform
 from vit_jax.objectives.losses import Loss
-from vit_jax.sharding import batch_sharding
+from vit_jax.sharding import DATA_AXIS, batch_sharding
 from vit_jax.train_step import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class TestData:
+class EvalData:
     """The examples of one evaluation."""
 
     test: Source | None = None  # the examples that are measured; None: the evaluator reads none
@@ -33,7 +33,7 @@ class TestData:
         return tuple(source for source in (self.pool, self.test, self.validation) if source is not None)
 
 
-Openable: TypeAlias = Iterator[tuple[str, Callable[[], TestData]]]
+Openable: TypeAlias = Iterator[tuple[str, Callable[[], EvalData]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,19 +61,25 @@ class Setup:
     max_bad_records: int = 0  # number of unreadable examples to skip; more are an error
     before_each_batch: Callable[[], None] = lambda: None  # called between batches; may raise to end an evaluation
 
+    @property
+    def images_per_batch(self) -> int:
+        """`batch_size`, rounded up so that the devices can split a batch evenly."""
+        parts = self.mesh.shape[DATA_AXIS]
+        return -(-self.batch_size // parts) * parts
+
     def batches(self, source: Source, *, other_classes: bool = False) -> Iterable[dict[str, jax.Array]]:
         """The examples of a source, each once; `other_classes`: their labels are not the model's classes."""
         batches = EvalBatches(
             source,
             self.transform,
             batch_sharding(self.mesh),
-            batch_size=self.batch_size,
+            batch_size=self.images_per_batch,
             num_classes=None if other_classes else self.model.num_classes,
             num_threads=self.num_threads,
             max_bad_records=self.max_bad_records,
         )
         what = f"{'features' if other_classes else 'evaluation'} on {source.split} of {source.name}"
-        return Tracked(batches, what, self.batch_size, before_each=self.before_each_batch)
+        return Tracked(batches, what, self.images_per_batch, before_each=self.before_each_batch)
 
 
 class EvaluatorType:
@@ -82,7 +88,7 @@ class EvaluatorType:
     `open` and `check` are called before an instance is made, so that errors come before a run begins.
     """
 
-    def __init__(self, entry: ConfigDict, data: TestData, setup: Setup):
+    def __init__(self, entry: ConfigDict, data: EvalData, setup: Setup):
         """Makes the evaluator of one set of data; compiles at the first run.
 
         Args:
@@ -108,7 +114,7 @@ class EvaluatorType:
           The prefix of the metrics' names, and a function that opens the examples. It raises `MissingDataError` if they
           are missing, and `UserError` if they are unusable.
         """
-        yield name, TestData
+        yield name, EvalData
 
     @staticmethod
     def check(name: str, entry: ConfigDict, setup: Setup) -> None:
@@ -119,6 +125,6 @@ class EvaluatorType:
         """
 
     @staticmethod
-    def describe(entry: ConfigDict, data: TestData) -> str:
+    def describe(entry: ConfigDict, data: EvalData) -> str:
         """Describes the evaluation for --dry_run."""
         return entry.type

@@ -100,7 +100,7 @@ class FeatureExtractor:
         """
         arrays = {name: np.empty((len(source), dim), np.float32) for name, dim in self._dims.items()}
         labels = np.empty((len(source), source.max_labels) if source.max_labels > 1 else len(source), np.int32)
-        batch_size, dispatched = self._setup.batch_size, collections.deque[tuple[int, Any]]()
+        batch_size, dispatched = self._setup.images_per_batch, collections.deque[tuple[int, Any]]()
 
         def keep(start: int, results: tuple[dict[str, jax.Array], jax.Array]) -> None:
             outputs, given = jax.device_get(results)

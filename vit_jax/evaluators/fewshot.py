@@ -24,7 +24,7 @@ from vit_jax.data.sources.base import NO_LABEL, BadRecordError, Source
 from vit_jax.data.sources.splits import SlicedSource
 from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError, unknown_name
-from vit_jax.evaluators.evaluator_type import EvaluatorType, Openable, RunData, Setup, TestData
+from vit_jax.evaluators.evaluator_type import EvalData, EvaluatorType, Openable, RunData, Setup
 from vit_jax.evaluators.features import FeatureExtractor, Features, representation_shapes
 from vit_jax.evaluators.registry import TYPES
 from vit_jax.evaluators.ridge import solve_ridge
@@ -97,7 +97,7 @@ class FewShot(EvaluatorType):
     The last one is `examples`, the number of test images.
     """
 
-    def __init__(self, entry: ConfigDict, data: TestData, setup: Setup, *, take_all: bool = False):
+    def __init__(self, entry: ConfigDict, data: EvalData, setup: Setup, *, take_all: bool = False):
         """Reads the labels of the pool and draws the examples; decodes no image and compiles nothing.
 
         Args:
@@ -158,7 +158,7 @@ class FewShot(EvaluatorType):
                     raise unknown_name(f"representation in evals.{name}.representations:", each, known)
 
     @staticmethod
-    def describe(entry: ConfigDict, data: TestData) -> str:
+    def describe(entry: ConfigDict, data: EvalData) -> str:
         """See `EvaluatorType`."""
         shots, l2 = (", ".join(f"{each:g}" for each in values) for values in (entry.shots, entry.l2))
         return (
@@ -280,14 +280,14 @@ def _check_counts(pool: Source, labels: np.ndarray, num_classes: int, shots: Seq
         )
 
 
-def _open_splits(entry: ConfigDict, dataset: str) -> TestData:
+def _open_splits(entry: ConfigDict, dataset: str) -> EvalData:
     pool = open_source(dataset, entry.train_split)
     test = open_source(dataset, entry.test_split, class_names=pool.class_names)
     validation = None
     if entry.validation_split:
         validation = open_source(dataset, entry.validation_split, class_names=pool.class_names)
     check_splits(pool, test, validation if len(entry.l2) > 1 else None)
-    return TestData(test, pool=pool, validation=validation)
+    return EvalData(test, pool=pool, validation=validation)
 
 
 def _transform(entry: ConfigDict, setup: Setup) -> EvalTransform:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from vit_jax.data.sources import MissingDataError, Source
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.evaluators import registry
-from vit_jax.evaluators.evaluator_type import EvaluatorType, RunData, Setup, TestData
+from vit_jax.evaluators.evaluator_type import EvalData, EvaluatorType, RunData, Setup
 from vit_jax.experiment.data import eval_transform, open_data
 from vit_jax.objectives.losses import Loss
 from vit_jax.train_step import TrainState
@@ -30,7 +30,7 @@ class Evaluation:
     name: str  # prefix of its metrics
     type: type[EvaluatorType]  # the evaluator's type
     entry: ConfigDict  # all fields of the config's entry
-    data: TestData  # the examples that it reads
+    data: EvalData  # the examples that it reads
     evaluator: Any = None  # made for a model; None from `open_evaluations`
     # Name of the metric that selects the best parameters; None if it belongs to another evaluation.
     best_metric: str | None = None

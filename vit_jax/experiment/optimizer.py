@@ -12,7 +12,7 @@ from vit_jax.errors import UserError, unknown_name
 
 
 def make_optimizer(fields: ConfigDict) -> Callable[[optax.Schedule], optax.GradientTransformation]:
-    """Finds the optimizer of `config.optimizer`, which is made when the data set the length of the schedule.
+    """Returns a function that makes the optimizer of `config.optimizer` from its schedule.
 
     Raises:
       UserError: unknown optimizer.

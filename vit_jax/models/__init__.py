@@ -47,5 +47,7 @@ def create_model(name: str, *, num_classes: int, **overrides: Any) -> nn.Module:
         for attribute in overrides:
             if attribute not in known:
                 raise unknown_name(f"attribute of model {name!r}:", attribute, known)
+        # JSON has lists, but only modules with tuples can be hashed.
+        overrides = {field: tuple(value) if isinstance(value, list) else value for field, value in overrides.items()}
         return prototype.clone(**overrides)
     raise unknown_name("model", name, list_models())

@@ -264,7 +264,8 @@ def _add_estimates(
         )
     else:
         interconnect_seconds = estimates.interconnect_seconds(collectives, topology, exposed=True)
-    memory = Memory(arguments + outputs + temporaries + code, usable, arguments, outputs, temporaries, code)
+    total = arguments + outputs + temporaries + code
+    memory = Memory(total, usable, arguments, outputs, temporaries, code if program else None)
     row = dataclasses.replace(
         row,
         memory=memory,

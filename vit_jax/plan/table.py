@@ -28,7 +28,7 @@ def _short(value: float | None) -> str:
     return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _in_all(row: PlanRow) -> str:
+def _total_and_usable(row: PlanRow) -> str:
     return f"{_gib(row.memory.total)} / {_gib(row.memory.usable)}" if row.memory else _MISSING
 
 
@@ -44,10 +44,7 @@ _COLUMNS: tuple[tuple[str, Callable[[PlanRow], str]], ...] = (
     ("fits", lambda row: _FITS.get(row.status, row.status)),
     ("arguments", lambda row: _gib(row.memory.arguments if row.memory else None)),
     ("temporaries", lambda row: _gib(row.memory.temporaries if row.memory else None)),
-    (
-        "in all / usable",
-        lambda row: f"{_gib(row.memory.total)} / {_gib(row.memory.usable)}" if row.memory else _MISSING,
-    ),
+    ("in all / usable", _total_and_usable),
     ("compiler", lambda row: _seconds(row.compiler_seconds)),
     ("+ network", lambda row: _seconds(row.interconnect_seconds)),
     ("estimate", lambda row: _MISSING if row.step_seconds is None else row.estimate or _MISSING),

@@ -230,9 +230,17 @@ def _find_slice(name: str) -> Topology:
         return known[name]
     if not size[1:].isdecimal():
         raise unknown_name("topology", name, known)
+    is_gpu = _FAMILIES[family].is_gpu
+    if is_gpu and size[0] == "-" and (int(size[1:10]),) in shapes:  # "h100-1", "h100-08"
+        return _slice(family, (int(size[1:10]),))
     # Suggests the nearest size, not the nearest spelling.
     asked, counts = int(size[1:10]), {int(each.removeprefix(family)[1:] or 1): each for each in known}
     nearest = min(counts, key=lambda count: abs(math.log(max(asked, 1) / count)))
     times, rest = divmod(asked, max(counts))
-    several = f" Or several of them: {times}x{counts[nearest]}." if times in range(2, 257) and not rest else ""
+    several = ""
+    if is_gpu and asked > max(counts):
+        machines = min(times + bool(rest), LARGEST_SLICE_COUNT)
+        several = f" NVLink joins the {max(counts)} GPUs of one machine; for more give machines: {machines}x{family}-8."
+    elif times in range(2, LARGEST_SLICE_COUNT + 1) and not rest:
+        several = f" Or several of them: {times}x{counts[nearest]}."
     raise UserError(f"unknown topology {name!r}. Did you mean {counts[nearest]!r}?{several} Known: {', '.join(known)}.")

@@ -275,9 +275,7 @@ def _objectnet_classes(mappings: pathlib.Path, expected: str) -> dict[str, tuple
     for label, words in overlap.items():
         several = [each.strip() for each in words.split(";")]
         if unknown := [each for each in several if each not in number_of]:
-            raise UserError(
-                f"{mappings / _OVERLAP} maps {label!r} to what is not one of ImageNet's classes: {show_names(unknown)}."
-            )
+            raise UserError(f"{mappings / _OVERLAP} maps {label!r} to {show_names(unknown)}, unknown in ImageNet.")
         classes[folder_of[label]] = tuple(number_of[each] for each in several)
     if len(classes) != (overlapping := IMAGENET_TEST_SETS["objectnet"].num_folders):
         raise UserError(
