@@ -35,7 +35,11 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def compilation_cache(tmp_path_factory):
     """A cache of compiled programs that all the processes of this test session share."""
-    return tmp_path_factory.mktemp("cache")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # this process's folder is in that of the session
+        folder = folder.parent
+    (folder / "cache").mkdir(exist_ok=True)
+    return folder / "cache"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 from tests import multiprocess
 from tests.configs import tiny
 from tests.conftest import ROOT
-from tests.test_train import compiled_once
+from tests.test_train import quick_runs
 from vit_jax.checkpoints import Checkpoints, read_parameters
 from vit_jax.config import base_config
 from vit_jax.costs.hardware import describe_machine
@@ -258,12 +258,12 @@ def test_killed_processes_resume_in_a_bucket_and_match_an_uninterrupted_run_on_a
     # Large enough to be split, so that each process writes its part of a checkpoint.
     fields = {"sharding": "fsdp", "eval_batch_size": 96, "model.hidden_dim": 128, "model.mlp_dim": 256}
     fields["optimizer.eps"] = 1e-4  # a smaller one lets Adam turn rounding differences into steps
-    config = tiny.get_config("steps=16,checkpoint=4")
+    config = tiny.get_config("steps=12,checkpoint=4")
     config.update_from_flattened_dict(fields)
-    with compiled_once(compilation_cache):
+    with quick_runs(compilation_cache):
         train(config, tmp_path / "reference")
 
-    arguments = ["--config=tests/configs/tiny.py:steps=16,checkpoint=4", f"--workdir={run}"]
+    arguments = ["--config=tests/configs/tiny.py:steps=12,checkpoint=4", f"--workdir={run}"]
     arguments += [f"--config.{name}={value}" for name, value in fields.items()]
     with multiprocess.start_main(arguments, tmp_path, 2, 1, compilation_cache) as processes:
         deadline = time.time() + 300
@@ -273,17 +273,17 @@ def test_killed_processes_resume_in_a_bucket_and_match_an_uninterrupted_run_on_a
             time.sleep(0.02)
     assert (run / ".lock").exists()
     assert not (run / "summary.md").exists()
-    with multiprocess.start_main(arguments, tmp_path, 1, 1, compilation_cache) as processes:
+    with multiprocess.start_main(arguments, tmp_path, 1, 1, compilation_cache, VIT_JAX_TEST_CURVES="1") as processes:
         (ended,) = processes.all_ended()
     assert ended.returncode == 0, ended.output
 
     starts = [json.loads(line)["step"] for line in (run / "starts.jsonl").read_text().splitlines()]
     assert starts[0] == 0
-    assert 4 <= starts[1] < 16
+    assert 4 <= starts[1] < 12
     assert f"resumed from the checkpoint of step {starts[1]}" in ended.output
     assert {"config.json", "curves.png", "summary.json", "summary.md", "best"} <= set(names(run))
     assert not (run / ".lock").exists()
-    assert names(run / "checkpoints") == ["12", "16"]
+    assert names(run / "checkpoints") == ["12", "8"]
     rows, expected = [
         [{name: value for name, value in row.items() if not name.startswith("time/")} for row in read_jsonl(path)]
         for path in (run / "metrics.jsonl", tmp_path / "reference" / "metrics.jsonl")

@@ -12,7 +12,7 @@ import types
 import pytest
 from absl import flags
 
-from tests.test_train import compiled_once
+from tests.test_train import quick_runs
 from vit_jax.analysis.mistakes import write_mistakes
 from vit_jax.checkpoints import Checkpoints, read_parameters
 from vit_jax.config import base_config
@@ -33,8 +33,8 @@ from vit_jax.weights import load
 
 
 @pytest.fixture(scope="module", autouse=True)
-def with_cache(compilation_cache):
-    with compiled_once(compilation_cache):
+def quick(compilation_cache):
+    with quick_runs(compilation_cache):
         yield
 
 

@@ -26,7 +26,7 @@ def finished(tmp_path_factory, compilation_cache):
     workdir = folder / "run"
     at_exit = "import atexit, sys\natexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
     (folder / "sitecustomize.py").write_text(at_exit)
-    command = main_command(f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}")
+    command = main_command(f"{TINY}:steps=400,checkpoint=100", f"--workdir={workdir}")
     environment = main_environment(compilation_cache, PYTHONPATH=os.pathsep.join([str(folder), str(ROOT)]))
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout + process.stderr
@@ -48,7 +48,7 @@ def test_run_leaves_table_curves_checkpoints_metrics_and_records(finished):
     assert "ETA" in output
     assert (workdir / "summary.md").read_text().strip() in output
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert steps_of(workdir) == [360, 400]
+    assert steps_of(workdir) == [300, 400]
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["test/examples"] == 360
     assert summary["test/best_accuracy"] >= summary["test/accuracy"] > 0.2
@@ -59,7 +59,7 @@ def test_run_leaves_table_curves_checkpoints_metrics_and_records(finished):
     assert "vit_jax.main" in start["command"]
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(3, 400, 3))
-    assert [row["step"] for row in rows if "test/accuracy" in row] == [80, 160, 240, 320, 400]
+    assert [row["step"] for row in rows if "test/accuracy" in row] == [200, 400]
     assert list((workdir / "tensorboard").iterdir())
 
 
@@ -78,7 +78,7 @@ def test_damaged_best_does_not_stop_a_run(finished, tmp_path, run_main):
     shutil.copytree(finished[0], workdir)
     for path in (workdir / "best").rglob("metadata"):
         os.truncate(path, 1)
-    process = run_main(f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}", check=True)
+    process = run_main(f"{TINY}:steps=400,checkpoint=100", f"--workdir={workdir}", check=True)
     assert "damaged" in process.stdout
 
 
@@ -92,12 +92,14 @@ def test_signal_before_the_first_step_ends_the_run_at_once(tmp_path, start_main)
 
 
 def test_runs_killed_at_random_moments_end_as_if_nothing_had_happened(tmp_path, start_main, monkeypatch):
-    def start(flags, workdir):  # compiles as for users, where the other tests ask for less optimization
-        log = workdir.with_suffix(".log").open("ab")
-        return start_main(*flags, f"--workdir={workdir}", stdout=log, XLA_FLAGS="")
+    output, kills = tmp_path / "result.json", os.environ.get("VIT_JAX_TEST_KILLS")
+    as_for_users = {"XLA_FLAGS": ""} if kills else {}  # the other tests ask for less optimization
+    arguments = [f"{TINY}:steps={1000 if kills else 400},checkpoint=40", f"--kills={kills or 2}", f"--output={output}"]
 
-    output, kills = tmp_path / "result.json", os.environ.get("VIT_JAX_TEST_KILLS", "2")
-    arguments = [f"{TINY}:steps=1000,checkpoint=50", f"--kills={kills}", f"--output={output}"]
+    def start(flags, workdir):
+        log = workdir.with_suffix(".log").open("ab")
+        return start_main(*flags, f"--workdir={workdir}", stdout=log, **as_for_users)
+
     monkeypatch.setattr(interruptions, "start", start)
     monkeypatch.setattr(sys, "argv", ["interruptions", *arguments])
     assert interruptions.main() == 0
@@ -108,7 +110,7 @@ def test_runs_killed_at_random_moments_end_as_if_nothing_had_happened(tmp_path, 
 
 def test_signal_saves_ends_within_ten_seconds_and_resumes_exactly(finished, tmp_path, start_main, run_main):
     workdir = tmp_path / "run"
-    arguments = (f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}")
+    arguments = (f"{TINY}:steps=400,checkpoint=100", f"--workdir={workdir}")
     process = start_main(*arguments)
     wait_until(lambda: (workdir / "metrics.jsonl").exists() and (workdir / "metrics.jsonl").read_text(), process)
     process.send_signal(signal.SIGTERM)  # right after the first row, at step 3 or some steps later
@@ -126,12 +128,12 @@ def test_ctrl_c_with_worker_processes_saves_and_the_run_can_resume_without_them(
     finished, tmp_path, start_main, run_main
 ):
     workdir = tmp_path / "run"
-    arguments = (f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}")
-    process = start_main(*arguments, "--config.data.num_workers=2")
+    arguments = (f"{TINY}:steps=400,checkpoint=100", f"--workdir={workdir}")
+    process = start_main(*arguments, "--config.data.num_workers=1")
     wait_until(lambda: (workdir / "metrics.jsonl").exists() and (workdir / "metrics.jsonl").read_text(), process)
     children = pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")
     workers = [int(pid) for path in children for pid in path.read_text().split()]
-    assert len(workers) >= 2
+    assert len(workers) >= 2  # one for the data, one for its shared memory
     for pid in (*workers, process.pid):  # a terminal sends it to all of them
         os.kill(pid, signal.SIGINT)
     output, _ = process.communicate(timeout=20)
@@ -143,12 +145,12 @@ def test_ctrl_c_with_worker_processes_saves_and_the_run_can_resume_without_them(
         assert time.time() < deadline
         time.sleep(0.1)
     process = run_main(*arguments, check=True)
-    assert "data.num_workers changed from 2 to 0" in process.stdout
+    assert "data.num_workers changed from 1 to 0" in process.stdout
     assert differences(workdir, finished[0]) == []
 
 
 def test_run_with_worker_processes_leaves_no_shared_memory_and_complains_of_nothing(tmp_path, run_main):
-    process = run_main(f"{TINY}:steps=12", f"--workdir={tmp_path / 'run'}", "--config.data.num_workers=1", check=True)
+    process = run_main(f"{TINY}:steps=4", f"--workdir={tmp_path / 'run'}", "--config.data.num_workers=1", check=True)
     assert process.stderr == ""
 
 
@@ -158,9 +160,9 @@ def test_damaged_newest_checkpoint_is_skipped_with_a_warning(finished, tmp_path,
     # All files of arrays: of a single one the half that is lost may hold nothing that is still referred to.
     for path in (workdir / "checkpoints" / "400" / "tree").rglob("d/*"):
         os.truncate(path, path.stat().st_size // 2)
-    process = run_main(f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}", check=True)
+    process = run_main(f"{TINY}:steps=400,checkpoint=100", f"--workdir={workdir}", check=True)
     assert "checkpoint of step 400 is damaged" in process.stdout
-    assert "resumed from the checkpoint of step 360" in process.stdout
+    assert "resumed from the checkpoint of step 300" in process.stdout
     shutil.rmtree(workdir / "checkpoints" / "damaged-400")
     assert differences(workdir, finished[0]) == []
 
@@ -259,7 +261,7 @@ def test_mistake_is_one_message_and_status_not_zero(arguments, message, tmp_path
 def test_workdir_of_another_config_is_refused_and_left_as_it_was(finished, tmp_path, run_main):
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
-    arguments = (f"{TINY}:steps=400,checkpoint=40", f"--workdir={workdir}", "--config.optimizer.learning_rate=0.5")
+    arguments = (f"{TINY}:steps=400,checkpoint=100", f"--workdir={workdir}", "--config.optimizer.learning_rate=0.5")
     process = run_main(*arguments)
     assert process.returncode == 1
     assert "optimizer.learning_rate: 0.001 -> 0.5" in process.stderr
@@ -285,7 +287,7 @@ def test_nan_loss_stops_the_run_names_the_step_and_keeps_the_last_good_checkpoin
     assert "The last good checkpoint is that of step 1." in process.stderr
     assert steps_of(workdir) == [1]
     assert (workdir / "checkpoints" / "diverged-2").is_dir()
-    process = run_main(f"{TINY}:steps=12,checkpoint=1", f"--workdir={workdir}", "--allow_config_change", check=True)
+    process = run_main(f"{TINY}:steps=4,checkpoint=1", f"--workdir={workdir}", "--allow_config_change", check=True)
     assert "resumed from the checkpoint of step 1" in process.stdout
 
 
@@ -302,7 +304,7 @@ def test_truncated_image_is_named_and_the_repaired_run_ends_as_if_nothing_had_ha
         for label, name in enumerate(("cat", "dog")):
             for number in range(40):
                 write_image(data / split / name / f"{number}.jpg", 60 * label + number)
-    arguments = (f"{TINY}:steps=6,checkpoint=2,data={data}",)
+    arguments = (f"{TINY}:steps=6,checkpoint=3,data={data}",)
     run_main(*arguments, f"--workdir={tmp_path / 'whole'}", check=True)
 
     broken = data / "train" / "dog" / "7.jpg"
@@ -339,26 +341,24 @@ def test_read_only_workdir_is_refused(tmp_path, compilation_cache):
 
 
 def test_full_disk_ends_the_run_with_the_last_checkpoint_intact_and_free_space_lets_it_resume(
-    finished, tmp_path, compilation_cache
+    finished, tmp_path, compilation_cache, run_main
 ):
     disk = tmp_path / "disk"
     disk.mkdir()
-    arguments = (f"{TINY}:steps=400,checkpoint=40", f"--workdir={disk}/run")
+    arguments = (f"{TINY}:steps=400,checkpoint=100", f"--workdir={disk}/run")
     command = " ".join(main_command(*arguments))
     script = f"""
         mount -t tmpfs -o size=3m tmpfs {disk}
         head -c 1650k /dev/zero > {disk}/ballast
         status=0; {command} > {tmp_path}/first.log 2>&1 || status=$?
-        echo "first $status"
-        rm {disk}/ballast
-        {command} > {tmp_path}/second.log 2>&1
         cp -r {disk}/run {tmp_path}/run
+        exit $status
     """
     process = mounted(script, **main_environment(compilation_cache))
     log = (tmp_path / "first.log").read_text()
-    assert process.stdout.strip() == "first 1", log + process.stderr
-    assert process.returncode == 0, (tmp_path / "second.log").read_text()
+    assert process.returncode == 1, log + process.stderr
     assert "No space left on device" in log
     assert "Complete checkpoints: " in log
     assert "Traceback" not in log
+    run_main(arguments[0], f"--workdir={tmp_path}/run", check=True)
     assert differences(tmp_path / "run", finished[0]) == []

@@ -17,6 +17,7 @@ from vit_jax.data.pipeline import TrainBatches
 from vit_jax.errors import UserError
 from vit_jax.experiment.evaluations import make_evaluations
 from vit_jax.multihost import processes
+from vit_jax.run import journal
 from vit_jax.train import train
 from vit_jax.train_step import TrainStep
 
@@ -34,9 +35,17 @@ def compiled_once(folder):
     cache.reset_cache()
 
 
+@contextlib.contextmanager
+def quick_runs(folder):
+    """Runs that compile a program once and draw no curves, which take half a second each."""
+    with compiled_once(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "plot_curves", lambda *_: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def with_cache(compilation_cache):
-    with compiled_once(compilation_cache):
+def quick(compilation_cache):
+    with quick_runs(compilation_cache):
         yield
 
 
@@ -171,8 +180,8 @@ def test_curves_are_drawn_early_regularly_and_at_the_end(seconds, drawn_at, conf
         rows = [json.loads(line) for line in (workdirs[0] / "metrics.jsonl").read_text().splitlines()]
         seen.append(max(row["step"] for row in rows if "test/accuracy" in row))
 
-    monkeypatch.setattr("vit_jax.run.journal.plot_curves", note)
-    monkeypatch.setattr("vit_jax.run.journal._SECONDS_BETWEEN_CURVES", seconds)
+    monkeypatch.setattr(journal, "plot_curves", note)
+    monkeypatch.setattr(journal, "_SECONDS_BETWEEN_CURVES", seconds)
     config.evals.eval_split.every_steps = 4
     train(config, tmp_path)
     assert seen == drawn_at

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from tests.experiment.test_build import digits_config
+from tests.test_train import quick_runs
 from vit_jax import flags as our_flags
 from vit_jax.checkpoints import Checkpoints
 from vit_jax.config import base_config, check_fields, flatten, with_present_names
@@ -41,11 +42,14 @@ def names(config):
     return [each.name for each in open_evaluations(config, build.build(config).eval_source)]
 
 
-def test_registered_evaluator_runs_in_the_loop_when_it_is_due_and_decides_what_is_best(toy, tmp_path):
+def test_registered_evaluator_runs_in_the_loop_when_it_is_due_and_decides_what_is_best(
+    toy, tmp_path, compilation_cache
+):
     config = digits_config(**{"data.eval_split": "test", "steps": 4, "optimizer.learning_rate": 0.1})
     config.evals.norm = entry("parameter_norm", scale=2.0, every_steps=3)
     config.checkpoint.best_metric = "norm/norm"
-    train(config, tmp_path)
+    with quick_runs(compilation_cache):
+        train(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     found = {row["step"]: row["norm/norm"] for row in rows if "norm/norm" in row}
     assert list(found) == [3, 4]
@@ -54,7 +58,8 @@ def test_registered_evaluator_runs_in_the_loop_when_it_is_due_and_decides_what_i
         step, extra = best.latest_extra()
     assert (step, extra["accuracy"]) == (max(found, key=found.get), max(found.values()))
     config.weights = str(tmp_path)
-    assert evaluate(config)["metrics"]["norm/norm"] == pytest.approx(found[4])
+    with quick_runs(compilation_cache):
+        assert evaluate(config)["metrics"]["norm/norm"] == pytest.approx(found[4])
 
 
 def test_entries_without_data_are_switched_off_and_one_of_a_split_is_named_after_its_entry():

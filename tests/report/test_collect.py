@@ -16,7 +16,7 @@ from tests.report.workdirs import (
     write_sweep,
     write_vtab,
 )
-from tests.test_train import compiled_once
+from tests.test_train import quick_runs
 from vit_jax.costs.flops import forward_flops, train_step_flops
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
@@ -28,7 +28,6 @@ from vit_jax.report.measured import ACCURACY, REAL
 from vit_jax.report.names import data_set_name, model_label, pre_training_name
 from vit_jax.report.pretrained import pre_trained_models
 from vit_jax.report.seeds import group
-from vit_jax.run import journal
 from vit_jax.sweep import Sweep
 from vit_jax.sweep import __main__ as sweep_command
 from vit_jax.sweep.trials import make_tasks
@@ -46,8 +45,7 @@ def config_of(**fields):
 def real(tmp_path_factory, compilation_cache):
     """A sweep that repeats a run, a run that began with one of its runs, and an evaluation of that."""
     folder = tmp_path_factory.mktemp("real")
-    with compiled_once(compilation_cache), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "plot_curves", lambda *_: None)  # half a second for each run
+    with quick_runs(compilation_cache):
         cadence = "--config.evals.eval_split.every_steps=4"
         arguments = ("--config.eval_batch_size=96", cadence, "--config.checkpoint.keep_best=False")
         tasks = make_tasks(Sweep(seeds=2), "tests/configs/tiny.py:steps=2", arguments, folder / "sweep")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.data.test_sources import write_image
-from tests.test_train import compiled_once
+from tests.test_train import quick_runs
 from vit_jax import predict
 from vit_jax.analysis import mistakes
 from vit_jax.checkpoints import read_parameters
@@ -18,7 +18,6 @@ from vit_jax.data.class_names import moved_names
 from vit_jax.data.sources import absolute_dataset, open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
-from vit_jax.run import journal
 from vit_jax.run.facts import (
     MatchedByName,
     SplitFacts,
@@ -57,9 +56,8 @@ def make_pets(folder, count=10):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def with_cache(compilation_cache):
-    with compiled_once(compilation_cache), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "plot_curves", lambda *_: None)  # half a second for each run
+def quick(compilation_cache):
+    with quick_runs(compilation_cache):
         yield
 
 
