@@ -11,12 +11,8 @@ import subprocess
 import sys
 import textwrap
 import time
-import uuid
-
-import pytest
 
 from tests import XLA_FLAGS, warm_python
-from tests.conftest import ROOT
 
 
 def free_port():
@@ -56,39 +52,14 @@ class Ended:
     output: str
 
 
-def another_host(folder):
-    """What comes before a command so that it seems to run on another host.
-
-    JAX knows a host by its boot id, so the command gets a mount namespace with a boot id of its own. Skips the test
-    where the system does not permit that.
-    """
-    boot_id = folder / "boot_id"
-    boot_id.write_text(f"{uuid.uuid4()}\n")
-    place = "/proc/sys/kernel/random/boot_id"
-    inside = ["sh", "-c", f'mount --bind "$0" {place} && exec "$@"', str(boot_id)]
-    for namespace in (["--mount"], ["--user", "--map-root-user", "--mount"]):
-        prefix = ["unshare", *namespace, *inside]
-        try:
-            seen = subprocess.run([*prefix, "cat", place], capture_output=True, text=True, check=False).stdout
-        except FileNotFoundError:
-            break
-        if seen == boot_id.read_text():
-            return prefix
-    pytest.skip("unshare cannot make a mount namespace with another boot id here, for a second host")
-
-
 class Processes:
     """The running processes; ends them with the `with` block."""
 
-    def __init__(self, command, environments, folder, prefixes=None):
+    def __init__(self, command, environments, folder):
         self._files = [open(folder / f"process-{each}.log", "w+b") for each in range(len(environments))]  # noqa: SIM115
         self.processes = [
-            subprocess.Popen([*prefix, *command], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
-            if prefix
-            else warm_python.Process(command, environment, file, subprocess.STDOUT)
-            for prefix, environment, file in zip(
-                prefixes or [None] * len(environments), environments, self._files, strict=True
-            )
+            warm_python.Process(command, environment, file, subprocess.STDOUT)
+            for environment, file in zip(environments, self._files, strict=True)
         ]
 
     def __enter__(self):
@@ -146,10 +117,10 @@ class Processes:
         return [self.ended(each, timeout) for each in range(len(self.processes))]
 
 
-def start(code, folder, num_processes=2, devices_per_process=1, prefixes=None, **environment):
-    """Starts `python -c code` several times; `folder` takes their output, `prefixes` come before each command."""
+def start(code, folder, num_processes=2, devices_per_process=1, **environment):
+    """Starts `python -c code` several times; `folder` takes their output."""
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    return Processes(command, environments(num_processes, devices_per_process, **environment), folder, prefixes)
+    return Processes(command, environments(num_processes, devices_per_process, **environment), folder)
 
 
 def start_main(arguments, folder, num_processes=2, devices_per_process=1, cache=None, **environment):

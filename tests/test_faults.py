@@ -35,8 +35,8 @@ MAIN = """
     main.run()
 """
 LOST_AFTER = 6  # seconds; a busy machine can keep a healthy process from showing that it lives for some of them
-STEPS = 30
-TINY = f"--config=tests/configs/tiny.py:steps={STEPS},checkpoint=15"
+STEPS = 12
+TINY = f"--config=tests/configs/tiny.py:steps={STEPS},checkpoint=6"
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +60,14 @@ def harmed(tmp_path_factory, compilation_cache):
     ended = {}
     with start("in_peace") as in_peace:
         in_peace.all_ended(timeout=300)
-    with start("terminated", workdir="run", pause=0.2) as terminated:
+    with start("terminated", workdir="run", pause=0.5) as terminated:
         terminated.wait_for("first step done", processes=[0], timeout=300)
         terminated.wait_for_handlers(signal.SIGTERM)
         terminated[1].send_signal(signal.SIGTERM)
         ended["terminated"] = terminated.all_ended()
     terminated_at = steps_of(folder / "run")
-    with start("killed", workdir="run", pause=0.1, lost_after=LOST_AFTER) as killed:
-        killed.wait_for("step 15/", processes=[0], timeout=300)
+    with start("killed", workdir="run", pause=0.25, lost_after=LOST_AFTER) as killed:
+        killed.wait_for("step  6/", processes=[0], timeout=300)
         killed[1].kill()
         with (
             # The update of step 2 does the harm, and step 3 has no finite loss any more.

@@ -12,7 +12,6 @@ import pytest
 from tests import multiprocess
 
 STEPS, EVERY = 12, 4
-AT_THE_END = [f"--config.checkpoint.every_steps={STEPS}"]  # no test resumes these runs
 CONFIG = f"""\
 from configs.quickstart import get_config as quickstart
 
@@ -74,34 +73,25 @@ def on_one_device(train):
     return train("1x1", 1, 1)
 
 
-@pytest.mark.parametrize(
-    ("processes", "devices", "flags"),
-    [
-        (1, 8, ["--config.sharding=fsdp"]),
-        # Two and two processes share the heads of a layer, and so the rows of a batch.
-        (4, 1, ["--config.sharding=fsdp+tensor", "--config.mesh.model=2", *AT_THE_END]),
-    ],
-)
-def test_processes_and_devices_change_nothing(train, on_one_device, processes, devices, flags):
-    found = train(f"{processes}x{devices}", processes, devices, *flags)
-    np.testing.assert_allclose(found, on_one_device, rtol=1e-5)
-
-
 def position(workdir, step):
     extra = json.loads((workdir / "checkpoints" / str(step) / "extra" / "metadata").read_text())
     return extra["data"]
 
 
-def test_run_saved_on_eight_devices_resumes_with_two_and_with_four(train, on_one_device, folder):
-    if not (folder / "1x8").exists():
-        train("1x8", 1, 8, "--config.sharding=fsdp")
+def test_processes_and_devices_change_nothing_and_a_run_resumes_with_others(train, on_one_device, folder):
     workdir = folder / "elastic"
-    shutil.copytree(folder / "1x8", workdir)
-    for processes, devices, last in ((1, 2, EVERY), (2, 2, 2 * EVERY)):
-        for step in range(last + EVERY, STEPS + 1, EVERY):
-            shutil.rmtree(workdir / "checkpoints" / str(step))
-        found = train("elastic", processes, devices, "--config.sharding=fsdp")
+    # Two and two of four processes share the heads of a layer, and so the rows of a batch.
+    shared_heads = ["--config.sharding=fsdp+tensor", "--config.mesh.model=2"]
+    for processes, devices, step, flags in (
+        (1, 8, 0, ["--config.sharding=fsdp"]),
+        (1, 2, EVERY, ["--config.sharding=fsdp"]),
+        (4, 1, 2 * EVERY, shared_heads),
+    ):
+        if step:
+            for later in range(step + EVERY, STEPS + 1, EVERY):
+                shutil.rmtree(workdir / "checkpoints" / str(later))
+        found = train("elastic", processes, devices, *flags)
         np.testing.assert_allclose(found, on_one_device, rtol=1e-5)
         starts = [json.loads(line) for line in (workdir / "starts.jsonl").read_text().splitlines()]
-        assert (starts[-1]["step"], starts[-1]["devices"]["num_devices"]) == (last, processes * devices)
+        assert (starts[-1]["step"], starts[-1]["devices"]["num_devices"]) == (step, processes * devices)
         assert position(workdir, STEPS) == position(folder / "1x1", STEPS)  # the same data

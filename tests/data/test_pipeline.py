@@ -216,9 +216,11 @@ def test_worker_processes_change_nothing_and_a_restart_may_have_another_number(c
         assert_same(take(batches, 3), expected[3:])
 
 
-def test_worker_process_that_is_killed_is_a_user_error():
-    with contextlib.closing(train_batches(30, num_workers=1)) as batches:
+def test_worker_process_has_its_bad_records_counted_and_is_a_user_error_when_it_is_killed():
+    source = NumberedSource(4, broken=(2,))
+    with contextlib.closing(train_batches(source=source, max_bad_records=1, num_workers=1)) as batches:
         batches.next_local()
+        assert batches.bad_records.count == 1
         for worker in multiprocessing.active_children():
             worker.kill()
         with pytest.raises(UserError, match=r"worker process of the input was killed.*data\.num_workers"):
@@ -233,7 +235,7 @@ def test_worker_processes_end_when_their_parent_is_killed(tmp_path):
         "from tests.data.test_pipeline import train_batches\n"
         "if __name__ == '__main__':\n"
         "    batches = train_batches(30, num_workers=1)\n"
-        "    next(batches)\n"
+        "    batches.next_local()\n"
         "    print(multiprocessing.active_children()[0].pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
@@ -304,14 +306,6 @@ def test_image_that_does_not_decode_is_a_bad_record_with_its_place():
 
     with pytest.raises(UserError, match=r"cannot read image \d: (.|\n)*set data\.max_bad_records"):
         next(train_batches(source=Broken(4)))
-
-
-def test_bad_records_of_worker_processes_are_counted_too():
-    with contextlib.closing(
-        train_batches(source=NumberedSource(4, broken=(2,)), max_bad_records=1, num_workers=1)
-    ) as batches:
-        batches.next_local()
-        assert batches.bad_records.count == 1
 
 
 def test_several_labels_fill_a_row_and_none_leave_it_empty():
