@@ -133,18 +133,20 @@ def _as_pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _variables(model: nn.Module, image_size: tuple[int, int]) -> Any:
-    """Shapes and dtypes of the parameters."""
+def _initialisation(model: nn.Module, image_size: tuple[int, int]) -> tuple[Any, Any]:
+    """The jaxpr that initialises the model, which has the products of the forward pass, and the variables' shapes."""
     with use_abstract_mesh(_MESH):
-        return jax.eval_shape(lambda images: model.init(jax.random.key(0), images), _image(image_size))
+        trace = jax.make_jaxpr(lambda images: model.init_with_output(jax.random.key(0), images), return_shape=True)
+        jaxpr, (_, variables) = trace(_image(image_size))
+    return jaxpr.jaxpr, variables
 
 
 @functools.lru_cache(maxsize=64)
 def _forward_pass(model: nn.Module, image_size: tuple[int, int]) -> Any:
-    """The jaxpr of the logits of an image."""
+    """The jaxpr of the logits of an image, with the variables as its inputs."""
     with use_abstract_mesh(_MESH):
         logits = jax.make_jaxpr(lambda variables, images: model.apply(variables, images)[0])
-        return logits(_variables(model, image_size), _image(image_size)).jaxpr
+        return logits(_initialisation(model, image_size)[1], _image(image_size)).jaxpr
 
 
 def _image(image_size: tuple[int, int]) -> jax.ShapeDtypeStruct:
@@ -159,18 +161,22 @@ def _plain(model: nn.Module, scan_layers: bool) -> nn.Module:
 
 def _sizes(model: nn.Module, image_size: int | tuple[int, int], scan_layers: bool = True) -> dict[str, int]:
     """Sizes of the parameters by name; of scanned layers together."""
-    leaves = jax.tree_util.tree_leaves_with_path(_variables(_plain(model, scan_layers), _as_pair(image_size))["params"])
+    _, variables = _initialisation(_plain(model, scan_layers), _as_pair(image_size))
+    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
     return {"/".join(entry.key for entry in path): leaf.size for path, leaf in leaves}
 
 
 def _products(model: nn.Module, image_size: int | tuple[int, int], trained: Trained | None = None) -> _Products:
-    scan_layers = trained is None  # layers that are frozen one by one are not alike
-    names = list(_sizes(model, image_size, scan_layers))
+    products, image_size = _Products(), _as_pair(image_size)
+    if trained is None:
+        jaxpr, _ = _initialisation(_plain(model, scan_layers=True), image_size)
+        products.count(jaxpr, [False])
+        return products
+    names = list(_sizes(model, image_size, scan_layers=False))  # layers that are frozen one by one are not alike
     if getattr(model, "scan_layers", False):  # all layers have one name
         names = [re.sub(r"(encoderblock)_\d+", r"\1", name) for name in names]
-    products = _Products()
-    flows = [trained is not None and trained(name) for name in names]
-    products.count(_forward_pass(_plain(model, scan_layers), _as_pair(image_size)), [*flows, False])
+    jaxpr = _forward_pass(_plain(model, scan_layers=False), image_size)
+    products.count(jaxpr, [*map(trained, names), False])
     return products
 
 
