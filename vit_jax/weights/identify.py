@@ -205,10 +205,19 @@ def _identify_resnet(shapes: Shapes) -> ModelSpec:
 def expected_shapes(spec: ModelSpec, image_size: tuple[int, int]) -> Shapes:
     """Names and shapes of the parameters of a model, without computing anything."""
     model = spec.create()
+    if hasattr(model, "scan_layers"):
+        model = model.clone(scan_layers=True)  # layers are alike: traces one of them
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
     params = jax.eval_shape(lambda images: model.init(jax.random.key(0), images), images)["params"]
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {"/".join(entry.key for entry in path): leaf.shape for path, leaf in leaves}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = "/".join(entry.key for entry in path)
+        if "/encoderblock/" in name:
+            layers = range(leaf.shape[0])
+            shapes |= {name.replace("/encoderblock/", f"/encoderblock_{i}/"): leaf.shape[1:] for i in layers}
+        else:
+            shapes[name] = leaf.shape
+    return shapes
 
 
 def check_shapes(found: Shapes, expected: Shapes, their_name: Any = lambda name: name) -> None:
