@@ -423,3 +423,26 @@ def test_a_part_of_a_pre_training_set_does_not_have_its_name():
 def test_changed_model_does_not_have_the_plain_name():
     assert model_label({"name": "ViT-B/16", "num_layers": 12, "dtype": "bfloat16", "pre_logits": True}) == "ViT-B/16"
     assert model_label({"name": "ViT-B/16", "num_layers": 4, "pool": "gap"}) == "ViT-B/16 (num_layers=4, pool=gap)"
+
+
+def test_best_parameters_are_neither_a_repeat_of_the_last_nor_averaged_with_them(tmp_path):
+    runs = [write_fine_tuning(tmp_path / f"run{seed}", "imagenet2012", 0.8, seed=seed) for seed in range(2)]
+    config, model, summary = (
+        json.loads((runs[0] / f"{name}.json").read_text()) for name in ("config", "model", "summary")
+    )
+    write_json(runs[0] / "summary.json", summary | {"best_step": 5})
+    path = write_evaluation(tmp_path / "best", runs[0], {"validation/accuracy": 0.9, "validation/examples": 50_000})
+    evaluation = json.loads((path / "evaluation.json").read_text())
+    write_json(path / "evaluation.json", evaluation | {"config": config, "model_fields": model})
+    found = find([str(tmp_path)])
+    assert not found.left_out
+    assert [(len(each.models), each.mean(ACCURACY).mean) for each in group(found.models)] == [(1, 90), (2, 80)]
+
+
+def test_few_shot_evaluations_at_other_resolutions_are_not_averaged(tmp_path):
+    few_shot = {"evals__fewshot__datasets": ("tfds:cifar100",), "evals__fewshot__image_size": 224}
+    for seed, size in enumerate((384, 512)):
+        pre = write_run(tmp_path / f"pre{seed}", "ViT-B/16", {}, steps=10, seed=seed, data__dataset="tfds:jft")
+        fields = {"data__dataset": "tfds:jft", "data__image_size": size, "data__eval_split": None, **few_shot}
+        write_evaluation(tmp_path / f"few{seed}", pre, {"fewshot/cifar100/pre_logits/5shot": 0.5}, **fields)
+    assert [len(each.models) for each in group(find([str(tmp_path)]).models)] == [1, 1, 2]

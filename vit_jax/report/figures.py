@@ -165,7 +165,7 @@ def _is_row_of(model: PreTrained, row: tables.JftScaling) -> bool:
 
 
 def _write_beside(figure: "Figure", axes: "Axes", labels: Sequence[tuple[float, float, str, str]]) -> None:
-    """Writes labels (x, y, text, color) beside points, each in the nearest free place."""
+    """Writes labels (x, y, text, color) beside points, each in the nearest place that covers the least."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
@@ -181,12 +181,19 @@ def _write_beside(figure: "Figure", axes: "Axes", labels: Sequence[tuple[float, 
         style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "color": color, "va": "center"}
         note = axes.annotate(text, (x, y), xytext=(0, 0), **style)
         note.set_in_layout(False)  # otherwise the axes would move
+        places, outside = [], frame.width * frame.height  # outside the axes is the worst
         for distance, (across, up) in itertools.product(_DISTANCES, _DIRECTIONS):
             note.set_position((across * distance, up * distance))
             note.set_horizontalalignment(_ALIGNMENT[across])
             box = note.get_window_extent(canvas.get_renderer())
-            if frame.contains(*box.min) and frame.contains(*box.max) and not box.count_overlaps(taken):
+            covered = sum(both.width * both.height for each in taken if (both := Bbox.intersection(box, each)))
+            covered += 0 if frame.contains(*box.min) and frame.contains(*box.max) else outside
+            places.append((covered, distance, across, up, box))
+            if not covered:
                 break
+        _, distance, across, up, box = min(places, key=lambda place: place[0])
+        note.set_position((across * distance, up * distance))
+        note.set_horizontalalignment(_ALIGNMENT[across])
         taken.append(box)
         if distance > _FAR:
             arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.4}

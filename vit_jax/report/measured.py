@@ -255,7 +255,9 @@ def _few_shot_name(dataset: str, match: re.Match[str], split: str) -> str:
     """The name of a few-shot accuracy, such as "5-shot ImageNet"."""
     usual = {task.dataset: task.splits["final"][1] for task in TASKS.values()}.get(dataset, "test")
     name = f"{match['shots']}-shot {data_set_name(dataset)}" + ("" if split == usual else f" {split}")
-    others = [each for each in (match["representation"], match["entry"]) if each not in ("pre_logits", "fewshot")]
+    others = [
+        match[part] for part, usual in (("representation", "pre_logits"), ("entry", "fewshot")) if match[part] != usual
+    ]
     return f"{name} ({', '.join(others)})" if others else name
 
 

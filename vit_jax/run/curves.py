@@ -50,8 +50,7 @@ def draw_curves(workdirs: Sequence[AnyPath | str]) -> Any:
             is_train = split == "train"
             style = {"alpha": 0.6} if is_train else {"marker": "o", "linestyle": "--"}
             (line,) = axes[metric].plot(steps, values, color=color, ms=4, **style)
-            # Matplotlib hides entries that begin with "_".
-            label = f"{'./' * names[number].startswith('_')}{names[number]}: {split}" if len(paths) > 1 else split
+            label = f"{names[number]}: {split}" if len(paths) > 1 else split
             lines.setdefault(label, line)
             last.setdefault(label, []).extend([] if is_train else [f"{metric} {values[-1]:.4g}"])
     axes["accuracy"].set_ylim(0, 1.02)

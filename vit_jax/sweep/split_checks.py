@@ -56,19 +56,22 @@ def compare_examples(
       UserError: two uses share examples, or candidates are compared on different examples.
     """
     chosen_by: list[UsedExamples] = []
-    for config, metric in _distinct(trials):
+    for runs in _by_examples(trials):
+        config, metric = runs[0]
         if measured := _measured(config, metric):
             chosen_by.append(measured)
             for trained_on in _trained_on(config):
                 _check(measured, CHOSEN_BY, trained_on, TRAINED_ON)
     notes = []
-    for config, metric in _distinct(finals):
+    for runs in _by_examples(finals):
+        config, metric = runs[0]
         if not (measured := _measured(config, metric)):
             continue
         for trained_on in _trained_on(config):
             _check(measured, REPORTED, trained_on, TRAINED_ON)
-        for source in sources_behind(config.weights):
-            _check(measured, REPORTED, UsedExamples(source.name, source.split, source), WEIGHTS)
+        for weights in dict.fromkeys(config.weights for config, _ in runs):
+            for source in sources_behind(weights):
+                _check(measured, REPORTED, UsedExamples(source.name, source.split, source), WEIGHTS)
         for examples in chosen_by if len(finals) > 1 else ():
             _check(measured, REPORTED, examples, CHOSEN_BY)
         notes += _part_of_split(config, measured)
@@ -81,14 +84,13 @@ def compare_examples(
     return tuple(dict.fromkeys(notes))
 
 
-def _distinct(runs: Sequence[tuple[ConfigDict, str]]) -> Collection[tuple[ConfigDict, str]]:
-    """One run for each set of the fields that determine a run's examples."""
-
-    def key(config: ConfigDict, metric: str) -> str:
-        fields = [metric, config.weights, config.evals.to_dict(), *(config.data[name] for name in _DATA)]
-        return json.dumps(fields, default=str)
-
-    return {key(*run): run for run in runs}.values()
+def _by_examples(runs: Sequence[tuple[ConfigDict, str]]) -> Collection[list[tuple[ConfigDict, str]]]:
+    """Groups runs that train and evaluate on the same examples, whose data are then opened once."""
+    groups: dict[str, list[tuple[ConfigDict, str]]] = {}
+    for config, metric in runs:
+        fields = [metric, config.evals.to_dict(), *(config.data[name] for name in _DATA)]
+        groups.setdefault(json.dumps(fields, default=str), []).append((config, metric))
+    return groups.values()
 
 
 def _trained_on(config: ConfigDict) -> list[UsedExamples]:

@@ -33,7 +33,7 @@ _SLUG_LENGTH = 120  # file systems take 255 bytes
 
 
 def load_module(place: str) -> types.ModuleType:
-    """Imports the config file of `path:argument`; raises `UserError` if there is no such file."""
+    """Imports the config file of `path:argument`; raises `UserError` if there is none, or no `get_config` in it."""
     path = pathlib.Path(place.partition(":")[0])
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
