@@ -92,10 +92,10 @@ def test_training_examples_of_the_weights_may_choose_but_not_report(tmp_path, ca
     seen_test = write_run(tmp_path / "a", train_split="test[:7]")
     seen_train = write_run(tmp_path / "b", train_split="train")
     (tmp_path / "b" / "x.npz").touch()
-    grid = f"--grid=weights={seen_test},{seen_train}"
-    told = refusal(tmp_path, capsys, *CHOOSE, grid, FINAL)
-    assert "shares 7 of its 360 examples with 'test[:7]' of digits, what the weights were trained on" in told
-    assert not refusal(tmp_path, capsys, *CHOOSE, grid.replace(f"{seen_test},", f"{seen_train}/x.npz,"), FINAL)
+    for weights in (f"{seen_test},{seen_train}", f"{seen_train},{seen_test}"):
+        told = refusal(tmp_path, capsys, *CHOOSE, f"--grid=weights={weights}", FINAL)
+        assert "shares 7 of its 360 examples with 'test[:7]' of digits, what the weights were trained on" in told
+    assert not refusal(tmp_path, capsys, *CHOOSE, f"--grid=weights={seen_train}/x.npz,{seen_train}", FINAL)
 
 
 def test_folders_are_compared_whatever_they_are_called(tmp_path, capsys):
