@@ -1,5 +1,6 @@
 """Removal of near-duplicates of test images from a pre-training set."""
 
+import contextlib
 import io
 import json
 import shutil
@@ -12,6 +13,7 @@ from tests.data.test_prepare import contents, examples
 from tests.data.test_prepare_sets import NUMBERED, write_list
 from vit_jax.data.prepare import tfds_layout
 from vit_jax.data.prepare.__main__ import main
+from vit_jax.data.prepare.index import Index
 from vit_jax.data.sources import open_source
 
 
@@ -133,6 +135,10 @@ def test_cleaning_that_was_interrupted_gives_the_same_bytes(cleaned, pretraining
     monkeypatch.setattr(tfds_layout, "write_shard", only_the_first)
     assert main([*clean(pretraining), f"--out={tmp_path}"]) == 130
     monkeypatch.undo()
+    # Earlier versions kept the files beside the settings.
+    with contextlib.closing(Index(tmp_path / "web_dedup/1.0.0.incomplete")) as index:
+        settings = index.fact("settings")
+        index.commit(files=settings.pop("files"), settings=settings)
     assert main([*clean(pretraining), f"--out={tmp_path}"]) == 0
     assert contents(tmp_path / "web_dedup/1.0.0") == contents(cleaned)
 

@@ -379,7 +379,7 @@ def test_place_without_objectnets_images_is_refused(tmp_path):
     for place in (tmp_path, tmp_path / "objectnet-1.0.zip"):
         with pytest.raises(UserError, match=r"has no folder images/.*password.*unzip"):
             open_variant("objectnet", str(place))
-    with pytest.raises(MissingDataError, match=r"is not at 'tfds:objectnet'. It is from https://objectnet.dev"):
+    with pytest.raises(UserError, match="TFDS has no ObjectNet"):
         open_variant("objectnet", "tfds:objectnet")
 
 

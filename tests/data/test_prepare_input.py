@@ -88,7 +88,7 @@ def test_rows_that_name_no_image_of_the_folder_are_refused(tmp_path, capsys, row
         (b"[" * 5000 + b"\n", "not JSON"),
         (b'{"a":' * 2000 + b"\n", "not JSON"),
         (b'{"image": "a.jpg", "label": 1' + b"0" * 5000 + b"}", "not JSON"),
-        ('{"image": "a.jpg", "label": 1}\n'.encode("utf-16"), "not JSON"),
+        ('{"image": "a.jpg", "label": 1}\n'.encode("utf-16"), "is UTF-16. Save it as UTF-8"),
         (b'{"image": "' + b"a" * 2**22, "more than 4,194,304 bytes"),
         (b"\xff\n", "not JSON"),
     ],

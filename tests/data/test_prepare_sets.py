@@ -8,6 +8,7 @@ import zipfile
 import pytest
 
 from tests.data.test_prepare import contents, examples, jpeg
+from vit_jax.data.prepare import tfds_layout
 from vit_jax.data.prepare.__main__ import main
 
 
@@ -55,6 +56,20 @@ def test_a_zip_file_gives_the_same_shards_as_the_folder_in_it(tmp_path):
     a, b = (contents(tmp_path / out / "pets/1.0.0") for out in ("a", "b"))
     shards = [name for name in a if "array_record" in name]
     assert len(shards) == 2 and [a[name] for name in shards] == [b[name] for name in shards]
+
+
+def test_an_image_that_disappears_after_the_scan_is_named(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "pets"
+    write_folder(folder)
+    lost, write_shard = sorted(folder.rglob("*.jpg"))[0], tfds_layout.write_shard
+
+    def write(path, records):
+        lost.unlink(missing_ok=True)
+        return write_shard(path, records)
+
+    monkeypatch.setattr(tfds_layout, "write_shard", write)
+    assert main(["image_folder", str(folder), f"--out={tmp_path / 'out'}"]) == 1
+    assert f"cannot read {lost}: No such file" in capsys.readouterr().err
 
 
 def test_a_zip_file_with_a_path_out_of_the_folder_is_refused(tmp_path, capsys):
@@ -260,9 +275,10 @@ def test_impossible_options_of_a_list_are_one_message(tmp_path, capsys, more):
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_threads_are_at_least_one(tmp_path, capsys):
-    assert main(["image_folder", str(tmp_path), "--threads=-1"]) == 1
-    assert "must be at least 1, got -1" in capsys.readouterr().err
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_are_at_least_one(tmp_path, capsys, threads):
+    assert main(["image_folder", str(tmp_path), f"--threads={threads}"]) == 1
+    assert f"must be at least 1, got {threads}" in capsys.readouterr().err
 
 
 def test_numbers_and_names_do_not_mix(tmp_path, capsys):

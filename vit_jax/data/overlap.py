@@ -106,7 +106,7 @@ def _part_of(extent: Extent, inside: Numbers) -> Extent:
 
 
 def _count_members(numbers: Numbers, others: list[Numbers]) -> int:
-    """Counts the numbers that are among `other`."""
+    """Counts the numbers that are in any of `others`."""
     wanted = np.asarray(numbers)
     is_member = np.zeros(len(wanted), bool)
     for other in others:

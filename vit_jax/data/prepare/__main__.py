@@ -212,8 +212,9 @@ def main(arguments: list[str]) -> int:
     """Runs a command; returns the exit status."""
     args = make_parser().parse_args(arguments)
     try:
-        if (getattr(args, "threads", None) or 1) < 1:
-            raise UserError(f"--threads must be at least 1, got {args.threads}.")
+        threads = getattr(args, "threads", None)
+        if threads is not None and threads < 1:
+            raise UserError(f"--threads must be at least 1, got {threads}.")
         return args.run(args)
     except BrokenPipeError:  # for `run_command`
         raise

@@ -70,6 +70,8 @@ def dedup(
         raise UserError(
             f"--near={near} must be from 0 to 31, --sure={sure} from 0 to 127: half of all bits agree by chance."
         )
+    if not against:
+        raise UserError("no test set. Pass at least one as --against=<data set>:<split>.")
     tests = {show_name(each): _open_test_set(each) for each in against}
     files = [pathlib.Path(path) for facts in info.splits.values() for path in facts.filepaths]
     stats = [(file.name, file.stat()) for file in files]

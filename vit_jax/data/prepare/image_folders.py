@@ -49,7 +49,7 @@ class ImageFolder(Origin):
         """Finds all images, split after split."""
         number = 0
         for split_number, (split, source) in enumerate(self._sources.items()):
-            for index, label in enumerate(source.labels().tolist()):
+            for index, label in enumerate(source.labels()):
                 number += 1
                 if mark is None or number > mark:
                     labels = (source.class_names[label],)

@@ -189,6 +189,8 @@ class ImageList(Origin):
             while line := file.readline(_LONGEST_LINE):
                 where = f"{self._path.name}, line at byte {offset:,}"
                 offset = file.tell()
+                if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    raise UserError(f"{self._path} is UTF-16. Save it as UTF-8.")
                 if len(line) >= _LONGEST_LINE and not line.endswith(b"\n"):
                     raise UserError(f"{where} has more than {_LONGEST_LINE:,} bytes. Write one row per line.")
                 if line.strip():

@@ -248,7 +248,11 @@ def _write(
     serialize = tfds_layout.make_serializer(multi_label=origin.multi_label)
 
     def record(row: Row) -> bytes:
-        content = origin.read(row)
+        try:
+            content = origin.read(row)
+        except (BadRecordError, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot read {origin.place(row)}: {reason}. Restore it and rerun the command.") from error
         if content_hash(content) != row.content:
             raise UserError(f"{origin.place(row)} has changed since it was scanned. Restore the old file.")
         return serialize(content, row.file_name, row.labels)

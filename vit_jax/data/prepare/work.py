@@ -89,8 +89,11 @@ def build(
             with contextlib.closing(Index(folder)) as index:
                 # Without these, nothing is kept yet and new settings may replace the old ones.
                 begun = index.fact("mark") is not None or index.fact("scanned") or any(folder.glob("*.npy"))
-                if begun and index.fact("settings") != settings:
-                    difference = _difference(index.fact("settings") or {}, settings)
+                before = index.fact("settings") or {}
+                if index.fact("files") is not None:  # where earlier versions of `dedup` kept them
+                    before["files"] = index.fact("files")
+                if begun and before != settings:
+                    difference = _difference(before, settings)
                     raise UserError(
                         f"{folder} was begun with other settings ({difference}). Rerun with the same settings to "
                         "resume, or remove the folder to start over."

@@ -58,7 +58,8 @@ def open_source(
         - "tfds:<name>[/<config>][:<version>]", a data set that TFDS has prepared in one of `tfds.data_folders()`;
         - the path of an image folder or zip file, `<split>/<class>/<image>`, or of a folder that TFDS has prepared;
         - files of examples, tfrecord or array_record, as a pattern: "/data/web/*.array_record*", or several separated
-          by commas. A relative path that does not exist is also searched for in `$VIT_JAX_DATA`.
+          by commas.
+        A relative path that does not exist is also searched for in `$VIT_JAX_DATA`.
       split: name of the split, or slices and sums of splits as in TFDS: "train[:90%]", "train+validation". The only
         split of files of examples is "all".
       how_to_prepare: ends the error's message if the data set is missing.

@@ -60,8 +60,8 @@ def open_variant(
       place: its location, one of
         - "tfds:<name>[/<config>][:<version>]", or a folder that TFDS has prepared; TFDS has no ObjectNet;
         - the folder that the authors' archive unpacks to, or the one around it; or a zip file, except of ObjectNet;
-        - for "real", `real.json`, or "tfds:imagenet2012_real", which has the images as well. A relative path that does
-          not exist is also searched for in `$VIT_JAX_DATA`.
+        - for "real", `real.json`, or "tfds:imagenet2012_real", which has the images as well.
+        A relative path that does not exist is also searched for in `$VIT_JAX_DATA`.
       validation: for "real" with `real.json`: the data set that the labels are for; see `open_source`.
       validation_split: its split.
 
@@ -248,6 +248,8 @@ def _open_objectnet(place: str) -> Source:
         f"ObjectNet is a folder with images/<object>/<image>.png and mappings/, which has {_FOLDERS} and {_OVERLAP}. "
         f"Get it from {published.url}, which has the password for unpacking it: unzip objectnet-1.0.zip"
     )
+    if place.startswith(_TFDS):
+        raise UserError(f"TFDS has no ObjectNet. {expected}")
     path = _existing("objectnet", place)
     root = next((each for each in (path, path / "objectnet-1.0") if (each / "images").is_dir()), None)
     if root is None:

@@ -20,7 +20,7 @@ from vit_jax.files import read_regular, stat_regular
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".png", ".webp", ".bmp", ".gif")
 MAX_FILE_BYTES = 2**28
-"""Of an encoded image: enough for `transforms.MAX_PIXELS` without any compression."""
+"""Of an encoded image: enough for `image_headers.MAX_PIXELS` without any compression."""
 
 # Files that Windows, macOS, Linux and network storage create, besides hidden ones. Lower case.
 _LITTER = frozenset(
