@@ -6,7 +6,7 @@ import sys
 
 from tests import FLAGS_OF_ALL, XLA_FLAGS, warm_python
 
-os.environ["XLA_FLAGS"] = XLA_FLAGS
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
 import jax
 import pytest
@@ -18,7 +18,7 @@ gc.set_threshold(100_000, 20, 50)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)  # tests choose how many of them a mesh has
 
-# Each test process takes the next file when it is done with one. The longest come first, so that both end together.
+# Each test process takes the next file when it is done with one. The longest come first, so that all end together.
 SLOW = ["main", "several_processes", "train_step", "gcs", "slices", "faults", "compiling", "flops", "train"]
 
 
@@ -44,7 +44,7 @@ def compilation_cache(tmp_path_factory):
 
 @pytest.fixture
 def run_main(start_main):
-    """Runs `python -m vit_jax.main` as a user would; returns the finished process."""
+    """Runs `python -m vit_jax.main` in a fork; returns the finished process."""
 
     def run(*arguments, check=False, timeout=300, **environment):
         process = start_main(*arguments, stderr=None, **environment)
@@ -58,12 +58,14 @@ def run_main(start_main):
 
 @pytest.fixture
 def start_main(compilation_cache):
-    """Starts `python -m vit_jax.main` in the background; ends it with the test."""
+    """Starts `python -m vit_jax.main` in a fork (see `warm_python`), in the background; ends it with the test."""
     processes = []
 
     def start(*arguments, stdout=None, stderr=subprocess.STDOUT, **environment):
         environment = main_environment(compilation_cache, **environment)
-        processes.append(warm_python.Process(main_command(*arguments), environment, stdout, stderr))
+        # A restart has other hashes of strings than the start before it, as in real life.
+        seed = len(processes) % 2
+        processes.append(warm_python.Process(main_command(*arguments), environment, stdout, stderr, hash_seed=seed))
         return processes[-1]
 
     yield start

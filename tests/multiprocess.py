@@ -58,8 +58,8 @@ class Processes:
     def __init__(self, command, environments, folder):
         self._files = [open(folder / f"process-{each}.log", "w+b") for each in range(len(environments))]  # noqa: SIM115
         self.processes = [
-            warm_python.Process(command, environment, file, subprocess.STDOUT)
-            for environment, file in zip(environments, self._files, strict=True)
+            warm_python.Process(command, environment, file, subprocess.STDOUT, hash_seed=process % 2)
+            for process, (environment, file) in enumerate(zip(environments, self._files, strict=True))
         ]
 
     def __enter__(self):

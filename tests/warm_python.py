@@ -1,8 +1,9 @@
 """Starts Python commands as forks of a process that has already imported JAX, Flax, Orbax and matplotlib.
 
 Python and those imports take five CPU seconds, more than all else in a short run. A fork starts at once and is a
-process like any other: it has its own number, environment, output, signals and exit status. The process that forks
-never uses JAX's devices, whose threads would not survive a fork. A run in a fork draws curves, which take half a second
+process like any other: it has its own number, environment, output, signals and exit status. Only the seed of string
+hashes is that of the process that forks, so there is one with each of two seeds. It never uses JAX's devices, whose
+threads would not survive a fork. A run in a fork draws curves, which take half a second
 each, only with `VIT_JAX_TEST_CURVES` in its environment.
 """
 
@@ -25,7 +26,7 @@ import types
 import warnings
 
 ROOT = pathlib.Path(__file__).parent.parent
-# What commands import, `vit_jax.main` too, which is read anew because it defines the flags.
+# What commands import. `vit_jax.main` itself is not imported, because it defines flags when it runs.
 IMPORTED = (
     *("vit_jax.evaluate", "vit_jax.train", "vit_jax.flags", "orbax.checkpoint", "tensorboardX", "sklearn.datasets"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg"),
@@ -35,10 +36,11 @@ IMPORTED = (
 class Process:
     """`subprocess.Popen` for `[sys.executable, "-m", module, ...]` and `[sys.executable, "-c", code]`.
 
-    Output goes to temporary files, which `communicate` reads, or to open files that are given.
+    Output goes to temporary files, which `communicate` reads, or to open files that are given. Hashes of strings depend
+    on `hash_seed`, 0 or 1.
     """
 
-    def __init__(self, command, env, stdout=None, stderr=None):
+    def __init__(self, command, env, stdout=None, stderr=None, hash_seed=0):
         assert command[0] == sys.executable and command[1] in ("-m", "-c"), command
         self.args, self.returncode = command, None
         self._stdout = stdout or tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
@@ -46,16 +48,21 @@ class Process:
         self._status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             files = [self._stdout.fileno(), self._stderr.fileno(), theirs.fileno()]
-            socket.send_fds(_server(), [json.dumps({"command": command, "environment": env}).encode()], files)
-        self.pid = int(self._status.recv(32))
+            socket.send_fds(_server(hash_seed), [json.dumps({"command": command, "environment": env}).encode()], files)
+        self.pid = self._receive()
 
     def wait(self, timeout=None):
         if self.returncode is None:
             if not select.select([self._status], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout)
-            self.returncode = int(self._status.recv(32))
+            self.returncode = self._receive()
             self._status.close()
         return self.returncode
+
+    def _receive(self):
+        if not (message := self._status.recv(32)):
+            raise RuntimeError("the process that forks has ended; its error is on stderr")
+        return int(message)
 
     def poll(self):
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -77,13 +84,16 @@ class Process:
 
 
 @functools.cache
-def _server():
-    """The connection to the process that forks; it is started once for each test process and ends with that."""
+def _server(hash_seed):
+    """The connection to a process that forks; it is started once for each test process and ends with that."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+    environment["PYTHONHASHSEED"] = str(hash_seed)
     command = [sys.executable, "-m", "tests.warm_python", str(theirs.fileno())]
     with theirs:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
+        process = subprocess.Popen(  # in its own session: Ctrl-C ends the tests, which then end the forks
+            command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()], start_new_session=True
+        )
 
     def end():
         ours.close()
@@ -134,13 +144,16 @@ def _unbuffered(descriptor):
 def _run(command, environment, inherited):
     """Runs `command` in this process, with the environment that it would have."""
     import jax
+    import numpy as np
 
     for name in inherited:
         del os.environ[name]  # what an import has set stays
     os.environ.update(environment)
     for name, value in environment.items():
         if name.lower() in jax.config.values:
-            jax.config.update(name.lower(), int(value) if value.isdigit() else value)
+            given = {"true": True, "false": False}.get(value.lower(), value)
+            jax.config.update(name.lower(), int(value) if value.isdigit() else given)
+    np.random.seed()
     if "VIT_JAX_TEST_CURVES" not in environment:
         importlib.import_module("vit_jax.run.journal").plot_curves = lambda *_: None
     sys.stdout, sys.stderr = _unbuffered(1), _unbuffered(2)

@@ -438,7 +438,7 @@ MUTATIONS = [
     ),
     Mutation(
         "vit_jax/data/prepare/work.py",
-        'if begun and index.fact("settings") != settings:',
+        "if begun and before != settings:",
         "if False:",
         f"{TEST_PREPARE}::test_other_settings_do_not_mix_with_a_begun_data_set",
         "a preparation does not go on with other settings",

@@ -12,7 +12,7 @@ MUTATIONS = [
         HEARTBEATS,
         "if self._answered - at > self._lost_after}",
         "if False}",
-        f"{TEST_PROCESSES}::test_survivor_of_a_lost_process_ends_with_one_message_and_the_status_to_restart",
+        "tests/test_faults.py::test_survivor_of_a_killed_process_ends_with_one_message_and_the_status_to_restart",
         "survivors of a lost process end",
     ),
     Mutation(

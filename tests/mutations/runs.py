@@ -258,7 +258,7 @@ MUTATIONS = [
         "vit_jax/run/run_checkpoints.py",
         "if not self._keep_best or not value > self._best_value:",
         "if not self._keep_best:",
-        "tests/test_main.py::test_best_holds_the_parameters_of_the_best_evaluation",
+        "tests/run/test_run_checkpoints.py::test_best_parameters_are_those_of_the_first_highest_accuracy",
         "best/ has the parameters of the best accuracy",
     ),
     Mutation(
