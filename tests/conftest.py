@@ -6,7 +6,7 @@ import sys
 
 from tests import FLAGS_OF_ALL, XLA_FLAGS, warm_python
 
-os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
+os.environ["XLA_FLAGS"] = XLA_FLAGS  # not `setdefault`: workers inherit what `pytest_configure` sets
 
 import jax
 import pytest
