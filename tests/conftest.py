@@ -61,11 +61,9 @@ def start_main(compilation_cache):
     """Starts `python -m vit_jax.main` in a fork (see `warm_python`), in the background; ends it with the test."""
     processes = []
 
-    def start(*arguments, stdout=None, stderr=subprocess.STDOUT, **environment):
-        environment = main_environment(compilation_cache, **environment)
-        # A restart has other hashes of strings than the start before it, as in real life.
-        seed = len(processes) % 2
-        processes.append(warm_python.Process(main_command(*arguments), environment, stdout, stderr, hash_seed=seed))
+    def start(*arguments, stdout=None, stderr=subprocess.STDOUT, hash_seed=0, **environment):
+        command, environment = main_command(*arguments), main_environment(compilation_cache, **environment)
+        processes.append(warm_python.Process(command, environment, stdout, stderr, hash_seed))
         return processes[-1]
 
     yield start

@@ -1,5 +1,6 @@
 """The training command: its files, its exit statuses and its messages."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -96,9 +97,11 @@ def test_runs_killed_at_random_moments_end_as_if_nothing_had_happened(tmp_path, 
     as_for_users = {"XLA_FLAGS": ""} if kills else {}  # the other tests ask for less optimization
     arguments = [f"{TINY}:steps={1000 if kills else 400},checkpoint=40", f"--kills={kills or 2}", f"--output={output}"]
 
+    seeds = itertools.cycle((0, 1))  # a restart has other hashes of strings than the start before it, as in real life
+
     def start(flags, workdir):
         log = workdir.with_suffix(".log").open("ab")
-        return start_main(*flags, f"--workdir={workdir}", stdout=log, **as_for_users)
+        return start_main(*flags, f"--workdir={workdir}", stdout=log, hash_seed=next(seeds), **as_for_users)
 
     monkeypatch.setattr(interruptions, "start", start)
     monkeypatch.setattr(sys, "argv", ["interruptions", *arguments])
