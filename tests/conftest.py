@@ -16,20 +16,29 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Tracing makes many objects that live on. To look through them as often as Python does takes a twelfth of the time.
 gc.set_threshold(100_000, 20, 50)
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)  # tests choose how many of them a mesh has
+jax.config.update("jax_num_cpu_devices", 8)
+
+DEVICES: list[jax.Device] = []  # eight. A run has two of them unless its test takes more: eight take a third longer.
 
 # Each test process takes the next file when it is done with one. The longest come first, so that all end together.
 SLOW = ["main", "several_processes", "train_step", "gcs", "slices", "faults", "compiling", "flops", "train"]
 
 
 def pytest_configure():
-    jax.devices()  # reads the flags
+    all_devices = jax.devices
+    DEVICES.extend(all_devices())  # reads the flags
     os.environ["XLA_FLAGS"] = FLAGS_OF_ALL  # for the processes that tests start
+    jax.devices = lambda *backend: all_devices(*backend)[:2]
 
 
 def pytest_collection_modifyitems(items):
     rank = {f"test_{name}": position for position, name in enumerate(SLOW)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(SLOW)))
+
+
+@pytest.fixture
+def eight_devices(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: DEVICES)
 
 
 @pytest.fixture(scope="session")

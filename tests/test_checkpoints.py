@@ -13,6 +13,7 @@ import orbax.checkpoint.experimental.v1 as orbax_v1
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tests.conftest import DEVICES
 from vit_jax import checkpoints as checkpoints_module
 from vit_jax import sharding as partitioning
 from vit_jax.checkpoints import Checkpoints, fingerprints
@@ -20,7 +21,7 @@ from vit_jax.errors import UserError
 
 
 def tree(seed=0, devices=1):
-    sharding = partitioning.replicated(partitioning.make_mesh(jax.devices()[:devices]))
+    sharding = partitioning.replicated(partitioning.make_mesh(DEVICES[:devices]))
     rng = np.random.default_rng(seed)
     arrays = {
         "params": {"kernel": rng.normal(size=(64, 33)).astype(np.float32), "bias": np.zeros(3, np.float32)},

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from tests.conftest import ROOT
+from tests.conftest import DEVICES, ROOT
 from vit_jax import optimizers
 from vit_jax import sharding as partitioning
 from vit_jax.config import base_config
@@ -17,6 +17,8 @@ from vit_jax.experiment import dry_run
 from vit_jax.models import create_model
 from vit_jax.objectives.classification import Classification
 from vit_jax.train_step import TrainState, TrainStep
+
+pytestmark = pytest.mark.usefixtures("eight_devices")
 
 STEPS = 8
 
@@ -46,7 +48,7 @@ def config_of(**fields):
 
 def losses(devices, num_steps=STEPS, **fields):
     config = config_of(**fields)
-    experiment = experiments.build(config, devices=jax.devices()[:devices])
+    experiment = experiments.build(config, devices=DEVICES[:devices])
     step, state = experiment.step, experiment.init_state()
     sharding = partitioning.batch_sharding(experiment.mesh)
     found = []

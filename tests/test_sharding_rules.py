@@ -7,6 +7,8 @@ import pytest
 from vit_jax import sharding
 from vit_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
 
 def test_batches_are_split_over_the_devices_in_order():
     mesh = sharding.make_mesh()

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import DEVICES, ROOT
 from vit_jax import optimizers, sharding
 from vit_jax.models import create_model
 from vit_jax.models.layers import normalize_images
@@ -31,7 +31,7 @@ def sgd_step(*, devices=1, momentum_dtype="float32", mixing=None, dropout_rate=0
         optimizers.make_optimizer("sgd", 0.1, momentum_dtype=momentum_dtype),
         Classification(Loss("softmax", 0.1), mixing or Mixing()),
         image_size=8,
-        mesh=sharding.make_mesh(jax.devices()[:devices]),
+        mesh=sharding.make_mesh(DEVICES[:devices]),
         **options,
     )
 
@@ -45,7 +45,7 @@ def parts(devices, dropout_rate, mixing):
         Classification(Loss("softmax", 0.1), mixing or Mixing()),
         image_size=8,
         schedule=schedule,
-        mesh=sharding.make_mesh(jax.devices()[:devices]),
+        mesh=sharding.make_mesh(DEVICES[:devices]),
     )
     return step, step.init(seed=3)
 

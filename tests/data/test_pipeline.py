@@ -7,10 +7,10 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
+from tests.conftest import DEVICES
 from tests.data.record_files import serialized, write_tfrecord
 from tests.data.test_prepare_input import photo
 from vit_jax import sharding as partitioning
@@ -52,7 +52,7 @@ class NumberedSource:
 
 
 def sharding(devices=1):
-    return partitioning.batch_sharding(partitioning.make_mesh(jax.devices()[:devices]))
+    return partitioning.batch_sharding(partitioning.make_mesh(DEVICES[:devices]))
 
 
 def train_batches(length=10, batch_size=4, seed=5, devices=1, source=None, **options):

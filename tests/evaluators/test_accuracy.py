@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conftest import DEVICES
 from tests.models.tiny import random_params
 from vit_jax import sharding
 from vit_jax.data.transforms import EvalTransform
@@ -55,7 +56,7 @@ def measure(model, source, mesh, state, *, size=8, batch_size=8, classes=None):
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 16), (8, 8), (8, 32)])
 def test_accuracy_and_loss_count_every_example_once(devices, batch_size):
-    mesh = sharding.make_mesh(jax.devices()[:devices])
+    mesh = sharding.make_mesh(DEVICES[:devices])
     small = {"num_layers": 1, "hidden_dim": 16, "mlp_dim": 16, "num_heads": 2}
     model = create_model("ViT-Ti/4", num_classes=4, dropout_rate=0.5, **small)  # of which evaluation drops nothing
     params = random_params(model)
@@ -165,7 +166,7 @@ def test_top_5_and_classes_to_choose_among(classes):
         def __getitem__(self, index):
             return {"image": images[index], "label": int(labels[index])}
 
-    mesh = sharding.make_mesh(jax.devices()[:8])
+    mesh = sharding.make_mesh(DEVICES[:8])
     state = TrainState(step=jnp.int32(0), params={}, opt_state=(), rng=jnp.zeros(2, jnp.uint32))
     found = measure(Pixels(20), ManyClasses(), mesh, state, size=4, batch_size=16, classes=classes)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests import multiprocess
+from tests.conftest import DEVICES
 from vit_jax import sharding
 from vit_jax.data import transforms as images
 from vit_jax.data.sources import ImageFolderSource, open_source
@@ -132,7 +133,7 @@ def extractor(model, representations, on, batch_size=16, size=SIZE):
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 8), (8, 16), (8, 5)])
 def test_features_have_each_example_once_in_the_order_of_the_source(model, state, outputs, devices, batch_size):
-    source, on = Images("test", 21), sharding.make_mesh(jax.devices()[:devices])
+    source, on = Images("test", 21), sharding.make_mesh(DEVICES[:devices])
     found = extractor(model, ("pre_logits", "encoded"), on, batch_size)(state.params, source)
     expected = outputs(source)
     assert found.labels.tolist() == [source.label(index) for index in range(21)]
@@ -251,7 +252,7 @@ def by_hand(outputs):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_accuracies_match_plain_solutions(model, state, by_hand, devices):
     pool, test = Images("pool", 60), Images("test", 83)
-    on = sharding.make_mesh(jax.devices()[:devices])
+    on = sharding.make_mesh(DEVICES[:devices])
     evaluator = few_shot(model, pool, test, on, shots=(1, 5), l2=(16.0,), seeds=3)
     found = dict(evaluator.run(state))
     for shots in (1, 5):

@@ -146,6 +146,7 @@ def test_few_shot_splits_are_compared_before_anything_is_made():
         ({"data.eval_split": "train"}, "data.eval_split must be a split of another name"),
     ],
 )
+@pytest.mark.usefixtures("eight_devices")
 def test_mistake_in_a_config_is_one_clear_error(changes, message):
     with pytest.raises(UserError, match=message):
         build.build(digits_config(**changes))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from tests.conftest import DEVICES
 from tests.models.tiny import fast_jit, make_images, random_params, tiny
 from vit_jax.models import create_model
 from vit_jax.models.layers import keep_on_batch_axis, platform
@@ -19,7 +20,7 @@ WIDTH = 32
 
 @pytest.fixture(scope="module")
 def mesh():
-    return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:8])
+    return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,), devices=DEVICES[:8])
 
 
 def sizes_of_collectives(mesh, **attributes):

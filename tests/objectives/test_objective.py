@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conftest import DEVICES
 from vit_jax import sharding
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
@@ -65,7 +66,7 @@ class Linear(nn.Module):
 
 
 def make_step(objective, devices=1, **options):
-    mesh = sharding.make_mesh(jax.devices()[:devices])
+    mesh = sharding.make_mesh(DEVICES[:devices])
     return TrainStep(Linear(), make_optimizer("sgd", 0.01), objective, image_size=8, mesh=mesh, **options)
 
 
