@@ -28,7 +28,7 @@ def pytest_configure():
     all_devices = jax.devices
     DEVICES.extend(all_devices())  # reads the flags
     os.environ["XLA_FLAGS"] = FLAGS_OF_ALL  # for the processes that tests start
-    jax.devices = lambda *backend: all_devices(*backend)[:2]
+    jax.devices = lambda *backend: all_devices(*backend) if backend else DEVICES[:2]
 
 
 def pytest_collection_modifyitems(items):
