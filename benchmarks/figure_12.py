@@ -1,7 +1,7 @@
 r"""Figure 12 (right) of the paper, recomputed: the largest batch that one TPU v3 core holds, by the compiler.
 
-    python benchmarks/figure_12.py --json=figure_12.json          # compiles; the same command resumes
-    python benchmarks/figure_12.py --json=figure_12.json --report --docs=docs
+    python benchmarks/figure_12.py --docs=docs            # compiles; the same command resumes
+    python benchmarks/figure_12.py --docs=docs --report   # tables and picture, beside figure 12 (left)
 
 The paper ran inference on hardware; here XLA's TPU compiler reports what fits, without a TPU
 (pip install --editable '.[plan]'). For each model and image size the largest batch is searched, to one part in 32, for
@@ -9,14 +9,14 @@ a step of training (Adam, bfloat16 activations, layers unrolled, no rematerialis
 the forward pass alone. Models with 1,000 classes. H/14's patches of 14 pixels tile no image of 64, 128 or 512 pixels,
 nor of 384: it gets the nearest multiple of 14.
 
-Each search writes its result, which the same command skips later; it can be interrupted at any time. `--model` and
+Each search writes its result to figure_12.json of --docs, which the same command skips later; it can be interrupted at
+any time. `--model` and
 `--task` restrict it. 90 searches: at 224 pixels down from a large batch, at other sizes around the batch that a known
 size suggests. Only the first fifth of each compilation runs, until memory is assigned: hours on two CPU cores.
 """
 
 import argparse
 import functools
-import json
 import math
 import pathlib
 import sys
@@ -28,33 +28,33 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from ml_collections import ConfigDict
 
-from benchmarks.common import insert_tables, write_json
+from benchmarks.common import write_json
+from benchmarks.figure_12_page import (
+    BATCHES_JSON,
+    MODELS,
+    NUM_CLASSES,
+    SIZES,
+    TASKS,
+    image_size,
+    read_cells,
+    write_page,
+)
 from vit_jax.config import base_config
-from vit_jax.console import format_table
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.plan import find_topology, largest_batch, plan_row
 from vit_jax.plan.compiling import end_on_signals
 
-# The cheap ones first.
-MODELS = ("ViT-B/32", "ViT-B/16", "R50x1", "ViT-L/32", "ViT-L/16", "R50x2", "ViT-H/14", "R152x2", "R152x4")
-SIZES = (64, 128, 224, 384, 512)
-TASKS = ("train", "inference")
 TOPOLOGY = "v3-8"
 TIMEOUT_MINUTES = 30.0
 # Tried first; the search goes down from it by halves, or up by doubling.
 FIRST_PIXELS = 4096 * 224 * 224
 
 
-def image_size(model: str, size: int) -> int:
-    """The nearest image size that the model's patches tile."""
-    return round(size / 14) * 14 if model == "ViT-H/14" else size
-
-
 def make_config(model: str, size: int) -> ConfigDict:
     """A config for training a model on images of that size."""
     config = base_config()
     config.model.name = model
-    config.model.num_classes = 1000
+    config.model.num_classes = NUM_CLASSES
     config.model.dtype = "bfloat16"
     config.data.image_size = image_size(model, size)
     config.data.eval_resize_small = None
@@ -98,72 +98,24 @@ def key_of(cell: dict[str, Any]) -> tuple[str, int, str]:
 
 def read(path: pathlib.Path) -> dict[tuple[str, int, str], dict[str, Any]]:
     """Results so far, without failures, which are tried again."""
-    cells = json.loads(path.read_text()) if path.exists() else []
-    return {key_of(cell): cell for cell in cells if cell["status"] in ("fits", "does not fit")}
-
-
-def table(cells: dict[tuple[str, int, str], dict[str, Any]], task: str) -> str:
-    """Largest batches as a table in Markdown."""
-    rows = []
-    for model in MODELS:
-        texts = []
-        for size in SIZES:
-            cell = cells.get((model, size, task))
-            if cell is None:
-                texts.append("not yet")
-                continue
-            batch = f"{cell['batch']:,}"
-            texts.append(batch if cell["image_size"] == size else f"{batch} ({cell['image_size']} px)")
-        rows.append([model, *texts])
-    return format_table(["model", *(f"{size} px" for size in SIZES)], rows, num_left=1)
-
-
-def draw(cells: dict[tuple[str, int, str], dict[str, Any]], path: pathlib.Path) -> None:
-    """Draws both tables."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    for axis, task, title in zip(
-        figure.subplots(1, 2, sharey=True), TASKS, ("training step", "forward pass"), strict=True
-    ):
-        for model in MODELS:
-            points = [
-                (cells[key]["image_size"], cells[key]["batch"])
-                for size in SIZES
-                if (key := (model, size, task)) in cells and cells[key]["batch"]
-            ]
-            if points:
-                style = "--" if model.startswith("R") else "-"
-                axis.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=model)
-        axis.set(title=title, xlabel="image size (pixels)", xscale="log", yscale="log")
-        axis.set_xticks(SIZES, map(str, SIZES))
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("largest batch on one TPU v3 core")
-    figure.axes[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-
-
-def write_report(cells: dict[tuple[str, int, str], dict[str, Any]], docs: pathlib.Path) -> None:
-    """Updates docs/figure_12.md and docs/images/figure_12.png."""
-    insert_tables(docs / "figure_12.md", {task: table(cells, task) for task in TASKS})
-    draw(cells, docs / "images" / "figure_12.png")
+    return {key_of(cell): cell for cell in read_cells(path) if cell["status"] in ("fits", "does not fit")}
 
 
 def main() -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=pathlib.Path, required=True, help="file of the results; read first, then kept")
     parser.add_argument("--model", action="append", help="only this model; may be given again")
     parser.add_argument("--task", choices=TASKS, help="only this task")
-    parser.add_argument("--report", action="store_true", help="compile nothing, write table and picture into --docs")
-    parser.add_argument("--docs", type=pathlib.Path, default=pathlib.Path("docs"))
+    parser.add_argument("--report", action="store_true", help="compile nothing, write tables and picture")
+    parser.add_argument(
+        "--docs", type=pathlib.Path, default=pathlib.Path("docs"), help="folder of the page and results"
+    )
     arguments = parser.parse_args()
     end_on_signals()
-    cells = read(arguments.json)
     if arguments.report:
-        write_report(cells, arguments.docs)
+        write_page(arguments.docs)
         return 0
+    cells = read(arguments.docs / BATCHES_JSON)
     try:
         for model in arguments.model or ():
             if model not in MODELS:
@@ -175,7 +127,7 @@ def main() -> int:
                         continue
                     cell = measure(model, size, task, cells)
                     cells[key_of(cell)] = cell
-                    write_json(arguments.json, list(cells.values()))
+                    write_json(arguments.docs / BATCHES_JSON, list(cells.values()))
                     print(
                         f"{model} at {cell['image_size']}, {task}: {cell['batch']} ({cell['status']}, "
                         f"{cell['search_seconds']:.0f} s)",
