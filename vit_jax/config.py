@@ -42,6 +42,7 @@ def base_config() -> ConfigDict:
     config.model.mlp_dim = placeholder(int)
     config.model.num_heads = placeholder(int)
     config.model.stages = placeholder(tuple)  # of a ResNet: units of each stage; None: by the model's name
+    config.model.resnet = placeholder(tuple)  # the same of a hybrid's ResNet; (): only its root
     config.model.root_padding = placeholder(str)  # of a ResNet: "zeros" (the default); "lowest", as big_vision's BiT
     config.model.pool = placeholder(
         str
@@ -240,6 +241,7 @@ _RANGES: dict[str, Check] = {
     "model.num_classes": Number(1, 2**26, whole=True),
     "model.num_layers": checks.LAYERS,
     "model.stages": Several(checks.LAYERS, at_least=1),
+    "model.resnet": Several(checks.LAYERS),
     "model.head_bias": Number(-checks.MOST_FLOAT),
     # Metrics of training and of time have these prefixes.
     "data.eval_split": Value(

@@ -58,6 +58,16 @@ def test_a_zip_file_gives_the_same_shards_as_the_folder_in_it(tmp_path):
     assert len(shards) == 2 and [a[name] for name in shards] == [b[name] for name in shards]
 
 
+def test_only_the_classes_that_are_named_are_taken(tmp_path, capsys):
+    folder = write_folder(tmp_path / "pets")
+    assert main(["image_folder", str(folder), "--name=dogs", "--classes=dog", f"--out={tmp_path / 'out'}"]) == 0
+    prepared = tmp_path / "out/dogs/1.0.0"
+    assert features(prepared)["label"].names == ["dog"]
+    assert len(examples(prepared, "train")) == len(examples(prepared, "test")) == 3
+    assert main(["image_folder", str(folder), "--classes=dog,cow", f"--out={tmp_path / 'out'}"]) == 1
+    assert f"unknown class of {folder} 'cow'" in capsys.readouterr().err
+
+
 def test_an_image_that_disappears_after_the_scan_is_named(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "pets"
     write_folder(folder)

@@ -87,10 +87,25 @@ class RunResult:
     @property
     def metrics(self) -> dict[str, Any]:
         """The last value of each metric, without times."""
+        return self.metrics_at(None)
+
+    def metrics_at(self, step: int | None) -> dict[str, Any]:
+        """The last value of each metric, without times, up to and including a step; None: the last step."""
         last: dict[str, Any] = {}
         for row in self.rows:
-            last |= row
+            if step is None or row["step"] <= step:
+                last |= row
         return {name: value for name, value in last.items() if name != "step" and not name.startswith(TIME_PREFIX)}
+
+    def best_step(self, metric: str) -> int | None:
+        """The step at which a metric was best, the first of several: the largest, or the smallest of a loss.
+
+        None if the metric was never finite.
+        """
+        sign = -1 if metric.endswith("loss") else 1
+        values = [(row["step"], row[metric]) for row in self.rows if isinstance(row.get(metric), int | float)]
+        finite = [(sign * value, -step) for step, value in values if math.isfinite(value)]
+        return -max(finite)[1] if finite else None
 
     @functools.cached_property
     def facts(self) -> RunFacts | None:

@@ -36,7 +36,7 @@ from vit_jax.run.workdir import FAILURE, locked
 from vit_jax.sweep import Sweep, results
 from vit_jax.sweep.spec import parse_final, parse_grid
 from vit_jax.sweep.subprocesses import Children, FailedRunError
-from vit_jax.sweep.trials import SweepRun, SweepTask, call, field_of, load_module, make_tasks
+from vit_jax.sweep.trials import SweepRun, SweepTask, call, field_of, load_module, make_tasks, sweeps_of
 
 logger = logging.getLogger("vit_jax.sweep")  # also as a command
 
@@ -62,10 +62,15 @@ def run_sweep(tasks: Sequence[SweepTask], path: AnyPath, train: Callable[[SweepR
                 run.record_failure(str(error))
             run.check_metric()  # after the first run rather than after all of them
 
+    tasks = results.begin(tasks)
     with locked(path):
         remember(tasks, path)
         try:
-            for task in tasks:
+            for number in range(len(tasks)):
+                if tasks[number].is_waiting:
+                    tasks = results.begin(tasks)  # by now the tasks before it have chosen, or never will
+                    remember(tasks, path)
+                task = tasks[number]
                 train_all(task.trials)
                 if (chosen := results.collect(task).chosen) is not None:
                     train_all(task.final_runs(chosen))
@@ -75,7 +80,7 @@ def run_sweep(tasks: Sequence[SweepTask], path: AnyPath, train: Callable[[SweepR
 
 
 def _write_results(tasks: Sequence[SweepTask], path: AnyPath) -> list[results.TaskResult]:
-    collected = [results.collect(task) for task in tasks]
+    collected = [results.collect(task) for task in results.begin(tasks)]
     results.write(collected, path)
     return collected
 
@@ -86,17 +91,38 @@ def remember(tasks: Sequence[SweepTask], path: AnyPath) -> None:
     tried = {str(run.path.relative_to(path)): run.overrides for task in tasks for run in task.trials}
     file = path / _DESCRIPTION
     before = read_object(file).get("tried", {}) if file.exists() else {}
+    # Runs that began with weights of values that are no longer chosen, or not yet again, stay in their folder.
+    others = {folder: values for folder, values in before.items() if _begins_otherwise(path / folder, tasks)}
+    tried = others | tried
     if lost := [f"  {folder}" for folder in before if folder not in tried and (path / folder).exists()]:
         raise UserError(
             f"{path} has runs of a sweep that tried more; they would be left out:\n"
             + "\n".join(lost)
             + "\nA grid may grow: add their values to it; or choose another --workdir, or remove these folders."
         )
-    sweep = dataclasses.asdict(tasks[0].sweep)
-    content = {"config": [task.place for task in tasks], "arguments": tasks[0].arguments, **sweep, "tried": tried}
+    *earlier, sweep = [dataclasses.asdict(each) for each in sweeps_of(tasks)]
+    before_it = {"earlier": earlier} if earlier else {}
+    content = {
+        "config": [task.place for task in tasks],
+        "arguments": tasks[0].arguments,
+        **sweep,
+        **before_it,
+        "tried": tried,
+    }
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(content, indent=2) + "\n")
+
+
+def _begins_otherwise(run: AnyPath, tasks: Sequence[SweepTask]) -> bool:
+    """Whether a run is in the folder of a task that begins with weights, but not among its present runs."""
+    for task in tasks:
+        if task.before is None:
+            continue
+        own = task.path if task.is_waiting or not task.before.trials else task.path.parent
+        if own in run.parents:
+            return task.is_waiting or task.path not in run.parents
+    return False
 
 
 def _check_folder(tasks: Sequence[SweepTask], path: AnyPath) -> None:
@@ -121,8 +147,11 @@ def _check_folder(tasks: Sequence[SweepTask], path: AnyPath) -> None:
                 )
 
 
-def make_sweep(args: argparse.Namespace) -> Sweep:
-    """Returns the config file's sweep, with the flags' changes; raises `UserError` if there is nothing to do."""
+def make_sweep(args: argparse.Namespace) -> list[Sweep]:
+    """Returns the config file's sweeps, with the flags' changes; raises `UserError` if there is nothing to do.
+
+    Of several sweeps, the flags change the last, and --seeds also those before it that have more than one seed.
+    """
     module = load_module(args.config)
     described = call(module, "get_sweep", args.config) if hasattr(module, "get_sweep") else None
     if described is None and not args.grid and args.seeds is None:
@@ -137,7 +166,11 @@ def make_sweep(args: argparse.Namespace) -> Sweep:
         "final": None if args.final is None else parse_final(args.final),
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(described or Sweep(), **changes)
+    *earlier, last = [described or Sweep()] if isinstance(described, Sweep | None) else described
+    seeds = changes.get("seeds")
+    if seeds is not None:
+        earlier = [each if each.seeds == 1 else dataclasses.replace(each, seeds=max(seeds, 1)) for each in earlier]
+    return [*earlier, dataclasses.replace(last, **changes)]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -169,12 +202,14 @@ def main(arguments: Sequence[str]) -> int:
         path = parse_path(args.workdir)
         tasks = make_tasks(make_sweep(args), args.config, fields, path)
         if args.print_commands:
+            tasks = results.begin(tasks)
             remember(tasks, path)
             for result in map(results.collect, tasks):
                 for run in result.due:
                     print(run.command_line())
             return 0
         if args.collect:
+            tasks = results.begin(tasks)
             remember(tasks, path)
             collected = _write_results(tasks, path)
         else:

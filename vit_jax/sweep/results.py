@@ -10,7 +10,7 @@ from typing import Any
 from vit_jax.console import format_table
 from vit_jax.files import AnyPath, write_atomically
 from vit_jax.run.metrics import TRAIN_PREFIX
-from vit_jax.sweep.trials import SweepRun, SweepTask, TrialResult
+from vit_jax.sweep.trials import SweepRun, SweepTask, TrialResult, complete, sweeps_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +68,25 @@ def _std(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
+def begin(tasks: Sequence[SweepTask]) -> list[SweepTask]:
+    """Gives tasks that waited for the choice of the task before them their runs, where the values are now chosen."""
+    begun: dict[str, SweepTask] = {}
+    for each in tasks:
+        task = each
+        if each.before is not None:
+            before = begun[each.before.name]
+            task = dataclasses.replace(each, before=before)
+            if task.is_waiting and (chosen := collect(before).chosen) is not None:
+                task = complete(dataclasses.replace(task, begins_with=chosen))
+        begun[task.name] = task
+    return list(begun.values())
+
+
 def collect(task: SweepTask) -> TaskResult:
     """Reads the runs of a task, and chooses."""
+    if task.before is not None and task.is_waiting:
+        note = f"It begins with the weights of {task.before.name}, whose values are not chosen."
+        return TaskResult(task, [], None, [], [note])
     trials = [run.read() for run in task.trials]
     chosen: dict[str, Any] | None = None
     notes: list[str] = []
@@ -160,18 +177,27 @@ def _notes_on_final(result: TaskResult) -> list[str]:
 
 
 def mean_over_tasks(results: Sequence[TaskResult]) -> dict[str, dict[str, Any]]:
-    """Means over all tasks ("all") and over each group, if their tasks are complete; {} for a single task.
+    """Means over all tasks ("all") and over each group, if their tasks are complete; {} for one task or alternatives.
+
+    Of several sweeps, the last one's tasks count.
 
     The standard deviation is over the seeds, of the mean over the tasks.
     """
     means: dict[str, dict[str, Any]] = {}
-    for group, names in _groups(results).items() if len(results) > 1 else ():
+    results = _of_last_sweep(results)
+    is_averaged = len(results) > 1 and not results[0].task.sweep.are_alternatives
+    for group, names in _groups(results).items() if is_averaged else ():
         values = [result.metric_values for result in results if result.task.name in names]
         if values and all(values):
             by_seed = [statistics.fmean(seed) for seed in zip(*values, strict=True)]
             mean, std = statistics.fmean(by_seed), _std(by_seed)
             means[group] = {"tasks": list(names), "seeds": len(by_seed), "mean": mean, "std": std}
     return means
+
+
+def _of_last_sweep(results: Sequence[TaskResult]) -> list[TaskResult]:
+    last = sweeps_of(result.task for result in results)[-1]
+    return [result for result in results if result.task.sweep is last]
 
 
 def _groups(results: Sequence[TaskResult]) -> dict[str, Sequence[str]]:
@@ -196,7 +222,7 @@ def to_json(results: Sequence[TaskResult], path: AnyPath) -> dict[str, Any]:
             "status": result.status,
             "reason": result.reason,
             "metrics": {name: value for name, value in result.metrics.items() if math.isfinite(value)},
-        }
+        } | ({} if result.step is None else {"step": result.step})
 
     tasks = {}
     for result in results:
@@ -213,7 +239,11 @@ def to_json(results: Sequence[TaskResult], path: AnyPath) -> dict[str, Any]:
             "std": std,
             "notes": result.notes,
         }
-    return {"metric": results[0].task.sweep.metric, "tasks": tasks, "means": mean_over_tasks(results)}
+        if result.task.before is not None:
+            tasks[result.task.name]["begins_with"] = result.task.before.name
+        if result.task.sweep.metric != results[-1].task.sweep.metric:
+            tasks[result.task.name]["metric"] = result.task.sweep.metric
+    return {"metric": results[-1].task.sweep.metric, "tasks": tasks, "means": mean_over_tasks(results)}
 
 
 def to_markdown(results: Sequence[TaskResult]) -> str:
@@ -224,8 +254,8 @@ def to_markdown(results: Sequence[TaskResult]) -> str:
         parts += [_trial_table(result.trials, result.chosen)] if result.trials else []
         parts += [_final_table(result)] if result.final else []
         parts += ["\n".join(f"- {note}" for note in result.notes)] if result.notes else []
-    if len(results) > 1:
-        parts += ["## Over the tasks", _tasks_table(results)]
+    if len(last := _of_last_sweep(results)) > 1:
+        parts += ["## Over the tasks", _tasks_table(last)]
     if any(len(result.final) > 1 for result in results):
         parts.append("± is the sample standard deviation (n - 1) over the final runs' seeds.")
     return "\n\n".join(parts) + "\n"
@@ -244,10 +274,11 @@ def _trial_table(trials: Sequence[TrialResult], chosen: Mapping[str, Any] | None
 def _final_table(result: TaskResult) -> str:
     first = result.final[0].run
     own = [name for name in result.names if name.startswith(f"{first.config.data.eval_split}/")]
-    shown = list(dict.fromkeys([first.metric, *own]))
+    shown = list(dict.fromkeys([first.metric, *own, *result.task.sweep.more_metrics]))
     rows = []
     for each in result.final:
         problem = "" if each.status == "finished" else f"{each.status} {each.reason}".strip()
+        problem = problem or (f"step {each.step:,}" if each.step is not None else "")
         rows.append([each.run.config.seed, *(_show_metric(name, each) for name in shown), problem])
     mean, std = result.statistics()
     if mean:
@@ -257,18 +288,23 @@ def _final_table(result: TaskResult) -> str:
 
 
 def _tasks_table(results: Sequence[TaskResult]) -> str:
-    name, rows = results[0].task.sweep.metric.rpartition("/")[2], []
+    sweep = results[0].task.sweep
+    name, rows = sweep.metric.rpartition("/")[2], []
+    more = [""] * len(sweep.more_metrics)
     for group, each in mean_over_tasks(results).items():
         count = f"{len(each['tasks'])} tasks, {each['seeds']} seeds"
-        rows.append([f"mean of {group}", count, _plus_minus(name, each["mean"], each["std"])])
-    for group, names in _groups(results).items():
+        rows.append([f"mean of {group}", count, _plus_minus(name, each["mean"], each["std"]), *more])
+    for group, names in () if sweep.are_alternatives else _groups(results).items():
         if lacking := [each.task.name for each in results if each.task.name in names and not each.metric_values]:
-            rows.append([f"mean of {group}", f"{len(names)} tasks", f"incomplete: {', '.join(lacking)}"])
+            rows.append([f"mean of {group}", f"{len(names)} tasks", f"incomplete: {', '.join(lacking)}", *more])
     for result in results:
-        values = result.metric_values
-        shown = _plus_minus(name, statistics.fmean(values), _std(values)) if values else "incomplete"
-        rows.append([result.task.name, _show_values(result.chosen or {}), shown])
-    return format_table(["", "chosen", name], rows, num_left=3)
+        metrics = (result.metric_values, *map(result.values, sweep.more_metrics))
+        cells = [
+            _plus_minus(metric, statistics.fmean(values), _std(values)) if values else "incomplete"
+            for metric, values in zip((name, *sweep.more_metrics), metrics, strict=True)
+        ]
+        rows.append([result.task.name, _show_values(result.chosen or {}), *cells])
+    return format_table(["", "chosen", name, *sweep.more_metrics], rows, num_left=3)
 
 
 def _show_metric(name: str, result: TrialResult) -> str:
@@ -276,7 +312,7 @@ def _show_metric(name: str, result: TrialResult) -> str:
 
 
 def _show(name: str, value: float) -> str:
-    if name.endswith("accuracy"):
+    if name.endswith(("accuracy", "shot")):
         return f"{100 * value:.2f} %"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.5g}"
 

@@ -28,6 +28,12 @@ class Sweep:
       tasks: the argument of the config (what follows the colon) by task; each task has its own choice and final runs.
         Empty: the config itself is the only task.
       groups: names of tasks by group, for means in addition to the mean over all tasks.
+      are_alternatives: whether the tasks are alternatives to compare, so that a mean over them has no meaning.
+      weights: by task, the task of an earlier sweep whose final run gives the initial weights (`config.weights`). A run
+        begins with the final run of its own seed, or with the only final run if the earlier sweep has one seed.
+      early_stopping: the metric whose best value picks the step of each run that counts, such as "accuracy" (of the
+        evaluation split); all metrics are then those of that step. None: the end of the run counts.
+      more_metrics: full names of other metrics of the final runs that the tables show.
     """
 
     choose: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -36,6 +42,10 @@ class Sweep:
     metric: str = "accuracy"
     tasks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     groups: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    are_alternatives: bool = False
+    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    early_stopping: str | None = None
+    more_metrics: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for field, values in self.choose.items() if isinstance(self.choose, Mapping) else ():
@@ -54,6 +64,8 @@ class Sweep:
         for group, tasks in self.groups.items():
             if unknown := [task for task in tasks if task not in self.tasks]:
                 raise UserError(f"the group {group!r} has {unknown[0]!r}, which is not a task of the sweep.")
+        if unknown := [task for task in self.weights if task not in self.tasks]:
+            raise UserError(f"weights are given for {unknown[0]!r}, which is not a task of the sweep.")
 
     @property
     def fields(self) -> list[str]:
@@ -65,6 +77,28 @@ class Sweep:
         if isinstance(self.choose, Mapping):
             return [dict(zip(self.choose, values, strict=True)) for values in itertools.product(*self.choose.values())]
         return [dict(combination) for combination in self.choose] or [{}]
+
+
+def check_sequence(sweeps: Sequence[Sweep]) -> None:
+    """Checks sweeps that run one after the other; raises `UserError` if their tasks do not fit together."""
+    earlier: dict[str, Sweep] = {}
+    for sweep in sweeps:
+        if len(sweeps) > 1 and not sweep.tasks:
+            raise UserError("each of several sweeps of a config needs tasks, whose names are those of their folders.")
+        if repeated := [task for task in sweep.tasks if task in earlier]:
+            raise UserError(f"two sweeps of the config have a task {repeated[0]!r}.")
+        for task, before in sweep.weights.items():
+            if before not in earlier:
+                raise UserError(
+                    f"{task!r} begins with the weights of {before!r}, which is not a task of an earlier sweep."
+                )
+            seeds, needed = earlier[before].seeds, max(sweep.seeds, 1)
+            if seeds != 1 and seeds < needed:
+                raise UserError(
+                    f"{task!r} has {needed} seeds, but {before!r}, whose weights it begins with, has {seeds}. Give it "
+                    "as many, or one."
+                )
+        earlier |= dict.fromkeys(sweep.tasks, sweep)
 
 
 def split_list(text: str) -> list[str]:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from ml_collections import ConfigDict
 
@@ -21,6 +21,7 @@ TRAINED_ON = "what is trained on"
 WEIGHTS = "what the weights were trained on"
 CHOSEN_BY = "what the values are chosen by"
 REPORTED = "what the final runs are evaluated on"
+STOPPED_BY = "what early stopping uses"
 
 _ADVICE = (
     "Choose on a held-out part of the training data, and report on the test split, for example with "
@@ -44,6 +45,7 @@ def compare_examples(
     trials: Sequence[tuple[ConfigDict, str]],
     finals: Sequence[tuple[ConfigDict, str]],
     sources_behind: Callable[[str | None], Sequence[Source]],
+    stopped_by: Sequence[tuple[ConfigDict, str]] = (),
 ) -> tuple[str, ...]:
     """Compares the examples that a task's runs use for training, choosing and reporting. Returns notes on the numbers.
 
@@ -51,18 +53,20 @@ def compare_examples(
       trials: config and metric of each candidate's run.
       finals: the same for one final run of each candidate.
       sources_behind: `experiment.leakage.sources_behind`.
+      stopped_by: config and metric that picks the step that counts, of each run with early stopping.
 
     Raises:
       UserError: two uses share examples, or candidates are compared on different examples.
     """
     chosen_by: list[UsedExamples] = []
+    stop = [_measured(runs[0][0], runs[0][1]) for runs in _by_examples(stopped_by)]
     for runs in _by_examples(trials):
         config, metric = runs[0]
         if measured := _measured(config, metric):
             chosen_by.append(measured)
             for trained_on in _trained_on(config):
                 _check(measured, CHOSEN_BY, trained_on, TRAINED_ON)
-    notes = []
+    notes: list[str] = []
     for runs in _by_examples(finals):
         config, metric = runs[0]
         if not (measured := _measured(config, metric)):
@@ -74,6 +78,7 @@ def compare_examples(
                 _check(measured, REPORTED, UsedExamples(source.name, source.split, source), WEIGHTS)
         for examples in chosen_by if len(finals) > 1 else ():
             _check(measured, REPORTED, examples, CHOSEN_BY)
+        notes += _early_stopping(measured, metric, filter(None, stop))
         notes += _part_of_split(config, measured)
     for examples in chosen_by[1:]:
         if not _is_same(chosen_by[0], examples):
@@ -82,6 +87,15 @@ def compare_examples(
                 f"and {examples.split!r} of {examples.dataset}. Evaluate all on the same, or make a sweep of each."
             )
     return tuple(dict.fromkeys(notes))
+
+
+def _early_stopping(measured: UsedExamples, metric: str, stop: Iterable[UsedExamples]) -> Iterator[str]:
+    """A note if the examples that pick the step of a run are also measured; `UserError` if only some of them are."""
+    for examples in stop:
+        if (examples.dataset, examples.split) == (measured.dataset, measured.split):
+            yield f"{metric} is measured on the examples that pick the step of each run, so it is too high."
+        else:
+            _check(measured, REPORTED, examples, STOPPED_BY)
 
 
 def _by_examples(runs: Sequence[tuple[ConfigDict, str]]) -> Collection[list[tuple[ConfigDict, str]]]:
@@ -105,9 +119,13 @@ def _measured(config: ConfigDict, metric: str) -> UsedExamples | None:
     data = config.data
     if data.eval_split is not None and metric.startswith(f"{data.eval_split}/"):
         return _open(data.dataset, data.eval_split, lambda: open_eval_source(data))
-    tested = tested_sources(open_evaluations(config, None))
+    tested = tested_sources(open_evaluations(config, None, _warn_of))
     found = next((source for name, source in tested.items() if metric.startswith(f"{name}/")), None)
     return UsedExamples(found.name, found.split, found) if found else None
+
+
+def _warn_of(evaluation: str, _: MissingDataError) -> None:
+    logger.warning("The data of %s are missing, so they cannot be compared with those of training.", evaluation)
 
 
 def _open(dataset: str, split: str, open_it: Callable[[], Source]) -> UsedExamples:

@@ -24,7 +24,7 @@ from vit_jax.files import AnyPath, is_remote, write_atomically
 from vit_jax.flags import clear_field
 from vit_jax.run.run_result import RunResult
 from vit_jax.run.workdir import FAILURE, check_config
-from vit_jax.sweep.spec import ARGUMENT, Sweep
+from vit_jax.sweep.spec import ARGUMENT, Sweep, check_sequence
 from vit_jax.sweep.split_checks import compare_examples
 
 # Trials keep only what they need to resume, because there are many, and the choice uses their last metrics.
@@ -127,6 +127,7 @@ class TrialResult:
       metrics: the last value of each metric of a finished run.
       reason: why it failed, diverged or is unusable.
       num_trained_on: number of the metric's examples that were trained on.
+      step: the step that counts with early stopping; None: the last.
     """
 
     run: "SweepRun"
@@ -134,6 +135,7 @@ class TrialResult:
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     reason: str = ""
     num_trained_on: int = 0
+    step: int | None = None
 
     @property
     def is_over(self) -> bool:
@@ -142,8 +144,8 @@ class TrialResult:
 
     @property
     def is_due(self) -> bool:
-        """Whether the next start of the sweep trains it, for the first time or again."""
-        return self.status not in ("finished", "diverged", "unusable")
+        """Whether a start of the sweep can train it now, for the first time or again."""
+        return self.status not in ("finished", "diverged", "unusable") and self.run.has_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +159,8 @@ class SweepRun:
       config: the resulting config.
       metric: full name of the metric of the choice.
       is_final: whether it is a final run.
+      early_stopping: full name of the metric that picks the step that counts; None: the last step counts.
+      before: workdir of the sweep's run whose weights it begins with, if any.
     """
 
     overrides: dict[str, Any]
@@ -165,6 +169,13 @@ class SweepRun:
     config: ConfigDict
     metric: str
     is_final: bool
+    early_stopping: str | None = None
+    before: AnyPath | None = None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the run whose weights it begins with is finished, if there is one."""
+        return self.before is None or RunResult(self.before).status == "finished"
 
     @property
     def candidate(self) -> dict[str, Any]:
@@ -185,27 +196,29 @@ class SweepRun:
         try:
             if run.status != "finished":
                 return TrialResult(self, run.status, reason=run.divergence or run.failure)
-            metrics, overlap = run.metrics, run.overlap
+            step = run.best_step(self.early_stopping) if self.early_stopping else None
+            metrics, overlap = run.metrics_at(step), run.overlap
         except UserError as error:
             return TrialResult(self, "failed", reason=str(error))
-        if self.metric not in metrics:
-            return TrialResult(self, "unusable", reason=self._no_metric(metrics))
+        if self.metric not in metrics or (self.early_stopping and step is None):
+            missing = self.metric if self.metric not in metrics else self.early_stopping
+            return TrialResult(self, "unusable", reason=self._no_metric(metrics, missing))
         if not math.isfinite(metrics[self.metric]):
             return TrialResult(self, "diverged", reason=f"{self.metric} is {metrics[self.metric]}")
         shared = next((count for name, count in overlap.items() if self.metric.startswith(f"{name}/")), 0)
         if self.is_final and shared:
             reason = f"{shared:,} of the examples that {self.metric} is measured on were trained on"
             return TrialResult(self, "unusable", reason=reason)
-        return TrialResult(self, "finished", metrics, num_trained_on=shared)
+        return TrialResult(self, "finished", metrics, num_trained_on=shared, step=step)
 
     def check_metric(self) -> None:
         """Checks that it has the metric of the choice, if it is finished; raises `UserError` with its metrics."""
         run = RunResult(self.path)
         if run.status == "finished" and self.metric not in run.metrics:
-            raise UserError(f"{self.path} {self._no_metric(run.metrics)}. Choose another --metric.")
+            raise UserError(f"{self.path} {self._no_metric(run.metrics, self.metric)}. Choose another --metric.")
 
-    def _no_metric(self, metrics: Iterable[str]) -> str:
-        return f"has no metric {self.metric!r} to choose by; there are {', '.join(sorted(metrics))}"
+    def _no_metric(self, metrics: Iterable[str], missing: str | None) -> str:
+        return f"has no metric {missing!r} to choose by; there are {', '.join(sorted(metrics))}"
 
     def record_failure(self, reason: str) -> None:
         """Records the reason of its failure."""
@@ -228,6 +241,8 @@ class SweepTask:
       trials: the runs of the candidates; [] if there is nothing to choose.
       candidates: values of the grid's fields without the seed, in the grid's order.
       notes: sentences about the examples of the final runs.
+      before: the task whose final runs give the initial weights, if any.
+      begins_with: the values that were chosen there; None while nothing is chosen, when this task has no runs.
     """
 
     name: str
@@ -239,6 +254,25 @@ class SweepTask:
     trials: list[SweepRun] = dataclasses.field(default_factory=list)
     candidates: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     notes: tuple[str, ...] = ()
+    before: "SweepTask | None" = None
+    begins_with: dict[str, Any] | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has no runs yet, because the values of the task before it are not chosen."""
+        return self.before is not None and self.begins_with is None
+
+    def run_before(self, seed: int) -> SweepRun | None:
+        """The run whose weights a run with this seed begins with, if any; raises `UserError` if it does not exist."""
+        if self.before is None or self.begins_with is None:
+            return None
+        first, count = self.before.base.seed, self.before.sweep.seeds
+        if count > 1 and not first <= seed < first + count:
+            raise UserError(
+                f"{self.name} has a run with seed {seed}, but {self.before.name}, whose weights it begins with, has "
+                f"the seeds {first} to {first + count - 1}."
+            )
+        return self.before.final_run(self.begins_with, seed if count > 1 else first)
 
     def final_runs(self, chosen: Mapping[str, Any]) -> list[SweepRun]:
         """The final runs with the chosen values, one for each seed."""
@@ -261,6 +295,8 @@ class SweepTask:
         """
         of_config = {name.removeprefix(ARGUMENT): value for name, value in values.items() if name.startswith(ARGUMENT)}
         values = {field: value for field, value in values.items() if not field.startswith(ARGUMENT)}
+        if before := self.run_before(int(values.get("seed", self.base.seed))):
+            values["weights"] = str(before.path)
         place = with_arguments(self.place, of_config)
         replaced = {*values, *(LENGTHS if _sets_length(values) else ())}
         kept = [argument for argument in self.arguments if field_of(argument) not in replaced]
@@ -268,11 +304,18 @@ class SweepTask:
         config = _loaded_config(place, arguments)
         fields = flatten(config.to_dict()) | {f"{ARGUMENT}{name}": value for name, value in of_config.items()}
         typed = {field: fields[field] for field in overrides}
-        metric = self.sweep.metric.removeprefix(f"{self.base.data.eval_split}/")
-        if "/" not in metric:
-            metric = f"{config.data.eval_split}/{metric}"  # final runs may have another split
+        metric, stop = (self._full_name(name, config) for name in (self.sweep.metric, self.sweep.early_stopping or ""))
         path = path or self.path / "trials" / slug(typed)
-        return SweepRun(typed, path, (f"--config={place}", *arguments), config, metric, is_final)
+        return SweepRun(
+            *(typed, path, (f"--config={place}", *arguments), config, metric, is_final),
+            early_stopping=stop if self.sweep.early_stopping else None,
+            before=before.path if before else None,
+        )
+
+    def _full_name(self, metric: str, config: ConfigDict) -> str:
+        """The name in `metrics.jsonl` of a metric of a run with this config. Final runs may have another split."""
+        metric = metric.removeprefix(f"{self.base.data.eval_split}/")
+        return metric if "/" in metric else f"{config.data.eval_split}/{metric}"
 
 
 def _argument(field: str, value: Any) -> str:
@@ -286,8 +329,8 @@ def _sets_length(values: Mapping[str, Any]) -> bool:
     return any(values.get(name) not in (None, "None") for name in LENGTHS)
 
 
-def make_tasks(sweep: Sweep, place: str, arguments: Sequence[str], path: AnyPath) -> list[SweepTask]:
-    """Makes and checks the tasks of a sweep in the folder `path`; runs nothing.
+def make_tasks(sweep: Sweep | Sequence[Sweep], place: str, arguments: Sequence[str], path: AnyPath) -> list[SweepTask]:
+    """Makes and checks the tasks of a sweep, or of several that follow each other, in the folder `path`; runs nothing.
 
     `place` is the config, `path:argument`, and `arguments` are `--config.<field>=<value>` for all runs.
 
@@ -295,7 +338,41 @@ def make_tasks(sweep: Sweep, place: str, arguments: Sequence[str], path: AnyPath
       UserError: a field, a value or a split is wrong, or existing runs have another config.
     """
     _loaded_config.cache_clear()
+    sweeps = [sweep] if isinstance(sweep, Sweep) else list(sweep)
+    check_sequence(sweeps)
+    behind, file = functools.cache(sources_behind), place.partition(":")[0]
+    tasks: dict[str, SweepTask] = {}
+    for each in sweeps:
+        _check_fields(each, arguments)
+        if not each.tasks:
+            base = load_config(place, arguments)
+            return [complete(SweepTask(base.data.dataset, place, each, tuple(arguments), base, path), behind)]
+        for name, argument in each.tasks.items():
+            own, folder = f"{file}:{argument}", path / slug({"task": name}).removeprefix("task=")
+            before = tasks.get(each.weights.get(name, ""))
+            task = SweepTask(
+                *(name, own, each, tuple(arguments), load_config(own, arguments), folder),
+                before=before,
+                begins_with=None if before is None or before.trials else before.candidates[0],
+            )
+            tasks[name] = task if task.is_waiting else complete(task, behind)
+    return list(tasks.values())
+
+
+def sweeps_of(tasks: Iterable[SweepTask]) -> list[Sweep]:
+    """The sweeps that tasks belong to, in order."""
+    found: list[Sweep] = []
+    for task in tasks:
+        if not any(task.sweep is each for each in found):
+            found.append(task.sweep)
+    return found
+
+
+def _check_fields(sweep: Sweep, arguments: Sequence[str]) -> None:
+    """Raises `UserError` if a field of all runs is also set by the sweep."""
     given = {field_of(argument) for argument in arguments}
+    if sweep.weights and "weights" in given:
+        raise UserError("the sweep sets weights, by the runs that its tasks begin with; leave --config.weights out.")
     for field in sweep.fields:
         if field in given:
             raise UserError(f"{field} is in the grid, and set with --config.{field} too; leave one of them out.")
@@ -304,20 +381,15 @@ def make_tasks(sweep: Sweep, place: str, arguments: Sequence[str], path: AnyPath
                 f"{field} is in the grid, and --config.{min(other)} sets the length of the run too; leave one of them "
                 "out."
             )
-    behind, file = functools.cache(sources_behind), place.partition(":")[0]
-    if not sweep.tasks:
-        base = load_config(place, arguments)
-        return [_complete(SweepTask(base.data.dataset, place, sweep, tuple(arguments), base, path), behind)]
-    tasks = []
-    for name, argument in sweep.tasks.items():
-        own, folder = f"{file}:{argument}", path / slug({"task": name}).removeprefix("task=")
-        task = SweepTask(name, own, sweep, tuple(arguments), load_config(own, arguments), folder)
-        tasks.append(_complete(task, behind))
-    return tasks
 
 
-def _complete(task: SweepTask, behind: Callable[[str | None], Sequence[Source]]) -> SweepTask:
-    """Adds trials, candidates and notes to a task, and checks them."""
+def complete(task: SweepTask, behind: Callable[[str | None], Sequence[Source]] = sources_behind) -> SweepTask:
+    """Adds trials, candidates and notes to a task that does not wait, and checks them.
+
+    `behind` is `experiment.leakage.sources_behind`, or a cached version of it.
+    """
+    if task.before is not None and task.before.trials:  # another choice there makes other runs here
+        task = dataclasses.replace(task, path=task.path / slug(task.begins_with or {}))
     given = [field_of(argument) for argument in task.arguments]
     space = {field: value for field, value in _WHILE_CHOOSING.items() if field not in given}
     trials: dict[str, SweepRun] = {}
@@ -336,7 +408,8 @@ def _complete(task: SweepTask, behind: Callable[[str | None], Sequence[Source]])
                 "--config.data.eval_split=validation, or with --final=data.eval_split=test for the final runs."
             )
     by, reported = ([(run.config, run.metric) for run in runs] for runs in (choosing, finals))
-    notes = compare_examples(by, reported, behind)
+    stopped_by = [(run.config, run.early_stopping) for run in (*choosing, *finals) if run.early_stopping]
+    notes = compare_examples(by, reported, behind, stopped_by)
     task = dataclasses.replace(task, trials=choosing, candidates=list(candidates.values()), notes=notes)
     begun = task.candidates if (task.path / "final").exists() else []
     for run in (*choosing, *(run for candidate in begun for run in task.final_runs(candidate))):

@@ -115,12 +115,14 @@ Images in folders or in a zip file: <split>/<class>/<image>.
 
   python -m vit_jax.data.prepare image_folder birds/ --out=/data
   python -m vit_jax.data.prepare image_folder birds.zip --name=my_birds --out=/data
+  python -m vit_jax.data.prepare image_folder birds.zip --name=owls --classes=barn_owl,snowy_owl
 
 Training reads such folders directly too. Prepared, they are a few large files, which are faster on network disks and
 buckets. Needs the size of the images again at --out.""",
         _image_folder,
     )
     folder.add_argument("source", type=_path, metavar="DIR_OR_ZIP")
+    folder.add_argument("--classes", metavar="NAME,NAME,...", help="take only these classes (default: all)")
     _add_options(folder, "default: the folder's name")
 
     listing = _command(
@@ -243,7 +245,8 @@ def _image_folder(args: argparse.Namespace) -> int:
     source, result = args.source.resolve(), (args.out / name).resolve()
     if result.is_relative_to(source):
         raise UserError(f"the result {result} would be among the images in {source}. Choose another --out or --name.")
-    return _prepare(ImageFolder(args.source), args, name)
+    classes = None if args.classes is None else [each for each in args.classes.split(",") if each]
+    return _prepare(ImageFolder(args.source, classes=classes), args, name)
 
 
 def _manifest(args: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from vit_jax.console import show_name, show_names
@@ -12,35 +12,48 @@ from vit_jax.data.sources import ImageFolderSource
 from vit_jax.data.sources.base import BadRecordError
 from vit_jax.data.sources.folders import list_splits
 from vit_jax.data.sources.splits import classes_without_images, same_classes
+from vit_jax.errors import unknown_name
 
 
 class ImageFolder(Origin):
     """All splits of a folder or zip file."""
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, *, classes: Collection[str] | None = None):
         """Lists the files without reading them.
+
+        Args:
+          path: of the folder or zip file.
+          classes: names of the classes to take; None: all.
 
         Raises:
           UserError: it is not such a folder, a zip file has an unsafe path, a split has classes that the training split
-            lacks, or TFDS does not accept a split's name.
+            lacks, there is no such class, or TFDS does not accept a split's name.
         """
         self.description = f"The images of {show_name(path.resolve().name)}, as they were."
         splits = list_splits(path)
         for split in splits:
             check_split(split, show_name(str(path)))
-        opened = {split: ImageFolderSource(path, split, classes_may_be_empty=len(splits) > 1) for split in splits}
-        if len(splits) > 1:
+        several = len(splits) > 1
+        if classes is not None:
+            known = ImageFolderSource(path, splits[0], classes_may_be_empty=several).class_names or ()
+            for name in classes or [""]:
+                if name not in known:
+                    raise unknown_name(f"class of {show_name(str(path))}", name, known)
+        opened = {split: ImageFolderSource(path, split, classes_may_be_empty=several, only=classes) for split in splits}
+        if several:
             opened = same_classes(opened, show_name(str(path)))
         self._sources: dict[str, Any] = opened
         files = [[split, source.fingerprint(), len(source)] for split, source in opened.items()]
         self.settings = {"command": "image_folder", "files": files}
+        if classes is not None:
+            self.settings["classes"] = sorted(classes)
         self.extent = sum(map(len, opened.values()))
         self.facts = {"folder": show_name(path.resolve().name), "images": self.extent}
-        self.class_names = classes = list(opened[splits[0]].class_names or ())
+        self.class_names = names = list(opened[splits[0]].class_names or ())
         for split, source in self._sources.items():
-            if missing := classes_without_images(source.labels(), classes):
+            if missing := classes_without_images(source.labels(), names):
                 print(
-                    f"note: split {split!r} has no images of {len(missing)} of {len(classes)} classes: "
+                    f"note: split {split!r} has no images of {len(missing)} of {len(names)} classes: "
                     f"{show_names(missing)}",
                     file=sys.stderr,
                 )
