@@ -109,6 +109,10 @@ def base_config() -> ConfigDict:
     config.mixup_alpha = 0.0  # AugReg: 0.2, 0.5 or 0.8; BiT: 0.1
     config.cutmix_alpha = 0.0  # DeiT: 1.0, with mixup 0.8
 
+    config.masked_patches = ConfigDict()  # of the objective "masked_patches"
+    config.masked_patches.target = "mean_colour"  # "mean_colour", "downsized" or "pixels"
+    config.masked_patches.corruption_rate = 0.5  # share of the patches of each image
+
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # "adamw", "sgd", "adafactor", "lamb", "lion" or "muon"
     config.optimizer.learning_rate = 1e-3  # base, reached after the warm-up
@@ -262,6 +266,8 @@ _RANGES: dict[str, Check] = {
     "optimizer.clip_norm": Number(0, open_low=True, hint=", or None for no clipping"),
     "optimizer.eps": Number(0, open_low=True),
     "optimizer.layer_decay": Number(0, 1, open_low=True, hint=", or None for none"),
+    "masked_patches.target": checks.one_of("mean_colour", "downsized", "pixels"),
+    "masked_patches.corruption_rate": checks.POSITIVE_SHARE,
     "rng": checks.one_of("threefry2x32", "rbg", "unsafe_rbg"),  # `train_step.RNGS`
     "checkpoint.keep": Number(1, 10**6, whole=True),
     "watchdog_seconds": Number(0, 10**8),

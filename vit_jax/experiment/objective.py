@@ -5,10 +5,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.errors import unknown_name
+from vit_jax.errors import UserError, unknown_name
+from vit_jax.models import create_model
 from vit_jax.objectives import Objective
 from vit_jax.objectives.classification import Classification
 from vit_jax.objectives.losses import Loss
+from vit_jax.objectives.masked_patches import MaskedPatches
 from vit_jax.objectives.mixup import Mixing
 
 
@@ -17,8 +19,25 @@ def _classification(config: ConfigDict) -> tuple[Objective, dict[str, Any]]:
     return Classification(loss, Mixing(config.mixup_alpha, config.cutmix_alpha)), {}
 
 
+def _masked_patches(config: ConfigDict) -> tuple[Objective, dict[str, Any]]:
+    if config.model.name is None:
+        raise UserError("masked patch prediction needs a model. Set --config.model.name, such as ViT-B/16.")
+    model = create_model(config.model.name, num_classes=0)
+    if not hasattr(model, "predict_patches"):
+        raise UserError(
+            f"masked patch prediction needs patches, and {config.model.name} has none. Set --config.model.name to a ViT "
+            "or a hybrid, such as ViT-B/16 or R50+ViT-B/16."
+        )
+    fields = config.masked_patches
+    objective = MaskedPatches(model.pixels_per_token, fields.target, fields.corruption_rate)
+    return objective, {"num_classes": objective.num_outputs, "predict_patches": True, "pre_logits": False}
+
+
 # By the config's `objective`: the objective, and attributes of the model that it needs, such as `{"num_classes": 0}`.
-OBJECTIVES: dict[str, Callable[[ConfigDict], tuple[Objective, dict[str, Any]]]] = {"classification": _classification}
+OBJECTIVES: dict[str, Callable[[ConfigDict], tuple[Objective, dict[str, Any]]]] = {
+    "classification": _classification,
+    "masked_patches": _masked_patches,
+}
 
 
 def make_objective(config: ConfigDict) -> tuple[Objective, dict[str, Any]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vit_jax.errors import UserError
@@ -29,6 +30,23 @@ def embed_patches(
     patch = (patch_size, patch_size)
     dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
     return nn.Conv(hidden_dim, patch, strides=patch, padding="VALID", name="embedding", **dtypes)(x)
+
+
+def corrupt_patches(x: jax.Array, masked: jax.Array, source: jax.Array, mask_embedding: jax.Array) -> jax.Array:
+    """Replaces patch embeddings for masked patch prediction (appendix B.1.2).
+
+    Args:
+      x: patch embeddings `[batch, num_patches, hidden_dim]`.
+      masked: bool `[batch, num_patches]`, which become the mask embedding.
+      source: int32 `[batch, num_patches]`, the patch of the image whose embedding the others take; their own number
+        leaves them as they are.
+      mask_embedding: `[1, 1, hidden_dim]`.
+
+    Returns:
+      An array like x.
+    """
+    taken = jnp.take_along_axis(x, source[:, :, None], axis=1)
+    return jnp.where(masked[:, :, None], mask_embedding.astype(x.dtype), taken)
 
 
 def pixels_per_token(patch_size: int, stages: Sequence[int] | None = None) -> int:

@@ -5,6 +5,7 @@ Parameters have the names of the released checkpoints:
     conv_root/kernel, gn_root/{scale,bias}, block<s>/unit<u>/...    a hybrid's ResNet, see `models.resnet`
     embedding/{kernel,bias}                                         E in equation 1
     cls                                                             x_class in equation 1
+    mask_embedding                                                  for masked patch prediction (B.1.2)
     Transformer/posembed_input/pos_embedding                        E_pos in equation 1
     Transformer/encoderblock_<l>/LayerNorm_0/{scale,bias}           equation 2
     Transformer/encoderblock_<l>/MultiHeadDotProductAttention_1/{query,key,value,out}/{kernel,bias}
@@ -40,7 +41,7 @@ from vit_jax.models.layers import (
     keep_on_batch_axis,
     linear_head,
 )
-from vit_jax.models.patches import embed_patches, patch_grid, pixels_per_token
+from vit_jax.models.patches import corrupt_patches, embed_patches, patch_grid, pixels_per_token
 from vit_jax.models.position_embeddings import PositionEmbedding
 
 POOLS = ("cls", "gap", "map")
@@ -212,6 +213,7 @@ class VisionTransformer(nn.Module):
       position_embedding: one of `position_embeddings.KINDS`.
       position_embedding_at: where they are added; one of `position_embeddings.PLACES`. Relative embeddings belong to
         the attention: "stem" and "every_layer" both mean a table for each layer, "shared" one table for all.
+      predict_patches: whether the head predicts `num_classes` values of each patch, from its encoded token.
       pre_logits: whether the head has a hidden tanh layer of width `hidden_dim`, as at pre-training.
       head_bias: initial value of the head's bias; -10 for sigmoid pre-training on ImageNet-21k.
       gelu: "tanh", the approximation of the released models, or "exact".
@@ -237,6 +239,7 @@ class VisionTransformer(nn.Module):
     pool: str = "cls"
     position_embedding: str = "learned_1d"
     position_embedding_at: str = "stem"
+    predict_patches: bool = False
     pre_logits: bool = False
     head_bias: float = 0.0
     gelu: str = "tanh"
@@ -278,18 +281,22 @@ class VisionTransformer(nn.Module):
         return patch_grid(height, width, self.patch_size, self.resnet)
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Classifies images.
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, corruption: tuple[jax.Array, jax.Array] | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Classifies images, or their patches.
 
         Args:
           images: `[batch, height, width, channels]`, floating point, values in [-1, 1].
           train: whether dropout and stochastic depth are on; they draw from the "dropout" RNG.
+          corruption: `masked` and `source` of `corrupt_patches`, with `predict_patches`.
 
         Returns:
-          logits `[batch, num_classes]`, float32, and intermediates by name: `feature_map` (hybrids only) `[batch, rows,
-          columns, channels]`; `patch_embeddings` `[batch, rows, columns, hidden_dim]`; `encoder_input`, `block_<l>` and
-          `encoded` `[batch, num_tokens, hidden_dim]`; `attention_<l>` `[batch, num_heads, num_tokens, num_tokens]` with
-          `return_attention`; `pre_logits` `[batch, hidden_dim]`, the input of the linear head.
+          logits `[batch, num_classes]`, or `[batch, num_patches, num_classes]`, float32, and intermediates by name:
+          `feature_map` (hybrids only) `[batch, rows, columns, channels]`; `patch_embeddings` `[batch, rows, columns,
+          hidden_dim]`; `encoder_input`, `block_<l>` and `encoded` `[batch, num_tokens, hidden_dim]`; `attention_<l>`
+          `[batch, num_heads, num_tokens, num_tokens]` with `return_attention`; `pre_logits` `[batch, hidden_dim]`, the
+          input of the linear head, unless it predicts patches.
 
         Raises:
           UserError: the patches do not tile the images.
@@ -305,6 +312,9 @@ class VisionTransformer(nn.Module):
         out["patch_embeddings"] = x = embed_patches(x, self.patch_size, self.hidden_dim, **dtypes)
         x = x.reshape(batch, -1, self.hidden_dim)
 
+        if self.predict_patches:
+            mask = self.param("mask_embedding", nn.initializers.normal(0.02), (1, 1, self.hidden_dim), self.param_dtype)
+            x = x if corruption is None else corrupt_patches(x, *corruption, mask)
         if self.pool == "cls":
             cls = self.param("cls", nn.initializers.zeros, (1, 1, self.hidden_dim), self.param_dtype)
             cls = jnp.broadcast_to(cls.astype(self.dtype), (batch, 1, self.hidden_dim))
@@ -343,6 +353,8 @@ class VisionTransformer(nn.Module):
             x = nn.tanh(nn.Dense(self.hidden_dim, name="pre_logits", **dtypes)(x))
         out["pre_logits"] = x
 
+        if self.predict_patches:
+            x = out["encoded"][:, self.num_prefix_tokens :]
         if self.num_classes:
             x = linear_head(self.num_classes, self.head_bias, **dtypes)(x)
         return x.astype(jnp.float32), out
