@@ -25,8 +25,8 @@ def _masked_patches(config: ConfigDict) -> tuple[Objective, dict[str, Any]]:
     model = create_model(config.model.name, num_classes=0)
     if not hasattr(model, "predict_patches"):
         raise UserError(
-            f"masked patch prediction needs patches, and {config.model.name} has none. Set --config.model.name to a ViT "
-            "or a hybrid, such as ViT-B/16 or R50+ViT-B/16."
+            f"masked patch prediction needs patches, and {config.model.name} has none. Set --config.model.name to a "
+            "ViT or a hybrid, such as ViT-B/16 or R50+ViT-B/16."
         )
     fields = config.masked_patches
     objective = MaskedPatches(model.pixels_per_token, fields.target, fields.corruption_rate)

@@ -45,6 +45,8 @@ from vit_jax.models.patches import corrupt_patches, embed_patches, patch_grid, p
 from vit_jax.models.position_embeddings import PositionEmbedding
 
 POOLS = ("cls", "gap", "map")
+# Attributes of the model that each block has too.
+BLOCK_ATTRIBUTES = ("mlp_dim", "num_heads", "gelu", "attention_dropout_rate", "attention", "return_attention")
 
 
 class EncoderBlock(nn.Module):
@@ -330,14 +332,7 @@ class VisionTransformer(nn.Module):
             dropout_rate=self.dropout_rate,
             scan_layers=self.scan_layers,
             remat=self.remat,
-            block={
-                "mlp_dim": self.mlp_dim,
-                "num_heads": self.num_heads,
-                "gelu": self.gelu,
-                "attention_dropout_rate": self.attention_dropout_rate,
-                "attention": self.attention,
-                "return_attention": self.return_attention,
-            },
+            block={name: getattr(self, name) for name in BLOCK_ATTRIBUTES},
             name="Transformer",
             **dtypes,
         )(x, train=train)
