@@ -3,7 +3,7 @@ r"""Self-supervised pre-training by masked patch prediction (appendix B.1.2). La
     python -m vit_jax.main --config=configs/masked_patches.py:data=tfds:web,train_images=40000000 --workdir=runs/masked
     python -m vit_jax.plan --config=configs/masked_patches.py --topology=v3-512
     python -m vit_jax.main --workdir=runs/masked_imagenet \
-        --config=configs/transfer.py:weights=runs/masked,task=imagenet2012
+        --config=configs/transfer.py:weights=runs/masked,dataset=imagenet2012
 
 Needs     images: a prepared set (docs/prepare.md), a data set by its TFDS name, or a folder. JFT-300M was never
           released. --dry_run and the plan need no data

@@ -106,6 +106,7 @@ def get_model_fields(config: ConfigDict, num_classes: int, spec: ModelSpec | Non
       UserError: neither names the model.
     """
     fields: dict[str, Any] = {"name": spec.name} | spec.overrides if spec else {}
+    fields.pop("predict_patches", None)  # only the objective decides
     if not config.keep_head:
         fields.pop("pre_logits", None)  # dropped with the head (section 3.2), unless the config sets it
     fields |= {name: value for name, value in config.model.items() if value is not None}

@@ -17,7 +17,7 @@ from vit_jax.weights.identify import Shapes, check_shapes, shapes_of
 from vit_jax.weights.mapping import Arrays, unstack_arrays
 from vit_jax.weights.model_weights import Weights
 
-_OPTIONAL_PARTS = ("head", "pre_logits", "cls", "MAPHead_0")
+_OPTIONAL_PARTS = ("head", "pre_logits", "cls", "mask_embedding", "MAPHead_0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def transfer(
     fresh: dict[str, Any] = jax.eval_shape(init)
     given = _match_prefix_tokens(weights.arrays, old_model, model)
     anew = {"head": not keep_head, "pre_logits": not keep_pre_logits, "cls": "cls" not in given}
-    anew["MAPHead_0"] = "MAPHead_0/probe" not in given
+    anew |= {"MAPHead_0": "MAPHead_0/probe" not in given, "mask_embedding": "mask_embedding" not in given}
     initialised = sorted(name for name in fresh if anew.get(name.split("/")[0], False))
     dropped = sorted(
         name for name in given if name in initialised or (name not in fresh and name.split("/")[0] in _OPTIONAL_PARTS)
