@@ -26,6 +26,7 @@ and the final learning rate are not in the paper: 0.1 as in table 3, and 0, are 
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, parse_config_string
+from vit_jax.evaluators.registry import entry
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -56,6 +57,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.model.dtype = "bfloat16"
 
     config.objective = "masked_patches"
+    config.evals.eval_split = entry("objective")
     config.masked_patches.target = argument.target
     config.masked_patches.corruption_rate = argument.corruption_rate
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conftest import DEVICES
 from vit_jax import sharding
 from vit_jax.errors import UserError
 from vit_jax.models import create_model
@@ -120,7 +121,7 @@ def test_training_predicts_patches_and_devices_and_parts_change_nothing():
     model = create_model("ViT-Ti/4", num_classes=objective.num_outputs, pool="gap", predict_patches=True, **SMALL)
     histories = []
     for devices, parts in ((1, 1), (4, 1), (1, 4)):
-        mesh = sharding.make_mesh(jax.devices()[:devices])
+        mesh = sharding.make_mesh(DEVICES[:devices])
         optimizer = make_optimizer("adamw", 0.01)
         step = TrainStep(model, optimizer, objective, image_size=16, mesh=mesh, accumulation_steps=parts)
         state, history = step.init(seed=0), []

@@ -27,6 +27,8 @@ PATCH = 4
 class MaskedColour:
     """Predicts the mean colour of one patch of each image, which the model does not see."""
 
+    needs_labels = False
+
     def prepare(self, batch, rng):
         count, size = batch["image"].shape[:2]
         number = jax.random.randint(rng, (count, 2, 1), 0, size // PATCH)
@@ -45,6 +47,8 @@ class MaskedColour:
 @dataclasses.dataclass(frozen=True)
 class Distillation:
     """Learns the teacher's probabilities, whose logits the batch has."""
+
+    needs_labels = False
 
     def prepare(self, batch, rng):
         return Examples(dict(batch), jnp.ones(len(batch["image"])))

@@ -3,7 +3,7 @@
 import collections
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import jax
@@ -69,15 +69,7 @@ class Accuracy(EvaluatorType):
         Raises:
           UserError: no example has a label.
         """
-        totals = collections.defaultdict[str, float](float)
-        dispatched = collections.deque[dict[str, jax.Array]]()
-        for batch in self._batches:
-            dispatched.append(self._sums(state.evaluated, batch))
-            # Keeps the host from dispatching batches far ahead of the devices.
-            if len(dispatched) > _BATCHES_AHEAD:
-                _add(totals, dispatched.popleft())
-        for each in dispatched:
-            _add(totals, each)
+        totals = add_up(self._sums(state.evaluated, batch) for batch in self._batches)
         examples, not_finite = totals["examples"], totals["not_finite"]
         if not examples:
             raise UserError("none of the images to evaluate has a label. Check the data, or set data.eval_split=None.")
@@ -96,14 +88,12 @@ class Accuracy(EvaluatorType):
     @staticmethod
     def open(name: str, entry: ConfigDict, data: RunData) -> Openable:
         """Opens the evaluation split, whose name is then the metrics' prefix, or another split or data set."""
-        split = entry.split or data.eval_split
-        if split is None:
-            return
-        if entry.split is None and entry.dataset is None:
-            if data.eval_source is not None:
-                yield split, lambda: EvalData(data.eval_source)
-        else:
-            yield name, lambda: EvalData(data.open(entry.dataset or data.dataset, split))
+        if not data.labelled and (entry.split or data.eval_split):
+            raise UserError(
+                f"evals.{name} measures how well images are classified, and the objective learns no classes. Set "
+                f"--config.evals.{name}.type=objective, or --config.data.eval_split=None."
+            )
+        yield from open_split(name, entry, data)
 
     @staticmethod
     def describe(entry: ConfigDict, data: EvalData) -> str:
@@ -111,9 +101,34 @@ class Accuracy(EvaluatorType):
         return "classification" + (f" among {len(data.classes):,} classes" if data.classes else "")
 
 
-def _add(totals: dict[str, float], sums: dict[str, jax.Array]) -> None:
-    for name, value in jax.device_get(sums).items():
-        totals[name] += float(value)
+def open_split(name: str, entry: ConfigDict, data: RunData) -> Openable:
+    """Opens the evaluation split, whose name is then the metrics' prefix, or another split or data set."""
+    split = entry.split or data.eval_split
+    if split is None:
+        return
+    if entry.split is not None or entry.dataset is not None:
+        yield name, lambda: EvalData(data.open(entry.dataset or data.dataset, split))
+    elif data.eval_source is not None:
+        yield split, lambda: EvalData(data.eval_source)
+
+
+def add_up(batches: Iterable[dict[str, jax.Array]]) -> dict[str, float]:
+    """Adds up what is computed for each batch, by name; 0 if there are none."""
+    totals = collections.defaultdict[str, float](float)
+    dispatched = collections.deque[dict[str, jax.Array]]()
+
+    def add(sums: dict[str, jax.Array]) -> None:
+        for name, value in jax.device_get(sums).items():
+            totals[name] += float(value)
+
+    for sums in batches:
+        dispatched.append(sums)
+        # Keeps the host from dispatching batches far ahead of the devices.
+        if len(dispatched) > _BATCHES_AHEAD:
+            add(dispatched.popleft())
+    for sums in dispatched:
+        add(sums)
+    return totals
 
 
 class ImageNetVariant(Accuracy):

@@ -13,6 +13,7 @@ from vit_jax.console import Tracked
 from vit_jax.data.pipeline import EvalBatches
 from vit_jax.data.sources.base import Source
 from vit_jax.data.transforms import EvalTransform
+from vit_jax.objectives import Objective
 from vit_jax.objectives.losses import Loss
 from vit_jax.sharding import DATA_AXIS, batch_sharding
 from vit_jax.train_step import TrainState
@@ -44,6 +45,7 @@ class RunData:
     eval_split: str | None  # `data.eval_split`
     eval_source: Source | None  # that split, opened; None if there is none
     open: Callable[[str, str], Source]  # opens a split of a data set that has the model's classes
+    labelled: bool = True  # whether the run learns from labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Setup:
     loss_fn: Loss  # a `losses.Loss`
     transform: EvalTransform  # from an encoded image to the model's input
     class_names: Sequence[str] | None = None  # names of the logits, if known
+    objective: Objective | None = None  # what the run learns, for evaluators of type "objective"
     shardings: Any = None  # shardings of the parameters; None: replicated
     batch_size: int = 512  # images per batch, over all devices
     num_threads: int | None = None  # threads that decode; None: one for each core
@@ -67,19 +70,26 @@ class Setup:
         parts = self.mesh.shape[DATA_AXIS]
         return -(-self.batch_size // parts) * parts
 
-    def batches(self, source: Source, *, other_classes: bool = False) -> Iterable[dict[str, jax.Array]]:
-        """The examples of a source, each once; `other_classes`: their labels are not the model's classes."""
+    def batches(
+        self, source: Source, what: str = "evaluation", *, classifies: bool = True
+    ) -> Iterable[dict[str, jax.Array]]:
+        """The examples of a source, each once.
+
+        Args:
+          source: the examples.
+          what: for progress.
+          classifies: whether labels are checked to be the model's classes.
+        """
         batches = EvalBatches(
             source,
             self.transform,
             batch_sharding(self.mesh),
             batch_size=self.images_per_batch,
-            num_classes=None if other_classes else self.model.num_classes,
+            num_classes=self.model.num_classes if classifies else None,
             num_threads=self.num_threads,
             max_bad_records=self.max_bad_records,
         )
-        what = f"{'features' if other_classes else 'evaluation'} on {source.split} of {source.name}"
-        return Tracked(batches, what, self.images_per_batch, before_each=self.before_each_batch)
+        return Tracked(batches, f"{what} on {source.split} of {source.name}", self.images_per_batch, before_each=self.before_each_batch)
 
 
 class EvaluatorType:

@@ -109,7 +109,7 @@ class FeatureExtractor:
             for name, output in outputs.items():
                 arrays[name][start:stop] = output[: stop - start]
 
-        for number, batch in enumerate(self._setup.batches(source, other_classes=True)):
+        for number, batch in enumerate(self._setup.batches(source, "features", classifies=False)):
             try:
                 results = self._extract(params, {"image": batch["image"], "label": batch["label"]})
             except flax.errors.ScopeParamShapeError as error:

@@ -102,8 +102,7 @@ class Experiment:
             sharding.batch_sharding(self.mesh),
             batch_size=self.batch_size,
             seed=self.config.seed,
-            # Of the labels, which some objectives do not need.
-            num_classes=max(self.num_classes, self.train_source.num_classes or 0),
+            num_classes=self.num_classes if self.step.objective.needs_labels else None,
             num_threads=data.num_threads,
             num_workers=data.num_workers,
             prefetch=data.prefetch,
@@ -135,12 +134,17 @@ def build(
         raise UserError("keep_head needs weights, whose head it keeps. Set --config.weights.")
     spec, weights = None, None
     if config.weights is not None:
-        spec, weights = find_weights(config.weights, config.model.name, allow_missing=allow_missing_data)
+        spec, weights = find_weights(
+            config.weights,
+            config.model.name,
+            allow_missing=allow_missing_data,
+            predicts_patches=needed_of_model.get("predict_patches", False),
+        )
 
     train_source: Source | None
     eval_source: Source | None
     try:
-        train_source, eval_source = open_sources(config.data)
+        train_source, eval_source = open_sources(config.data, labelled=objective.needs_labels)
     except MissingDataError as error:
         if not allow_missing_data or not config.data.expected_train_images:
             raise

@@ -44,9 +44,12 @@ def eval_transform(data: ConfigDict) -> EvalTransform:
     )
 
 
-def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
-    """Opens the training examples and, if `eval_split` is set, those for evaluation, and compares their classes."""
-    train_source = open_train_source(data)
+def open_sources(data: ConfigDict, *, labelled: bool = True) -> tuple[Source, Source | None]:
+    """Opens the training examples and, if `eval_split` is set, those for evaluation, and compares their classes.
+
+    `labelled` is as in `open_source`, for this and for the functions below.
+    """
+    train_source = open_train_source(data, labelled=labelled)
     expected = data.expected_train_images
     if expected and abs(len(train_source) - expected) > data.expected_within * expected:
         raise UserError(
@@ -58,7 +61,7 @@ def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
         if data.eval_labels:
             raise UserError("data.eval_labels are the labels of data.eval_split, which is None. Set it too.")
         return train_source, None
-    eval_source = open_eval_source(data, train_source.class_names)
+    eval_source = open_eval_source(data, train_source.class_names, labelled=labelled)
     trained, evaluated = train_source.class_names, eval_source.class_names
     if trained and evaluated and list(trained) != list(evaluated):
         differing = sorted({*trained} ^ {*evaluated})
@@ -70,13 +73,17 @@ def open_sources(data: ConfigDict) -> tuple[Source, Source | None]:
     return train_source, eval_source
 
 
-def open_eval_source(data: ConfigDict, class_names: Sequence[str] | None = None) -> Source:
+def open_eval_source(
+    data: ConfigDict, class_names: Sequence[str] | None = None, *, labelled: bool = True
+) -> Source:
     """Opens the evaluation split, which must be set; `class_names` are as in `open_source`."""
-    source = open_data(data, data.dataset, data.eval_split, class_names)
+    source = open_data(data, data.dataset, data.eval_split, class_names, labelled=labelled)
     return RealLabels(source, load_real_labels(data.eval_labels)) if data.eval_labels else source
 
 
-def open_data(data: ConfigDict, dataset: str, split: str, class_names: Sequence[str] | None = None) -> Source:
+def open_data(
+    data: ConfigDict, dataset: str, split: str, class_names: Sequence[str] | None = None, *, labelled: bool = True
+) -> Source:
     """Opens a split of a data set with the config's options; `class_names` are as in `open_source`."""
     return open_source(
         dataset,
@@ -86,6 +93,7 @@ def open_data(data: ConfigDict, dataset: str, split: str, class_names: Sequence[
         label_key=data.label_key,
         max_labels=data.max_labels,
         class_names=class_names,
+        labelled=labelled,
     )
 
 
@@ -99,10 +107,10 @@ def training_data_sets(data: ConfigDict) -> list[tuple[str, float]]:
         raise UserError(f"data.mixture takes pairs of data set and weight, got {data.mixture!r}.") from error
 
 
-def open_train_source(data: ConfigDict) -> Source:
+def open_train_source(data: ConfigDict, *, labelled: bool = True) -> Source:
     """Opens the training examples."""
     pairs = training_data_sets(data)
-    sources = [open_data(data, dataset, data.train_split) for dataset, _ in pairs]
+    sources = [open_data(data, dataset, data.train_split, labelled=labelled) for dataset, _ in pairs]
     return Mixture(sources, [weight for _, weight in pairs]) if data.mixture else sources[0]
 
 

@@ -18,6 +18,7 @@ from vit_jax.errors import UserError
 from vit_jax.experiment.data import open_eval_source
 from vit_jax.experiment.evaluations import Evaluation, make_evaluations, make_setup, preprocessing_of
 from vit_jax.experiment.model import check_class_names, find_weights, get_model_fields, num_kept_classes
+from vit_jax.experiment.objective import make_objective
 from vit_jax.files import parse_path
 from vit_jax.models import create_model
 from vit_jax.run.facts import open_as_trained, read_facts
@@ -59,7 +60,16 @@ def build_evaluation(
     check_fields(config)
     mesh = sharding.make_mesh(None, data=config.mesh.data, model=config.mesh.model)
     sharding.check_batch_size(config.eval_batch_size or config.batch_size, mesh, field="eval_batch_size")
-    spec, weights = find_weights(weights_path, config.model.name, allow_missing=allow_missing)
+    objective, needed_of_model = make_objective(config)
+    predicts_patches = needed_of_model.get("predict_patches", False)
+    spec, weights = find_weights(
+        weights_path, config.model.name, allow_missing=allow_missing, predicts_patches=predicts_patches
+    )
+    if predicts_patches and not spec.overrides.get("predict_patches"):
+        raise UserError(
+            f"{weights_path} has no head that predicts patches: masked patch prediction did not train it. Set "
+            "--config.objective=classification."
+        )
     if weights:
         _warn_of_differences(config, weights, weights_path)
     missing: dict[str, str] = {}
@@ -72,15 +82,18 @@ def build_evaluation(
     eval_source, num_classes = None, spec.num_classes
     if config.data.eval_split is not None:
         try:
-            eval_source = _open_as_trained(config, weights, allow_change=allow_data_change)
+            eval_source = _open_as_trained(
+                config, weights, allow_change=allow_data_change, labelled=objective.needs_labels
+            )
         except MissingDataError as error:
             on_missing(config.data.eval_split, error)
-        remedy = "Fine-tune it first, or set data.eval_split=None"
-        num_classes = num_kept_classes(config, weights_path, spec, eval_source, remedy)
-        if weights:
-            check_class_names(weights, eval_source, remedy)
+        if objective.needs_labels:
+            remedy = "Fine-tune it first, or set data.eval_split=None"
+            num_classes = num_kept_classes(config, weights_path, spec, eval_source, remedy)
+            if weights:
+                check_class_names(weights, eval_source, remedy)
     with_head = ConfigDict({**config, "keep_head": True}, type_safe=False)
-    model_fields = get_model_fields(with_head, num_classes, spec)
+    model_fields = get_model_fields(with_head, num_classes, spec) | needed_of_model
     if model_fields.get("pre_logits") and not spec.overrides.get("pre_logits"):
         del model_fields["pre_logits"]  # from a config of pre-training; the weights' head has no hidden layer
     model = create_model(**model_fields)
@@ -106,7 +119,7 @@ def build_evaluation(
     return EvaluationOnly(mesh, model_fields, model, params, abstract_params, str(spec), evaluations, missing)
 
 
-def _open_as_trained(config: ConfigDict, weights: Weights | None, *, allow_change: bool) -> Source:
+def _open_as_trained(config: ConfigDict, weights: Weights | None, *, allow_change: bool, labelled: bool) -> Source:
     """Opens the evaluation split with the head's labels."""
     data, recorded = ConfigDict({**config.data}, type_safe=False), None
     if weights is not None and weights.format == "run":
@@ -120,7 +133,7 @@ def _open_as_trained(config: ConfigDict, weights: Weights | None, *, allow_chang
     else:
         names = weights.class_names if weights and allow_change else None
     return open_as_trained(
-        lambda known: open_eval_source(data, known),
+        lambda known: open_eval_source(data, known, labelled=labelled),
         names,
         recorded,
         what=weights.source if weights else "",

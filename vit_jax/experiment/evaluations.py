@@ -14,6 +14,7 @@ from vit_jax.errors import UserError, unknown_name
 from vit_jax.evaluators import registry
 from vit_jax.evaluators.evaluator_type import EvalData, EvaluatorType, RunData, Setup
 from vit_jax.experiment.data import eval_transform, open_data
+from vit_jax.experiment.objective import make_objective
 from vit_jax.objectives.losses import Loss
 from vit_jax.train_step import TrainState
 from vit_jax.weights import Preprocessing
@@ -68,11 +69,13 @@ def open_evaluations(
       UserError: data are missing or unusable, or two evaluations would give their metrics the same names.
     """
     class_names = eval_source.class_names if eval_source else None
+    labelled = make_objective(config)[0].needs_labels
     data = RunData(
         config.data.dataset,
         config.data.eval_split,
         eval_source,
-        lambda dataset, split: open_data(config.data, dataset, split, class_names),
+        lambda dataset, split: open_data(config.data, dataset, split, class_names, labelled=labelled),
+        labelled,
     )
     evaluations: dict[str, Evaluation | None] = {}
     for entry_name, entry, type_ in _entries(config):
@@ -138,6 +141,7 @@ def make_setup(
         Loss(config.loss),
         eval_transform(config.data),
         class_names=class_names,
+        objective=make_objective(config)[0],
         shardings=shardings,
         batch_size=config.eval_batch_size or config.batch_size,
         num_threads=config.data.num_threads,

@@ -16,10 +16,13 @@ from vit_jax.weights.download import cached_path
 logger = logging.getLogger(__name__)
 
 
-def find_weights(place: str, model: str | None, *, allow_missing: bool) -> tuple[ModelSpec, Weights | None]:
+def find_weights(
+    place: str, model: str | None, *, allow_missing: bool, predicts_patches: bool = False
+) -> tuple[ModelSpec, Weights | None]:
     """Loads weights (`place` as `config.weights`) and the description of their model, which must be `model` if given.
 
-    With `allow_missing` the weights are None if they are released ones that are not downloaded yet.
+    With `allow_missing` the weights are None if they are released ones that are not downloaded yet. `predicts_patches`
+    is as in `weights.load`.
     """
     if allow_missing and place in list_checkpoints():
         released = get_checkpoint(place)
@@ -27,7 +30,7 @@ def find_weights(place: str, model: str | None, *, allow_missing: bool) -> tuple
             logger.warning("weights %s are not downloaded yet; a run will do it", place)
             size = (released.image_size, released.image_size)
             return ModelSpec(released.model, released.num_classes, released.model_overrides, size), None
-    weights = load_weights(place, model=model)
+    weights = load_weights(place, model=model, predicts_patches=predicts_patches)
     for note in weights.notes:
         logger.info("weights %s: %s", place, note)
     return weights.spec, weights

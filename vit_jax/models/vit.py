@@ -45,8 +45,10 @@ from vit_jax.models.patches import corrupt_patches, embed_patches, patch_grid, p
 from vit_jax.models.position_embeddings import PositionEmbedding
 
 POOLS = ("cls", "gap", "map")
-# Attributes of the model that each block has too.
-BLOCK_ATTRIBUTES = ("mlp_dim", "num_heads", "gelu", "attention_dropout_rate", "attention", "return_attention")
+# Attributes of the model that its encoder and each block have too.
+_OF_ENCODER = ("num_layers", "num_prefix_tokens", "position_embedding", "position_embedding_at", "dropout_rate")
+_OF_ENCODER += ("stochastic_depth_rate", "scan_layers", "remat")
+_OF_BLOCK = ("mlp_dim", "num_heads", "gelu", "attention_dropout_rate", "attention", "return_attention")
 
 
 class EncoderBlock(nn.Module):
@@ -323,17 +325,10 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([cls, x], axis=1)
 
         x, encoder_out = Encoder(
-            num_layers=self.num_layers,
             grid=grid,
-            num_prefix_tokens=self.num_prefix_tokens,
-            position_embedding=self.position_embedding,
-            position_embedding_at=self.position_embedding_at,
-            stochastic_depth_rate=self.stochastic_depth_rate,
-            dropout_rate=self.dropout_rate,
-            scan_layers=self.scan_layers,
-            remat=self.remat,
-            block={name: getattr(self, name) for name in BLOCK_ATTRIBUTES},
+            block={name: getattr(self, name) for name in _OF_BLOCK},
             name="Transformer",
+            **{name: getattr(self, name) for name in _OF_ENCODER},
             **dtypes,
         )(x, train=train)
         out |= encoder_out

@@ -32,6 +32,10 @@ class Objective(Protocol):
     Both methods are traced, on the global batch: the result does not depend on the number of devices.
     """
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the labels of the images matter. If not, any folder of images is training data."""
+
     def prepare(self, batch: Batch, rng: jax.Array) -> Examples:
         """Makes all random choices of a step, such as which images to mix or mask, once for the whole batch.
 

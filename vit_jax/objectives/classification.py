@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 
@@ -20,6 +21,7 @@ class Classification:
     # Softmax or sigmoid cross-entropy, with label smoothing.
     loss: Loss = dataclasses.field(default_factory=lambda: Loss("softmax"))
     mixing: Mixing = dataclasses.field(default_factory=Mixing)  # mixup and CutMix, of pairs of the whole batch
+    needs_labels: ClassVar[bool] = True
 
     def prepare(self, batch: Batch, rng: jax.Array) -> Examples:
         """Draws the share of each pixel that is mixed in, and finds each image's partner."""

@@ -5,6 +5,7 @@ Labels are not used.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ class MaskedPatches:
     # the patch, 16 x 512 classes. "pixels": all values, in [-1, 1], by squared error.
     target: str = "mean_colour"
     corruption_rate: float = 0.5  # share of the patches of each image
+    needs_labels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:

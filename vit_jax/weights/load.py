@@ -31,6 +31,7 @@ def load(
     model: str | None = None,
     image_size: tuple[int, int] | None = None,
     allow_nan: bool = False,
+    predicts_patches: bool = False,
 ) -> Weights:
     """Loads weights. All names and shapes are checked before any array is read.
 
@@ -41,6 +42,8 @@ def load(
       model: the expected model, such as "ViT-B/16"; None: any.
       image_size: height and width of the images they were trained on, needed if these were not square.
       allow_nan: whether values may be infinite or not a number.
+      predicts_patches: keep a head that predicts patches (`objectives.masked_patches`), and the mask embedding; else
+        weights of such a run have no head.
 
     Raises:
       UserError: the place does not exist, the file is damaged, its layout is unknown, it holds another model than
@@ -60,6 +63,8 @@ def load(
             if released or is_remote(place):
                 raise UserError(f"{error} Delete the downloaded one first: rm {shlex.quote(str(path))}") from error
             raise
+    if not predicts_patches:
+        weights = weights.without_patch_head()
     if model is not None:
         _check_model(weights, model)
     if not allow_nan:

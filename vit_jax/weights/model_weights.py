@@ -17,6 +17,7 @@ from vit_jax.weights.mapping import MAX_LAYERS, Arrays, unstack_arrays
 from vit_jax.weights.preprocessing import MAX_SIDE, Preprocessing
 
 _OPTIONAL_PARTS = ("head", "pre_logits")
+_PATCH_PREDICTION_PARTS = ("head", "mask_embedding")
 # Attributes of a model that change neither its parameters nor its function.
 _COMPUTE_ATTRIBUTES = ("scan_layers", "remat", "attention", "return_attention", "dtype", "param_dtype")
 
@@ -72,6 +73,15 @@ class Weights:
         if "head" not in parts:
             return dataclasses.replace(self, spec=spec, arrays=arrays)
         spec = dataclasses.replace(spec, num_classes=0)
+        return dataclasses.replace(self, spec=spec, arrays=arrays, class_names=None, probabilities=None)
+
+    def without_patch_head(self) -> "Weights":
+        """Leaves out what only masked patch prediction has: its head and the mask embedding."""
+        if not self.spec.overrides.get("predict_patches"):
+            return self
+        overrides = {name: value for name, value in self.spec.overrides.items() if name != "predict_patches"}
+        spec = dataclasses.replace(self.spec, num_classes=0, overrides=overrides)
+        arrays = {name: array for name, array in self.arrays.items() if name.split("/")[0] not in _PATCH_PREDICTION_PARTS}
         return dataclasses.replace(self, spec=spec, arrays=arrays, class_names=None, probabilities=None)
 
     def describe(self) -> dict[str, Any]:

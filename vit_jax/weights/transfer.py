@@ -17,7 +17,7 @@ from vit_jax.weights.identify import Shapes, check_shapes, shapes_of
 from vit_jax.weights.mapping import Arrays, unstack_arrays
 from vit_jax.weights.model_weights import Weights
 
-_OPTIONAL_PARTS = ("head", "pre_logits", "cls", "mask_embedding", "MAPHead_0")
+_OPTIONAL_PARTS = ("head", "pre_logits", "cls", "MAPHead_0")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,9 @@ from vit_jax.data.sources.digits import DigitsSource
 from vit_jax.data.sources.folders import ImageFolderSource, list_splits
 from vit_jax.data.sources.real_labels import RealLabels, load_real_labels
 from vit_jax.data.sources.shards import candidates, find_shards, open_shards, record_format, split_patterns
-from vit_jax.data.sources.splits import classes_without_images, for_testing, open_parts
+from vit_jax.data.sources.splits import ALL, classes_without_images, for_testing, open_parts
 from vit_jax.data.sources.tfds import find_tfds, not_prepared, open_tfds, prepared_folder
+from vit_jax.data.sources.unlabelled_folders import UnlabelledFolderSource
 from vit_jax.errors import UserError
 
 __all__ = [
@@ -48,6 +49,7 @@ def open_source(
     num_classes: int | None = None,
     max_labels: int | None = None,
     class_names: Sequence[str] | None = None,
+    labelled: bool = True,
 ) -> Source:
     """Opens a split of a data set. Nothing is downloaded.
 
@@ -70,6 +72,7 @@ def open_source(
         `open_tfds`.
       class_names: for folders of images, names by label, such as the classes of the training split. A split may lack
         some of them, but not have others. None: the folders of the split.
+      labelled: for folders of images, whether folders are classes; see `UnlabelledFolderSource`.
 
     Raises:
       MissingDataError: the data set does not exist on this machine.
@@ -95,7 +98,7 @@ def open_source(
     elif dataset == "digits":
         source = open_parts(split, DigitsSource, lambda: DigitsSource.SPLITS, data_set=dataset)
     elif path := _existing(dataset):
-        source = _open_path(path, dataset, split, class_names, options)
+        source = _open_path(path, dataset, split, class_names, options, labelled=labelled)
     elif shards := find_shards(dataset):
         source = open_shards(shards, split, name=dataset, **options)
     else:
@@ -113,7 +116,13 @@ def open_source(
 
 
 def _open_path(
-    path: pathlib.Path, dataset: str, split: str, class_names: Sequence[str] | None, options: dict[str, Any]
+    path: pathlib.Path,
+    dataset: str,
+    split: str,
+    class_names: Sequence[str] | None,
+    options: dict[str, Any],
+    *,
+    labelled: bool,
 ) -> Source:
     if folder := prepared_folder(path):
         return open_tfds(folder, split, **options)
@@ -121,11 +130,16 @@ def _open_path(
         _refuse_bare_records(path)
     elif record_format(path):
         return open_shards([os.fspath(path)], split, name=dataset, **options)
+    name = show_name(os.fspath(path))
+    if not labelled:
+        return open_parts(
+            split, functools.partial(UnlabelledFolderSource, path), lambda: [ALL], data_set=name, mixed=False
+        )
     return open_parts(
         split,
         functools.partial(ImageFolderSource, path, class_names=class_names),
         lambda: list_splits(path, for_all=True),
-        data_set=show_name(os.fspath(path)),
+        data_set=name,
         mixed=False,
         open_term=None if class_names else functools.partial(ImageFolderSource, path, classes_may_be_empty=True),
     )

@@ -7,7 +7,7 @@ import itertools
 import os
 import pathlib
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class ImageFolderSource:
         self._with_links: set[str] = set()  # classes with files that are links
         try:
             tree = open_tree(self._root)
-            around, inner, self.splits = _find_classes(tree, split, self.name)
+            around, inner, self.splits = self._find_split(tree)
             self._classes_at = around + inner  # the folder of the classes, relative to the root
             self._base = inner  # the same, relative to the folder of the splits
             self._list(tree, only)
@@ -140,7 +140,7 @@ class ImageFolderSource:
 
     def fingerprint(self) -> str:
         """Changes with the list of files and their labels."""
-        folders = [f"{self._base}{name}/" for name in self._folders]
+        folders = [f"{self._base}{inside(name)}" for name in self._folders]
         files = [
             composed(folder + names.replace("/", f"\n{folder}"))
             for folder, names in zip(folders, self._names, strict=True)
@@ -154,12 +154,12 @@ class ImageFolderSource:
         folder, name = self._locate(range(len(self))[index])
         if self._zip is None:
             return show_name(str(self._root / self._file(folder, name)))
-        return f"'{show_name(f'{self._base}{self._folders[folder]}/{name}')}' in {self.name}"
+        return f"'{show_name(f'{self._base}{inside(self._folders[folder])}{name}')}' in {self.name}"
 
     def member(self, index: int) -> str:
         """`<class>/<image>`, printable."""
         folder, name = self._locate(range(len(self))[index])
-        return show_name(f"{composed(self._folders[folder])}/{name}")
+        return show_name(f"{inside(composed(self._folders[folder]))}{name}")
 
     def with_classes(self, class_names: Sequence[str]) -> "ImageFolderSource":
         """Relabels the images by other class names; raises UserError if an image belongs to none of them."""
@@ -187,10 +187,27 @@ class ImageFolderSource:
         return folder, names[start:] if end < 0 else names[start:end]
 
     def _file(self, folder: int, name: str) -> str:
-        return f"{self._classes_at}{self._folders[folder]}/{name}"
+        return f"{self._classes_at}{inside(self._folders[folder])}{name}"
+
+    def _find_split(self, tree: Tree) -> tuple[str, str, list[str]]:
+        """Returns the folder around the splits, the split's folder in it ("": no splits), and the names of all splits."""
+        return _find_classes(tree, self.split, self.name)
+
+    def _keep(self, folders: list[str], files_of: Callable[[str], list[str]]) -> None:
+        """Keeps the names of folders and of their files, both sorted."""
+        self._folders = folders
+        counts, starts = [], [np.zeros(0, np.uint32)]
+        for files in map(files_of, folders):
+            # Joined at once: lists of tens of millions of strings would take gigabytes.
+            self._names.append("/".join(files))
+            counts.append(len(files))
+            lengths = np.fromiter(map(len, files), np.uint32, len(files)) + 1  # with the "/"
+            starts.append(np.cumsum(lengths, dtype=np.uint32) - lengths)
+        self._starts = np.concatenate(starts)
+        self._ends = list(itertools.accumulate(counts))
 
     def _list(self, tree: Tree, only: Collection[str] | None) -> None:
-        """Keeps the names of classes and of their files, both sorted, and checks them."""
+        """Finds the classes and their files, and checks them."""
         misplaced, strangers = [], []
 
         def files_of(name: str) -> list[str]:
@@ -204,7 +221,7 @@ class ImageFolderSource:
                         self._with_links.add(name)
                 else:
                     strangers.append(f"{self._base}{name}/{entry}")
-            return _in_order(files)
+            return in_order(files)
 
         folders = []
         for entry, kind in tree.entries(self._classes_at):
@@ -212,21 +229,12 @@ class ImageFolderSource:
                 folders.append(entry)
             elif self._base and kind.is_file and is_image(tree, f"{self._classes_at}{entry}"):
                 misplaced.append(f"{self._base}{entry}")
-        self._folders = _in_order(folders)
-        counts, starts = [], [np.zeros(0, np.uint32)]
-        for files in map(files_of, self._folders):
-            # Joined at once: lists of tens of millions of strings would take gigabytes.
-            self._names.append("/".join(files))
-            counts.append(len(files))
-            lengths = np.fromiter(map(len, files), np.uint32, len(files)) + 1  # with the "/"
-            starts.append(np.cumsum(lengths, dtype=np.uint32) - lengths)
-        self._starts = np.concatenate(starts)
-        self._ends = list(itertools.accumulate(counts))
+        self._keep(in_order(folders), files_of)
         self.class_names = [show_name(composed(name)) for name in self._folders]
 
         where = f"{self.name}, split {self.split!r},"
         if misplaced:
-            advice = "" if any(counts) else f" If these are classes, take {ALL!r} or parts of it, as 'all[:90%]'."
+            advice = "" if len(self) else f" If these are classes, take {ALL!r} or parts of it, as 'all[:90%]'."
             raise UserError(
                 f"{where} should have a folder for each class, with the images right in it "
                 f"({self._base}<class>/<image>), but has {show_names(sorted(misplaced))}.{advice}"
@@ -247,6 +255,11 @@ class ImageFolderSource:
                 )
 
 
+def inside(folder: str) -> str:
+    """The beginning of paths in a folder; "" is the folder of the splits."""
+    return f"{folder}/" if folder else ""
+
+
 def _hash_names(joined: str) -> np.ndarray:
     return np.array([hash(name) for name in joined.split("/")], np.int64)
 
@@ -264,9 +277,14 @@ def _find_classes(tree: Tree, split: str, name: str) -> tuple[str, str, list[str
                 f"{ALL!r}, or parts of it such as 'all[:90%]' and 'all[90%:]'."
             )
         return around, "", [ALL]
+    if not tops and holds_images(tree, around):
+        raise UserError(
+            f"{name} has images but no folders. Where labels are needed, put the images of each class into "
+            "<split>/<class>/. Without labels, train by --config.objective=masked_patches --config.data.train_split=all."
+        )
     if not tops:
         raise UserError(f"{name} is empty; images should be in <split>/<class>/, e.g. train/cat/1.jpg.")
-    found = _match(split, tops, name) or _match(split, folders_in(tree, around), name)
+    found = match_split(split, tops, name) or match_split(split, folders_in(tree, around), name)
     if found is None:
         _check_images(tree, around, tops, name)
         raise unknown_name(f"split of {name}", split, map(show_name, tops))
@@ -337,7 +355,7 @@ def _holds_images(tree: Tree, folder: str, depth: int) -> bool:
         return False
 
 
-def _match(split: str, splits: Sequence[str], name: str) -> str | None:
+def match_split(split: str, splits: Sequence[str], name: str) -> str | None:
     """Finds a split by name in any case and Unicode form, preferring an exact match."""
     if split in splits:
         return split
@@ -366,6 +384,6 @@ def composed(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def _in_order(names: list[str]) -> list[str]:
+def in_order(names: list[str]) -> list[str]:
     """Sorts names by their composed form, so that order and labels are the same on all systems."""
     return sorted(names) if "".join(names).isascii() else sorted(names, key=lambda name: (composed(name), name))

@@ -1,0 +1,139 @@
+"""Runs of masked patch prediction: images without labels, evaluation, and what becomes of the model."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.data.test_sources import write_image
+from tests.test_train import quick_runs
+from vit_jax import predict
+from vit_jax.config import base_config
+from vit_jax.errors import UserError
+from vit_jax.evaluate import evaluate
+from vit_jax.evaluators.registry import entry
+from vit_jax.experiment import build
+from vit_jax.plan import worker
+from vit_jax.train import train
+from vit_jax.weights import load
+
+
+def masked_config(dataset, **changes):
+    config = base_config()
+    config.data.dataset = str(dataset)
+    config.data.train_split, config.data.eval_split = "all[:80%]", "all[80%:]"
+    config.data.image_size = 8
+    config.model.name = "ViT-Ti/4"
+    config.model.num_layers, config.model.hidden_dim, config.model.mlp_dim, config.model.num_heads = 1, 16, 16, 2
+    config.objective = "masked_patches"
+    config.evals.eval_split = entry("objective")
+    config.evals.fewshot.datasets, config.evals.fewshot.shots = ("digits",), (2,)
+    config.batch_size, config.eval_batch_size, config.steps, config.log_every_steps = 8, 8, 4, 2
+    with config.ignore_type():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of twenty images and no classes."""
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(20):
+        write_image(folder / f"{number}.jpg", 12 * number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory, compilation_cache):
+    """A finished run."""
+    path = tmp_path_factory.mktemp("masked") / "run"
+    with quick_runs(compilation_cache):
+        summary = train(masked_config(images), path)
+        yield path, summary
+
+
+def test_a_folder_without_classes_trains_and_is_evaluated(run):
+    path, summary = run
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [0 <= row["train/accuracy"] <= 1 for row in rows if "train/loss" in row] == [True, True]
+    assert summary["all[80%:]/examples"] == 4
+    assert 0 < summary["all[80%:]/loss"] < 2 * np.log(512)
+    assert 0 <= summary["all[80%:]/accuracy"] <= 1
+    assert any(name.endswith("2shot") for name in summary)
+
+
+def test_evaluation_alone_finds_what_the_run_found(run, images):
+    path, summary = run
+    config = masked_config(images)
+    config.evals.fewshot.datasets = ()
+    found = evaluate(config, str(path))
+    for name in ("loss", "accuracy", "examples"):
+        assert found[f"all[80%:]/{name}"] == pytest.approx(summary[f"all[80%:]/{name}"], rel=1e-6)
+
+
+def test_weights_of_the_run_have_no_head_and_fine_tune_like_any(run):
+    path, _ = run
+    weights = load(path)
+    assert weights.spec.num_classes == 0
+    assert not {"mask_embedding", "head/kernel"} & weights.arrays.keys()
+    config = masked_config("digits", **{"data.train_split": "train", "data.eval_split": "test"})
+    config.objective, config.weights, config.model.name = "classification", str(path), None
+    config.evals.eval_split = entry("classification")
+    built = build.build(config)
+    assert (built.num_classes, built.model.predict_patches) == (10, False)
+    np.testing.assert_array_equal(built.initial_params["embedding"]["kernel"], weights.arrays["embedding/kernel"])
+    kept = load(path, predicts_patches=True)
+    assert kept.arrays["mask_embedding"].shape == (1, 1, 16)
+    assert (kept.spec.num_classes, kept.spec.overrides["predict_patches"]) == (512, True)
+
+
+def test_pre_training_goes_on_from_its_weights_with_other_images(run):
+    path, _ = run
+    built = build.build(masked_config("digits", **{"weights": str(path), "data.train_split": "train"}))
+    kept = load(path, predicts_patches=True)
+    np.testing.assert_array_equal(built.initial_params["mask_embedding"], kept.arrays["mask_embedding"])
+
+
+def test_it_is_planned_by_formula(images):
+    config = masked_config(images)
+    request = {"config": json.loads(config.to_json()), "num_devices": 2}
+    assert worker.estimate_by_formula(request)["status"] == "formula"
+
+
+def test_predictions_of_the_run_are_refused(run, images, capsys):
+    assert predict.main([f"--weights={run[0]}", str(images / "1.jpg")]) == 1
+    assert "no head" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.name": "R26x1"}, "needs patches, and R26x1 has none"),
+        ({"model.name": None}, "needs a model"),
+        ({"masked_patches.corruption_rate": 1.5}, "masked_patches.corruption_rate must be"),
+        ({"masked_patches.corruption_rate": -0.5}, "masked_patches.corruption_rate must be"),
+        ({"masked_patches.target": "colour"}, "masked_patches.target must be"),
+        ({"data.train_split": "train"}, "no split 'train': it has no folders. Take 'all'"),
+        ({"objective": "classification"}, "has images but no folders"),
+    ],
+)
+def test_mistakes_are_one_clear_error(images, changes, message):
+    with pytest.raises(UserError, match=message):
+        build.build(masked_config(images, **changes))
+
+
+def test_accuracy_of_classes_is_not_measured(images, tmp_path):
+    config = masked_config(images)
+    config.evals.eval_split = entry("classification")
+    with pytest.raises(UserError, match="learns no classes. Set --config.evals.eval_split.type=objective"):
+        train(config, tmp_path)
+
+
+def test_weights_of_another_objective_have_no_patches_to_evaluate(run, images, tmp_path):
+    path, _ = run
+    plain = tmp_path / "plain.npz"
+    from vit_jax.weights import save
+
+    save(load(path), plain)
+    with pytest.raises(UserError, match="has no head that predicts patches"):
+        evaluate(masked_config(images), str(plain))
