@@ -89,7 +89,12 @@ class Setup:
             num_threads=self.num_threads,
             max_bad_records=self.max_bad_records,
         )
-        return Tracked(batches, f"{what} on {source.split} of {source.name}", self.images_per_batch, before_each=self.before_each_batch)
+        return Tracked(
+            batches,
+            f"{what} on {source.split} of {source.name}",
+            self.images_per_batch,
+            before_each=self.before_each_batch,
+        )
 
 
 class EvaluatorType:

@@ -66,7 +66,8 @@ register(
     dataset=Field(None, TEXT, str),  # None: data.dataset
     split=Field(None, TEXT, str),  # None: data.eval_split, whose name then replaces the entry's in metrics
 )
-# Accuracy and loss on one of ImageNet's other test sets, for models with ImageNet's 1,000 classes (docs/imagenet_variants.md).
+# Accuracy and loss on one of ImageNet's other test sets, for models with ImageNet's 1,000 classes
+# (docs/imagenet_variants.md).
 register(
     "imagenet_variant",
     "vit_jax.evaluators.accuracy:ImageNetVariant",

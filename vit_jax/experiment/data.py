@@ -73,9 +73,7 @@ def open_sources(data: ConfigDict, *, labelled: bool = True) -> tuple[Source, So
     return train_source, eval_source
 
 
-def open_eval_source(
-    data: ConfigDict, class_names: Sequence[str] | None = None, *, labelled: bool = True
-) -> Source:
+def open_eval_source(data: ConfigDict, class_names: Sequence[str] | None = None, *, labelled: bool = True) -> Source:
     """Opens the evaluation split, which must be set; `class_names` are as in `open_source`."""
     source = open_data(data, data.dataset, data.eval_split, class_names, labelled=labelled)
     return RealLabels(source, load_real_labels(data.eval_labels)) if data.eval_labels else source

@@ -81,7 +81,9 @@ class Weights:
             return self
         overrides = {name: value for name, value in self.spec.overrides.items() if name != "predict_patches"}
         spec = dataclasses.replace(self.spec, num_classes=0, overrides=overrides)
-        arrays = {name: array for name, array in self.arrays.items() if name.split("/")[0] not in _PATCH_PREDICTION_PARTS}
+        arrays = {
+            name: array for name, array in self.arrays.items() if name.split("/")[0] not in _PATCH_PREDICTION_PARTS
+        }
         return dataclasses.replace(self, spec=spec, arrays=arrays, class_names=None, probabilities=None)
 
     def describe(self) -> dict[str, Any]:

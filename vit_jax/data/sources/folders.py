@@ -190,7 +190,7 @@ class ImageFolderSource:
         return f"{self._classes_at}{inside(self._folders[folder])}{name}"
 
     def _find_split(self, tree: Tree) -> tuple[str, str, list[str]]:
-        """Returns the folder around the splits, the split's folder in it ("": no splits), and the names of all splits."""
+        """Returns what `_find_classes` does."""
         return _find_classes(tree, self.split, self.name)
 
     def _keep(self, folders: list[str], files_of: Callable[[str], list[str]]) -> None:
@@ -277,12 +277,8 @@ def _find_classes(tree: Tree, split: str, name: str) -> tuple[str, str, list[str
                 f"{ALL!r}, or parts of it such as 'all[:90%]' and 'all[90%:]'."
             )
         return around, "", [ALL]
-    if not tops and holds_images(tree, around):
-        raise UserError(
-            f"{name} has images but no folders. Where labels are needed, put the images of each class into "
-            "<split>/<class>/. Without labels, train by --config.objective=masked_patches --config.data.train_split=all."
-        )
     if not tops:
+        _check_images(tree, around, tops, name)
         raise UserError(f"{name} is empty; images should be in <split>/<class>/, e.g. train/cat/1.jpg.")
     found = match_split(split, tops, name) or match_split(split, folders_in(tree, around), name)
     if found is None:
@@ -370,7 +366,13 @@ def _key(name: str) -> str:
 
 
 def _check_images(tree: Tree, around: str, tops: list[str], name: str) -> None:
-    """Raises UserError if there are folders, but no images of a known kind in them."""
+    """Raises UserError if there are images but no folders, or folders but no images of a known kind in them."""
+    if not tops and holds_images(tree, around):
+        raise UserError(
+            f"{name} has images but no folders. Where labels are needed, put the images of each class into "
+            "<split>/<class>/. To train without labels, set --config.objective=masked_patches and "
+            "--config.data.train_split=all."
+        )
     if not tops or any(_holds_images(tree, f"{around}{top}/", depth) for top in tops for depth in (0, 1)):
         return
     raise UserError(
