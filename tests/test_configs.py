@@ -17,7 +17,7 @@ from vit_jax.objectives.losses import Loss
 from vit_jax.paper import tables
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-OTHERS = ("quickstart", "cifar10", "transfer", "vtab", "small_transfer", "fewshot")
+OTHERS = ("quickstart", "cifar10", "transfer", "vtab", "small_transfer", "fewshot", "masked_patches")
 PRE_TRAINING = [path for path in CONFIGS if path.stem not in OTHERS]
 INDEX = (ROOT / "docs" / "configs.md").read_text()
 
@@ -250,6 +250,23 @@ def test_bit_l_is_bits_recipe():
     assert optimizer.schedule == "drops"
     assert [share * config.epochs for share in optimizer.drop_at] == [10, 23, 30, 37]
     assert round(exaflops(config), -2) == 13_300
+
+
+def test_masked_patch_prediction_is_the_papers_recipe():
+    config = run_of("masked_patches.py")
+    optimizer = config.optimizer
+    assert (config.model.name, config.steps, config.batch_size, config.data.image_size) == (
+        "ViT-B/16",
+        10**6,
+        4096,
+        224,
+    )
+    assert (optimizer.name, optimizer.learning_rate, optimizer.schedule) == ("adamw", 2e-4, "cosine")
+    assert (optimizer.b1, optimizer.b2, optimizer.warmup_steps) == (0.9, 0.999, 10_000)
+    assert config.masked_patches.to_dict() == {"target": "mean_colour", "corruption_rate": 0.5}
+    assert config.steps * config.batch_size / tables.JFT_IMAGES == pytest.approx(14, abs=0.5)  # "about 14 epochs"
+    other = run_of("masked_patches.py:target=pixels,corruption_rate=0.15")
+    assert other.masked_patches.to_dict() == {"target": "pixels", "corruption_rate": 0.15}
 
 
 @pytest.mark.parametrize("page", ["vit_jft", "hybrid_jft", "bit_jft"])

@@ -62,6 +62,12 @@ def test_the_same_share_of_every_image_is_corrupted_in_the_papers_three_ways(rat
     assert drawn["source"].max() < 256
 
 
+def test_images_that_cannot_be_read_do_not_count():
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    images[1, 7, 7, 2] = 1
+    assert MaskedPatches(4).prepare({"image": images}, jax.random.key(0)).weight.tolist() == [0, 1, 0]
+
+
 def test_every_place_and_every_other_patch_is_drawn_and_each_step_draws_anew():
     drawn = corruption(MaskedPatches(8), count=2000)
     assert np.abs(drawn["corrupted"].mean(axis=0) - 0.5).max() < 0.06

@@ -46,8 +46,10 @@ from vit_jax.models.position_embeddings import PositionEmbedding
 
 POOLS = ("cls", "gap", "map")
 # Attributes of the model that its encoder and each block have too.
-_OF_ENCODER = ("num_layers", "num_prefix_tokens", "position_embedding", "position_embedding_at", "dropout_rate")
-_OF_ENCODER += ("stochastic_depth_rate", "scan_layers", "remat")
+_OF_ENCODER = (
+    *("num_layers", "num_prefix_tokens", "position_embedding", "position_embedding_at"),
+    *("stochastic_depth_rate", "dropout_rate", "scan_layers", "remat"),
+)
 _OF_BLOCK = ("mlp_dim", "num_heads", "gelu", "attention_dropout_rate", "attention", "return_attention")
 
 
@@ -299,15 +301,13 @@ class VisionTransformer(nn.Module):
           logits `[batch, num_classes]`, or `[batch, num_patches, num_classes]`, float32, and intermediates by name:
           `feature_map` (hybrids only) `[batch, rows, columns, channels]`; `patch_embeddings` `[batch, rows, columns,
           hidden_dim]`; `encoder_input`, `block_<l>` and `encoded` `[batch, num_tokens, hidden_dim]`; `attention_<l>`
-          `[batch, num_heads, num_tokens, num_tokens]` with `return_attention`; `pre_logits` `[batch, hidden_dim]`, the
-          input of the linear head, unless it predicts patches.
+          `[batch, num_heads, num_tokens, num_tokens]` with `return_attention`; `pre_logits` `[batch, hidden_dim]`.
 
         Raises:
           UserError: the patches do not tile the images.
         """
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         batch, height, width, _ = images.shape
-        grid = self.grid(height, width)
         out: dict[str, jax.Array] = {}
         x = images.astype(self.dtype)
         if self.resnet is not None:
@@ -325,7 +325,7 @@ class VisionTransformer(nn.Module):
             x = jnp.concatenate([cls, x], axis=1)
 
         x, encoder_out = Encoder(
-            grid=grid,
+            grid=self.grid(height, width),
             block={name: getattr(self, name) for name in _OF_BLOCK},
             name="Transformer",
             **{name: getattr(self, name) for name in _OF_ENCODER},

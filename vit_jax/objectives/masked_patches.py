@@ -25,7 +25,7 @@ MASKED_SHARE, REPLACED_SHARE = 0.8, 0.1
 
 @dataclasses.dataclass(frozen=True)
 class MaskedPatches:
-    """Predicts each corrupted patch from its encoded token. Other patches have no loss.
+    """Predicts each corrupted patch from its encoded token. Other patches have no loss, and black images do not count.
 
     Metrics: `accuracy`, the share of colours that are predicted right; none with target "pixels".
 
@@ -76,7 +76,8 @@ class MaskedPatches:
         own = jnp.arange(num_patches)
         other = (own + jax.random.randint(source_rng, shape, 1, max(num_patches, 2))) % num_patches
         arrays = {"image": images, "corrupted": corrupted, "masked": masked, "source": jnp.where(replaced, other, own)}
-        return Examples(arrays, jnp.ones(count))
+        readable = (images > 0).any(axis=(1, 2, 3))  # an image that cannot be read is all zeros
+        return Examples(arrays, readable.astype(jnp.float32))
 
     def losses(self, apply: Apply, examples: Examples) -> tuple[jax.Array, Mapping[str, jax.Array]]:
         """Computes the mean loss of the corrupted patches of each image, and the accuracy on them."""

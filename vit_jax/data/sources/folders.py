@@ -75,7 +75,7 @@ class ImageFolderSource:
         self._root = pathlib.Path(path)
         self.name: str = show_name(str(path))
         self.split = split
-        self.class_names: Sequence[str] = ()
+        self.class_names: Sequence[str] | None = ()
         self._zip: ZipMembers | None = None
         self._names: list[str] = []  # file names of each class, joined by "/"
         self._with_links: set[str] = set()  # classes with files that are links
@@ -90,7 +90,8 @@ class ImageFolderSource:
         if isinstance(tree, ZipTree):
             self._zip = tree.pack([self._file(*self._locate(index)) for index in range(len(self))])
         self._labels: Sequence[int] = range(len(self._names))  # by folder
-        self.num_classes, self.max_labels = len(self.class_names), 1
+        self.num_classes: int | None = len(self._folders)
+        self.max_labels = 1
         if class_names is None and not classes_may_be_empty and not for_testing(split):
             check_no_class_is_empty(self.labels(), self.class_names, f"{self.name}, split {self.split!r},")
         if class_names is not None:

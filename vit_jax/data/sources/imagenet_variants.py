@@ -148,7 +148,7 @@ class _ImageNetLabels:
     ):
         """Takes ImageNet's classes by folder. Pixels of a border are cut off at each side, which decodes the images."""
         self._folders, self._border = folders, border
-        self._labels = [classes[folder] for folder in folders.class_names]
+        self._labels = [classes[folder] for folder in folders.class_names or ()]
         self.name, self.split, self.splits = name, "test", ["test"]
         self.class_names, self.num_classes = wordnet_ids(_IMAGENET), NUM_CLASSES
         self.max_labels = max(map(len, self._labels))
@@ -199,7 +199,7 @@ def _open_folders(name: str, place: str) -> _ImageNetLabels:
         f"{published.url}."
     )
     folders = ImageFolderSource(*_around_classes(path, classes, expected))
-    if unknown := [folder for folder in folders.class_names if folder not in classes]:
+    if unknown := [folder for folder in folders.class_names or () if folder not in classes]:
         raise UserError(f"{path} has folders that should not be there: {show_names(unknown)}. {expected}")
     return _ImageNetLabels(folders, classes, name=str(path))
 
