@@ -42,7 +42,7 @@ def images(tmp_path_factory):
     """A folder of twenty images and no classes."""
     folder = tmp_path_factory.mktemp("images")
     for number in range(20):
-        write_image(folder / f"{number}.jpg", 12 * number)
+        write_image(folder / f"{number}.jpg", 12 * number + 5)
     return folder
 
 
