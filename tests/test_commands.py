@@ -15,6 +15,7 @@ COMMANDS = {
     "vit_jax.plan": "--topology",
     "vit_jax.data.show": "--images",
     "vit_jax.predict": "--top",
+    "vit_jax.analysis": "rollout",
     "vit_jax.sweep": "--collect",
     "vit_jax.report": "--all",
     "vit_jax.weights": "convert",

@@ -15,7 +15,9 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -88,10 +90,7 @@ class Predictor:
         self._sharding = sharding.batch_sharding(mesh)
 
         model = spec.create(dtype=dtype)
-        size = self.preprocessing.image_size
-        params = weights.params
-        if spec.image_size is not None and size != spec.image_size:
-            params, _ = transfer(weights, model, size, keep_head=True, keep_pre_logits=True)
+        params = params_at(weights, model, self.preprocessing.image_size)
         self._params = jax.device_put(params, sharding.replicated(mesh))
         self.probabilities = probabilities or weights.probabilities or "softmax"
         to_probabilities, normalize = PROBABILITIES[self.probabilities], self.preprocessing.normalize
@@ -107,6 +106,18 @@ class Predictor:
         padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
         batch = sharding.global_batch({"image": padded}, self._sharding)["image"]
         return np.asarray(self._probabilities(self._params, batch))[: len(images)]
+
+
+def params_at(weights: Weights, model: nn.Module, image_size: tuple[int, int]) -> dict[str, Any]:
+    """Returns the parameters for images of another height and width, in pixels: position embeddings are interpolated.
+
+    Raises:
+      UserError: the model does not fit the image size, or its position embeddings cannot be interpolated.
+    """
+    if weights.spec.image_size in (None, image_size):
+        return weights.params
+    params, _ = transfer(weights, model, image_size, keep_head=True, keep_pre_logits=True)
+    return params
 
 
 # Photo formats that are not decoded. In a folder they are reported like damaged images, not like other files.
@@ -249,17 +260,22 @@ def main(arguments: list[str]) -> int:
         return 1
 
 
-def _predict(predictor: Predictor, found: FoundFiles, top: int, as_json: bool) -> int:
-    names, paths = predictor.weights.class_names, found.images
-    for note in predictor.weights.notes:
-        print(f"note: {note}", file=sys.stderr)
+def report_other_files(found: FoundFiles) -> int:
+    """Prints the files that are not images, and photos that cannot be decoded; returns the number of the latter."""
     photos = [path for path in found.others if path.lower().endswith(_OTHER_PHOTOS)]
     unsupported = [f"{path}: {pathlib.Path(path).suffix} is not supported; convert it" for path in photos]
     for message in (*found.errors, *unsupported):
         print(f"cannot read {show_name(message)}", file=sys.stderr)
     if others := [path for path in found.others if path not in photos]:
         print(f"note: skipped {len(others):,} files that are not images: {show_names(others, 3)}", file=sys.stderr)
-    not_opened = unreadable = len(found.errors) + len(photos)
+    return len(found.errors) + len(photos)
+
+
+def _predict(predictor: Predictor, found: FoundFiles, top: int, as_json: bool) -> int:
+    names, paths = predictor.weights.class_names, found.images
+    for note in predictor.weights.notes:
+        print(f"note: {note}", file=sys.stderr)
+    not_opened = unreadable = report_other_files(found)
     # No bar among results on the same terminal.
     with Progress("predict", len(paths), bar=not sys.stdout.isatty(), every_seconds=10) as progress:
         for good, images, messages in read_images(paths, predictor.preprocessing, predictor.batch_size):

@@ -1,1 +1,1 @@
-"""A model's mistakes, and its input images."""
+"""A model's mistakes, its input images, and the paper's pictures of it (`python -m vit_jax.analysis`)."""

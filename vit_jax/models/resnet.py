@@ -37,6 +37,7 @@ ROOT_WIDTH = 64  # at width factor 1
 EXPANSION = 4  # width of a unit's output over that of its 3x3 convolution
 REMATS = ("none", "full")
 ROOT_PADDINGS = ("zeros", "lowest")
+HYBRID_EPSILONS = {"std_epsilon": 1e-5}  # of `standardize_kernel`
 
 
 def standardize_kernel(kernel: jax.Array, *, std_epsilon: float = 0.0, variance_epsilon: float = 0.0) -> jax.Array:
@@ -286,7 +287,7 @@ def _hybrid_layers(dtype: DTypeLike, param_dtype: DTypeLike) -> tuple[Any, Any]:
     """Group normalisation and convolution with the hybrids' constants."""
     dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
     norm = functools.partial(nn.GroupNorm, num_groups=32, epsilon=1e-6, use_fast_variance=False, **dtypes)
-    return norm, functools.partial(StdConv, epsilons={"std_epsilon": 1e-5}, **dtypes)
+    return norm, functools.partial(StdConv, epsilons=HYBRID_EPSILONS, **dtypes)
 
 
 def hybrid_feature_map(
