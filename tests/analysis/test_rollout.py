@@ -69,7 +69,7 @@ def pooled(pool, rollout, weights, encoded):
 
 @pytest.mark.parametrize("pool", ["cls", "gap", "map"])
 def test_mask_of_each_kind_of_representation(pool):
-    weights = make_weights(pool=pool)
+    weights = make_weights(pool=pool, num_layers=2 if pool == "cls" else 1)
     pixels = make_pixels(3, 8, 12)
     found = rollout_model(weights, batch_size=2)(pixels)  # the second batch is padded
     attention, out = attention_of(weights, pixels)

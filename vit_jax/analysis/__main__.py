@@ -56,8 +56,9 @@ PICTURES = {
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; returns the exit status."""
-    options = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(prog="python -m vit_jax.analysis", description=__doc__, **options)
+    parser = argparse.ArgumentParser(
+        prog="python -m vit_jax.analysis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     subparsers = parser.add_subparsers(dest="picture", required=True, metavar="PICTURE")
     for name, picture in PICTURES.items():
         subparser = subparsers.add_parser(name, help=picture.help, description=f"Draws the {picture.help}.")

@@ -134,6 +134,6 @@ def pooling_weights(model: VisionTransformer, params: dict[str, Any], encoded: j
         return jnp.full((batch, num_tokens), 1 / num_tokens)
     head = params["MAPHead_0"]
     probe = jnp.broadcast_to(head["probe"].astype(encoded.dtype), (batch, *head["probe"].shape[1:]))
-    attention = MultiHeadDotProductAttention(model.num_heads, return_weights=True, dtype=model.dtype)
+    attention: Any = MultiHeadDotProductAttention(model.num_heads, return_weights=True, dtype=model.dtype)
     _, weights = attention.apply({"params": head["MultiHeadDotProductAttention_0"]}, probe, encoded)
     return weights.astype(jnp.float32).mean(axis=1)[:, 0]

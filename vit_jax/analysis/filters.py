@@ -4,6 +4,7 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING
 
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.analysis.attention_model import load_transformer
@@ -33,7 +34,8 @@ def embedding_filters(weights: Weights | str | pathlib.Path) -> np.ndarray:
     """
     arrays = load_transformer(weights, "patch embedding").arrays
     if "conv_root/kernel" in arrays:
-        return np.asarray(standardize_kernel(arrays["conv_root/kernel"].astype(np.float32), **HYBRID_EPSILONS))
+        kernel = jnp.asarray(arrays["conv_root/kernel"], jnp.float32)
+        return np.asarray(standardize_kernel(kernel, **HYBRID_EPSILONS))
     return arrays["embedding/kernel"].astype(np.float32)
 
 

@@ -155,7 +155,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--per_picture must be at least 1, got {args.per_picture}.")
     files, weights = ImageFiles(args), load_weights(args.weights, args.model)
     model = rollout_model(weights, **model_options(args, files))
-    output, page, number = pathlib.Path(args.output), [], 1
+    output, number = pathlib.Path(args.output), 1
+    page: list[tuple[str, np.ndarray]] = []
 
     def write() -> None:
         nonlocal page, number
