@@ -243,6 +243,9 @@ def test_missing_data_set_says_how_to_prepare_it(tmp_path, run_main):
         ([TINY, "--config.data=None"], "data is a group of fields and cannot be None"),
         ([TINY, "--config.optimiser.name=sgd"], "unknown config field 'optimiser'. Did you mean 'optimizer'?"),
         ([TINY, "--config.batch_size=many"], "batch_size=many"),
+        ([TINY, "--config.optimizer.lr=1"], "unknown config field 'optimizer.lr'. Did you mean 'optimizer.b"),
+        ([TINY, "--config.model.patch_size=4"], "unknown config field 'model.patch_size'. Did you mean 'model."),
+        ([TINY, "--config.xyzzy.name=4"], "unknown config field 'xyzzy'."),
         ([TINY, "--config.model.name=ViT-Ti4"], "Did you mean 'ViT-Ti/14'"),
         ([TINY, "--lost_after_seconds=nan"], "--lost_after_seconds must be at least 1 and at most 1,000,000, got nan"),
         (

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from vit_jax.config import set_length
+from vit_jax.config import base_config, flatten, set_length
 from vit_jax.console import run_command
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, unknown_name
 
 _CLEAR = re.compile(r"--config\.([\w.]+)=None")
 _HELP = ("--help", "-help", "-h", "--helpshort", "-?")
@@ -74,8 +74,21 @@ def _parse(argv: Sequence[str], config: flags.FlagHolder[ConfigDict], check: Cal
         set_length(config.value, config_flags.get_override_values(flags.FLAGS[config.name]).keys() - set(cleared))
         check()
         return positional
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError) as error:
+        raise SystemExit(report(_unknown_field(error, argv))) from error
+    except (flags.Error, TypeError, ValueError, OSError) as error:
         raise SystemExit(report(error)) from error
+
+
+def _unknown_field(error: AttributeError | KeyError, argv: Sequence[str]) -> Exception:
+    """Makes a clear error if ml_collections names a field that it does not know, and nothing else."""
+    name = str(error.args[0] if error.args else "").strip("'\"")
+    for each in argv:
+        if re.fullmatch(r"\w+", name) and (match := re.match(rf"--config\.((?:\w+\.)*{name})[.=]", each)):
+            known, group = flatten(base_config().to_dict()), match[1].rpartition(".")[0]
+            beside = [field for field in known if field.startswith(f"{group}.")]
+            return unknown_name("config field", match[1], beside or known)
+    return error
 
 
 def _help() -> str:
