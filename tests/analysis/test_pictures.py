@@ -112,6 +112,18 @@ def test_some_of_many_images_are_spread_evenly(places, monkeypatch):
     assert drawn == ["0.png", "3.png", "6.png"]
 
 
+def test_an_image_that_vanishes_meanwhile_is_an_error(places, monkeypatch, capsys):
+    class Vanishing(Masks):
+        def __call__(self, images):
+            (places / "images" / "0.png").unlink(missing_ok=True)
+            return super().__call__(images)
+
+    monkeypatch.setattr(rollout, "rollout_model", lambda weights, **_: Vanishing())
+    assert main(["rollout", "--weights=vit.npz", "images"]) == 1
+    assert "cannot read images/0.png any more" in capsys.readouterr().err
+    assert not (places / "rollout.png").exists()
+
+
 class Masks:
     """Stands for a compiled model."""
 
@@ -136,6 +148,7 @@ class Masks:
         ("rollout --weights=vit.npz images --image_size=9", "9x9 is not divisible by the patch size 4"),
         ("rollout --weights=vit.npz images --image_size=8x", "or HEIGHTxWIDTH such as 224x336, got '8x'"),
         ("rollout --weights=vit.npz images --image_size=99999", "at least 1 and at most 16,384"),
+        ("rollout --weights=vit.npz images --image_size=1024x2048", "Use a smaller image size"),
         ("rollout --weights=relative.npz images --image_size=16", "relative embeddings of offsets in raster order"),
         ("rollout --weights=vit.npz images --batch_size=0", "--batch_size must be at least 1, got 0"),
         ("rollout --weights=vit.npz images --per_picture=0", "--per_picture must be at least 1, got 0"),

@@ -134,3 +134,4 @@ def test_drawn_images_have_their_own_proportions_and_show_what_the_model_sees():
     assert (seen[:, 0] == 0).all()
     assert (seen[:, -1] == 255).all()
     assert seen_part(image, dataclasses.replace(square, resize="none")) is image
+    assert seen_part(make_pixels(1, 5000), dataclasses.replace(crop, image_size=(1, 1))).shape == (1, 1, 3)

@@ -436,8 +436,8 @@ MUTATIONS = [
     ),
     Mutation(
         "vit_jax/predict.py",
-        "not_opened = unreadable = len(found.errors) + len(photos)",
-        "not_opened = unreadable = len(found.errors)",
+        "return len(found.errors) + len(photos)",
+        "return len(found.errors)",
         "tests/test_predict.py::test_skipped_files_of_a_folder_are_reported",
         "photos of unsupported formats count as unreadable",
     ),

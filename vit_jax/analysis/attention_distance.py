@@ -25,16 +25,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def patch_distances(grid: tuple[int, int], pixels_per_token: int) -> np.ndarray:
+def patch_distances(grid: tuple[int, int], pixels_per_token: int) -> jax.Array:
     """Euclidean distances between the centres of the patches, in pixels, float32 `[num_patches, num_patches]`.
 
     Args:
       grid: rows and columns of patches.
       pixels_per_token: side of the square of pixels that a token covers.
     """
-    positions = np.indices(grid).reshape(2, -1).T
-    offsets = positions[:, None] - positions
-    return (pixels_per_token * np.sqrt((offsets**2).sum(axis=-1))).astype(np.float32)
+    y, x = pixels_per_token * jnp.indices(grid, jnp.float32).reshape(2, -1)
+    return jnp.hypot(y[:, None] - y, x[:, None] - x)
 
 
 def attention_distance(

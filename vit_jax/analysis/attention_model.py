@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import sharding
+from vit_jax.console import format_bytes
 from vit_jax.errors import UserError
 from vit_jax.models.attention import MultiHeadDotProductAttention
 from vit_jax.models.vit import VisionTransformer
@@ -19,7 +20,8 @@ from vit_jax.weights import Weights, load
 # tokens in the representation, float32 `[batch, num_tokens]`, to an array `[batch, ...]`.
 Measure = Callable[[list[jax.Array], jax.Array], jax.Array]
 
-_LAYER_BYTES = 2**29  # attention weights of one layer for one batch
+# Attention weights of one layer: for a batch, which is made to fit, and for one image, which may not be split.
+_BATCH_BYTES, _IMAGE_BYTES = 2**29, 2**33
 
 
 def load_transformer(weights: Weights | str | pathlib.Path, what: str) -> Weights:
@@ -73,7 +75,8 @@ class AttentionModel:
           dtype: dtype of the model's computation.
 
         Raises:
-          UserError: the weights are of a ResNet or an axial model, or do not fit the image size.
+          UserError: the weights are of a ResNet or an axial model, or do not fit the image size, or the attention
+            weights of an image of this size are larger than 8 GiB.
         """
         weights = load_transformer(weights, "attention weights")
         model = weights.spec.create(dtype=dtype)
@@ -90,7 +93,15 @@ class AttentionModel:
 
         mesh = sharding.make_mesh()
         num_tokens = self.num_prefix_tokens + self.grid[0] * self.grid[1]
-        fitting = max(1, _LAYER_BYTES // (4 * model.num_heads * num_tokens**2))
+        image_bytes = 4 * model.num_heads * num_tokens**2
+        if image_bytes > _IMAGE_BYTES:
+            height, width = self.preprocessing.image_size
+            raise UserError(
+                f"images of {height}x{width} pixels are {num_tokens:,} tokens, and a layer's attention weights "
+                f"{format_bytes(image_bytes)} for each image; at most {format_bytes(_IMAGE_BYTES)} are computed. Use a "
+                "smaller image size."
+            )
+        fitting = max(1, _BATCH_BYTES // image_bytes)
         num_devices = mesh.devices.size
         self.batch_size = -(-min(batch_size, fitting * num_devices) // num_devices) * num_devices
         self._sharding = sharding.batch_sharding(mesh)

@@ -21,6 +21,7 @@ from vit_jax.analysis.picture_flags import (
     write_picture,
 )
 from vit_jax.console import show_name
+from vit_jax.data.transforms import ImageError
 from vit_jax.errors import UserError
 from vit_jax.weights import Preprocessing, Weights
 
@@ -138,7 +139,10 @@ def seen_part(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     sides = np.asarray(image.shape[:2] if preprocessing.resize == "square" else preprocessing.image_size)
     scale = np.clip(sides.max(), _SHORTEST, _LONGEST) / sides.max()
     height, width = np.maximum(1, np.rint(scale * sides).astype(int))
-    return preprocessing.at((int(height), int(width)))(image)
+    try:
+        return preprocessing.at((int(height), int(width)))(image)
+    except ImageError:  # so long that it would be too large at this size
+        return preprocessing(image)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--per_picture must be at least 1, got {args.per_picture}.")
     files, weights = ImageFiles(args), load_weights(args.weights, args.model)
     model = rollout_model(weights, **model_options(args, files))
-    output, number = pathlib.Path(args.output), 1
+    number = 1
     page: list[tuple[str, np.ndarray]] = []
 
     def write() -> None:
@@ -164,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
         names = [show_name(pathlib.Path(path).name)[-_NAME_LENGTH:] for path, _ in page]
         figure = draw_rollouts(images, [mask for _, mask in page], names)
         figure.suptitle(title_of(weights), fontsize=10, parse_math=False)
-        write_picture(output if number == 1 else output.with_stem(f"{output.stem}_{number}"), figure)
+        write_picture(args.output if number == 1 else f"{args.output[:-4]}_{number}.png", figure)
         page, number = [], number + 1
 
     for measured in files.measure(model, "rollout"):
