@@ -7,10 +7,12 @@ import pathlib
 import platform
 import re
 import sys
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.console import num_cpus
+from vit_jax.errors import UserError
 from vit_jax.files import write_atomically
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -52,10 +54,17 @@ def paper_config(run: str) -> Any:
 
 
 def insert_tables(page: pathlib.Path, tables: Mapping[str, str]) -> None:
-    """Puts each table between the marks `<!-- name -->` and `<!-- end of name -->` of a page."""
+    """Puts each table between the marks `<!-- name -->` and `<!-- end of name -->` of a page, indented like the mark.
+
+    Raises:
+      UserError: the page lacks the marks.
+    """
     text = page.read_text()
     for name, table in tables.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}"
+        place = re.search(rf"(?ms)^( *){re.escape(begin)}.*?{re.escape(end)}", text)
+        if place is None:
+            raise UserError(f"{page} has no lines {begin} and {end}.")
+        inserted = textwrap.indent(f"{begin}\n\n{table}\n\n{end}", place[1])
+        text = text[: place.start()] + inserted + text[place.end() :]
     page.write_text(text)
