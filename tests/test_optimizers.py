@@ -193,7 +193,7 @@ def test_scanned_layers_decay_like_unrolled_ones():
 
 @pytest.mark.parametrize(
     ("name", "first", "num_layers"), [("R50x1", "root_block", 16), ("R50+ViT-B/16", "conv_root", 12),
-                                      ("Axial-ViT-B/32", "embedding", 12)]
+                                      ("Axial-ViT-B/32", "embedding", 12), ("AxialResNet-26", "conv_root", 8)]
 )  # fmt: skip
 def test_every_model_has_its_layers(name, first, num_layers):
     model = create_model(name, num_classes=2)
@@ -294,6 +294,7 @@ def test_muon_takes_the_kernels_of_layers_as_matrices_and_leaves_the_rest_to_ada
         ("R50+ViT-B/16", {}, 123),
         ("R50x1", {}, 52),
         ("Axial-ViT-B/32", {}, 144),
+        ("AxialResNet-26", {}, 36),
     ],
 )
 def test_muon_knows_the_matrices_of_every_model(name, attributes, matrices):

@@ -343,7 +343,7 @@ class Checkpoints:
                 f"the checkpoint of step {step} in {self._directory} is of another model, optimizer, rng or "
                 f"polyak_decay; {len(differing)} arrays differ, such as {differing[0]}: "
                 f"{saved.get(differing[0], 'absent')} saved, {wanted.get(differing[0], 'absent')} expected. Use the "
-                "config it was written with, or another --workdir."
+                "config and the version of vit_jax that wrote it, or another --workdir."
             )
         tree = _read_tree(self._directory / str(step), jax.tree.map(ocp.tree.to_shape_dtype_struct, like))
         return tree, extra, prints

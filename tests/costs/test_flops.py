@@ -110,7 +110,7 @@ FROZEN = [
     ("ViT-Ti/16", 32, {**_TWO, "position_embedding_at": "every_layer"}, ("encoderblock_1/posembed",)),
     ("R26+S/32", 32, {"num_layers": 1, "resnet": (1, 2)}, ("conv_proj|unit2/conv2",)),
     ("R26x1", 32, {"stages": (1, 1)}, ("gn1|conv_proj",)),
-    ("AxialResNet-26", 32, {"stages": (1, 1)}, ("block2/unit01/column/",)),
+    ("AxialResNet-26", 32, {"stages": (1, 1)}, ("block2/unit01/width_axis/",)),
     ("Axial-ViT-Ti/16", 32, {"num_layers": 1}, ("column/.*out/", "^head/")),
 ]  # fmt: skip
 
@@ -238,6 +238,41 @@ def test_table_6_where_it_differs():
             assert 0.997 < ratio < 1.021
 
 
+def test_axial_resnet_counts_its_attention_by_hand():
+    """ResNet-50 with every 3x3 convolution replaced; multiply-adds of a pixel, and of a pair of pixels of a line."""
+    total, channels = 112 * 112 * 7 * 7 * 3 * 64, 64
+    for stage, (units, width) in enumerate(zip((3, 4, 6, 3), (64, 128, 256, 512), strict=True)):
+        side = 56 // 2**stage
+        for unit in range(units):
+            stride = 2 if stage and unit == 0 else 1
+            if unit == 0:
+                total += side**2 * channels * 4 * width  # the projection
+            full = (side * stride) ** 2  # pixels that attention sees
+            total += full * channels * width + side**2 * width * 4 * width
+            # Two lines: queries, keys and values; three products of half the width, and two of the width.
+            total += 2 * full * (2 * width**2 + side * stride * (3 * width // 2 + 2 * width))
+            channels = 4 * width
+    model = create_model("AxialResNet-50", num_classes=0)
+    assert flops.forward_flops(model, 224) == 2 * total
+    # Weights and scales of a unit's attention by hand: 64 wide, 56 positions, 8 heads of 8.
+    axis = 64 * 128 + 2 * 128 + 2 * 64 + (2 * 56 - 1) * 2 * 8
+    assert flops.parameter_count(model.clone(stages=(1,)), 224) == (
+        7 * 7 * 3 * 64 + 128 + 64 * 64 + 128 + 2 * axis + 2 * (64 * 256 + 512)
+    )
+
+
+def test_figure_13_has_axial_models_beside_their_counterparts():
+    rows = {name: rest for name, *rest in flops.figure13()}
+    assert {name: paper for name, (paper, _, _) in rows.items() if paper} == {
+        "ViT-B/32": 55,
+        "ViT-B/16": 224,
+        "R50x1": 50,
+    }
+    # Two layers for one, with half the attention's products or fewer.
+    assert 1.9 < rows["Axial-ViT-B/16"][2] < rows["Axial-ViT-B/32"][2] < 2
+    assert 0.98 < rows["AxialResNet-50"][2] < 1
+
+
 @pytest.mark.parametrize("name", ["R50x1", "R50x2", "R101x1", "R152x1", "R152x2", "R200x3"])
 def test_table_6_leaves_padding_out_of_resnets(name):
     rows = [row for row in tables.TABLE_6 if row.model == name]
@@ -315,7 +350,7 @@ def test_published_tables_agree_on_common_numbers():
 
 
 def test_command_prints_tables(capsys):
-    assert flops.main(["ViT-B/1*", "R50x1", "--image_size=64x96", "--parts", "--table6"]) == 0
+    assert flops.main(["ViT-B/1*", "R50x1", "--image_size=64x96", "--parts", "--table6", "--figure13"]) == 0
     text = capsys.readouterr().out
     assert "images of 64 x 96" in text
     assert "do not tile such images: ViT-B/14" in text
@@ -323,6 +358,7 @@ def test_command_prints_tables(capsys):
     assert line.split()[:3] == ["R50x1", "25,549,352", "23,500,352"]
     assert "attention products" in text
     assert any(line.split() == ["ViT-L/16", "7", "783", "783.3", "1.000"] for line in text.splitlines())
+    assert any(line.split() == ["AxialResNet-50", "-", "51.5", "0.99"] for line in text.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def make_array(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return uniform(name, shape, mean=1.0, std=0.2)
     if leaf in ("bias", "beta"):
         return uniform(name, shape, std=0.2)
-    if leaf in ("cls", "probe", "pos_embedding"):
+    if leaf in ("cls", "probe", "pos_embedding", "relative_embedding"):
         return uniform(name, shape, std=0.5)
     assert leaf == "kernel", name
     # Those of query, key and value are [width, heads, head_dim].

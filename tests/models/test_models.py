@@ -7,8 +7,9 @@ import pytest
 from tests.models.tiny import param_shapes
 from vit_jax.errors import UserError
 from vit_jax.models import create_model, list_models
-from vit_jax.models.axial import AxialUnit, AxialVisionTransformer
-from vit_jax.models.resnet import BitResNet, BitUnit
+from vit_jax.models.axial import AxialVisionTransformer
+from vit_jax.models.axial_resnet import AxialResNet
+from vit_jax.models.resnet import BitResNet
 from vit_jax.models.vit import VisionTransformer
 
 SIZES = ("Ti", "S", "b", "B", "L", "H")
@@ -133,7 +134,7 @@ def test_hybrids_cut_single_positions_but_for_r_ti_which_has_no_stages():
 def test_depth_in_the_name_of_a_resnet_counts_its_convolutions_and_head(depth, stages):
     model = make(f"R{depth}x2")
     assert isinstance(model, BitResNet)
-    assert (model.stages, model.width_factor, model.unit_type) == (stages, 2, BitUnit)
+    assert (model.stages, model.width_factor) == (stages, 2)
     assert depth == 3 * sum(stages) + 2
 
 
@@ -147,7 +148,8 @@ def test_axial_models_match_their_names():
     assert make("Axial-ViT-B/32").patch_size == 32
     assert make("Axial-ViT-S/8").hidden_dim == 384
     resnet = make("AxialResNet-50")
-    assert (resnet.stages, resnet.unit_type, resnet.width_factor) == ((3, 4, 6, 3), AxialUnit, 1)
+    assert isinstance(resnet, AxialResNet)
+    assert (resnet.stages, resnet.width_factor) == ((3, 4, 6, 3), 1)
 
 
 def test_attributes_override_those_of_the_name():

@@ -7,6 +7,7 @@ RESNET, TEST_RESNET = "vit_jax/models/resnet.py", "tests/models/test_resnet.py"
 ATTENTION, TEST_ATTENTION = "vit_jax/models/attention.py", "tests/models/test_attention.py"
 POSITIONS, TEST_POSITIONS = "vit_jax/models/position_embeddings.py", "tests/models/test_position_embeddings.py"
 AXIAL, TEST_AXIAL = "vit_jax/models/axial.py", "tests/models/test_axial.py"
+AXIAL_RESNET, TEST_AXIAL_RESNET = "vit_jax/models/axial_resnet.py", "tests/models/test_axial_resnet.py"
 
 MUTATIONS = [
     Mutation(
@@ -220,10 +221,24 @@ MUTATIONS = [
         "the second axial layer attends within columns (appendix D.6)",
     ),
     Mutation(
-        AXIAL,
-        "relative=True,",
-        "relative=False,",
-        f"{TEST_AXIAL}::test_axial_unit_has_an_embedding_of_each_offset_in_a_row_and_in_a_column",
-        "AxialResNet's attention has relative positions",
+        AXIAL_RESNET,
+        'product("bphd,opd->bhop", key, relative_key)',
+        'product("bohd,opd->bhop", key, relative_key)',
+        f"{TEST_AXIAL_RESNET}::test_attention_is_equation_3_of_axial_deeplab",
+        "each key adds its own position's term to the logits (Wang et al., 2020, equation 3)",
+    ),
+    Mutation(
+        AXIAL_RESNET,
+        "position[None, :] - position[:, None]",
+        "position[:, None] - position[None, :]",
+        f"{TEST_AXIAL_RESNET}::test_each_relative_embedding_matters_and_is_of_the_offset_from_query_to_key",
+        "offsets of AxialResNet are from query to key",
+    ),
+    Mutation(
+        AXIAL_RESNET,
+        'along_columns(PositionSensitiveAttention(name="height_axis", **dtypes), x)',
+        'along_rows(PositionSensitiveAttention(name="height_axis", **dtypes), x)',
+        f"{TEST_AXIAL_RESNET}::test_axial_unit_normalises_after_each_product_and_attends_along_the_height_first",
+        "AxialResNet's first attention joins the positions of a column",
     ),
 ]

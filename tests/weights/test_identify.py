@@ -55,9 +55,18 @@ def test_a_bit_resnet_is_identified_but_not_its_image_size(name):
     assert identify(shapes_of(name, 10, (224, 224))) == ModelSpec(name, 10)
 
 
-def test_an_axial_resnet_is_identified_with_its_image_size():
-    spec = identify(shapes_of("AxialResNet-50", 10, (64, 96)))
-    assert (spec.name, spec.image_size) == ("AxialResNet-50", (64, 96))
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("AxialResNet-50", {}), ("AxialResNet-26", {}), ("AxialResNet-50", {"stages": (1, 2), "width_factor": 2})],
+)
+def test_an_axial_resnet_is_identified_with_its_image_size(name, overrides):
+    spec = identify(shapes_of(name, 10, (64, 96), **overrides))
+    assert spec == ModelSpec(name, 10, overrides, (64, 96))
+
+
+def test_an_axial_resnet_whose_root_has_another_width_is_refused():
+    shapes = shapes_of("AxialResNet-26", stages=(1,))
+    refuses(shapes | {"conv_root/kernel": (7, 7, 3, 65)}, "root is 65 wide; it must be a multiple of 64")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +228,7 @@ def test_differences_have_the_files_own_names():
 )
 def test_shapes_that_are_not_models_are_user_errors(attributes):
     shapes = shapes_of(**attributes) if "stages" in attributes else tiny(**attributes | {"num_layers": 1})
-    telling = r"embedding|conv_root|conv3/kernel|query/bias|Dense_0/bias|head/kernel"
+    telling = r"embedding|conv_root|conv3/kernel|query/bias|Dense_0/bias|qkv/kernel|head/kernel"
     for name in [name for name in shapes if re.search(telling, name)]:
         for shape in ((), (0,), None):
             broken = {**shapes, name: shape}

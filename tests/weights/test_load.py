@@ -8,6 +8,7 @@ import shutil
 import threading
 import types
 
+import flax.traverse_util
 import ml_dtypes
 import numpy as np
 import pytest
@@ -345,6 +346,29 @@ def test_a_file_that_its_description_does_not_fit_is_refused_with_the_descriptio
     path = save(make_weights(), tmp_path / "weights.npz")
     save_plain(path, make_weights(num_classes=7).arrays)  # by another program, which does not know of the description
     refuses([r"head/kernel: \(16, 7\).*\(16, 5\)", "weights.npz.json"], path)
+
+
+def arrays_of_the_former_axial_resnet():
+    """Some arrays of an earlier version's model: BiT's units, with ViT's attention for their 3x3 convolutions."""
+    arrays = {"root_block/conv_root/kernel": np.zeros((7, 7, 3, 64), np.float32)}
+    for axis in ("row", "column"):
+        for name, shape in (("query/kernel", (64, 8, 8)), ("relative_embedding", (3, 8, 8))):
+            arrays[f"block1/unit01/{axis}/{name}"] = np.zeros(shape, np.float32)
+    return arrays | {"head/kernel": np.zeros((256, 5), np.float32), "head/bias": np.zeros(5, np.float32)}
+
+
+@pytest.mark.parametrize("description", [{}, {"model": "AxialResNet-26", "overrides": {"root_padding": "zeros"}}])
+def test_an_axial_resnet_of_an_earlier_version_is_refused_whatever_describes_it(description, tmp_path):
+    path = save_plain(tmp_path / "former.npz", arrays_of_the_former_axial_resnet())
+    if description:
+        (tmp_path / "former.npz.json").write_text(json.dumps(description | {"num_classes": 5, "preprocessing": {}}))
+    refuses(r"AxialResNet is of an earlier version.*Use the version that trained it, or train it again\.$", path)
+
+
+def test_an_axial_resnet_of_an_earlier_version_in_memory_is_refused():
+    params = flax.traverse_util.unflatten_dict(arrays_of_the_former_axial_resnet(), sep="/")
+    with pytest.raises(UserError, match="AxialResNet is of an earlier version"):
+        from_params("AxialResNet-26", params, image_size=8, stages=(1,))
 
 
 def test_a_truncated_npz_is_reported(tmp_path):

@@ -214,8 +214,8 @@ def test_relative_embeddings_along_one_axis_are_interpolated():
     weights = weights_of(size=(32, 32), name="AxialResNet-26", stages=(1,))
     model = weights.spec.create()
     params, report = transfer(weights, model, (32, 48))
-    name = "block1/unit01/row/relative_embedding"  # of offsets within a row: as many as there are columns
-    expected = scipy.ndimage.zoom(weights.arrays[name], (23 / 15, 1, 1), order=1)
+    name = "block1/unit01/width_axis/relative_embedding"  # of offsets within a row: as many as there are columns
+    expected = scipy.ndimage.zoom(weights.arrays[name], (23 / 15, 1), order=1)
     np.testing.assert_allclose(flat(params)[name], expected, atol=1e-6)
     assert [each[0] for each in report.resized] == [name]
     check_report(report, weights, params)

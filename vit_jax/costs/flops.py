@@ -3,7 +3,7 @@
     python -m vit_jax.costs.flops ViT-L/16 R50x1                  # parameters, and FLOPs for an image
     python -m vit_jax.costs.flops "ViT-B/*" --image_size=384      # patterns; another resolution
     python -m vit_jax.costs.flops R50+ViT-B/16 --parts            # by part
-    python -m vit_jax.costs.flops --table6                        # beside the paper's exaFLOPs
+    python -m vit_jax.costs.flops --table6 --figure13             # beside the paper's exaFLOPs
 
 The model is traced, not compiled, and no device is used: each product in the trace counts by its formula. A ResNet
 takes up to 3 seconds. Products with embeddings of relative positions are among the attention products.
@@ -230,17 +230,35 @@ def parameter_count(model: nn.Module, image_size: int | tuple[int, int]) -> int:
     return sum(_sizes(model, image_size).values())
 
 
+def pre_training_exaflops(name: str, epochs: int) -> float:
+    """Counts the exaFLOPs of pre-training a model on JFT-300M, without the head."""
+    model = create_model(name, num_classes=0)
+    return train_exaflops(model, tables.PRE_TRAINING_SIZE, tables.JFT_IMAGES * epochs)
+
+
 def table6() -> list[tuple[tables.JftScaling, float]]:
     """Each row of the paper's table 6, with the exaFLOPs by formula."""
-    return [
-        (
-            row,
-            train_exaflops(
-                create_model(row.model, num_classes=0), tables.PRE_TRAINING_SIZE, tables.JFT_IMAGES * row.epochs
-            ),
-        )
-        for row in tables.TABLE_6
-    ]
+    return [(row, pre_training_exaflops(row.model, row.epochs)) for row in tables.TABLE_6]
+
+
+def figure13(epochs: int = 7) -> list[tuple[str, float | None, float, float]]:
+    """Compares the models of the paper's figure 13, of which it prints no numbers.
+
+    Args:
+      epochs: of JFT-300M. The paper does not say how many; 7 are those of the same models in table 6.
+
+    Returns:
+      For each model: its name, its exaFLOPs in table 6 or None, those by formula, and the formula's divided by those of
+      the counterpart without axial attention.
+    """
+    published = {row.model: row.exaflops for row in tables.TABLE_6 if row.epochs == epochs}
+    rows: list[tuple[str, float | None, float, float]] = []
+    for axial, plain in tables.FIGURE_13_COUNTERPARTS.items():
+        reference = pre_training_exaflops(plain, epochs)
+        for name in (plain, axial):
+            ours = pre_training_exaflops(name, epochs)
+            rows.append((name, published.get(name), ours, ours / reference))
+    return rows
 
 
 def parts_table(model: nn.Module, image_size: int | tuple[int, int]) -> str:
@@ -274,6 +292,15 @@ def table6_table() -> str:
         for row, ours in table6()
     ]
     return format_table(("model", "epochs", "paper", "formula", "ratio"), rows, markdown=False)
+
+
+def figure13_table() -> str:
+    """The models of figure 13, in a table."""
+    rows = [
+        (name, "-" if paper is None else f"{paper:,}", f"{ours:,.1f}", f"{ratio:.2f}")
+        for name, paper, ours, ratio in figure13()
+    ]
+    return format_table(("model", "table 6", "formula", "to counterpart"), rows, markdown=False)
 
 
 def matching_models(patterns: Sequence[str], image_size: int | tuple[int, int]) -> tuple[list[str], list[str]]:
@@ -328,11 +355,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num_classes", type=int, default=1000, help="width of the head (default: 1000); 0 for none")
     parser.add_argument("--parts", action="store_true", help="a table of the parts of each model")
     parser.add_argument("--table6", action="store_true", help="compare with the paper's pre-training exaFLOPs")
+    parser.add_argument("--figure13", action="store_true", help="the axial models' exaFLOPs beside their counterparts'")
     arguments = parser.parse_args(argv)
     if arguments.num_classes < 0:
         parser.error(f"--num_classes={arguments.num_classes} is less than 0")
-    if not arguments.models and not arguments.table6:
-        parser.error('name a model, a pattern such as "ViT-*", or --table6')
+    if not (arguments.models or arguments.table6 or arguments.figure13):
+        parser.error('name a model, a pattern such as "ViT-*", --table6 or --figure13')
     try:
         size, num_classes = arguments.image_size, arguments.num_classes
         names, left_out = matching_models(arguments.models, size)
@@ -348,6 +376,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sections += [f"{name}\n" + parts_table(create_model(name, num_classes=num_classes), size) for name in names]
         if arguments.table6:
             sections.append("exaFLOPs of pre-training on JFT-300M (table 6)\n" + table6_table())
+        if arguments.figure13:
+            sections.append("exaFLOPs of 7 epochs of JFT-300M (the models of figure 13)\n" + figure13_table())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -11,12 +11,18 @@ from typing import Any
 import flax.linen as nn
 
 from vit_jax.errors import unknown_name
-from vit_jax.models.axial import axial_names, create_axial
+from vit_jax.models.axial import axial_vit_names, create_axial_vit
+from vit_jax.models.axial_resnet import axial_resnet_names, create_axial_resnet
 from vit_jax.models.resnet import create_resnet, resnet_names
 from vit_jax.models.variants import create_vit, vit_names
 
 # For each family, the function that lists its names and the one that makes a model, or None for others' names.
-_FAMILIES = ((vit_names, create_vit), (resnet_names, create_resnet), (axial_names, create_axial))
+_FAMILIES = (
+    (vit_names, create_vit),
+    (resnet_names, create_resnet),
+    (axial_vit_names, create_axial_vit),
+    (axial_resnet_names, create_axial_resnet),
+)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -32,7 +38,7 @@ def create_model(name: str, *, num_classes: int, **overrides: Any) -> nn.Module:
 
     Args:
       name: such as "ViT-B/16" (the size, and the side of the patches in pixels), "R50+ViT-B/16" (hybrid; the total
-        down-sampling), "R152x4" (BiT ResNet; depth and width factor) or "Axial-ViT-B/16".
+        down-sampling), "R152x4" (BiT ResNet; depth and width factor), "Axial-ViT-B/16" or "AxialResNet-50".
       num_classes: width of the logits; 0 leaves the head out.
       **overrides: attributes of the module, such as `pool="gap"` or `num_layers=6`.
 

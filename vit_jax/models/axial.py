@@ -1,12 +1,10 @@
-"""Axial attention models (appendix D.6): attention along rows, then along columns, instead of over all tokens.
+"""Axial-ViT (appendix D.6): attention along rows, then along columns, instead of over all tokens.
 
 `AxialVisionTransformer` has two Transformer layers where ViT has one: the first attends within each row of patches, the
-second within each column. `AxialUnit` builds a ResNet from it: a bottleneck unit whose 3x3 convolution is attention
-along rows and then columns, with relative positions (Wang et al., 2020).
+second within each column. The paper's other axial model is in `axial_resnet.py`.
 """
 
 import dataclasses
-import functools
 import re
 from typing import Any
 
@@ -15,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from vit_jax.models import attention, resnet
-from vit_jax.models.attention import MultiHeadDotProductAttention
+from vit_jax.models import attention
 from vit_jax.models.layers import (
     LAYER_NORM_EPSILON,
     REMAT_POLICIES,
@@ -156,69 +153,15 @@ class AxialVisionTransformer(nn.Module):
         return x.astype(jnp.float32), out
 
 
-class AxialUnit(nn.Module):
-    """A BiT unit whose 3x3 convolution is attention within rows and then within columns.
-
-    Both have relative positions: an embedding of each offset between a query and a key (appendix D.4). If the unit
-    reduces the resolution, attention works at the full resolution, and 2x2 averages follow, as in Wang et al., 2020.
-
-    Attributes:
-      width: width of the attention; the output is four times as wide.
-      stride: 1 or 2.
-      num_heads: number of attention heads.
-      dtype, param_dtype: dtypes of the computation and of the parameters.
-    """
-
-    width: int
-    stride: int = 1
-    num_heads: int = 8
-    dtype: DTypeLike = "float32"
-    param_dtype: DTypeLike = "float32"
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[batch, height, width, channels]` to `[batch, height / stride, width / stride, 4 * self.width]`."""
-        norm, conv = resnet.bit_layers(self.dtype, self.param_dtype)
-        attend = functools.partial(
-            MultiHeadDotProductAttention,
-            self.num_heads,
-            relative=True,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        residual = x
-        x = nn.relu(norm(name="gn1")(x))
-        if residual.shape[-1] != resnet.EXPANSION * self.width or self.stride != 1:
-            residual = conv(resnet.EXPANSION * self.width, 1, stride=self.stride, padding=0, name="conv_proj")(x)
-        x = conv(self.width, 1, padding=0, name="conv1")(x)
-        x = nn.relu(norm(name="gn2")(x))
-        row, column = attend(name="row"), attend(name="column")
-        x = along_rows(lambda tokens: row(tokens)[0], x)
-        x = along_columns(lambda tokens: column(tokens)[0], x)
-        if self.stride != 1:
-            # As many rows and columns as the projection leaves: odd sizes are rounded up.
-            window = (self.stride, self.stride)
-            x = nn.avg_pool(x, window, strides=window, padding="SAME", count_include_pad=False)
-        x = nn.relu(norm(name="gn3")(x))
-        x = conv(resnet.EXPANSION * self.width, 1, padding=0, name="conv3")(x)
-        return x + residual
-
-
-def axial_names() -> list[str]:
+def axial_vit_names() -> list[str]:
     """Names of this family's models; other sizes and patch sizes work too."""
-    return ["Axial-ViT-B/16", "Axial-ViT-B/32", "AxialResNet-50"]
+    return ["Axial-ViT-B/16", "Axial-ViT-B/32"]
 
 
-def create_axial(name: str, **attributes: Any) -> nn.Module | None:
-    """Makes the axial model with this name; None if the name is of another family."""
-    if match := re.fullmatch(r"Axial-ViT-(\w+)/([1-9]\d*)", name):
-        if match[1] not in VARIANTS:
-            return None
-        by_name = {"patch_size": int(match[2]), **dataclasses.asdict(VARIANTS[match[1]])}
-        return AxialVisionTransformer(**(by_name | attributes))
-    if match := re.fullmatch(r"AxialResNet-([1-9]\d*)", name):
-        if int(match[1]) not in resnet.UNITS_BY_DEPTH:
-            return None
-        by_name = {"stages": resnet.UNITS_BY_DEPTH[int(match[1])], "unit_type": AxialUnit}
-        return resnet.BitResNet(**(by_name | attributes))
-    return None
+def create_axial_vit(name: str, **attributes: Any) -> AxialVisionTransformer | None:
+    """Makes the Axial-ViT with this name; None if the name is of another family."""
+    match = re.fullmatch(r"Axial-ViT-(\w+)/([1-9]\d*)", name)
+    if not match or match[1] not in VARIANTS:
+        return None
+    by_name = {"patch_size": int(match[2]), **dataclasses.asdict(VARIANTS[match[1]])}
+    return AxialVisionTransformer(**(by_name | attributes))

@@ -162,7 +162,6 @@ class BitResNet(nn.Module):
       stages: number of units of each stage.
       width_factor: multiplies all widths.
       head_bias: initial value of the head's bias.
-      unit_type: the units of the stages: `BitUnit`, or a module with the same attributes.
       root_padding: padding of the root's max-pooling, "zeros" or "lowest"; see `BitRoot`.
       remat: "full" recomputes each unit's activations in the backward pass; "none" keeps them.
       dtype, param_dtype: dtypes of the computation and of the parameters; the logits are float32.
@@ -172,7 +171,6 @@ class BitResNet(nn.Module):
     stages: tuple[int, ...]
     width_factor: int = 1
     head_bias: float = 0.0
-    unit_type: type[nn.Module] = BitUnit
     root_padding: str = "zeros"
     remat: str = "none"
     dtype: DTypeLike = "float32"
@@ -203,7 +201,7 @@ class BitResNet(nn.Module):
         x = out["root"] = BitRoot(width, self.root_padding, name="root_block", **dtypes)(images.astype(self.dtype))
         for stage, num_units in enumerate(self.stages):
             x = out[f"block{stage + 1}"] = Stage(
-                self.unit_type,
+                BitUnit,
                 num_units,
                 width * 2**stage,
                 stride=1 if stage == 0 else 2,

@@ -261,6 +261,10 @@ TABLE_9_MEANS = {("ViT-H/14", "JFT-300M"): 77.6, ("ViT-L/16", "JFT-300M"): 76.3,
 # Figure 9 (appendix D.3): learning rates with which the class token and global average pooling work alike.
 FIGURE_9 = {"cls": 8e-4, "gap": 3e-4}
 
+# Figure 13 (appendix D.6): axial models and their counterparts. The paper prints no numbers of this plot; the exaFLOPs
+# of the models without axial attention are in table 6.
+FIGURE_13_COUNTERPARTS = {"Axial-ViT-B/32": "ViT-B/32", "Axial-ViT-B/16": "ViT-B/16", "AxialResNet-50": "R50x1"}
+
 # Appendix D.9: ObjectNet.
 OBJECTNET = {("ViT-H/14", "JFT-300M"): {"top-1": 61.7, "top-5": 82.1}}
 

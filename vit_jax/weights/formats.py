@@ -158,7 +158,7 @@ BIG_VISION_BIT = Format(
 AXIAL = Format(
     name="axial",
     description="vit_jax .npz of an axial model",
-    marks=(r".*/(row|column)/.*",),
+    marks=(r".*/(row|column|height_axis|width_axis)/.*",),
     rules=(_ALL_OTHERS_ARE_OURS,),
 )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -65,6 +66,8 @@ def identify(shapes: Shapes, *, image_size: tuple[int, int] | None = None) -> Mo
     try:
         if "root_block/conv_root/kernel" in shapes:
             return _identify_resnet(shapes)
+        if "block1/unit01/width_axis/relative_embedding" in shapes:
+            return _identify_axial_resnet(shapes)
         if "embedding/kernel" in shapes and any(name.startswith("Transformer/encoderblock_0/") for name in shapes):
             spec = _identify_vit(shapes)
         elif "embedding/kernel" in shapes and any(name.startswith("encoderblock_0/row/") for name in shapes):
@@ -183,23 +186,53 @@ def _image_size(shapes: Shapes, model: Any) -> tuple[int, int] | None:
     return grid and (grid[0] * model.pixels_per_token, grid[1] * model.pixels_per_token)
 
 
-def _identify_resnet(shapes: Shapes) -> ModelSpec:
+def _stages(shapes: Shapes) -> tuple[int, dict[str, Any]]:
+    """The depth of a ResNet, and its number of units in each stage if no depth has these."""
     units = _units(shapes)
-    width = shapes["root_block/conv_root/kernel"][-1]
     depth = next((depth for depth, known in UNITS_BY_DEPTH.items() if known == units), None)
-    overrides: dict[str, Any] = {} if depth else {"stages": units}
-    depth = depth or 50
-    if any("/row/" in name for name in shapes):
-        # Relative embeddings have the size of the first stage's feature map, a quarter of the image.
-        rows, columns = ((shapes[f"block1/unit01/{axis}/relative_embedding"][0] + 1) // 2 for axis in ("column", "row"))
-        if min(rows, columns) < 1:
-            raise UserError("a relative_embedding is empty: no model has it.")
-        return ModelSpec(f"AxialResNet-{depth}", _num_classes(shapes), overrides, (4 * rows, 4 * columns))
-    if width % ROOT_WIDTH or "block1/unit01/conv3/kernel" not in shapes:
-        raise UserError(f"the ResNet's root is {width} wide; BiT's are multiples of {ROOT_WIDTH}.")
-    if shapes["block1/unit01/conv3/kernel"][-1] != EXPANSION * width:
+    return (depth, {}) if depth else (50, {"stages": units})
+
+
+def _width_factor(width: int) -> int:
+    """The width factor of a ResNet whose root is so wide."""
+    if width < 1 or width % ROOT_WIDTH:
+        raise UserError(f"the ResNet's root is {width} wide; it must be a multiple of {ROOT_WIDTH}.")
+    return width // ROOT_WIDTH
+
+
+def _identify_resnet(shapes: Shapes) -> ModelSpec:
+    depth, overrides = _stages(shapes)
+    width = shapes["root_block/conv_root/kernel"][-1]
+    width_factor = _width_factor(width)
+    if shapes.get("block1/unit01/conv3/kernel", (0,))[-1] != EXPANSION * width:
         raise UserError("the ResNet does not have the bottleneck units of BiT.")
-    return ModelSpec(f"R{depth}x{width // ROOT_WIDTH}", _num_classes(shapes), overrides)
+    return ModelSpec(f"R{depth}x{width_factor}", _num_classes(shapes), overrides)
+
+
+def _identify_axial_resnet(shapes: Shapes) -> ModelSpec:
+    depth, overrides = _stages(shapes)
+    width_factor = _width_factor(shapes["conv_root/kernel"][-1])
+    if width_factor != 1:
+        overrides["width_factor"] = width_factor
+    # Relative embeddings have the size of the first stage's feature map, a quarter of the image.
+    axes = ("height_axis", "width_axis")
+    rows, columns = ((shapes[f"block1/unit01/{axis}/relative_embedding"][0] + 1) // 2 for axis in axes)
+    if min(rows, columns) < 1:
+        raise UserError("a relative_embedding is empty: no model has it.")
+    return ModelSpec(f"AxialResNet-{depth}", _num_classes(shapes), overrides, (4 * rows, 4 * columns))
+
+
+def check_version(names: Collection[str]) -> None:
+    """Raises `UserError` if the parameters are of a model that this version no longer has.
+
+    Args:
+      names: by our names.
+    """
+    if "root_block/conv_root/kernel" in names and any("/row/query/" in name for name in names):
+        raise UserError(
+            "this AxialResNet is of an earlier version of vit_jax, which had BiT's units and ViT's attention. This "
+            "version has the paper's, which has other parameters. Use the version that trained it, or train it again."
+        )
 
 
 def expected_shapes(spec: ModelSpec, image_size: tuple[int, int]) -> Shapes:

@@ -15,7 +15,15 @@ from vit_jax.weights.arrays import ArrayFile, DamagedFileError, check_finite, op
 from vit_jax.weights.download import fetch, is_remote
 from vit_jax.weights.formats import POSITIONS, find_format
 from vit_jax.weights.huggingface import model_file, read_facts
-from vit_jax.weights.identify import ModelSpec, Shapes, check_shapes, expected_shapes, identify, shapes_of
+from vit_jax.weights.identify import (
+    ModelSpec,
+    Shapes,
+    check_shapes,
+    check_version,
+    expected_shapes,
+    identify,
+    shapes_of,
+)
 from vit_jax.weights.mapping import Format
 from vit_jax.weights.model_weights import Facts, Weights, read_description
 from vit_jax.weights.preprocessing import Preprocessing
@@ -99,6 +107,7 @@ def _load_file(
     layout = find_format(outline)
     parameters = layout.parameters(outline)
     opened.check(parameters)
+    check_version(parameters.values())
     facts = _facts(path, opened, released)
     num_heads, notes = _num_heads(layout, {parameters[name]: opened.shapes[name] for name in parameters}, facts, model)
     shapes = shapes_of(layout.read(outline, num_heads=num_heads))

@@ -12,7 +12,7 @@ from vit_jax.errors import UserError
 from vit_jax.json_files import Fields
 from vit_jax.models.layers import stack_layers
 from vit_jax.weights.arrays import ArrayFile
-from vit_jax.weights.identify import ModelSpec, check_shapes, expected_shapes, shapes_of
+from vit_jax.weights.identify import ModelSpec, check_shapes, check_version, expected_shapes, shapes_of
 from vit_jax.weights.mapping import MAX_LAYERS, Arrays, unstack_arrays
 from vit_jax.weights.preprocessing import MAX_SIDE, Preprocessing
 
@@ -121,10 +121,11 @@ def from_params(
       **overrides: attributes of the model.
 
     Raises:
-      UserError: the parameters do not fit the model.
+      UserError: the parameters do not fit the model, or are of a model that this version no longer has.
     """
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     arrays = unstack_arrays({path: np.asarray(array) for path, array in flat.items()})
+    check_version(arrays)
     num_classes = arrays["head/kernel"].shape[-1] if "head/kernel" in arrays else 0
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     kept = {key: value for key, value in overrides.items() if key not in _COMPUTE_ATTRIBUTES}

@@ -150,7 +150,7 @@ def _resize(
         return interpolate_position_embedding(
             array, model.grid(*size), num_prefix_tokens=model.num_prefix_tokens, old_grid=old_grid
         )
-    is_raster = leaf == "relative_embedding" and "/row/" not in name and "/column/" not in name
+    is_raster = leaf == "relative_embedding" and "_axis/" not in name
     if is_raster and array.shape[1:] == shape[1:] and model.grid(*size) != old_model.grid(*old_size):
         raise UserError(
             f"{name}: relative embeddings of offsets in raster order mean other distances on another grid. Keep the "
