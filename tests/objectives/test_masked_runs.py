@@ -2,12 +2,14 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 
 from tests.data.test_sources import write_image
 from tests.test_train import quick_runs
 from vit_jax import predict
+from vit_jax.analysis import __main__ as analysis
 from vit_jax.config import base_config
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
@@ -109,6 +111,15 @@ def test_it_is_planned_by_formula(images):
 def test_predictions_of_the_run_are_refused(run, images, capsys):
     assert predict.main([f"--weights={run[0]}", str(images / "1.jpg")]) == 1
     assert "no head" in capsys.readouterr().err
+
+
+def test_predicted_patches_are_drawn(run, images, tmp_path, capsys):
+    picture = tmp_path / "masked.png"
+    arguments = [f"--output={picture}", "--max_images=2", str(images)]
+    assert analysis.main(["masked", f"--weights={run[0]}", *arguments]) == 0
+    assert cv2.imread(str(picture)).std() > 10
+    assert analysis.main(["masked", f"--weights={run[0]}", "--corruption_rate=1.5", *arguments]) == 1
+    assert "above 0 and at most 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

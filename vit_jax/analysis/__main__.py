@@ -4,6 +4,7 @@ r"""Draws the paper's pictures of a model.
     python -m vit_jax.analysis positions --weights=vit_l32_i21k                  # figure 7, centre; figure 10
     python -m vit_jax.analysis distance  --weights=vit_l16_i21k photos/          # figure 7, right; figure 11
     python -m vit_jax.analysis rollout   --weights=vit_l16_i21k cat.jpg dog.jpg  # figures 6 and 14
+    python -m vit_jax.analysis masked    --weights=runs/masked photos/           # masked patch prediction (B.1.2)
 
 The weights are those of any ViT or hybrid: a released name, a run's workdir, or a file. A subcommand writes one PNG,
 `filters.png` and so on, or --output. Unreadable images are reported and skipped; the exit status is then 1.
@@ -14,7 +15,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 
-from vit_jax.analysis import attention_distance, filters, position_similarity, rollout
+from vit_jax.analysis import attention_distance, filters, masked_predictions, position_similarity, rollout
 from vit_jax.analysis.picture_flags import check_output
 from vit_jax.console import print_any_text, run_command
 from vit_jax.errors import UserError
@@ -51,6 +52,11 @@ PICTURES = {
         attention_distance.run,
     ),
     "rollout": Picture("attention rollout over images (figures 6 and 14)", rollout.add_arguments, rollout.run),
+    "masked": Picture(
+        "prediction of corrupted patches (masked patch prediction, appendix B.1.2)",
+        masked_predictions.add_arguments,
+        masked_predictions.run,
+    ),
 }
 
 

@@ -42,9 +42,9 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
 
 
-def load_weights(place: str, model: str | None) -> Weights:
-    """Loads weights and prints their notes."""
-    weights = load(place, model=model)
+def load_weights(place: str, model: str | None, **options: Any) -> Weights:
+    """Loads weights and prints their notes; `options` are those of `vit_jax.weights.load`."""
+    weights = load(place, model=model, **options)
     for note in weights.notes:
         print(f"note: {note}", file=sys.stderr)
     return weights

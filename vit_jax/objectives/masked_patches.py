@@ -113,6 +113,17 @@ class MaskedPatches:
         return (colours * jnp.array([2 ** (2 * BITS), 2**BITS, 1])).sum(axis=-1)
 
 
+def target_of(num_outputs: int) -> str:
+    """Returns the target of which a head predicts `num_outputs` values for a patch."""
+    return {NUM_COLOURS: "mean_colour", NUM_COLOURS * _CELLS**2: "downsized"}.get(num_outputs, "pixels")
+
+
+def colour_of(classes: jax.Array) -> jax.Array:
+    """Returns the centres of the colours of `MaskedPatches.targets`, int32 `[..., 3]`, from 0 to 255."""
+    channels = jnp.stack([classes >> (2 * BITS), classes >> BITS, classes], axis=-1) % 2**BITS
+    return channels * 2 ** (8 - BITS) + 2 ** (7 - BITS)
+
+
 def patches_of(images: jax.Array, patch_size: int) -> jax.Array:
     """Cuts images `[batch, height, width, 3]` into patches `[batch, num_patches, 3 * patch_size**2]`, row by row."""
     count, height, width, channels = images.shape
