@@ -2,6 +2,7 @@
 
 from tests.mutations.mutation import Mutation
 
+MASKED, TEST_MASKED = "vit_jax/objectives/masked_patches.py", "tests/objectives/test_masked_patches.py"
 LOSSES, TEST_LOSSES = "vit_jax/objectives/losses.py", "tests/objectives/test_losses.py"
 MIXUP, TEST_MIXUP = "vit_jax/objectives/mixup.py", "tests/objectives/test_mixup.py"
 STEP, TEST_STEP = "vit_jax/train_step.py", "tests/test_train_step.py"
@@ -312,10 +313,59 @@ MUTATIONS = [
     ),
     Mutation(
         "vit_jax/experiment/build.py",
-        "num_classes=max(self.num_classes, self.train_source.num_classes or 0)",
+        "num_classes=self.num_classes if self.step.objective.needs_labels else None",
         "num_classes=self.num_classes",
         "tests/objectives/test_objective.py::test_loop_trains_an_objective_that_the_config_names",
         "an objective that needs no labels trains on any",
+    ),
+    Mutation(
+        MASKED,
+        "corrupted & (kind < MASKED_SHARE)",
+        "corrupted & (kind < MASKED_SHARE + REPLACED_SHARE)",
+        f"{TEST_MASKED}::test_the_same_share_of_every_image_is_corrupted_in_the_papers_three_ways",
+        "of the corrupted patches a tenth have another patch's embedding",
+    ),
+    Mutation(
+        MASKED,
+        "shape, 1, max(num_patches, 2))",
+        "shape, 0, max(num_patches, 2))",
+        f"{TEST_MASKED}::test_the_same_share_of_every_image_is_corrupted_in_the_papers_three_ways",
+        "another patch is not the patch itself",
+    ),
+    Mutation(
+        MASKED,
+        'weight = arrays["corrupted"] / arrays',
+        'weight = jnp.ones_like(arrays["corrupted"]) / arrays',
+        f"{TEST_MASKED}::test_losses_are_means_over_corrupted_patches",
+        "patches that are not corrupted have no loss",
+    ),
+    Mutation(
+        MASKED,
+        "readable.astype(jnp.float32)",
+        "jnp.ones(count)",
+        f"{TEST_MASKED}::test_images_that_cannot_be_read_do_not_count",
+        "unreadable images do not count where none has a label",
+    ),
+    Mutation(
+        "vit_jax/models/vit.py",
+        "[:, self.num_prefix_tokens :]",
+        "[:, :-1]",
+        f"{TEST_MASKED}::test_the_model_sees_the_mask_another_patch_or_the_patch_itself",
+        "patches are predicted from their own tokens",
+    ),
+    Mutation(
+        "vit_jax/weights/load.py",
+        "weights = weights.without_patch_head()",
+        "pass",
+        "tests/objectives/test_masked_runs.py::test_weights_of_the_run_have_no_head_and_fine_tune_like_any",
+        "a head that predicts patches is no classifier",
+    ),
+    Mutation(
+        "vit_jax/evaluators/objective_metrics.py",
+        'weight = examples.weight * batch["mask"]',
+        "weight = examples.weight",
+        "tests/objectives/test_masked_runs.py::test_a_folder_without_classes_trains_and_is_evaluated",
+        "padding does not count in an evaluation of the objective",
     ),
     Mutation(
         SHARDING,
