@@ -329,7 +329,7 @@ MUTATIONS = [
         MASKED,
         "shape, 1, max(num_patches, 2))",
         "shape, 0, max(num_patches, 2))",
-        f"{TEST_MASKED}::test_the_same_share_of_every_image_is_corrupted_in_the_papers_three_ways",
+        f"{TEST_MASKED}::test_another_patch_is_not_the_patch_itself",
         "another patch is not the patch itself",
     ),
     Mutation(
@@ -364,7 +364,7 @@ MUTATIONS = [
         "vit_jax/evaluators/objective_metrics.py",
         'weight = examples.weight * batch["mask"]',
         "weight = examples.weight",
-        "tests/objectives/test_masked_runs.py::test_a_folder_without_classes_trains_and_is_evaluated",
+        "tests/evaluators/test_objective_metrics.py::test_weighted_means_count_every_example_once",
         "padding does not count in an evaluation of the objective",
     ),
     Mutation(

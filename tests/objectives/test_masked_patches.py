@@ -62,6 +62,12 @@ def test_the_same_share_of_every_image_is_corrupted_in_the_papers_three_ways(rat
     assert drawn["source"].max() < 256
 
 
+def test_another_patch_is_not_the_patch_itself():
+    drawn = corruption(MaskedPatches(16), count=2000)
+    replaced = drawn["source"] != np.arange(4)
+    assert abs(replaced.sum() / 4000 - 0.1) < 4 * np.sqrt(0.09 / 4000)
+
+
 def test_images_that_cannot_be_read_do_not_count():
     images = np.zeros((3, 8, 8, 3), np.uint8)
     images[1, 7, 7, 2] = 1
