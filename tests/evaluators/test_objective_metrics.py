@@ -40,7 +40,7 @@ class Brightness:
 
 def measure(objective, devices=1, batch_size=8):
     setup = Setup(
-        Pixels(4), sharding.make_mesh(DEVICES[:devices]), Loss(), EvalTransform(8), objective=objective,
+        Pixels(4), sharding.make_mesh(DEVICES[:devices]), Loss("softmax"), EvalTransform(8), objective=objective,
         batch_size=batch_size,
     )  # fmt: skip
     return dict(ObjectiveMetrics(None, EvalData(RandomSource()), setup).run(STATE))
