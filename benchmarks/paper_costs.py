@@ -7,7 +7,8 @@ r"""The costs of the paper's runs, for docs/paper.md: TPUv3-core-days, and hours
 Plans by formula need no compiler: a step's FLOPs at 40 % of the peak, and the sum of its gradients over the slice. They
 do not tell whether a run fits. Compiled plans are better: those of paper_plans.json (`paper_plans.py`) replace the
 formula where they are by the compiler's cycles, and --compile makes more of them (pip install --editable '.[plan]';
-minutes each). Input, evaluation and checkpoints are not counted. The cost of a sweep is that of all its runs.
+minutes each). Input, evaluation and checkpoints are not counted. The cost of a study is that of all its pre-training
+runs, without fine-tuning.
 """
 
 import argparse
@@ -34,7 +35,8 @@ from vit_jax.plan import PlanRow, find_topology, plan_row
 from vit_jax.plan.compiling import check_compiler, end_on_signals, request_of
 from vit_jax.plan.plan_row import row_of
 from vit_jax.plan.worker import estimate_by_formula
-from vit_jax.sweep.trials import call, load_config, load_module, make_tasks
+from vit_jax.sweep import Sweep
+from vit_jax.sweep.trials import SweepTask, call, load_config, load_module
 
 COSTS_JSON, PLANS_JSON = "paper_costs.json", "paper_plans.json"
 CORES, HOURS = "v3-512", "v5e-256"  # the slices of the two columns
@@ -72,16 +74,27 @@ RUNS = {
     ),
     "table 6": tuple(jft_run(row.model, row.epochs) for row in tables.TABLE_6),
 }
-SWEEPS: dict[str, tuple[str, ...]] = {}
+SWEEPS: dict[str, tuple[str, ...]] = {}  # studies, of which only the pre-training counts
 
 
 def configs_of(place: str) -> list[ConfigDict]:
-    """The configs of all runs of a sweep, or of the single run of `RUNS`."""
+    """The configs of the single run of `RUNS`, or of all runs of a study that begin without weights."""
     if not any(place in places for places in SWEEPS.values()):
         return [load_config(place, [])]
-    tasks = make_tasks(call(load_module(place), "get_sweep", place), place, [], pathlib.Path("no_such_folder"))
-    finals = [run for task in tasks for run in task.final_runs(task.candidates[0])]
-    return [run.config for task in tasks for run in task.trials] + [run.config for run in finals]
+    described = call(load_module(place), "get_sweep", place)
+    configs = []
+    for sweep in [described] if isinstance(described, Sweep) else described:
+        for name, argument in sweep.tasks.items():
+            if name in sweep.weights:
+                continue
+            own = f"{place.partition(':')[0]}:{argument}"
+            task = SweepTask(name, own, sweep, (), load_config(own, []), pathlib.Path("unused"))
+            if task.base.weights is not None:
+                continue
+            tried = sweep.combinations()  # fields that cost nothing
+            configs += [task.base] * (len(tried) if len(tried) > 1 else 0)
+            configs += [task.final_run({}, seed=0).config] * sweep.seeds
+    return configs
 
 
 def num_images(config: ConfigDict) -> float:
@@ -99,13 +112,6 @@ def plan_by_formula(config: ConfigDict, slice_name: str) -> PlanRow:
     return row_of(config, topology, answer, num_devices=devices)
 
 
-def plan_of(row: PlanRow) -> dict[str, Any]:
-    """What is kept of a plan."""
-    if row.days is None:
-        raise UserError(f"{row.model} on {row.topology} has no estimate: {row.message or row.no_estimate}")
-    return {"slice": row.topology, "estimate": row.estimate, "core_days": row.core_days, "hours": 24 * row.days}
-
-
 def slices_of(config: ConfigDict) -> tuple[str, str]:
     """The slices to plan a run for."""
     return CORES if config.batch_size >= 1024 else FEW_CORES, HOURS
@@ -114,28 +120,32 @@ def slices_of(config: ConfigDict) -> tuple[str, str]:
 def _what_costs(config: ConfigDict) -> str:
     """The fields that a cost depends on: runs that differ in others cost the same."""
     fields = json.loads(config.to_json())
-    length = {name: fields[name] for name in ("epochs", "images", "steps", "batch_size", "accumulation_steps")}
-    data = {name: fields["data"][name] for name in ("image_size", "expected_train_images")}
-    others = {name: fields.get(name) for name in ("objective", "masked_patches", "train_only", "sharding")}
-    return json.dumps([fields["model"], length, data, others], sort_keys=True)
+    model = {name: value for name, value in fields["model"].items() if name not in ("dropout_rate", "head_bias")}
+    others = {name: fields.get(name) for name in ("batch_size", "accumulation_steps", "objective", "sharding")}
+    return json.dumps([model, num_images(config), config.data.image_size, others], sort_keys=True)
 
 
-def cost_by_formula(place: str) -> Cost:
-    """The cost of a run, or of a sweep with all its runs."""
+def cost_by_formula(place: str, known: dict[tuple[str, str], PlanRow]) -> Cost:
+    """The cost of a run, or of all runs of a study; `known` has plans of before, and gets the new ones."""
     configs = configs_of(place)
-    kinds = {_what_costs(config): config for config in configs}
     counts = collections.Counter(map(_what_costs, configs))
+    kinds = {_what_costs(config): config for config in configs}
     total: Cost = {"config": place, "runs": len(configs), "images": 0, "flops": 0.0, "plans": []}
-    for name in range(2):
-        sums = {"core_days": 0.0, "hours": 0.0}
+    for number in range(2):
+        plan: dict[str, Any] = {"core_days": 0.0, "hours": 0.0}
         for kind, config in kinds.items():
-            row = plan_by_formula(config, slices_of(config)[name])
-            plan, times = plan_of(row), counts[kind]
-            sums = {key: value + times * plan[key] for key, value in sums.items()}
-            if name == 0:
+            key = kind, slices_of(config)[number]
+            row = known[key] = known.get(key) or plan_by_formula(config, key[1])
+            times = counts[kind]
+            if row.days is None:
+                raise UserError(f"{row.model} on {row.topology} has no estimate: {row.message or row.no_estimate}")
+            plan |= {"slice": row.topology, "estimate": row.estimate}
+            plan["core_days"] += times * row.core_days
+            plan["hours"] += times * 24 * row.days
+            if number == 0:
                 total["images"] += times * row.num_steps * row.batch_size
                 total["flops"] += times * row.num_steps * row.flops
-        total["plans"].append({"slice": plan["slice"], "estimate": plan["estimate"], **sums})
+        total["plans"].append(plan)
     return total
 
 
@@ -211,6 +221,7 @@ def update(docs: pathlib.Path, compile_places: Sequence[str], timeout_minutes: f
     """Computes missing costs, and compiled plans of some."""
     costs = read_costs(docs)
     stored = json.loads((docs / PLANS_JSON).read_text())
+    known: dict[tuple[str, str], PlanRow] = {}
     for place in compile_places:
         if place not in {each for places in RUNS.values() for each in places}:
             raise unknown_name("run of docs/paper.md", place, all_places())
@@ -219,7 +230,7 @@ def update(docs: pathlib.Path, compile_places: Sequence[str], timeout_minutes: f
         if place not in costs or place in compile_places:
             progress(place)
         if place not in costs:
-            cost = cost_by_formula(place)
+            cost = cost_by_formula(place, known)
             model = configs_of(place)[0].model.name
             costs[place] = use_compiled(cost, [row for row in stored if is_plan_of(row, cost, model)])
         if place in compile_places:

@@ -3,8 +3,44 @@
 from tests.mutations.mutation import Mutation
 
 TEST_STEP, TEST_INPUT = "tests/benchmarks/test_train_step.py", "tests/benchmarks/test_input_pipeline.py"
+TEST_FIGURE_12, TEST_INDEX = "tests/benchmarks/test_figure_12.py", "tests/paper/test_index.py"
 
 MUTATIONS = [
+    Mutation(
+        "benchmarks/figure_12_speed.py",
+        "arguments + outputs + 2 * (",
+        "arguments + outputs + (",
+        f"{TEST_FIGURE_12}::test_roofline_is_the_memory_where_that_takes_longer",
+        "a step writes and reads its temporaries",
+    ),
+    Mutation(
+        "benchmarks/figure_12_speed.py",
+        "gain < GAIN or",
+        "gain < 0 or",
+        f"{TEST_FIGURE_12}::test_batch_is_doubled_while_it_pays",
+        "the batch is doubled only while the speed grows",
+    ),
+    Mutation(
+        "benchmarks/figure_12_speed.py",
+        "if expected > limit:",
+        "if expected > 100 * limit:",
+        f"{TEST_FIGURE_12}::test_measuring_resumes_and_leaves_out_what_would_take_too_long",
+        "an image that would take too long is not measured",
+    ),
+    Mutation(
+        "docs/paper.md",
+        "configs/vit_i1k.py:model=ViT-B/16,epochs=300 --workdir",
+        "configs/vit_i1k.py:model=ViT-B/16,epoch=300 --workdir",
+        f"{TEST_INDEX}::test_command_parses",
+        "each command of the paper's index parses",
+    ),
+    Mutation(
+        "configs/masked_patches.py",
+        "config.steps = 1_000_000",
+        "config.steps = 100_000",
+        f"{TEST_INDEX}::test_stored_cost_is_of_the_config_as_it_is",
+        "a stored cost is that of the config as it is",
+    ),
     Mutation(
         "benchmarks/train_step.py",
         'flops and flops * (3 if what == "train" else 1)',

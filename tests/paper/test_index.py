@@ -211,3 +211,20 @@ def test_text_of_a_cost_says_how_it_was_planned():
     assert paper_costs.text_of({**plan, "estimate": "cycles"}, "hours") == "0.46"
     bound = {**plan, "at_least": {"core_days": 45.0, "hours": 9.9}}
     assert paper_costs.text_of(bound, "core_days") == "1,234\\* (≥ 45)"
+
+
+def test_numbers_in_claims_are_the_published_ones():
+    best = tables.TABLE_2["ViT-H/14", "JFT-300M"]
+    averages = [row[tables.TABLE_7_AVERAGE] for row in tables.TABLE_7.values()]
+    core_days = [tables.TPUV3_CORE_DAYS[key, "JFT-300M"] for key in ("ViT-L/16", "R152x4", "ViT-H/14")]
+    expected = {
+        "Section 1": [best[task].mean for task in ("ImageNet", "ImageNet ReaL", "CIFAR-100", "VTAB")],
+        "Table 1": [size.millions for size in tables.TABLE_1.values()],
+        "Table 2": [f"{days / 1000:g}k" for days in core_days],
+        "Section 4.6": tables.MASKED_PATCH_IMAGENET.values(),
+        "Table 7": averages,
+        "Appendix D.9": tables.OBJECTNET["ViT-H/14", "JFT-300M"].values(),
+    }
+    for title, numbers in expected.items():
+        (claim,) = [parts["Claim"] for item, parts in ITEMS.items() if item.startswith(f"{title}:")]
+        assert all(re.search(rf"\b{re.escape(str(number))}\b", claim) for number in numbers), title
