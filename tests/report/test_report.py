@@ -17,6 +17,7 @@ from vit_jax.paper import tables as paper
 from vit_jax.report import __main__ as report
 from vit_jax.report import figures
 from vit_jax.report.collect import find
+from vit_jax.report.figure_tables import bit_area
 from vit_jax.report.paper_tables import paper_tables, table_2, table_5, table_6, table_8, table_9
 from vit_jax.report.pretrained import AVERAGE_OF, average_of_five, pre_trained_models, recipe_of, vtab_scores
 
@@ -347,7 +348,7 @@ def written(written_with_figure_5):
 def test_command_writes_tables_and_pictures(written):
     assert {path.name for path in written.iterdir()} == {
         *("report.md", "results.csv", "runs.csv", "table_5.csv", "table_6.csv", "table_8.csv", "released.csv"),
-        *("figure_3.png", "figure_4.png", "figure_5.png"),
+        *("figure_3.csv", "figure_4.csv", "figure_5.csv", "figure_3.png", "figure_4.png", "figure_5.png"),
     }
     text = (written / "report.md").read_text()
     assert "half: not finished (step 10)" in text and "![Figure 3" in text
@@ -428,21 +429,16 @@ def test_figure_3_draws_table_5_and_ours_beside_it(folder):
 
 
 def test_bit_is_an_area_between_published_numbers():
-    assert figures.bit_area() == {"ImageNet-21k": (80.68, 85.39), "JFT-300M": (77.54, 87.54)}
-
-
-def test_figure_4_draws_few_shot_numbers_by_images_in_the_set(folder):
-    (axes,) = figures.figure_4(find([str(folder)]).models).axes
-    assert points_of(axes, "ViT-B/16, ours").tolist() == [[pytest.approx(JFT, rel=1e-4), pytest.approx(65.0)]]
+    assert bit_area() == {"ImageNet-21k": (80.68, 85.39), "JFT-300M": (77.54, 87.54)}
 
 
 @pytest.fixture(scope="module")
-def figure_5(written_with_figure_5):
+def drawn_5(written_with_figure_5):
     return written_with_figure_5[1]
 
 
-def test_figure_5_draws_table_6_and_ours_by_compute(figure_5):
-    mean, imagenet = figure_5.axes
+def test_figure_5_draws_table_6_and_ours_by_compute(drawn_5):
+    mean, imagenet = drawn_5.axes
     (line,) = (line for line in imagenet.lines if line.get_label() == "BiT, table 6")
     assert [50.0, 77.54] in line.get_xydata().tolist() and len(line.get_xydata()) == 7
     for axes, expected in ((mean, (84.3 + 99 + 92 + 95 + 99) / 5), (imagenet, 84.3)):
@@ -450,16 +446,16 @@ def test_figure_5_draws_table_6_and_ours_by_compute(figure_5):
         assert [star.tolist() for star in stars] == [[[pytest.approx(224, rel=0.02), pytest.approx(expected)]]]
 
 
-def test_names_in_figure_5_do_not_cover_each_other(figure_5):
-    canvas = FigureCanvasAgg(figure_5)
+def test_names_in_figure_5_do_not_cover_each_other(drawn_5):
+    canvas = FigureCanvasAgg(drawn_5)
     canvas.draw()
-    for axes in figure_5.axes:
+    for axes in drawn_5.axes:
         boxes = [text.get_window_extent(canvas.get_renderer()) for text in axes.texts if text.get_text()]
         assert len(boxes) == 18
         assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
 
 
 def test_without_numbers_of_ours_there_are_pictures_only_on_request(monkeypatch):
-    monkeypatch.setattr(figures, "_write_beside", lambda *_: None)  # takes time
+    monkeypatch.setattr(figures, "write_beside", lambda *_: None)  # takes time
     assert figures.draw_all([], []) == {}
-    assert figures.draw_all([], [], show_all=True).keys() == {"figure_3", "figure_5"}
+    assert figures.draw_all([], [], show_all=True).keys() == {"figure_2", "figure_3", "figure_5"}

@@ -76,3 +76,13 @@ BIT_M_VTAB = {
     "R152x4": {"natural": 80.77, "specialized": 85.67, "structured": 61.08, "mean": 73.51},
     "R101x3": {"natural": 80.29, "specialized": 85.75, "structured": 59.40, "mean": 72.65},
 }
+
+# VTAB-1k of a ResNet-50 trained on ImageNet with its labels and by rotation (S4L; Zhai et al., 2019a), by VTAB's
+# authors: docs/data/results.csv of google-research/task_adaptation, row Sup-Rotation-100% (the best of 4 settings of
+# hyper-parameters for each task), in the order of `tables.VTAB_TASKS`. The ViT paper's figure 2 has a bar for "S4L
+# (R50x1)" and does not say whether it is this model.
+S4L_VTAB = {
+    "natural": (91.69, 53.66, 69.52, 90.76, 88.13, 32.80, 88.46),
+    "specialized": (83.44, 96.00, 81.97, 71.06),
+    "structured": (47.33, 57.25, 36.58, 88.32, 52.08, 77.06, 51.59, 33.66),
+}

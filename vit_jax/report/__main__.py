@@ -12,6 +12,7 @@ the differences from the paper. Folders without results are listed with the reas
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -21,10 +22,13 @@ from vit_jax.files import AnyPath, is_remote, parse_path, write_atomically, writ
 from vit_jax.flags import report as report_error
 from vit_jax.report import figures
 from vit_jax.report.collect import FoundRuns, find
+from vit_jax.report.figure_tables import figure_tables
 from vit_jax.report.listings import results_table, runs_table
 from vit_jax.report.markdown import Listing, Table
 from vit_jax.report.paper_tables import paper_tables
 from vit_jax.report.pretrained import pre_trained_models
+from vit_jax.report.studies import find_comparisons, study_tables
+from vit_jax.report.subjects import find_subjects
 
 
 def make_report(found: FoundRuns, out: AnyPath | None = None, *, show_all: bool = False) -> str:
@@ -35,9 +39,10 @@ def make_report(found: FoundRuns, out: AnyPath | None = None, *, show_all: bool 
     Raises:
       UserError: the folder cannot be written.
     """
-    models = pre_trained_models(found.models)
+    models, compared = pre_trained_models(found.models), find_comparisons(find_subjects(found.models))
     tables: list[Table | Listing] = [results_table(found.models)]
-    tables += [table for table in paper_tables(found.models, models) if table.has_ours or show_all]
+    of_paper = [*paper_tables(found.models, models), *figure_tables(models), *study_tables(compared)]
+    tables += [table for table in sorted(of_paper, key=_order) if table.has_ours or show_all]
     tables.append(runs_table(found.models))
     sections = [table.to_markdown() for table in tables if table.rows]
     if found.left_out:
@@ -48,7 +53,7 @@ def make_report(found: FoundRuns, out: AnyPath | None = None, *, show_all: bool 
                 out.mkdir(parents=True, exist_ok=True)
             for table in tables:
                 write_atomically(out / f"{table.name}.csv", table.to_csv())
-            pictures = figures.draw_all(found.models, models, show_all=show_all)
+            pictures = figures.draw_all(models, compared, show_all=show_all)
             for name, (title, picture) in pictures.items():
                 write_figure(out / f"{name}.png", picture)
                 sections.append(f"## {title}\n\n![{title}]({name}.png)\n\nNotes on our numbers are below the tables.\n")
@@ -56,6 +61,12 @@ def make_report(found: FoundRuns, out: AnyPath | None = None, *, show_all: bool 
         except OSError as error:
             raise UserError(f"cannot write to {out}: {error.strerror or error}. Choose another --out.") from error
     return "\n".join(sections)
+
+
+def _order(table: Table) -> tuple[bool, int, str]:
+    """Tables come first, figures second, each in the order of the paper."""
+    found = re.match(r"(table|figure)_(\d+)", table.name)
+    return (table.name.startswith("figure"), int(found[2]) if found else 99, table.name)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -1,7 +1,9 @@
 """Finds runs, evaluations and sweeps below folders, and reads their numbers."""
 
 import dataclasses
+import math
 import pathlib
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ from vit_jax.files import AnyPath, is_remote, parse_path
 from vit_jax.json_files import Fields, read_object
 from vit_jax.report import lineage, settings
 from vit_jax.report.lineage import Lineage
-from vit_jax.report.measured import ACCURACY, REAL, TOP_5, MeasuredModel, measure
+from vit_jax.report.measured import ACCURACY, REAL, TOP_5, MeasuredModel, history_of, measure
 from vit_jax.report.names import UNKNOWN, data_set_name, model_label
 from vit_jax.report.purposes import (
     DESCRIPTION,
@@ -23,7 +25,9 @@ from vit_jax.report.purposes import (
     purpose_by_split,
     resolved,
     stage_of,
+    study_of,
 )
+from vit_jax.run.metrics import TIME_PREFIX
 from vit_jax.run.run_result import RunResult, config_fields
 
 LOOKED_FOR = "config.json and summary.json of a run, evaluation.json of --mode=eval, sweep.json of a sweep"
@@ -293,17 +297,23 @@ class _Reader:
             raise UserError(f"{run.path}: {why}")
         if run.steps is None or last > run.steps:
             raise UserError(f"{run.path}: went on after its summary, and is at step {last}")
+        purpose = self._purpose_of(run)
         metrics: dict[str, Any] = {}
+        counts = run.steps if purpose.step is None else purpose.step
         for row in run.rows:
-            if row["step"] == run.steps:  # every evaluation runs at the end
+            if row["step"] == counts:  # every evaluation runs at the end
                 metrics |= row
         if split is not None and not any(name.startswith(f"{split}/") for name in metrics):
-            raise UserError(f"{run.path}: finished, but metrics.jsonl lacks the evaluation of step {run.steps}")
+            raise UserError(f"{run.path}: finished, but metrics.jsonl lacks the evaluation of step {counts}")
         model, training = self._arguments_of(run), self._training_of(run)
         fingerprint = run.facts.eval.fingerprint if run.facts and run.facts.eval else None
         how: dict[str, Any] = {"main": f"{split}/accuracy", "fingerprint": fingerprint, "overlap": run.overlap}
+        if purpose.step is not None:
+            training["key"] += "@early"
+            how["notes"] = ["early stopping: the numbers of its best evaluation count, not those of the last step"]
         measured = self._measure(run.path, fields, model, metrics, training, **how)
-        by_run[resolved(folder)] = [dataclasses.replace(measured, purpose=self._purpose_of(run))]
+        history = history_of(measured.values, run.rows)
+        by_run[resolved(folder)] = [dataclasses.replace(measured, purpose=purpose, history=history)]
 
     def _purpose_of(self, run: RunResult) -> Purpose:
         """The purpose of a run, by its sweep or its command, or else by its split."""
@@ -334,6 +344,9 @@ class _Reader:
             "seed": fields["seed"],
             "training": settings.training_settings(fields, self._arguments_of(run), run.steps),
             "changes": tuple(settings.config_changes(run.starts)),
+            "speed": _speed(run),
+            "device": run.starts[-1].device_kind if run.starts else "",
+            "study": study_of(run.starts[-1].command) if run.starts else "",
         }
 
     def _read_evaluation(self, folder: AnyPath, by_run: dict[str, list[MeasuredModel]]) -> None:
@@ -392,6 +405,13 @@ class _Reader:
             return self._purpose_of(run)
         is_own = bool(run.fields["weights"]) and data_set_name(dataset) == data_set_name(own)
         return Purpose(purpose_by_split(dataset, split)[0] if has_accuracy and is_own else FINAL)
+
+
+def _speed(run: RunResult) -> float | None:
+    """Images a second and core in training: the median over the rows of `metrics.jsonl`; None if not recorded."""
+    rates = [row.get(f"{TIME_PREFIX}images_per_second_per_core") for row in run.rows]
+    finite = [rate for rate in rates if isinstance(rate, int | float) and math.isfinite(rate)]
+    return statistics.median(finite) if finite else None
 
 
 def _is_run(folder: AnyPath) -> bool:

@@ -34,6 +34,7 @@ class Lineage:
       is_released: whether it is a released checkpoint.
       optimizer: the training's optimizer; None if unknown.
       dropout: the training's dropout rate; None if unknown.
+      from_scratch: all settings of a training that began from scratch, by field; {} for others.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Lineage:
     is_released: bool = False
     optimizer: str | None = None
     dropout: float | None = None
+    from_scratch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def of_released(checkpoint: ReleasedCheckpoint) -> Lineage:
@@ -86,7 +88,8 @@ def after_run(before: Lineage | None, run: RunResult, model: Mapping[str, Any], 
         data = "mixture of " + " and ".join(data_set_name(str(dataset)) for dataset, _ in fields["data.mixture"])
     # Not steps times the batch size, which may have changed during the run.
     seen = round(epochs * num_images) if epochs and num_images is not None else None
-    trained = settings.training_settings(fields, model, run.steps) | ({"changes": list(changes)} if changes else {})
+    of_training = settings.training_settings(fields, model, run.steps)
+    trained = of_training | ({"changes": list(changes)} if changes else {})
     own = Lineage(
         name=str(run.path),
         data=data,
@@ -98,6 +101,7 @@ def after_run(before: Lineage | None, run: RunResult, model: Mapping[str, Any], 
         tpuv3_core_days=run.summary.get("tpuv3_core_days"),
         optimizer=str(fields["optimizer.name"]),
         dropout=settings.attributes(model).get("model.dropout_rate"),
+        from_scratch=of_training,
     )
     if before is None:
         return own
@@ -108,6 +112,7 @@ def after_run(before: Lineage | None, run: RunResult, model: Mapping[str, Any], 
         seeds=f"{before.seeds} > {own.seeds}",
         num_images=None,
         epochs=None,
+        from_scratch={},
         exaflops=_sum(own.exaflops, before.exaflops),
         tpuv3_core_days=_sum(own.tpuv3_core_days, before.tpuv3_core_days),
     )

@@ -50,6 +50,7 @@ class MeasuredValue:
       settings: what was measured and how; numbers with different settings are not averaged.
       images: the images that it was measured on.
       flaw: why it is not a result; "" if it is one.
+      metric: its name in the metrics.
     """
 
     value: float
@@ -58,6 +59,7 @@ class MeasuredValue:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     images: Images = (None, None)
     flaw: str = ""
+    metric: str = ""
 
     def agrees_with(self, other: "MeasuredValue") -> bool:
         """Whether both were measured on the same images in the same way, as far as recorded."""
@@ -91,6 +93,10 @@ class MeasuredModel:
       train_images: the training images.
       changes: changes of the config during training.
       besides: folders of evaluations whose values are among these.
+      history: each value during the training, as pairs of step and share.
+      speed: images a second and core in training, the median; None if not recorded.
+      device: kind of the devices that it was trained on; "" if not recorded.
+      study: the figure or table of the paper that its config page is for; "" if it is of no study.
     """
 
     path: AnyPath
@@ -110,6 +116,10 @@ class MeasuredModel:
     train_images: Images = (None, None)
     changes: tuple[str, ...] = ()
     besides: tuple[str, ...] = ()
+    history: Mapping[str, tuple[tuple[int, float], ...]] = dataclasses.field(default_factory=dict)
+    speed: float | None = None
+    device: str = ""
+    study: str = ""
 
     @property
     def steps(self) -> int | None:
@@ -185,7 +195,7 @@ def measure(
             loss_notes = [f"{prefix}/loss is {loss}: some logits are not finite, so the accuracy may be meaningless"]
         noted = (*notes, *own_notes, *loss_notes)
         std, images = numbers.get(f"{metric}_std"), (examples, fingerprint)
-        values[name] = MeasuredValue(numbers[metric], std, noted, how, images, flaw)
+        values[name] = MeasuredValue(numbers[metric], std, noted, how, images, flaw, metric)
 
     split = fields["data.eval_split"]
     if split is not None:
@@ -215,6 +225,21 @@ def measure(
             name, whole = _few_shot_name(dataset, match, split), _whole_test_set(dataset, split)
             add(name, metric, match["prefix"], how, whole, _few_shot_notes(match["entry"], dataset, how))
     return values, problems
+
+
+def history_of(
+    values: Mapping[str, MeasuredValue], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, tuple[tuple[int, float], ...]]:
+    """The course of each value over the rows of `metrics.jsonl`: pairs of step and share, finite ones only."""
+    history = {}
+    for name, value in values.items():
+        points = [(row["step"], row[value.metric]) for row in rows if value.metric in row]
+        history[name] = tuple((step, float(share)) for step, share in points if _is_share(share))
+    return history
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _check_numbers(metrics: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:

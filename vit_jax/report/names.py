@@ -2,7 +2,7 @@
 
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.data.transfer_tasks import TASKS
@@ -79,7 +79,9 @@ def pre_training_name(dataset: str, split: str, num_images: int | None) -> str:
 
 
 def kind_of(model: str) -> str:
-    """The family of a model: "ViT", "BiT" or "hybrid"."""
+    """The family of a model: "ViT", "BiT", "hybrid" or "axial"."""
+    if model.startswith("Axial"):
+        return "axial"
     return "hybrid" if "+" in model else "BiT" if model.startswith("R") else "ViT"
 
 
@@ -94,18 +96,37 @@ def model_label(fields: Mapping[str, Any], *, without: tuple[str, ...] = ()) -> 
 
     `fields` are the arguments of `create_model`, including the name; attributes in `without` are left out.
     """
+    changes = [f"{name}={value}" for name, value in model_changes(fields, without=without).items()]
+    return f"{fields['name']} ({', '.join(changes)})" if changes else str(fields["name"])
+
+
+def model_changes(fields: Mapping[str, Any], *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The attributes in which a model differs from the model of its name, as in `model_label`."""
     try:
         usual = create_model(fields["name"], num_classes=0)
     except UserError:
         usual = None
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in sorted(fields.items())}
-    changes = [
-        f"{name}={value}"
+    return {
+        name: value
         for name, value in given.items()
         if value is not None and name not in (*_NOT_ARCHITECTURE, *without)
         if not hasattr(usual, name) or getattr(usual, name) != value
-    ]
-    return f"{fields['name']} ({', '.join(changes)})" if changes else str(fields["name"])
+    }
+
+
+def distinct_labels(models: Sequence[Mapping[str, Any]], *, without: tuple[str, ...] = ()) -> list[str]:
+    """A label for each model: its name, with only those changes in which models of that name differ here."""
+    changes = [model_changes(fields, without=without) for fields in models]
+    labels = []
+    for fields, own in zip(models, changes, strict=True):
+        alike = [other for each, other in zip(models, changes, strict=True) if each["name"] == fields["name"]]
+        shown = [f"{name}={own[name]}" for name in own if any(other.get(name) != own[name] for other in alike)]
+        shown += (
+            [f"usual {name}" for name in {key for other in alike for key in other} - own.keys()] if not shown else []
+        )
+        labels.append(f"{fields['name']} ({', '.join(sorted(shown))})" if shown else str(fields["name"]))
+    return labels
 
 
 # The test splits of the paper's tasks, by the names of their data sets.

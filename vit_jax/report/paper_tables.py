@@ -9,7 +9,7 @@ from vit_jax.data.vtab import TASKS as VTAB_TASKS
 from vit_jax.paper import related, tables
 from vit_jax.report.markdown import Row, Table
 from vit_jax.report.measured import MeasuredModel
-from vit_jax.report.names import UNKNOWN, kind_of, model_label
+from vit_jax.report.names import PRE_TRAINING_IMAGES, UNKNOWN, kind_of, model_label
 from vit_jax.report.pretrained import (
     AVERAGE_OF,
     TASK_NAMES,
@@ -22,8 +22,8 @@ from vit_jax.report.pretrained import (
 )
 from vit_jax.report.recipes import IMAGENET, others_note
 from vit_jax.report.seeds import SeedGroup, SeedMean, group
+from vit_jax.report.subjects import FIVE_SHOT
 
-FIVE_SHOT = f"5-shot {IMAGENET}"
 TABLE_8_MODEL = "ViT-B/16"
 _JFT = "JFT-300M"
 _EXAFLOPS = "exaFLOPs"
@@ -31,7 +31,8 @@ _POSITIONS = ("position_embedding", "position_embedding_at")
 _WITHIN = 0.15  # of the paper's epochs, as `vit_jax.run.accounting.paper_core_days`
 
 
-def _column(model: str, data: str) -> str:
+def column_name(model: str, data: str) -> str:
+    """The name of the column of a pre-trained model."""
     return model if model.startswith("Noisy Student") else f"{model}, {data}"  # its data would widen all lines
 
 
@@ -40,16 +41,18 @@ def table_2(models: Sequence[PreTrained]) -> Table:
     title = "Table 2: comparison with the state of the art, top-1 in percent"
     table = Table("table_2", title, ("task",), "model and pre-training data")
     core_days = ("TPUv3-core-days",)
-    table.publish({((task,), _column(*key)): score for key, of in tables.TABLE_2.items() for task, score in of.items()})
-    table.publish({(core_days, _column(*key)): days for key, days in tables.TPUV3_CORE_DAYS.items()}, digits=0)
+    table.publish(
+        {((task,), column_name(*key)): score for key, of in tables.TABLE_2.items() for task, score in of.items()}
+    )
+    table.publish({(core_days, column_name(*key)): days for key, days in tables.TPUV3_CORE_DAYS.items()}, digits=0)
     chosen, remarks = one_of_each(models, [*TASK_NAMES, *VTAB_TASKS])
     for key, model in ((key, model) for key, model in chosen.items() if key in tables.TABLE_2):
-        column = _column(*key)
+        column = column_name(*key)
         for task in TASK_NAMES:
             table.add_ours((task,), column, result_on(model, task, table_2=True))
         table.add_ours(("VTAB",), column, vtab_scores(model).get("mean"))
-        table.add_ours(core_days, column, _cost(model, model.lineage.tpuv3_core_days), digits=0)
-    own = tuple(f"{_column(*key)}: " for key in tables.TABLE_2)
+        table.add_ours(core_days, column, cost_of(model, model.lineage.tpuv3_core_days), digits=0)
+    own = tuple(f"{column_name(*key)}: " for key in tables.TABLE_2)
     table.remarks = [
         *(remark for remark in remarks if remark.startswith(own)),
         "± is the sample standard deviation over seeds (n - 1); the paper does not say which it gives.",
@@ -58,7 +61,8 @@ def table_2(models: Sequence[PreTrained]) -> Table:
     return table
 
 
-def _cost(model: PreTrained, cost: float | None) -> SeedMean | None:
+def cost_of(model: PreTrained, cost: float | None) -> SeedMean | None:
+    """The cost of a pre-training as a number of a table."""
     return None if cost is None else SeedMean(cost, sources=(model.lineage.name,))
 
 
@@ -102,11 +106,10 @@ def table_6(models: Sequence[PreTrained]) -> Table:
     by_row: dict[Row, list[PreTrained]] = {}  # several pre-trainings of a model may differ in length
     for model in models:
         if model.lineage.exaflops:
-            by_row.setdefault((model.model, model.data, _epochs(model)), []).append(model)
+            by_row.setdefault((model.model, model.data, epochs_of(model)), []).append(model)
     for key, model in _by_row(table, by_row, TASK_NAMES):
         exaflops = model.lineage.exaflops or math.nan
-        digits = max(0, 1 - math.floor(math.log10(exaflops)))
-        table.add_ours(key, _EXAFLOPS, _cost(model, exaflops), digits=digits)
+        table.add_ours(key, _EXAFLOPS, cost_of(model, exaflops), digits=digits_of(exaflops))
     table.remarks.append(
         "Our exaFLOPs are by formula, without the head (python -m vit_jax.costs.flops --table6); released "
         "checkpoints do not record theirs, and are left out."
@@ -114,7 +117,12 @@ def table_6(models: Sequence[PreTrained]) -> Table:
     return table
 
 
-def _epochs(model: PreTrained) -> str:
+def digits_of(number: float) -> int:
+    """Decimals with which a positive number keeps two digits at least."""
+    return max(0, 1 - math.floor(math.log10(number)))
+
+
+def epochs_of(model: PreTrained) -> str:
     """The paper's number of epochs if ours is close to it, for a row of its table; otherwise ours."""
     if model.lineage.epochs is None:
         return UNKNOWN
@@ -154,17 +162,22 @@ def table_8(models: Iterable[MeasuredModel]) -> Table:
     for each in group(model for model in models if FIVE_SHOT in model.results):
         name = model_label(each.first.fields, without=_POSITIONS)
         is_fine_tuned = each.first.before is not None and each.first.trained_on
-        if is_fine_tuned or kind_of(name) == "BiT":  # a ResNet has no position embedding
+        is_papers = each.first.lineage.data in PRE_TRAINING_IMAGES
+        if is_fine_tuned or not is_papers or kind_of(name) == "BiT":  # a ResNet has no position embedding
             continue
         kind = str(each.first.fields.get("position_embedding") or "learned_1d")
         place = str(each.first.fields.get("position_embedding_at") or "stem")
         candidates.setdefault(((name, kind), place), []).append(each)
+
+    shown = {TABLE_8_MODEL} | {name for ((name, kind), place) in candidates if (kind, place) != ("learned_1d", "stem")}
 
     def rank(each: SeedGroup) -> tuple[int, int, str]:
         differences = len(each.first.changes) + len(each.first.values[FIVE_SHOT].notes)
         return (differences, -len(each.models), str(each.first.path))
 
     for (row, place), groups in candidates.items():
+        if row[0] not in shown:  # a model with the usual position embedding alone compares nothing
+            continue
         ranked = sorted(groups, key=rank)
         first, mean = ranked[0].first, ranked[0].mean(FIVE_SHOT, unit=1.0)
         notes = [f"pre-trained on {first.lineage.data}", *others_note(ranked)]
@@ -182,19 +195,19 @@ def table_9(models: Sequence[PreTrained]) -> Table:
         for task in (each.name for each in VTAB_TASKS.values() if each.group == name):
             position = tables.VTAB_TASKS[name].index(task)
             scores = {key: of_group[name][position] for key, of_group in tables.TABLE_9.items()}
-            table.publish({((name, task), _column(*key)): score for key, score in scores.items()}, digits=1)
+            table.publish({((name, task), column_name(*key)): score for key, score in scores.items()}, digits=1)
         means = {key: sum(of_group[name]) / len(of_group[name]) for key, of_group in tables.TABLE_9.items()}
         means |= {key: of_group[name] for key, of_group in bit.items()}
-        table.publish({((name, "mean"), _column(*key)): mean for key, mean in means.items()}, digits=1)
+        table.publish({((name, "mean"), column_name(*key)): mean for key, mean in means.items()}, digits=1)
     means = tables.TABLE_9_MEANS | {key: of_group["mean"] for key, of_group in bit.items()}
-    table.publish({(("all", "mean"), _column(*key)): mean for key, mean in means.items()}, digits=1)
+    table.publish({(("all", "mean"), column_name(*key)): mean for key, mean in means.items()}, digits=1)
     chosen, remarks = one_of_each(models, list(VTAB_TASKS))
     for key in sorted(chosen):
         for each in VTAB_TASKS.values():
-            table.add_ours((each.group, each.name), _column(*key), result_on(chosen[key], each.id), digits=1)
+            table.add_ours((each.group, each.name), column_name(*key), result_on(chosen[key], each.id), digits=1)
         for name, mean in vtab_scores(chosen[key]).items():
             row = ("all", "mean") if name == "mean" else (name, "mean")
-            table.add_ours(row, _column(*key), mean, digits=1)
+            table.add_ours(row, column_name(*key), mean, digits=1)
     table.remarks = [
         *remarks,
         "The paper's table has no means of groups; those beside ours are computed from its tasks. Our means need all "

@@ -76,7 +76,7 @@ def _chosen_on(model: PreTrained, task: str, *, table_2: bool = False) -> tuple[
     if not candidates:
         return None
     recipe = recipe_of(task, model.model, table_2=table_2, lineage=model.lineage)
-    if kind_of(model.model) == "ViT":
+    if kind_of(model.model) in ("ViT", "axial"):
         return choose(candidates, recipe)
     candidates, on_rules = better_rule(candidates, recipe)
     chosen, notes = choose(candidates, recipe)

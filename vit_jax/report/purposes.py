@@ -34,11 +34,13 @@ class Purpose:
       what: `FINAL`, or why it is not a result.
       held_out: for a final run, the split that its values were chosen on and their metric there, if recorded.
       rules: the best metric of each fine-tuning rule there, by its name in configs/transfer.py, if several were tried.
+      step: the step that counts, if the sweep stopped early; None: the last.
     """
 
     what: str
     held_out: tuple[str, float] | None = None
     rules: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    step: int | None = None
 
 
 def resolved(path: AnyPath) -> str:
@@ -98,9 +100,10 @@ def _purposes_in(content: Mapping[str, Any]) -> dict[str, Purpose]:
         of_final = _purpose_of_final(task, str(content.get("metric") or "accuracy"))
         for runs, found, purpose in ((task["trials"], purposes, Purpose(CHOOSES)), (task["final"], final, of_final)):
             for run in runs:
-                if not isinstance(run["workdir"], str):
-                    raise TypeError(f"workdir is {run['workdir']!r}")
-                found[run["workdir"]] = purpose
+                step = run.get("step")
+                if not isinstance(run["workdir"], str) or not (step is None or type(step) is int):
+                    raise TypeError(f"workdir is {run['workdir']!r}, step is {step!r}")
+                found[run["workdir"]] = dataclasses.replace(purpose, step=step)
     return purposes | final
 
 
@@ -124,6 +127,12 @@ def _purpose_of_final(task: Mapping[str, Any], metric: str) -> Purpose:
         if rule := values.get(_RULE):
             rules[str(rule)] = max(rules.get(str(rule), -math.inf), statistics.fmean(found))
     return Purpose(FINAL, (splits.pop(), chosen[0]), rules if len(rules) > 1 else {})
+
+
+def study_of(command: str) -> str:
+    """The figure or table of the paper that a run's page in configs/studies/ is for, like "figure_4"; "" for none."""
+    found = re.search(r"--?config[= ]\S*studies/(figure|table)(\d+)_\w*\.py", command)
+    return f"{found[1]}_{found[2]}" if found else ""
 
 
 def stage_of(command: str) -> str | None:

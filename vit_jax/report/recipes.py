@@ -132,11 +132,13 @@ def recipe_of(task: str, model: str, *, table_2: bool = False, lineage: Lineage 
     row, decay = tables.TABLE_4[name], None
     if table_2 and name == IMAGENET and kind != "BiT":
         sizes, decay = ((518,) if model.endswith("/14") else (512,)), 0.9999
-    rates = tuple(rate for rate in row.learning_rates if kind != "ViT" or rate != _ONLY_FOR_RESNETS)
+    rates = tuple(rate for rate in row.learning_rates if kind in ("BiT", "hybrid") or rate != _ONLY_FOR_RESNETS)
     dropout = None if lineage is None or kind == "BiT" else _dropout_after(lineage)
     _, bit_size = hyper_rule_sizes(small_images=transfer.small_images, is_large=model == _LARGE_BIT)
     train_split = transfer.splits["final"][0]
-    return PaperRecipe(sizes, row.steps, train_split, rates, decay, dropout, None if kind == "ViT" else bit_size)
+    return PaperRecipe(
+        sizes, row.steps, train_split, rates, decay, dropout, bit_size if kind in ("BiT", "hybrid") else None
+    )
 
 
 def _dropout_after(lineage: Lineage) -> tuple[float, str] | None:

@@ -259,11 +259,12 @@ def git_commit() -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A start of a run: the step it resumed from, its command, and the fields of its config, flat with defaults."""
+    """A start of a run: the step it resumed from, its command, its config's fields, flat with defaults, and its device."""
 
     step: int
     command: str
     fields: dict[str, Any]
+    device_kind: str = ""
 
 
 def read_starts(workdir: AnyPath | str, younger: Mapping[str, Any] = types.MappingProxyType({})) -> list[Start]:
@@ -273,9 +274,18 @@ def read_starts(workdir: AnyPath | str, younger: Mapping[str, Any] = types.Mappi
     """
     before = {**defaults(), **younger}
     return [
-        Start(each["step"], str(each.get("command", "")), {**before, **with_present_names(flatten(each["config"]))})
+        Start(
+            each["step"],
+            str(each.get("command", "")),
+            {**before, **with_present_names(flatten(each["config"]))},
+            _device_kind(each.get("devices")),
+        )
         for each in _recorded_starts(parse_path(workdir))
     ]
+
+
+def _device_kind(devices: Any) -> str:
+    return str(devices.get("device_kind", "")) if isinstance(devices, dict) else ""
 
 
 def _recorded_starts(workdir: AnyPath) -> list[dict[str, Any]]:
