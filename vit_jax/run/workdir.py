@@ -259,7 +259,7 @@ def git_commit() -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A start of a run: the step it resumed from, its command, its config with defaults, flat, and its kind of device."""
+    """A start of a run: the step it resumed from, its command, its config with defaults, flat, and its devices."""
 
     step: int
     command: str
