@@ -10,6 +10,7 @@ TOPOLOGIES, TEST_TOPOLOGIES = "vit_jax/plan/topologies.py", "tests/plan/test_top
 FLOPS, TEST_FLOPS = "vit_jax/costs/flops.py", "tests/costs/test_flops.py"
 SWEEP_RESULTS, TEST_SWEEP = "vit_jax/sweep/results.py", "tests/sweep/test_sweep.py"
 TRIALS, TEST_SWEEP_RESULTS = "vit_jax/sweep/trials.py", "tests/sweep/test_results.py"
+TEST_SEQUENCES, TEST_STUDIES = "tests/sweep/test_sequences.py", "tests/test_studies.py"
 SUBPROCESSES, TEST_SUBPROCESSES = "vit_jax/sweep/subprocesses.py", "tests/sweep/test_subprocesses.py"
 RECIPES = "vit_jax/report/recipes.py"
 RUN_RESULT = "vit_jax/run/run_result.py"
@@ -146,6 +147,34 @@ MUTATIONS = [
         '"v5litepod": "v5p"',
         TEST_TOPOLOGIES,
         "Cloud TPU's accelerator types name topologies",
+    ),
+    Mutation(
+        TRIALS,
+        "return self.before.final_run(self.begins_with, seed if count > 1 else first)",
+        "return self.before.final_run(self.begins_with, first)",
+        f"{TEST_SEQUENCES}::test_run_begins_with_the_earlier_run_of_its_seed_and_of_the_chosen_value",
+        "a run begins with the weights of its own seed",
+    ),
+    Mutation(
+        TRIALS,
+        'return self.status not in ("finished", "diverged", "unusable") and self.run.has_weights',
+        'return self.status not in ("finished", "diverged", "unusable")',
+        f"{TEST_SEQUENCES}::test_commands_are_printed_only_for_runs_whose_weights_are_there",
+        "a run waits for the run whose weights it begins with",
+    ),
+    Mutation(
+        "vit_jax/run/run_result.py",
+        'if step is None or row["step"] <= step:',
+        "if True:",
+        f"{TEST_SEQUENCES}::test_all_metrics_are_those_of_the_step_with_the_best_validation_accuracy",
+        "with early stopping, the numbers are those of the best step",
+    ),
+    Mutation(
+        "configs/studies/figure4_data_size.py",
+        "study_pages.set_images(config, EPOCHS * total(given))",
+        "study_pages.set_images(config, EPOCHS * images)",
+        f"{TEST_STUDIES}::test_figure_4_has_each_model_on_each_size_for_the_same_number_of_steps",
+        "a subset is trained for as many steps as the whole",
     ),
     Mutation(
         SWEEP_RESULTS,

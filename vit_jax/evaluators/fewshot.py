@@ -26,7 +26,7 @@ from vit_jax.data.transforms import EvalTransform
 from vit_jax.errors import UserError, unknown_name
 from vit_jax.evaluators.evaluator_type import EvalData, EvaluatorType, Openable, RunData, Setup
 from vit_jax.evaluators.features import FeatureExtractor, Features, representation_shapes
-from vit_jax.evaluators.registry import TYPES
+from vit_jax.evaluators.registry import TYPES, short_name
 from vit_jax.evaluators.ridge import solve_ridge
 from vit_jax.field_checks import COUNT, Several
 from vit_jax.train_step import TrainState
@@ -146,7 +146,7 @@ class FewShot(EvaluatorType):
     def open(name: str, entry: ConfigDict, data: RunData) -> Openable:
         """Each data set, by the last part of its name."""
         for dataset in entry.datasets:
-            yield f"{name}/{_short_name(dataset)}", functools.partial(_open_splits, entry, dataset)
+            yield f"{name}/{short_name(dataset)}", functools.partial(_open_splits, entry, dataset)
 
     @staticmethod
     def check(name: str, entry: ConfigDict, setup: Setup) -> None:
@@ -298,9 +298,3 @@ def _transform(entry: ConfigDict, setup: Setup) -> EvalTransform:
         resize=setup.transform.resize,
         exif_orientation=setup.transform.exif_orientation,
     )
-
-
-def _short_name(dataset: str) -> str:
-    """The name of a data set in metrics: without the folder, or without "tfds:"."""
-    prefix, colon, name = dataset.partition(":")
-    return name if colon and prefix in ("tfds", "vtab") else dataset.rstrip("/").rpartition("/")[2]

@@ -93,6 +93,12 @@ register(
 )
 
 
+def short_name(dataset: str) -> str:
+    """The name of a data set in metrics: without the folder, or without "tfds:"."""
+    prefix, colon, name = dataset.partition(":")
+    return name if colon and prefix in ("tfds", "vtab") else dataset.rstrip("/").rpartition("/")[2]
+
+
 def entry(type_name: str, **values: Any) -> ConfigDict:
     """Makes an entry for `config.evals`, with all fields of its type; `values` differ from their defaults.
 
