@@ -108,6 +108,10 @@ def test_wrong_arguments_are_one_message(path):
         ("figure9_pooling", "pool=map", "unknown pool 'map'"),
         ("figure10_embeddings", "run=short", "unknown run 'short'"),
         ("figure13_axial", "scale=small,model=ViT-B/16", "unknown model 'ViT-B/16'"),
+        ("masked_patches", "method=colours", "unknown method 'colours'"),
+        ("masked_patches", "scale=small,method=scratch", "has no pre-training at scale=small. Add part=transfer"),
+        ("masked_patches", "scale=small,part=transfer,labels=5", "unknown labels '5'"),
+        ("masked_patches", "labels=10", "unknown labels '10'"),
     ],
 )
 def test_cell_that_a_study_lacks_is_one_message(page, argument, message):
@@ -263,6 +267,37 @@ def test_figure_10_has_two_rows_of_table_3_and_a_weaker_recipe():
     assert recipes == [(2e-4, 0.01, 7), (4e-4, 0.1, 7), (4e-4, 0.1, 14)]
 
 
+MASKED = [("mean_colour", 0.5), ("downsized", 0.5), ("pixels", 0.5), ("mean_colour", 0.15)]
+
+
+@SCALES
+def test_masked_patches_have_three_targets_and_two_rates_against_supervised_pre_training(scale):
+    found = configs("masked_patches", scale)
+    masked = {name: config for name, config in found.items() if config.objective == "masked_patches"}
+    cells = [(config.masked_patches.target, config.masked_patches.corruption_rate) for config in masked.values()]
+    assert cells == MASKED + [("mean_colour", 0.5)] * (2 if scale == "paper" else 0)
+    assert set(found) - set(masked) == {"supervised"} | ({"scratch"} if scale == "paper" else set())
+    if scale == "paper":
+        steps = {name: config.steps for name, config in masked.items()}
+        assert steps.pop("mean_colour_100k") == 100_000 and set(steps.values()) == {1_000_000}
+    else:
+        assert len({str(config.model) for config in masked.values()}) == 1
+        assert {config.data.expected_train_images for config in masked.values()} == {50_000}
+
+
+def test_masked_patches_are_compared_with_scratch_on_1_and_10_percent_and_all_labels():
+    before, after = sweeps_of("masked_patches", "scale=small")
+    found = configs("masked_patches", "small", 1)
+    images = {name: config.data.expected_train_images for name, config in found.items()}
+    names = [*before.tasks, "scratch"]
+    labels = {1: 250, 10: 2_500, 100: 25_000}
+    assert images == {f"{name},{percent}": count for name in names for percent, count in labels.items()}
+    assert after.weights == {task: task.partition(",")[0] for task in images if not task.startswith("scratch")}
+    for percent in labels:  # the initial weights are all that differs
+        assert len({found[f"{name},{percent}"].to_json() for name in names}) == 1
+    assert {config.data.train_split for config in found.values()} == {"train[:250]", "train[:2500]", "train"}
+
+
 # At the small scale, really run.
 
 
@@ -280,17 +315,17 @@ def tiny_data(tmp_path):
 
 
 TINY = (
-    *("model.num_layers=1", "model.hidden_dim=16", "model.mlp_dim=16", "model.num_heads=1", "data.image_size=8"),
-    *("model.num_classes=2", "data.expected_train_images=16", "batch_size=8", "eval_batch_size=32"),
+    *("model.num_layers=1", "model.hidden_dim=16", "model.mlp_dim=16", "model.num_heads=1", "data.image_size=16"),
+    *("data.expected_train_images=16", "batch_size=8", "eval_batch_size=32"),
 )
 
 
-def run_twice(sweeps, page, fields, path, run_main, stop_before):
-    """Runs a sweep, which a signal ends before some run, and then again. Returns the paths of the runs, in order."""
+def run_twice(sweeps, page, fields, path, run_main):
+    """Runs a sweep, which a signal ends before its second run, and then again. Returns the runs' paths, in order."""
     trained = []
 
     def train(run):
-        if run.path.name == stop_before and len(trained) == 1:
+        if len(trained) == 1:
             trained.append(None)
             raise Stopped(15)
         trained.append(run.path)
@@ -305,22 +340,21 @@ def run_twice(sweeps, page, fields, path, run_main, stop_before):
 
 
 def test_small_study_pre_trains_and_transfers_and_resumes(tiny_data, run_main):
-    data = f"upstream={tiny_data / 'upstream'},downstream={tiny_data / 'downstream'}"
-    before, after = sweeps_of("figure5_compute", f"scale=small,{data}")
+    data = f"data={tiny_data / 'upstream'},downstream={tiny_data / 'downstream'}"
+    before, after = sweeps_of("masked_patches", f"scale=small,{data}")
+    name, tuned = "mean_colour", "mean_colour,100"
     sweeps = [
-        dataclasses.replace(before, tasks={"vit_s": before.tasks["vit_s"]}, seeds=1),
-        dataclasses.replace(
-            after, seeds=1, tasks={"vit_s,transfer": after.tasks["vit_s,transfer"]}, weights={"vit_s,transfer": "vit_s"}
-        ),
+        dataclasses.replace(before, tasks={name: before.tasks[name]}, seeds=1),
+        dataclasses.replace(after, tasks={tuned: after.tasks[tuned]}, weights={tuned: name}, seeds=1),
     ]
-    fields = (*TINY, "steps=2", "data.train_split=train", "data.eval_split=test", "optimizer.warmup_steps=1")
-    trained = run_twice(sweeps, "figure5_compute.py", fields, tiny_data / "sweep", run_main, "seed_0")
-    first, second = trained
+    fields = (*TINY, "steps=2", "optimizer.warmup_steps=1", "data.eval_split=test", "evals.fewshot.shots=(5,)")
+    first, second = run_twice(sweeps, "masked_patches.py", fields, tiny_data / "sweep", run_main)
     config = json.loads((second / "config.json").read_text())
     assert config["weights"] == str(first) and first.name == second.name == "seed_0"
-    assert config["optimizer"]["name"] == "sgd" and config["data"]["dataset"] == str(tiny_data / "downstream")
+    assert config["data"]["dataset"] == str(tiny_data / "downstream")
     content = json.loads((tiny_data / "sweep" / "sweep.json").read_text())["tasks"]
-    assert content["vit_s,transfer"]["mean"]["test/accuracy"] >= 0
+    assert {"fewshot/downstream/encoded/5shot", "test/loss"} <= set(content[name]["mean"])
+    assert "test/accuracy" in content[tuned]["mean"]
 
 
 def test_small_study_of_data_sizes_stops_early_and_resumes(tiny_data, run_main):
@@ -340,7 +374,7 @@ def test_small_study_of_data_sizes_stops_early_and_resumes(tiny_data, run_main):
         *(f"evals.{name}.every_steps=2" for name in ("test", "fewshot", "eval_split")),
     )
     path = tiny_data / "sweep"
-    assert len(run_twice([sweep], "figure4_data_size.py", fields, path, run_main, "seed_0")) == 2
+    assert len(run_twice([sweep], "figure4_data_size.py", fields, path, run_main)) == 2
     for task in json.loads((path / "sweep.json").read_text())["tasks"].values():
         (run,) = task["final"]
         assert run["step"] in (2, 4)

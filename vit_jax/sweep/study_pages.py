@@ -155,7 +155,8 @@ def table_4_sweeps(
             own = call(module, "get_sweep", f"{place}:dataset={dataset},{of}")
             found = sweeps.setdefault(str(own.choose), {"choose": own.choose, "tasks": {}, "weights": {}})
             name = f"{before},{dataset}"
-            found["tasks"][name] = task(given, **{**cell, "part": "transfer", "dataset": dataset})
+            own_cell = {key: value for key, value in cell.items() if key in given}
+            found["tasks"][name] = task(given, **own_cell, part="transfer", dataset=dataset)
             if "weights" not in cell:
                 found["weights"][name] = before
     final = {"argument.stage": "final"}
@@ -184,6 +185,21 @@ def cifar10(study: str, given: ConfigDict, *, steps: int, num_layers: int = 4, w
     return config
 
 
+def masked_cifar10(
+    study: str, given: ConfigDict, *, steps: int, target: str, corruption_rate: float = 0.5
+) -> ConfigDict:
+    """Masked patch prediction for `steps` of 128 images of CIFAR-10, whose labels are not used, at `cifar10`'s rate."""
+    config = cifar10(study, given, steps=steps)
+    config.label_smoothing = 0.0
+    config.objective = "masked_patches"
+    config.masked_patches.target = target
+    config.masked_patches.corruption_rate = corruption_rate
+    config.model.num_classes = None
+    config.data.eval_split = HELD_OUT
+    config.evals.eval_split = entry("objective")
+    return config
+
+
 def set_steps(config: ConfigDict, steps: int, *, evaluations: int = 1) -> None:
     """Sets the length of a small run, which is evaluated as many times at equal distances."""
     config.steps = steps
@@ -196,10 +212,13 @@ def set_steps(config: ConfigDict, steps: int, *, evaluations: int = 1) -> None:
     config.checkpoint.keep_best = False
 
 
-def five_classes(study: str, given: ConfigDict, *, steps: int) -> ConfigDict:
-    """Pre-training of `SMALL_MODELS[given.model]` on five classes of CIFAR-10, as in configs/small_transfer.py."""
+def five_classes(study: str, given: ConfigDict, *, steps: int, model: str = "") -> ConfigDict:
+    """Pre-training on five classes of CIFAR-10, as in configs/small_transfer.py.
+
+    The model is `SMALL_MODELS[model]`; by default that of the arguments.
+    """
     config = page(study, "small_transfer", stage="pretrain")
-    set_model(config, **SMALL_MODELS[given.model])
+    set_model(config, **SMALL_MODELS[model or given.model])
     config.data.dataset = given.upstream
     config.data.how_to_prepare = PREPARE_HALVES
     set_steps(config, steps)
