@@ -74,7 +74,19 @@ RUNS = {
     ),
     "table 6": tuple(jft_run(row.model, row.epochs) for row in tables.TABLE_6),
 }
-SWEEPS: dict[str, tuple[str, ...]] = {}  # studies, of which only the pre-training counts
+# Studies, of which only the pre-training counts.
+_STUDIES = {
+    "table 7": "table7_optimizers",
+    "table 8": "table8_position_embeddings",
+    "figure 3": "figure3_data_sets",
+    "figure 4": "figure4_data_size",
+    "figure 5": "figure5_compute",
+    "figure 8": "figure8_shape",
+    "figure 9": "figure9_pooling",
+    "figure 10": "figure10_embeddings",
+    "figure 13": "figure13_axial",
+}
+SWEEPS = {name: (f"configs/studies/{page}.py:scale=paper",) for name, page in _STUDIES.items()}
 
 
 def configs_of(place: str) -> list[ConfigDict]:

@@ -35,6 +35,13 @@ MUTATIONS = [
         "each command of the paper's index parses",
     ),
     Mutation(
+        "benchmarks/paper_costs.py",
+        "configs += [task.base] * (len(tried) if len(tried) > 1 else 0)",
+        "configs += [task.base]",
+        f"{TEST_INDEX}::test_stored_cost_is_of_the_config_as_it_is",
+        "the cost of a study includes the runs that only choose",
+    ),
+    Mutation(
         "configs/masked_patches.py",
         "config.steps = 1_000_000",
         "config.steps = 100_000",
