@@ -8,7 +8,7 @@ result, then those of the paper's tables that have numbers of ours, then all tha
 A table has the paper's number, ours (mean and standard deviation over seeds) and the difference; notes below it list
 the differences from the paper. Folders without results are listed with the reason.
 
---out writes report.md, a CSV file for each table, and figures 3, 4 and 5 as PNG. docs/report.md shows how it looks.
+--out writes report.md, a CSV file for each table, and the figures as PNG. docs/report.md shows how it looks.
 """
 
 import argparse
@@ -16,32 +16,40 @@ import re
 import sys
 from collections.abc import Sequence
 
-from vit_jax.console import run_command
+from vit_jax.console import run_command, show_name
 from vit_jax.errors import UserError
 from vit_jax.files import AnyPath, is_remote, parse_path, write_atomically, write_figure
 from vit_jax.flags import report as report_error
-from vit_jax.report import figures
+from vit_jax.report import figures, model_pictures
 from vit_jax.report.collect import FoundRuns, find
 from vit_jax.report.figure_tables import figure_tables
+from vit_jax.report.hardware_figures import draw_hardware, hardware_tables
 from vit_jax.report.listings import results_table, runs_table
 from vit_jax.report.markdown import Listing, Table
 from vit_jax.report.paper_tables import paper_tables
 from vit_jax.report.pretrained import pre_trained_models
-from vit_jax.report.studies import find_comparisons, study_tables
-from vit_jax.report.subjects import find_subjects
+from vit_jax.report.studies import Comparison, find_comparisons, study_tables
+from vit_jax.report.subjects import Subject, find_subjects
+
+_IMAGES = "file, folder or pattern of images, for figure 11 with --out; may be given several times"
 
 
-def make_report(found: FoundRuns, out: AnyPath | None = None, *, show_all: bool = False) -> str:
+def make_report(
+    found: FoundRuns, out: AnyPath | None = None, *, show_all: bool = False, images: Sequence[str] = ()
+) -> str:
     """Makes the report as markdown; also writes it to the folder `out`, with CSV files and pictures.
 
-    `show_all` includes the paper's tables and pictures without numbers of ours.
+    `show_all` includes the paper's tables and pictures without numbers of ours. `images` are files, folders or patterns
+    of images for figure 11.
 
     Raises:
-      UserError: the folder cannot be written.
+      UserError: the folder cannot be written, or there are no images.
     """
-    models, compared = pre_trained_models(found.models), find_comparisons(find_subjects(found.models))
+    models, subjects = pre_trained_models(found.models), find_subjects(found.models)
+    compared = find_comparisons(subjects)
     tables: list[Table | Listing] = [results_table(found.models)]
     of_paper = [*paper_tables(found.models, models), *figure_tables(models), *study_tables(compared)]
+    of_paper += hardware_tables(found.hardware)
     tables += [table for table in sorted(of_paper, key=_order) if table.has_ours or show_all]
     tables.append(runs_table(found.models))
     sections = [table.to_markdown() for table in tables if table.rows]
@@ -51,16 +59,54 @@ def make_report(found: FoundRuns, out: AnyPath | None = None, *, show_all: bool 
         try:
             if not is_remote(out):
                 out.mkdir(parents=True, exist_ok=True)
-            for table in tables:
+            for table in filter(lambda each: each.rows, tables):
                 write_atomically(out / f"{table.name}.csv", table.to_csv())
             pictures = figures.draw_all(models, compared, show_all=show_all)
+            if (drawn := draw_hardware(found.hardware)) is not None:
+                pictures["figure_12"] = ("Figure 12: speed and largest batch by image size", drawn)
             for name, (title, picture) in pictures.items():
                 write_figure(out / f"{name}.png", picture)
                 sections.append(f"## {title}\n\n![{title}]({name}.png)\n\nNotes on our numbers are below the tables.\n")
+            sections += _pictures_of_models(compared, subjects, out, images)
             write_atomically(out / "report.md", "\n".join(["# Report", "", *sections]))
         except OSError as error:
             raise UserError(f"cannot write to {out}: {error.strerror or error}. Choose another --out.") from error
     return "\n".join(sections)
+
+
+def _pictures_of_models(
+    compared: Sequence[Comparison], subjects: Sequence[Subject], out: AnyPath, images: Sequence[str]
+) -> list[str]:
+    """Draws figures 10 and 11 of the runs whose parameters are there; returns their sections of the report."""
+    networks = model_pictures.networks_of(compared, subjects, "figure_10")
+    if not networks:
+        return []
+    sections = []
+    figure, problems = model_pictures.draw_figure_10(networks)
+    drawn = [("figure_10", model_pictures.FIGURE_10, figure, problems)]
+    if images:
+        figure, problems = model_pictures.draw_figure_11(networks, images)
+        drawn.append(("figure_11", model_pictures.FIGURE_11, figure, problems))
+    for name, title, figure, problems in drawn:
+        lines = [
+            f"## {title}",
+            "",
+            *(f"- Not drawn: {show_name(line)}" for line in problems),
+            *([""] if problems else []),
+        ]
+        if figure is not None:
+            write_figure(out / f"{name}.png", figure)
+            lines[2:2] = [f"![{title}]({name}.png)", "", "The paper has pictures without numbers.", ""]
+            sections.append("\n".join(lines))
+        elif images or any(each.study.name == name for each in compared):
+            sections.append("\n".join(lines))
+    if not images and any(section.startswith(f"## {model_pictures.FIGURE_10}") for section in sections):
+        folder = networks[0][0]
+        sections.append(
+            f"## {model_pictures.FIGURE_11}\n\nNeeds images: add --images=FOLDER, or "
+            f"`python -m vit_jax.analysis distance --weights={folder} IMAGE...`\n"
+        )
+    return sections
 
 
 def _order(table: Table) -> tuple[bool, int, str]:
@@ -76,6 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="workdirs of runs or sweeps, or folders of them")
     parser.add_argument("--out", metavar="FOLDER", help="where to write report.md, CSV files and pictures")
+    parser.add_argument("--images", action="append", default=[], metavar="IMAGE", help=_IMAGES)
     parser.add_argument("--all", action="store_true", help="include the paper's tables without numbers of ours")
     return parser
 
@@ -85,7 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     try:
         out = parse_path(args.out) if args.out else None
-        print(make_report(find(args.workdirs), out, show_all=args.all))
+        if args.images and out is None:
+            raise UserError("--images are for the picture of figure 11; give --out=FOLDER too.")
+        print(make_report(find(args.workdirs), out, show_all=args.all, images=args.images))
         if out is not None:
             print(f"Written to {out}: report.md, and each table and picture as a file.")
         sys.stdout.flush()

@@ -1,6 +1,7 @@
 """Finds runs, evaluations and sweeps below folders, and reads their numbers."""
 
 import dataclasses
+import fnmatch
 import math
 import pathlib
 import statistics
@@ -12,6 +13,7 @@ from vit_jax.errors import UserError
 from vit_jax.files import AnyPath, is_remote, parse_path
 from vit_jax.json_files import Fields, read_object
 from vit_jax.report import lineage, settings
+from vit_jax.report.hardware_figures import HardwareNumber, read_hardware
 from vit_jax.report.lineage import Lineage
 from vit_jax.report.measured import ACCURACY, REAL, TOP_5, MeasuredModel, history_of, measure
 from vit_jax.report.names import UNKNOWN, data_set_name, model_label
@@ -30,7 +32,11 @@ from vit_jax.report.purposes import (
 from vit_jax.run.metrics import TIME_PREFIX
 from vit_jax.run.run_result import RunResult, config_fields
 
-LOOKED_FOR = "config.json and summary.json of a run, evaluation.json of --mode=eval, sweep.json of a sweep"
+LOOKED_FOR = (
+    "config.json and summary.json of a run, evaluation.json of --mode=eval, sweep.json of a sweep, figure_12*.json of "
+    "benchmarks/figure_12.py"
+)
+_HARDWARE = "figure_12*.json"
 
 _RUN, _EVALUATION = "config.json", "evaluation.json"
 _OTHERS_OF_RUNS = ("summary.json", "metrics.jsonl", "starts.jsonl", "model.json")  # beside config.json
@@ -42,10 +48,14 @@ _BEST = "best"
 
 @dataclasses.dataclass
 class FoundRuns:
-    """The numbers found below folders, and a line for everything that is left out."""
+    """The numbers found below folders, and a line for everything that is left out.
+
+    `hardware` has those of figure 12, by the half of the figure.
+    """
 
     models: list[MeasuredModel]
     left_out: list[str]
+    hardware: dict[str, list[HardwareNumber]] = dataclasses.field(default_factory=dict)
 
 
 def find(places: Sequence[str]) -> FoundRuns:
@@ -67,7 +77,7 @@ def find(places: Sequence[str]) -> FoundRuns:
             reader.left_out.append(f"{place}: nothing of a run in it")
     found = reader.read()
     found.left_out = [show_name(line) for line in found.left_out]
-    if not found.models:
+    if not found.models and not found.hardware:
         listed = "".join(f"\n  {line}" for line in found.left_out)
         raise UserError(
             f"no result in {', '.join(map(show_name, places))} or below. Looked for {LOOKED_FOR}.{listed}\n"
@@ -85,19 +95,24 @@ class _Reader:
         self._run_folders: list[AnyPath] = []
         self._evaluations: list[AnyPath] = []
         self._sweep_files: list[AnyPath] = []
+        self._hardware_files: list[AnyPath] = []
         self._sweeps = SweepPurposes()
         self._runs: dict[str, RunResult] = {}  # by folder
         self._lineages: dict[str, Lineage] = {}
 
     def look_into(self, root: AnyPath) -> bool:
         """Collects the files in a folder and below, and the sweeps around it; returns whether there are any."""
-        before = len(self._run_folders + self._evaluations + self._sweep_files)
+        before = self._num_files
         self._look_below(root)
-        found = len(self._run_folders + self._evaluations + self._sweep_files) > before
+        found = self._num_files > before
         around = root.parents if is_remote(root) else pathlib.Path(root).absolute().parents
         for folder in list(around)[:_SWEEPS_ABOVE]:
             self._sweep_files += [folder / name for name in (RESULTS, DESCRIPTION) if (folder / name).is_file()][:1]
         return found
+
+    @property
+    def _num_files(self) -> int:
+        return len(self._run_folders + self._evaluations + self._sweep_files + self._hardware_files)
 
     def _look_below(self, folder: AnyPath) -> None:
         if resolved(folder) in self._given:
@@ -112,6 +127,7 @@ class _Reader:
         self._run_folders += [folder] if _RUN in names else []
         self._evaluations += [folder] if _EVALUATION in names else []
         self._sweep_files += [folder / name for name in (RESULTS, DESCRIPTION) if name in names][:1]
+        self._hardware_files += [path for path in inside if fnmatch.fnmatch(path.name, _HARDWARE)]
         others = [name for name in _OTHERS_OF_RUNS if name in names]
         if others and not names & {_RUN, _EVALUATION}:
             self.left_out.append(f"{folder}: it has {', '.join(others)} of a run, but no {_RUN}")
@@ -145,7 +161,19 @@ class _Reader:
             if model.is_result and value.flaw and not name.endswith(TOP_5)
         ]
         models = self._without_repeats([_with_flaws(model) for model in models])
-        return FoundRuns(models, list(dict.fromkeys(self.left_out)))
+        hardware = self._read_hardware()
+        return FoundRuns(models, list(dict.fromkeys(self.left_out)), hardware)
+
+    def _read_hardware(self) -> dict[str, list[HardwareNumber]]:
+        halves: dict[str, list[HardwareNumber]] = {}
+        for file in self._hardware_files:
+            try:
+                for half, numbers in read_hardware(file).items():
+                    if numbers:
+                        halves.setdefault(half, []).extend(numbers)
+            except UserError as problem:
+                self.left_out.append(str(problem))
+        return halves
 
     def _add(self, models: list[MeasuredModel], model: MeasuredModel) -> None:
         """Adds an evaluation to a model with the same parameters, or as another model."""
