@@ -27,7 +27,7 @@ from vit_jax.report.hardware_figures import draw_hardware, hardware_tables
 from vit_jax.report.listings import results_table, runs_table
 from vit_jax.report.markdown import Listing, Table
 from vit_jax.report.paper_tables import paper_tables
-from vit_jax.report.pretrained import pre_trained_models
+from vit_jax.report.pretrained import PreTrained, pre_trained_models
 from vit_jax.report.studies import Comparison, find_comparisons, study_tables
 from vit_jax.report.subjects import Subject, find_subjects
 
@@ -61,51 +61,55 @@ def make_report(
                 out.mkdir(parents=True, exist_ok=True)
             for table in filter(lambda each: each.rows, tables):
                 write_atomically(out / f"{table.name}.csv", table.to_csv())
-            pictures = figures.draw_all(models, compared, show_all=show_all)
-            if (drawn := draw_hardware(found.hardware)) is not None:
-                pictures["figure_12"] = ("Figure 12: speed and largest batch by image size", drawn)
-            for name, (title, picture) in pictures.items():
-                write_figure(out / f"{name}.png", picture)
-                sections.append(f"## {title}\n\n![{title}]({name}.png)\n\nNotes on our numbers are below the tables.\n")
-            sections += _pictures_of_models(compared, subjects, out, images)
+            sections += _write_pictures(found, models, subjects, compared, out, show_all=show_all, images=images)
             write_atomically(out / "report.md", "\n".join(["# Report", "", *sections]))
         except OSError as error:
             raise UserError(f"cannot write to {out}: {error.strerror or error}. Choose another --out.") from error
     return "\n".join(sections)
 
 
-def _pictures_of_models(
-    compared: Sequence[Comparison], subjects: Sequence[Subject], out: AnyPath, images: Sequence[str]
+def _write_pictures(
+    found: FoundRuns,
+    models: Sequence[PreTrained],
+    subjects: Sequence[Subject],
+    compared: Sequence[Comparison],
+    out: AnyPath,
+    *,
+    show_all: bool,
+    images: Sequence[str],
 ) -> list[str]:
-    """Draws figures 10 and 11 of the runs whose parameters are there; returns their sections of the report."""
+    """Writes the pictures, and returns their sections of the report in the order of the paper."""
+    drawn = figures.draw_all(models, compared, show_all=show_all)
+    if (speeds := draw_hardware(found.hardware)) is not None:
+        drawn["figure_12"] = ("Figure 12: speed and largest batch by image size", speeds)
+    texts = dict.fromkeys(drawn, "Notes on our numbers are below the tables.")
+    titles = {name: title for name, (title, _) in drawn.items()}
     networks = model_pictures.networks_of(compared, subjects, "figure_10")
-    if not networks:
-        return []
-    sections = []
-    figure, problems = model_pictures.draw_figure_10(networks)
-    drawn = [("figure_10", model_pictures.FIGURE_10, figure, problems)]
-    if images:
-        figure, problems = model_pictures.draw_figure_11(networks, images)
-        drawn.append(("figure_11", model_pictures.FIGURE_11, figure, problems))
-    for name, title, figure, problems in drawn:
-        lines = [
-            f"## {title}",
-            "",
-            *(f"- Not drawn: {show_name(line)}" for line in problems),
-            *([""] if problems else []),
-        ]
+    of_models = {"figure_10": model_pictures.draw_figure_10(networks)} if networks else {}
+    if networks and images:
+        of_models["figure_11"] = model_pictures.draw_figure_11(networks, images)
+    is_studied = any(each.study.name == "figure_10" for each in compared)
+    for name, (figure, problems) in of_models.items():
+        if figure is None and not is_studied and name not in ("figure_11",):
+            continue
+        titles[name] = model_pictures.TITLES[name]
+        lines = ["The paper has pictures without numbers."] if figure is not None else []
+        texts[name] = "\n".join([*lines, *(f"- Not drawn: {show_name(line)}" for line in problems)])
         if figure is not None:
-            write_figure(out / f"{name}.png", figure)
-            lines[2:2] = [f"![{title}]({name}.png)", "", "The paper has pictures without numbers.", ""]
-            sections.append("\n".join(lines))
-        elif images or any(each.study.name == name for each in compared):
-            sections.append("\n".join(lines))
-    if not images and any(section.startswith(f"## {model_pictures.FIGURE_10}") for section in sections):
-        folder = networks[0][0]
-        sections.append(
-            f"## {model_pictures.FIGURE_11}\n\nNeeds images: add --images=FOLDER, or "
-            f"`python -m vit_jax.analysis distance --weights={folder} IMAGE...`\n"
+            drawn[name] = (titles[name], figure)
+    if "figure_10" in drawn and not images:
+        titles["figure_11"] = model_pictures.TITLES["figure_11"]
+        texts["figure_11"] = (
+            "Needs images: add --images=FOLDER, or use `python -m vit_jax.analysis distance "
+            f"--weights={networks[0][0]} IMAGE...`."
         )
+    sections = []
+    for name in sorted(texts, key=lambda name: (int(name.split("_")[1]), name)):
+        picture = []
+        if name in drawn:
+            write_figure(out / f"{name}.png", drawn[name][1])
+            picture = [f"![{titles[name]}]({name}.png)", ""]
+        sections.append("\n".join([f"## {titles[name]}", "", *picture, texts[name], ""]))
     return sections
 
 

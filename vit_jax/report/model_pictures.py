@@ -16,8 +16,10 @@ from vit_jax.report.subjects import Subject
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIGURE_10 = "Figure 10: similarity of position embeddings"
-FIGURE_11 = "Figure 11: mean attention distance of each head"
+TITLES = {
+    "figure_10": "Figure 10: similarity of position embeddings",
+    "figure_11": "Figure 11: mean attention distance of each head",
+}
 _MOST = 6  # networks in a picture
 _MOST_IMAGES = 128  # as in figure 11's caption
 _BATCH = 16

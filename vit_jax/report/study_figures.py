@@ -62,7 +62,7 @@ def _draw(found: Sequence[Comparison], draw: Callable[[Comparison], list[Panel]]
                 axes.set_xscale("log")
                 axes.margins(x=0.12)
                 axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
                 axes.xaxis.set_minor_formatter(NullFormatter())
                 axes.tick_params(axis="x", labelsize=8)
         if each.is_papers and each.study.name == "figure_4":
@@ -71,6 +71,14 @@ def _draw(found: Sequence[Comparison], draw: Callable[[Comparison], list[Panel]]
             row[0].set_title(_title(each), fontsize=9, loc="left", parse_math=False)
     legend_below(figure, *all_axes.ravel())
     return figure
+
+
+def _short(number: float) -> str:
+    """A number at an axis: "90M", "5k", "0.5"."""
+    for factor, letter in ((1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:g}{letter}"
+    return f"{number:g}"
 
 
 def _title(found: Comparison) -> str:
