@@ -7,7 +7,7 @@ Needs     scale=small: CIFAR-10 as images (configs/cifar10.py). scale=paper: a w
           ImageNet for few-shot accuracy, and accelerators
 Takes     scale=small: not measured; about 1.9 hours on 2 CPU cores. By rates measured before, an image takes 0.5 ms
           (ViT/8), 1.7 ms (ViT/4) and 2.7 ms (BiT); axial models were not measured: twice a ViT, 1 and 3.4 ms, and 6 ms
-          for the AxialResNet are guesses. The six together: 15.3 ms; 3 seeds of 977 steps x 128 images 5,700 s,
+          for the AxialResNet are guesses. All six: 15.3 ms; 3 seeds of 977 steps x 128 images 5,700 s,
           evaluation and starts of 18 runs 900 s. scale=paper: see docs/studies.md
 Reaches   scale=paper: a figure only. Axial-ViT-B is better than its ViT-B, and costs more FLOPs; AxialResNet is slow.
           Not reproduced here. scale=small: not run yet

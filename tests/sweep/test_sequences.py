@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.sweep.test_sweep import VALIDATION, leave_results, pretend, train_nothing
+from vit_jax.data.sources import MissingDataError
 from vit_jax.errors import UserError
 from vit_jax.run.run_result import RunResult
 from vit_jax.sweep import Sweep, results
@@ -172,6 +173,25 @@ def test_weights_for_what_is_no_task_are_refused():
 def test_weights_are_set_by_the_sweep_alone(tmp_path):
     with pytest.raises(UserError, match=r"leave --config\.weights out"):
         make_tasks([Sweep(**ONE), Sweep(**TWO)], PAGE, ("--config.weights=vit_b16_i21k",), tmp_path)
+
+
+def test_sweep_whose_data_are_missing_is_one_message_before_any_run(tmp_path, capsys, caplog):
+    flags = [f"--config={PAGE}", f"--workdir={tmp_path / 'sweep'}", "--config.data.dataset=nowhere.zip"]
+    assert command.main(flags) == 1
+    assert "nowhere.zip" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
+    assert sum("nowhere.zip is missing, so test of it" in each.message for each in caplog.records) == 1
+
+
+def test_data_of_some_tasks_are_enough(tmp_path):
+    (sweep, _) = sweeps_of(tmp_path)
+    tasks = make_tasks(sweep, PAGE, (), tmp_path)
+    with tasks[0].base.ignore_type():
+        tasks[0].base.data.dataset = "nowhere.zip"
+    command.check_data(tasks)
+    tasks[1].base.data.dataset = "nowhere.zip"
+    with pytest.raises(MissingDataError):
+        command.check_data(tasks)
 
 
 # Early stopping.

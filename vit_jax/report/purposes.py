@@ -97,7 +97,7 @@ def _purposes_in(content: Mapping[str, Any]) -> dict[str, Purpose]:
     purposes: dict[str, Purpose] = {}
     final: dict[str, Purpose] = {}
     for task in content["tasks"].values():
-        of_final = _purpose_of_final(task, str(content.get("metric") or "accuracy"))
+        of_final = _purpose_of_final(task, str(task.get("metric") or content.get("metric") or "accuracy"))
         for runs, found, purpose in ((task["trials"], purposes, Purpose(CHOOSES)), (task["final"], final, of_final)):
             for run in runs:
                 step = run.get("step")

@@ -27,7 +27,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from vit_jax.console import run_command
+from vit_jax.data.sources import MissingDataError, find_path
 from vit_jax.errors import UserError
+from vit_jax.experiment.data import open_data, training_data_sets
 from vit_jax.files import AnyPath, is_remote, parse_path, write_atomically
 from vit_jax.flags import report
 from vit_jax.json_files import read_object
@@ -77,6 +79,26 @@ def run_sweep(tasks: Sequence[SweepTask], path: AnyPath, train: Callable[[SweepR
         finally:
             collected = _write_results(tasks, path)
     return collected
+
+
+def check_data(tasks: Sequence[SweepTask]) -> None:
+    """Raises `MissingDataError` if a sweep has runs to train, and none of its tasks has its training data here."""
+    for sweep in sweeps_of(tasks):
+        open_tasks = [task for task in tasks if task.sweep is sweep and not results.collect(task).is_complete]
+        missing = [_missing_data(task) for task in open_tasks]
+        if missing and all(missing):
+            raise missing[0] or UserError("the training data are missing.")
+
+
+def _missing_data(task: SweepTask) -> MissingDataError | None:
+    data = task.base.data
+    for dataset, _ in training_data_sets(data):
+        if find_path(dataset) is None:  # such as "digits", which has no path, or missing
+            try:
+                open_data(data, dataset, data.train_split)
+            except MissingDataError as error:
+                return error
+    return None
 
 
 def _write_results(tasks: Sequence[SweepTask], path: AnyPath) -> list[results.TaskResult]:
@@ -213,6 +235,7 @@ def main(arguments: Sequence[str]) -> int:
             remember(tasks, path)
             collected = _write_results(tasks, path)
         else:
+            check_data(tasks)
             with Children() as children:
                 collected = run_sweep(tasks, path, children.train)
         return _print_results(collected, path)

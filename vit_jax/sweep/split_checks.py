@@ -119,24 +119,30 @@ def _measured(config: ConfigDict, metric: str) -> UsedExamples | None:
     data = config.data
     if data.eval_split is not None and metric.startswith(f"{data.eval_split}/"):
         return _open(data.dataset, data.eval_split, lambda: open_eval_source(data))
-    tested = tested_sources(open_evaluations(config, None, _warn_of))
+    tested = tested_sources(open_evaluations(config, None, _leave_out))
     found = next((source for name, source in tested.items() if metric.startswith(f"{name}/")), None)
     return UsedExamples(found.name, found.split, found) if found else None
 
 
-def _warn_of(evaluation: str, _: MissingDataError) -> None:
-    logger.warning("The data of %s are missing, so they cannot be compared with those of training.", evaluation)
+def _leave_out(evaluation: str, _: MissingDataError) -> None:
+    warn_missing("its data set", evaluation)
+
+
+@functools.cache
+def warn_missing(dataset: str, split: str) -> None:
+    """Warns of a missing data set, once for many tasks."""
+    logger.warning(
+        "%s is missing, so %s of it can be compared with other splits by name only. Each run compares its training "
+        "data with what it evaluates, and says so.",
+        *(dataset, split),
+    )
 
 
 def _open(dataset: str, split: str, open_it: Callable[[], Source]) -> UsedExamples:
     try:
         return UsedExamples(dataset, split, open_it())
     except MissingDataError:
-        logger.warning(
-            "%s is missing, so %s of it can be compared with other splits by name only. Each run compares its training "
-            "data with what it evaluates, and says so.",
-            *(dataset, split),
-        )
+        warn_missing(dataset, split)
         return UsedExamples(dataset, split, None)
 
 

@@ -52,10 +52,15 @@ def parse_study(argument: str | None, **defaults: Any) -> ConfigDict:
 
 
 def task(given: ConfigDict, **cell: Any) -> str:
-    """The argument of a sweep's task: the page's arguments with those of a cell of the table."""
+    """The argument of a sweep's task: the page's arguments with those of a cell of the table, without empty ones."""
     if unknown := [name for name in cell if name not in given]:
         raise unknown_name("config argument", unknown[0], given)
-    return ",".join(f"{name}={quote_argument(str(value))}" for name, value in {**given.to_dict(), **cell}.items())
+    return _written({**given.to_dict(), **cell})
+
+
+def _written(arguments: Mapping[str, Any]) -> str:
+    given = {name: str(value) for name, value in arguments.items() if value not in ("", 0)}
+    return ",".join(f"{name}={quote_argument(value)}" for name, value in given.items())
 
 
 def check_one_of(name: str, value: Any, known: Sequence[Any] | Mapping[Any, Any]) -> None:
@@ -66,9 +71,7 @@ def check_one_of(name: str, value: Any, known: Sequence[Any] | Mapping[Any, Any]
 
 def page(study: str, name: str, **arguments: Any) -> ConfigDict:
     """The config of another page in configs/. `study` is the path of the study's page; leaves out empty arguments."""
-    place = f"{pathlib.Path(study).resolve().parent.parent / name}.py:" + ",".join(
-        f"{key}={quote_argument(str(value))}" for key, value in arguments.items() if value not in ("", 0)
-    )
+    place = f"{pathlib.Path(study).resolve().parent.parent / name}.py:{_written(arguments)}"
     return call(load_module(place), "get_config", place)
 
 

@@ -25,7 +25,7 @@ from vit_jax.flags import clear_field
 from vit_jax.run.run_result import RunResult
 from vit_jax.run.workdir import FAILURE, check_config
 from vit_jax.sweep.spec import ARGUMENT, Sweep, check_sequence
-from vit_jax.sweep.split_checks import compare_examples
+from vit_jax.sweep.split_checks import compare_examples, warn_missing
 
 # Trials keep only what they need to resume, because there are many, and the choice uses their last metrics.
 _WHILE_CHOOSING = {"checkpoint.keep": 1, "checkpoint.keep_best": False}
@@ -338,6 +338,7 @@ def make_tasks(sweep: Sweep | Sequence[Sweep], place: str, arguments: Sequence[s
       UserError: a field, a value or a split is wrong, or existing runs have another config.
     """
     _loaded_config.cache_clear()
+    warn_missing.cache_clear()
     sweeps = [sweep] if isinstance(sweep, Sweep) else list(sweep)
     check_sequence(sweeps)
     behind, file = functools.cache(sources_behind), place.partition(":")[0]
