@@ -76,6 +76,7 @@ RUNS = {
 }
 # Studies, of which only the pre-training counts.
 _STUDIES = {
+    "appendix B.1.2": "masked_patches",
     "table 7": "table7_optimizers",
     "table 8": "table8_position_embeddings",
     "figure 3": "figure3_data_sets",
