@@ -118,7 +118,8 @@ def test_drawing_shows_each_image_beside_its_mask():
     axes = [axis for axis in figure.axes if axis.images]
     assert len(axes) == 10
     for number, (left, right) in enumerate(zip(axes[::2], axes[1::2], strict=True)):
-        assert left.get_title() == f"name {number}"
+        assert left.get_title() == ("input\n" if number < 4 else "") + f"name {number}"
+        assert right.get_title() == ("attention\n" if number < 4 else "")
         np.testing.assert_array_equal(left.images[0].get_array(), images[number])
         np.testing.assert_array_equal(right.images[0].get_array(), overlay(images[number], masks[number]))
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _PAIRS_PER_ROW = 4
 _SHORTEST, _LONGEST = 224, 448  # the longer side of a drawn image, in pixels
+_TALLEST = 1.5  # row, over the width of an image
 _NAME_LENGTH = 28
 
 
@@ -110,20 +111,22 @@ def draw_rollouts(images: Sequence[np.ndarray], masks: Sequence[np.ndarray], nam
     from matplotlib.figure import Figure
 
     across = min(_PAIRS_PER_ROW, len(images))
-    down = -(-len(images) // across)
-    figure = Figure(figsize=(3.2 * across, 1.75 * down + 0.3), layout="constrained")
-    axes = figure.subplots(down, 2 * across, squeeze=False)
-    for column, axis in enumerate(axes[0]):
-        heading = ("input", "attention")[column % 2]
-        axis.annotate(heading, (0.5, 1), (0, 16), "axes fraction", "offset points", ha="center", fontsize=9)
+    rows = [images[start : start + across] for start in range(0, len(images), across)]
+    heights = [min(_TALLEST, max(image.shape[0] / image.shape[1] for image in row)) for row in rows]
+    size = (3.2 * across, 1.6 * sum(heights) + 0.25 * len(rows) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), 2 * across, squeeze=False, gridspec_kw={"height_ratios": heights})
     for axis in axes.ravel():
         axis.axis("off")
+        axis.set_anchor("N")
     for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
         row, column = divmod(number, across)
-        axes[row, 2 * column].imshow(image)
-        axes[row, 2 * column + 1].imshow(overlay(image, mask))
-        if names:
-            axes[row, 2 * column].set_title(names[number], fontsize=6, parse_math=False)
+        shown = {"input": image, "attention": overlay(image, mask)}
+        texts = {"input": names[number] if names else "", "attention": ""}
+        for axis, heading in zip(axes[row, 2 * column : 2 * column + 2], shown, strict=True):
+            axis.imshow(shown[heading])
+            title = f"{heading}\n{texts[heading]}" if row == 0 else texts[heading]
+            axis.set_title(title, fontsize=7, parse_math=False)
     return figure
 
 
