@@ -159,7 +159,7 @@ MUTATIONS = [
         TRIALS,
         'return self.status not in ("finished", "diverged", "unusable") and self.run.has_weights',
         'return self.status not in ("finished", "diverged", "unusable")',
-        f"{TEST_SEQUENCES}::test_commands_are_printed_only_for_runs_whose_weights_are_there",
+        f"{TEST_SEQUENCES}::test_task_after_a_failed_run_waits_and_the_others_go_on",
         "a run waits for the run whose weights it begins with",
     ),
     Mutation(
