@@ -16,11 +16,14 @@ model.
 from ml_collections import ConfigDict
 
 from vit_jax.config import base_config, parse_config_string
+from vit_jax.errors import unknown_name
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """The resolved config. `argument`: "data=<folder or zip file>"."""
-    argument = parse_config_string(argument, data="cifar10_jpeg.zip")
+    """The resolved config."""
+    argument = parse_config_string(argument, data="cifar10_jpeg.zip", recipe="short")
+    if argument.recipe not in ("short", "long"):
+        raise unknown_name("recipe", argument.recipe, ("short", "long"))
     config = base_config()
 
     config.data.dataset = argument.data
@@ -55,4 +58,19 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.evals.eval_split.every_steps = 782  # two epochs
     config.eval_batch_size = 500
     config.checkpoint.every_steps = 391
+
+    if argument.recipe == "long":
+        config.epochs = 20.0
+        config.data.randaugment_layers = 1
+        config.data.randaugment_magnitude = 5.0
+        config.data.randaugment_operations = "timm"  # translations in proportion to the image
+        config.mixup_alpha = 0.1
+        config.model.name = "R26+ViT-Ti/32"  # of the ResNet only the root: 8x8 positions, each a token
+        config.model.resnet = ()
+        config.model.num_layers = 6
+        config.model.hidden_dim = 192
+        config.model.num_heads = 3
+        config.optimizer.name = "muon"
+        config.optimizer.warmup_steps = 400
+        config.evals.eval_split.every_steps = 1_564
     return config
