@@ -7,6 +7,9 @@ Needs     CIFAR-10 as images, {train,test}/<class>/*.jpg, in a folder or a zip f
 Takes     26 minutes on 2 CPU cores (268 images/s)
 Reaches   58.4 % test accuracy (docs/cifar10.md has the curve)
 Writes    the same files as the quickstart
+Arguments data    the folder or zip file
+          recipe  short (the default), or long: 20 epochs of a deeper and wider model behind the root of a ResNet, with
+                  Muon, RandAugment and mixup. Not run to its end yet
 
 It shows that the whole pipeline works on real images. The accuracy is modest: 50,000 images are few for a ViT from
 scratch (figure 4 of the paper), and half an hour on a CPU is short. For good CIFAR-10 numbers fine-tune a pre-trained
