@@ -14,6 +14,8 @@ from tests.report.workdirs import write_fine_tuning, write_json, write_starts
 from vit_jax.paper import figures_in_words
 from vit_jax.report import __main__ as report
 from vit_jax.report.collect import find
+from vit_jax.report.paper_tables import table_5
+from vit_jax.report.pretrained import pre_trained_models
 from vit_jax.report.studies import STUDIES, find_comparisons, study_tables
 from vit_jax.report.study_figures import draw_studies
 from vit_jax.report.subjects import find_subjects
@@ -36,6 +38,16 @@ def everything(tmp_path_factory):
     write_all_studies(folder / "runs")
     assert report.main([str(folder / "runs"), f"--out={folder / 'out'}"]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def compared(everything):
+    return compared_in(everything / "runs")
+
+
+@pytest.fixture(scope="module")
+def tables(compared):
+    return {table.name: table for table in study_tables(compared)}
 
 
 def test_report_of_all_studies_is_as_before(everything):
@@ -72,17 +84,16 @@ def test_means_and_deviations_over_seeds_match_numpy(tmp_path):
         assert ours[name].seeds == 4
 
 
-def test_small_runs_and_the_papers_data_are_never_in_one_table(everything):
-    for each in compared_in(everything / "runs"):
+def test_small_runs_and_the_papers_data_are_never_in_one_table(compared, tables):
+    for each in compared:
         data = {member.data for member in each.members}
         assert data == {"cifar10.zip"} if not each.is_papers else all(name.startswith("JFT-300M") for name in data)
-    for name, table in tables_of(everything / "runs").items():
+    for name, table in tables.items():
         assert ("not the paper's data" in table.title) == name.endswith("_other")
         assert not any(cell.paper for cell in table.cells.values())  # no figure of a study has published numbers
 
 
-def test_figure_4_compares_a_model_over_sizes_and_says_where_it_is_ahead(everything):
-    tables = tables_of(everything / "runs")
+def test_figure_4_compares_a_model_over_sizes_and_says_where_it_is_ahead(tables):
     rows = [row[:2] for row in tables["figure_4"].rows]
     assert ("ViT-B/32", "9,000,000") in rows and ("R50x1", "303,000,000") in rows
     assert not any(model.startswith(("ViT-L/32", "Axial")) for model, _ in rows)  # the shapes have one size each
@@ -92,24 +103,24 @@ def test_figure_4_compares_a_model_over_sizes_and_says_where_it_is_ahead(everyth
     assert small in tables["figure_4_other"].remarks
 
 
-def test_figure_8_has_compute_relative_to_the_model_that_all_axes_share(everything):
-    table = tables_of(everything / "runs")["figure_8"]
+def test_figure_8_has_compute_relative_to_the_model_that_all_axes_share(tables):
+    table = tables["figure_8"]
     relative = {row[:5]: cell.ours.mean for (row, name), cell in table.cells.items() if name == "relative compute"}
     assert relative["8", "1024", "2048", "16", "32"] == 1
     assert relative["16", "1024", "2048", "16", "32"] == pytest.approx(2, rel=0.05)  # twice the layers
     assert relative["8", "1024", "2048", "16", "16"] == pytest.approx(4, rel=0.05)  # four times the tokens
 
 
-def test_figure_8_draws_a_line_through_the_base_for_each_dimension(everything):
-    figure = draw_studies(compared_in(everything / "runs"))["figure_8"][1]
+def test_figure_8_draws_a_line_through_the_base_for_each_dimension(compared):
+    figure = draw_studies(compared)["figure_8"][1]
     (axes,) = (each for each in figure.axes if each.containers)
     lines = {each.get_label(): each.lines[0].get_xydata().tolist() for each in axes.containers}
     assert lines.keys() == {"depth", "width", "MLP width", "patch size", "several dimensions"}
     assert all([1.0, 50.0] in [[round(x, 6), round(y, 6)] for x, y in line] for line in lines.values())
 
 
-def test_figure_9_draws_the_course_of_training(everything):
-    figure = draw_studies(compared_in(everything / "runs"))["figure_9"][1]
+def test_figure_9_draws_the_course_of_training(compared):
+    figure = draw_studies(compared)["figure_9"][1]
     lines = {each.get_label(): each.lines[0].get_xydata() for each in figure.axes[0].containers}
     assert lines.keys() == {"cls, lr 0.0008", "gap, lr 0.0008", "gap, lr 0.0003"}
     np.testing.assert_allclose(lines["gap, lr 0.0003"], [[3.5, 30.05], [7, 60.1]], rtol=1e-3)
@@ -191,6 +202,16 @@ def test_part_of_imagenet_or_another_subset_of_jft_is_not_the_papers(tmp_path):
     tables = tables_of(tmp_path)
     assert {row[1] for row in tables["figure_4"].rows} == {"9,000,000", f"{JFT:,}"}
     assert "figure_4_other" not in tables  # one size alone compares nothing
+
+
+def test_pre_training_without_labels_is_not_in_the_row_of_that_with_labels(tmp_path):
+    pre = write_on_jft(tmp_path / "pre", "ViT-B/16", 0.3, objective="masked_patches")
+    write_fine_tuning(tmp_path / "fine", "imagenet2012", 0.799, weights=pre)
+    rows = {
+        row for (row, _), cell in table_5(pre_trained_models(find([str(tmp_path)]).models)).cells.items() if cell.ours
+    }
+    assert rows == {("JFT-300M (masked patches)", "ImageNet")}
+    assert "figure_4" not in tables_of(tmp_path)
 
 
 def test_axial_models_have_compute_and_speed(tmp_path):

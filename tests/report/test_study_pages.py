@@ -24,6 +24,7 @@ PAGES = {
     "figure10_embeddings": {"paper": ("figure_10", 3), "small": ("figure_10_other", 3)},
     "table8_position_embeddings": {"paper": ("table_8", 8), "small": ("table_8_other", 8)},
     "figure3_data_sets": {"small": ("figure_3_other", 6)},
+    "masked_patches": {"small": ("masked_patches_other", 8)},
     "figure5_compute": {"small": ("figure_5_other", 6)},
     "table7_optimizers": {"small": ("table_7_other", 4)},
     "figure13_axial": {"paper": ("figure_13", 6), "small": ("figure_13_other", 6)},
@@ -79,5 +80,5 @@ def test_runs_of_a_page_are_one_comparison_of_their_study(tmp_path, monkeypatch,
         assert not compared  # the paper's own table has them
         return
     assert [(each.name, len(each.rows)) for each in study_tables(compared)] == [(table, count)]
-    if page in ("figure3_data_sets", "figure5_compute", "table7_optimizers"):
+    if page in ("masked_patches", "figure3_data_sets", "figure5_compute", "table7_optimizers"):
         assert all(any(name.startswith("fine-tuned on downstream") for name in each.measures) for each in compared)

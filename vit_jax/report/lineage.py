@@ -86,6 +86,8 @@ def after_run(before: Lineage | None, run: RunResult, model: Mapping[str, Any], 
     data = pre_training_name(fields["data.dataset"], fields["data.train_split"], num_images)
     if fields["data.mixture"]:
         data = "mixture of " + " and ".join(data_set_name(str(dataset)) for dataset, _ in fields["data.mixture"])
+    if (objective := str(fields["objective"])) != "classification":  # never in a row of models trained with labels
+        data += f" ({objective.replace('_', ' ')})"
     # Not steps times the batch size, which may have changed during the run.
     seen = round(epochs * num_images) if epochs and num_images is not None else None
     of_training = settings.training_settings(fields, model, run.steps)

@@ -130,9 +130,9 @@ def _purpose_of_final(task: Mapping[str, Any], metric: str) -> Purpose:
 
 
 def study_of(command: str) -> str:
-    """The figure or table of the paper that a run's page in configs/studies/ is for, like "figure_4"; "" for none."""
-    found = re.search(r"--?config[= ]\S*studies/(figure|table)(\d+)_\w*\.py", command)
-    return f"{found[1]}_{found[2]}" if found else ""
+    """The figure or table of the paper that a run's page in configs/studies/ is for, like "figure_4"; "" if none."""
+    found = re.search(r"--?config[= ]\S*studies/(?:(figure|table)(\d+)_\w*|(masked_patches))\.py", command)
+    return (found[3] or f"{found[1]}_{found[2]}") if found else ""
 
 
 def stage_of(command: str) -> str | None:

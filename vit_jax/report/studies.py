@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from vit_jax.paper import figures_in_words, tables
 from vit_jax.report.figure_tables import says
+from vit_jax.report.listings import common_folder
 from vit_jax.report.markdown import Row, Table
 from vit_jax.report.names import UNKNOWN, distinct_labels, kind_of, model_changes
 from vit_jax.report.paper_tables import digits_of
@@ -42,6 +43,7 @@ class Study:
       costs: further columns: the name of a number and how to get it from a network and those that it is compared with.
       measures: which of the measured numbers it shows of networks that are not the paper's.
       only_others: whether the paper's own networks have another table (tables 7 and 8, figures 3 and 5).
+      only_pages: whether it has only runs of its page in configs/studies/, which may differ in anything.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Study:
     costs: Mapping[str, Callable[[Subject, Sequence[Subject]], float | None]] = dataclasses.field(default_factory=dict)
     measures: Callable[[str], bool] = lambda _: True
     only_others: bool = False
+    only_pages: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +161,14 @@ def _optimizer(subject: Subject) -> str:
     return {"adam": "Adam", "adamw": "Adam", "sgd": "SGD"}.get(name, name)
 
 
+def _pre_training(subject: Subject) -> Row:
+    """The objective, and the target and the corruption rate of masked patch prediction."""
+    if subject.training.get("objective") != "masked_patches":
+        return ("labels", "", "", _images(subject))
+    given = (str(subject.training.get("masked_patches.target")), _number(subject, "masked_patches.corruption_rate"))
+    return ("masked patches", *given, _images(subject))
+
+
 def _several_sizes(members: Sequence[Subject]) -> bool:
     return len({member.num_images for member in members}) > 1
 
@@ -252,6 +263,15 @@ STUDIES = (
         includes=lambda each: each.fields.get(_POSITIONS[0]) not in (None, "none"),
     ),
     Study(
+        "masked_patches",
+        "Appendix B.1.2: masked patch prediction",
+        (),
+        ("trained with", "target", "corruption rate", "images"),
+        _pre_training,
+        only_others=True,
+        only_pages=True,
+    ),
+    Study(
         "figure_13",
         "Figure 13: axial attention",
         ("model.", "optimizer.learning_rate"),
@@ -271,7 +291,12 @@ def find_comparisons(subjects: Sequence[Subject]) -> list[Comparison]:
         papers = [each for each in included if each.is_papers and not study.only_others]
         others = [each for each in included if not each.is_papers and any(map(study.measures, each.measures))]
         for is_papers, networks in ((True, papers), (False, others)):
-            for folder, alike in comparisons(networks, study.varied).items():
+            if study.only_pages:
+                of_page = [each for each in networks if each.model.study == study.name]
+                grouped = {common_folder([path for each in of_page for path in each.paths]): of_page}
+            else:
+                grouped = comparisons(networks, study.varied)
+            for folder, alike in grouped.items():
                 if members := _members(study, is_papers, alike):
                     found.append(_compare(study, is_papers, folder, members))
     return found

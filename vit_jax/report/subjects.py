@@ -62,6 +62,8 @@ class Subject:
 
 def is_papers_data(subject: Subject) -> bool:
     """Whether the data are ImageNet, ImageNet-21k, JFT-300M, or one of figure 4's subsets of JFT-300M."""
+    if subject.training.get("objective", "classification") != "classification":
+        return False
     if subject.data in PRE_TRAINING_IMAGES:
         return True
     is_jft = data_set_name(str(subject.training.get("data.dataset", ""))) == "JFT-300M"
