@@ -11,9 +11,10 @@ from matplotlib.container import BarContainer
 from tests.conftest import ROOT
 from tests.report.study_runs import write_small
 from tests.report.test_report import models_in, write_all_vtab, write_pre_training
-from tests.report.workdirs import write_fine_tuning, write_json
+from tests.report.workdirs import write_fine_tuning, write_json, write_starts
 from vit_jax.paper import related, tables
 from vit_jax.report import __main__ as report
+from vit_jax.report import model_pictures
 from vit_jax.report.collect import find
 from vit_jax.report.figure_tables import FIGURE_2_PAPER, figure_2, figure_3, figure_5
 from vit_jax.report.hardware_figures import LEFT, RIGHT, draw_hardware, hardware_tables
@@ -131,16 +132,19 @@ def test_figures_10_and_11_are_drawn_from_the_parameters_of_runs(with_parameters
     assert "| ViT-Ti/4 | 0.02 " in text  # the table of the networks
 
 
-def test_without_images_figure_11_says_how_to_draw_it(with_parameters):
+def test_without_images_no_parameters_are_read_and_the_report_says_how_to_draw_them(with_parameters, monkeypatch):
+    monkeypatch.setattr(model_pictures, "position_similarities", None)
     out = with_parameters / "without"
     assert report.main([str(with_parameters / "runs"), f"--out={out}"]) == 0
-    assert "python -m vit_jax.analysis distance --weights=" in (out / "report.md").read_text()
-    assert not (out / "figure_11.png").exists()
+    text = (out / "report.md").read_text()
+    assert "python -m vit_jax.analysis distance --weights=" in text and "vit_jax.analysis positions --weights=" in text
+    assert not list(out.glob("figure_1*.png"))
 
 
 def test_runs_without_parameters_are_not_drawn_and_say_so(tmp_path):
     for rate in (0.01, 0.02):
-        write_small(tmp_path / f"runs/{rate}", 0.5, optimizer__learning_rate=rate)
+        path = write_small(tmp_path / f"runs/{rate}", 0.5, optimizer__learning_rate=rate)
+        write_starts(path, [(0, {})], "python -m vit_jax.main --config=configs/studies/figure10_embeddings.py:run=low")
     assert report.main([str(tmp_path / "runs"), f"--out={tmp_path / 'out'}"]) == 0
     text = (tmp_path / "out/report.md").read_text()
     assert text.count("Not drawn") == 2 and not (tmp_path / "out/figure_10.png").exists()

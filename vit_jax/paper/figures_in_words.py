@@ -3,10 +3,9 @@
 Nothing here is read off a picture. The statements are the paper's, in our words; settings are by its captions.
 """
 
-# Figure 4 (section 4.3): models, and the numbers of JFT-300M's images that they were pre-trained on.
-FIGURE_4_MODELS = ("ViT-b/32", "ViT-B/32", "ViT-L/32", "ViT-L/16", "R50x1", "R152x2")
+# Figure 4 (section 4.3): the numbers of JFT-300M's images that networks were pre-trained on.
 FIGURE_4_IMAGES = (9_000_000, 30_000_000, 90_000_000, 303_000_000)
-# "ViT is better than BiT from 90M images on, and much worse at 9M": said of these pairs, alike in compute.
+# Pairs of which the text says that the first is much worse with 9M images, and better with 90M and more.
 FIGURE_4_PAIRS = (("ViT-B/32", "R50x1"), ("ViT-L/16", "R152x2"))
 
 # Figure 8 (appendix D.2): the model from which one dimension at a time is changed.
@@ -14,9 +13,6 @@ FIGURE_8_BASE = {"num_layers": 8, "hidden_dim": 1024, "mlp_dim": 2048, "patch_si
 
 # Figure 9 (appendix D.3): pooling and learning rate of its three curves, over 7 epochs.
 FIGURE_9_CURVES = (("cls", 8e-4), ("gap", 8e-4), ("gap", 3e-4))
-
-# Figure 13 (appendix D.6).
-FIGURE_13_MODELS = ("Axial-ViT-B/16", "Axial-ViT-B/32", "AxialResNet-50", "ViT-B/16", "ViT-B/32", "R50x1")
 
 STATEMENTS = {
     "figure_2": "ViT-H/14 is ahead of BiT-L and of the other methods on natural and structured tasks; on specialized "

@@ -15,6 +15,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vit_jax.console import run_command, show_name
 from vit_jax.errors import UserError
@@ -31,7 +32,10 @@ from vit_jax.report.pretrained import PreTrained, pre_trained_models
 from vit_jax.report.studies import Comparison, find_comparisons, study_tables
 from vit_jax.report.subjects import Subject, find_subjects
 
-_IMAGES = "file, folder or pattern of images, for figure 11 with --out; may be given several times"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_IMAGES = "file, folder or pattern of images, for figures 10 and 11 with --out; may be given several times"
 
 
 def make_report(
@@ -84,25 +88,10 @@ def _write_pictures(
         drawn["figure_12"] = ("Figure 12: speed and largest batch by image size", speeds)
     texts = dict.fromkeys(drawn, "Notes on our numbers are below the tables.")
     titles = {name: title for name, (title, _) in drawn.items()}
-    networks = model_pictures.networks_of(compared, subjects, "figure_10")
-    of_models = {"figure_10": model_pictures.draw_figure_10(networks)} if networks else {}
-    if networks and images:
-        of_models["figure_11"] = model_pictures.draw_figure_11(networks, images)
-    is_studied = any(each.study.name == "figure_10" for each in compared)
-    for name, (figure, problems) in of_models.items():
-        if figure is None and not is_studied and name not in ("figure_11",):
-            continue
-        titles[name] = model_pictures.TITLES[name]
-        lines = ["The paper has pictures without numbers."] if figure is not None else []
-        texts[name] = "\n".join([*lines, *(f"- Not drawn: {show_name(line)}" for line in problems)])
-        if figure is not None:
-            drawn[name] = (titles[name], figure)
-    if "figure_10" in drawn and not images:
-        titles["figure_11"] = model_pictures.TITLES["figure_11"]
-        texts["figure_11"] = (
-            "Needs images: add --images=FOLDER, or use `python -m vit_jax.analysis distance "
-            f"--weights={networks[0][0]} IMAGE...`."
-        )
+    own, model_texts, model_titles = _pictures_of_models(subjects, compared, images)
+    drawn |= {name: (model_titles[name], figure) for name, figure in own.items()}
+    texts |= model_texts
+    titles |= model_titles
     sections = []
     for name in sorted(texts, key=lambda name: (int(name.split("_")[1]), name)):
         picture = []
@@ -111,6 +100,36 @@ def _write_pictures(
             picture = [f"![{titles[name]}]({name}.png)", ""]
         sections.append("\n".join([f"## {titles[name]}", "", *picture, texts[name], ""]))
     return sections
+
+
+def _pictures_of_models(
+    subjects: Sequence[Subject], compared: Sequence[Comparison], images: Sequence[str]
+) -> "tuple[dict[str, Figure], dict[str, str], dict[str, str]]":
+    """Draws figures 10 and 11 from the parameters of runs; returns figures, texts and titles by name.
+
+    Parameters may be large. They are read only for the runs of figure 10's page, or if images ask for it.
+    """
+    networks = model_pictures.networks_of(compared, subjects, "figure_10")
+    studied = [each for each in compared if each.study.name == "figure_10"]
+    is_page = any(member.model.study == "figure_10" for each in studied for member in each.members)
+    how = "Needs parameters{}: add --images=FOLDER, or use `python -m vit_jax.analysis {} --weights={}{}`."
+    texts, drawn = {}, {}
+    if studied:
+        weights = " --weights=".join(folder for folder, _ in networks)
+        texts = {"figure_10": how.format("", "positions", weights, "")}
+        texts["figure_11"] = how.format(" and images", "distance", networks[0][0], " IMAGE...")
+    found = {}
+    if networks and (images or is_page):
+        found["figure_10"] = model_pictures.draw_figure_10(networks)
+    if networks and images:
+        found["figure_11"] = model_pictures.draw_figure_11(networks, images)
+    for name, (figure, problems) in found.items():
+        lines = [f"- Not drawn: {show_name(line)}" for line in problems]
+        if figure is not None:
+            drawn[name] = figure
+            lines.insert(0, "The paper has pictures without numbers.")
+        texts[name] = "\n".join(lines)
+    return drawn, texts, {name: model_pictures.TITLES[name] for name in texts}
 
 
 def _order(table: Table) -> tuple[bool, int, str]:
@@ -137,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         out = parse_path(args.out) if args.out else None
         if args.images and out is None:
-            raise UserError("--images are for the picture of figure 11; give --out=FOLDER too.")
+            raise UserError("--images are for pictures; give --out=FOLDER too.")
         print(make_report(find(args.workdirs), out, show_all=args.all, images=args.images))
         if out is not None:
             print(f"Written to {out}: report.md, and each table and picture as a file.")

@@ -189,7 +189,6 @@ def comparisons(subjects: Sequence[Subject], varied: Sequence[str]) -> dict[str,
     named: dict[str, list[Subject]] = {}
     for members in alike.values():
         name = common_folder([path for member in members for path in member.paths])
-        while name in named:
-            name += "'"
-        named[name] = members
+        again = sum(other.partition(" (")[0] == name for other in named)
+        named[f"{name} ({again + 1})" if again else name] = members
     return named
