@@ -1,6 +1,8 @@
 """The training behind parameters: a released checkpoint, a run, or a run that began with another one."""
 
 import dataclasses
+import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -133,9 +135,18 @@ def _sum(first: float | None, second: float | None) -> float | None:
 
 
 def _exaflops(model: Mapping[str, Any], image_size: int, seen: int | None, train_only: Sequence[str]) -> float | None:
+    if seen is None:
+        return None
+    of_image = _exaflops_of_image(json.dumps([dict(model), image_size, list(train_only)], sort_keys=True, default=str))
+    return None if of_image is None else of_image * seen
+
+
+@functools.lru_cache(maxsize=1024)
+def _exaflops_of_image(text: str) -> float | None:
+    """The compute of training on one image, for a model, an image size and patterns as JSON: the same for all seeds."""
+    model, image_size, train_only = json.loads(text)
     try:
         headless = create_model(**{**model, "num_classes": 0})
-        trained = is_trained(train_only) if train_only else None
-        return None if seen is None else train_exaflops(headless, image_size, seen, trained)
+        return train_exaflops(headless, image_size, 1, is_trained(train_only) if train_only else None)
     except (UserError, TypeError, ValueError, re.error):  # a model or pattern that this version does not accept
         return None
