@@ -56,7 +56,7 @@ def write_all_studies(folder):
     for pool, rate, value in (("cls", 8e-4, 0.60), ("gap", 8e-4, 0.55), ("gap", 3e-4, 0.601)):
         path, pooled = folder / f"pool/{pool}_{rate}", {"pool": pool}
         write_on_jft(path, "ViT-B/16", value, model_fields=pooled, optimizer__learning_rate=rate)
-    for model, value in (("Axial-ViT-B/32", 0.61), ("ViT-B/32", 0.6), ("AxialResNet-50", 0.55)):
+    for model, value in (("Axial-ViT-B/32", 0.61), ("ViT-B/32", 0.6)):
         write_on_jft(folder / f"axial/{model.replace('/', '_')}", model, value, epochs=2)
     for seed in (0, 1):
         _write_small_studies(folder / "small", seed)
