@@ -130,7 +130,7 @@ def _main() -> int:
 def _show_run(config: ConfigDict) -> None:
     """Prints what would be trained; warns if training and evaluation share examples."""
     built = build.build(config, allow_missing_data=True)
-    make_setup(config, built.model, built.mesh, built.class_names)  # checks the evaluations
+    make_setup(config, built.model, built.step.objective, built.mesh, built.class_names)  # checks the evaluations
     missing: dict[str, str] = {}
     evaluations = open_evaluations(config, built.eval_source, lambda name, error: missing.update({name: str(error)}))
     print(dry_run.dry_run(built, evaluations, missing, full=_DRY_RUN.value == "full"))

@@ -64,7 +64,9 @@ def test_real_labels_replace_those_of_the_validation_split(tmp_path):
     config.data.eval_labels = str(tmp_path / "real.json")
     built = build.build(config)
     state = built.init_state()
-    (evaluation,) = make_evaluations(config, make_setup(config, built.model, built.mesh), built.eval_source)
+    (evaluation,) = make_evaluations(
+        config, make_setup(config, built.model, built.step.objective, built.mesh), built.eval_source
+    )
     found = evaluation.run(state)
     assert found["examples"] == 3  # of all other images no label is right
     assert found["accuracy"] == pytest.approx(2 / 3)  # the head starts at zero, so that class 0 is said
@@ -74,7 +76,9 @@ def test_all_data_sets_are_compared_between_processes():
     config = digits_config(**{"data.eval_split": "test", "evals.fewshot.datasets": ("digits",)})
     config.evals.fewshot.train_split = "train[:500]"
     built = build.build(config)
-    evaluations = make_evaluations(config, make_setup(config, built.model, built.mesh), built.eval_source)
+    evaluations = make_evaluations(
+        config, make_setup(config, built.model, built.step.objective, built.mesh), built.eval_source
+    )
     lines = describe_data(built.train_source, evaluations).splitlines()
     counts = ["training: 1,437", "test: 360", "fewshot/digits: 500", "fewshot/digits: 360"]
     assert [line.partition(" images")[0] for line in lines] == counts

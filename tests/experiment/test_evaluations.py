@@ -111,13 +111,15 @@ def test_entry_that_does_not_fit_the_model_is_refused_before_anything_is_compute
     config.update_from_flattened_dict(changes)
     built = build.build(config)
     with pytest.raises(UserError, match=message):
-        make_evaluations(config, make_setup(config, built.model, built.mesh), built.eval_source)
+        make_evaluations(config, make_setup(config, built.model, built.step.objective, built.mesh), built.eval_source)
 
 
 def test_metric_that_an_evaluation_does_not_have_cannot_decide_what_is_best():
     config = digits_config(**{"data.eval_split": "test", "checkpoint.best_metric": "test/acuracy"})
     built = build.build(config)
-    (evaluation,) = make_evaluations(config, make_setup(config, built.model, built.mesh), built.eval_source)
+    (evaluation,) = make_evaluations(
+        config, make_setup(config, built.model, built.step.objective, built.mesh), built.eval_source
+    )
     with pytest.raises(
         UserError, match=r"metric of test in checkpoint\.best_metric: 'acuracy'. Did you mean 'accuracy'"
     ):

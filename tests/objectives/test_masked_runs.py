@@ -10,14 +10,18 @@ from tests.data.test_sources import write_image
 from tests.test_train import quick_runs
 from vit_jax import predict
 from vit_jax.analysis import __main__ as analysis
+from vit_jax.analysis import show_data
 from vit_jax.config import base_config
+from vit_jax.data.sources import open_source
 from vit_jax.errors import UserError
 from vit_jax.evaluate import evaluate
 from vit_jax.evaluators.registry import entry
-from vit_jax.experiment import build
+from vit_jax.experiment import build, leakage
+from vit_jax.experiment.objective import make_objective
 from vit_jax.plan import worker
+from vit_jax.sweep import split_checks
 from vit_jax.train import train
-from vit_jax.weights import load, save
+from vit_jax.weights import ModelSpec, load, save
 
 DIGITS = {"data.train_split": "train", "data.eval_split": "test"}
 
@@ -122,9 +126,49 @@ def test_predicted_patches_are_drawn(run, images, tmp_path, capsys):
     assert "above 0 and at most 1" in capsys.readouterr().err
 
 
+def test_training_images_without_labels_count_as_seen(run, images, caplog):
+    path, _ = run
+    tested = {"named": open_source(str(images), "all[60%:]", labelled=False)}
+    assert leakage.find_overlap(tested, str(path)) == {"named": 4}
+    assert "missing" not in caplog.text
+    assert "have changed" not in caplog.text
+
+
+def test_the_training_images_are_drawn(images):
+    figure = show_data.draw_batches(masked_config(images), count=2)
+    headings = [part.get_suptitle() for part in figure.subfigs]
+    assert "all[:80%] (16 images), 8 x 8" in headings[0]
+    assert "all[80%:] (4 images), 8 x 8" in headings[1]
+
+
+def test_a_sweep_compares_splits_of_images_without_labels(images):
+    config = masked_config(images, **{"data.eval_split": "all[70%:]"})
+    with pytest.raises(UserError, match="the values are chosen by"):
+        split_checks.compare_examples([(config, "all[70%:]/loss")], [], lambda _: [])
+
+
+HYBRID = {
+    "model.name": "R50+ViT-B/16",
+    **dict.fromkeys(("model.num_layers", "model.num_heads"), 1),
+    **dict.fromkeys(("model.hidden_dim", "model.mlp_dim"), 16),
+}
+
+
+@pytest.mark.parametrize(("resnet", "pixels"), [((1, 1), 8), ((), 4), (None, 16)])
+def test_a_hybrid_of_any_stages_predicts_the_pixels_of_its_tokens(images, resnet, pixels):
+    config = masked_config(images, **HYBRID, **{"data.image_size": 32, "model.resnet": resnet})
+    built = build.build(config)
+    assert built.step.objective.patch_size == built.model.pixels_per_token == pixels
+    other = ModelSpec("R50+ViT-B/16", 512, {"resnet": (1, 1)})
+    given, _ = make_objective(config, other.overrides)
+    assert given.patch_size == (8 if resnet is None else pixels)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (HYBRID | {"data.image_size": 40}, r"40x40 is not divisible by the patch size 16\. .* such as 32 or 48"),
+        ({"mixup_alpha": 0.2, "label_smoothing": 0.1}, "mixup_alpha and label_smoothing would change them"),
         ({"model.name": "R26x1"}, "needs patches, and R26x1 has none"),
         ({"model.name": None}, "needs a model"),
         ({"masked_patches.corruption_rate": 1.5}, "masked_patches.corruption_rate must be"),

@@ -26,6 +26,7 @@ from vit_jax.data.sources import NO_LABEL, BadRecordError, Source
 from vit_jax.data.transforms import ImageError, TrainTransform
 from vit_jax.errors import UserError
 from vit_jax.experiment import data
+from vit_jax.experiment.objective import needs_labels
 from vit_jax.files import write_figure
 from vit_jax.flags import define_config, report
 from vit_jax.objectives.mixup import Mixing, neighbours
@@ -105,9 +106,11 @@ def _describe(transform: TrainTransform, mixing: Mixing) -> str:
 
 def draw_batches(config: ConfigDict, count: int = 32) -> "Figure":
     """Draws the first `count` training images of a run and as many evaluation images, evenly spread."""
-    train_source, eval_source = data.open_sources(config.data)
+    labelled = needs_labels(config.objective)
+    num_classes = config.model.num_classes if labelled else None
+    train_source, eval_source = data.open_sources(config.data, labelled=labelled)
     transform, mixing = data.train_transform(config.data), Mixing(config.mixup_alpha, config.cutmix_alpha)
-    loader = BatchLoader(train_source, transform, num_classes=config.model.num_classes)
+    loader = BatchLoader(train_source, transform, num_classes=num_classes)
     order = IndexStream(train_source, config.seed)
     batch, bad = loader.load([order[position] for position in range(count)], range(count), config.seed)
     _report(bad.values())
@@ -115,14 +118,15 @@ def draw_batches(config: ConfigDict, count: int = 32) -> "Figure":
     if mixing:
         images, captions = _mix(images, batch["label"], mixing, config.seed, train_source)
     size = f"{transform.image_size} x {transform.image_size}"
-    facts = f"{len(train_source):,} images, {train_source.num_classes or '?'} classes"
+    facts = f"{len(train_source):,} images"
+    facts += f", {train_source.num_classes or '?'} classes" if labelled else ""
     heading = f"Training: {train_source.name}, {train_source.split} ({facts}), {size}: {_describe(transform, mixing)}"
     parts: list[tuple[str, np.ndarray | Sequence[np.ndarray], Sequence[str]]] = [(heading, images, captions)]
 
     if eval_source is not None:
         see = data.eval_transform(config.data)
         indices = np.linspace(0, len(eval_source) - 1, min(count, len(eval_source)), dtype=int)
-        batch, bad = BatchLoader(eval_source, see, num_classes=config.model.num_classes).load(indices)
+        batch, bad = BatchLoader(eval_source, see, num_classes=num_classes).load(indices)
         _report(bad.values())
         crop = f"shorter side to {see.resize_small}, centre" if see.resize_small else "whole image"
         heading = f"Evaluation: {eval_source.name}, {eval_source.split} ({len(eval_source):,} images), {size}: {crop}"

@@ -140,6 +140,7 @@ def build(
             allow_missing=allow_missing_data,
             predicts_patches=needed_of_model.get("predict_patches", False),
         )
+        objective, needed_of_model = make_objective(config, spec.overrides)
 
     train_source: Source | None
     eval_source: Source | None

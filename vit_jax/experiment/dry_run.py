@@ -102,14 +102,21 @@ def describe_run(experiment: Experiment) -> str:
             *describe_choices(experiment),
             f"data      {data}",
             f"training  {experiment.num_steps:,} steps of {config.batch_size:,} images{accumulation}, "
-            f"{images / experiment.num_train_images:.4g} epochs; {config.optimizer.name}{layer_decay}, {config.loss} "
-            "cross-entropy",
+            f"{images / experiment.num_train_images:.4g} epochs; {config.optimizer.name}{layer_decay}, "
+            f"{_describe_objective(config)}",
             f"compute   {flops / 1e9:.4g} GFLOP an image forward (multiply-add = 2), "
             f"{experiment.train_flops * images / 1e18:.4g} exaFLOP in all at {experiment.train_flops / flops:.3g} x "
             "forward",
             _describe_devices(experiment.mesh, config.sharding, experiment.step.abstract_state, "state"),
         ]
     )
+
+
+def _describe_objective(config: ConfigDict) -> str:
+    if config.objective == "masked_patches":
+        fields = config.masked_patches
+        return f"masked patches, target {fields.target}, {100 * fields.corruption_rate:.4g} % corrupted"
+    return f"{config.loss} cross-entropy"
 
 
 def describe_choices(experiment: Experiment) -> list[str]:

@@ -70,6 +70,7 @@ def build_evaluation(
             f"{weights_path} has no head that predicts patches: masked patch prediction did not train it. Set "
             "--config.objective=classification."
         )
+    objective, needed_of_model = make_objective(config, spec.overrides)
     if weights:
         _warn_of_differences(config, weights, weights_path)
     missing: dict[str, str] = {}
@@ -108,7 +109,7 @@ def build_evaluation(
         check_shapes(expected_shapes(spec, (size, size)), {name: array.shape for name, array in flat.items()})
     specs = sharding.parameter_specs(shapes, mesh, config.sharding, config.sharding_rules)
     shardings = sharding.state_shardings(shapes, mesh, specs)
-    setup = make_setup(config, model, mesh, weights.class_names if weights else None, shardings)
+    setup = make_setup(config, model, objective, mesh, weights.class_names if weights else None, shardings)
     evaluations = make_evaluations(config, setup, eval_source, on_missing)
     if not evaluations and not missing:
         raise UserError(

@@ -14,7 +14,8 @@ from vit_jax.errors import UserError, unknown_name
 from vit_jax.evaluators import registry
 from vit_jax.evaluators.evaluator_type import EvalData, EvaluatorType, RunData, Setup
 from vit_jax.experiment.data import eval_transform, open_data
-from vit_jax.experiment.objective import make_objective
+from vit_jax.experiment.objective import needs_labels
+from vit_jax.objectives import Objective
 from vit_jax.objectives.losses import Loss
 from vit_jax.train_step import TrainState
 from vit_jax.weights import Preprocessing
@@ -69,7 +70,7 @@ def open_evaluations(
       UserError: data are missing or unusable, or two evaluations would give their metrics the same names.
     """
     class_names = eval_source.class_names if eval_source else None
-    labelled = make_objective(config)[0].needs_labels
+    labelled = needs_labels(config.objective)
     data = RunData(
         config.data.dataset,
         config.data.eval_split,
@@ -125,6 +126,7 @@ def make_evaluations(
 def make_setup(
     config: ConfigDict,
     model: nn.Module,
+    objective: Objective,
     mesh: Mesh,
     class_names: Sequence[str] | None = None,
     shardings: Any = None,
@@ -141,7 +143,7 @@ def make_setup(
         Loss(config.loss),
         eval_transform(config.data),
         class_names=class_names,
-        objective=make_objective(config)[0],
+        objective=objective,
         shardings=shardings,
         batch_size=config.eval_batch_size or config.batch_size,
         num_threads=config.data.num_threads,

@@ -13,6 +13,7 @@ from vit_jax.errors import UserError
 from vit_jax.experiment.build import Experiment
 from vit_jax.experiment.data import open_data, training_data_sets
 from vit_jax.experiment.evaluations import Evaluation, tested_sources
+from vit_jax.experiment.objective import needs_labels
 from vit_jax.files import AnyPath, parse_path
 from vit_jax.json_files import read_object
 from vit_jax.multihost import processes
@@ -63,12 +64,12 @@ def sources_behind(weights: str | None) -> list[Source]:
     current ones. Returns [] if no run of the weights (see `config.weights`) is known.
     """
     sources: list[Source] = []
-    for path, data, fingerprint in _runs_behind(weights):
+    for path, data, labelled, fingerprint in _runs_behind(weights):
         found, missing = [], []
         try:
             for dataset, _ in training_data_sets(data):
                 try:
-                    found.append(open_data(data, dataset, data.train_split))
+                    found.append(open_data(data, dataset, data.train_split, labelled=labelled))
                 except MissingDataError:
                     missing.append(dataset)
         except (UserError, TypeError, ValueError, AttributeError) as error:  # of an edited config.json
@@ -87,8 +88,8 @@ def sources_behind(weights: str | None) -> list[Source]:
     return sources
 
 
-def _runs_behind(weights: str | None) -> Iterator[tuple[AnyPath, ConfigDict, str | None]]:
-    """Yields workdir, `config.data` and fingerprint of the training data of each run behind weights.
+def _runs_behind(weights: str | None) -> Iterator[tuple[AnyPath, ConfigDict, bool, str | None]]:
+    """Yields workdir, `config.data`, whether labels mattered, and fingerprint of the training data of each run.
 
     The fingerprint is None for a mixture, or if it was not recorded.
     """
@@ -104,7 +105,8 @@ def _runs_behind(weights: str | None) -> Iterator[tuple[AnyPath, ConfigDict, str
         except (UserError, TypeError) as error:
             logger.warning("The training data of %s are unknown: %s", path, error)
             return
-        yield path, ConfigDict(data), facts.train.fingerprint if facts else None
+        labelled = needs_labels(recorded.get("objective", "classification"))
+        yield path, ConfigDict(data), labelled, facts.train.fingerprint if facts else None
         weights = recorded.get("weights")
 
 

@@ -41,6 +41,7 @@ def make_run_evaluations(
     setup = make_setup(
         experiment.config,
         experiment.model,
+        experiment.step.objective,
         experiment.mesh,
         experiment.class_names,
         sharding.shardings_of(experiment.step.abstract_state.evaluated),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax.errors import UserError, unknown_name
+from vit_jax.models.patches import patch_grid
 from vit_jax.objectives import Apply, Batch, Examples
 
 TARGETS = ("mean_colour", "downsized", "pixels")
@@ -60,11 +61,20 @@ class MaskedPatches:
             return 3 * self.patch_size**2
         return NUM_COLOURS * (_CELLS**2 if self.target == "downsized" else 1)
 
+    def count_patches(self, height: int, width: int) -> int:
+        """Returns the number of patches of an image.
+
+        Raises:
+          UserError: the patches do not tile it. A hybrid by itself takes any size, and its last patches stick out.
+        """
+        rows, columns = patch_grid(height, width, self.patch_size)
+        return rows * columns
+
     def prepare(self, batch: Batch, rng: jax.Array) -> Examples:
-        """Draws which patches of each image are corrupted, and how."""
+        """Draws which patches of each image are corrupted, and how; raises UserError as `count_patches`."""
         images = batch["image"]
         count, height, width, _ = images.shape
-        num_patches = (height // self.patch_size) * (width // self.patch_size)
+        num_patches = self.count_patches(height, width)
         choose_rng, kind_rng, source_rng = jax.random.split(rng, 3)
         shape = (count, num_patches)
         # The same number in each image: those with the smallest of random numbers.

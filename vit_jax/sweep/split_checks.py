@@ -14,6 +14,7 @@ from vit_jax.data.sources.splits import resolve
 from vit_jax.errors import UserError
 from vit_jax.experiment.data import open_data, open_eval_source, training_data_sets
 from vit_jax.experiment.evaluations import open_evaluations, tested_sources
+from vit_jax.experiment.objective import needs_labels
 
 logger = logging.getLogger(__name__)
 
@@ -109,16 +110,16 @@ def _by_examples(runs: Sequence[tuple[ConfigDict, str]]) -> Collection[list[tupl
 
 def _trained_on(config: ConfigDict) -> list[UsedExamples]:
     """The training data of a run; each part of a mixture separately."""
-    data, split = config.data, config.data.train_split
+    data, split, labelled = config.data, config.data.train_split, needs_labels(config.objective)
     datasets = [dataset for dataset, _ in training_data_sets(data)]
-    return [_open(each, split, functools.partial(open_data, data, each, split)) for each in datasets]
+    return [_open(each, split, functools.partial(open_data, data, each, split, labelled=labelled)) for each in datasets]
 
 
 def _measured(config: ConfigDict, metric: str) -> UsedExamples | None:
     """The examples of a metric, by its full name in `metrics.jsonl`; None for a training metric."""
-    data = config.data
+    data, labelled = config.data, needs_labels(config.objective)
     if data.eval_split is not None and metric.startswith(f"{data.eval_split}/"):
-        return _open(data.dataset, data.eval_split, lambda: open_eval_source(data))
+        return _open(data.dataset, data.eval_split, lambda: open_eval_source(data, labelled=labelled))
     tested = tested_sources(open_evaluations(config, None, _leave_out))
     found = next((source for name, source in tested.items() if metric.startswith(f"{name}/")), None)
     return UsedExamples(found.name, found.split, found) if found else None
@@ -189,7 +190,8 @@ def _part_of_split(config: ConfigDict, examples: UsedExamples) -> list[str]:
         return []
     names = dict.fromkeys(term.split("[")[0].strip() for term in examples.split.split("+"))
     try:
-        whole = sum(len(open_data(config.data, examples.dataset, name)) for name in names)
+        labelled = needs_labels(config.objective)
+        whole = sum(len(open_data(config.data, examples.dataset, name, labelled=labelled)) for name in names)
     except UserError:
         return []
     if len(source) == whole:
