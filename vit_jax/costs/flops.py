@@ -132,16 +132,18 @@ def _as_pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return (image_size, image_size) if isinstance(image_size, int) else image_size
 
 
-@functools.lru_cache(maxsize=64)
-def _initialisation(model: nn.Module, image_size: tuple[int, int]) -> tuple[Any, Any]:
-    """The jaxpr that initialises the model, which has the products of the forward pass, and the variables' shapes."""
+@functools.lru_cache(maxsize=1024)
+def _initialisation(model: nn.Module, image_size: tuple[int, int]) -> tuple[_Products, Any]:
+    """The products of the forward pass, from the trace that initialises the model, and the variables' shapes."""
     with use_abstract_mesh(_MESH):
         trace = jax.make_jaxpr(lambda images: model.init_with_output(jax.random.key(0), images), return_shape=True)
         jaxpr, (_, variables) = trace(_image(image_size))
-    return jaxpr.jaxpr, variables
+    products = _Products()
+    products.count(jaxpr.jaxpr, [False])
+    return products, variables
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)
 def _forward_pass(model: nn.Module, image_size: tuple[int, int]) -> Any:
     """The jaxpr of the logits of an image, with the variables as its inputs."""
     with use_abstract_mesh(_MESH):
@@ -169,9 +171,7 @@ def _sizes(model: nn.Module, image_size: int | tuple[int, int], scan_layers: boo
 def _products(model: nn.Module, image_size: int | tuple[int, int], trained: Trained | None = None) -> _Products:
     products, image_size = _Products(), _as_pair(image_size)
     if trained is None:
-        jaxpr, _ = _initialisation(_plain(model, scan_layers=True), image_size)
-        products.count(jaxpr, [False])
-        return products
+        return _initialisation(_plain(model, scan_layers=True), image_size)[0]
     names = list(_sizes(model, image_size, scan_layers=False))  # layers that are frozen one by one are not alike
     if getattr(model, "scan_layers", False):  # all layers have one name
         names = [re.sub(r"(encoderblock)_\d+", r"\1", name) for name in names]
