@@ -114,7 +114,9 @@ def test_weights_of_examples_decide_the_means():
 
 @pytest.fixture
 def config(monkeypatch):
-    monkeypatch.setitem(objective.OBJECTIVES, "masked_colour", lambda *_: (MaskedColour(), {"num_classes": 3}))
+    monkeypatch.setitem(
+        objective.OBJECTIVES, "masked_colour", (MaskedColour, lambda *_: (MaskedColour(), {"num_classes": 3}))
+    )
     config = base_config()
     config.objective = "masked_colour"
     config.data.image_size = 8

@@ -43,10 +43,12 @@ def _masked_patches(config: ConfigDict, of_weights: Mapping[str, Any]) -> tuple[
     return objective, {"num_classes": objective.num_outputs, "predict_patches": True, "pre_logits": False}
 
 
-# By the config's `objective`: the objective, and attributes of the model that it needs, such as `{"num_classes": 0}`.
-OBJECTIVES: dict[str, Callable[[ConfigDict, Mapping[str, Any]], tuple[Objective, dict[str, Any]]]] = {
-    "classification": _classification,
-    "masked_patches": _masked_patches,
+# By the config's `objective`: its class, and a function that makes it and the attributes of the model that it needs,
+# such as `{"num_classes": 0}`, from the config and the attributes of the weights.
+Make = Callable[[ConfigDict, Mapping[str, Any]], tuple[Objective, dict[str, Any]]]
+OBJECTIVES: dict[str, tuple[type[Objective], Make]] = {
+    "classification": (Classification, _classification),
+    "masked_patches": (MaskedPatches, _masked_patches),
 }
 
 
@@ -58,9 +60,11 @@ def make_objective(config: ConfigDict, of_weights: Mapping[str, Any] | None = No
     """
     if config.objective not in OBJECTIVES:
         raise unknown_name("objective", config.objective, OBJECTIVES)
-    return OBJECTIVES[config.objective](config, of_weights or {})
+    _, make = OBJECTIVES[config.objective]
+    return make(config, of_weights or {})
 
 
 def needs_labels(objective: str) -> bool:
     """Whether the objective of a config needs labels; True if it is unknown."""
-    return objective != "masked_patches"
+    kind, _ = OBJECTIVES.get(objective, OBJECTIVES["classification"])
+    return bool(kind.needs_labels)
