@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tests.mutations.__main__ import read_tables
 
 
 @pytest.mark.parametrize("command", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]], ids=" ".join)
@@ -27,6 +28,11 @@ def test_readme_marks_its_two_commands():
     commands = dict(blocks)
     assert "python -m vit_jax.main --config=configs/quickstart.py --workdir=" in commands["run"]
     assert commands["test"].strip().endswith("pytest")
+
+
+def test_mutations_change_the_code_as_it_is():
+    for mutation in read_tables():
+        assert (ROOT / mutation.path).read_text().count(mutation.old) == 1, (mutation.path, mutation.old)
 
 
 def test_nothing_is_pickled_and_the_core_imports_neither_tensorflow_nor_torch():

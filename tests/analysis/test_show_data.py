@@ -61,7 +61,8 @@ def test_classes_show_an_image_of_each(config):
 
 def test_classes_are_drawn_whatever_the_split_for_evaluation(config):
     config.data.eval_split = "there is none"
-    show_data.draw_classes(config)
+    (part,) = show_data.draw_classes(config).subfigs
+    assert len(drawn(part)[1]) == 10
 
 
 def test_classes_of_images_without_labels_are_refused(config, tmp_path):
